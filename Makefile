@@ -1,0 +1,53 @@
+# make parity   prove on this machine that both twins compute the same attention, masks and a real checkpoint included
+# make test     the whole test suite
+# make lint     formatting, lint rules and types
+#
+# Each builds .venv first if it is missing or older than pyproject.toml and constraints.txt. Needed: make, Python >= 3.11.
+# PYTHON=/path/to/python picks the interpreter; JOBS=n the number of test processes.
+
+SHELL := /bin/sh
+JOBS ?= 2
+VENV := .venv
+RUN := $(VENV)/bin/python
+STAMP := $(VENV)/.installed
+NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
+
+.PHONY: help parity test lint format clean
+.DEFAULT_GOAL := help
+
+help:
+	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
+
+parity: $(STAMP)
+	@$(RUN) -m maskattn.cli.main parity
+	@$(RUN) -m maskattn.cli.main parity --real
+
+# One thread for each test process: with one per core in each, PyTorch's workers mostly wait for one another.
+test: $(STAMP)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS)
+
+lint: $(STAMP)
+	@$(RUN) -m ruff check .
+	@$(RUN) -m ruff format --check .
+	@$(RUN) -m mypy
+
+format: $(STAMP)
+	@$(RUN) -m ruff check --fix .
+	@$(RUN) -m ruff format .
+
+clean:
+	rm -rf $(VENV)
+
+$(STAMP): pyproject.toml constraints.txt
+	@set -e; \
+	if [ ! -x $(RUN) ]; then \
+	  for python in "$(PYTHON)" python3 python3.13 python3.12 python3.11 python; do \
+	    if [ -n "$$python" ] && "$$python" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then found=$$python; break; fi; \
+	  done; \
+	  if [ -z "$$found" ]; then echo "make: no Python >= 3.11 among: $$* (PYTHON=/path/to/python names one)" >&2; exit 1; fi; \
+	  echo "Creating $(VENV) with $$("$$found" --version)"; \
+	  "$$found" -m venv $(VENV); \
+	fi; \
+	echo "Installing into $(VENV): some minutes the first time"; \
+	$(RUN) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
+	touch $(STAMP)
