@@ -1,0 +1,205 @@
+"""The argument checks of attention(...), written once for both twins: shapes and dtypes in, one error out."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+EMPTY_ROWS = ("zero", "mean", "nan", "error")
+PRECISIONS = ("default", "high", "highest")
+FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
+DROPOUT_AXES = ("batch", "heads")
+
+Shape = tuple[int, ...]
+
+
+class Problems:
+    """Gathers everything wrong with one call, so that one error can name it all.
+
+    `raise_if_any` raises a TypeError where an argument has the wrong type, otherwise a ValueError.
+    """
+
+    def __init__(self, where: str) -> None:
+        self.where = where
+        self.reasons: list[str] = []
+        self.wrong_type = False
+
+    def __bool__(self) -> bool:
+        return len(self.reasons) > 0
+
+    def value(self, reason: str) -> None:
+        """Note a wrong value."""
+        self.reasons.append(reason)
+
+    def type(self, reason: str) -> None:
+        """Note a wrong type."""
+        self.reasons.append(reason)
+        self.wrong_type = True
+
+    def number(self, name: str, value: Any) -> float | None:
+        """A Python float from an int or a float (NumPy's count), or None and a reason."""
+        if not isinstance(value, bool) and (isinstance(value, (int, float)) or _is_numpy_number(value)):
+            return float(value)
+        self.type(f"{name} must be a number, got {_show(value)}")
+        return None
+
+    def finite(self, name: str, value: float | None, positive: bool = False) -> None:
+        """Note a number that is not finite or, if asked, not positive."""
+        if value is None:
+            return
+        if not math.isfinite(value):
+            self.value(f"{name} must be finite, got {value}")
+        elif positive and value <= 0.0:
+            self.value(f"{name} must be positive, got {value}")
+
+    def choice(self, name: str, value: Any, known: Sequence[str]) -> None:
+        """Note a name that is not among the known ones."""
+        if not isinstance(value, str):
+            self.type(f"{name} must be one of {', '.join(known)}, got {_show(value)}")
+        elif value not in known:
+            self.value(f"{name} must be one of {', '.join(known)}, got {value!r}")
+
+    def raise_if_any(self) -> None:
+        """Raise one error with all reasons, or return."""
+        if not self.reasons:
+            return
+        if len(self.reasons) == 1:
+            message = f"{self.where}: {self.reasons[0]}"
+        else:
+            message = f"{self.where}: {len(self.reasons)} problems:" + "".join(f"\n  - {r}" for r in self.reasons)
+        raise TypeError(message) if self.wrong_type else ValueError(message)
+
+
+def _is_numpy_number(value: Any) -> bool:
+    return type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and value.dtype.kind in "iuf"
+
+
+def _show(value: Any) -> str:
+    shape = getattr(value, "shape", None)
+    if shape is not None:
+        return f"an array of shape {tuple(shape)}"
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def check_attention(
+    shapes: Mapping[str, Shape],
+    dtypes: Mapping[str, str],
+    *,
+    sizes: Mapping[str, Mapping[str, int]] | None = None,
+    scale: Any = None,
+    softcap: Any = None,
+    dropout_rate: Any = 0.0,
+    dropout_broadcast: Any = (),
+    empty_rows: Any = "zero",
+    precision: Any = "highest",
+    return_lse: Any = False,
+    kernel: Any = "auto",
+    kernels: Sequence[str] = (),
+) -> None:
+    """Check a call of attention(...) and raise one error that names everything wrong with it.
+
+    Args:
+        shapes: shapes of "query" [B, L, H, D], "key" [B, S, K, D], "value" [B, S, K, Dv] and, where given, of
+            "sinks" [H], and of "mask" and "bias" where they are arrays (broadcastable to [B, H, L, S]).
+        dtypes: their dtype names.
+        sizes: for "mask" and "bias" where they are objects: the sizes that their data fix, among "batch", "heads",
+            "q_len" and "kv_len".
+        kernels: the names that `kernel` may take besides "auto".
+
+    Raises:
+        TypeError: an argument of the wrong type (an additive mask given as `mask`, say).
+        ValueError: anything else.
+    """
+    problems = Problems("attention")
+    _check_arrays(problems, shapes, dtypes)
+    full = _full_shape(shapes)
+    if full is not None:
+        _check_against_full(problems, shapes, sizes or {}, full)
+    for name, value in (("scale", scale), ("softcap", softcap)):
+        if value is not None:
+            problems.finite(name, problems.number(name, value), positive=name == "softcap")
+    _check_dropout(problems, dropout_rate, dropout_broadcast)
+    problems.choice("empty_rows", empty_rows, EMPTY_ROWS)
+    problems.choice("precision", precision, PRECISIONS)
+    problems.choice("kernel", kernel, ("auto", *kernels))
+    if not isinstance(return_lse, bool):
+        problems.type(f"return_lse must be True or False, got {_show(return_lse)}")
+    problems.raise_if_any()
+
+
+def _check_arrays(problems: Problems, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> None:
+    layouts = {"query": "[B, L, H, D]", "key": "[B, S, K, D]", "value": "[B, S, K, Dv]"}
+    for name, layout in layouts.items():
+        if len(shapes[name]) != 4:
+            problems.value(f"{name} must have the four axes {layout}, got shape {shapes[name]}")
+    for name in ("query", "key", "value", "sinks", "bias"):
+        if name in dtypes and dtypes[name] not in FLOAT_DTYPES:
+            hint = "; a bool array is a mask: pass it as mask" if name == "bias" and dtypes[name] == "bool" else ""
+            problems.type(f"{name} must be one of {', '.join(FLOAT_DTYPES)}, got {dtypes[name]}{hint}")
+    if "mask" in dtypes and dtypes["mask"] != "bool":
+        hint = "; an additive mask is a bias: pass it as bias" if dtypes["mask"] in FLOAT_DTYPES else ""
+        problems.type(
+            f"mask must be a Mask or a bool array (True = may attend), got an array of {dtypes['mask']}{hint}"
+        )
+    if not dtypes["query"] == dtypes["key"] == dtypes["value"]:
+        given = ", ".join(f"{name} {dtypes[name]}" for name in layouts)
+        problems.value(f"query, key and value must have one dtype, got {given}")
+    if "sinks" in shapes and len(shapes["sinks"]) != 1:
+        problems.value(f"sinks must have the one axis [H], got shape {shapes['sinks']}")
+
+
+def _full_shape(shapes: Mapping[str, Shape]) -> Shape | None:
+    """[B, H, L, S], where the ranks allow it to be read."""
+    query, key = shapes["query"], shapes["key"]
+    if len(query) != 4 or len(key) != 4 or len(shapes["value"]) != 4:
+        return None
+    return (query[0], query[2], query[1], key[1])
+
+
+def _check_against_full(
+    problems: Problems, shapes: Mapping[str, Shape], sizes: Mapping[str, Mapping[str, int]], full: Shape
+) -> None:
+    query, key, value = shapes["query"], shapes["key"], shapes["value"]
+    if not query[0] == key[0] == value[0]:
+        problems.value(f"query, key and value must agree in batch, got {query[0]}, {key[0]} and {value[0]}")
+    if query[3] != key[3]:
+        problems.value(f"query and key must agree in head_dim, got {query[3]} and {key[3]}")
+    if query[3] == 0:
+        problems.value(f"head_dim must be at least 1, got query of shape {query}")
+    if key[1] != value[1]:
+        problems.value(f"key and value must agree in length, got {key[1]} and {value[1]}")
+    if key[2] != value[2]:
+        problems.value(f"key and value must agree in heads, got {key[2]} and {value[2]}")
+    if key[2] == 0 or query[2] % key[2]:
+        problems.value(f"query heads must be a multiple of key heads, got {query[2]} and {key[2]}")
+    if "sinks" in shapes and len(shapes["sinks"]) == 1 and shapes["sinks"][0] != query[2]:
+        problems.value(f"sinks must have one entry per query head, {query[2]}, got {shapes['sinks'][0]}")
+    for name in ("mask", "bias"):
+        if name in shapes and not _broadcasts(shapes[name], full):
+            problems.value(f"{name} must broadcast to [B, H, L, S] = {full}, got shape {shapes[name]}")
+    actual = {"batch": full[0], "heads": full[1], "q_len": full[2], "kv_len": full[3]}
+    for name, fixed in sizes.items():
+        for axis, size in fixed.items():
+            if axis in actual and actual[axis] != size:
+                problems.value(f"{name} is made for {axis} {size}, but query, key and value have {axis} {actual[axis]}")
+
+
+def _broadcasts(shape: Shape, full: Shape) -> bool:
+    if len(shape) > len(full):
+        return False
+    aligned = full[len(full) - len(shape) :]
+    return all(n == 1 or n == m for n, m in zip(shape, aligned, strict=True))
+
+
+def _check_dropout(problems: Problems, rate: Any, broadcast: Any) -> None:
+    number = problems.number("dropout_rate", rate)
+    if number is not None and not 0.0 <= number < 1.0:
+        problems.value(f"dropout_rate must lie in [0, 1), got {number}")
+    elif number:
+        problems.value(f"dropout_rate {number}: dropout is not available yet; only 0.0 is")
+    if not isinstance(broadcast, tuple) or not all(isinstance(axis, str) for axis in broadcast):
+        problems.type(f"dropout_broadcast must be a tuple of axis names, got {_show(broadcast)}")
+    elif not set(broadcast) <= set(DROPOUT_AXES) or len(set(broadcast)) != len(broadcast):
+        problems.value(f"dropout_broadcast may hold {' and '.join(DROPOUT_AXES)}, each once, got {broadcast}")
