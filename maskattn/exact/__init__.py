@@ -1,0 +1,87 @@
+"""Arithmetic that gives the same bits on NumPy, PyTorch and XLA, and attention written in it.
+
+The functions here are the NumPy ones. The twins run the same text (``attention.py``, ``linear.py``) on their own arrays, as
+``kernel="exact"``.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from maskattn.exact import attention as _attention
+from maskattn.exact import linear as _linear
+from maskattn.exact._ops import FORMATS, NumpyOps, Ops
+from maskattn.exact.attention import Options
+
+__all__ = ["FORMATS", "NumpyOps", "Options", "Ops", "attention", "attention_backward", "linear", "linear_backward"]
+
+Array = np.ndarray[Any, Any]
+_OPS = NumpyOps()
+
+
+def _rank4(x: Any) -> Array | None:
+    if x is None:
+        return None
+    x = np.asarray(x)
+    return x.reshape((1,) * (4 - x.ndim) + x.shape)
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array | None = None,
+    *,
+    bias: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    empty_rows: str = "zero",
+) -> tuple[Array, Array]:
+    """Exact attention in NumPy: ``query`` [B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv] of one floating type.
+
+    ``allowed`` (bool, True = may attend) and ``bias`` broadcast to [B, H, L, S], ``sinks`` is [H]. Returns the output
+    [B, L, H, Dv] in the inputs' type and the log-sum-exp [B, L, H] in float32 (float64 for float64 inputs).
+    """
+    options = Options(query.shape[-1] ** -0.5 if scale is None else float(scale), softcap, empty_rows)
+    with np.errstate(all="ignore"):
+        return _attention.forward(_OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, options)
+
+
+def attention_backward(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array | None,
+    d_output: Array,
+    d_lse: Array | None = None,
+    *,
+    bias: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    empty_rows: str = "zero",
+) -> tuple[Array, Array, Array, Array | None, Array | None]:
+    """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their types."""
+    options = Options(query.shape[-1] ** -0.5 if scale is None else float(scale), softcap, empty_rows)
+    with np.errstate(all="ignore"):
+        dq, dk, dv, dbias, dsinks = _attention.backward(
+            _OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, d_output, d_lse, options
+        )
+    return dq, dk, dv, None if bias is None or dbias is None else dbias.reshape(np.shape(bias)), dsinks
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """``x @ weight + bias``, rounded once: ``x`` [..., in], ``weight`` [in, out], ``bias`` [out], of one floating type."""
+    with np.errstate(all="ignore"):
+        flat = _linear.forward(_OPS, x.reshape(-1, x.shape[-1]), weight, bias)
+    return flat.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def linear_backward(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
+    """Gradients of x, weight and bias for ``d_out`` [..., out]."""
+    with np.errstate(all="ignore"):
+        flat = _linear.backward(_OPS, x.reshape(-1, x.shape[-1]), weight, d_out.reshape(-1, weight.shape[1]))
+    return flat[0].reshape(x.shape), flat[1], flat[2]
