@@ -13,6 +13,9 @@ __version__ = "0.1.0"
 # name -> where it lives: "package.module" for a submodule, "package.module:name" for something inside one
 _EXPORTS = {
     "biases": "maskattn.biases",
+    "checkpoints": "maskattn.checkpoints",
+    "convert_tensors": "maskattn.convert:convert_tensors",
+    "layouts": "maskattn.layouts",
     "masks": "maskattn.masks",
 }
 
