@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 EMPTY_ROWS = ("zero", "mean", "nan", "error")
 PRECISIONS = ("default", "high", "highest")
@@ -203,3 +205,42 @@ def _check_dropout(problems: Problems, rate: Any, broadcast: Any) -> None:
         problems.type(f"dropout_broadcast must be a tuple of axis names, got {_show(broadcast)}")
     elif not set(broadcast) <= set(DROPOUT_AXES) or len(set(broadcast)) != len(broadcast):
         problems.value(f"dropout_broadcast may hold {' and '.join(DROPOUT_AXES)}, each once, got {broadcast}")
+
+
+def refuse_empty_rows(mask: Any, bias: Any, full: Shape, concrete: Callable[[Any], Any]) -> None:
+    """Carry out empty_rows="error": raise where a row of [B, H, L, S] = `full` may attend to nothing.
+
+    Args:
+        mask, bias: a Mask, a Bias, or None.
+        concrete: gives one array of their data as NumPy, or None where it is traced.
+
+    Raises:
+        ValueError: there is such a row; names the first, and how many there are. Or the data are traced.
+    """
+    batch, heads, q_len, kv_len = full
+    allowed = np.ones(full, bool)
+    if mask is not None:
+        allowed = _untraced("mask", mask, concrete).dense(q_len, kv_len, batch, heads)
+    if bias is not None:
+        index = (np.arange(n).reshape([-1 if i == axis else 1 for i in range(4)]) for axis, n in enumerate(full))
+        allowed = allowed & (_untraced("bias", bias, concrete).values(*index) != -np.inf)
+    empty = ~allowed.any(axis=-1)
+    if empty.any():
+        first = tuple(int(i) for i in np.argwhere(empty)[0])
+        raise ValueError(
+            f'attention: empty_rows="error": {int(empty.sum())} of {empty.size} rows may attend to no key; '
+            f"the first is (batch, head, query) = {first}"
+        )
+
+
+def _untraced(name: str, node: Any, concrete: Callable[[Any], Any]) -> Any:
+    def convert(x: Any) -> Any:
+        array = concrete(x)
+        if array is None:
+            raise ValueError(
+                f'attention: empty_rows="error" cannot be checked where the data of {name} are traced '
+                f'(jit, vmap, compile): check outside, or use "zero", "nan" or "mean"'
+            )
+        return array
+
+    return node.map_data(convert)

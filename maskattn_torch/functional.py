@@ -1,0 +1,158 @@
+"""attention(...): checks a call, binds its mask and bias to PyTorch, chooses a kernel and runs it."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskattn import biases, masks
+from maskattn.checks import Problems, check_attention, refuse_empty_rows
+from maskattn_torch import lower
+from maskattn_torch.kernels import KERNELS
+
+Array = Any
+
+__all__ = ["attention", "choose"]
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any = None,
+    *,
+    bias: Any = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    dropout_rate: float = 0.0,
+    dropout_key: Any = None,
+    dropout_broadcast: tuple[str, ...] = (),
+    empty_rows: str = "zero",
+    kernel: str = "auto",
+    precision: str = "highest",
+    return_lse: bool = False,
+) -> Any:
+    """Masked multi-head attention: softmax(softcap(scale * q.k) + bias) v, over the keys that the mask allows.
+
+    Args:
+        query: [B, L, H, D], float64, float32, bfloat16 or float16.
+        key: [B, S, K, D], the same dtype; H must be divisible by K, and head h reads key/value head h // (H // K).
+        value: [B, S, K, Dv], the same dtype.
+        mask: a Mask, or a bool array that broadcasts to [B, H, L, S]; True = may attend. None allows everything.
+        bias: added to the logits after softcap: a Bias, or a float array that broadcasts to [B, H, L, S]. -inf forbids,
+            as a mask does.
+        scale: multiplies query times key (default 1 / sqrt(D)).
+        softcap: c > 0 replaces a logit x by c * tanh(x / c).
+        sinks: [H], one more logit per head, in the softmax's denominator only.
+        dropout_rate: 0.0; dropout is not available yet.
+        dropout_key: unused while dropout_rate is 0.
+        dropout_broadcast: the axes, of "batch" and "heads", that share one dropout mask.
+        empty_rows: what a row gives that may attend to nothing and has no sink. "zero": output +0, log-sum-exp -inf, no
+            gradient. "nan": output NaN. "mean": the average of all values. "error": raises; where the data of mask or
+            bias are traced it cannot be checked, and that is what the error says.
+        kernel: "reference", "exact", or "auto", which chooses (see `choose`). A kernel named here runs, or raises with
+            every reason why it cannot; another never takes its place.
+        precision: "highest", "high" or "default", PyTorch's float32 matmul precision on CUDA devices ("default" leaves
+            the process's setting); on the CPU it changes nothing.
+        return_lse: also return the log-sum-exp of each row.
+
+    Returns:
+        The output [B, L, H, Dv] in the dtype of the inputs, or (output, lse) with lse [B, L, H] in float64 for float64
+        inputs and float32 otherwise.
+
+    Raises:
+        TypeError, ValueError: one error that lists everything wrong with the arguments.
+    """
+    _check_types(query=query, key=key, value=value, sinks=sinks, mask=mask, bias=bias)
+    arrays = {"query": query, "key": key, "value": value, "sinks": sinks, "mask": mask, "bias": bias}
+    objects = {name: x for name, x in arrays.items() if isinstance(x, (masks.Mask, biases.Bias))}
+    arrays = {name: x for name, x in arrays.items() if x is not None and name not in objects}
+    check_attention(
+        {name: tuple(x.shape) for name, x in arrays.items()},
+        {name: _dtype_name(x) for name, x in arrays.items()},
+        sizes={name: x.sizes() for name, x in objects.items()},
+        scale=scale,
+        softcap=softcap,
+        dropout_rate=dropout_rate,
+        dropout_broadcast=dropout_broadcast,
+        empty_rows=empty_rows,
+        precision=precision,
+        return_lse=return_lse,
+        kernel=kernel,
+        kernels=tuple(KERNELS),
+    )
+    mask = masks.Dense(mask) if "mask" in arrays else mask
+    bias = biases.DenseBias(bias) if "bias" in arrays else bias
+    batch, q_len, heads, head_dim = query.shape
+    if empty_rows == "error":
+        if sinks is None:
+            refuse_empty_rows(mask, bias, (batch, heads, q_len, key.shape[1]), _concrete)
+        empty_rows = "zero"
+    mask = None if mask is None else lower.bind(mask, query.device)
+    bias = None if bias is None else lower.bind(bias, query.device)
+    arguments = (query, key, value, mask, bias, sinks)
+    options = {
+        "scale": 1.0 / math.sqrt(head_dim) if scale is None else float(scale),
+        "softcap": None if softcap is None else float(softcap),
+        "empty_rows": empty_rows,
+        "precision": precision,
+    }
+    name, _ = choose(kernel, *arguments, **options)
+    output, lse = KERNELS[name].attention(*arguments, **options)
+    return (output, lse) if return_lse else output
+
+
+def choose(kernel: str, *arguments: Any, **options: Any) -> tuple[str, str]:
+    """The kernel that runs a call, and why: `arguments` and `options` are those of the kernels.
+
+    Raises:
+        ValueError: a kernel asked for by name cannot run the call; lists every reason.
+    """
+    if kernel == "auto":
+        return "reference", "it runs every call"
+    problems = Problems(f"attention: kernel {kernel!r} cannot run this call")
+    for reason in KERNELS[kernel].unsupported(*arguments, **options):
+        problems.value(reason)
+    problems.raise_if_any()
+    return kernel, "it was asked for by name"
+
+
+def _check_types(*, mask: Any, bias: Any, **given: Any) -> None:
+    problems = Problems("attention")
+    for name, x in given.items():
+        if x is None and name == "sinks":
+            continue
+        if not isinstance(x, torch.Tensor):
+            problems.type(f"{name} must be a torch.Tensor, got {type(x).__name__}")
+        elif isinstance(given["query"], torch.Tensor) and x.device != given["query"].device:
+            problems.value(f"{name} is on {x.device}, but query on {given['query'].device}")
+    if mask is not None and not isinstance(mask, masks.Mask) and not _is_array(mask):
+        problems.type(f"mask must be a Mask or a bool array (True = may attend), got {type(mask).__name__}")
+    if bias is not None and not isinstance(bias, biases.Bias) and not _is_array(bias):
+        problems.type(f"bias must be a Bias or a float array, got {type(bias).__name__}")
+    problems.raise_if_any()
+
+
+def _is_array(x: Any) -> bool:
+    return isinstance(x, (torch.Tensor, np.ndarray))
+
+
+def _dtype_name(x: Any) -> str:
+    return str(x.dtype).removeprefix("torch.")
+
+
+def _concrete(x: Any) -> Any:
+    """The data of a mask or bias as NumPy, or None where they are traced (torch.compile, torch.func, fake tensors)."""
+    if not isinstance(x, torch.Tensor):
+        return np.asarray(x)
+    if torch.compiler.is_compiling():
+        return None
+    try:
+        x = x.detach().cpu()
+        return (x.double() if x.is_floating_point() else x).numpy()
+    except (RuntimeError, TypeError, NotImplementedError):
+        return None
