@@ -1,0 +1,317 @@
+"""Random numbers that are those of `jax.random`, bit for bit, from NumPy alone.
+
+A key is two uint32 words. The generator is Threefry-2x32 with 20 rounds (Salmon, Moraes, Dror, Shaw: "Parallel
+random numbers: as easy as 1, 2, 3", 2011), used in counter mode as JAX does with `jax_threefry_partitionable` (its
+default since 0.5): element i of an array, in row-major order, depends on the key and on i only. Any part of an array
+can therefore be drawn by itself, in any order.
+
+    >>> from maskattn import rng
+    >>> key = rng.key(0)
+    >>> rng.bits(key, (3,))
+    array([4070199207, 4202968722, 1427181096], dtype=uint32)
+    >>> rng.bits(rng.fold_in(key, 7), (2, 2), width=8)
+    array([[186, 129],
+           [188, 117]], dtype=uint8)
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+__all__ = ["bernoulli", "bits", "fold_in", "key", "split", "uniform"]
+
+Array = np.ndarray[Any, Any]
+
+_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+_PARITY = 0x1BD11BDA
+_WORD = 0xFFFFFFFF
+# Each of some 100 passes goes over one piece: three arrays of it stay in a core's second-level cache.
+_PIECE = 1 << 15
+
+_UINTS = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.uint64}
+# dtype -> (bits drawn, explicit bits of the significand). JAX draws 8 bits for a bfloat16.
+_FLOATS = {
+    np.dtype(np.float32): (32, 23),
+    np.dtype(np.float64): (64, 52),
+    np.dtype(np.float16): (16, 10),
+    np.dtype(ml_dtypes.bfloat16): (8, 7),
+}
+
+
+def key(seed: int) -> Array:
+    """The key of a seed, as `jax.random.key(seed)` holds it: uint32 [2].
+
+    Args:
+        seed: an integer in [0, 2**31). Beyond it JAX's own key depends on whether x64 is enabled, so it is refused.
+
+    Raises:
+        TypeError: if `seed` is no integer.
+        ValueError: if it is out of range.
+    """
+    value = _integer("seed", seed)
+    if not 0 <= value < 2**31:
+        raise ValueError(f"seed: expected an integer in [0, 2**31), got {value}")
+    return np.array([0, value], np.uint32)
+
+
+def split(key: Any, n: int | Sequence[int] = 2) -> Array:
+    """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape.
+
+    Raises:
+        TypeError, ValueError: if `key` is not uint32 [2] or `n` not a count or a shape.
+    """
+    k0, k1 = _words(key)
+    shape = _shape("n", n)
+    keys = np.empty((math.prod(shape), 2), np.uint32)
+    for start in range(0, len(keys), _PIECE):
+        stop = min(start + _PIECE, len(keys))
+        keys[start:stop, 0], keys[start:stop, 1] = _hash_range(k0, k1, start, stop)
+    return keys.reshape(*shape, 2)
+
+
+def fold_in(key: Any, data: Any) -> Array:
+    """A new key from a key and a number, as `jax.random.fold_in(key, data)`: uint32 [2].
+
+    Args:
+        key: uint32 [2].
+        data: an integer in [0, 2**32), or an array of such integers, which gives a key for each:
+            uint32 [*data.shape, 2].
+
+    Raises:
+        TypeError, ValueError: if `key` is not uint32 [2] or `data` not such an integer.
+    """
+    k0, k1 = _words(key)
+    numbers = np.asarray(data)
+    if numbers.dtype.kind not in "iu":
+        raise TypeError(f"data: expected integers in [0, 2**32), got dtype {numbers.dtype}")
+    if numbers.size and not (0 <= int(numbers.min()) and int(numbers.max()) <= _WORD):
+        raise ValueError(f"data: expected integers in [0, 2**32), got {numbers.min()} to {numbers.max()}")
+    x1 = numbers.astype(np.uint32).reshape(-1)
+    x0 = np.zeros_like(x1)
+    _threefry2x32(k0, k1, x0, x1)
+    return np.stack([x0, x1], axis=-1).reshape(*numbers.shape, 2)
+
+
+def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32) -> Array:
+    """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype.
+
+    Raises:
+        TypeError, ValueError: if `key` is not uint32 [2], `shape` not a shape or `width` not one of the four.
+    """
+    if width not in _UINTS:
+        raise ValueError(f"width: expected 8, 16, 32 or 64, got {width!r}")
+    k0, k1 = _words(key)
+    dims = _shape("shape", shape)
+    return _bits_range((k0, k1), 0, math.prod(dims), width).reshape(dims)
+
+
+def uniform(
+    key: Any,
+    shape: int | Sequence[int] = (),
+    dtype: Any = np.float32,
+    minval: float = 0.0,
+    maxval: float = 1.0,
+) -> Array:
+    """Random numbers in [minval, maxval), as `jax.random.uniform` returns them.
+
+    JAX computes `u * (maxval - minval) + minval` under jit, where XLA rounds a float32 or float64 multiply-add once on
+    processors that can; so does this. In float16 and bfloat16 both round twice. Where `maxval - minval` is a power of
+    two the product is exact and the question does not arise.
+
+    Args:
+        key: uint32 [2].
+        shape: of the result.
+        dtype: float32, float64, float16 or bfloat16.
+        minval, maxval: finite numbers, minval <= maxval; rounded to `dtype` first.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    dtype = np.dtype(dtype)
+    if dtype not in _FLOATS:
+        raise TypeError(f"dtype: expected float32, float64, float16 or bfloat16, got {dtype}")
+    if not (math.isfinite(minval) and math.isfinite(maxval) and minval <= maxval):
+        raise ValueError(f"minval, maxval: expected finite numbers, minval <= maxval, got {minval!r} and {maxval!r}")
+    k0, k1 = _words(key)
+    dims = _shape("shape", shape)
+    out = np.empty(math.prod(dims), dtype)
+    # XLA narrows to 16 bits by way of float32, as JAX does with x64 off.
+    wide: Any = np.float64 if dtype == np.float64 else np.float32
+    with np.errstate(over="ignore"):
+        low, high = np.asarray(wide(minval), dtype), np.asarray(wide(maxval), dtype)
+        span = np.asarray(high - low, dtype)
+    if not np.isfinite(span):
+        raise ValueError(f"minval, maxval: expected maxval - minval finite in {dtype}, got {minval!r} and {maxval!r}")
+    for start in range(0, out.size, _PIECE):
+        piece = out[start : start + _PIECE]
+        piece[:] = _unit_range((k0, k1), start, start + piece.size, dtype)
+        if low != 0 or span != 1:
+            piece[:] = np.maximum(low, _multiply_add(piece, span, low))
+    return out.reshape(dims)
+
+
+def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None) -> Array:
+    """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
+
+    `p` is always taken in float32: JAX draws other bits for a float64 `p`, so that a Python float would give another
+    mask with x64 enabled than without.
+
+    Args:
+        key: uint32 [2].
+        p: a probability, or an array of them broadcastable to `shape`.
+        shape: of the result; that of `p` if None.
+
+    Raises:
+        TypeError, ValueError: if `key` is not uint32 [2], `p` not in [0, 1] or not broadcastable to `shape`.
+    """
+    k0, k1 = _words(key)
+    chance = np.asarray(p)
+    if chance.dtype.kind not in "fiu" and chance.dtype != ml_dtypes.bfloat16:
+        raise TypeError(f"p: expected a probability in [0, 1], got dtype {chance.dtype}")
+    chance = chance.astype(np.float32)
+    if not np.all((chance >= 0) & (chance <= 1)):
+        raise ValueError(f"p: expected probabilities in [0, 1], got {p!r}")
+    dims = chance.shape if shape is None else _shape("shape", shape)
+    # uniform < p, in integers: (bits >> 9) / 2**23 < p. XLA takes a subnormal p for 0.
+    limit = np.where(chance < 2.0**-126, 0, np.ceil(chance.astype(np.float64) * 2**23)).astype(np.uint32)
+    try:
+        limits = np.broadcast_to(limit, dims)
+    except ValueError:
+        raise ValueError(f"p: expected an array broadcastable to shape {dims}, got {chance.shape}") from None
+    out = np.empty(math.prod(dims), np.bool_)
+    flat = limits.reshape(-1) if limit.size > 1 else None
+    for start in range(0, out.size, _PIECE):
+        piece = out[start : start + _PIECE]
+        words = _bits_range((k0, k1), start, start + piece.size, 32)
+        words >>= np.uint32(9)
+        np.less(words, limit.reshape(-1) if flat is None else flat[start : start + piece.size], out=piece)
+    return out.reshape(dims)
+
+
+def _bits_range(words: tuple[int, int], start: int, stop: int, width: int = 32) -> Array:
+    """Elements start to stop - 1 of the flat `bits(key, ..., width)`, without drawing the others."""
+    out = np.empty(stop - start, _UINTS[width])
+    for low in range(start, stop, _PIECE):
+        high = min(low + _PIECE, stop)
+        x0, x1 = _hash_range(*words, low, high)
+        piece = out[low - start : high - start]
+        if width == 64:
+            np.left_shift(x0, np.uint64(32), out=piece, dtype=np.uint64)
+            piece |= x1
+        else:
+            np.bitwise_xor(x0, x1, out=x0)
+            piece[:] = x0  # 8 and 16 bits are the lowest ones
+    return out
+
+
+def _unit_range(words: tuple[int, int], start: int, stop: int, dtype: Any) -> Array:
+    """Elements start to stop - 1 of the flat `uniform(key, ..., dtype)`: random significands in [1, 2), less 1."""
+    drawn, explicit = _FLOATS[dtype]
+    uint = _UINTS[8 * dtype.itemsize]
+    one = np.ones((), dtype)
+    significands = _bits_range(words, start, stop, drawn).astype(uint)
+    significands >>= uint(drawn - explicit)
+    significands |= one.view(uint)
+    return np.asarray(significands.view(dtype) - one)
+
+
+def _hash_range(k0: int, k1: int, start: int, stop: int) -> tuple[Array, Array]:
+    """Both words of the hashes of the counters start to stop - 1."""
+    counters = np.arange(start, stop, dtype=np.uint64)
+    x0, x1 = (counters >> np.uint64(32)).astype(np.uint32), counters.astype(np.uint32)
+    _threefry2x32(k0, k1, x0, x1)
+    return x0, x1
+
+
+def _threefry2x32(k0: int, k1: int, x0: Array, x1: Array) -> None:
+    """Threefry-2x32, 20 rounds, in place on two uint32 arrays; all arithmetic modulo 2**32."""
+    keys = (k0, k1, k0 ^ k1 ^ _PARITY)
+    x0 += np.uint32(k0)
+    x1 += np.uint32(k1)
+    rotated = np.empty_like(x1)
+    for group in range(5):
+        for distance in _ROTATIONS[group % 2]:
+            x0 += x1
+            np.right_shift(x1, np.uint32(32 - distance), out=rotated)
+            x1 <<= np.uint32(distance)
+            x1 |= rotated
+            x1 ^= x0
+        x0 += np.uint32(keys[(group + 1) % 3])
+        x1 += np.uint32((keys[(group + 2) % 3] + group + 1) & _WORD)
+
+
+def _multiply_add(u: Array, span: Any, low: Any) -> Array:
+    """u * span + low: rounded once in float32 and float64, twice (as XLA does) in 16 bits.
+
+    The single rounding follows Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms
+    using rounding to odd" (2008): the lesser part of the exact result is rounded to odd before the last addition.
+    """
+    if u.dtype.itemsize == 2:
+        return np.asarray(u * span + low)
+    a, b, c = u.astype(np.float64), np.float64(span), np.float64(low)
+    product, rest = _two_product(a, b)  # rest is 0 for float32
+    middle, last = _two_sum(np.full_like(a, c), rest)
+    total, tail = _two_sum(product, middle)
+    if u.dtype == np.float32:
+        return _round_to_odd(total, tail).astype(np.float32)
+    return np.asarray(total + _round_to_odd(*_two_sum(last, tail)))
+
+
+def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
+    """a + b as its rounded value and what rounding lost (Knuth)."""
+    total = a + b
+    other = total - a
+    return total, (a - (total - other)) + (b - other)
+
+
+def _two_product(a: Array, b: Any) -> tuple[Array, Array]:
+    """a * b as its rounded value and what rounding lost (Dekker), with halves cut by bit mask."""
+    mask = np.int64(-(1 << 27))
+    a_high = (np.asarray(a, np.float64).view(np.int64) & mask).view(np.float64)
+    b_high = (np.asarray(b, np.float64).view(np.int64) & mask).view(np.float64)
+    a_low, b_low = a - a_high, b - b_high
+    product = a * b
+    return product, a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low)
+
+
+def _round_to_odd(total: Array, tail: Array) -> Array:
+    """total + tail, an inexact sum being whichever float64 neighbour has an odd last bit."""
+    pattern = np.asarray(total).view(np.int64)
+    away = (tail > 0) == (total > 0)
+    moved = np.where(away, pattern + 1, pattern - 1)
+    return np.where((tail != 0) & (pattern & 1 == 0), moved, pattern).view(np.float64)
+
+
+def _words(key: Any) -> tuple[int, int]:
+    """The two words of a key."""
+    try:
+        words = np.asarray(key)
+    except TypeError as error:
+        raise TypeError(
+            f"key: expected two uint32 words, got {type(key).__name__} (jax.random.key_data gives a typed key's words)"
+        ) from error
+    if words.dtype != np.uint32:
+        raise TypeError(f"key: expected uint32 [2], got dtype {words.dtype}, shape {words.shape}")
+    if words.shape != (2,):
+        raise ValueError(f"key: expected uint32 [2], got shape {words.shape}")
+    return int(words[0]), int(words[1])
+
+
+def _integer(name: str, value: Any) -> int:
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    return int(value.__index__())
+
+
+def _shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+    """A shape, or a length taken for a shape of one axis, checked."""
+    sizes = shape if isinstance(shape, Sequence) else (shape,)
+    dims = tuple(_integer(name, size) for size in sizes)
+    if any(size < 0 for size in dims):
+        raise ValueError(f"{name}: expected sizes of at least 0, got {dims}")
+    return dims
