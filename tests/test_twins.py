@@ -1,0 +1,169 @@
+"""maskattn_jax and maskattn_torch have the same files, the same names in the same order, and the same signatures.
+
+Where they must differ, the difference is listed with its reason; an entry that no longer describes one fails, too.
+"""
+
+import ast
+import importlib
+import inspect
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+ALLOWED = {
+    "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
+}
+
+# How the twins name what is called when a module is called.
+CALL = {"forward": "__call__"}
+
+
+def files(package):
+    root = Path(importlib.import_module(package).__path__[0])
+    return {str(file.relative_to(root)): file for file in sorted(root.rglob("*.py"))}
+
+
+def only(where, first, second, packages):
+    """The names that one of the twins lacks; then, where the shared ones come in a different order, that."""
+    prefix = f"{where}: " if where else ""
+    for names, others, package in [(first, second, packages[0]), (second, first, packages[1])]:
+        yield from (f"{prefix}{name}{'' if where else ':'} only in {package}" for name in names if name not in others)
+    shared = [[name for name in names if name in others] for names, others in [(first, second), (second, first)]]
+    if shared[0] != shared[1]:
+        yield f"{prefix}order {shared[0]} in {packages[0]}, {shared[1]} in {packages[1]}"
+
+
+def public(file):
+    """The public functions and classes a file defines, in its order."""
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    tree = ast.parse(file.read_text(encoding="utf-8"))
+    return [node.name for node in tree.body if isinstance(node, kinds) and not node.name.startswith("_")]
+
+
+def methods(cls):
+    """The public methods a class defines itself, and how it is made and called, in its order: name -> function."""
+    named = {CALL.get(name, name): value for name, value in vars(cls).items() if inspect.isfunction(value)}
+    return {name: f for name, f in named.items() if not name.startswith("_") or name in ("__init__", "__call__")}
+
+
+def plain(default):
+    """A default as both frameworks can say it: a dtype by its name, anything else as it prints."""
+    try:
+        return np.dtype(default).name if default not in (None, inspect.Parameter.empty) else repr(default)
+    except TypeError:
+        return repr(default).removeprefix("torch.")
+
+
+def compare_signatures(where, first, second, packages):
+    parameters = [inspect.signature(function).parameters for function in (first, second)]
+    yield from only(where, list(parameters[0]), list(parameters[1]), packages)
+    for name in parameters[0].keys() & parameters[1].keys():
+        one, two = (p[name] for p in parameters)
+        if one.kind != two.kind:
+            yield f"{where}: {name} is {one.kind.description} in {packages[0]}, {two.kind.description} in {packages[1]}"
+        if plain(one.default) != plain(two.default):
+            yield f"{where}: {name} = {plain(one.default)} in {packages[0]}, {plain(two.default)} in {packages[1]}"
+
+
+def differences(*packages):
+    """Every difference between two packages that should be twins, in words."""
+    trees = [files(package) for package in packages]
+    yield from only("", list(trees[0]), list(trees[1]), packages)
+    for path in trees[0].keys() & trees[1].keys():
+        stem = path.removesuffix(".py").replace("/", ".")
+        suffix = stem.removesuffix("__init__").rstrip(".")
+        modules = [importlib.import_module(f"{package}.{suffix}".rstrip(".")) for package in packages]
+        exported = [getattr(module, "__all__", None) for module in modules]
+        if exported[0] != exported[1]:
+            yield f"{stem}: __all__ {exported[0]} in {packages[0]}, {exported[1]} in {packages[1]}"
+        names = [public(tree[path]) for tree in trees]
+        yield from only(stem, *names, packages)
+        for name in names[0]:
+            if name not in names[1]:
+                continue
+            one, two = (getattr(module, name) for module in modules)
+            if inspect.isclass(one) and inspect.isclass(two):
+                own = [methods(cls) for cls in (one, two)]
+                yield from only(f"{stem}.{name}", list(own[0]), list(own[1]), packages)
+                for method in own[0].keys() & own[1].keys():
+                    yield from compare_signatures(f"{stem}.{name}.{method}", own[0][method], own[1][method], packages)
+            else:
+                yield from compare_signatures(f"{stem}.{name}", one, two, packages)
+
+
+def test_the_twins_differ_only_where_it_is_said_and_why():
+    assert {"functional.py", "lower.py", "kernels/exact.py"} <= files("maskattn_jax").keys()
+    found = set(differences("maskattn_jax", "maskattn_torch"))
+    assert sorted(found - ALLOWED.keys()) == []
+    assert sorted(ALLOWED.keys() - found) == [], "these are no differences any more: take them from the list"
+
+
+TWIN = """
+__all__ = ["Module", "attend"]
+
+def attend(query, key, *, scale=None, dtype="float32"):
+    pass
+
+class Module:
+    def __init__(self, config):
+        pass
+
+    def __call__(self, query):
+        pass
+"""
+
+
+@pytest.mark.parametrize(
+    ("change", "difference"),
+    [
+        (("query, key, *", "query, key, *"), None),
+        (("def __call__", "def forward"), None),
+        (('"float32"', "__import__('numpy').float32"), None),
+        (("def attend", "def attends"), "functional: attend only in planted_0"),
+        (("query, key, *", "key, query, *"), "functional.attend: order"),
+        (
+            ("key, *, scale", "key, scale"),
+            "functional.attend: scale is keyword-only in planted_0, positional or keyword in",
+        ),
+        (("scale=None", "scale=1.0"), "functional.attend: scale = None in planted_0, 1.0 in planted_1"),
+        (
+            ("scale=None", "scale"),
+            "functional.attend: scale = None in planted_0, <class 'inspect._empty'> in planted_1",
+        ),
+        (("key, *", "key, mask, *"), "functional.attend: mask only in planted_1"),
+        (('"Module", ', ""), "functional: __all__"),
+        (
+            ("__call__(self, query)", "__call__(self, query, mask)"),
+            "functional.Module.__call__: mask only in planted_1",
+        ),
+        (("__call__", "apply"), "functional.Module: __call__ only in planted_0"),
+        (("self, config", "self, config, rngs"), "functional.Module.__init__: rngs only in planted_1"),
+        (("\nclass Module", "\nclass _Module"), "functional: Module only in planted_0"),
+        ((TWIN, "\n".join(["class Module: pass", TWIN.partition("class")[0]])), "functional: order"),
+    ],
+)
+def test_a_planted_difference_is_seen(tmp_path, monkeypatch, change, difference):
+    assert TWIN.count(change[0]) == 1
+    packages = [f"planted_{i}" for i in (0, 1)]
+    for package, text in zip(packages, [TWIN, TWIN.replace(*change)], strict=True):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+        (tmp_path / package / "functional.py").write_text(text)
+    monkeypatch.syspath_prepend(tmp_path)
+    for name in [f"{package}{module}" for package in packages for module in ("", ".functional")]:
+        monkeypatch.delitem(importlib.sys.modules, name, raising=False)
+    found = list(differences(*packages))
+    if difference is None:
+        assert found == []
+    else:
+        assert any(line.startswith(difference) for line in found), found
+
+
+def test_a_file_in_one_twin_alone_is_seen(tmp_path, monkeypatch):
+    for package in ("alone_0", "alone_1"):
+        (tmp_path / package).mkdir()
+        (tmp_path / package / "__init__.py").touch()
+    (tmp_path / "alone_1" / "extra.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    assert list(differences("alone_0", "alone_1")) == ["extra.py: only in alone_1"]
