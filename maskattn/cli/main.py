@@ -1,7 +1,7 @@
 """The `maskattn` command itself.
 
-A command is a module of this package, `maskattn/cli/<name>.py`, that holds a `click.Command` named `command`. It is imported
-when it is called (or listed), so that one command never pays for the imports of another.
+A command is a module of this package, `maskattn/cli/<name>.py`, that holds a `click.Command` named `command`. It is
+imported when it is called (or listed), so that one command never pays for the imports of another.
 """
 
 from __future__ import annotations
