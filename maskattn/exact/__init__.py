@@ -1,6 +1,6 @@
 """Arithmetic that gives the same bits on NumPy, PyTorch and XLA, and attention written in it.
 
-The functions here are the NumPy ones. The twins run the same text (``attention.py``, ``linear.py``) on their own arrays, as
+The functions here are the NumPy ones. The twins run the same text (``attend.py``, ``project.py``) on their own arrays, as
 ``kernel="exact"``.
 """
 
@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.exact import attention as _attention
-from maskattn.exact import linear as _linear
+from maskattn.exact import attend, project
 from maskattn.exact._ops import FORMATS, NumpyOps, Ops
-from maskattn.exact.attention import Options
+from maskattn.exact.attend import Options
 
 __all__ = ["FORMATS", "NumpyOps", "Options", "Ops", "attention", "attention_backward", "linear", "linear_backward"]
 
@@ -47,7 +46,7 @@ def attention(
     """
     options = Options(query.shape[-1] ** -0.5 if scale is None else float(scale), softcap, empty_rows)
     with np.errstate(all="ignore"):
-        return _attention.forward(_OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, options)
+        return attend.forward(_OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, options)
 
 
 def attention_backward(
@@ -67,7 +66,7 @@ def attention_backward(
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their types."""
     options = Options(query.shape[-1] ** -0.5 if scale is None else float(scale), softcap, empty_rows)
     with np.errstate(all="ignore"):
-        dq, dk, dv, dbias, dsinks = _attention.backward(
+        dq, dk, dv, dbias, dsinks = attend.backward(
             _OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, d_output, d_lse, options
         )
     return dq, dk, dv, None if bias is None or dbias is None else dbias.reshape(np.shape(bias)), dsinks
@@ -76,12 +75,12 @@ def attention_backward(
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """``x @ weight + bias``, rounded once: ``x`` [..., in], ``weight`` [in, out], ``bias`` [out], of one floating type."""
     with np.errstate(all="ignore"):
-        flat = _linear.forward(_OPS, x.reshape(-1, x.shape[-1]), weight, bias)
+        flat = project.forward(_OPS, x.reshape(-1, x.shape[-1]), weight, bias)
     return flat.reshape(*x.shape[:-1], weight.shape[1])
 
 
 def linear_backward(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
     """Gradients of x, weight and bias for ``d_out`` [..., out]."""
     with np.errstate(all="ignore"):
-        flat = _linear.backward(_OPS, x.reshape(-1, x.shape[-1]), weight, d_out.reshape(-1, weight.shape[1]))
+        flat = project.backward(_OPS, x.reshape(-1, x.shape[-1]), weight, d_out.reshape(-1, weight.shape[1]))
     return flat[0].reshape(x.shape), flat[1], flat[2]

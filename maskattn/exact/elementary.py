@@ -71,9 +71,10 @@ def _horner(ops: Ops, x: Array, coefficients: list[float]) -> Array:
 
 
 def exp(ops: Ops, x: Pair) -> Pair:
-    """e^x for finite x <= 0; exactly 1 at 0, exactly 0 below ``EXP_CUT``. Relative error below 2^-64."""
+    """e^x for x <= 0; exactly 1 at 0, exactly 0 below ``EXP_CUT``, NaN for NaN. Relative error below 2^-64."""
     table_hi, table_lo, step, inverse = _exp_tables()
     kept = x.hi >= EXP_CUT
+    other = ops.where(x.hi == x.hi, 0.0, x.hi)
     x = pair.where(ops, kept, x, 0.0)
     n = ops.floor(bits.cut(ops, x.hi, 26) * inverse + 0.5)  # an exact product: fused or not, n is the same
     # n has 17 bits and the parts of the step at most 33: exact products, and the first difference is exact
@@ -87,12 +88,14 @@ def exp(ops: Ops, x: Pair) -> Pair:
     step_power = Pair(ops.take(table_hi, index & (_STEPS - 1)), ops.take(table_lo, index & (_STEPS - 1)))
     result = pair.multiply(ops, power, step_power)
     scale = bits.power_of_two(ops, index >> 8)
-    return pair.where(ops, kept, Pair(result.hi * scale, result.lo * scale), 0.0)
+    return pair.where(ops, kept, Pair(result.hi * scale, result.lo * scale), other)
 
 
 def log(ops: Ops, x: Pair) -> Pair:
-    """ln x for x in [2^-900, 2^900]; exactly 0 at 1. Absolute error below 2^-64 max(1, |ln x|)."""
+    """ln x for x in [2^-900, 2^900]; exactly 0 at 1, NaN elsewhere. Absolute error below 2^-64 max(1, |ln x|)."""
     table_hi, table_lo, ln2 = _log_tables()
+    inside = (x.hi >= 2.0**-900) & (x.hi <= 2.0**900)
+    x = pair.where(ops, inside, x, 1.0)
     exponent = (ops.bits(x.hi) >> 52) - 1023
     scale = bits.power_of_two(ops, -exponent)
     f = Pair(x.hi * scale, x.lo * scale)  # in [1, 2)
@@ -105,7 +108,7 @@ def log(ops: Ops, x: Pair) -> Pair:
     whole = pair.add(pair.two_sum(e * ln2[0], e * ln2[1]), Pair(e * ln2[2], e * 0.0))
     position = ops.to_int(index)
     whole = pair.add(whole, Pair(ops.take(table_hi, position), ops.take(table_lo, position)))
-    return pair.add(whole, pair.two_sum(z.hi, z.lo + tail))
+    return pair.where(ops, inside, pair.add(whole, pair.two_sum(z.hi, z.lo + tail)), float("nan"))
 
 
 def tanh(ops: Ops, x: Pair) -> tuple[Pair, Pair]:
