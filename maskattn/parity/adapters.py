@@ -1,0 +1,120 @@
+"""What the suite runs: adapters. One speaks NumPy at its boundary and keeps no state.
+
+    class Adapter:
+        name: str
+        conventions: dict[str, str]
+        def unsupported(self, case) -> list[str]: ...
+        def run(self, case, inputs, weights=None, cotangent=None) -> dict[str, numpy.ndarray]: ...
+
+`inputs` holds query, key, value, mask (dense bool [B, H, L, S], True = may attend) and, where the case has them, bias and
+sinks; `weights` the canonical parameters of a module's case. Results: output, lse and, where a cotangent is given,
+d_query, d_key, d_value, d_bias, d_sinks (for a module: output, d_query, and where they are separate inputs d_key and
+d_value, and `d_` + name for each of its weights). What a case asks for by mistake must raise, not return.
+
+`conventions` declares where an implementation is known to differ: `empty_rows` (the policy it has whatever the case asks),
+`causal_alignment` ("start" or "end"), `nan_masked` ("kept out" or "leaks").
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib
+from typing import Any, Protocol, runtime_checkable
+
+import numpy as np
+
+from maskattn.parity.cases import Case
+
+Array = np.ndarray[Any, Any]
+
+#: What the library itself promises.
+CONVENTIONS = {"empty_rows": "as asked", "causal_alignment": "start", "nan_masked": "kept out"}
+
+#: The implementations that are judged when none is named: loaded when used, so that nothing imports both by itself.
+TWINS = {"torch": "maskattn_torch.adapter:ADAPTER", "jax": "maskattn_jax.adapter:ADAPTER"}
+
+
+@runtime_checkable
+class Adapter(Protocol):
+    """An implementation of attention as the suite sees it."""
+
+    name: str
+    conventions: dict[str, str]
+
+    def unsupported(self, case: Case) -> list[str]:
+        """Every reason why this case cannot be run; [] where it can."""
+        ...
+
+    def run(
+        self,
+        case: Case,
+        inputs: dict[str, Array],
+        weights: dict[str, Array] | None = None,
+        cotangent: dict[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """The results of a case, NumPy arrays of the case's dtype (lse: float64 for float64, else float32)."""
+        ...
+
+
+def load(spec: str) -> Adapter:
+    """The adapter that `pkg.mod:ATTRIBUTE` names (an instance, or a class that is then called without arguments).
+
+    Raises:
+        ValueError: the text has another form.
+        ImportError, AttributeError: there is no such module or attribute.
+        TypeError: it is no adapter: what is missing is named.
+    """
+    module_name, colon, attribute = spec.partition(":")
+    if not (module_name and colon and attribute):
+        raise ValueError(f"an adapter is named pkg.mod:ATTRIBUTE, got {spec!r}")
+    found = getattr(importlib.import_module(module_name), attribute)
+    adapter = found() if isinstance(found, type) else found
+    missing = [name for name in ("name", "conventions", "unsupported", "run") if not hasattr(adapter, name)]
+    if missing:
+        raise TypeError(f"{spec} is no adapter: it has no {', '.join(missing)}")
+    unknown = set(adapter.conventions) - set(CONVENTIONS)
+    if unknown:
+        known = ", ".join(CONVENTIONS)
+        raise TypeError(f"{spec} declares unknown conventions {', '.join(sorted(unknown))}; known: {known}")
+    return adapter  # type: ignore[no-any-return]
+
+
+def twins(kernel: str = "reference", **options: Any) -> list[Adapter]:
+    """Both twins with this kernel; `options` are further fields of their adapters."""
+    return [dataclasses.replace(load(spec), kernel=kernel, **options) for spec in TWINS.values()]  # type: ignore[type-var]
+
+
+class NumpyExact:
+    """The shared exact arithmetic run by NumPy itself: the third party to tier 1, with no framework in it."""
+
+    name = "numpy"
+    conventions = CONVENTIONS
+
+    def unsupported(self, case: Case) -> list[str]:
+        """It has no modules."""
+        return ["modules are the twins'"] if case.config is not None else []
+
+    def run(
+        self,
+        case: Case,
+        inputs: dict[str, Array],
+        weights: dict[str, Array] | None = None,
+        cotangent: dict[str, Array] | None = None,
+    ) -> dict[str, Array]:
+        """As `Adapter.run`."""
+        from maskattn import exact
+        from maskattn.parity.checks import options
+
+        if case.must_raise:
+            raise ValueError("empty_rows='error': a row may attend to nothing")
+        given = options(case, inputs)
+        arrays = (inputs["query"], inputs["key"], inputs["value"], inputs["mask"])
+        output, lse = exact.attention(*arrays, **given)
+        results = {"output": np.asarray(output), "lse": np.asarray(lse)}
+        if cotangent is None:
+            return results
+        gradients = exact.attention_backward(*arrays, cotangent["output"], cotangent["lse"], **given)
+        for name, gradient in zip(("d_query", "d_key", "d_value", "d_bias", "d_sinks"), gradients, strict=True):
+            if gradient is not None and (name != "d_bias" or isinstance(case.bias, str)):
+                results[name] = np.asarray(gradient)
+        return results

@@ -1,0 +1,260 @@
+"""Runs cases over implementations and collects what the checks find, as data. `report` renders it."""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maskattn.parity import cases as cases_
+from maskattn.parity import checks, plain, standards
+from maskattn.parity.adapters import Adapter
+from maskattn.parity.cases import Case
+from maskattn.parity.findings import Finding, bits_equal
+from maskattn.parity.module_checks import module_findings
+from maskattn.parity.more_cases import weights as module_weights
+
+Array = np.ndarray[Any, Any]
+
+#: How one implementation fared on one case. Only "held" is good; "unsupported" and "differs" say why and are not silent.
+STATUSES = ("held", "failed", "error", "unsupported", "differs")
+
+
+@dataclass
+class Outcome:
+    """One implementation on one case: its status, why, its findings, and for the report the errors in ulps."""
+
+    case: Case
+    subject: str
+    status: str
+    reasons: list[str] = field(default_factory=list)
+    findings: list[Finding] = field(default_factory=list)
+    elements: int = 0
+    differing: int = 0
+    ulps: Array = field(default_factory=lambda: np.zeros(0, np.float32))
+    equal: int = 0
+
+    @property
+    def failures(self) -> list[str]:
+        """What went wrong, each line with the case's id; [] where nothing did."""
+        lines = [f"{self.case.id}: {finding}" for finding in self.findings if not finding.held]
+        if self.status == "error":
+            lines += [f"{self.case.id}: [{self.subject}] {reason}" for reason in self.reasons]
+        return lines
+
+
+@dataclass
+class Result:
+    """All outcomes of a run, and findings about the run as a whole."""
+
+    kernel: str
+    subjects: list[str]
+    outcomes: list[Outcome] = field(default_factory=list)
+    overall: list[Finding] = field(default_factory=list)
+
+    @property
+    def failures(self) -> list[str]:
+        """Every failure, a line each."""
+        lines = [line for outcome in self.outcomes for line in outcome.failures]
+        return lines + [str(finding) for finding in self.overall if not finding.held]
+
+    @property
+    def not_run(self) -> list[Outcome]:
+        """Outcomes that are neither good nor bad: unsupported, or declared to differ."""
+        return [outcome for outcome in self.outcomes if outcome.status in ("unsupported", "differs")]
+
+    @property
+    def exit_code(self) -> int:
+        """0: every case ran and held. 1: something failed, or nothing ran. 3: nothing failed, but some cases did not run."""
+        if self.failures:
+            return 1
+        return 3 if self.not_run else 0
+
+    @property
+    def elements(self) -> int:
+        """Numbers of output and gradients compared, counted once a case."""
+        counted: dict[str, int] = {}
+        for outcome in self.outcomes:
+            counted[outcome.case.id] = max(counted.get(outcome.case.id, 0), outcome.elements)
+        return sum(counted.values())
+
+
+def run(
+    cases: Iterable[Case],
+    implementations: Sequence[Adapter],
+    *,
+    kernel: str = "reference",
+    samples: int = 0,
+    progress: Callable[[Case, int], None] | None = None,
+) -> Result:
+    """Every case over every implementation, judged by the oracle and, in `exact`, against one another bit for bit.
+
+    Args:
+      kernel: "exact" asks for tier 1, any other name for tier 2.
+      samples: keep drawing random cases until so many numbers of output and gradients were compared.
+      progress: called with each case when it is done, and the count of numbers compared so far.
+    """
+    result = Result(kernel, [_subject(adapter) for adapter in implementations])
+    elements = 0
+    for case in _with_samples(cases, samples, lambda: elements):
+        outcomes = run_case(case, implementations, kernel)
+        result.outcomes += outcomes
+        elements += max((outcome.elements for outcome in outcomes), default=0)
+        if progress is not None:
+            progress(case, elements)
+    result.overall = [_enough(result), *_equal_shares(result)]
+    return result
+
+
+def _with_samples(cases: Iterable[Case], samples: int, so_far: Callable[[], int]) -> Iterable[Case]:
+    yield from cases
+    if samples:
+        for case in cases_.fresh():
+            if so_far() >= samples:
+                return
+            yield case
+
+
+def _subject(adapter: Adapter) -> str:
+    mode = getattr(adapter, "mode", "eager")
+    return adapter.name if mode == "eager" else f"{adapter.name}-{mode}"
+
+
+def run_case(case: Case, implementations: Sequence[Adapter], kernel: str) -> list[Outcome]:
+    """One case over every implementation: outcomes in their order. Never raises for what an implementation does."""
+    inputs, cotangent = cases_.inputs(case), cases_.cotangent(case)
+    weights = module_weights(case) if case.config is not None else None
+    outcomes, results = [], {}
+    for adapter in implementations:
+        outcome = Outcome(case, _subject(adapter), "held")
+        outcomes.append(outcome)
+        reasons, differs = _declined(adapter, case)
+        if reasons:
+            outcome.status, outcome.reasons = "differs" if differs else "unsupported", reasons
+            continue
+        try:
+            got = adapter.run(case, dict(inputs), weights, cotangent)
+        except Exception as error:
+            _raised(outcome, error)
+            continue
+        if case.must_raise:
+            message = "a row may attend to nothing and empty_rows='error', yet a result was returned"
+            outcome.findings.append(Finding("raises", outcome.subject, "output", False, message))
+        else:
+            results[outcome.subject] = got
+    _judge(case, inputs, cotangent, weights, results, {o.subject: o for o in outcomes}, kernel)
+    for outcome in outcomes:
+        if outcome.status == "held" and not all(finding.held for finding in outcome.findings):
+            outcome.status = "failed"
+    return outcomes
+
+
+def _declined(adapter: Adapter, case: Case) -> tuple[list[str], bool]:
+    """Why a case is not run: reasons it gives itself, or a convention in which it declares to differ (then True)."""
+    reasons = list(adapter.unsupported(case))
+    if reasons:
+        return reasons, False
+    declared = adapter.conventions
+    policy = declared.get("empty_rows", "as asked")
+    empty = not case.sinks and not case.allowed.any(axis=-1).all()
+    if policy != "as asked" and empty and policy != case.empty_rows:
+        reasons.append(f"empty_rows: asked {case.empty_rows!r}, declared {policy!r}")
+    if case.plant is not None and not np.isfinite(case.plant) and declared.get("nan_masked", "kept out") != "kept out":
+        reasons.append(f"nan_masked: declared {declared['nan_masked']!r}")
+    if declared.get("causal_alignment", "start") != "start" and case.family == "Causal":
+        if case.shape.q_len != case.shape.kv_len:
+            reasons.append(f"causal_alignment: declared {declared['causal_alignment']!r}")
+    return reasons, bool(reasons)
+
+
+def _raised(outcome: Outcome, error: Exception) -> None:
+    if outcome.case.must_raise and isinstance(error, ValueError) and "empty_rows" in str(error):
+        outcome.findings.append(Finding("raises", outcome.subject, "output", True))
+        return
+    last = traceback.extract_tb(error.__traceback__)[-3:]
+    where = " < ".join(f"{frame.filename.rsplit('/', 1)[-1]}:{frame.lineno}" for frame in reversed(last))
+    outcome.status = "error"
+    outcome.reasons = [f"{type(error).__name__}: {str(error)[:500]} ({where})"]
+
+
+def _judge(
+    case: Case,
+    inputs: dict[str, Array],
+    cotangent: dict[str, Array],
+    weights: dict[str, Array] | None,
+    results: dict[str, dict[str, Array]],
+    outcomes: dict[str, Outcome],
+    kernel: str,
+) -> None:
+    if not results:
+        return
+    if weights is not None:
+        for subject, got in results.items():
+            outcomes[subject].findings += module_findings(case, subject, inputs, cotangent, weights, got)
+            outcomes[subject].elements = sum(array.size for array in got.values())
+    else:
+        fine = kernel == "exact" or case.dtype == "float64"
+        verdict = checks.judge(case, inputs, cotangent, np.longdouble if fine else np.float64)
+        usual = None if kernel == "exact" else plain.run(case, inputs, cotangent)
+        for subject, got in results.items():
+            _judge_one(outcomes[subject], got, verdict, usual, kernel)
+    first = next(iter(results))
+    for subject in list(results)[1:]:
+        compared = _compare(first, results[first], subject, results[subject])
+        outcomes[subject].differing = sum(finding.differing for finding in compared)
+        if kernel == "exact":
+            outcomes[subject].findings += compared
+
+
+def _judge_one(
+    outcome: Outcome, got: dict[str, Array], verdict: checks.Verdict, usual: dict[str, Array] | None, kernel: str
+) -> None:
+    case, subject = outcome.case, outcome.subject
+    outcome.findings += checks.form(case, subject, got, verdict)
+    if outcome.findings:
+        return
+    outcome.findings += checks.tier0(case, subject, got, verdict)
+    tier = checks.tier1 if kernel == "exact" else checks.tier2
+    outcome.findings += tier(case, subject, got, verdict)
+    if usual is not None:
+        outcome.findings += checks.against_plain(case, subject, got, verdict, usual)
+    for name, right in verdict.right.items():
+        outcome.elements += right.size
+        with np.errstate(all="ignore"):
+            rounded = right.astype(got[name].dtype)
+        same = (rounded == got[name]) | (np.isnan(right) & np.isnan(got[name].astype(np.float64)))
+        outcome.equal += int(same.sum())
+        apart = checks.ulp_errors(got[name], right, verdict.magnitude[name])
+        outcome.ulps = np.concatenate([outcome.ulps, apart.astype(np.float32).ravel()])
+
+
+def _compare(left: str, first: dict[str, Array], right: str, second: dict[str, Array]) -> list[Finding]:
+    subject = f"{left} = {right}"
+    found = [bits_equal("bits", subject, name, first[name], second[name]) for name in first if name in second]
+    for name in sorted(set(first) ^ set(second)):
+        found.append(Finding("bits", subject, name, False, "only one of the two returned it"))
+    return found
+
+
+def _enough(result: Result) -> Finding:
+    ran = len({outcome.case.id for outcome in result.outcomes if outcome.findings})
+    held = ran >= standards.value("suite.cases")
+    return Finding("suite", "run", "cases", held, "" if held else "no case ran", ran, standards.value("suite.cases"))
+
+
+def _equal_shares(result: Result) -> list[Finding]:
+    """The share of results equal to the rounded oracle, for the narrow dtypes, over the whole run."""
+    found = []
+    for subject in result.subjects:
+        for dtype in ("bfloat16", "float16"):
+            mine = [o for o in result.outcomes if o.subject == subject and o.case.dtype == dtype and o.case.config is None]
+            elements = sum(o.elements for o in mine)
+            if elements < standards.value("suite.equal_elements"):
+                continue
+            share, limit = sum(o.equal for o in mine) / elements, standards.value(f"tier2.equal.{dtype}")
+            message = f"{share:.5f} of {elements} equal the rounded oracle, at least {limit} must"
+            found.append(Finding("equal", subject, dtype, share >= limit, message, share, limit, elements))
+    return found

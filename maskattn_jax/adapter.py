@@ -1,0 +1,143 @@
+"""This twin as the parity suite sees it: NumPy in, NumPy out, gradients by jax.vjp. Stateless."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from maskattn.parity.adapters import CONVENTIONS
+from maskattn.parity.cases import Case
+from maskattn_jax import functional, multihead, params
+
+__all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
+
+
+def from_numpy(array: np.ndarray[Any, Any]) -> jax.Array:
+    """A JAX array of the array's dtype (float64 within `jax.enable_x64` only)."""
+    return jnp.asarray(np.ascontiguousarray(array))
+
+
+def to_numpy(array: jax.Array) -> np.ndarray[Any, Any]:
+    """The array's bytes as a NumPy array, bfloat16 as that of ml_dtypes."""
+    return np.asarray(array)
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """`kernel` is handed to attention and modules; `mode` is "eager" (attention called as a user would), "jit" (the call
+    and its gradients under one `jax.jit`, the mask an argument) or "disable_jit"."""
+
+    kernel: str = "reference"
+    mode: str = "eager"
+    name: str = "jax"
+    conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS), hash=False)
+
+    def unsupported(self, case: Case) -> list[str]:
+        """Every reason why this case cannot be run; [] where it can."""
+        reasons = ["dropout is not implemented yet"] if case.dropout_rate else []
+        if self.mode == "jit" and case.empty_rows == "error":
+            reasons.append("empty_rows='error' cannot be checked where the mask is traced")
+        return reasons
+
+    def run(
+        self,
+        case: Case,
+        inputs: dict[str, np.ndarray[Any, Any]],
+        weights: dict[str, np.ndarray[Any, Any]] | None = None,
+        cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """As `maskattn.parity.adapters.Adapter.run`."""
+        with self._settings(case):
+            if case.config is not None:
+                return self._run_module(case, inputs, weights or {}, cotangent)
+            arrays = self._differentiated(case, inputs)
+            given = None
+            if cotangent is not None:
+                given = (from_numpy(cotangent["output"]), from_numpy(cotangent["lse"]))
+            call = _compiled if self.mode == "jit" else _attend
+            bias = None if "bias" in arrays else case.bias
+            options = (case.scale, case.softcap, case.empty_rows, self.kernel)
+            (output, lse), gradients = call(arrays, case.mask, bias, given, options)
+            results = {"output": to_numpy(output), "lse": to_numpy(lse)}
+            return results | {f"d_{name}": to_numpy(grad) for name, grad in gradients.items()}
+
+    def _differentiated(self, case: Case, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, jax.Array]:
+        names = ["query", "key", "value", *(["bias"] if isinstance(case.bias, str) else []), "sinks"]
+        return {name: from_numpy(inputs[name]) for name in names if name in inputs}
+
+    @contextlib.contextmanager
+    def _settings(self, case: Case) -> Iterator[None]:
+        with contextlib.ExitStack() as stack:
+            if case.dtype == "float64":
+                stack.enter_context(jax.enable_x64(True))
+            if self.mode == "disable_jit":
+                stack.enter_context(jax.disable_jit())
+            yield
+
+    def _run_module(
+        self,
+        case: Case,
+        inputs: dict[str, np.ndarray[Any, Any]],
+        weights: dict[str, np.ndarray[Any, Any]],
+        cotangent: dict[str, np.ndarray[Any, Any]] | None,
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        assert case.config is not None
+        dtype = jnp.dtype(case.numpy_dtype)
+        module = multihead.MultiHeadAttention(case.config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+        params.load(module, weights)
+        names = ["query"] if inputs["key"] is inputs["query"] else ["query", "key", "value"]
+        arrays = {name: from_numpy(inputs[name]) for name in names}
+        graph, state, rest = nnx.split(module, nnx.Param, ...)
+
+        def forward(state: Any, arrays: dict[str, jax.Array]) -> jax.Array:
+            module = nnx.merge(graph, state, rest)
+            return module(*arrays.values(), mask=case.mask, bias=case.bias, kernel=self.kernel)  # type: ignore[no-any-return]
+
+        output, pull = jax.vjp(forward, state, arrays)
+        results = {"output": to_numpy(output)}
+        if cotangent is not None:
+            d_state, d_arrays = pull(from_numpy(cotangent["output"]))
+            results |= {f"d_{name}": to_numpy(grad) for name, grad in d_arrays.items()}
+            gradients = params.dump(nnx.merge(graph, d_state, rest))
+            results |= {f"d_{name}": np.asarray(grad) for name, grad in gradients.items()}
+        return results
+
+
+def _attend(
+    arrays: dict[str, jax.Array], mask: Any, bias: Any, cotangent: Any, options: tuple[Any, ...]
+) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
+    """((output, lse), gradients by name: {} without a cotangent)."""
+    scale, softcap, empty_rows, kernel = options
+
+    def forward(arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        return functional.attention(  # type: ignore[no-any-return]
+            arrays["query"],
+            arrays["key"],
+            arrays["value"],
+            mask,
+            bias=arrays.get("bias", bias),
+            scale=scale,
+            softcap=softcap,
+            sinks=arrays.get("sinks"),
+            empty_rows=empty_rows,
+            kernel=kernel,
+            return_lse=True,
+        )
+
+    if cotangent is None:
+        return forward(arrays), {}
+    results, pull = jax.vjp(forward, arrays)
+    return results, pull(cotangent)[0]
+
+
+_compiled = functools.partial(jax.jit, static_argnums=4)(_attend)
+
+ADAPTER = Adapter()

@@ -1,0 +1,110 @@
+"""This twin as the parity suite sees it: NumPy in, NumPy out, gradients by torch.autograd. Stateless."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from maskattn.parity.adapters import CONVENTIONS
+from maskattn.parity.cases import Case
+from maskattn_torch import functional, multihead, params
+
+__all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
+
+
+def from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
+    """A tensor with a copy of the array's bytes, bfloat16 included."""
+    array = np.array(array, order="C")
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+    """The tensor's bytes as an array, bfloat16 as that of ml_dtypes."""
+    tensor = tensor.detach().contiguous()
+    if tensor.dtype == torch.bfloat16:
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """`kernel` is handed to attention and modules; `mode` is "eager" (PyTorch has no other here)."""
+
+    kernel: str = "reference"
+    mode: str = "eager"
+    name: str = "torch"
+    conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS), hash=False)
+
+    def unsupported(self, case: Case) -> list[str]:
+        """Every reason why this case cannot be run; [] where it can."""
+        return ["dropout is not implemented yet"] if case.dropout_rate else []
+
+    def run(
+        self,
+        case: Case,
+        inputs: dict[str, np.ndarray[Any, Any]],
+        weights: dict[str, np.ndarray[Any, Any]] | None = None,
+        cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        """As `maskattn.parity.adapters.Adapter.run`."""
+        if case.config is not None:
+            return self._run_module(case, inputs, weights or {}, cotangent)
+        arrays = self._differentiated(case, inputs)
+        bias = arrays["bias"] if "bias" in arrays else case.bias
+        output, lse = functional.attention(
+            arrays["query"],
+            arrays["key"],
+            arrays["value"],
+            case.mask,
+            bias=bias,
+            scale=case.scale,
+            softcap=case.softcap,
+            sinks=arrays.get("sinks"),
+            empty_rows=case.empty_rows,
+            kernel=self.kernel,
+            return_lse=True,
+        )
+        results = {"output": to_numpy(output), "lse": to_numpy(lse)}
+        if cotangent is not None:
+            given = [from_numpy(cotangent["output"]), from_numpy(cotangent["lse"])]
+            gradients = torch.autograd.grad([output, lse], list(arrays.values()), given)
+            results |= {f"d_{name}": to_numpy(grad) for name, grad in zip(arrays, gradients, strict=True)}
+        return results
+
+    def _differentiated(self, case: Case, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
+        names = ["query", "key", "value", *(["bias"] if isinstance(case.bias, str) else []), "sinks"]
+        return {name: from_numpy(inputs[name]).requires_grad_() for name in names if name in inputs}
+
+    def _run_module(
+        self,
+        case: Case,
+        inputs: dict[str, np.ndarray[Any, Any]],
+        weights: dict[str, np.ndarray[Any, Any]],
+        cotangent: dict[str, np.ndarray[Any, Any]] | None,
+    ) -> dict[str, np.ndarray[Any, Any]]:
+        assert case.config is not None
+        dtype = from_numpy(inputs["query"]).dtype
+        module = multihead.MultiHeadAttention(case.config).to(dtype)
+        params.load(module, weights)
+        names = ["query"] if inputs["key"] is inputs["query"] else ["query", "key", "value"]
+        arrays = {name: from_numpy(inputs[name]).requires_grad_() for name in names}
+        output = module(*arrays.values(), mask=case.mask, bias=case.bias, kernel=self.kernel)
+        results = {"output": to_numpy(output)}
+        if cotangent is not None:
+            output.backward(from_numpy(cotangent["output"]))
+            results |= {f"d_{name}": to_numpy(array.grad) for name, array in arrays.items()}  # type: ignore[arg-type]
+            with torch.no_grad():
+                for parameter in module.parameters():
+                    assert parameter.grad is not None
+                    parameter.copy_(parameter.grad)
+            results |= {f"d_{name}": np.asarray(grad) for name, grad in params.dump(module).items()}
+        return results
+
+
+ADAPTER = Adapter()
