@@ -1,0 +1,168 @@
+"""safetensors: 8 bytes of header length, a JSON header, then the tensors' bytes end to end.
+
+Read and written here directly, without PyTorch and with bfloat16. What the format forbids is refused: overlaps, holes,
+sizes that contradict shapes, bytes left over (https://github.com/huggingface/safetensors, "Format").
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import IO, Any
+
+import ml_dtypes
+import numpy as np
+
+from maskattn.checkpoints._base import Array, Reader, TensorInfo, write_atomically
+
+SUFFIXES = (".safetensors",)
+HEADER_LIMIT = 100_000_000  # as the format's own library has it
+
+_DTYPES: dict[str, np.dtype[Any]] = {
+    "BOOL": np.dtype("bool"),
+    "U8": np.dtype("u1"),
+    "I8": np.dtype("i1"),
+    "F8_E5M2": np.dtype(ml_dtypes.float8_e5m2),
+    "F8_E4M3": np.dtype(ml_dtypes.float8_e4m3fn),
+    "I16": np.dtype("<i2"),
+    "U16": np.dtype("<u2"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype(ml_dtypes.bfloat16),
+    "I32": np.dtype("<i4"),
+    "U32": np.dtype("<u4"),
+    "F32": np.dtype("<f4"),
+    "C64": np.dtype("<c8"),
+    "F64": np.dtype("<f8"),
+    "I64": np.dtype("<i8"),
+    "U64": np.dtype("<u8"),
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+class SafetensorsReader(Reader):
+    """One file. Bytes are read into a fresh array, so that a file cut short meanwhile is an error and not a crash."""
+
+    def __init__(self, path: Path) -> None:
+        self._file: IO[bytes] = open(path, "rb", buffering=0)
+        try:
+            infos, self._starts, metadata = _read_header(self._file, path)
+        except BaseException:
+            self._file.close()
+            raise
+        super().__init__(path, infos, metadata)
+
+    def _read(self, name: str, info: TensorInfo) -> Array:
+        array = np.empty(info.shape, info.dtype)
+        buffer = memoryview(array.reshape(-1).view(np.uint8))
+        self._file.seek(self._starts[name])
+        while buffer:
+            count = self._file.readinto(buffer)  # type: ignore[attr-defined]
+            if not count:
+                raise ValueError(f"{self.path}: ends within {name!r}: the file was cut short after it was opened")
+            buffer = buffer[count:]
+        return array
+
+    def _close(self) -> None:
+        self._file.close()
+
+
+def open_file(path: Path) -> Reader:
+    """Opens one safetensors file; ValueError where it is not one."""
+    return SafetensorsReader(path)
+
+
+def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes ``tensors`` (contiguous, little-endian) as one file, in the order the format's own library has them."""
+    unknown = [f"{name}: safetensors has no dtype {a.dtype}" for name, a in tensors.items() if a.dtype not in _NAMES]
+    if "__metadata__" in tensors:
+        unknown.append("__metadata__: a name that safetensors keeps for itself")
+    if unknown:
+        raise ValueError("\n  ".join([f"{path} cannot be written:", *unknown]))
+    order = list(_DTYPES)
+    names = sorted(tensors, key=lambda name: (-order.index(_NAMES[tensors[name].dtype]), name))
+    header: dict[str, Any] = {}
+    if metadata:
+        header["__metadata__"] = dict(metadata)
+    offset = 0
+    for name in names:
+        array = tensors[name]
+        end = offset + array.nbytes
+        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)  # the tensors start on a multiple of 8
+    if len(text) > HEADER_LIMIT:
+        raise ValueError(
+            f"{path} cannot be written: its header would have {len(text)} bytes, the limit is {HEADER_LIMIT}"
+        )
+
+    def write(file: IO[bytes]) -> None:
+        file.write(len(text).to_bytes(8, "little"))
+        file.write(text)
+        for name in names:
+            file.write(memoryview(tensors[name].reshape(-1).view(np.uint8)))
+
+    write_atomically(path, write)
+
+
+def _read_header(file: IO[bytes], path: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:
+    size = file.seek(0, 2)
+    file.seek(0)
+    length = int.from_bytes(file.read(8), "little")
+    if size < 8 or length > size - 8:
+        raise ValueError(f"{path}: not a safetensors file: a header of {length} bytes cannot lie in {size} bytes")
+    if length > HEADER_LIMIT:
+        raise ValueError(f"{path}: a header of {length} bytes is refused, the limit is {HEADER_LIMIT}")
+    try:
+        header = json.loads(file.read(length).decode(), object_pairs_hook=_no_duplicates)
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: not a safetensors file: its header is not valid JSON ({error})") from None
+    if not isinstance(header, dict):
+        raise ValueError(f"{path}: not a safetensors file: its header is a JSON {type(header).__name__}")
+    metadata = header.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{path}: __metadata__ must map names to text")
+    infos: dict[str, TensorInfo] = {}
+    spans: list[tuple[int, int, str]] = []
+    for name, entry in header.items():
+        infos[name], (start, end) = _entry(path, name, entry)
+        spans.append((start, end, name))
+    at = 0
+    for start, end, name in sorted(spans):
+        if start != at:
+            raise ValueError(f"{path}: {name!r} starts at byte {start}, expected {at}: tensors overlap or leave a hole")
+        at = end
+    if at != size - 8 - length:
+        raise ValueError(f"{path}: the header describes {at} bytes of tensors, the file has {size - 8 - length}")
+    return infos, {name: 8 + length + start for start, _, name in spans}, metadata
+
+
+def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+    if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
+        raise ValueError(f"{path}: the entry of {name!r} must have dtype, shape and data_offsets, got {entry!r:.200}")
+    dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
+    if not isinstance(dtype, str) or dtype not in _DTYPES:
+        raise ValueError(f"{path}: {name!r} has dtype {dtype!r:.50}; known are {', '.join(_DTYPES)}")
+    if not _sizes(shape) or not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise ValueError(f"{path}: {name!r} has shape {shape!r:.100} and data_offsets {offsets!r:.100}")
+    if len(shape) > 32:
+        raise ValueError(f"{path}: {name!r} has {len(shape)} axes, the limit is 32")
+    info = TensorInfo(tuple(shape), _DTYPES[dtype])
+    if info.nbytes != offsets[1] - offsets[0]:
+        raise ValueError(
+            f"{path}: {name!r} of shape {shape} and dtype {dtype} needs {info.nbytes} bytes, "
+            f"but its data_offsets span {offsets[1] - offsets[0]}"
+        )
+    return info, (offsets[0], offsets[1])
+
+
+def _sizes(values: Any) -> bool:
+    return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
+
+
+def _no_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    out = dict(pairs)
+    if len(out) != len(pairs):
+        raise ValueError("a name occurs twice")
+    return out
