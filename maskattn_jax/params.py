@@ -1,0 +1,156 @@
+"""Live modules <-> canonical tensors, with no file between.
+
+Works on ``MultiHeadAttention`` and ``Attention`` of this package and on ``flax.nnx.MultiHeadAttention``; for Linen,
+whose modules hold no parameters, on variables. The canonical tensors are NumPy arrays by the names of
+``maskattn.layouts.canonical``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import flax.linen
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from maskattn import layouts
+from maskattn.config import AttentionConfig
+from maskattn.layouts._base import Layout
+from maskattn.layouts._live import CANONICAL, check_canonical, check_targets, raise_if_any
+
+Array = Any
+
+__all__ = ["config_of", "dump", "load"]
+
+_LINEN = layouts.get("flax-linen")
+
+
+def load(module: Any, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
+    """Writes canonical ``tensors`` into an NNX ``module``, in place; for a Linen module or an AttentionConfig returns
+    them as variables, ``{"params": {"query": {"kernel": ...}, ...}}``.
+
+    Names, shapes and dtypes must be those of the module; everything is checked before anything is written.
+
+    Raises:
+        ValueError: one error that lists every tensor missing, left over, of the wrong shape or dtype, or not an array.
+        TypeError: a module of a kind not known here.
+    """
+    if isinstance(module, AttentionConfig):
+        return _variables(check_canonical(tensors, module, "the config"), module, "the config")
+    if isinstance(module, flax.linen.Module):
+        config = _linen_config(module, tensors)
+        dtype = getattr(module, "param_dtype", None)
+        given = check_canonical(tensors, config, _name(module), () if dtype is None else [np.dtype(dtype).name])
+        return _variables(given, config, _name(module))
+    layout, config = _describe(module)
+    held = _parameters(module)
+    given = check_canonical(tensors, config, _name(module), map(_dtype_name, held.values()))
+    new = layout.from_canonical(given, config)
+    check_targets(new, {name: (p.get_value().shape, _dtype_name(p)) for name, p in held.items()}, _name(module))
+    # A copy: on the CPU JAX may otherwise keep using the caller's memory.
+    ready = {name: jax.device_put(np.array(new[name], order="C"), held[name].get_value().sharding) for name in held}
+    for name, parameter in held.items():
+        parameter.set_value(ready[name])
+    return None
+
+
+def dump(module: Any) -> dict[str, Array]:
+    """The parameters of an NNX ``module``, or of Linen variables, as canonical tensors: new NumPy arrays.
+
+    Raises:
+        ValueError: parameters that have no canonical form, all listed.
+        TypeError: a module of a kind not known here; a Linen module, which holds no parameters.
+    """
+    if isinstance(module, Mapping):
+        held = {name: np.asarray(array) for name, array in layouts.flatten(module.get("params", module)).items()}
+        layout, name_of = _LINEN, "the variables"
+        config = _infer(layout, held, name_of)
+    else:
+        layout, config = _describe(module)
+        held = {name: np.asarray(parameter.get_value()) for name, parameter in _parameters(module).items()}
+        name_of = _name(module)
+    raise_if_any(layouts.problems(layout, held, config), name_of)
+    canonical = layout.to_canonical(held, config)
+    return {name: np.array(canonical[name], order="C", copy=True) for name in CANONICAL.shapes(config)}
+
+
+def config_of(module: Any) -> AttentionConfig:
+    """The configuration of a live NNX module: its own, or what the shapes of the framework's module say."""
+    return _describe(module)[1]
+
+
+def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
+    layout = layouts.get("flax-nnx")
+    config = getattr(module, "config", None)
+    if isinstance(module, nnx.Module) and isinstance(config, AttentionConfig):
+        return layout, config
+    if isinstance(module, nnx.MultiHeadAttention):
+        held = {name: parameter.get_value() for name, parameter in _parameters(module).items()}
+        return layout, _infer(layout, held, _name(module))
+    hint = ": a Linen module holds no parameters, pass its variables" if isinstance(module, flax.linen.Module) else ""
+    raise TypeError(
+        f"module must be a MultiHeadAttention or Attention of maskattn_jax, a flax.nnx.MultiHeadAttention, "
+        f"or Linen variables, got {_name(module)}{hint}"
+    )
+
+
+def _parameters(module: Any) -> dict[str, Any]:
+    """Every nnx.Param by its path joined by dots. A bias that a module was built without is a Param of None: left
+    out.
+    """
+    found = {}
+    for path, node in nnx.iter_graph(module):
+        if isinstance(node, nnx.Param) and node.get_value() is not None:
+            found[".".join(map(str, path))] = node
+    return found
+
+
+def _infer(layout: Layout, held: Mapping[str, Any], name: str) -> AttentionConfig:
+    try:
+        return layout.infer(held, None, None)
+    except ValueError as error:
+        raise ValueError(f"the parameters of {name} are not those of a multi-head attention: {error}") from None
+
+
+def _linen_config(module: flax.linen.Module, tensors: Mapping[str, Array]) -> AttentionConfig:
+    """A Linen module's own config; Flax's module learns its input widths from the data, here from ``tensors``."""
+    config = getattr(module, "config", None)
+    if isinstance(config, AttentionConfig):
+        return config
+    if not isinstance(module, flax.linen.MultiHeadDotProductAttention):
+        raise TypeError(
+            f"module must be a MultiHeadAttention or Attention of maskattn_jax, a flax.nnx.MultiHeadAttention, a Linen "
+            f"multi-head attention or an AttentionConfig, got {_name(module)}"
+        )
+    raise_if_any(["normalize_qk: query and key norms have no canonical form yet"] * module.normalize_qk, _name(module))
+    found = _infer(CANONICAL, tensors, "tensors")
+    width = found.embed_dim if module.qkv_features is None else module.qkv_features
+    return AttentionConfig(
+        found.embed_dim,
+        module.num_heads,
+        head_dim=max(width // module.num_heads, 1),
+        kdim=found.kdim,
+        vdim=found.vdim,
+        out_dim=found.embed_dim if module.out_features is None else module.out_features,
+        qkv_bias=module.use_bias,
+        out_bias=module.use_bias,
+    )
+
+
+def _variables(given: Mapping[str, Array], config: AttentionConfig, name: str) -> dict[str, Any]:
+    narrowed = [n for n, array in given.items() if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype]
+    raise_if_any([f"{n}: dtype {given[n].dtype} needs jax_enable_x64, which is off" for n in narrowed], name)
+    arrays = {n: jnp.array(array, copy=True) for n, array in given.items()}
+    flat = _LINEN.from_canonical(arrays, config)
+    return {"params": layouts.unflatten(flat)} if flat else {}
+
+
+def _dtype_name(parameter: Any) -> str:
+    return str(parameter.get_value().dtype)
+
+
+def _name(module: Any) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"

@@ -1,0 +1,113 @@
+"""Live modules <-> canonical tensors, with no file between.
+
+Works on ``MultiHeadAttention`` and ``Attention`` of this package and on ``torch.nn.MultiheadAttention``. The canonical
+tensors are NumPy arrays by the names of ``maskattn.layouts.canonical``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+import torch
+
+from maskattn import layouts
+from maskattn.config import AttentionConfig
+from maskattn.layouts._base import Layout
+from maskattn.layouts._live import CANONICAL, check_canonical, check_targets, raise_if_any
+
+Array = Any
+
+__all__ = ["config_of", "dump", "load"]
+
+
+def load(module: Any, tensors: Mapping[str, Array]) -> None:
+    """Writes canonical ``tensors`` into ``module``, in place.
+
+    Names, shapes and dtypes must be those of the module; everything is checked before anything is written.
+
+    Raises:
+        ValueError: one error that lists every tensor missing, left over, of the wrong shape or dtype, or not an array.
+        TypeError: a module of a kind not known here.
+    """
+    layout, config = _describe(module)
+    held = dict(module.named_parameters())
+    given = check_canonical(tensors, config, _name(module), map(_dtype_name, held.values()))
+    new = layout.from_canonical(given, config)
+    check_targets(new, {name: (tuple(p.shape), _dtype_name(p)) for name, p in held.items()}, _name(module))
+    raise_if_any(
+        [f"{name}: on the meta device, without memory" for name, p in held.items() if p.is_meta], _name(module)
+    )
+    ready = {name: _to_torch(np.array(array, order="C", copy=True)) for name, array in new.items()}
+    with torch.no_grad():
+        for name, parameter in held.items():
+            parameter.copy_(ready[name])
+
+
+def dump(module: Any) -> dict[str, Array]:
+    """The parameters of ``module`` as canonical tensors: new NumPy arrays, bfloat16 as ml_dtypes'.
+
+    Raises:
+        ValueError: parameters that have no canonical form, all listed.
+        TypeError: a module of a kind not known here.
+    """
+    layout, config = _describe(module)
+    held = {name: _to_numpy(parameter) for name, parameter in module.named_parameters()}
+    raise_if_any(layouts.problems(layout, held, config), _name(module))
+    canonical = layout.to_canonical(held, config)
+    return {name: np.array(canonical[name], order="C", copy=True) for name in CANONICAL.shapes(config)}
+
+
+def config_of(module: Any) -> AttentionConfig:
+    """The configuration of a live module: its own, or what the framework's module was built with."""
+    return _describe(module)[1]
+
+
+def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
+    if isinstance(module, torch.nn.MultiheadAttention):
+        return layouts.get("torch-mha"), _mha_config(module)
+    config = getattr(module, "config", None)
+    if isinstance(module, torch.nn.Module) and isinstance(config, AttentionConfig):
+        return layouts.get("maskattn-torch"), config
+    raise TypeError(
+        f"module must be a MultiHeadAttention or Attention of maskattn_torch or a torch.nn.MultiheadAttention, "
+        f"got {_name(module)}"
+    )
+
+
+def _mha_config(module: torch.nn.MultiheadAttention) -> AttentionConfig:
+    if module.add_zero_attn:
+        raise ValueError(f"{_name(module)}: add_zero_attn is set, which no other module here can express")
+    bias = module.in_proj_bias is not None
+    return AttentionConfig(
+        module.embed_dim,
+        module.num_heads,
+        kdim=module.kdim,
+        vdim=module.vdim,
+        qkv_bias=bias,
+        out_bias=module.out_proj.bias is not None,
+        dropout_rate=module.dropout,
+    )
+
+
+def _to_numpy(tensor: torch.Tensor) -> Array:
+    tensor = tensor.detach().cpu().contiguous()
+    if tensor.dtype == torch.bfloat16:  # NumPy itself has no such dtype: the bits travel as integers
+        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return tensor.numpy()
+
+
+def _to_torch(array: Array) -> torch.Tensor:
+    if array.dtype == ml_dtypes.bfloat16:
+        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
+    return torch.from_numpy(array)
+
+
+def _dtype_name(parameter: torch.Tensor) -> str:
+    return str(parameter.dtype).removeprefix("torch.")
+
+
+def _name(module: Any) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
