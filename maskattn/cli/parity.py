@@ -1,0 +1,110 @@
+"""`maskattn parity`: prove on this machine that implementations of attention agree."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command(name="parity")
+@click.option("--cases", "pattern", metavar="GLOB", help="Only cases whose id matches, or contains, this.")
+@click.option(
+    "--kernel",
+    default="exact",
+    show_default=True,
+    help="The twins' kernel. exact: every bit equal; any other: within the bounds of the float64 oracle.",
+)
+@click.option("--samples", type=click.IntRange(min=0), default=0, metavar="N", help="Draw random cases until N numbers.")
+@click.option("--impl", "specs", multiple=True, metavar="PKG.MOD:ADAPTER", help="Judge this instead of the twins.")
+@click.option("--checkpoint", metavar="PATH", help="Prove it on a checkpoint of a known layout.")
+@click.option("--real", is_flag=True, help="Prove it on a real checkpoint and real sentences (all-MiniLM-L6-v2).")
+@click.option("--faults", is_flag=True, help="Plant the known faults in each twin and show that each is caught.")
+@click.option("--list", "list_only", is_flag=True, help="List the cases and run none.")
+@click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
+@click.option("--verbose", is_flag=True, help="Show every failure, not the first 20.")
+def command(
+    pattern: str | None,
+    kernel: str,
+    samples: int,
+    specs: tuple[str, ...],
+    checkpoint: str | None,
+    real: bool,
+    faults: bool,
+    list_only: bool,
+    json_path: Path | None,
+    verbose: bool,
+) -> None:
+    """Run the same attention in every implementation and compare.
+
+    By default both twins (and, for the exact kernel, NumPy itself) run every case; a float64 oracle judges each, and in
+    exact mode every bit of output and gradients must agree. Exit code 0: every case ran and held. 1: something failed or
+    nothing ran. 3: nothing failed, but some cases did not run (the table says which, and why).
+    """
+    from rich.console import Console
+
+    console = Console()
+    if real or checkpoint:
+        raise SystemExit(_checkpoint(checkpoint, kernel, json_path))
+    if faults:
+        from maskattn.parity.faults import show
+
+        raise SystemExit(show(console))
+    from maskattn.parity import cases as cases_
+
+    selected = cases_.select(pattern)
+    if list_only:
+        for case in selected:
+            click.echo(case.id)
+        return
+    if not selected and not samples:
+        raise click.UsageError(f"--cases {pattern!r} matches none of the cases; --list shows their ids")
+    raise SystemExit(_run(console, selected, kernel, samples, specs, json_path, verbose))
+
+
+def _checkpoint(path: str | None, kernel: str, json_path: Path | None) -> int:
+    from maskattn.parity import checkpoint
+
+    return int(checkpoint.main(path, kernel=kernel, json_path=json_path))
+
+
+def _run(
+    console: Any,
+    selected: list[Any],
+    kernel: str,
+    samples: int,
+    specs: tuple[str, ...],
+    json_path: Path | None,
+    verbose: bool,
+) -> int:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+    from maskattn.parity import adapters, report, run
+
+    implementations = _implementations(kernel, specs)
+    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("", total=len(selected))
+
+        def advance(case: adapters.Case, elements: int) -> None:
+            bar.update(task, advance=1, description=f"{elements:,} numbers · {case.id}")
+
+        result = run.run(selected, implementations, kernel=kernel, samples=samples, progress=advance)
+    report.render(result, console, verbose=verbose)
+    if json_path is not None:
+        json_path.write_text(report.as_json(result))
+    return result.exit_code
+
+
+def _implementations(kernel: str, specs: tuple[str, ...]) -> list[Any]:
+    from maskattn.parity import adapters
+
+    try:
+        if specs:
+            return [adapters.load(spec) for spec in specs]
+        return adapters.standard(kernel)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise click.ClickException(f"cannot load an implementation: {error}") from error
