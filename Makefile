@@ -12,7 +12,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help parity test lint format clean
+.PHONY: help parity test lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -35,18 +35,20 @@ format: $(STAMP)
 	@$(RUN) -m ruff check --fix .
 	@$(RUN) -m ruff format .
 
-clean:
-	rm -rf $(VENV)
-
+# A .venv that is broken, half made or of an older Python is made anew.
 $(STAMP): pyproject.toml constraints.txt
 	@set -e; \
-	if [ ! -x $(RUN) ]; then \
-	  for python in "$(PYTHON)" python3 python3.13 python3.12 python3.11 python; do \
-	    if [ -n "$$python" ] && "$$python" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then found=$$python; break; fi; \
+	if ! { $(RUN) -c '$(NEW_ENOUGH)' && $(RUN) -m pip --version; } >/dev/null 2>&1; then \
+	  if [ -n "$(PYTHON)" ]; then set -- "$(PYTHON)"; else set -- python3 python3.13 python3.12 python3.11 python; fi; \
+	  found=; \
+	  for python in "$$@"; do \
+	    if "$$python" -c '$(NEW_ENOUGH)' >/dev/null 2>&1; then found=$$python; break; fi; \
 	  done; \
-	  if [ -z "$$found" ]; then echo "make: no Python >= 3.11 among: $$* (PYTHON=/path/to/python names one)" >&2; exit 1; fi; \
+	  if [ -z "$$found" ]; then \
+	    echo "maskattn needs Python >= 3.11; tried: $$* (make PYTHON=/path/to/python names another)" >&2; exit 1; \
+	  fi; \
 	  echo "Creating $(VENV) with $$("$$found" --version)"; \
-	  "$$found" -m venv $(VENV); \
+	  "$$found" -m venv --clear $(VENV); \
 	fi; \
 	echo "Installing into $(VENV): some minutes the first time"; \
 	$(RUN) -m pip install --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'; \
