@@ -89,7 +89,7 @@ def check_attention(
     shapes: Mapping[str, Shape],
     dtypes: Mapping[str, str],
     *,
-    sizes: Mapping[str, Mapping[str, int]] | None = None,
+    objects: Sequence[Any] = (),
     scale: Any = None,
     softcap: Any = None,
     dropout_rate: Any = 0.0,
@@ -106,8 +106,7 @@ def check_attention(
         shapes: shapes of "query" [B, L, H, D], "key" [B, S, K, D], "value" [B, S, K, Dv] and, where given, of
             "sinks" [H], and of "mask" and "bias" where they are arrays (broadcastable to [B, H, L, S]).
         dtypes: their dtype names.
-        sizes: for "mask" and "bias" where they are objects: the sizes that their data fix, among "batch", "heads",
-            "q_len" and "kv_len".
+        objects: the Mask and the Bias, where mask and bias are not arrays; asked whether the sizes conflict with them.
         kernels: the names that `kernel` may take besides "auto".
 
     Raises:
@@ -118,7 +117,7 @@ def check_attention(
     _check_arrays(problems, shapes, dtypes)
     full = _full_shape(shapes)
     if full is not None:
-        _check_against_full(problems, shapes, sizes or {}, full)
+        _check_against_full(problems, shapes, objects, full)
     for name, value in (("scale", scale), ("softcap", softcap)):
         if value is not None:
             problems.finite(name, problems.number(name, value), positive=name == "softcap")
@@ -160,9 +159,7 @@ def _full_shape(shapes: Mapping[str, Shape]) -> Shape | None:
     return (query[0], query[2], query[1], key[1])
 
 
-def _check_against_full(
-    problems: Problems, shapes: Mapping[str, Shape], sizes: Mapping[str, Mapping[str, int]], full: Shape
-) -> None:
+def _check_against_full(problems: Problems, shapes: Mapping[str, Shape], objects: Sequence[Any], full: Shape) -> None:
     query, key, value = shapes["query"], shapes["key"], shapes["value"]
     if not query[0] == key[0] == value[0]:
         problems.value(f"query, key and value must agree in batch, got {query[0]}, {key[0]} and {value[0]}")
@@ -181,11 +178,10 @@ def _check_against_full(
     for name in ("mask", "bias"):
         if name in shapes and not _broadcasts(shapes[name], full):
             problems.value(f"{name} must broadcast to [B, H, L, S] = {full}, got shape {shapes[name]}")
-    actual = {"batch": full[0], "heads": full[1], "q_len": full[2], "kv_len": full[3]}
-    for name, fixed in sizes.items():
-        for axis, size in fixed.items():
-            if axis in actual and actual[axis] != size:
-                problems.value(f"{name} is made for {axis} {size}, but query, key and value have {axis} {actual[axis]}")
+    sizes = {"batch": full[0], "heads": full[1], "q_len": full[2], "kv_len": full[3]}
+    for part in objects:
+        for reason in part.conflicts(sizes):
+            problems.value(reason)
 
 
 def _broadcasts(shape: Shape, full: Shape) -> bool:
@@ -244,3 +240,54 @@ def _untraced(name: str, node: Any, concrete: Callable[[Any], Any]) -> Any:
         return array
 
     return node.map_data(convert)
+
+
+def check_inputs(where: str, config: Any, shapes: Mapping[str, Shape], deterministic: bool) -> None:
+    """Check the inputs of a module: "query" [B, L, embed_dim], "key" [B, S, kdim], "value" [B, S, vdim]; and its rates.
+
+    Raises:
+        ValueError: lists every wrong shape; or dropout is on and not available yet.
+    """
+    problems = Problems(where)
+    widths = {"query": config.embed_dim, "key": config.key_dim, "value": config.value_dim}
+    for name, width in widths.items():
+        if len(shapes[name]) != 3 or shapes[name][2] != width:
+            problems.value(f"{name} must be [batch, length, {width}], got shape {shapes[name]}")
+    for name in ("dropout_rate", "out_dropout_rate"):
+        if getattr(config, name) and not deterministic:
+            rate = getattr(config, name)
+            problems.value(f"{name} {rate}: dropout is not available yet; use eval mode or pass deterministic=True")
+    problems.raise_if_any()
+
+
+def complete_inputs(where: str, query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
+    """A module's key defaults to its query and its value to its key; a value without a key is an error."""
+    if key is None and value is not None:
+        raise ValueError(f"{where}: value is given without key: give both, or only key")
+    key = query if key is None else key
+    return query, key, key if value is None else value
+
+
+def check_config(where: str, config: Any) -> None:
+    """Raise a TypeError unless `config` is an AttentionConfig."""
+    from maskattn.config import AttentionConfig
+
+    if not isinstance(config, AttentionConfig):
+        raise TypeError(f"{where}: config must be an AttentionConfig, got {_show(config)}")
+
+
+def check_attention_mask(shape: Shape, inputs: Shape, heads: int) -> None:
+    """Check the mask of the seed module: [B, N], or broadcastable to [B, H, N, N], for inputs [B, N, dim]; 1 = keep.
+
+    Raises:
+        ValueError: any other shape.
+    """
+    if len(inputs) != 3:
+        raise ValueError(f"Attention: x must be [batch, length, dim], got shape {inputs}")
+    batch, length, _ = inputs
+    expanded = (shape[0], 1, 1, shape[1]) if len(shape) == 2 else shape
+    if not _broadcasts(expanded, (batch, heads, length, length)):
+        raise ValueError(
+            f"Attention: attention_mask must be [B, N] = {(batch, length)} or broadcast to [B, H, N, N] = "
+            f"{(batch, heads, length, length)}, got shape {shape}"
+        )

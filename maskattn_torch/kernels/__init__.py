@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from maskattn_torch.kernels import reference
+from maskattn_torch.kernels import exact, reference
 
-KERNELS: dict[str, ModuleType] = {"reference": reference}
+KERNELS: dict[str, ModuleType] = {"reference": reference, "exact": exact}
 
 __all__ = ["KERNELS"]

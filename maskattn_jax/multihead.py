@@ -1,0 +1,158 @@
+"""MultiHeadAttention: projections around attention(...), its parameters named as Flax names them."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import jax.numpy as jnp
+from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+
+from maskattn.checks import check_config, check_inputs, complete_inputs
+from maskattn.config import AttentionConfig
+from maskattn_jax.functional import attention
+from maskattn_jax.kernels import KERNELS
+
+Array = Any
+
+__all__ = ["MultiHeadAttention"]
+
+
+class MultiHeadAttention(nnx.Module):
+    """Multi-head attention built from an `AttentionConfig`.
+
+    Parameters, initialised as `nnx.MultiHeadAttention` initialises (the same numbers from the same `rngs`): `query`,
+    `key`, `value` with kernels [E, H or K, D] and biases [H or K, D], `out` with kernel [H, Dv, out] and bias [out].
+    With `project=False` there are none.
+
+    Args:
+        config: the sizes and options.
+        dtype: of the computation; None follows inputs and parameters (Flax's promotion).
+        param_dtype: of the parameters.
+        rngs: the source of the initial parameters.
+    """
+
+    def __init__(
+        self, config: AttentionConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ) -> None:
+        check_config(type(self).__name__, config)
+        self.config = config
+        self.dtype = dtype
+        self.param_dtype = param_dtype
+        self.deterministic = False
+        if not config.project:
+            return
+        options = {"dtype": dtype, "param_dtype": param_dtype, "precision": "highest", "rngs": rngs}
+        widths = {
+            "query": (config.embed_dim, (config.num_heads, config.qk_head_dim)),
+            "key": (config.key_dim, (config.kv_heads, config.qk_head_dim)),
+            "value": (config.value_dim, (config.kv_heads, config.value_head_dim)),
+        }
+        for name, (width, heads) in widths.items():
+            setattr(self, name, nnx.LinearGeneral(width, heads, use_bias=config.qkv_bias, **options))
+        heads = (config.num_heads, config.value_head_dim)
+        self.out = nnx.LinearGeneral(heads, config.output_dim, axis=(-2, -1), use_bias=config.out_bias, **options)
+
+    def __call__(
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        *,
+        mask: Any = None,
+        bias: Any = None,
+        dropout_key: Any = None,
+        deterministic: bool | None = None,
+        kernel: str = "auto",
+    ) -> Array:
+        """query [B, L, embed_dim], key [B, S, kdim], value [B, S, vdim] -> [B, L, out_dim].
+
+        Args:
+            query, key, value: key defaults to query, value to key.
+            mask: a Mask or a bool array that broadcasts to [B, H, L, S]; True = may attend.
+            bias: a Bias or a float array that broadcasts to [B, H, L, S], added to the logits.
+            dropout_key: unused while dropout is not available.
+            deterministic: True applies no dropout; None means `self.deterministic`, which `train()` and `eval()` set.
+            kernel: as in `attention`; "exact" computes the projections exactly too.
+
+        Raises:
+            TypeError, ValueError: names the argument at fault.
+        """
+        deterministic = self.deterministic if deterministic is None else deterministic
+        query, key, value = prepare(type(self).__name__, self.config, query, key, value, deterministic)
+        if self.config.project:
+            query = _project(self.query, query, kernel)
+            key = _project(self.key, key, kernel)
+            value = _project(self.value, value, kernel)
+        out = attend(self.config, query, key, value, mask, bias, kernel)
+        return (
+            _project(self.out, out, kernel)
+            if self.config.project
+            else out.reshape(*out.shape[:2], self.config.output_dim)
+        )
+
+    def set_view(self, deterministic: bool | None = None) -> None:
+        """What `nnx.view` calls.
+
+        Args:
+            deterministic: True applies no dropout.
+        """
+        if deterministic is not None:
+            self.deterministic = deterministic
+
+
+def prepare(
+    where: str, config: AttentionConfig, query: Array, key: Array, value: Array, deterministic: bool
+) -> tuple[Array, Array, Array]:
+    """The three inputs of a module, completed and checked; split into heads where nothing projects them."""
+    query, key, value = complete_inputs(where, query, key, value)
+    for name, x in (("query", query), ("key", key), ("value", value)):
+        if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+            raise TypeError(f"{where}: {name} must be an array, got {type(x).__name__}")
+    shapes = {"query": tuple(query.shape), "key": tuple(key.shape), "value": tuple(value.shape)}
+    check_inputs(where, config, shapes, deterministic)
+    if config.project:
+        return query, key, value
+    return (
+        query.reshape(*query.shape[:2], config.num_heads, config.qk_head_dim),
+        key.reshape(*key.shape[:2], config.kv_heads, config.qk_head_dim),
+        value.reshape(*value.shape[:2], config.kv_heads, config.value_head_dim),
+    )
+
+
+def attend(config: AttentionConfig, query: Array, key: Array, value: Array, mask: Any, bias: Any, kernel: str) -> Array:
+    """attention(...) with a configuration's options."""
+    return attention(
+        query, key, value, mask, bias=bias, scale=config.scale, empty_rows=config.empty_rows, kernel=kernel
+    )
+
+
+def _project(layer: Any, x: Array, kernel: str) -> Array:
+    """The layer applied to x; by the kernel's own `linear` where it brings one."""
+    own = own_linear(kernel)
+    if own is None:
+        return layer(x)
+    bias = None if layer.bias is None else layer.bias[...]
+    return project_by(own, x, layer.kernel[...], bias, len(layer.in_features), layer.dtype)
+
+
+def own_linear(kernel: str) -> Any:
+    """The `linear` that a kernel brings, or None: its projections are then as exact as its attention."""
+    return getattr(KERNELS.get(kernel), "linear", None)
+
+
+def project_by(linear: Any, x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: Any) -> Array:
+    """The last `in_axes` axes of x contracted with the first of the kernel, by `linear(x [..., in], [in, out], [out])`.
+
+    Returns:
+        x's other axes, then the kernel's.
+    """
+    x, kernel, bias = promote_dtype((x, kernel, bias), dtype=dtype)
+    width = math.prod(kernel.shape[:in_axes])
+    out = linear(
+        x.reshape(*x.shape[: x.ndim - in_axes], width),
+        kernel.reshape(width, math.prod(kernel.shape[in_axes:])),
+        None if bias is None else bias.reshape(math.prod(bias.shape)),
+    )
+    return out.reshape(*out.shape[:-1], *kernel.shape[in_axes:])

@@ -1,0 +1,103 @@
+"""Attention: the seed module, self-attention with a soft additive mask, by its published name and arguments."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from maskattn.checks import check_attention_mask
+from maskattn.config import AttentionConfig
+from maskattn_jax.multihead import MultiHeadAttention
+
+Array = Any
+
+__all__ = ["Attention"]
+
+
+class Attention(MultiHeadAttention):
+    """Self-attention of a vision transformer, with `(1 - mask) * -10000` added to the logits before softmax.
+
+    Parameters `query`, `key`, `value` and `out`, as in `MultiHeadAttention`.
+
+    Args:
+        dim: width of the input and the output; divisible by num_heads.
+        num_heads: heads.
+        qkv_bias: whether the input projections have biases (the output projection always has).
+        qk_scale: what multiplies query times key (default (dim // num_heads) ** -0.5).
+        attn_drop, proj_drop: dropout rates of the weights and of the output; stored, and refused in training mode until
+            dropout is available.
+        with_qkv: False uses the input as query, key and value, with no projection in or out.
+        rngs: the source of the initial parameters.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        num_heads: int = 8,
+        qkv_bias: bool = False,
+        qk_scale: float | None = None,
+        attn_drop: float = 0.0,
+        proj_drop: float = 0.0,
+        with_qkv: bool = True,
+        *,
+        rngs: nnx.Rngs,
+    ) -> None:
+        super().__init__(seed_config(dim, num_heads, qkv_bias, qk_scale, attn_drop, proj_drop, with_qkv), rngs=rngs)
+
+    def __call__(  # type: ignore[override]
+        self,
+        x: Array,
+        attention_mask: Array | None = None,
+        *,
+        dropout_key: Any = None,
+        deterministic: bool | None = None,
+        kernel: str = "auto",
+    ) -> Array:
+        """x [B, N, dim] -> [B, N, dim].
+
+        Args:
+            x: the input.
+            attention_mask: [B, N], or broadcastable to [B, H, N, N]; 1 = keep, 0 = drop, fractions in between.
+            dropout_key, deterministic, kernel: as in `MultiHeadAttention`.
+
+        Raises:
+            TypeError, ValueError: names the argument at fault.
+        """
+        bias = None if attention_mask is None else soft_mask(attention_mask, x, self.config.num_heads)
+        return super().__call__(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
+
+
+def seed_config(
+    dim: int,
+    num_heads: int,
+    qkv_bias: bool,
+    qk_scale: float | None,
+    attn_drop: float,
+    proj_drop: float,
+    with_qkv: bool,
+) -> AttentionConfig:
+    """The seed module's arguments as an AttentionConfig."""
+    return AttentionConfig(
+        embed_dim=dim,
+        num_heads=num_heads,
+        qkv_bias=qkv_bias,
+        scale=qk_scale,
+        dropout_rate=attn_drop,
+        out_dropout_rate=proj_drop,
+        project=with_qkv,
+    )
+
+
+def soft_mask(attention_mask: Array, x: Array, heads: int) -> Array:
+    """(1 - mask) * -10000 in float32 (float64 for float64 inputs), with the axes of [B, H, N, N]."""
+    if not isinstance(attention_mask, (jax.Array, np.ndarray)):
+        raise TypeError(f"Attention: attention_mask must be a JAX or NumPy array, got {type(attention_mask).__name__}")
+    check_attention_mask(tuple(attention_mask.shape), tuple(x.shape), heads)
+    if attention_mask.ndim == 2:
+        attention_mask = attention_mask[:, None, None, :]
+    dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
+    return (1.0 - jnp.asarray(attention_mask).astype(dtype)) * -10000.0

@@ -1,0 +1,130 @@
+"""MultiHeadAttention: projections around attention(...), its parameters named as timm names them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from maskattn.checks import check_config, check_inputs, complete_inputs
+from maskattn.config import AttentionConfig
+from maskattn_torch.functional import attention
+from maskattn_torch.kernels import KERNELS
+
+Array = Any
+
+__all__ = ["MultiHeadAttention"]
+
+
+class MultiHeadAttention(nn.Module):
+    """Multi-head attention built from an `AttentionConfig`.
+
+    Parameters, initialised as `nn.Linear` initialises: where query, key and value have one width, `qkv.weight`
+    [H * D + K * D + K * Dv, E] (rows in blocks q, k, v, head-major) and `qkv.bias`; otherwise `q_proj`, `k_proj`,
+    `v_proj`. The output is `proj` [out, H * Dv]. With `project=False` there are none.
+
+    Args:
+        config: the sizes and options.
+        device, dtype: of the parameters.
+    """
+
+    def __init__(self, config: AttentionConfig, *, device: Any = None, dtype: Any = None) -> None:
+        super().__init__()
+        check_config(type(self).__name__, config)
+        self.config = config
+        self.rows = (
+            config.num_heads * config.qk_head_dim,
+            config.kv_heads * config.qk_head_dim,
+            config.kv_heads * config.value_head_dim,
+        )
+        self.fused = config.embed_dim == config.key_dim == config.value_dim
+        if not config.project:
+            return
+        options = {"bias": config.qkv_bias, "device": device, "dtype": dtype}
+        if self.fused:
+            self.qkv = nn.Linear(config.embed_dim, sum(self.rows), **options)
+        else:
+            self.q_proj = nn.Linear(config.embed_dim, self.rows[0], **options)
+            self.k_proj = nn.Linear(config.key_dim, self.rows[1], **options)
+            self.v_proj = nn.Linear(config.value_dim, self.rows[2], **options)
+        options["bias"] = config.out_bias
+        self.proj = nn.Linear(config.num_heads * config.value_head_dim, config.output_dim, **options)
+
+    def forward(
+        self,
+        query: Array,
+        key: Array | None = None,
+        value: Array | None = None,
+        *,
+        mask: Any = None,
+        bias: Any = None,
+        dropout_key: Any = None,
+        deterministic: bool | None = None,
+        kernel: str = "auto",
+    ) -> Array:
+        """query [B, L, embed_dim], key [B, S, kdim], value [B, S, vdim] -> [B, L, out_dim].
+
+        Args:
+            query, key, value: key defaults to query, value to key.
+            mask: a Mask or a bool array that broadcasts to [B, H, L, S]; True = may attend.
+            bias: a Bias or a float array that broadcasts to [B, H, L, S], added to the logits.
+            dropout_key: unused while dropout is not available.
+            deterministic: True applies no dropout; None means `not self.training`.
+            kernel: as in `attention`; "exact" computes the projections exactly too.
+
+        Raises:
+            TypeError, ValueError: names the argument at fault.
+        """
+        query, key, value = complete_inputs(type(self).__name__, query, key, value)
+        self._check(query, key, value, not self.training if deterministic is None else deterministic)
+        q, k, v = self._project_in(query, key, value, kernel)
+        config = self.config
+        out = attention(
+            q.reshape(*q.shape[:2], config.num_heads, config.qk_head_dim),
+            k.reshape(*k.shape[:2], config.kv_heads, config.qk_head_dim),
+            v.reshape(*v.shape[:2], config.kv_heads, config.value_head_dim),
+            mask,
+            bias=bias,
+            scale=config.scale,
+            empty_rows=config.empty_rows,
+            kernel=kernel,
+        )
+        out = out.reshape(*out.shape[:2], config.num_heads * config.value_head_dim)
+        return _linear(out, self.proj.weight, self.proj.bias, kernel) if config.project else out
+
+    def extra_repr(self) -> str:
+        """The configuration, for `repr`."""
+        return repr(self.config)
+
+    def _check(self, query: Array, key: Array, value: Array, deterministic: bool) -> None:
+        where = type(self).__name__
+        for name, x in (("query", query), ("key", key), ("value", value)):
+            if not isinstance(x, torch.Tensor):
+                raise TypeError(f"{where}: {name} must be a torch.Tensor, got {type(x).__name__}")
+            if not self.config.project or torch.is_autocast_enabled(x.device.type):
+                continue
+            if x.dtype != self.proj.weight.dtype:
+                raise TypeError(f"{where}: {name} is {x.dtype}, but the parameters are {self.proj.weight.dtype}")
+        shapes = {"query": tuple(query.shape), "key": tuple(key.shape), "value": tuple(value.shape)}
+        check_inputs(where, self.config, shapes, deterministic)
+
+    def _project_in(self, query: Array, key: Array, value: Array, kernel: str) -> Any:
+        if not self.config.project:
+            return query, key, value
+        if not self.fused:
+            layers = (self.q_proj, self.k_proj, self.v_proj)
+            weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
+        elif query is key and key is value:
+            return _linear(query, self.qkv.weight, self.qkv.bias, kernel).split(self.rows, dim=-1)
+        else:
+            weights = self.qkv.weight.split(self.rows)
+            biases = [None] * 3 if self.qkv.bias is None else self.qkv.bias.split(self.rows)
+        return [_linear(x, w, b, kernel) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
+
+
+def _linear(x: Array, weight: Array, bias: Array | None, kernel: str) -> Array:
+    """x [..., in] times weight [out, in], plus bias [out]; by the kernel's own `linear` where it brings one."""
+    own = getattr(KERNELS.get(kernel), "linear", None)
+    return F.linear(x, weight, bias) if own is None else own(x, weight.T, bias)
