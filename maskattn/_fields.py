@@ -1,0 +1,207 @@
+"""What masks and biases share: frozen dataclasses whose fields are static values, data arrays or further masks.
+
+Everything that depends on the kind of a field is derived here, once: equality, hashing, printing, binding the arrays to
+a framework (`map_data`) and flattening into a pytree (`flatten`, `unflatten`).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+Array = Any  # of NumPy, JAX (also traced) or PyTorch
+
+_SUBCLASSES: list[type[Spec]] = []
+_LISTENERS: list[Callable[[type[Spec]], None]] = []
+
+
+def data(**options: Any) -> Any:
+    """Declare a dataclass field that holds an array. None and a plain int are allowed in it, and are then static."""
+    return dataclasses.field(metadata={"kind": "data"}, **options)
+
+
+def part(**options: Any) -> Any:
+    """Declare a dataclass field that holds a mask, or a tuple of masks."""
+    return dataclasses.field(metadata={"kind": "part"}, **options)
+
+
+def on_subclass(callback: Callable[[type[Spec]], None]) -> None:
+    """Call `callback` with every class of mask and bias: those that exist now, and later ones as they are defined."""
+    for cls in _SUBCLASSES:
+        callback(cls)
+    _LISTENERS.append(callback)
+
+
+class Spec:
+    """Base of `Mask` and `Bias`. A subclass is a `@dataclass(frozen=True)`."""
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        # dataclass() generates these three unless the class has them; arrays need the versions below.
+        for name in ("__eq__", "__hash__", "__repr__"):
+            if name not in vars(cls):
+                setattr(cls, name, getattr(cls, name))
+        _SUBCLASSES.append(cls)
+        for callback in _LISTENERS:
+            callback(cls)
+
+    @classmethod
+    def _of_kind(cls, kind: str) -> list[str]:
+        fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
+        return [name for name, field in fields.items() if field.metadata.get("kind", "static") == kind]
+
+    def data_fields(self) -> tuple[str, ...]:
+        """Names of the fields that hold an array in this object (a data field may also hold None or an int)."""
+        # After unflattening a leaf can be anything, so the names are then those of the object that was flattened.
+        if "_leaves" in self.__dict__:
+            return self.__dict__["_leaves"]
+        names = self._of_kind("data")
+        return tuple(name for name in names if not isinstance(getattr(self, name), int | None))
+
+    def children(self) -> tuple[Any, ...]:
+        """The masks this one is made of."""
+        found: list[Any] = []
+        for name in self._of_kind("part"):
+            value = getattr(self, name)
+            found.extend(value if isinstance(value, tuple) else (value,))
+        return tuple(found)
+
+    def map_data(self, function: Callable[[Array], Array]) -> Any:
+        """The same expression with `function` applied to every array in it; nothing is validated."""
+        leaves, structure = self.flatten()
+        count = len(self.data_fields())
+        mapped = [function(leaf) for leaf in leaves[:count]]
+        mapped += [child.map_data(function) for child in leaves[count:]]
+        return type(self).unflatten(structure, mapped)
+
+    def flatten(self) -> tuple[list[Any], tuple[Any, ...]]:
+        """(children, structure): this object's arrays, then its masks; and the rest, which is hashable."""
+        names = self.data_fields()
+        leaves = [getattr(self, name) for name in names]
+        counts = []
+        for name in self._of_kind("part"):
+            value = getattr(self, name)
+            counts.append((name, len(value) if isinstance(value, tuple) else None))
+            leaves.extend(value if isinstance(value, tuple) else (value,))
+        fields = self.__dataclass_fields__  # type: ignore[attr-defined]
+        parts = self._of_kind("part")
+        static = tuple((name, getattr(self, name)) for name in fields if name not in names and name not in parts)
+        return leaves, (names, tuple(counts), static)
+
+    @classmethod
+    def unflatten(cls, structure: tuple[Any, ...], leaves: Any) -> Any:
+        """The inverse of `flatten`. It never validates: frameworks put placeholders where arrays were."""
+        names, counts, static = structure
+        leaves = list(leaves)
+        new = object.__new__(cls)
+        for name, value in static:
+            object.__setattr__(new, name, value)
+        for name, value in zip(names, leaves, strict=False):
+            object.__setattr__(new, name, value)
+        start = len(names)
+        for name, count in counts:
+            size = 1 if count is None else count
+            children = tuple(leaves[start : start + size])
+            object.__setattr__(new, name, children[0] if count is None else children)
+            start += size
+        object.__setattr__(new, "_leaves", names)
+        return new
+
+    def __eq__(self, other: object) -> bool:
+        """Same class, same static fields, and data equal in dtype, shape and bytes (traced data: the same object)."""
+        if self is other:
+            return True
+        if type(self) is not type(other):
+            return False
+        mine, structure = self.flatten()
+        theirs, other_structure = other.flatten()
+        return structure == other_structure and all(
+            a == b if isinstance(a, Spec) else same_array(a, b) for a, b in zip(mine, theirs, strict=True)
+        )
+
+    def __hash__(self) -> int:
+        names = self.data_fields()
+        if names:
+            raise TypeError(
+                f"{type(self).__name__} cannot be hashed: it holds data in {', '.join(names)}; only a mask without "
+                "data is hashable"
+            )
+        parts, structure = self.flatten()
+        return hash((type(self), structure, tuple(parts)))
+
+    def __repr__(self) -> str:
+        shown = []
+        for name, field in self.__dataclass_fields__.items():  # type: ignore[attr-defined]
+            value = getattr(self, name)
+            if field.default is not dataclasses.MISSING and value is field.default:
+                continue
+            text = f"{dtype_name(value)}{list(value.shape)}" if hasattr(value, "dtype") else repr(value)
+            shown.append(text if field.default is dataclasses.MISSING else f"{name}={text}")
+        return f"{type(self).__name__}({', '.join(shown)})"
+
+
+def dtype_name(array: Array) -> str:
+    """The dtype's name without its framework: "bool", "int32", "bfloat16"."""
+    return str(array.dtype).removeprefix("torch.")
+
+
+def to_numpy(array: Array) -> np.ndarray:
+    """The array in NumPy; fails for traced arrays, each framework in its own words."""
+    if hasattr(array, "detach"):
+        array = array.detach().cpu()
+        if dtype_name(array) == "bfloat16":
+            import ml_dtypes
+
+            return array.contiguous().view(sys.modules["torch"].int16).numpy().view(ml_dtypes.bfloat16)
+    return np.asarray(array)
+
+
+def peek(array: Array) -> np.ndarray | None:
+    """The array in NumPy where its values can be read now, else None (traced, batched by vmap, being compiled)."""
+    if isinstance(array, np.ndarray):
+        return array
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_compiling():
+        return None
+    try:
+        return to_numpy(array)
+    except Exception:  # every framework refuses with exceptions of its own
+        return None
+
+
+def same_array(one: Array, other: Array) -> bool:
+    """The same object, or equal dtype, shape and bytes."""
+    if one is other:
+        return True
+    if tuple(one.shape) != tuple(other.shape) or dtype_name(one) != dtype_name(other):
+        return False
+    first, second = peek(one), peek(other)
+    return first is not None and second is not None and first.tobytes() == second.tobytes()
+
+
+def broadcast_shape(*indices: Array) -> tuple[int, ...]:
+    """The shape that the indices (arrays or ints) broadcast to."""
+    shapes = [tuple(getattr(index, "shape", ())) for index in indices]
+    rank = max(len(shape) for shape in shapes)
+    result = [1] * rank
+    for shape in shapes:
+        for axis, size in enumerate(shape, start=rank - len(shape)):
+            if size != 1:
+                result[axis] = size
+    return tuple(result)
+
+
+def fill(result: Array, *indices: Array) -> Array:
+    """`result` broadcast to the shape of all the indices together, by arithmetic alone."""
+    plain = not hasattr(result, "shape") and any(hasattr(index, "shape") for index in indices)
+    if not plain and tuple(getattr(result, "shape", ())) == broadcast_shape(*indices):
+        return result
+    zero = indices[0] * 0
+    for index in indices[1:]:
+        zero = zero + index * 0
+    boolean = isinstance(result, bool) or dtype_name(result) == "bool"
+    return result & (zero == 0) if boolean else result * (zero == 0)

@@ -1,0 +1,51 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from maskattn._fields import Array, data
+from maskattn._inputs import Inputs
+from maskattn.biases._base import Bias
+from maskattn.masks._base import AXES
+from maskattn.masks._lookup import gather
+
+
+@dataclass(frozen=True)
+class DenseBias(Bias):
+    """array[b, h, q, k], an explicit array, for a bias given to `attention` or learned elsewhere.
+
+    `array` is a float array broadcastable to [B, H, L, S]; an axis of size 1 broadcasts. It keeps its dtype, and
+    gradients flow to it. -inf forbids, as a mask does. Indices given to `values` lie inside the array.
+
+    >>> import numpy as np
+    >>> from maskattn import biases
+    >>> bias = biases.DenseBias(np.array([[0.0, -1.0], [0.5, 0.0]]))
+    >>> bias.values(0, 0, np.array([[0], [1]]), np.array([[0, 1]]))
+    array([[ 0. , -1. ],
+           [ 0.5,  0. ]])
+
+    Raises:
+        ValueError: the array has more than four axes. TypeError: its dtype is not a float (a bool array is a mask).
+    """
+
+    array: Array = data()
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("DenseBias")
+        axes = "broadcastable to [B, H, L, S]"
+        value = inputs.array("array", self.array, "float", axes, (0, 1, 2, 3, 4))
+        inputs.done()
+        object.__setattr__(self, "array", value)
+
+    def _shape(self) -> tuple[int, ...]:
+        return (1,) * (4 - len(self.array.shape)) + tuple(self.array.shape)
+
+    def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        found, _ = gather(self.array.reshape(self._shape()), b, h, q, k, stretch=(0, 1, 2, 3))
+        return found
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset(name for name, size in zip("bhqk", self._shape(), strict=True) if size != 1)
+
+    def sizes(self) -> dict[str, int]:
+        return {axis: int(size) for axis, size in zip(AXES, self._shape(), strict=True) if size != 1}

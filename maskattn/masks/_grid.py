@@ -1,0 +1,49 @@
+"""Flat positions of a grid: their coordinates, and the coordinates that a run of positions can have."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from maskattn._fields import Array
+from maskattn._inputs import Inputs
+
+
+def check_windows(inputs: Inputs, grid: Any, window: Any, shift: Any) -> tuple[Any, Any, Any]:
+    """grid, window and shift as tuples of ints; window must divide grid, and 0 <= shift < window, on every axis."""
+    grid = inputs.integers("grid", grid, minimum=1)
+    if inputs.faults:
+        return grid, window, shift
+    if not grid:
+        inputs.fault("grid must have at least one axis, got ()")
+        return grid, window, shift
+    window = inputs.integers("window", window, minimum=1, length=len(grid))
+    shift = inputs.integers("shift", shift, length=len(grid))
+    if not inputs.faults:
+        if any(n % w for n, w in zip(grid, window, strict=True)):
+            inputs.fault(f"grid must be a multiple of window on every axis, got grid {grid} and window {window}")
+        if any(not 0 <= s < w for s, w in zip(shift, window, strict=True)):
+            inputs.fault(f"shift must be at least 0 and less than window on every axis, got {shift} and {window}")
+    return grid, window, shift
+
+
+def coordinates(position: Array, shape: tuple[int, ...]) -> list[Array]:
+    """Row-major coordinates of a flat position."""
+    found = []
+    for axis, size in enumerate(shape):
+        found.append(position // math.prod(shape[axis + 1 :]) % size)
+    return found
+
+
+def spans(low: Array, high: Array, shape: tuple[int, ...]) -> Iterator[tuple[Array, Array]]:
+    """Per axis, bounds on the coordinate over the positions low..high.
+
+    An axis is bounded by its ends where all axes before it have one coordinate, else by the whole axis.
+    """
+    single: Array = True
+    for axis, size in enumerate(shape):
+        below = math.prod(shape[axis + 1 :])
+        first, last = low // below, high // below  # counts from the grid's origin, axes before included
+        yield first % size * single, last % size * single + (size - 1) * (single ^ True)
+        single = single & (first == last)

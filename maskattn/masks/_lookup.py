@@ -1,0 +1,74 @@
+"""Reading and summarising data at index arrays by arithmetic and indexing: in NumPy, JAX and PyTorch, traced or not.
+
+An index may be an array or an int. Nothing here fails for an index outside the data.
+"""
+
+from __future__ import annotations
+
+from maskattn._fields import Array
+
+
+def gather(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> tuple[Array, Array]:
+    """(array[indices], inside): where `inside` is False the value means nothing.
+
+    An axis named in `stretch` (by default the first, the batch) that has size 1 is read at 0, whatever the index.
+    """
+    inside: Array = True
+    picked = []
+    for axis, index in enumerate(indices):
+        size = array.shape[axis]
+        if size == 1 and axis in stretch:
+            picked.append(0)
+            continue
+        within = (index >= 0) & (index < size)
+        # Multiplying, rather than clipping, needs no function of any framework. 0 is always a valid index here.
+        picked.append(index * within)
+        inside = inside & within
+    if 0 in array.shape:
+        return inside * 0, inside
+    return array[tuple(picked)], inside
+
+
+def lookup(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> Array:
+    """A bool array at the indices; False outside it."""
+    value, inside = gather(array, *indices, stretch=stretch)
+    return inside if 0 in array.shape else value & inside
+
+
+def clip(index: Array, low: int, high: int) -> Array:
+    """`index` brought into [low, high]."""
+    within = (index >= low) & (index <= high)
+    return index * within + low * (index < low) + high * (index > high)
+
+
+def maximum(one: Array, other: Array) -> Array:
+    return one * (one >= other) + other * (one < other)
+
+
+def count(keep: Array, b: Array, low: Array, high: Array) -> Array:
+    """How many entries of keep[b, low..high] are True; `keep` is bool [B or 1, N], and nothing outside it counts."""
+    size = keep.shape[1]
+    before = keep.cumsum(1)
+    upper, has_upper = gather(before, b, clip(high, -1, size - 1))
+    lower, has_lower = gather(before, b, clip(low, 0, size) - 1)
+    return upper * has_upper - lower * has_lower
+
+
+def range_max(values: Array, b: Array, low: Array, high: Array) -> Array:
+    """The largest of values[b, low..high]; `values` is [B or 1, N], and the bounds lie inside it.
+
+    A sparse table: the maxima of all runs of 1, 2, 4, ... entries; a range is covered by two runs that may overlap.
+    """
+    length = high - low + 1
+    size = values.shape[1]
+    result: Array = 0
+    table, run = values, 1
+    while run <= size:
+        first, _ = gather(table, b, low)
+        second, _ = gather(table, b, high - run + 1)
+        result = result + maximum(first, second) * ((length >= run) & (length < 2 * run))
+        kept = table.shape[1] - run
+        if kept <= 0:
+            break
+        table, run = maximum(table[:, :kept], table[:, run:]), 2 * run
+    return result

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from maskattn._fields import Array
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+
+
+@dataclass(frozen=True)
+class Causal(Mask):
+    """k <= q + offset: a query sees its own position and what comes before it. True = may attend.
+
+    Decoders (GPT, Llama). With offset 0 the diagonal starts in the top left corner, as in PyTorch's
+    scaled_dot_product_attention and jax.nn; FlashAttention aligns it to the bottom right: `Causal.end_aligned`.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Causal(), 4, 4))
+    #---
+    ##--
+    ###-
+    ####
+    >>> print(masks.draw(masks.Causal(), 3, 5))
+    #----
+    ##---
+    ###--
+    >>> print(masks.draw(masks.Causal.end_aligned(3, 5), 3, 5))
+    ###--
+    ####-
+    #####
+
+    Raises:
+        TypeError: offset is not an int (for an offset in an array, use `at`).
+    """
+
+    offset: int = 0
+
+    relational: ClassVar[bool] = True
+    rule: ClassVar[str] = "k <= q + offset"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("Causal")
+        object.__setattr__(self, "offset", inputs.integer("offset", self.offset))
+        inputs.done()
+
+    @classmethod
+    def end_aligned(cls, q_len: int, kv_len: int) -> Causal:
+        """The diagonal ends in the bottom right corner: the last query sees every key. The offset is kv_len - q_len.
+
+        Raises:
+            ValueError: a length is negative. TypeError: a length is not an int.
+        """
+        inputs = Inputs("Causal.end_aligned")
+        q_len, kv_len = inputs.integer("q_len", q_len, minimum=0), inputs.integer("kv_len", kv_len, minimum=0)
+        inputs.done()
+        return cls(kv_len - q_len)
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        return k <= q + self.offset
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        return k_lo <= q_hi + self.offset, k_hi <= q_lo + self.offset
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("qk")

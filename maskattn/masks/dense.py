@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from maskattn._fields import Array, data
+from maskattn._inputs import Inputs
+from maskattn.masks._base import AXES, Mask
+from maskattn.masks._lookup import clip, gather, lookup
+
+
+@dataclass(frozen=True)
+class Dense(Mask):
+    """keep[b, h, q, k]: an explicit array. True = may attend.
+
+    For a pattern that no other mask describes, and for a bool array given to `attention`. `keep` is a bool array
+    broadcastable to [B, H, L, S] (so [L, S] serves every row and head); an axis of size 1 broadcasts.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Dense([[True, False, True], [False, True, True], [True, True, True]]), 3, 3))
+    #-#
+    -##
+    ###
+    >>> print(masks.draw(masks.Dense([[True, False, True, True, False]]), 2, 5))
+    #-##-
+    #-##-
+
+    Raises:
+        ValueError: the array has more than four axes. TypeError: its dtype is not bool.
+    """
+
+    keep: Array = data()
+
+    rule: ClassVar[str] = "keep[b, h, q, k]"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("Dense")
+        value = inputs.array("keep", self.keep, "bool", "broadcastable to [B, H, L, S]", (0, 1, 2, 3, 4))
+        inputs.done()
+        object.__setattr__(self, "keep", value)
+
+    def _shape(self) -> tuple[int, ...]:
+        return (1,) * (4 - len(self.keep.shape)) + tuple(self.keep.shape)
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        return lookup(self.keep.reshape(self._shape()), b, h, q, k, stretch=(0, 1, 2, 3))
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        *_, rows, columns = shape = self._shape()
+        # a summed-area table: the count in a rectangle is four of its entries
+        table = self.keep.reshape(shape).cumsum(2).cumsum(3)
+        q_lo, q_hi = (0, 0) if rows == 1 else (q_lo, q_hi)
+        k_lo, k_hi = (0, 0) if columns == 1 else (k_lo, k_hi)
+
+        def upto(q: Array, k: Array) -> Array:
+            value, inside = gather(table, b, h, clip(q, -1, rows - 1), clip(k, -1, columns - 1), stretch=(0, 1))
+            return value * inside
+
+        kept = upto(q_hi, k_hi) - upto(q_lo - 1, k_hi) - upto(q_hi, k_lo - 1) + upto(q_lo - 1, k_lo - 1)
+        return kept > 0, kept == (q_hi - q_lo + 1) * (k_hi - k_lo + 1)
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset(name for name, size in zip("bhqk", self._shape(), strict=True) if size != 1)
+
+    def sizes(self) -> dict[str, int]:
+        return {axis: int(size) for axis, size in zip(AXES, self._shape(), strict=True) if size != 1}

@@ -1,0 +1,69 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from maskattn._fields import Array, data
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks._lookup import gather
+
+
+@dataclass(frozen=True)
+class KeyPadding(Mask):
+    """0 <= k < lengths[b]: row b holds lengths[b] keys, the rest is padding at the end. True = may attend.
+
+    Batches of sequences of different lengths. `lengths` is an int array [B] (in a [1] array, one length for every row).
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.KeyPadding([2, 3]), 3, 3))
+    ##-
+    ##-
+    ##-
+    >>> print(masks.draw(masks.KeyPadding([2, 3]), 2, 5, batch=1))
+    ###--
+    ###--
+
+    Raises:
+        ValueError: a length is negative, or the array has not one axis. TypeError: its dtype is not an int.
+    """
+
+    lengths: Array = data()
+
+    rule: ClassVar[str] = "0 <= k < lengths[b]"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("KeyPadding")
+        value = inputs.array("lengths", self.lengths, "int", "[B]", (1,))
+        inputs.not_negative("lengths", value)
+        inputs.done()
+        object.__setattr__(self, "lengths", value)
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        length, inside = gather(self.lengths, b)
+        return (k >= 0) & (k < length) & inside
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        length, inside = gather(self.lengths, b)
+        some = (k_hi >= 0) & (k_lo < length) & (length > 0) & inside
+        return some, (k_lo >= 0) & (k_hi < length) & inside
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("bk") if self.sizes() else frozenset("k")
+
+    def sizes(self) -> dict[str, int]:
+        return {} if self.lengths.shape[0] == 1 else {"batch": int(self.lengths.shape[0])}
+
+    def conflicts(self, sizes: Mapping[str, int]) -> list[str]:
+        faults = super().conflicts(sizes)
+        if isinstance(self.lengths, np.ndarray) and self.lengths.size:
+            low, high = int(self.lengths.min()), int(self.lengths.max())
+            if low < 0:
+                faults.append(f"{self!r} expects lengths that are not negative, got {low}")
+            if high > sizes["kv_len"]:
+                faults.append(f"{self!r} expects lengths up to kv_len {sizes['kv_len']}, got {high}")
+        return faults

@@ -1,0 +1,212 @@
+"""Masks whose positions were moved (`at`) or given per token (`with_positions`)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from maskattn._fields import Array, data, part
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask, restrict
+from maskattn.masks._lookup import clip, gather, range_max
+from maskattn.masks.algebra import And, Not, Or, complement, conjunction, disjunction
+
+
+@dataclass(frozen=True)
+class At(Mask):
+    """Query 0 is position q_offset of its mask, and key 0 is position k_offset. True = may attend.
+
+    Offsets are ints (static), or int arrays [] or [B] (data); storage slots of data masks move with the positions.
+    Lengths that the data fix along a moved axis are no longer checked: a slot outside the data is not allowed.
+    """
+
+    part: Mask = part()
+    q_offset: Array = data(default=0)
+    k_offset: Array = data(default=0)
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("at")
+        for name in ("q_offset", "k_offset"):
+            value = getattr(self, name)
+            if hasattr(value, "__len__") or hasattr(value, "dtype"):
+                value = inputs.array(name, value, "int", "[] or [B]", (0, 1))
+            else:
+                value = inputs.integer(name, value)
+            object.__setattr__(self, name, value)
+        inputs.done()
+
+    def _offset(self, name: str, b: Array) -> Array:
+        value = getattr(self, name)
+        if name not in self.data_fields() or len(value.shape) == 0:
+            return value
+        found, inside = gather(value, b)
+        return found * inside
+
+    def _moves(self, name: str) -> bool:
+        return name in self.data_fields() or getattr(self, name) != 0
+
+    def _rows(self) -> list[int]:
+        """Lengths of the offsets that differ between rows."""
+        offsets = [getattr(self, name) for name in ("q_offset", "k_offset") if name in self.data_fields()]
+        return [int(o.shape[0]) for o in offsets if len(o.shape) == 1 and o.shape[0] != 1]
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        moved = (b, h, q + self._offset("q_offset", b), k + self._offset("k_offset", b))
+        return self.part.allowed(*restrict(self.part, *moved))
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        q_by, k_by = self._offset("q_offset", b), self._offset("k_offset", b)
+        return self.part.tile(b, h, q_lo + q_by, q_hi + q_by, k_lo + k_by, k_hi + k_by)
+
+    @property
+    def depends(self) -> frozenset[str]:
+        inner = self.part.depends
+        return inner | {"b"} if self._rows() and inner & {"q", "k"} else inner
+
+    def sizes(self) -> dict[str, int]:
+        moved = {"q_len": self._moves("q_offset"), "kv_len": self._moves("k_offset")}
+        found = {axis: size for axis, size in self.part.sizes().items() if not moved.get(axis)}
+        for rows in self._rows():
+            if found.setdefault("batch", rows) != rows:
+                raise ValueError(f"batch is {found['batch']} in {self.part!r} but {rows} in the offsets of `at`")
+        return found
+
+    def conflicts(self, sizes: Mapping[str, int]) -> list[str]:
+        # Along a moved axis nothing the part says about lengths applies, so only its other complaints stand.
+        inner = dict(sizes)
+        expected = self.part.sizes()
+        if self._moves("q_offset"):
+            inner["q_len"] = expected.get("q_len", inner["q_len"])
+        if self._moves("k_offset"):
+            inner["kv_len"] = expected.get("kv_len", _UNBOUNDED)
+        faults = self.part.conflicts(inner)
+        for rows in self._rows():
+            if rows != sizes["batch"]:
+                faults.append(f"{self!r} expects batch {rows}, got {sizes['batch']}")
+        return faults
+
+    def __repr__(self) -> str:
+        shown = []
+        for name in ("q_offset", "k_offset"):
+            value = getattr(self, name)
+            if self._moves(name):
+                shown.append(f"{name}={list(value.shape) if name in self.data_fields() else value}")
+        inner = f"({self.part!r})" if isinstance(self.part, And | Or | Not) else repr(self.part)
+        return f"{inner}.at({', '.join(shown)})"
+
+
+@dataclass(frozen=True)
+class Positioned(Mask):
+    """A relational mask whose tokens have given positions: q_pos[b, q] and k_pos[b, k]. True = may attend.
+
+    A slot outside the positions is not allowed.
+    """
+
+    part: Mask = part()
+    q_pos: Array = data()
+    k_pos: Array = data()
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("with_positions")
+        q_pos = inputs.array("q_pos", self.q_pos, "int", "[B, L]", (2,))
+        k_pos = inputs.array("k_pos", self.k_pos, "int", "[B, S]", (2,))
+        if not inputs.faults and q_pos.shape[0] != k_pos.shape[0] and 1 not in (q_pos.shape[0], k_pos.shape[0]):
+            inputs.fault(f"q_pos and k_pos must have one batch, got {q_pos.shape[0]} and {k_pos.shape[0]}")
+        inputs.done()
+        object.__setattr__(self, "q_pos", q_pos)
+        object.__setattr__(self, "k_pos", k_pos)
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        q_at, q_inside = gather(self.q_pos, b, q)
+        k_at, k_inside = gather(self.k_pos, b, k)
+        return self.part.allowed(*restrict(self.part, b, h, q_at, k_at)) & q_inside & k_inside
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        q_least, q_most, q_some, q_every = _extent(self.q_pos, b, q_lo, q_hi)
+        k_least, k_most, k_some, k_every = _extent(self.k_pos, b, k_lo, k_hi)
+        some, every = self.part.tile(b, h, q_least, q_most, k_least, k_most)
+        return some & q_some & k_some, every & q_every & k_every
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return self.part.depends | ({"b", "q", "k"} if "batch" in self.sizes() else {"q", "k"})
+
+    def sizes(self) -> dict[str, int]:
+        found = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
+        for axis, positions in (("q_len", self.q_pos), ("kv_len", self.k_pos)):
+            rows, found[axis] = (int(size) for size in positions.shape)
+            if rows != 1 and found.setdefault("batch", rows) != rows:
+                raise ValueError(f"batch is {found['batch']} in {self.part!r} but {rows} in the positions")
+        return found
+
+    def conflicts(self, sizes: Mapping[str, int]) -> list[str]:
+        inner = self.part.sizes()
+        faults = self.part.conflicts({**sizes, **{a: inner[a] for a in ("q_len", "kv_len") if a in inner}})
+        for axis in ("batch", "q_len", "kv_len"):
+            expected = self.sizes().get(axis, sizes[axis])
+            if expected != sizes[axis] and axis not in (() if axis != "batch" else inner):
+                faults.append(f"{self!r} expects {axis} {expected}, got {sizes[axis]}")
+        return faults
+
+    def __repr__(self) -> str:
+        return f"{self.part!r}.with_positions({list(self.q_pos.shape)}, {list(self.k_pos.shape)})"
+
+
+def shifted(mask: Mask, q_offset: Array, k_offset: Array) -> Mask:
+    """`mask.at(q_offset, k_offset)`; offsets that are ints add up, and 0 changes nothing."""
+    moved = At(mask, q_offset, k_offset)
+    if moved.data_fields():
+        return moved
+    if isinstance(mask, At) and not mask.data_fields():
+        moved = At(mask.part, mask.q_offset + moved.q_offset, mask.k_offset + moved.k_offset)
+    return moved if moved.depends and (moved.q_offset or moved.k_offset) else moved.part
+
+
+def positioned(mask: Mask, q_pos: Array, k_pos: Array) -> Mask:
+    """`mask.with_positions(q_pos, k_pos)`: relational leaves get the positions, other leaves stay as they are."""
+    given = Positioned(mask, q_pos, k_pos)  # checks and converts the positions once
+
+    def place(leaf: Mask) -> Mask:
+        if isinstance(leaf, Positioned):
+            return place(leaf.part)
+        if isinstance(leaf, At):
+            return _rebuild(place(leaf.part), lambda inner: _moved_like(leaf, inner))
+        if leaf.children():
+            return _rebuild(leaf, place)
+        return Positioned(leaf, given.q_pos, given.k_pos) if leaf.relational and leaf.depends else leaf
+
+    return place(mask)
+
+
+# Larger than any length: along a moved axis no length is too long.
+_UNBOUNDED = 2**62
+
+
+def _moved_like(at: At, leaf: Mask) -> Mask:
+    """Data keep the slots that `at` gave them; positions that were just given are not moved again."""
+    return leaf if isinstance(leaf, Positioned) else shifted(leaf, at.q_offset, at.k_offset)
+
+
+def _rebuild(mask: Mask, function: Any) -> Mask:
+    """The same combination with `function` applied to what is combined."""
+    if isinstance(mask, And):
+        return conjunction(*(_rebuild(child, function) for child in mask.parts))
+    if isinstance(mask, Or):
+        return disjunction(*(_rebuild(child, function) for child in mask.parts))
+    if isinstance(mask, Not):
+        return complement(_rebuild(mask.part, function))
+    return function(mask)
+
+
+def _extent(positions: Array, b: Array, low: Array, high: Array) -> tuple[Array, Array, Array, Array]:
+    """(least, most, some, every): of positions[b, low..high]; whether some of the range, or all, is inside the data."""
+    size = positions.shape[1]
+    rows = True if positions.shape[0] == 1 else (b >= 0) & (b < positions.shape[0])
+    some, every = (high >= 0) & (low < size) & rows, (low >= 0) & (high < size) & rows
+    if 0 in positions.shape:
+        nothing = (low + high + b) * 0
+        return nothing, nothing, some & False, every & False
+    low, high = clip(low, 0, size - 1), clip(high, 0, size - 1)
+    # -1 - x reverses the order and cannot overflow
+    return -1 - range_max(-1 - positions, b, low, high), range_max(positions, b, low, high), some, every

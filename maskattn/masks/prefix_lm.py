@@ -1,0 +1,68 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from maskattn._fields import Array, data
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks._lookup import gather
+
+
+@dataclass(frozen=True)
+class PrefixLM(Mask):
+    """k < prefix[b] or k <= q: everyone sees the prefix, what follows is causal. True = may attend.
+
+    T5's and UniLM's prefix language model, PaliGemma. `prefix` is an int, or an int array [B] (in a [1] array, one
+    prefix for every row).
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.PrefixLM(2), 4, 4))
+    ##--
+    ##--
+    ###-
+    ####
+    >>> print(masks.draw(masks.PrefixLM([0, 3]), 2, 5, batch=1))
+    ###--
+    ###--
+
+    Raises:
+        ValueError: a prefix is negative, or the array has not one axis. TypeError: its dtype is not an int.
+    """
+
+    prefix: Array = data()
+
+    relational: ClassVar[bool] = True
+    rule: ClassVar[str] = "k < prefix[b] or k <= q"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("PrefixLM")
+        if hasattr(self.prefix, "__len__") or hasattr(self.prefix, "shape") and tuple(self.prefix.shape) != ():
+            value = inputs.array("prefix", self.prefix, "int", "[B]", (1,))
+            inputs.not_negative("prefix", value)
+        else:
+            value = inputs.integer("prefix", self.prefix, minimum=0)
+        inputs.done()
+        object.__setattr__(self, "prefix", value)
+
+    def _prefix(self, b: Array) -> Array:
+        if "prefix" not in self.data_fields():
+            return self.prefix
+        value, inside = gather(self.prefix, b)
+        return value * inside
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        return (k < self._prefix(b)) | (k <= q)
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        prefix = self._prefix(b)
+        return (k_lo < prefix) | (k_lo <= q_hi), (k_hi < prefix) | (k_hi <= q_lo)
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("bqk") if self.sizes() else frozenset("qk")
+
+    def sizes(self) -> dict[str, int]:
+        if "prefix" not in self.data_fields() or self.prefix.shape[0] == 1:
+            return {}
+        return {"batch": int(self.prefix.shape[0])}

@@ -1,0 +1,139 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from maskattn._fields import Array, data, to_numpy
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks._lookup import clip, count, gather, range_max
+
+
+@dataclass(frozen=True)
+class Segments(Mask):
+    """q_ids[b, q] == k_ids[b, k] >= 0: documents packed into one row see only themselves. True = may attend.
+
+    A negative id is padding: it attends to, and is attended by, nothing; 0 is an ordinary id. `q_ids` is an int array
+    [B, L], `k_ids` [B, S], by default q_ids (self-attention); [1, L] serves every row.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Segments([[0, 0, 1, -1]]), 4, 4))
+    ##--
+    ##--
+    --#-
+    ----
+    >>> print(masks.draw(masks.Segments([[0, 1, 1]], [[0, 0, 1, 1, 1]]), 3, 5))
+    ##---
+    --###
+    --###
+
+    Raises:
+        ValueError: an array has not two axes, or the batches of the two differ. TypeError: a dtype is not an int.
+    """
+
+    q_ids: Array = data()
+    k_ids: Array = data(default=None)
+
+    rule: ClassVar[str] = "q_ids[b, q] == k_ids[b, k] >= 0"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("Segments")
+        q_ids = inputs.array("q_ids", self.q_ids, "int", "[B, L]", (2,))
+        k_ids = self.k_ids
+        if k_ids is not None:
+            k_ids = inputs.array("k_ids", k_ids, "int", "[B, S]", (2,))
+        if k_ids is not None and not inputs.faults and q_ids.shape[0] != k_ids.shape[0]:
+            if 1 not in (q_ids.shape[0], k_ids.shape[0]):
+                inputs.fault(f"q_ids and k_ids must have one batch, got {q_ids.shape[0]} and {k_ids.shape[0]}")
+        inputs.done()
+        object.__setattr__(self, "q_ids", q_ids)
+        object.__setattr__(self, "k_ids", k_ids)
+
+    @classmethod
+    def from_sizes(cls, q_sizes: Any, k_sizes: Any = None) -> Segments:
+        """Documents of these lengths laid end to end in one row: ids [1, sum(q_sizes)] and [1, sum(k_sizes)].
+
+        Raises:
+            ValueError: a size is negative, or the number of documents differs. TypeError: the sizes are not ints.
+        """
+        inputs = Inputs("Segments.from_sizes")
+        given = {"q_sizes": q_sizes} if k_sizes is None else {"q_sizes": q_sizes, "k_sizes": k_sizes}
+        found = {
+            name: inputs.array(name, _concrete(sizes), "int", "[documents]", (1,)) for name, sizes in given.items()
+        }
+        for name, sizes in found.items():
+            inputs.not_negative(name, sizes)
+        if not inputs.faults and len({len(sizes) for sizes in found.values()}) > 1:
+            inputs.fault(f"one size per document is needed on both sides, got {[len(s) for s in found.values()]}")
+        inputs.done()
+        return cls(*(np.repeat(np.arange(len(sizes)), sizes)[None] for sizes in found.values()))
+
+    @classmethod
+    def from_cu_seqlens(cls, cu_seqlens_q: Any, cu_seqlens_k: Any = None) -> Segments:
+        """Documents laid end to end, given by FlashAttention's cumulative lengths [0, n0, n0 + n1, ...].
+
+        Raises:
+            ValueError: one does not start at 0 or decreases. TypeError: they are not ints.
+        """
+        inputs = Inputs("Segments.from_cu_seqlens")
+        given = {"cu_seqlens_q": cu_seqlens_q}
+        if cu_seqlens_k is not None:
+            given["cu_seqlens_k"] = cu_seqlens_k
+        sizes = []
+        for name, cumulative in given.items():
+            ends = inputs.array(name, _concrete(cumulative), "int", "[documents + 1]", (1,))
+            if not inputs.faults and (len(ends) == 0 or ends[0] != 0 or (np.diff(ends) < 0).any()):
+                inputs.fault(f"{name} must start at 0 and not decrease, got {ends.tolist()}")
+            sizes.append(ends)
+        inputs.done()
+        return cls.from_sizes(*(np.diff(ends) for ends in sizes))
+
+    def _ids(self) -> tuple[Array, Array]:
+        return self.q_ids, self.q_ids if self.k_ids is None else self.k_ids
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        q_ids, k_ids = self._ids()
+        q_id, q_inside = gather(q_ids, b, q)
+        k_id, k_inside = gather(k_ids, b, k)
+        return (q_id == k_id) & (q_id >= 0) & q_inside & k_inside
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        q_ids, k_ids = self._ids()
+        q_least, q_most, q_all = _summary(q_ids, b, q_lo, q_hi)
+        k_least, k_most, k_all = _summary(k_ids, b, k_lo, k_hi)
+        some = (q_most >= 0) & (k_most >= 0) & (q_least <= k_most) & (k_least <= q_most)
+        one = (q_least == q_most) & (k_least == k_most) & (q_least == k_least)
+        return some, one & q_all & k_all
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("bqk") if "batch" in self.sizes() else frozenset("qk")
+
+    def sizes(self) -> dict[str, int]:
+        q_ids, k_ids = self._ids()
+        lengths = {"q_len": int(q_ids.shape[1]), "kv_len": int(k_ids.shape[1])}
+        batch = max(int(q_ids.shape[0]), int(k_ids.shape[0])) if 0 not in (q_ids.shape[0], k_ids.shape[0]) else 0
+        return lengths if batch == 1 else {"batch": batch, **lengths}
+
+
+def _concrete(value: Any) -> Any:
+    """Sizes decide shapes, so they must be readable now: a framework's array is brought to NumPy."""
+    return to_numpy(value) if hasattr(value, "dtype") else value
+
+
+def _summary(ids: Array, b: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:
+    """(least, most, all): of the ids that are not negative in ids[b, low..high]; most is -1 where there are none."""
+    size = ids.shape[1]
+    if 0 in ids.shape:
+        nothing = (low + high + b) * 0 - 1
+        return nothing, nothing, nothing == 0
+    real = ids >= 0
+    found = count(real, b, low, high)
+    # where the range lies outside the data, some entry is summarised in its place, and nothing was found
+    first, last = clip(low, 0, size - 1), clip(high, 0, size - 1)
+    top = ids.max()
+    most = range_max(ids * real - (ids < 0), b, first, last)
+    least = top - range_max((top - ids * real) * real - (ids < 0), b, first, last)
+    return least, most * (found > 0) - (found == 0) * 1, found == high - low + 1

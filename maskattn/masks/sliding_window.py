@@ -1,0 +1,72 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from maskattn._fields import Array
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+
+
+@dataclass(frozen=True)
+class SlidingWindow(Mask):
+    """-left <= k - q <= right: `left` keys before the query, itself, and `right` after. True = may attend.
+
+    That is left + right + 1 keys, as in FlashAttention and jax.nn; where a library counts W keys with the query's own
+    (Hugging Face's Mistral), left is W - 1. None means unbounded on that side. Local attention of Longformer
+    (left = right) and Mistral (right = 0).
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.SlidingWindow(1), 4, 4))
+    #---
+    ##--
+    -##-
+    --##
+    >>> print(masks.draw(masks.SlidingWindow(1, 2), 3, 6))
+    ###---
+    ####--
+    -####-
+    >>> print(masks.draw(masks.SlidingWindow(None, 1), 3, 6))
+    ##----
+    ###---
+    ####--
+
+    Raises:
+        ValueError: left or right is negative. TypeError: one is neither an int nor None.
+    """
+
+    left: int | None
+    right: int | None = 0
+
+    relational: ClassVar[bool] = True
+    rule: ClassVar[str] = "-left <= k - q <= right"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("SlidingWindow")
+        for name in ("left", "right"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, inputs.integer(f"{name} (None = unbounded)", value, minimum=0))
+        inputs.done()
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        result: Array = True
+        if self.left is not None:
+            result = result & (k >= q - self.left)
+        if self.right is not None:
+            result = result & (k <= q + self.right)
+        return result
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        # k - q takes every value from k_lo - q_hi to k_hi - q_lo, so both bounds are exact
+        some: Array = True
+        every: Array = True
+        if self.left is not None:
+            some, every = some & (k_hi >= q_lo - self.left), every & (k_lo >= q_hi - self.left)
+        if self.right is not None:
+            some, every = some & (k_lo <= q_hi + self.right), every & (k_hi <= q_lo + self.right)
+        return some, every
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset() if self.left is None and self.right is None else frozenset("qk")
