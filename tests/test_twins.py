@@ -11,8 +11,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+DEVICE = "PyTorch places each array where it is told; in JAX arrays follow their inputs, or shardings"
+RNGS = "NNX draws initial parameters from explicit streams, PyTorch from its global generator"
+DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTorch module has one"
 ALLOWED = {
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
+    "lower.allowed: device only in maskattn_torch": DEVICE,
+    "lower.bias: device only in maskattn_torch": DEVICE,
+    "lower.bind: device only in maskattn_torch": DEVICE,
+    "lower.to_additive: device only in maskattn_torch": DEVICE,
+    "lower.to_dense: device only in maskattn_torch": DEVICE,
+    "multihead.MultiHeadAttention.__init__: device only in maskattn_torch": DEVICE,
+    "multihead.MultiHeadAttention.__init__: param_dtype only in maskattn_jax": DTYPE,
+    "multihead.MultiHeadAttention.__init__: rngs only in maskattn_jax": RNGS,
+    "multihead.MultiHeadAttention: extra_repr only in maskattn_torch": "what torch.nn.Module calls to print a module",
+    "multihead.MultiHeadAttention: set_view only in maskattn_jax": "what nnx.view calls; PyTorch has train()",
+    "seed.Attention.__init__: rngs only in maskattn_jax": RNGS,
+    "adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
 }
 
 # How the twins name what is called when a module is called.
