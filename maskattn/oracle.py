@@ -8,9 +8,9 @@ and, for a cotangent dO of the output and dlse of the log-sum-exp, with dp = dO.
 
     ds = p (dp - sum p dp + dlse)          dq = scale ds k     dk = scale ds^T q     dv = p^T dO     dbias = ds
 
-(Vaswani et al. 2017, eq. 1; Dao et al. 2022, appendix B.4, with softcap's derivative where it is used). Shapes: ``query``
-[B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv]; head h reads key/value head ``h // (H // K)``; ``allowed`` (True = may
-attend) and ``bias`` broadcast to [B, H, L, S]; ``sinks`` [H].
+(Vaswani et al. 2017, eq. 1; Dao et al. 2022, appendix B.4, with softcap's derivative where it is used). Shapes:
+``query`` [B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv]; head h reads key/value head ``h // (H // K)``;
+``allowed`` (True = may attend) and ``bias`` broadcast to [B, H, L, S]; ``sinks`` [H].
 
 What a query may not attend to never reaches its result: a forbidden NaN is as good as a forbidden 0.
 """
@@ -110,7 +110,7 @@ def _weights(
     if softcap is not None:
         slope = np.tanh(logits / softcap)
         logits = softcap * slope
-    may = np.ones(shape, bool) if allowed is None else np.broadcast_to(np.asarray(allowed, bool), shape)
+    may: Array = np.broadcast_to(np.asarray(True if allowed is None else allowed, bool), shape)
     if bias is not None:
         b = np.asarray(bias).astype(q.dtype)
         may = may & (b != -np.inf)
@@ -118,7 +118,7 @@ def _weights(
     logits = np.where(may, logits, -np.inf)
     highest = logits.max(axis=-1, keepdims=True, initial=-np.inf)
     sink = None if sinks is None else np.asarray(sinks).astype(q.dtype)[None, :, None, None]
-    empty = ~may.any(axis=-1, keepdims=True)
+    empty: Array = np.asarray(~may.any(axis=-1, keepdims=True))
     if sink is not None:
         highest = np.maximum(highest, sink)
         empty = np.zeros_like(empty)

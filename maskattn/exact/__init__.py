@@ -1,7 +1,7 @@
 """Arithmetic that gives the same bits on NumPy, PyTorch and XLA, and attention written in it.
 
-The functions here are the NumPy ones. The twins run the same text (``attend.py``, ``project.py``) on their own arrays, as
-``kernel="exact"``.
+The functions here are the NumPy ones. The twins run the same text (``attend.py``, ``project.py``) on their own
+arrays, as ``kernel="exact"``.
 """
 
 from __future__ import annotations
@@ -39,7 +39,8 @@ def attention(
     sinks: Array | None = None,
     empty_rows: str = "zero",
 ) -> tuple[Array, Array]:
-    """Exact attention in NumPy: ``query`` [B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv] of one floating type.
+    """Exact attention in NumPy: ``query`` [B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv] of one floating
+    type.
 
     ``allowed`` (bool, True = may attend) and ``bias`` broadcast to [B, H, L, S], ``sinks`` is [H]. Returns the output
     [B, L, H, Dv] in the inputs' type and the log-sum-exp [B, L, H] in float32 (float64 for float64 inputs).
@@ -63,7 +64,9 @@ def attention_backward(
     sinks: Array | None = None,
     empty_rows: str = "zero",
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
-    """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their types."""
+    """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their
+    types.
+    """
     options = Options(query.shape[-1] ** -0.5 if scale is None else float(scale), softcap, empty_rows)
     with np.errstate(all="ignore"):
         dq, dk, dv, dbias, dsinks = attend.backward(
@@ -73,7 +76,9 @@ def attention_backward(
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """``x @ weight + bias``, rounded once: ``x`` [..., in], ``weight`` [in, out], ``bias`` [out], of one floating type."""
+    """``x @ weight + bias``, rounded once: ``x`` [..., in], ``weight`` [in, out], ``bias`` [out], of one floating
+    type.
+    """
     with np.errstate(all="ignore"):
         flat = project.forward(_OPS, x.reshape(-1, x.shape[-1]), weight, bias)
     return flat.reshape(*x.shape[:-1], weight.shape[1])

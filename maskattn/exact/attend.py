@@ -1,7 +1,8 @@
 """Exact masked attention, forward and backward, for any framework: the formulas of ``maskattn.oracle`` on pairs.
 
-Arrays are ``[batch, length, heads, head_dim]`` in the inputs' own type; ``allowed`` (True = may attend) and ``bias`` have rank 4 and
-broadcast to [B, H, L, S]; ``sinks`` is [H]. Inside, heads are grouped by the key/value head they read: [B, K, G * L, ...].
+Arrays are ``[batch, length, heads, head_dim]`` in the inputs' own type; ``allowed`` (True = may attend) and ``bias``
+have rank 4 and broadcast to [B, H, L, S]; ``sinks`` is [H]. Inside, heads are grouped by the key/value head they
+read: [B, K, G * L, ...].
 
 A non-finite number that a query may reach makes its result NaN; one that it may not reach changes nothing.
 """
@@ -134,7 +135,9 @@ def _softmax(
 
 
 def _value_weights(ops: Ops, s: _Softmax, options: Options) -> tuple[Pair, Pair, Array]:
-    """The weights of the values, what to divide by, and which pairs meet: under "mean" an empty row weighs all keys alike."""
+    """The weights of the values, what to divide by, and which pairs meet: under "mean" an empty row weighs all keys
+    alike.
+    """
     if options.empty_rows != "mean":
         return s.weights, s.total, s.allowed
     keys = float(max(s.allowed.shape[-1], 1))
@@ -147,7 +150,14 @@ def _poisoned(ops: Ops, x: Pair, reach: Array, bad: Array) -> Pair:
 
 
 def forward(
-    ops: Ops, query: Array, key: Array, value: Array, allowed: Array | None, bias: Array | None, sinks: Array | None, options: Options
+    ops: Ops,
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array | None,
+    bias: Array | None,
+    sinks: Array | None,
+    options: Options,
 ) -> tuple[Array, Array]:
     """``output`` [B, L, H, Dv] in the inputs' type and ``lse`` [B, L, H] in float32 (float64 for float64 inputs)."""
     dtype, shape = ops.dtype(query), _logits_shape(query, key)
@@ -180,14 +190,16 @@ def backward(
     d_out_terms = pair.input_pieces(ops, d_out, dtype)
 
     weights, total, reach = _value_weights(ops, s, options)
-    shares = pair.divide(ops, weights, total)
+    shares = pair.where(ops, reach, pair.divide(ops, weights, total), 0.0)
     share_terms = [ops.moveaxis(t, -1, -2) for t in pair.pieces(ops, shares, dtype)]
     d_value = _poisoned(ops, pair.matmul(ops, share_terms, d_out_terms), ops.moveaxis(reach, -1, -2), bad_d_out)
 
     shares = pair.where(ops, s.allowed, shares, 0.0)
     v_terms = pair.input_pieces(ops, ops.moveaxis(x.value, -1, -2), dtype)
     d_shares = pair.matmul(ops, d_out_terms, v_terms)
-    bad = s.allowed & (ops.any(bad_d_out, -1) | ops.moveaxis(ops.any(x.bad_value, -1), -1, -2) | ~ops.isfinite(d_shares.hi))
+    bad = s.allowed & (
+        ops.any(bad_d_out, -1) | ops.moveaxis(ops.any(x.bad_value, -1), -1, -2) | ~ops.isfinite(d_shares.hi)
+    )
     d_shares = pair.where(ops, s.allowed & ~bad, d_shares, 0.0)
     # over p dp, not over the output: a row with one key then has a gradient of exactly 0
     mean = pair.divide(ops, pair.total(ops, pair.multiply(ops, s.weights, d_shares), -1), s.total)
@@ -198,7 +210,11 @@ def backward(
     d_logits = pair.multiply(ops, shares, pair.add(d_shares, rest))
     d_logits = pair.where(ops, s.allowed, d_logits, 0.0)
     d_bias = None if bias is None else _d_bias(ops, d_logits, bias, shape)
-    d_sinks = None if sinks is None or s.sink is None else _d_sinks(ops, pair.divide(ops, s.sink, s.total), rest, sinks, shape)
+    d_sinks = (
+        None
+        if sinks is None or s.sink is None
+        else _d_sinks(ops, pair.divide(ops, s.sink, s.total), rest, sinks, shape)
+    )
 
     if s.slope is not None:
         d_logits = pair.multiply(ops, d_logits, pair.where(ops, s.allowed, s.slope, 0.0))

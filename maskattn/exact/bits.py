@@ -1,7 +1,7 @@
 """Widening, narrowing and cutting floating-point numbers by their bit patterns, so that no framework's casts are used.
 
-Casts differ: XLA flushes float32 subnormals, PyTorch and XLA round float64 to float16 twice, and everything rounds float64
-to bfloat16 twice. Integer operations on the patterns do not.
+Casts differ: XLA flushes float32 subnormals, PyTorch and XLA round float64 to float16 twice, and everything rounds
+float64 to bfloat16 twice. Integer operations on the patterns do not.
 """
 
 from __future__ import annotations
@@ -11,7 +11,8 @@ from maskattn.exact._ops import FORMATS, Array, Ops
 NAN = float("nan")
 _NAN_BITS = 0x7FF8000000000000
 _MANTISSA = (1 << 52) - 1
-#: float64 inputs below this magnitude count as 0, so that no product underflows: what underflows differs between frameworks
+#: float64 inputs below this magnitude count as 0, so that no product underflows: what underflows differs between
+#: frameworks
 SMALLEST_FLOAT64 = 2.0**-250
 #: the same for intermediate results
 SMALLEST = 2.0**-500

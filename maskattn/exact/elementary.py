@@ -1,7 +1,8 @@
 """exp, log and tanh of pairs, to some 2^-66, the same bits in every framework.
 
-Range reduction by tables of 256 entries, then a short polynomial (Tang 1989, "Table-driven implementation of the exponential
-function", ACM TOMS 15(2)). The tables are made with ``decimal``, whose exp and ln are correctly rounded by specification.
+Range reduction by tables of 256 entries, then a short polynomial (Tang 1989, "Table-driven implementation of the
+exponential function", ACM TOMS 15(2)). The tables are made with ``decimal``, whose exp and ln are correctly rounded
+by specification.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Arithmetic on unevaluated sums ``hi + lo`` of two float64 (some 100 bits), in which no product is ever rounded.
 
-A compiler may fuse a multiplication into the addition that follows it. Where the product is exact this changes nothing, so
-every factor below has been cut to so few bits that its product fits float64. Sums are Knuth's two-sum, of additions only
-(Ogita, Rump and Oishi 2005, "Accurate sum and dot product", SIAM J. Sci. Comput. 26(6), algorithms 3.1 and 5.3).
+A compiler may fuse a multiplication into the addition that follows it. Where the product is exact this changes
+nothing, so every factor below has been cut to so few bits that its product fits float64. Sums are Knuth's two-sum, of
+additions only (Ogita, Rump and Oishi 2005, "Accurate sum and dot product", SIAM J. Sci. Comput. 26(6), algorithms 3.1
+and 5.3).
 """
 
 from __future__ import annotations
@@ -35,11 +36,13 @@ def _fast_two_sum(a: Array, b: Array) -> Pair:
 
 
 def add(x: Pair, y: Pair) -> Pair:
+    """``x + y``, to some 2^-100 of the larger."""
     total = two_sum(x.hi, y.hi)
     return _fast_two_sum(total.hi, total.lo + (x.lo + y.lo))
 
 
 def negative(x: Pair) -> Pair:
+    """``-x``."""
     return Pair(-x.hi, -x.lo)
 
 
@@ -49,6 +52,7 @@ def where(ops: Ops, condition: Array, x: Pair, hi: Array | float) -> Pair:
 
 
 def widen(ops: Ops, x: Array) -> Pair:
+    """An array of any floating type as a pair, exactly."""
     hi = bits.widen(ops, x)
     return Pair(hi, hi * 0.0)
 
@@ -91,7 +95,9 @@ def total(ops: Ops, x: Pair, axis: int) -> Pair:
 
 
 def input_pieces(ops: Ops, x: Array, dtype: str) -> list[Array]:
-    """A widened input of type ``dtype`` as float64 terms, largest first: itself (at most 24 bits), or the halves of a float64."""
+    """A widened input of type ``dtype`` as float64 terms, largest first: itself (at most 24 bits), or the halves of a
+    float64.
+    """
     return list(bits.halves(ops, x)) if dtype == "float64" else [x]
 
 
@@ -109,8 +115,8 @@ def pieces(ops: Ops, x: Pair, dtype: str) -> list[Array]:
 def matmul(ops: Ops, a: Sequence[Array], b: Sequence[Array]) -> Pair:
     """``sum(a) @ sum(b)`` of two lists of terms, largest first, [..., M, C] and [..., C, N]: along C term after term.
 
-    Products of terms must be exact (see ``pieces``). A term of 0 leaves every bit of the sum as it was, wherever it stands: this is
-    what makes a padded, packed or sliced batch give the bits of its parts.
+    Products of terms must be exact (see ``pieces``). A term of 0 leaves every bit of the sum as it was, wherever it
+    stands: this is what makes a padded, packed or sliced batch give the bits of its parts.
     """
 
     def step(carry: Pair, row: Sequence[Array]) -> Pair:

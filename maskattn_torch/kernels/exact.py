@@ -1,0 +1,179 @@
+"""The exact kernel: the arithmetic of ``maskattn.exact`` on PyTorch tensors, and its gradients.
+
+The same bits as NumPy and JAX, forward and backward, in eager mode, under torch.func.vmap, and inside a compiled
+model, where it is an opaque operator (a compiler that looked inside would be free to fuse what must stay apart).
+Second derivatives are not defined: ``reference`` has them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskattn.exact import Options, attend, project
+from maskattn_torch import lower
+from maskattn_torch.kernels.exact_ops import OPS
+
+Array = Any
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any,
+    bias: Any,
+    sinks: Array | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    empty_rows: str,
+    precision: str,
+) -> tuple[Array, Array]:
+    """Attend exactly: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
+
+    `mask` (True = may attend) and `bias` are objects bound to PyTorch, or None. `precision` is met by every result.
+    """
+    sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+    allowed = None if mask is None else lower.allowed(mask, *sizes)
+    added = None if bias is None else lower.bias(bias, *sizes)
+    return _attention(query, key, value, allowed, added, sinks, scale, softcap, empty_rows)
+
+
+def unsupported(*args: Any, **kwargs: Any) -> list[str]:
+    """Why this kernel cannot run a call: it runs every call."""
+    return []
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """``x @ weight + bias`` rounded once: x [..., in], weight [in, out], bias [out] or None -> [..., out] in x's
+    dtype.
+    """
+    weight = weight.to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    flat = _linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    return flat.reshape(*x.shape[:-1], weight.shape[1])
+
+
+@torch.library.custom_op("maskattn::exact_attention", mutates_args=())
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    empty_rows: str,
+) -> tuple[Tensor, Tensor]:
+    output, lse = attend.forward(OPS, query, key, value, allowed, bias, sinks, Options(scale, softcap, empty_rows))
+    return output.contiguous(), lse.contiguous()
+
+
+@_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    output = query.new_empty((*query.shape[:3], value.shape[3]))
+    return output, query.new_empty(query.shape[:3], dtype=wide)
+
+
+@torch.library.custom_op("maskattn::exact_attention_gradients", mutates_args=())
+def _attention_gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    d_output: Tensor,
+    d_lse: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    empty_rows: str,
+) -> list[Tensor]:
+    options = Options(scale, softcap, empty_rows)
+    grads = attend.backward(OPS, query, key, value, allowed, bias, sinks, d_output, d_lse, options)
+    return [g.contiguous() for g in grads if g is not None]
+
+
+@_attention_gradients.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, allowed: Any, bias: Any, sinks: Any, *rest: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (query, key, value, bias, sinks) if x is not None]
+
+
+def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    ctx.save_for_backward(*inputs[:6])
+    ctx.options = inputs[6:]
+    ctx.set_materialize_grads(False)
+
+
+def _attention_backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
+    query, key, value, allowed, bias, sinks = ctx.saved_tensors
+    if d_output is None:
+        d_output = query.new_zeros((*query.shape[:3], value.shape[3]))
+    grads = list(_attention_gradients(query, key, value, allowed, bias, sinks, d_output, d_lse, *ctx.options))
+    d_sinks = None if sinks is None else grads.pop()
+    d_bias = None if bias is None else grads.pop()
+    return *grads, None, d_bias, d_sinks, None, None, None
+
+
+_attention.register_autograd(_attention_backward, setup_context=_attention_setup)
+
+
+@torch.library.custom_op("maskattn::exact_linear", mutates_args=())
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return project.forward(OPS, x, weight, bias).contiguous()
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[1]))
+
+
+@torch.library.custom_op("maskattn::exact_linear_gradients", mutates_args=())
+def _linear_gradients(x: Tensor, weight: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    d_x, d_weight, d_bias = project.backward(OPS, x, weight, d_out)
+    return d_x.contiguous(), d_weight.contiguous(), d_bias.contiguous()
+
+
+@_linear_gradients.register_fake
+def _(x: Tensor, weight: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty((weight.shape[1],))
+
+
+def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+    x, weight, bias = inputs
+    ctx.save_for_backward(x, weight)
+    ctx.has_bias = bias is not None
+
+
+def _linear_backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
+    x, weight = ctx.saved_tensors
+    d_x, d_weight, d_bias = _linear_gradients(x, weight, d_out)
+    return d_x, d_weight, d_bias if ctx.has_bias else None
+
+
+_linear.register_autograd(_linear_backward, setup_context=_linear_setup)
+
+
+def _map_over(operator: Any) -> None:
+    """Under torch.func.vmap the operator runs once for each element, so the bits are those of a loop."""
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def element(i: int) -> list[Any]:
+            return [x if d is None else x.select(d, i) for x, d in zip(arguments, in_dims, strict=True)]
+
+        results = [operator(*element(i)) for i in range(info.batch_size)]
+        if isinstance(results[0], Tensor):
+            return torch.stack(results), 0
+        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+        return type(results[0])(stacked), type(results[0])([0] * len(stacked))
+
+    torch.library.register_vmap(operator, rule)
+
+
+for _operator in (_attention, _attention_gradients, _linear, _linear_gradients):
+    _map_over(_operator)
