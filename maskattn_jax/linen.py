@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from maskattn.checks import check_config
 from maskattn.config import AttentionConfig
-from maskattn_jax.multihead import attend, own_linear, prepare, project_by
+from maskattn_jax.multihead import _attend, _own_linear, _prepare, _project_by
 from maskattn_jax.seed import seed_config, soft_mask
 
 Array = Any
@@ -65,7 +65,7 @@ class MultiHeadAttention(nn.Module):
         check_config("MultiHeadAttention", self.config)
         config = self.config
         deterministic = True if not (config.dropout_rate or config.out_dropout_rate) else _merge(self, deterministic)
-        query, key, value = prepare("MultiHeadAttention", config, query, key, value, deterministic)
+        query, key, value = _prepare("MultiHeadAttention", config, query, key, value, deterministic)
         if config.project:
             heads = (config.num_heads, config.qk_head_dim)
             query = self._project("query", query, heads, config.qkv_bias, kernel)
@@ -73,7 +73,7 @@ class MultiHeadAttention(nn.Module):
             key = self._project("key", key, heads, config.qkv_bias, kernel)
             heads = (config.kv_heads, config.value_head_dim)
             value = self._project("value", value, heads, config.qkv_bias, kernel)
-        out = attend(config, query, key, value, mask, bias, kernel)
+        out = _attend(config, query, key, value, mask, bias, kernel)
         if not config.project:
             return out.reshape(*out.shape[:2], config.output_dim)
         return self._project("out", out, (config.output_dim,), config.out_bias, kernel)
@@ -89,11 +89,11 @@ class MultiHeadAttention(nn.Module):
             precision="highest",
             name=name,
         )
-        own = own_linear(kernel)
+        own = _own_linear(kernel)
         if own is None or self.is_initializing():
             return layer(x)
         parameters = layer.variables["params"]
-        return project_by(own, x, parameters["kernel"], parameters.get("bias"), len(axes), self.dtype)
+        return _project_by(own, x, parameters["kernel"], parameters.get("bias"), len(axes), self.dtype)
 
 
 def _merge(module: MultiHeadAttention, deterministic: bool | None) -> bool:

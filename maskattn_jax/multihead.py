@@ -80,12 +80,12 @@ class MultiHeadAttention(nnx.Module):
             TypeError, ValueError: names the argument at fault.
         """
         deterministic = self.deterministic if deterministic is None else deterministic
-        query, key, value = prepare(type(self).__name__, self.config, query, key, value, deterministic)
+        query, key, value = _prepare(type(self).__name__, self.config, query, key, value, deterministic)
         if self.config.project:
             query = _project(self.query, query, kernel)
             key = _project(self.key, key, kernel)
             value = _project(self.value, value, kernel)
-        out = attend(self.config, query, key, value, mask, bias, kernel)
+        out = _attend(self.config, query, key, value, mask, bias, kernel)
         return (
             _project(self.out, out, kernel)
             if self.config.project
@@ -102,7 +102,7 @@ class MultiHeadAttention(nnx.Module):
             self.deterministic = deterministic
 
 
-def prepare(
+def _prepare(
     where: str, config: AttentionConfig, query: Array, key: Array, value: Array, deterministic: bool
 ) -> tuple[Array, Array, Array]:
     """The three inputs of a module, completed and checked; split into heads where nothing projects them."""
@@ -121,7 +121,9 @@ def prepare(
     )
 
 
-def attend(config: AttentionConfig, query: Array, key: Array, value: Array, mask: Any, bias: Any, kernel: str) -> Array:
+def _attend(
+    config: AttentionConfig, query: Array, key: Array, value: Array, mask: Any, bias: Any, kernel: str
+) -> Array:
     """attention(...) with a configuration's options."""
     return attention(
         query, key, value, mask, bias=bias, scale=config.scale, empty_rows=config.empty_rows, kernel=kernel
@@ -130,19 +132,19 @@ def attend(config: AttentionConfig, query: Array, key: Array, value: Array, mask
 
 def _project(layer: Any, x: Array, kernel: str) -> Array:
     """The layer applied to x; by the kernel's own `linear` where it brings one."""
-    own = own_linear(kernel)
+    own = _own_linear(kernel)
     if own is None:
         return layer(x)
     bias = None if layer.bias is None else layer.bias[...]
-    return project_by(own, x, layer.kernel[...], bias, len(layer.in_features), layer.dtype)
+    return _project_by(own, x, layer.kernel[...], bias, len(layer.in_features), layer.dtype)
 
 
-def own_linear(kernel: str) -> Any:
+def _own_linear(kernel: str) -> Any:
     """The `linear` that a kernel brings, or None: its projections are then as exact as its attention."""
     return getattr(KERNELS.get(kernel), "linear", None)
 
 
-def project_by(linear: Any, x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: Any) -> Array:
+def _project_by(linear: Any, x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: Any) -> Array:
     """The last `in_axes` axes of x contracted with the first of the kernel, by `linear(x [..., in], [in, out], [out])`.
 
     Returns:

@@ -92,8 +92,8 @@ def attention(
         if sinks is None:
             refuse_empty_rows(mask, bias, (batch, heads, q_len, key.shape[1]), _concrete)
         empty_rows = "zero"
-    mask = None if mask is None else lower.bind(mask, query.device)
-    bias = None if bias is None else lower.bind(bias, query.device)
+    mask = None if mask is None else lower.bind(mask, device=query.device)
+    bias = None if bias is None else lower.bind(bias, device=query.device)
     arguments = (query, key, value, mask, bias, sinks)
     options = {
         "scale": 1.0 / math.sqrt(head_dim) if scale is None else float(scale),
