@@ -60,7 +60,7 @@ class Spec:
         if "_leaves" in self.__dict__:
             return self.__dict__["_leaves"]
         names = self._of_kind("data")
-        return tuple(name for name in names if not isinstance(getattr(self, name), int | None))
+        return tuple(name for name in names if not isinstance(getattr(self, name), (int, type(None))))
 
     def children(self) -> tuple[Any, ...]:
         """The masks this one is made of."""

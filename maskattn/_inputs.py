@@ -11,6 +11,7 @@ import numpy as np
 from maskattn._fields import Array, dtype_name
 
 _KINDS = {"bool": ("bool",), "int": ("int", "uint"), "float": ("float", "bfloat")}
+_ARTICLE = {"bool": "a bool", "int": "an int", "float": "a float"}
 
 
 class Inputs:
@@ -32,7 +33,7 @@ class Inputs:
     def integer(self, name: str, value: Any, minimum: int | None = None) -> Any:
         """`value` as an int."""
         try:
-            if isinstance(value, bool | np.bool_):
+            if isinstance(value, (bool, np.bool_)):
                 raise TypeError
             number = operator.index(value)
         except Exception:  # traced arrays refuse with exceptions of their own
@@ -44,10 +45,10 @@ class Inputs:
 
     def integers(self, name: str, value: Any, minimum: int | None = None, length: int | None = None) -> Any:
         """`value` as a tuple of ints; where `length` is given, an int stands for itself on every axis."""
-        if length is not None and not isinstance(value, Sequence | np.ndarray):
+        if length is not None and not isinstance(value, (Sequence, np.ndarray)):
             number = self.integer(name, value, minimum)
             return (number,) * length
-        if not isinstance(value, Sequence | np.ndarray) or isinstance(value, str | bytes):
+        if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)):
             self.fault(f"{name} must be a tuple of ints, got {describe(value)}", of_type=True)
             return value
         if length is not None and len(value) != length:
@@ -59,11 +60,11 @@ class Inputs:
 
         `axes` says the expected shape in messages.
         """
-        if not hasattr(value, "shape") or not hasattr(value, "dtype") or isinstance(value, np.ndarray | np.generic):
+        if not hasattr(value, "shape") or not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)):
             try:
                 value = np.array(value)
             except ValueError:
-                self.fault(f"{name} must be a {kind} array {axes}, got a ragged {type(value).__name__}")
+                self.fault(f"{name} must be {_ARTICLE[kind]} array {axes}, got a ragged {type(value).__name__}")
                 return value
             if value.size == 0 and value.dtype == np.float64 and kind != "float":
                 value = value.astype(bool if kind == "bool" else np.int64)  # an empty list has no dtype of its own
@@ -71,7 +72,7 @@ class Inputs:
                 value = value.astype(value.dtype.newbyteorder("="))
         found = dtype_name(value)
         if not found.startswith(_KINDS[kind]):
-            self.fault(f"{name} must be a {kind} array, got dtype {found}", of_type=True)
+            self.fault(f"{name} must be {_ARTICLE[kind]} array, got dtype {found}", of_type=True)
         elif isinstance(value, np.ndarray) and value.dtype.kind == "u":
             # comparing uint64 with int64 would go through float64
             if value.size and int(value.max()) > np.iinfo(np.int64).max:

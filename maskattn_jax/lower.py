@@ -14,6 +14,7 @@ from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
 from maskattn.biases import Additive, Bias, DenseBias
 from maskattn.masks import Full, Mask
 from maskattn.masks._base import AXES, grid
+from maskattn.masks._evaluate import evaluate
 
 __all__ = ["allowed", "bias", "bind", "check", "register", "to_additive", "to_dense"]
 
@@ -48,7 +49,7 @@ def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int) 
     if isinstance(mask, Full):
         return None
     mask = bind(mask)
-    return mask.allowed(*grid(mask.depends, (batch, heads, q_len, kv_len), _arange()))
+    return evaluate(mask, (batch, heads, q_len, kv_len), _arange())
 
 
 def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> Array | None:
@@ -64,12 +65,12 @@ def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> 
     check(bias, batch, heads, q_len, kv_len)
     bias = bind(bias)
     if isinstance(bias, DenseBias):
-        return bias.array.reshape(bias._shape())
-    indices = grid(bias.depends, (batch, heads, q_len, kv_len), _arange())
+        return bias.array.reshape(bias.shape)
+    shape = (batch, heads, q_len, kv_len)
     if isinstance(bias, Additive):
-        forbidden = bias.mask.allowed(*indices) ^ True
+        forbidden = evaluate(bias.mask, shape, _arange()) ^ True
         return forbidden.astype(jnp.float32) * jnp.float32(bias.value)
-    return bias.values(*indices)
+    return bias.values(*grid(bias.depends, shape, _arange()))
 
 
 def to_dense(mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None) -> Array:
@@ -81,7 +82,7 @@ def to_dense(mask: Mask, q_len: int, kv_len: int, batch: int | None = None, head
     sizes = mask.map_data(_readable).settle(q_len, kv_len, batch, heads)
     shape = tuple(sizes[axis] for axis in AXES)
     mask = bind(mask)
-    return jnp.broadcast_to(mask.allowed(*grid(mask.depends, shape, _arange())), shape)
+    return jnp.broadcast_to(evaluate(mask, shape, _arange()), shape)
 
 
 def to_additive(

@@ -14,6 +14,7 @@ from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
 from maskattn.biases import Additive, Bias, DenseBias
 from maskattn.masks import Full, Mask
 from maskattn.masks._base import AXES, grid
+from maskattn.masks._evaluate import evaluate
 
 __all__ = ["allowed", "bias", "bind", "check", "register", "to_additive", "to_dense"]
 
@@ -48,7 +49,7 @@ def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int, 
     if isinstance(mask, Full):
         return None
     mask = bind(mask, device=device)
-    return mask.allowed(*grid(mask.depends, (batch, heads, q_len, kv_len), _arange(mask, device)))
+    return evaluate(mask, (batch, heads, q_len, kv_len), _arange(mask, device))
 
 
 def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int, *, device: Any = None) -> Array | None:
@@ -64,12 +65,12 @@ def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int, *, 
     check(bias, batch, heads, q_len, kv_len)
     bias = bind(bias, device=device)
     if isinstance(bias, DenseBias):
-        return bias.array.reshape(bias._shape())
-    indices = grid(bias.depends, (batch, heads, q_len, kv_len), _arange(bias, device))
+        return bias.array.reshape(bias.shape)
+    shape = (batch, heads, q_len, kv_len)
     if isinstance(bias, Additive):
-        forbidden = bias.mask.allowed(*indices) ^ True
+        forbidden = evaluate(bias.mask, shape, _arange(bias, device)) ^ True
         return forbidden.to(torch.float32) * bias.value
-    return bias.values(*indices)
+    return bias.values(*grid(bias.depends, shape, _arange(bias, device)))
 
 
 def to_dense(
@@ -83,7 +84,7 @@ def to_dense(
     sizes = mask.map_data(_readable).settle(q_len, kv_len, batch, heads)
     shape = tuple(sizes[axis] for axis in AXES)
     mask = bind(mask, device=device)
-    return torch.broadcast_to(mask.allowed(*grid(mask.depends, shape, _arange(mask, device))), shape)
+    return torch.broadcast_to(evaluate(mask, shape, _arange(mask, device)), shape)
 
 
 def to_additive(

@@ -18,7 +18,7 @@ class Bias(Spec):
 
     def __init_subclass__(cls, **options: Any) -> None:
         if "values" in vars(cls):
-            cls.values = _broadcasting(vars(cls)["values"])  # type: ignore[method-assign]
+            cls.values = _full_values(vars(cls)["values"])  # type: ignore[method-assign]
         super().__init_subclass__(**options)
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
@@ -51,11 +51,11 @@ class Bias(Spec):
         return faults
 
 
-def _broadcasting(method: Callable[..., Array]) -> Callable[..., Array]:
+def _full_values(method: Callable[..., Array]) -> Callable[..., Array]:
     """`values` with its result broadcast to the shape of all indices together."""
 
     @functools.wraps(method)
-    def broadcast(self: Bias, *indices: Array) -> Array:
-        return fill(method(self, *indices), *indices)
+    def values(self: Bias, b: Array, h: Array, q: Array, k: Array) -> Array:
+        return fill(method(self, b, h, q, k), b, h, q, k)
 
-    return broadcast
+    return values

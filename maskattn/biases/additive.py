@@ -32,10 +32,11 @@ class Additive(Bias):
 
     def __post_init__(self) -> None:
         inputs = Inputs("Additive")
-        if not isinstance(self.mask, Mask):
-            inputs.fault(f"mask must be a Mask, got {describe(self.mask)}", of_type=True)
+        mask: Any = self.mask
         value: Any = self.value
-        if isinstance(value, bool) or not isinstance(value, int | float | np.number):
+        if not isinstance(mask, Mask):
+            inputs.fault(f"mask must be a Mask, got {describe(mask)}", of_type=True)
+        if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             inputs.fault(f"value must be a number, got {describe(value)}", of_type=True)
         elif not abs(float(value)) <= float(np.finfo(np.float32).max):
             inputs.fault(f"value must be finite in float32 (to forbid, use the mask as mask=), got {value}")

@@ -36,16 +36,18 @@ class DenseBias(Bias):
         inputs.done()
         object.__setattr__(self, "array", value)
 
-    def _shape(self) -> tuple[int, ...]:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape with leading axes of size 1 up to [B, H, L, S]."""
         return (1,) * (4 - len(self.array.shape)) + tuple(self.array.shape)
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        found, _ = gather(self.array.reshape(self._shape()), b, h, q, k, stretch=(0, 1, 2, 3))
+        found, _ = gather(self.array.reshape(self.shape), b, h, q, k, stretch=(0, 1, 2, 3))
         return found
 
     @property
     def depends(self) -> frozenset[str]:
-        return frozenset(name for name, size in zip("bhqk", self._shape(), strict=True) if size != 1)
+        return frozenset(name for name, size in zip("bhqk", self.shape, strict=True) if size != 1)
 
     def sizes(self) -> dict[str, int]:
-        return {axis: int(size) for axis, size in zip(AXES, self._shape(), strict=True) if size != 1}
+        return {axis: int(size) for axis, size in zip(AXES, self.shape, strict=True) if size != 1}

@@ -33,9 +33,9 @@ class Mask(Spec):
 
     def __init_subclass__(cls, **options: Any) -> None:
         # A class writes the inequality and returns whatever shape it gives; callers get the broadcast shape.
-        for name in ("allowed", "tile"):
+        for name, full in (("allowed", _full_allowed), ("tile", _full_tile)):
             if name in vars(cls):
-                setattr(cls, name, _broadcasting(vars(cls)[name]))
+                setattr(cls, name, full(vars(cls)[name]))
         super().__init_subclass__(**options)
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
@@ -110,10 +110,12 @@ class Mask(Spec):
         Raises:
             ValueError: a size conflicts with the data.
         """
+        from maskattn.masks._evaluate import evaluate
+
         mask = self.map_data(to_numpy)
         sizes = mask.settle(q_len, kv_len, batch, heads)
         shape = tuple(sizes[axis] for axis in AXES)
-        return np.array(np.broadcast_to(mask.allowed(*grid(mask.depends, shape, np.arange)), shape))
+        return np.array(np.broadcast_to(evaluate(mask, shape, np.arange), shape))
 
     def at(self, q_offset: Array = 0, k_offset: Array = 0) -> Mask:
         """The same mask where query 0 is position q_offset and key 0 is position k_offset (decoding, shards).
@@ -161,17 +163,26 @@ class Mask(Spec):
         raise TypeError(f"{type(self).__name__} has no truth value: combine masks with & | ~, not with and, or, not")
 
 
-def _broadcasting(method: Callable[..., Any]) -> Callable[..., Any]:
-    """`allowed` or `tile` with its results broadcast to the shape of all indices together."""
+def _full_allowed(method: Callable[..., Array]) -> Callable[..., Array]:
+    """`allowed` with its result broadcast to the shape of all indices together."""
 
     @functools.wraps(method)
-    def broadcast(self: Mask, *indices: Array) -> Any:
-        result = method(self, *indices)
-        if isinstance(result, tuple):
-            return tuple(fill(entry, *indices) for entry in result)
-        return fill(result, *indices)
+    def allowed(self: Mask, b: Array, h: Array, q: Array, k: Array) -> Array:
+        return fill(method(self, b, h, q, k), b, h, q, k)
 
-    return broadcast
+    return allowed
+
+
+def _full_tile(method: Callable[..., Any]) -> Callable[..., Any]:
+    """`tile` with both results broadcast to the shape of all indices together."""
+
+    @functools.wraps(method)
+    def tile(self: Mask, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        indices = (b, h, q_lo, q_hi, k_lo, k_hi)
+        some, every = method(self, *indices)
+        return fill(some, *indices), fill(every, *indices)
+
+    return tile
 
 
 def restrict(mask: Any, b: Array, h: Array, q: Array, k: Array) -> tuple[Array, ...]:

@@ -94,7 +94,7 @@ class Not(Mask):
         return self.part.sizes()
 
     def __repr__(self) -> str:
-        return f"~({self.part!r})" if isinstance(self.part, And | Or) else f"~{self.part!r}"
+        return f"~({self.part!r})" if isinstance(self.part, (And, Or)) else f"~{self.part!r}"
 
 
 def conjunction(*masks: Mask) -> Mask:
@@ -129,7 +129,7 @@ def complement(mask: Mask) -> Mask:
 def _distinct(kind: type[And] | type[Or], neutral: type[Mask], masks: tuple[Mask, ...]) -> list[Mask]:
     parts: list[Mask] = []
     for mask in masks:
-        for entry in mask.parts if isinstance(mask, And | Or) and isinstance(mask, kind) else (mask,):
+        for entry in mask.parts if isinstance(mask, (And, Or)) and isinstance(mask, kind) else (mask,):
             if not isinstance(entry, neutral) and not any(entry == other for other in parts):
                 parts.append(entry)
     return parts

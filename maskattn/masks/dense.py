@@ -39,14 +39,16 @@ class Dense(Mask):
         inputs.done()
         object.__setattr__(self, "keep", value)
 
-    def _shape(self) -> tuple[int, ...]:
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The array's shape with leading axes of size 1 up to [B, H, L, S]."""
         return (1,) * (4 - len(self.keep.shape)) + tuple(self.keep.shape)
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        return lookup(self.keep.reshape(self._shape()), b, h, q, k, stretch=(0, 1, 2, 3))
+        return lookup(self.keep.reshape(self.shape), b, h, q, k, stretch=(0, 1, 2, 3))
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        *_, rows, columns = shape = self._shape()
+        *_, rows, columns = shape = self.shape
         # a summed-area table: the count in a rectangle is four of its entries
         table = self.keep.reshape(shape).cumsum(2).cumsum(3)
         q_lo, q_hi = (0, 0) if rows == 1 else (q_lo, q_hi)
@@ -61,7 +63,7 @@ class Dense(Mask):
 
     @property
     def depends(self) -> frozenset[str]:
-        return frozenset(name for name, size in zip("bhqk", self._shape(), strict=True) if size != 1)
+        return frozenset(name for name, size in zip("bhqk", self.shape, strict=True) if size != 1)
 
     def sizes(self) -> dict[str, int]:
-        return {axis: int(size) for axis, size in zip(AXES, self._shape(), strict=True) if size != 1}
+        return {axis: int(size) for axis, size in zip(AXES, self.shape, strict=True) if size != 1}

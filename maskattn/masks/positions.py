@@ -92,7 +92,7 @@ class At(Mask):
             value = getattr(self, name)
             if self._moves(name):
                 shown.append(f"{name}={list(value.shape) if name in self.data_fields() else value}")
-        inner = f"({self.part!r})" if isinstance(self.part, And | Or | Not) else repr(self.part)
+        inner = f"({self.part!r})" if isinstance(self.part, (And, Or, Not)) else repr(self.part)
         return f"{inner}.at({', '.join(shown)})"
 
 
