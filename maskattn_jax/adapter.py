@@ -15,7 +15,7 @@ from flax import nnx
 
 from maskattn.parity.adapters import CONVENTIONS
 from maskattn.parity.cases import Case
-from maskattn_jax import functional, multihead, params
+from maskattn_jax import functional, lower, multihead, params
 
 __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
 
@@ -32,20 +32,21 @@ def to_numpy(array: jax.Array) -> np.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`kernel` is handed to attention and modules; `mode` is "eager" (attention called as a user would), "jit" (the call
-    and its gradients under one `jax.jit`, the mask an argument) or "disable_jit"."""
+    """`kernel` is handed to attention and modules. `mode`: "eager"; "jit", the call and its gradients under one
+    `jax.jit`, given the mask as the bool array this twin lowers it to, so that all masks of a shape share one compilation;
+    "jit-mask", the same with the mask object itself as the argument; or "disable_jit".
+
+    `empty_rows="error"` cannot be checked under a jit whose argument is the mask: such cases run eagerly.
+    """
 
     kernel: str = "reference"
-    mode: str = "eager"
+    mode: str = "jit"
     name: str = "jax"
     conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS), hash=False)
 
     def unsupported(self, case: Case) -> list[str]:
         """Every reason why this case cannot be run; [] where it can."""
-        reasons = ["dropout is not implemented yet"] if case.dropout_rate else []
-        if self.mode == "jit" and case.empty_rows == "error":
-            reasons.append("empty_rows='error' cannot be checked where the mask is traced")
-        return reasons
+        return ["dropout is not implemented yet"] if case.dropout_rate else []
 
     def run(
         self,
@@ -62,11 +63,16 @@ class Adapter:
             given = None
             if cotangent is not None:
                 given = (from_numpy(cotangent["output"]), from_numpy(cotangent["lse"]))
-            call = _compiled if self.mode == "jit" else _attend
+            s, mask = case.shape, case.mask
+            dense = None if mask is None else lower.to_dense(mask, s.q_len, s.kv_len, s.batch, s.heads)
+            jitted = self.mode in ("jit", "jit-mask") and case.empty_rows != "error"
+            if self.mode == "jit" and jitted:
+                mask = dense
             bias = None if "bias" in arrays else case.bias
             options = (case.scale, case.softcap, case.empty_rows, self.kernel)
-            (output, lse), gradients = call(arrays, case.mask, bias, given, options)
+            (output, lse), gradients = (_compiled if jitted else _attend)(arrays, mask, bias, given, options)
             results = {"output": to_numpy(output), "lse": to_numpy(lse)}
+            results |= {} if dense is None else {"mask": to_numpy(dense)}
             return results | {f"d_{name}": to_numpy(grad) for name, grad in gradients.items()}
 
     def _differentiated(self, case: Case, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, jax.Array]:
@@ -101,13 +107,18 @@ class Adapter:
             module = nnx.merge(graph, state, rest)
             return module(*arrays.values(), mask=case.mask, bias=case.bias, kernel=self.kernel)  # type: ignore[no-any-return]
 
-        output, pull = jax.vjp(forward, state, arrays)
+        def both(state: Any, arrays: dict[str, jax.Array], d_output: jax.Array | None) -> tuple[jax.Array, Any]:
+            output, pull = jax.vjp(forward, state, arrays)
+            return output, None if d_output is None else pull(d_output)
+
+        d_output = None if cotangent is None else from_numpy(cotangent["output"])
+        output, gradients = (jax.jit(both) if self.mode.startswith("jit") else both)(state, arrays, d_output)
         results = {"output": to_numpy(output)}
-        if cotangent is not None:
-            d_state, d_arrays = pull(from_numpy(cotangent["output"]))
+        if gradients is not None:
+            d_state, d_arrays = gradients
             results |= {f"d_{name}": to_numpy(grad) for name, grad in d_arrays.items()}
-            gradients = params.dump(nnx.merge(graph, d_state, rest))
-            results |= {f"d_{name}": np.asarray(grad) for name, grad in gradients.items()}
+            d_weights = params.dump(nnx.merge(graph, d_state, rest))
+            results |= {f"d_{name}": np.asarray(grad) for name, grad in d_weights.items()}
         return results
 
 

@@ -11,7 +11,7 @@ import torch
 
 from maskattn.parity.adapters import CONVENTIONS
 from maskattn.parity.cases import Case
-from maskattn_torch import functional, multihead, params
+from maskattn_torch import functional, lower, multihead, params
 
 __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
 
@@ -71,6 +71,9 @@ class Adapter:
             return_lse=True,
         )
         results = {"output": to_numpy(output), "lse": to_numpy(lse)}
+        if case.mask is not None:
+            s = case.shape
+            results["mask"] = to_numpy(lower.to_dense(case.mask, s.q_len, s.kv_len, s.batch, s.heads))
         if cotangent is not None:
             given = [from_numpy(cotangent["output"]), from_numpy(cotangent["lse"])]
             gradients = torch.autograd.grad([output, lse], list(arrays.values()), given)

@@ -14,7 +14,7 @@ import numpy as np
 from maskattn import oracle
 from maskattn.parity import standards
 from maskattn.parity.cases import Case, bias_values
-from maskattn.parity.findings import Finding
+from maskattn.parity.findings import Finding, bits_equal
 
 Array = np.ndarray[Any, Any]
 
@@ -65,8 +65,12 @@ def judge(case: Case, inputs: dict[str, Array], cotangent: dict[str, Array], dty
 
 
 def form(case: Case, subject: str, results: dict[str, Array], verdict: Verdict) -> list[Finding]:
-    """Every quantity is there, in the right shape and dtype, and not a number exactly where the oracle has none."""
+    """Every quantity is there, in the right shape and dtype, and not a number exactly where the oracle has none. The mask
+    as the implementation lowers it, where it returns one, is the dense mask bit for bit."""
     found = []
+    if "mask" in results:
+        dense = bits_equal("mask", subject, "mask", results["mask"], case.allowed)
+        found += [] if dense.held else [dense]
     for name, right in verdict.right.items():
         if name not in results:
             found.append(Finding("form", subject, name, False, f"missing; got {', '.join(results)}"))

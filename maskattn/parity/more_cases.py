@@ -18,6 +18,8 @@ OPTIONS = Shape(batch=2, q_len=5, kv_len=7, heads=4, kv_heads=2, head_dim=3, v_h
 #: A module: E = 11, H = 4, K = 2, D = 3, Dv = 5, out = 13, so that no two axes can be exchanged unseen.
 MODULE = Shape(batch=2, q_len=6, kv_len=6, heads=4, kv_heads=2, head_dim=3, v_head_dim=5)
 CROSS = Shape(batch=2, q_len=6, kv_len=9, heads=4, kv_heads=2, head_dim=3, v_head_dim=5)
+#: Heads all alike, the only sizes at which projections can be exchanged without an error.
+EQUAL = Shape(batch=2, q_len=6, kv_len=6, heads=4, kv_heads=4, head_dim=3, v_head_dim=3)
 
 
 def _holed(shape: Shape, draws: Draws) -> masks.Mask:
@@ -67,6 +69,8 @@ def options() -> Iterator[Case]:
                 fields["bias"] = _additive(OPTIONS, draws)
             tags = frozenset({"smoke", option})
             yield Case(name, "options", OPTIONS, dtype, seed=draws.integer(0, 1 << 30), tags=tags, **fields)
+    # Products of queries and keys that float16 cannot hold: it must be enough to hold the inputs.
+    yield Case("options/overflow/float16", "options", OPTIONS, "float16", masks.Causal(3), spread=1.5e4, scale=1e-4, seed=5)
     for dtype in DTYPES:
         yield Case(f"options/no-mask/{dtype}", "options", SHAPES["wide"], dtype, None, seed=11)
 
@@ -95,6 +99,7 @@ def modules() -> Iterator[Case]:
         "self": (MODULE, {}, masks.Causal() & masks.KeyPadding(np.array([6, 4]))),
         "no-bias": (MODULE, {"qkv_bias": False, "out_bias": False, "scale": 0.31}, masks.SlidingWindow(2, 1)),
         "cross": (CROSS, {"kdim": 5, "vdim": 7}, masks.KeyPadding(np.array([9, 4]))),
+        "equal-heads": (EQUAL, {"num_kv_heads": 4, "v_head_dim": 3}, masks.SlidingWindow(2, 1)),
         "empty-row": (MODULE, {}, masks.KeyPadding(np.array([6, 0]))),
     }
     for kind, (shape, changes, mask) in kinds.items():

@@ -1,0 +1,104 @@
+"""Finding the attention layers of a checkpoint, and comparing two checkpoints through the canonical form."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from maskattn import checkpoints, layouts
+from maskattn.config import AttentionConfig
+from maskattn.layouts._base import Layout
+from maskattn.layouts.canonical import Canonical
+from maskattn.parity.findings import bits_equal
+
+Array = np.ndarray[Any, Any]
+Layers = dict[str, dict[str, str]]
+
+
+def layers_of(reader: checkpoints.Reader, layout: str) -> tuple[Layout, Layers]:
+    """The layout of an open checkpoint and its layers, ``{prefix: {name without prefix: full name}}``, 2 before 10.
+
+    Reads shapes and dtypes, no tensor. ValueError where the layout cannot be told, or no layer is found.
+    """
+    if layout == "auto":
+        try:
+            layout = layouts.detect(reader.outline()).layout
+        except ValueError as error:
+            raise ValueError(f"{reader.path}: {error}") from None
+    kind = layouts.get(layout)
+    layers = kind.match(reader)
+    if not layers:
+        raise ValueError(f"{reader.path}: no attention layer of layout {kind.name} found among {len(reader)} tensors")
+    return kind, {prefix: layers[prefix] for prefix in sorted(layers, key=_natural)}
+
+
+def canonical_layer(
+    kind: Layout, tensors: Mapping[str, Array], config: AttentionConfig, prefix: str
+) -> dict[str, Array]:
+    """One layer's tensors in canonical form; ValueError lists everything that is not as the layout calls for."""
+    found = layouts.problems(kind, tensors, config, prefix)
+    if found:
+        raise ValueError("\n  ".join([f"layer {prefix!r} is not what layout {kind.name} calls for:", *found]))
+    canonical = kind.to_canonical(tensors, config)
+    return {name: np.ascontiguousarray(canonical[name]) for name in Canonical().shapes(config)}
+
+
+def compare(
+    path: str | os.PathLike[str],
+    against: str | os.PathLike[str],
+    *,
+    layout: str = "auto",
+    against_layout: str = "auto",
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+) -> str | None:
+    """The first difference between the attention layers of two checkpoints of any layouts, by layer and tensor.
+
+    None where both hold the same layers and the same canonical tensors, byte for byte. Layers correspond by their
+    prefixes, whatever separates names in them.
+    """
+    with checkpoints.open(path) as left, checkpoints.open(against) as right:
+        kind, layers = layers_of(left, layout)
+        other_kind, other_layers = layers_of(right, against_layout)
+        theirs = {_plain(prefix, other_kind): names for prefix, names in other_layers.items()}
+        for prefix, names in layers.items():
+            if _plain(prefix, kind) not in theirs:
+                return f"{prefix}: no such layer in {against}"
+            ours = _read(left, kind, names, num_heads, num_kv_heads, prefix)
+            other = _read(right, other_kind, theirs.pop(_plain(prefix, kind)), num_heads, num_kv_heads, prefix)
+            for name in dict.fromkeys((*ours, *other)):
+                if name not in ours or name not in other:
+                    return f"{prefix}{name}: only in {path if name in ours else against}"
+                finding = bits_equal("weights", f"{path} = {against}", name, ours[name], other[name])
+                if not finding.held:
+                    return f"{prefix}{name}: {finding.message}"
+    return f"{next(iter(theirs))}: no such layer in {path}" if theirs else None
+
+
+def _read(
+    reader: checkpoints.Reader,
+    kind: Layout,
+    names: Mapping[str, str],
+    num_heads: int | None,
+    num_kv_heads: int | None,
+    prefix: str,
+) -> dict[str, Array]:
+    tensors = {name: reader[full] for name, full in names.items()}
+    try:
+        config = kind.infer(tensors, num_heads, num_kv_heads)
+    except ValueError as error:
+        raise ValueError(f"{reader.path}: layer {prefix!r}: {error}") from None
+    return canonical_layer(kind, tensors, config, prefix)
+
+
+def _plain(prefix: str, kind: Layout) -> str:
+    return prefix.replace(kind.separator, ".")
+
+
+def _natural(name: str) -> list[tuple[int, int, str]]:
+    """A key under which ``layer.2`` comes before ``layer.10``."""
+    return [(0, int(part), "") if part.isdigit() else (1, 0, part) for part in re.split(r"(\d+)", name)]
