@@ -64,6 +64,10 @@ class Reader(Mapping[str, Array]):
     ) -> None:
         self.close()
 
+    def outline(self) -> dict[str, Array]:
+        """Arrays of the right shapes and dtypes that hold nothing and take no memory: enough to find a layout by."""
+        return {name: np.broadcast_to(np.zeros((), info.dtype), info.shape) for name, info in self.infos.items()}
+
     def close(self) -> None:
         """Closes the file; arrays read before stay valid. Closing twice does nothing."""
         self.closed = True

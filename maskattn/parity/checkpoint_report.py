@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from typing import Any
 
 from maskattn.parity.checkpoint import CheckpointResult, LayerResult
@@ -12,33 +13,40 @@ from maskattn.parity.report import environment
 
 def render(result: CheckpointResult, console: Any) -> None:
     """The table and the verdict, which names the first layer and tensor that differ."""
+    from rich import box
     from rich.table import Table
 
-    table = Table(
-        title=f"{result.checkpoint} ({result.layout}): {result.inputs}", title_justify="left", header_style="bold"
-    )
-    table.add_column("attention layer", no_wrap=True)
-    for column in ("weights", "twins, exact: bits differ", "alone = in the batch"):
-        table.add_column(column, justify="right")
-    kernels = list(dict.fromkeys((judged.twin, judged.kernel) for layer in result.layers for judged in layer.judged))
-    for twin, kernel in kernels:
-        table.add_column(f"{twin} {kernel}\nerror / limit", justify="right", no_wrap=True)
-    for layer in result.layers:
-        table.add_row(*_cells(layer))
+    pattern, labels = _labels([layer.layer for layer in result.layers])
+    title = f"{result.checkpoint}, layout {result.layout}, layers {pattern}*\n{result.inputs}"
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    for column in ("layer", "bits\ndiffer", "alone\nsame"):
+        table.add_column(column, justify="right", no_wrap=True)
+    columns = dict.fromkeys((judged.twin, judged.kernel) for layer in result.layers for judged in layer.judged)
+    for twin, kernel in columns:
+        table.add_column(f"{twin}\n{kernel}", justify="right", no_wrap=True)
+    table.add_column("limit", justify="right", no_wrap=True)
+    for layer, label in zip(result.layers, labels, strict=True):
+        table.add_row(*_cells(layer, label))
     console.print(table)
     console.print(
-        f"error / limit: largest difference from the {result.judge}'s output, and what it may be at that place. "
-        "weights: tensors in the live modules that are the file's, byte for byte. alone: each sequence by itself, "
-        "without padding, against its rows in the padded batch, exact kernel, both twins.",
+        "bits differ: numbers in which the twins' outputs differ, exact kernel. alone: each sequence by itself, without "
+        "padding, gives the bits of its rows in the padded batch, exact kernel, both twins. Then each twin's largest "
+        f"difference from the output of {result.judge}, and the lowest limit at those places (every number is held to "
+        "its own).",
         style="dim",
         markup=False,
     )
+    weights = [finding for layer in result.layers for finding in layer.weights]
+    same = sum(finding.held for finding in weights)
+    console.print(f"weights: {same} of {len(weights)} tensors in the live modules are the file's, byte for byte")
     if result.against is not None:
-        same = result.against_difference is None
-        said = "the same tensors, byte for byte" if same else f"differs at {result.against_difference}"
-        console.print(f"against {result.against}: {said}", style="green" if same else "red", markup=False)
+        said = result.against_difference
+        verdict = "the same tensors, byte for byte" if said is None else f"differs at {said}"
+        console.print(f"against {result.against}: {verdict}", style="red" if said else "green", markup=False)
     if result.exit_code == 0:
-        console.print(f"{len(result.layers)} attention layers: all held", style="bold green")
+        numbers = sum(layer.twins.elements for layer in result.layers)
+        said = f"{len(result.layers)} attention layers, {numbers:,} numbers of output bit-equal in both twins: all held"
+        console.print(said, style="bold green")
     elif result.layers:
         console.print(f"FAILED, first at {result.first_difference}", style="bold red", markup=False)
     else:
@@ -65,16 +73,24 @@ def _finite(data: Any) -> Any:
     return data
 
 
-def _cells(layer: LayerResult) -> list[str]:
-    same = sum(finding.held for finding in layer.weights)
+def _labels(names: list[str]) -> tuple[str, list[str]]:
+    """What all names begin with, and the rest of each, without what all end with."""
+    if len(names) < 2:
+        return "", names
+    start = os.path.commonprefix(names)
+    end = os.path.commonprefix([name[len(start) :][::-1] for name in names])[::-1]
+    return start, [name[len(start) : len(name) - len(end)] for name in names]
+
+
+def _cells(layer: LayerResult, label: str) -> list[str]:
     alone = sum(finding.differing for finding in layer.alone)
     cells = [
-        layer.layer or "(root)",
-        _colour(f"{same} of {len(layer.weights)}", same == len(layer.weights)),
-        _colour(f"{layer.twins.differing:,} of {layer.twins.elements:,}", layer.twins.held),
-        _colour("yes" if not alone else f"{alone:,} differ", all(finding.held for finding in layer.alone)),
+        label or "(root)",
+        _colour(f"{layer.twins.differing:,}", layer.twins.held),
+        _colour(f"{alone:,} differ" if alone else "yes", all(finding.held for finding in layer.alone)),
     ]
-    return cells + [_colour(f"{judged.error:.2e} / {judged.limit:.2e}", judged.held) for judged in layer.judged]
+    cells += [_colour(f"{judged.error:.1e}", judged.held) for judged in layer.judged]
+    return [*cells, f"{min(judged.limit for judged in layer.judged):.1e}"]
 
 
 def _colour(text: str, good: bool) -> str:
