@@ -17,6 +17,7 @@ What a query may not attend to never reaches its result: a forbidden NaN is as g
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -139,7 +140,7 @@ def _weights(
 def _prepare(query: Any, key: Any, value: Any, scale: float | None, dtype: Any) -> tuple[Array, Array, Array, float]:
     groups = np.shape(query)[2] // max(np.shape(key)[2], 1)
     q, k, v = _heads(query, dtype), _heads(key, dtype, groups), _heads(value, dtype, groups)
-    return q, k, v, (np.shape(query)[3] ** -0.5 if scale is None else scale)
+    return q, k, v, (1 / math.sqrt(np.shape(query)[3]) if scale is None else scale)
 
 
 def attention(

@@ -6,6 +6,7 @@ arrays, as ``kernel="exact"``.
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -45,7 +46,7 @@ def attention(
     ``allowed`` (bool, True = may attend) and ``bias`` broadcast to [B, H, L, S], ``sinks`` is [H]. Returns the output
     [B, L, H, Dv] in the inputs' type and the log-sum-exp [B, L, H] in float32 (float64 for float64 inputs).
     """
-    options = Options(query.shape[-1] ** -0.5 if scale is None else float(scale), softcap, empty_rows)
+    options = Options(1 / math.sqrt(query.shape[-1]) if scale is None else float(scale), softcap, empty_rows)
     with np.errstate(all="ignore"):
         return attend.forward(_OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, options)
 
@@ -67,7 +68,7 @@ def attention_backward(
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their
     types.
     """
-    options = Options(query.shape[-1] ** -0.5 if scale is None else float(scale), softcap, empty_rows)
+    options = Options(1 / math.sqrt(query.shape[-1]) if scale is None else float(scale), softcap, empty_rows)
     with np.errstate(all="ignore"):
         dq, dk, dv, dbias, dsinks = attend.backward(
             _OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, d_output, d_lse, options

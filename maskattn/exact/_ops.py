@@ -55,8 +55,8 @@ class Ops(Protocol):
     def take(self, table: np.ndarray[Any, Any], index: Array) -> Array:
         """``table[index]`` of a one-dimensional float64 NumPy table, indices in range."""
 
-    def count(self, a: Array, b: Array) -> Array:
-        """``a @ b`` of two bool arrays as float64: small integers, so exact in any order."""
+    def meet(self, a: Array, b: Array) -> Array:
+        """Bool [..., M, C] and [..., C, N] -> [..., M, N]: whether any c has both (a matrix product of 0 and 1)."""
 
     def broadcast(self, x: Array, shape: Sequence[int]) -> Array: ...
     def reshape(self, x: Array, shape: Sequence[int]) -> Array: ...
@@ -109,8 +109,8 @@ class NumpyOps:
     def take(self, table: np.ndarray[Any, Any], index: Array) -> Array:
         return table[index]
 
-    def count(self, a: Array, b: Array) -> Array:
-        return a.astype(np.float64) @ b.astype(np.float64)
+    def meet(self, a: Array, b: Array) -> Array:
+        return a.astype(np.float32) @ b.astype(np.float32) > 0
 
     def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
         return np.broadcast_to(x, tuple(shape))

@@ -146,7 +146,7 @@ def _value_weights(ops: Ops, s: _Softmax, options: Options) -> tuple[Pair, Pair,
 
 def _poisoned(ops: Ops, x: Pair, reach: Array, bad: Array) -> Pair:
     """``x`` with NaN wherever a non-finite value is within reach: ``reach`` [.., M, C], ``bad`` [.., C, N]."""
-    return Pair(ops.where(ops.count(reach, bad) > 0.0, bits.NAN, x.hi), x.lo)
+    return Pair(ops.where(ops.meet(reach, bad), bits.NAN, x.hi), x.lo)
 
 
 def forward(

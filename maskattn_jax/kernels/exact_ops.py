@@ -57,8 +57,8 @@ class _JaxOps:
     def take(self, table: np.ndarray[Any, Any], index: Array) -> Array:
         return jnp.asarray(table)[index]
 
-    def count(self, a: Array, b: Array) -> Array:
-        return jnp.matmul(a.astype(jnp.float64), b.astype(jnp.float64), precision=lax.Precision.HIGHEST)
+    def meet(self, a: Array, b: Array) -> Array:
+        return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32)) > 0
 
     def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
         return jnp.broadcast_to(x, tuple(shape))

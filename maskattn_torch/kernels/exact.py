@@ -39,7 +39,7 @@ def attention(
     sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
     allowed = None if mask is None else lower.allowed(mask, *sizes)
     added = None if bias is None else lower.bias(bias, *sizes)
-    return _attention(query, key, value, allowed, added, sinks, scale, softcap, empty_rows)
+    return _Attention.apply(query, key, value, allowed, added, sinks, scale, softcap, empty_rows)
 
 
 def unsupported(*args: Any, **kwargs: Any) -> list[str]:
@@ -53,7 +53,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    flat = _linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    flat = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return flat.reshape(*x.shape[:-1], weight.shape[1])
 
 
@@ -89,7 +89,7 @@ def _attention_gradients(
     bias: Tensor | None,
     sinks: Tensor | None,
     d_output: Tensor,
-    d_lse: Tensor | None,
+    d_lse: Tensor,
     scale: float,
     softcap: float | None,
     empty_rows: str,
@@ -104,23 +104,27 @@ def _(query: Tensor, key: Tensor, value: Tensor, allowed: Any, bias: Any, sinks:
     return [x.new_empty(x.shape) for x in (query, key, value, bias, sinks) if x is not None]
 
 
-def _attention_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    ctx.save_for_backward(*inputs[:6])
-    ctx.options = inputs[6:]
-    ctx.set_materialize_grads(False)
+class _Attention(torch.autograd.Function):
+    """The operators as one differentiable function: torch.func needs this form, torch.compile takes it as well."""
 
+    generate_vmap_rule = True
 
-def _attention_backward(ctx: Any, d_output: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
-    query, key, value, allowed, bias, sinks = ctx.saved_tensors
-    if d_output is None:
-        d_output = query.new_zeros((*query.shape[:3], value.shape[3]))
-    grads = list(_attention_gradients(query, key, value, allowed, bias, sinks, d_output, d_lse, *ctx.options))
-    d_sinks = None if sinks is None else grads.pop()
-    d_bias = None if bias is None else grads.pop()
-    return *grads, None, d_bias, d_sinks, None, None, None
+    @staticmethod
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        return _attention(*arguments)
 
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:6])
+        ctx.options = inputs[6:]
 
-_attention.register_autograd(_attention_backward, setup_context=_attention_setup)
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor, d_lse: Tensor) -> tuple[Any, ...]:
+        inputs = ctx.saved_tensors
+        grads = list(_attention_gradients(*inputs, d_output, d_lse, *ctx.options))
+        d_sinks = None if inputs[5] is None else grads.pop()
+        d_bias = None if inputs[4] is None else grads.pop()
+        return *grads, None, d_bias, d_sinks, None, None, None
 
 
 @torch.library.custom_op("maskattn::exact_linear", mutates_args=())
@@ -144,19 +148,24 @@ def _(x: Tensor, weight: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty((weight.shape[1],))
 
 
-def _linear_setup(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-    x, weight, bias = inputs
-    ctx.save_for_backward(x, weight)
-    ctx.has_bias = bias is not None
+class _Linear(torch.autograd.Function):
+    generate_vmap_rule = True
 
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _linear(x, weight, bias)
 
-def _linear_backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
-    x, weight = ctx.saved_tensors
-    d_x, d_weight, d_bias = _linear_gradients(x, weight, d_out)
-    return d_x, d_weight, d_bias if ctx.has_bias else None
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, weight, bias = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
 
-
-_linear.register_autograd(_linear_backward, setup_context=_linear_setup)
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        d_x, d_weight, d_bias = _linear_gradients(x, weight, d_out)
+        return d_x, d_weight, d_bias if ctx.has_bias else None
 
 
 def _map_over(operator: Any) -> None:

@@ -60,8 +60,8 @@ class _TorchOps:
     def take(self, table: np.ndarray[Any, Any], index: Array) -> Array:
         return torch.as_tensor(table, device=index.device)[index]
 
-    def count(self, a: Array, b: Array) -> Array:
-        return a.to(torch.float64) @ b.to(torch.float64)
+    def meet(self, a: Array, b: Array) -> Array:
+        return a.to(torch.float32) @ b.to(torch.float32) > 0
 
     def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
         return x.expand(tuple(shape))
