@@ -284,11 +284,15 @@ def main(
         def progress(layer: str) -> None:
             bar.update(task, description=layer)
 
-        if path is None:
-            result = minilm.verify_minilm(kernel=kernel, progress=progress)
-        else:
-            heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads}
-            result = verify_checkpoint(path, layout=layout, kernel=kernel, against=against, progress=progress, **heads)
+        try:
+            if path is None:
+                result = minilm.verify_minilm(kernel=kernel, progress=progress)
+            else:
+                options: dict[str, Any] = {"layout": layout, "num_heads": num_heads, "num_kv_heads": num_kv_heads}
+                result = verify_checkpoint(path, kernel=kernel, against=against, progress=progress, **options)
+        except (ImportError, OSError, ValueError) as error:
+            console.print(f"nothing was proven: {error}", style="bold red", markup=False)
+            return 2
     checkpoint_report.render(result, console)
     if json_path is not None:
         json_path.write_text(checkpoint_report.as_json(result))

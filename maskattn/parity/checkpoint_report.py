@@ -29,10 +29,10 @@ def render(result: CheckpointResult, console: Any) -> None:
         table.add_row(*_cells(layer, label))
     console.print(table)
     console.print(
-        "bits differ: numbers in which the twins' outputs differ, exact kernel. alone: each sequence by itself, without "
-        "padding, gives the bits of its rows in the padded batch, exact kernel, both twins. Then each twin's largest "
-        f"difference from the output of {result.judge}, and the lowest limit at those places (every number is held to "
-        "its own).",
+        "bits differ: numbers in which the twins' outputs differ, exact kernel. alone: each sequence by itself, "
+        "without padding, gives the bits of its rows in the padded batch, exact kernel, both twins. Then each twin's "
+        f"largest difference from the output of {result.judge}, and the lowest limit at those places (each "
+        "number is held to its own).",
         style="dim",
         markup=False,
     )
