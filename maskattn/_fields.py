@@ -49,10 +49,9 @@ class Spec:
         for callback in _LISTENERS:
             callback(cls)
 
-    @classmethod
-    def _of_kind(cls, kind: str) -> list[str]:
-        fields = cls.__dataclass_fields__  # type: ignore[attr-defined]
-        return [name for name, field in fields.items() if field.metadata.get("kind", "static") == kind]
+    def _of_kind(self, kind: str) -> list[str]:
+        fields = dataclasses.fields(self)  # type: ignore[arg-type]
+        return [field.name for field in fields if field.metadata.get("kind", "static") == kind]
 
     def data_fields(self) -> tuple[str, ...]:
         """Names of the fields that hold an array in this object (a data field may also hold None or an int)."""
@@ -87,9 +86,8 @@ class Spec:
             value = getattr(self, name)
             counts.append((name, len(value) if isinstance(value, tuple) else None))
             leaves.extend(value if isinstance(value, tuple) else (value,))
-        fields = self.__dataclass_fields__  # type: ignore[attr-defined]
-        parts = self._of_kind("part")
-        static = tuple((name, getattr(self, name)) for name in fields if name not in names and name not in parts)
+        rest = [*self._of_kind("static"), *(name for name in self._of_kind("data") if name not in names)]
+        static = tuple((name, getattr(self, name)) for name in rest)
         return leaves, (names, tuple(counts), static)
 
     @classmethod
@@ -135,8 +133,8 @@ class Spec:
 
     def __repr__(self) -> str:
         shown = []
-        for name, field in self.__dataclass_fields__.items():  # type: ignore[attr-defined]
-            value = getattr(self, name)
+        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+            name, value = field.name, getattr(self, field.name)
             if field.default is not dataclasses.MISSING and value is field.default:
                 continue
             text = f"{dtype_name(value)}{list(value.shape)}" if hasattr(value, "dtype") else repr(value)

@@ -41,12 +41,12 @@ class Bias(Spec):
         """The lengths that the data fix, of "batch", "heads", "q_len", "kv_len"; an axis of size 1 fixes none."""
         return {}
 
-    def conflicts(self, sizes: Mapping[str, int]) -> list[str]:
-        """Why this bias cannot be used at these sizes (all four axes); [] where it can."""
+    def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
+        """Why this bias cannot be used at these sizes (all four axes; None is not checked); [] where it can."""
         faults = [fault for child in self.children() for fault in child.conflicts(sizes)]
         if not self.children():
             for axis, expected in self.sizes().items():
-                if sizes[axis] != expected:
+                if sizes[axis] not in (None, expected):
                     faults.append(f"{self!r} expects {axis} {expected}, got {sizes[axis]}")
         return faults
 

@@ -70,16 +70,17 @@ class Mask(Spec):
         """
         return {}
 
-    def conflicts(self, sizes: Mapping[str, int]) -> list[str]:
-        """Why this mask cannot be used at these sizes (all four axes); [] where it can."""
+    def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
+        """Why this mask cannot be used at these sizes (all four axes; None is not checked); [] where it can."""
         if self.children():
             return [fault for child in self.children() for fault in child.conflicts(sizes)]
         faults = []
         for axis, expected in self.sizes().items():
+            size = sizes["batch" if axis == "batch_multiple" else axis]
             if axis == "batch_multiple":
-                if sizes["batch"] % expected:
-                    faults.append(f"{self!r} expects a batch that is a multiple of {expected}, got {sizes['batch']}")
-            elif sizes[axis] != expected:
+                if size is not None and size % expected:
+                    faults.append(f"{self!r} expects a batch that is a multiple of {expected}, got {size}")
+            elif size not in (None, expected):
                 faults.append(f"{self!r} expects {axis} {expected}, got {sizes[axis]}")
         return faults
 

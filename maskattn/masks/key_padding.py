@@ -58,12 +58,13 @@ class KeyPadding(Mask):
     def sizes(self) -> dict[str, int]:
         return {} if self.lengths.shape[0] == 1 else {"batch": int(self.lengths.shape[0])}
 
-    def conflicts(self, sizes: Mapping[str, int]) -> list[str]:
+    def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         faults = super().conflicts(sizes)
         if isinstance(self.lengths, np.ndarray) and self.lengths.size:
             low, high = int(self.lengths.min()), int(self.lengths.max())
             if low < 0:
                 faults.append(f"{self!r} expects lengths that are not negative, got {low}")
-            if high > sizes["kv_len"]:
-                faults.append(f"{self!r} expects lengths up to kv_len {sizes['kv_len']}, got {high}")
+            kv_len = sizes["kv_len"]
+            if kv_len is not None and high > kv_len:
+                faults.append(f"{self!r} expects lengths up to kv_len {kv_len}, got {high}")
         return faults

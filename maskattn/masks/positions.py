@@ -18,7 +18,8 @@ class At(Mask):
     """Query 0 is position q_offset of its mask, and key 0 is position k_offset. True = may attend.
 
     Offsets are ints (static), or int arrays [] or [B] (data); storage slots of data masks move with the positions.
-    Lengths that the data fix along a moved axis are no longer checked: a slot outside the data is not allowed.
+    The tensors may then be a block of what the data describe, so lengths are checked less: along an axis whose offset
+    is 0 they may not exceed the data, along others nothing is checked, and a slot outside the data is not allowed.
     """
 
     part: Mask = part()
@@ -65,21 +66,19 @@ class At(Mask):
         return inner | {"b"} if self._rows() and inner & {"q", "k"} else inner
 
     def sizes(self) -> dict[str, int]:
-        moved = {"q_len": self._moves("q_offset"), "kv_len": self._moves("k_offset")}
-        found = {axis: size for axis, size in self.part.sizes().items() if not moved.get(axis)}
+        found = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
         for rows in self._rows():
             if found.setdefault("batch", rows) != rows:
                 raise ValueError(f"batch is {found['batch']} in {self.part!r} but {rows} in the offsets of `at`")
         return found
 
-    def conflicts(self, sizes: Mapping[str, int]) -> list[str]:
-        # Along a moved axis nothing the part says about lengths applies, so only its other complaints stand.
-        inner = dict(sizes)
-        expected = self.part.sizes()
-        if self._moves("q_offset"):
-            inner["q_len"] = expected.get("q_len", inner["q_len"])
-        if self._moves("k_offset"):
-            inner["kv_len"] = expected.get("kv_len", _UNBOUNDED)
+    def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
+        inner, whole = dict(sizes), self.part.sizes()
+        for axis, name in (("q_len", "q_offset"), ("kv_len", "k_offset")):
+            size = sizes[axis]
+            exceeds = size is not None and axis in whole and size > whole[axis]
+            if self._moves(name) or not exceeds:
+                inner[axis] = None
         faults = self.part.conflicts(inner)
         for rows in self._rows():
             if rows != sizes["batch"]:
@@ -140,13 +139,13 @@ class Positioned(Mask):
                 raise ValueError(f"batch is {found['batch']} in {self.part!r} but {rows} in the positions")
         return found
 
-    def conflicts(self, sizes: Mapping[str, int]) -> list[str]:
-        inner = self.part.sizes()
-        faults = self.part.conflicts({**sizes, **{a: inner[a] for a in ("q_len", "kv_len") if a in inner}})
-        for axis in ("batch", "q_len", "kv_len"):
-            expected = self.sizes().get(axis, sizes[axis])
-            if expected != sizes[axis] and axis not in (() if axis != "batch" else inner):
-                faults.append(f"{self!r} expects {axis} {expected}, got {sizes[axis]}")
+    def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
+        # Lengths are those of the positions, whatever lengths the part itself would have.
+        faults = self.part.conflicts({**sizes, "q_len": None, "kv_len": None})
+        for positions, names in ((self.q_pos, ("batch", "q_len")), (self.k_pos, ("batch", "kv_len"))):
+            for axis, expected in zip(names, positions.shape, strict=True):
+                if sizes[axis] not in (None, expected) and not (axis == "batch" and expected == 1):
+                    faults.append(f"{self!r} expects {axis} {expected}, got {sizes[axis]}")
         return faults
 
     def __repr__(self) -> str:
@@ -154,13 +153,13 @@ class Positioned(Mask):
 
 
 def shifted(mask: Mask, q_offset: Array, k_offset: Array) -> Mask:
-    """`mask.at(q_offset, k_offset)`; offsets that are ints add up, and 0 changes nothing."""
+    """`mask.at(q_offset, k_offset)`; offsets that are ints add up."""
     moved = At(mask, q_offset, k_offset)
     if moved.data_fields():
         return moved
     if isinstance(mask, At) and not mask.data_fields():
         moved = At(mask.part, mask.q_offset + moved.q_offset, mask.k_offset + moved.k_offset)
-    return moved if moved.depends and (moved.q_offset or moved.k_offset) else moved.part
+    return moved if moved.depends else moved.part
 
 
 def positioned(mask: Mask, q_pos: Array, k_pos: Array) -> Mask:
@@ -177,10 +176,6 @@ def positioned(mask: Mask, q_pos: Array, k_pos: Array) -> Mask:
         return Positioned(leaf, given.q_pos, given.k_pos) if leaf.relational and leaf.depends else leaf
 
     return place(mask)
-
-
-# Larger than any length: along a moved axis no length is too long.
-_UNBOUNDED = 2**62
 
 
 def _moved_like(at: At, leaf: Mask) -> Mask:
