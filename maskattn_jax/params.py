@@ -125,7 +125,10 @@ def _linen_config(module: flax.linen.Module, tensors: Mapping[str, Array]) -> At
             f"module must be a MultiHeadAttention or Attention of maskattn_jax, a flax.nnx.MultiHeadAttention, a Linen "
             f"multi-head attention or an AttentionConfig, got {_name(module)}"
         )
-    raise_if_any(["normalize_qk: query and key norms have no canonical form yet"] * module.normalize_qk, _name(module))
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors must be a mapping of canonical names to NumPy arrays, got {type(tensors).__name__}")
+    if module.normalize_qk:
+        raise ValueError(f"{_name(module)}: normalize_qk: norms of query and key have no canonical form yet")
     found = _infer(CANONICAL, tensors, "tensors")
     width = found.embed_dim if module.qkv_features is None else module.qkv_features
     return AttentionConfig(
