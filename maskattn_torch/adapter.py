@@ -76,7 +76,7 @@ class Adapter:
             results["mask"] = to_numpy(lower.to_dense(case.mask, s.q_len, s.kv_len, s.batch, s.heads))
         if cotangent is not None:
             given = [from_numpy(cotangent["output"]), from_numpy(cotangent["lse"])]
-            gradients = torch.autograd.grad([output, lse], list(arrays.values()), given)
+            gradients = torch.autograd.grad([output, lse], list(arrays.values()), given, materialize_grads=True)
             results |= {f"d_{name}": to_numpy(grad) for name, grad in zip(arrays, gradients, strict=True)}
         return results
 

@@ -21,6 +21,10 @@ __all__ = ["command"]
 @click.option("--samples", type=click.IntRange(min=0), default=0, metavar="N", help="Draw random cases until N numbers.")
 @click.option("--impl", "specs", multiple=True, metavar="PKG.MOD:ADAPTER", help="Judge this instead of the twins.")
 @click.option("--checkpoint", metavar="PATH", help="Prove it on a checkpoint of a known layout.")
+@click.option("--layout", default="auto", show_default=True, help="The checkpoint's layout.")
+@click.option("--heads", type=click.IntRange(min=1), help="Its attention heads, where no config.json says.")
+@click.option("--kv-heads", type=click.IntRange(min=1), help="Its key/value heads, where fewer.")
+@click.option("--against", metavar="PATH", help="A second checkpoint that must hold the same tensors.")
 @click.option("--real", is_flag=True, help="Prove it on a real checkpoint and real sentences (all-MiniLM-L6-v2).")
 @click.option("--faults", is_flag=True, help="Plant the known faults in each twin and show that each is caught.")
 @click.option("--list", "list_only", is_flag=True, help="List the cases and run none.")
@@ -32,6 +36,10 @@ def command(
     samples: int,
     specs: tuple[str, ...],
     checkpoint: str | None,
+    layout: str,
+    heads: int | None,
+    kv_heads: int | None,
+    against: str | None,
     real: bool,
     faults: bool,
     list_only: bool,
@@ -48,7 +56,10 @@ def command(
 
     console = Console()
     if real or checkpoint:
-        raise SystemExit(_checkpoint(checkpoint, kernel, json_path))
+        from maskattn.parity import checkpoint as on_checkpoint
+
+        given = {"layout": layout, "num_heads": heads, "num_kv_heads": kv_heads, "against": against}
+        raise SystemExit(on_checkpoint.main(checkpoint, kernel=kernel, json_path=json_path, console=console, **given))
     if faults:
         from maskattn.parity.faults import show
 
@@ -63,12 +74,6 @@ def command(
     if not selected and not samples:
         raise click.UsageError(f"--cases {pattern!r} matches none of the cases; --list shows their ids")
     raise SystemExit(_run(console, selected, kernel, samples, specs, json_path, verbose))
-
-
-def _checkpoint(path: str | None, kernel: str, json_path: Path | None) -> int:
-    from maskattn.parity import checkpoint
-
-    return int(checkpoint.main(path, kernel=kernel, json_path=json_path))
 
 
 def _run(

@@ -110,6 +110,7 @@ class Faulty:
             weights = self.fault.weights(weights)
         with _patched(self.adapter.name, self.adapter.kernel, self.fault):
             results = self.adapter.run(case, inputs, weights, cotangent)
+        results.pop("mask", None)  # a wrong mask must show in the numbers, not only where it is printed
         return results if self.fault.results is None else self.fault.results(results)
 
 
@@ -131,9 +132,15 @@ def _patched(twin: str, kernel: str, fault: Fault) -> Iterator[None]:
             setattr(original, name, value)
 
 
+def _adapter(fault: Fault, twin: str) -> Any:
+    """The twin, run eagerly where a compiled program would hide what is patched (or outlive it)."""
+    changes = {"kernel": fault.uses} | ({"mode": "eager"} if fault.uses == "reference" else {})
+    return replace(adapters.load(adapters.TWINS[twin]), **changes)  # type: ignore[type-var]
+
+
 def caught(fault: Fault, twin: str) -> list[str]:
     """The checks that saw the fault in this twin, each once; [] where it went unseen."""
-    adapter = replace(adapters.load(adapters.TWINS[twin]), kernel=fault.uses)  # type: ignore[type-var]
+    adapter = _adapter(fault, twin)
     other = [] if fault.uses == "reference" else [adapters.NumpyExact()]
     seen: dict[str, None] = {}
     for case_id in fault.cases:
@@ -146,7 +153,7 @@ def caught(fault: Fault, twin: str) -> list[str]:
 
 def clean(fault: Fault, twin: str) -> list[str]:
     """The same cases in the same way with nothing planted: what fails (nothing should)."""
-    adapter = replace(adapters.load(adapters.TWINS[twin]), kernel=fault.uses)  # type: ignore[type-var]
+    adapter = _adapter(fault, twin)
     nothing = Fault(fault.name, "nothing", fault.cases)
     outcomes = [o for name in fault.cases for o in run.run_case(get(name), [Faulty(adapter, nothing)], fault.uses)]
     return [line for outcome in outcomes for line in outcome.failures]

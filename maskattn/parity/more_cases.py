@@ -60,7 +60,7 @@ def _option_cases() -> dict[str, dict[str, Any]]:
 def options() -> Iterator[Case]:
     """Every option alone, some together, every policy for empty rows; in four dtypes where rounding could matter."""
     for option, given in _option_cases().items():
-        in_all = option in ("plain", "softcap", "sinks", "bias", "all")
+        in_all = option in ("plain", "all")
         for dtype in DTYPES if in_all else ("float32",):
             name = f"options/{option}/{dtype}"
             draws = Draws(name)

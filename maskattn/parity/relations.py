@@ -36,7 +36,8 @@ class Scene:
 
     def run(self, adapter: Adapter) -> Arrays:
         """The results of the scene as it stands."""
-        return adapter.run(self.case, self.arrays, None, self.cotangent)
+        results = adapter.run(self.case, self.arrays, None, self.cotangent)
+        return {name: array for name, array in results.items() if name != "mask"}
 
     def changed(
         self, mask: Any, change: Callable[[str, Array], Array] = lambda _, array: array, **sizes: int

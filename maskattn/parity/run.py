@@ -215,7 +215,7 @@ def _judge_one(
 ) -> None:
     case, subject = outcome.case, outcome.subject
     outcome.findings += checks.form(case, subject, got, verdict)
-    if outcome.findings:
+    if any(finding.check == "form" for finding in outcome.findings):
         return
     outcome.findings += checks.tier0(case, subject, got, verdict)
     tier = checks.tier1 if kernel == "exact" else checks.tier2

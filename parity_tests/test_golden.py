@@ -1,0 +1,26 @@
+"""Committed hashes of exact results. After a wanted change: `python -m maskattn.parity.golden`, and say why."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from maskattn.parity import adapters, golden
+
+EXPECTED = json.loads(Path(__file__).with_name("golden.json").read_text())
+
+
+def test_every_golden_case_has_its_hashes():
+    assert set(EXPECTED) == {case.id for case in golden.golden_cases()}
+
+
+@pytest.mark.parametrize("name", ["torch", "jax", "numpy"])
+def test_golden_hashes(name):
+    adapter = {adapter.name: adapter for adapter in adapters.standard("exact")}[name]
+    for case in golden.golden_cases():
+        found = golden.hashes(adapter, case)
+        changed = [quantity for quantity, digest in found.items() if EXPECTED[case.id].get(quantity) != digest]
+        assert not changed, f"{case.id}: {', '.join(changed)} are no longer the bits they were"
+        assert set(found) == set(EXPECTED[case.id])

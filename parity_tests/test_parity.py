@@ -1,0 +1,54 @@
+"""Every case of the registry: each implementation against the oracle, and in exact mode against one another.
+
+`pytest parity_tests --parity-impl pkg.mod:ADAPTER` runs the same cases over other people's attention.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from maskattn.parity import adapters, standards
+from maskattn.parity.cases import fresh
+from maskattn.parity.run import run
+
+SAMPLES = 600_000
+
+
+def _implementations(impls: list, kernel: str) -> list:
+    return impls or adapters.standard(kernel)
+
+
+def _assert_held(result, expect_all: bool = True) -> None:
+    assert not result.failures, "\n".join(result.failures[:30])
+    if expect_all:
+        not_run = [f"{outcome.case.id} [{outcome.subject}]: {outcome.reasons}" for outcome in result.not_run]
+        assert not [line for line in not_run if "[numpy]" not in line], "\n".join(not_run)
+
+
+@pytest.mark.parametrize("kernel", ["exact", "reference"])
+def test_cases(group, kernel, parity_impls, parity_kernels):
+    if kernel not in parity_kernels:
+        kernel = parity_kernels[0]
+        if parity_impls and kernel == "exact":
+            pytest.skip("the cases ran once; other implementations have no kernels of ours")
+    result = run(group, _implementations(parity_impls, kernel), kernel=kernel)
+    _assert_held(result, expect_all=not parity_impls)
+    if parity_impls and not any(outcome.findings for outcome in result.outcomes):
+        pytest.skip("; ".join(sorted({reason for outcome in result.not_run for reason in outcome.reasons})))
+    assert {outcome.case.id for outcome in result.outcomes if outcome.findings} == {case.id for case in group}
+
+
+@pytest.mark.parametrize("stream", [0, 1])
+def test_random_compositions_agree_bit_for_bit(stream, parity_impls, parity_kernels, parity_samples):
+    kernel = "exact" if "exact" in parity_kernels else parity_kernels[0]
+    samples = (SAMPLES if parity_samples is None else parity_samples) // 2
+    cases = fresh(1000 + 1_000_000 * stream)
+    implementations = _implementations(parity_impls, kernel)
+    elements, ran = 0, 0
+    while elements < samples:
+        result = run([next(cases) for _ in range(10)], implementations, kernel=kernel)
+        _assert_held(result, expect_all=not parity_impls)
+        assert result.elements or parity_impls
+        elements += result.elements or samples
+        ran += len(result.outcomes)
+    assert ran >= standards.value("suite.cases") or not samples
