@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from maskattn._fields import Array, Spec, fill
+from maskattn.masks._base import merge_sizes
 
 
 class Bias(Spec):
@@ -39,7 +40,7 @@ class Bias(Spec):
 
     def sizes(self) -> dict[str, int]:
         """The lengths that the data fix, of "batch", "heads", "q_len", "kv_len"; an axis of size 1 fixes none."""
-        return {}
+        return merge_sizes(self.children())
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         """Why this bias cannot be used at these sizes (all four axes; None is not checked); [] where it can."""

@@ -50,6 +50,3 @@ class Additive(Bias):
     @property
     def depends(self) -> frozenset[str]:
         return self.mask.depends
-
-    def sizes(self) -> dict[str, int]:
-        return self.mask.sizes()

@@ -67,8 +67,11 @@ class Mask(Spec):
         """The lengths that the data fix, of "batch", "heads", "q_len", "kv_len"; an axis of size 1 fixes none.
 
         "batch_multiple" is a number that must divide the batch.
+
+        Raises:
+            ValueError: two parts of the expression disagree.
         """
-        return {}
+        return merge_sizes(self.children())
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         """Why this mask cannot be used at these sizes (all four axes; None is not checked); [] where it can."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskattn._fields import Array, part
-from maskattn.masks._base import Mask, merge_sizes, restrict
+from maskattn.masks._base import Mask, restrict
 from maskattn.masks.empty import Empty
 from maskattn.masks.full import Full
 
@@ -33,9 +33,6 @@ class And(Mask):
     @property
     def depends(self) -> frozenset[str]:
         return frozenset().union(*(mask.depends for mask in self.parts))
-
-    def sizes(self) -> dict[str, int]:
-        return merge_sizes(self.parts)
 
     def __repr__(self) -> str:
         return " & ".join(f"({mask!r})" if isinstance(mask, Or) else repr(mask) for mask in self.parts)
@@ -65,9 +62,6 @@ class Or(Mask):
     def depends(self) -> frozenset[str]:
         return frozenset().union(*(mask.depends for mask in self.parts))
 
-    def sizes(self) -> dict[str, int]:
-        return merge_sizes(self.parts)
-
     def __repr__(self) -> str:
         return " | ".join(f"({mask!r})" if isinstance(mask, And) else repr(mask) for mask in self.parts)
 
@@ -89,9 +83,6 @@ class Not(Mask):
     @property
     def depends(self) -> frozenset[str]:
         return self.part.depends
-
-    def sizes(self) -> dict[str, int]:
-        return self.part.sizes()
 
     def __repr__(self) -> str:
         return f"~({self.part!r})" if isinstance(self.part, (And, Or)) else f"~{self.part!r}"

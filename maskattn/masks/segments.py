@@ -130,10 +130,11 @@ def _summary(ids: Array, b: Array, low: Array, high: Array) -> tuple[Array, Arra
         nothing = (low + high + b) * 0 - 1
         return nothing, nothing, nothing == 0
     real = ids >= 0
+    padding = (ids < 0) * 1  # PyTorch does not subtract bools
     found = count(real, b, low, high)
     # where the range lies outside the data, some entry is summarised in its place, and nothing was found
     first, last = clip(low, 0, size - 1), clip(high, 0, size - 1)
     top = ids.max()
-    most = range_max(ids * real - (ids < 0), b, first, last)
-    least = top - range_max((top - ids * real) * real - (ids < 0), b, first, last)
+    most = range_max(ids * real - padding, b, first, last)
+    least = top - range_max((top - ids * real) * real - padding, b, first, last)
     return least, most * (found > 0) - (found == 0) * 1, found == high - low + 1
