@@ -27,6 +27,9 @@ FORMATS: dict[str, tuple[int, int, int]] = {
 class Ops(Protocol):
     """Array operations of one framework, on float64, int64 and bool arrays unless stated."""
 
+    #: the most results a matrix product works on at a time, so that they stay in the cache; None where a compiler cares
+    limit: int | None
+
     def bits(self, x: Array) -> Array:
         """The bit pattern of a floating array of any type in ``FORMATS``, as int64 (sign-extended)."""
 
@@ -58,6 +61,7 @@ class Ops(Protocol):
     def meet(self, a: Array, b: Array) -> Array:
         """Bool [..., M, C] and [..., C, N] -> [..., M, N]: whether any c has both (a matrix product of 0 and 1)."""
 
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array: ...
     def broadcast(self, x: Array, shape: Sequence[int]) -> Array: ...
     def reshape(self, x: Array, shape: Sequence[int]) -> Array: ...
     def moveaxis(self, x: Array, source: int, target: int) -> Array: ...
@@ -70,6 +74,8 @@ class Ops(Protocol):
 
 class NumpyOps:
     """The operations in NumPy."""
+
+    limit: int | None = 1 << 15
 
     def bits(self, x: Array) -> Array:
         width = FORMATS[self.dtype(x)][2]
@@ -111,6 +117,9 @@ class NumpyOps:
 
     def meet(self, a: Array, b: Array) -> Array:
         return a.astype(np.float32) @ b.astype(np.float32) > 0
+
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
+        return np.concatenate(arrays, axis)
 
     def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
         return np.broadcast_to(x, tuple(shape))

@@ -8,6 +8,7 @@ and 5.3).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -118,7 +119,18 @@ def matmul(ops: Ops, a: Sequence[Array], b: Sequence[Array]) -> Pair:
     Products of terms must be exact (see ``pieces``). A term of 0 leaves every bit of the sum as it was, wherever it
     stands: this is what makes a padded, packed or sliced batch give the bits of its parts.
     """
+    shape = (*a[0].shape[:-1], b[0].shape[-1])
+    axis = max(range(len(shape) - 1), key=lambda i: shape[i])
+    if ops.limit is None or math.prod(shape) <= ops.limit or shape[axis] < 2:
+        return _matmul(ops, a, b)
+    halves = []
+    for part in (slice(None, shape[axis] // 2), slice(shape[axis] // 2, None)):
+        index = (slice(None),) * axis + (part,)
+        halves.append(matmul(ops, [x[index] for x in a], [x[index] for x in b] if axis < len(shape) - 2 else b))
+    return Pair(*(ops.concatenate(parts, axis) for parts in zip(*halves, strict=True)))
 
+
+def _matmul(ops: Ops, a: Sequence[Array], b: Sequence[Array]) -> Pair:
     def step(carry: Pair, row: Sequence[Array]) -> Pair:
         left, right = row[: len(a)], row[len(a) :]
         hi, lost = two_sum(carry[0], left[0] * right[0])

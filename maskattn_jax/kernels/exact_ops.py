@@ -19,6 +19,8 @@ Array = Any
 class _JaxOps:
     """See ``maskattn.exact.Ops``."""
 
+    limit: int | None = None
+
     def bits(self, x: Array) -> Array:
         width = FORMATS[self.dtype(x)][2]
         return lax.bitcast_convert_type(x, jnp.dtype(f"int{width}")).astype(jnp.int64)
@@ -59,6 +61,9 @@ class _JaxOps:
 
     def meet(self, a: Array, b: Array) -> Array:
         return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32)) > 0
+
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
+        return jnp.concatenate(arrays, axis)
 
     def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
         return jnp.broadcast_to(x, tuple(shape))

@@ -19,6 +19,8 @@ _INTEGERS = {16: torch.int16, 32: torch.int32, 64: torch.int64}
 class _TorchOps:
     """See ``maskattn.exact.Ops``."""
 
+    limit: int | None = 1 << 15
+
     def bits(self, x: Array) -> Array:
         width = FORMATS[self.dtype(x)][2]
         return x.view(_INTEGERS[width]).to(torch.int64)
@@ -62,6 +64,9 @@ class _TorchOps:
 
     def meet(self, a: Array, b: Array) -> Array:
         return a.to(torch.float32) @ b.to(torch.float32) > 0
+
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
+        return torch.cat(tuple(arrays), axis)
 
     def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
         return x.expand(tuple(shape))
