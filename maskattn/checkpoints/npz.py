@@ -74,12 +74,12 @@ class NpzReader(Reader):
     def _read(self, name: str, info: TensorInfo) -> Array:
         member, start, fortran = self._order[name]
         array = np.empty(number_of_elements(info.shape), info.dtype)
-        buffer = memoryview(array.view(np.uint8))
+        buffer = array.view(np.uint8).data
         try:
             with self._zip.open(member) as file:
                 file.read(start)
                 while buffer:
-                    count = file.readinto(buffer)
+                    count = file.readinto(buffer)  # type: ignore[attr-defined]
                     if not count:
                         raise EOFError("the data end too early")
                     buffer = buffer[count:]

@@ -54,7 +54,7 @@ class SafetensorsReader(Reader):
 
     def _read(self, name: str, info: TensorInfo) -> Array:
         array = np.empty(info.shape, info.dtype)
-        buffer = memoryview(array.reshape(-1).view(np.uint8))
+        buffer = array.reshape(-1).view(np.uint8).data
         self._file.seek(self._starts[name])
         while buffer:
             count = self._file.readinto(buffer)  # type: ignore[attr-defined]
@@ -101,7 +101,7 @@ def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] |
         file.write(len(text).to_bytes(8, "little"))
         file.write(text)
         for name in names:
-            file.write(memoryview(tensors[name].reshape(-1).view(np.uint8)))
+            file.write(tensors[name].reshape(-1).view(np.uint8).data)
 
     write_atomically(path, write)
 

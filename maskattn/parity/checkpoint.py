@@ -20,7 +20,7 @@ from maskattn import checkpoints
 from maskattn.config import AttentionConfig
 from maskattn.layouts._base import Layout
 from maskattn.parity import standards
-from maskattn.parity.checkpoint_compare import canonical_layer, compare, layers_of
+from maskattn.parity.checkpoint_compare import canonical_layer, compare, configs_of, layers_of
 from maskattn.parity.findings import Finding, bits_equal
 
 Array = np.ndarray[Any, Any]
@@ -141,15 +141,12 @@ def verify_checkpoint(
     results = []
     with checkpoints.open(path) as reader:
         kind, layers = layers_of(reader, layout)
+        configs = configs_of(reader, kind, layers, num_heads, num_kv_heads)
         for prefix, names in layers.items():
             if progress is not None:
                 progress(prefix)
             tensors = {name: reader[full] for name, full in names.items()}
-            try:
-                config = kind.infer(tensors, num_heads, num_kv_heads)
-            except ValueError as error:
-                raise ValueError(f"{reader.path}: layer {prefix!r}: {error}") from None
-            results.append(_verify_layer(prefix, kind, tensors, config, kernel, seed))
+            results.append(_verify_layer(prefix, kind, tensors, configs[prefix], kernel, seed))
     described = f"random, lengths {', '.join(map(str, LENGTHS))}, padded, seed {seed}"
     return CheckpointResult(
         str(path),

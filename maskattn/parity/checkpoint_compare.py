@@ -36,6 +36,26 @@ def layers_of(reader: checkpoints.Reader, layout: str) -> tuple[Layout, Layers]:
     return kind, {prefix: layers[prefix] for prefix in sorted(layers, key=_natural)}
 
 
+def configs_of(
+    reader: checkpoints.Reader, kind: Layout, layers: Layers, num_heads: int | None, num_kv_heads: int | None
+) -> dict[str, AttentionConfig]:
+    """The configuration of each layer. Reads no tensor; one ValueError lists all that is wrong with all layers."""
+    outline = reader.outline()
+    configs: dict[str, AttentionConfig] = {}
+    found: list[str] = []
+    for prefix, names in layers.items():
+        tensors = {name: outline[full] for name, full in names.items()}
+        try:
+            configs[prefix] = kind.infer(tensors, num_heads, num_kv_heads)
+        except ValueError as error:
+            found.append(f"layer {prefix!r}: {error}")
+        else:
+            found += layouts.problems(kind, tensors, configs[prefix], prefix)
+    if found:
+        raise ValueError("\n  ".join([f"{reader.path} is not what layout {kind.name} calls for:", *found]))
+    return configs
+
+
 def canonical_layer(
     kind: Layout, tensors: Mapping[str, Array], config: AttentionConfig, prefix: str
 ) -> dict[str, Array]:
@@ -64,12 +84,15 @@ def compare(
     with checkpoints.open(path) as left, checkpoints.open(against) as right:
         kind, layers = layers_of(left, layout)
         other_kind, other_layers = layers_of(right, against_layout)
-        theirs = {_plain(prefix, other_kind): names for prefix, names in other_layers.items()}
+        configs = configs_of(left, kind, layers, num_heads, num_kv_heads)
+        other_configs = configs_of(right, other_kind, other_layers, num_heads, num_kv_heads)
+        theirs = {_plain(prefix, other_kind): prefix for prefix in other_layers}
         for prefix, names in layers.items():
             if _plain(prefix, kind) not in theirs:
                 return f"{prefix}: no such layer in {against}"
-            ours = _read(left, kind, names, num_heads, num_kv_heads, prefix)
-            other = _read(right, other_kind, theirs.pop(_plain(prefix, kind)), num_heads, num_kv_heads, prefix)
+            ours = _read(left, kind, names, configs[prefix], prefix)
+            other_prefix = theirs.pop(_plain(prefix, kind))
+            other = _read(right, other_kind, other_layers[other_prefix], other_configs[other_prefix], other_prefix)
             for name in dict.fromkeys((*ours, *other)):
                 if name not in ours or name not in other:
                     return f"{prefix}{name}: only in {path if name in ours else against}"
@@ -80,19 +103,9 @@ def compare(
 
 
 def _read(
-    reader: checkpoints.Reader,
-    kind: Layout,
-    names: Mapping[str, str],
-    num_heads: int | None,
-    num_kv_heads: int | None,
-    prefix: str,
+    reader: checkpoints.Reader, kind: Layout, names: Mapping[str, str], config: AttentionConfig, prefix: str
 ) -> dict[str, Array]:
-    tensors = {name: reader[full] for name, full in names.items()}
-    try:
-        config = kind.infer(tensors, num_heads, num_kv_heads)
-    except ValueError as error:
-        raise ValueError(f"{reader.path}: layer {prefix!r}: {error}") from None
-    return canonical_layer(kind, tensors, config, prefix)
+    return canonical_layer(kind, {name: reader[full] for name, full in names.items()}, config, prefix)
 
 
 def _plain(prefix: str, kind: Layout) -> str:

