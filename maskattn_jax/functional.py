@@ -74,7 +74,7 @@ def attention(
     check_attention(
         {name: tuple(x.shape) for name, x in arrays.items()},
         {name: _dtype_name(x) for name, x in arrays.items()},
-        objects=tuple(objects.values()),
+        objects=list(objects.values()),
         scale=scale,
         softcap=softcap,
         dropout_rate=dropout_rate,

@@ -53,7 +53,7 @@ def attention(
         dropout_broadcast: the axes, of "batch" and "heads", that share one dropout mask.
         empty_rows: what a row gives that may attend to nothing and has no sink. "zero": output +0, log-sum-exp -inf, no
             gradient. "nan": output NaN. "mean": the average of all values. "error": raises; where the data of mask or
-            bias are traced it cannot be checked, and that is what the error says.
+            bias are traced it cannot be checked, and that is what the error says (in a compiled graph, always).
         kernel: "reference", "exact", or "auto", which chooses (see `choose`). A kernel named here runs, or raises with
             every reason why it cannot; another never takes its place.
         precision: "highest", "high" or "default", PyTorch's float32 matmul precision on CUDA devices ("default" leaves
@@ -74,7 +74,8 @@ def attention(
     check_attention(
         {name: tuple(x.shape) for name, x in arrays.items()},
         {name: _dtype_name(x) for name, x in arrays.items()},
-        objects=tuple(objects.values()),
+        # compiled code cannot read the values of NumPy data, only shapes
+        objects=[lower.bind(x) if torch.compiler.is_compiling() else x for x in objects.values()],
         scale=scale,
         softcap=softcap,
         dropout_rate=dropout_rate,
@@ -89,6 +90,8 @@ def attention(
     bias = biases.DenseBias(bias) if "bias" in arrays else bias
     batch, q_len, heads, head_dim = query.shape
     if empty_rows == "error":
+        if sinks is None and torch.compiler.is_compiling():
+            raise ValueError('attention: empty_rows="error" cannot be checked inside a compiled graph: check outside')
         if sinks is None:
             refuse_empty_rows(mask, bias, (batch, heads, q_len, key.shape[1]), _concrete)
         empty_rows = "zero"
@@ -146,7 +149,7 @@ def _dtype_name(x: Any) -> str:
 
 
 def _concrete(x: Any) -> Any:
-    """The data of a mask or bias as NumPy, or None where they are traced (torch.compile, torch.func, fake tensors)."""
+    """The data of a mask or bias as NumPy, or None where they are traced (compiled code, torch.func)."""
     if not isinstance(x, torch.Tensor):
         return np.asarray(x)
     if torch.compiler.is_compiling():
