@@ -12,6 +12,7 @@ __version__ = "0.1.0"
 
 # name -> where it lives: "package.module" for a submodule, "package.module:name" for something inside one
 _EXPORTS = {
+    "AttentionConfig": "maskattn.config:AttentionConfig",
     "biases": "maskattn.biases",
     "checkpoints": "maskattn.checkpoints",
     "convert_tensors": "maskattn.convert:convert_tensors",

@@ -5,29 +5,11 @@ Importing this package registers masks and biases as pytrees: they pass through 
 
 from __future__ import annotations
 
-import importlib
-from typing import Any
-
-from maskattn_torch import lower
+from maskattn_torch import lower, params
+from maskattn_torch.functional import attention
+from maskattn_torch.multihead import MultiHeadAttention
+from maskattn_torch.seed import Attention
 
 lower.register()
 
-_EXPORTS = {
-    "attention": "maskattn_torch.functional",
-    "MultiHeadAttention": "maskattn_torch.multihead",
-    "Attention": "maskattn_torch.seed",
-}
-
-__all__ = ["Attention", "MultiHeadAttention", "attention", "lower"]
-
-
-def __getattr__(name: str) -> Any:
-    if name not in _EXPORTS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    value = getattr(importlib.import_module(_EXPORTS[name]), name)
-    globals()[name] = value
-    return value
-
-
-def __dir__() -> list[str]:
-    return sorted(set(globals()) | set(_EXPORTS))
+__all__ = ["Attention", "MultiHeadAttention", "attention", "lower", "params"]

@@ -15,6 +15,9 @@ DEVICE = "PyTorch places each array where it is told; in JAX arrays follow their
 RNGS = "NNX draws initial parameters from explicit streams, PyTorch from its global generator"
 DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTorch module has one"
 ALLOWED = {
+    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'linen', 'lower', 'params'] in maskattn_jax, "
+    "['Attention', 'MultiHeadAttention', 'attention', 'lower', 'params'] in maskattn_torch": "linen.py, see below",
+    "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how each is run by most people",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
     "lower.allowed: device only in maskattn_torch": DEVICE,
     "lower.bias: device only in maskattn_torch": DEVICE,

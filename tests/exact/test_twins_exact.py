@@ -151,6 +151,9 @@ def test_inside_a_scan_and_a_remat():
     _same(grads, vjp(tuple(map(jnp.asarray, cotangents))))
 
 
+# Dynamo itself instantiates the autograd.Function that it traces, and inductor imports torch.jit.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
 @pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
 def test_inside_a_compiled_model(backend):
     arrays, cotangents, mask = _problem(seed=6)
