@@ -51,8 +51,9 @@ def attention(
 
     allowed = None if mask is None else lower.allowed(mask, *sizes)
     allowed = jnp.ones((1, 1, 1, kv_len), bool) if allowed is None else allowed
-    added = None if bias is None else lower.bias(bias, *sizes).astype(dtype)
+    added = None if bias is None else lower.bias(bias, *sizes)
     if added is not None:
+        added = added.astype(dtype)
         allowed = allowed & (added != -jnp.inf)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:3], kv_len))
 

@@ -50,8 +50,9 @@ def attention(
 
     allowed = None if mask is None else lower.allowed(mask, *sizes, device=query.device)
     allowed = torch.ones((1, 1, 1, kv_len), dtype=torch.bool, device=q.device) if allowed is None else allowed
-    added = None if bias is None else lower.bias(bias, *sizes, device=query.device).to(dtype)
+    added = None if bias is None else lower.bias(bias, *sizes, device=query.device)
     if added is not None:
+        added = added.to(dtype)
         allowed = allowed & (added != -math.inf)
     allowed = allowed.expand(*allowed.shape[:3], kv_len)
 
