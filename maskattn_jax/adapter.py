@@ -105,7 +105,7 @@ class Adapter:
 
         def forward(state: Any, arrays: dict[str, jax.Array]) -> jax.Array:
             module = nnx.merge(graph, state, rest)
-            return module(*arrays.values(), mask=case.mask, bias=case.bias, kernel=self.kernel)  # type: ignore[no-any-return]
+            return module(*(arrays[name] for name in names), mask=case.mask, bias=case.bias, kernel=self.kernel)  # type: ignore[no-any-return]
 
         def both(state: Any, arrays: dict[str, jax.Array], d_output: jax.Array | None) -> tuple[jax.Array, Any]:
             output, pull = jax.vjp(forward, state, arrays)

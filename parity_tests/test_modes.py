@@ -8,14 +8,18 @@ from maskattn.parity import adapters
 from maskattn.parity.cases import get
 from maskattn.parity.run import run
 
-CASES = [f"options/{option}/{dtype}" for option in ("plain", "all") for dtype in ("float32", "bfloat16")]
-CASES += ["options/plain/float64", "options/plain/float16"]
+#: Each case is a compilation of its own in each mode (or, without jit, a thousand small ones), so few stand for all.
+CASES = {
+    "eager": ["options/all/float32", "options/plain/float64"],
+    "jit-mask": ["options/plain/float32"],
+    "disable_jit": ["options/all/float32", "options/plain/float64", "options/plain/bfloat16"],
+}
 
 
-@pytest.mark.parametrize("mode", ["eager", "jit-mask", "disable_jit"])
+@pytest.mark.parametrize("mode", CASES)
 def test_exact_in_every_mode_of_jax(mode):
     jax = adapters.twins("exact", mode=mode)[1]
-    result = run([get(name) for name in CASES], [adapters.NumpyExact(), jax], kernel="exact")
+    result = run([get(name) for name in CASES[mode]], [adapters.NumpyExact(), jax], kernel="exact")
     assert not result.failures, "\n".join(result.failures)
     assert not result.not_run
-    assert result.elements > 1000
+    assert result.elements > 500

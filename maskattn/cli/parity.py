@@ -18,7 +18,9 @@ __all__ = ["command"]
     show_default=True,
     help="The twins' kernel. exact: every bit equal; any other: within the bounds of the float64 oracle.",
 )
-@click.option("--samples", type=click.IntRange(min=0), default=0, metavar="N", help="Draw random cases until N numbers.")
+@click.option(
+    "--samples", type=click.IntRange(min=0), default=0, metavar="N", help="Draw random cases until N numbers."
+)
 @click.option("--impl", "specs", multiple=True, metavar="PKG.MOD:ADAPTER", help="Judge this instead of the twins.")
 @click.option("--checkpoint", metavar="PATH", help="Prove it on a checkpoint of a known layout.")
 @click.option("--layout", default="auto", show_default=True, help="The checkpoint's layout.")

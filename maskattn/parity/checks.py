@@ -81,7 +81,9 @@ def form(case: Case, subject: str, results: dict[str, Array], verdict: Verdict) 
             found.append(Finding("form", subject, name, False, message))
         elif (np.isnan(got.astype(np.float64)) != np.isnan(right)).any():
             count = int((np.isnan(got.astype(np.float64)) != np.isnan(right)).sum())
-            found.append(Finding("form", subject, name, False, f"NaN in {count} places where the oracle has none, or not"))
+            found.append(
+                Finding("form", subject, name, False, f"NaN in {count} places where the oracle has none, or not")
+            )
     return found
 
 
@@ -89,7 +91,9 @@ def errors(got: Array, right: Array) -> Array:
     """|got - right|, 0 where both are the same infinity, both NaN or round to the same number."""
     wide = got.astype(right.dtype)
     with np.errstate(all="ignore"):
-        same = (wide == right) | (np.isnan(wide) & np.isnan(right)) | (right.astype(got.dtype) == got) & ~np.isfinite(wide)
+        same = (
+            (wide == right) | (np.isnan(wide) & np.isnan(right)) | (right.astype(got.dtype) == got) & ~np.isfinite(wide)
+        )
         return np.asarray(np.where(same, 0, np.abs(wide - right)))
 
 

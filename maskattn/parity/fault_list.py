@@ -21,7 +21,9 @@ def rewrite(mask: Any, kind: type[masks.Mask], change: Callable[[Any], masks.Mas
         return change(mask)
     leaves, structure = mask.flatten()
     count = len(mask.data_fields())
-    return type(mask).unflatten(structure, [*leaves[:count], *(rewrite(child, kind, change) for child in leaves[count:])])
+    return type(mask).unflatten(
+        structure, [*leaves[:count], *(rewrite(child, kind, change) for child in leaves[count:])]
+    )
 
 
 def on(kind: type[masks.Mask], change: Callable[[Any, Case], masks.Mask]) -> Callable[[masks.Mask, Case], masks.Mask]:
@@ -122,8 +124,12 @@ _SELF = ("MultiHeadAttention/self/float32",)
 _EQUAL_HEADS = ("MultiHeadAttention/equal-heads/float32",)
 
 FAULTS: tuple[Fault, ...] = (
-    Fault("causal-late", "causal one key too far", _CAUSAL, mask=on(masks.Causal, lambda m, c: masks.Causal(m.offset + 1))),
-    Fault("causal-early", "causal one key short", _CAUSAL, mask=on(masks.Causal, lambda m, c: masks.Causal(m.offset - 1))),
+    Fault(
+        "causal-late", "causal one key too far", _CAUSAL, mask=on(masks.Causal, lambda m, c: masks.Causal(m.offset + 1))
+    ),
+    Fault(
+        "causal-early", "causal one key short", _CAUSAL, mask=on(masks.Causal, lambda m, c: masks.Causal(m.offset - 1))
+    ),
     Fault(
         "causal-end",
         "causal aligned at the end where L differs from S",
@@ -158,7 +164,12 @@ FAULTS: tuple[Fault, ...] = (
     Fault("mask-after-softmax", "weights masked after they were normalised", _PLAIN, kernel=_mask_after_softmax),
     Fault("fill-zero", "masked logits get 0", _PLAIN, kernel=_fill(0.0)),
     Fault("fill-1e4", "masked logits get -1e4, so an empty row attends to all", _PLAIN, kernel=_fill(-1e4)),
-    Fault("empty-mean", "an empty row is the average of the values", _PLAIN, kernel=option("empty_rows", lambda *_: "mean")),
+    Fault(
+        "empty-mean",
+        "an empty row is the average of the values",
+        _PLAIN,
+        kernel=option("empty_rows", lambda *_: "mean"),
+    ),
     Fault("scale-missing", "no scale", _PLAIN, kernel=option("scale", lambda *_: 1.0)),
     Fault("scale-twice", "scale applied twice", _PLAIN, kernel=option("scale", lambda scale, _: scale * scale)),
     Fault(
@@ -167,7 +178,9 @@ FAULTS: tuple[Fault, ...] = (
         _PLAIN,
         kernel=option("scale", lambda _, query: float(query.shape[2] * query.shape[3]) ** -0.5),
     ),
-    Fault("softcap-dropped", "softcap ignored", ("options/softcap/float32",), kernel=option("softcap", lambda *_: None)),
+    Fault(
+        "softcap-dropped", "softcap ignored", ("options/softcap/float32",), kernel=option("softcap", lambda *_: None)
+    ),
     Fault("bias-dropped", "attention bias ignored", ("options/bias/float32",), kernel=_without(4)),
     Fault("sinks-dropped", "sinks ignored", ("options/sinks/float32",), kernel=_without(5)),
     Fault("heads-tiled", "kv heads tiled, not repeated", _PLAIN, kernel=_tiled),

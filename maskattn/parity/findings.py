@@ -35,7 +35,9 @@ class Finding:
     differing: int = 0
 
     def __str__(self) -> str:
-        return f"{self.check} {self.quantity} [{self.subject}]: {'held' if self.held else 'FAILED'} {self.message}".strip()
+        return (
+            f"{self.check} {self.quantity} [{self.subject}]: {'held' if self.held else 'FAILED'} {self.message}".strip()
+        )
 
 
 def failures(findings: list[Finding]) -> list[Finding]:
@@ -51,11 +53,14 @@ def same_form(check: str, subject: str, quantity: str, left: Array, right: Array
     return Finding(check, subject, quantity, False, message, differing=left.size, elements=left.size)
 
 
-def _ordered(array: Array) -> Array:
-    """Bit patterns as integers in the order of the numbers; -0.0 and +0.0 both 0 apart from their sign's unit."""
-    bits = array.view(f"i{array.dtype.itemsize}").astype(np.int64)
-    lowest = np.iinfo(f"i{array.dtype.itemsize}").min
-    return np.where(bits < 0, np.int64(lowest) - bits, bits)
+def _ulps_apart(left: Array, right: Array) -> int:
+    """The largest distance in representable numbers, -0 and +0 being one apart; exact, by integers."""
+
+    def ordered(array: Array) -> list[int]:
+        lowest = 1 << (8 * array.dtype.itemsize - 1)
+        return [b if b < lowest else lowest - b - 1 for b in array.view(f"u{array.dtype.itemsize}").tolist()]
+
+    return max(abs(a - b) for a, b in zip(ordered(left), ordered(right), strict=True))
 
 
 def bits_equal(check: str, subject: str, quantity: str, left: Any, right: Any) -> Finding:
@@ -69,9 +74,10 @@ def bits_equal(check: str, subject: str, quantity: str, left: Any, right: Any) -
     unsigned = f"u{left.dtype.itemsize}"
     differ = (left.view(unsigned) != right.view(unsigned)).reshape(left.shape)
     first = tuple(int(i) for i in np.argwhere(differ)[0])
-    message = f"{int(differ.sum())} of {left.size} differ, first at {list(first)}: {left[first]!r} against {right[first]!r}"
+    message = (
+        f"{int(differ.sum())} of {left.size} differ, first at {list(first)}: {left[first]!r} against {right[first]!r}"
+    )
     if left.dtype.kind != "b":
-        apart = np.abs(_ordered(left).astype(np.float64) - _ordered(right).astype(np.float64))[differ]
-        message += f", at most {apart.max():.6g} ulp apart"
+        message += f", at most {_ulps_apart(left[differ], right[differ])} ulp apart"
     count = int(differ.sum())
     return Finding(check, subject, quantity, False, message, float(count), 0.0, left.size, count)

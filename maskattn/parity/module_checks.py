@@ -25,7 +25,12 @@ def module_findings(
     """The output within `standards.module_limit`; every gradient there, of the right shape, and within its own limit."""
     config = case.config
     assert config is not None
-    given = {"key": inputs["key"], "value_input": inputs["value"], "scale": config.scale, "empty_rows": config.empty_rows}
+    given = {
+        "key": inputs["key"],
+        "value_input": inputs["value"],
+        "scale": config.scale,
+        "empty_rows": config.empty_rows,
+    }
     right = standards.module_oracle(inputs["query"], weights, inputs["mask"], case.dtype, **given)
     limit = standards.module_limit(inputs["query"], weights, inputs["mask"], case.dtype, **given)
     found = [_within("module", subject, "output", results, right, limit, case)]
@@ -55,7 +60,9 @@ def _within(
         error = np.maximum(error - standards.value("tier2.half_ulp") * standards.ulp(right, case.dtype), 0)
     over = ~(error <= limit)
     worst = float(error.max(initial=0))
-    message = f"error {worst:.3g}, limit {float(limit.max(initial=0)):.3g}, {int(over.sum())} over" if over.any() else ""
+    message = (
+        f"error {worst:.3g}, limit {float(limit.max(initial=0)):.3g}, {int(over.sum())} over" if over.any() else ""
+    )
     return Finding(check, subject, name, not over.any(), message, worst, float(limit.max(initial=0)), right.size)
 
 
@@ -81,7 +88,12 @@ def _gradients(
     output = oracle.attention(*arrays, **kept).output
     d_attention = np.einsum("blo,hdo->blhd", d_out, w["out.kernel"])
     if sizes:
-        w, x, d_out, output = {n: np.abs(a) for n, a in w.items()}, {n: np.abs(a) for n, a in x.items()}, abs(d_out), abs(output)
+        w, x, d_out, output = (
+            {n: np.abs(a) for n, a in w.items()},
+            {n: np.abs(a) for n, a in x.items()},
+            abs(d_out),
+            abs(output),
+        )
         d_attention = np.einsum("blo,hdo->blhd", d_out, w["out.kernel"])
         grads: Any = oracle.magnitudes(*arrays, d_output=d_attention, **kept)
     else:

@@ -39,9 +39,7 @@ class Scene:
         results = adapter.run(self.case, self.arrays, None, self.cotangent)
         return {name: array for name, array in results.items() if name != "mask"}
 
-    def changed(
-        self, mask: Any, change: Callable[[str, Array], Array] = lambda _, array: array, **sizes: int
-    ) -> Scene:
+    def changed(self, mask: Any, change: Callable[[str, Array], Array] = lambda _, array: array, **sizes: int) -> Scene:
         """The scene with another mask, every array (inputs and cotangents, by name) changed, and other sizes."""
         made: Scene = object.__new__(Scene)
         shape = replace(self.case.shape, **sizes)
@@ -106,7 +104,9 @@ def packed(adapter: Adapter, seed: int) -> list[Finding]:
     kept = np.arange(SELF.q_len) < np.array(sizes)[:, None]
     batch = row.changed(masks.Causal() & masks.KeyMask(kept) & masks.QueryMask(kept), apart, batch=3)
     separate = batch.run(adapter)
-    joined = {name: np.concatenate([array[i, :n] for i, n in enumerate(sizes)])[None] for name, array in separate.items()}
+    joined = {
+        name: np.concatenate([array[i, :n] for i, n in enumerate(sizes)])[None] for name, array in separate.items()
+    }
     return row.compare("packed = separate", adapter, row.run(adapter), joined)
 
 

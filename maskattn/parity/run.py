@@ -254,7 +254,9 @@ def _equal_shares(result: Result) -> list[Finding]:
     found = []
     for subject in result.subjects:
         for dtype in ("bfloat16", "float16"):
-            mine = [o for o in result.outcomes if o.subject == subject and o.case.dtype == dtype and o.case.config is None]
+            mine = [
+                o for o in result.outcomes if o.subject == subject and o.case.dtype == dtype and o.case.config is None
+            ]
             elements = sum(o.elements for o in mine)
             if elements < standards.value("suite.equal_elements"):
                 continue

@@ -27,18 +27,34 @@ class Standard:
 
 
 STANDARDS: tuple[Standard, ...] = (
-    Standard("tier0.bits", 0, "masks, dense forms, converted weights; what a mask or an empty row makes 0", "identical"),
-    Standard("tier1.bits", 0, "exact: NumPy, PyTorch, JAX jitted and not; output, lse, gradients, modules", "identical"),
+    Standard(
+        "tier0.bits", 0, "masks, dense forms, converted weights; what a mask or an empty row makes 0", "identical"
+    ),
+    Standard(
+        "tier1.bits", 0, "exact: NumPy, PyTorch, JAX jitted and not; output, lse, gradients, modules", "identical"
+    ),
     Standard("tier1.ulp", 0.51, "exact, float32 and narrower: ulps from the oracle", "one rounding, at the end"),
-    Standard("tier1.floor", 2.0**-26, "exact: results below floor * A are judged absolutely", "cancellation has no ulp"),
+    Standard(
+        "tier1.floor", 2.0**-26, "exact: results below floor * A are judged absolutely", "cancellation has no ulp"
+    ),
     Standard("tier2.base", 16, "reference, float32 and float64: (base + slope * Lambda) * eps * A", "measured to hold"),
-    Standard("tier2.slope", 0.5, "reference: the part of the limit that grows with the logits", "errors of exp's argument"),
-    Standard("tier2.length", 512, "lengths above it scale limits by sqrt(length / 512)", "rounding errors add like noise"),
-    Standard("tier2.half_ulp", 0.5, "reference, bfloat16 and float16: plus the float32 limit", "one rounding, at the end"),
+    Standard(
+        "tier2.slope", 0.5, "reference: the part of the limit that grows with the logits", "errors of exp's argument"
+    ),
+    Standard(
+        "tier2.length", 512, "lengths above it scale limits by sqrt(length / 512)", "rounding errors add like noise"
+    ),
+    Standard(
+        "tier2.half_ulp", 0.5, "reference, bfloat16 and float16: plus the float32 limit", "one rounding, at the end"
+    ),
     Standard("tier2.equal.bfloat16", 0.999, "reference: share equal to the rounded oracle", "float32 inside"),
     Standard("tier2.equal.float16", 0.995, "reference: share equal to the rounded oracle", "float32 inside"),
-    Standard("tier2.plain", 2, "reference: largest error <= 2 * the plain computation's + eps * A", "no worse than usual"),
-    Standard("module.narrow", 1, "modules in bfloat16 and float16: eps of the dtype for each rounding", "flips at ties"),
+    Standard(
+        "tier2.plain", 2, "reference: largest error <= 2 * the plain computation's + eps * A", "no worse than usual"
+    ),
+    Standard(
+        "module.narrow", 1, "modules in bfloat16 and float16: eps of the dtype for each rounding", "flips at ties"
+    ),
     Standard("module.gradient", 4, "gradients of modules: times the limit of one product", "four roundings in a row"),
     Standard("module.peer", 2, "against another library's module: the sum of both bounds", "two computations err"),
     Standard("suite.cases", 1, "the number of cases that must at least have run", "nothing run proves nothing"),
