@@ -38,6 +38,7 @@ def test_dense_bias_keeps_its_dtype(twin, dtype):
     assert str(found.dtype).removeprefix("torch.") == np.dtype(dtype).name
     assert bias == TWINS[twin].bind(bias)  # dtype, shape and bytes
     assert bias.values(*INDICES).dtype == dtype
+    assert biases.DenseBias(np.zeros(2, np.float16)) != biases.DenseBias(np.zeros(2, ml_dtypes.bfloat16))  # equal bytes
 
 
 def test_gradients_flow_to_a_dense_bias():
@@ -57,6 +58,7 @@ def test_additive_is_the_published_formula_signed_zeros_included(value):
     keep = MASK.dense(4, 5, 2, 3).astype(np.float32)
     expected = (np.float32(1) - keep) * np.float32(value)
     bias = biases.Additive(MASK, value)
+    assert bias.value == float(np.float32(value))  # float64 attention adds the same number
     np.testing.assert_array_equal(bias.values(*INDICES).astype(np.float32).view(np.int32), expected.view(np.int32))
     for lower in (maskattn_jax.lower, maskattn_torch.lower):
         found = np.asarray(lower.bias(bias, *SIZES))

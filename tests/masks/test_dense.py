@@ -121,3 +121,31 @@ def test_segments_of_ragged_batches():
     assert mask.q_ids.tolist() == [[0, 0, 2]] and mask.k_ids.tolist() == [[0, 1, 2, 2]]
     assert masks.Segments.from_cu_seqlens([0, 2, 2, 3], np.array([0, 1, 2, 4], np.int32)) == mask
     assert masks.Segments.from_sizes([2, 3]).k_ids is None
+
+
+def test_end_aligned_gives_the_last_query_every_key():
+    assert masks.Causal.end_aligned(2, 5) == masks.Causal(3) and masks.Causal.end_aligned(5, 2) == masks.Causal(-3)
+    assert masks.Causal.end_aligned(2, 4).dense(2, 4)[0, 0].tolist() == [[True, True, True, False], [True] * 4]
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        masks.KeyPadding([3, 3]),
+        masks.KeyMask(np.ones((2, 3), bool)),
+        masks.QueryMask(np.ones((2, 3), bool)),
+        masks.Segments(np.zeros((2, 3), int)),
+        masks.Dense(np.ones((2, 2, 3, 3), bool)),
+        masks.Causal().with_positions(*np.zeros((2, 2, 3), int)),
+    ],
+    ids=repr,
+)
+def test_rows_and_slots_outside_the_data_are_not_allowed(mask):
+    index = np.arange(-1, 4)
+    found = mask.allowed(index[:, None, None], 0, index[:, None], index)
+    inside = (index >= 0) & (index < 3) if "q" in mask.depends else np.ones(5, bool)
+    keys = (index >= 0) & (index < 3) if "k" in mask.depends else np.ones(5, bool)
+    rows = (index >= 0) & (index < 2)
+    np.testing.assert_array_equal(found, rows[:, None, None] & inside[:, None] & keys)
+    some, every = mask.tile(index, 0, 0, 2, 0, 2)
+    assert some.tolist() == every.tolist() == rows.tolist()

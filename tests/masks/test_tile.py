@@ -68,3 +68,10 @@ def test_a_full_tile_of_segments_is_always_recognised(data, seed):
     mask = data.draw(leaves(shape, ("segments", "cross_segments")))
     tiles = random_tiles(np.random.default_rng(seed), shape)
     np.testing.assert_array_equal(mask.tile(*tiles)[1], truth(mask, tiles)[1])
+
+
+def test_combinations_are_as_tight_as_their_parts_allow():
+    one, other = masks.SlidingWindow(0), masks.KeyPadding([4])
+    assert (one | other).tile(0, 0, 0, 3, 0, 3) == (True, True)
+    assert (one & other).tile(0, 0, 0, 3, 4, 7) == (False, False)
+    assert (~one).tile(0, 0, 0, 3, 4, 7) == (True, True) and (~other).tile(0, 0, 0, 3, 0, 3) == (False, False)
