@@ -37,8 +37,8 @@ def attention(
     `mask` (True = may attend) and `bias` are objects bound to PyTorch, or None. `precision` is met by every result.
     """
     sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
-    allowed = None if mask is None else lower.allowed(mask, *sizes)
-    added = None if bias is None else lower.bias(bias, *sizes)
+    allowed = None if mask is None else lower.allowed(mask, *sizes, device=query.device)
+    added = None if bias is None else lower.bias(bias, *sizes, device=query.device)
     return _Attention.apply(query, key, value, allowed, added, sinks, scale, softcap, empty_rows)
 
 
@@ -110,8 +110,18 @@ class _Attention(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        return _attention(*arguments)
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        allowed: Tensor | None,
+        bias: Tensor | None,
+        sinks: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        empty_rows: str,
+    ) -> tuple[Tensor, Tensor]:
+        return _attention(query, key, value, allowed, bias, sinks, scale, softcap, empty_rows)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -167,6 +167,7 @@ def test_inside_a_compiled_model(backend):
     out = f(*tensors)
     _same(forward, out)
     _same(grads, torch.autograd.grad(out, tensors, [_torch(x) for x in cotangents]))
+    _same(forward, f(*map(_torch, arrays)))
 
 
 def test_the_operators_keep_torchs_rules():
