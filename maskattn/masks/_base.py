@@ -11,6 +11,7 @@ import numpy as np
 
 from maskattn._fields import Array, Spec, fill, to_numpy
 from maskattn._inputs import Inputs
+from maskattn.masks._examples import Draws, Sizes
 
 AXES = ("batch", "heads", "q_len", "kv_len")
 
@@ -37,6 +38,14 @@ class Mask(Spec):
             if name in vars(cls):
                 setattr(cls, name, full(vars(cls)[name]))
         super().__init_subclass__(**options)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        """Masks of this class that fit these sizes, chosen with `draws`; [] where none does.
+
+        The parity suite, the benchmarks, the gallery and the tests take their masks from here.
+        """
+        return []
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         """Whether query q of batch row b and head h may attend to key k.

@@ -6,6 +6,7 @@ from typing import ClassVar
 from maskattn._fields import Array
 from maskattn._inputs import Inputs
 from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,11 @@ class Causal(Mask):
         q_len, kv_len = inputs.integer("q_len", q_len, minimum=0), inputs.integer("kv_len", kv_len, minimum=0)
         inputs.done()
         return cls(kv_len - q_len)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        drawn = draws.integer(-shape.q_len, shape.kv_len + 1)
+        return [cls(), cls.end_aligned(shape.q_len, shape.kv_len), cls(drawn)]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return k <= q + self.offset

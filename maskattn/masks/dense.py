@@ -6,6 +6,7 @@ from typing import ClassVar
 from maskattn._fields import Array, data
 from maskattn._inputs import Inputs
 from maskattn.masks._base import AXES, Mask
+from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import clip, gather, lookup
 
 
@@ -43,6 +44,13 @@ class Dense(Mask):
     def shape(self) -> tuple[int, ...]:
         """The array's shape with leading axes of size 1 up to [B, H, L, S]."""
         return (1,) * (4 - len(self.keep.shape)) + tuple(self.keep.shape)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [
+            cls(draws.booleans(shape.scores, 0.6)),
+            cls(draws.booleans((1, shape.heads, 1, shape.kv_len), 0.3)),
+        ]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return lookup(self.keep.reshape(self.shape), b, h, q, k, stretch=(0, 1, 2, 3))

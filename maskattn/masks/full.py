@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from maskattn._fields import Array
 from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
 
 
 @dataclass(frozen=True)
@@ -25,6 +26,10 @@ class Full(Mask):
 
     relational: ClassVar[bool] = True
     rule: ClassVar[str] = "everything"
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [cls()]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return True

@@ -6,6 +6,7 @@ from typing import ClassVar
 from maskattn._fields import Array, data
 from maskattn._inputs import Inputs
 from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import count, lookup
 
 
@@ -40,6 +41,10 @@ class KeyMask(Mask):
         value = inputs.array("keep", self.keep, "bool", "[B, S]", (2,))
         inputs.done()
         object.__setattr__(self, "keep", value)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [cls(draws.booleans((shape.batch, shape.kv_len), 0.7))]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return lookup(self.keep, b, k)

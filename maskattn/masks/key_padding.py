@@ -9,6 +9,7 @@ import numpy as np
 from maskattn._fields import Array, data
 from maskattn._inputs import Inputs
 from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import gather
 
 
@@ -41,6 +42,13 @@ class KeyPadding(Mask):
         inputs.not_negative("lengths", value)
         inputs.done()
         object.__setattr__(self, "lengths", value)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        lengths = draws.integers(min(1, shape.kv_len), shape.kv_len + 1, (shape.batch,))
+        if shape.batch > 1:
+            lengths[draws.integer(0, shape.batch)] = 0  # wherever another row is left that is not empty
+        return [cls(lengths)]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         length, inside = gather(self.lengths, b)

@@ -6,6 +6,7 @@ from typing import ClassVar
 from maskattn._fields import Array, data
 from maskattn._inputs import Inputs
 from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import gather
 
 
@@ -50,6 +51,11 @@ class PrefixLM(Mask):
             return self.prefix
         value, inside = gather(self.prefix, b)
         return value * inside
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        most = shape.kv_len + 1
+        return [cls(draws.integer(0, most)), cls(draws.integers(0, most, (shape.batch,)))]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return (k < self._prefix(b)) | (k <= q)

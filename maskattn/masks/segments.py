@@ -8,6 +8,7 @@ import numpy as np
 from maskattn._fields import Array, data, to_numpy
 from maskattn._inputs import Inputs
 from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import clip, count, gather, range_max
 
 
@@ -89,6 +90,13 @@ class Segments(Mask):
             sizes.append(ends)
         inputs.done()
         return cls.from_sizes(*(np.diff(ends) for ends in sizes))
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        q_ids = np.sort(draws.integers(-1, 3, (shape.batch, shape.q_len)), axis=1)
+        if shape.q_len == shape.kv_len:
+            return [cls(q_ids)]
+        return [cls(q_ids, np.sort(draws.integers(-1, 3, (shape.batch, shape.kv_len)), axis=1))]
 
     def _ids(self) -> tuple[Array, Array]:
         return self.q_ids, self.q_ids if self.k_ids is None else self.k_ids

@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from maskattn._fields import Array
 from maskattn._inputs import Inputs
 from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes, factors
 from maskattn.masks._grid import check_windows, coordinates, spans
 from maskattn.masks._lookup import clip
 
@@ -63,6 +64,17 @@ class ShiftedWindow(Mask):
         """Per axis, whether window b is the last, in which the roll brought both ends of the grid together."""
         places = coordinates(b % math.prod(self.windows), self.windows)
         return [place == n - 1 for place, n in zip(places, self.windows, strict=True)]
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        if shape.q_len != shape.kv_len or shape.q_len < 2:
+            return []
+        window, count = factors(shape.q_len), shape.batch
+        if min(window) > 1 and count % 4 == 0:
+            shift = (draws.integer(1, window[0]), draws.integer(1, window[1]))
+            return [cls((2 * window[0], 2 * window[1]), window, shift)]
+        size = shape.q_len
+        return [cls((count * size,), (size,), (draws.integer(1, size),))]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         size = math.prod(self.window)

@@ -6,6 +6,7 @@ from typing import ClassVar
 from maskattn._fields import Array
 from maskattn._inputs import Inputs
 from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,14 @@ class SlidingWindow(Mask):
             if value is not None:
                 object.__setattr__(self, name, inputs.integer(f"{name} (None = unbounded)", value, minimum=0))
         inputs.done()
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [
+            cls(draws.integer(0, 4), draws.integer(0, 4)),
+            cls(None, draws.integer(0, 3)),
+            cls(draws.integer(1, 5), 0),
+        ]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         result: Array = True

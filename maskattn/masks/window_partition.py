@@ -7,6 +7,7 @@ from typing import Any, ClassVar
 from maskattn._fields import Array
 from maskattn._inputs import Inputs
 from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes, factors
 from maskattn.masks._grid import check_windows, coordinates, spans
 from maskattn.masks._lookup import clip
 
@@ -60,6 +61,14 @@ class WindowPartition(Mask):
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "window", window)
         object.__setattr__(self, "shift", shift)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        if shape.q_len != shape.kv_len or shape.q_len < 1:
+            return []
+        grid = factors(shape.q_len)
+        window = tuple(n // cut if n % cut == 0 else n for n, cut in zip(grid, (2, 3), strict=True))
+        return [cls(grid, window, tuple(draws.integer(0, n) for n in window))]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         size = math.prod(self.grid)
