@@ -33,7 +33,7 @@ def to_numpy(array: jax.Array) -> np.ndarray[Any, Any]:
 @dataclass(frozen=True)
 class Adapter:
     """`kernel` is handed to attention and modules. `mode`: "eager"; "jit", the call and its gradients under one
-    `jax.jit`, given the mask as the bool array this twin lowers it to, so that all masks of a shape share one compilation;
+    `jax.jit`, given the mask as the bool array this twin lowers it to, so that masks of one shape share a compilation;
     "jit-mask", the same with the mask object itself as the argument; or "disable_jit".
 
     `empty_rows="error"` cannot be checked under a jit whose argument is the mask: such cases run eagerly.
@@ -105,7 +105,7 @@ class Adapter:
 
         def forward(state: Any, arrays: dict[str, jax.Array]) -> jax.Array:
             module = nnx.merge(graph, state, rest)
-            return module(*(arrays[name] for name in names), mask=case.mask, bias=case.bias, kernel=self.kernel)  # type: ignore[no-any-return]
+            return module(*(arrays[name] for name in names), mask=case.mask, bias=case.bias, kernel=self.kernel)
 
         def both(state: Any, arrays: dict[str, jax.Array], d_output: jax.Array | None) -> tuple[jax.Array, Any]:
             output, pull = jax.vjp(forward, state, arrays)
@@ -129,7 +129,7 @@ def _attend(
     scale, softcap, empty_rows, kernel = options
 
     def forward(arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
-        return functional.attention(  # type: ignore[no-any-return]
+        return functional.attention(
             arrays["query"],
             arrays["key"],
             arrays["value"],

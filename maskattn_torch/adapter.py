@@ -101,7 +101,7 @@ class Adapter:
         results = {"output": to_numpy(output)}
         if cotangent is not None:
             output.backward(from_numpy(cotangent["output"]))
-            results |= {f"d_{name}": to_numpy(array.grad) for name, array in arrays.items()}  # type: ignore[arg-type]
+            results |= {f"d_{name}": to_numpy(array.grad) for name, array in arrays.items()}
             with torch.no_grad():
                 for parameter in module.parameters():
                     assert parameter.grad is not None

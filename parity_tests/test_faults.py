@@ -1,4 +1,4 @@
-"""The suite is itself tested: every known mistake, planted in either twin, is caught, and nothing is seen without one."""
+"""The suite is itself tested: every known mistake, in either twin, is caught, and nothing is seen without one."""
 
 from __future__ import annotations
 

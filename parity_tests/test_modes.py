@@ -1,4 +1,4 @@
-"""Exact mode gives the same bits however JAX is run: eagerly, jitted with the mask as argument, and with jit disabled."""
+"""Exact mode gives the same bits however JAX is run: eagerly, jitted with the mask as argument, with jit disabled."""
 
 from __future__ import annotations
 

@@ -51,8 +51,8 @@ def command(
     """Run the same attention in every implementation and compare.
 
     By default both twins (and, for the exact kernel, NumPy itself) run every case; a float64 oracle judges each, and in
-    exact mode every bit of output and gradients must agree. Exit code 0: every case ran and held. 1: something failed or
-    nothing ran. 3: nothing failed, but some cases did not run (the table says which, and why).
+    exact mode every bit of output and gradients must agree. Exit code 0: every case ran and held. 1: something failed
+    or nothing ran. 3: nothing failed, but some cases did not run (the table says which, and why).
     """
     from rich.console import Console
 
@@ -60,7 +60,7 @@ def command(
     if real or checkpoint:
         from maskattn.parity import checkpoint as on_checkpoint
 
-        given = {"layout": layout, "num_heads": heads, "num_kv_heads": kv_heads, "against": against}
+        given: dict[str, Any] = {"layout": layout, "num_heads": heads, "num_kv_heads": kv_heads, "against": against}
         raise SystemExit(on_checkpoint.main(checkpoint, kernel=kernel, json_path=json_path, console=console, **given))
     if faults:
         from maskattn.parity.faults import show

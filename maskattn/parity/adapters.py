@@ -6,12 +6,12 @@
         def unsupported(self, case) -> list[str]: ...
         def run(self, case, inputs, weights=None, cotangent=None) -> dict[str, numpy.ndarray]: ...
 
-`inputs` holds query, key, value, mask (dense bool [B, H, L, S], True = may attend) and, where the case has them, bias and
-sinks; `weights` the canonical parameters of a module's case. Results: output, lse and, where a cotangent is given,
+`inputs` holds query, key, value, mask (dense bool [B, H, L, S], True = may attend) and, where the case has them, bias
+and sinks; `weights` the canonical parameters of a module's case. Results: output, lse and, where a cotangent is given,
 d_query, d_key, d_value, d_bias, d_sinks (for a module: output, d_query, and where they are separate inputs d_key and
 d_value, and `d_` + name for each of its weights). What a case asks for by mistake must raise, not return.
 
-`conventions` declares where an implementation is known to differ: `empty_rows` (the policy it has whatever the case asks),
+`conventions` declares where an implementation is known to differ: `empty_rows` (the policy it has whatever is asked),
 `causal_alignment` ("start" or "end"), `nan_masked` ("kept out" or "leaks").
 """
 
@@ -76,7 +76,7 @@ def load(spec: str) -> Adapter:
     if unknown:
         known = ", ".join(CONVENTIONS)
         raise TypeError(f"{spec} declares unknown conventions {', '.join(sorted(unknown))}; known: {known}")
-    return adapter  # type: ignore[no-any-return]
+    return adapter
 
 
 def twins(kernel: str = "reference", **options: Any) -> list[Adapter]:

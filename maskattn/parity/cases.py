@@ -99,7 +99,11 @@ def inputs(case: Case) -> dict[str, Array]:
     if case.config is not None:
         c = case.config
         widths = (c.embed_dim, c.kdim or c.embed_dim, c.vdim or c.embed_dim)
-        sizes = [(s.batch, s.q_len, widths[0]), (s.batch, s.kv_len, widths[1]), (s.batch, s.kv_len, widths[2])]
+        sizes: list[tuple[int, ...]] = [
+            (s.batch, s.q_len, widths[0]),
+            (s.batch, s.kv_len, widths[1]),
+            (s.batch, s.kv_len, widths[2]),
+        ]
     else:
         sizes = [
             (s.batch, s.q_len, s.heads, s.head_dim),
@@ -143,10 +147,10 @@ def cotangent(case: Case) -> dict[str, Array]:
     return {"output": output, "lse": draws.normal((s.batch, s.q_len, s.heads)).astype(case.lse_dtype)}
 
 
-def unreached(case: Case) -> Array:
+def unreached(case: Case) -> Any:
     """bool [B, S, K]: keys that no query may reach (through any head that reads them)."""
     s = case.shape
-    reached = case.allowed.any(axis=2).reshape(s.batch, s.kv_heads, s.heads // s.kv_heads, s.kv_len).any(axis=2)
+    reached: Any = case.allowed.any(axis=2).reshape(s.batch, s.kv_heads, s.heads // s.kv_heads, s.kv_len).any(axis=2)
     return ~reached.transpose(0, 2, 1)
 
 

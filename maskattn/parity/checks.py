@@ -65,8 +65,8 @@ def judge(case: Case, inputs: dict[str, Array], cotangent: dict[str, Array], dty
 
 
 def form(case: Case, subject: str, results: dict[str, Array], verdict: Verdict) -> list[Finding]:
-    """Every quantity is there, in the right shape and dtype, and not a number exactly where the oracle has none. The mask
-    as the implementation lowers it, where it returns one, is the dense mask bit for bit."""
+    """Every quantity is there, in the right shape and dtype, and not a number exactly where the oracle has none. The
+    mask as the implementation lowers it, where it returns one, is the dense mask bit for bit."""
     found = []
     if "mask" in results:
         dense = bits_equal("mask", subject, "mask", results["mask"], case.allowed)
@@ -157,10 +157,10 @@ def against_plain(
 
 
 def tier0(case: Case, subject: str, results: dict[str, Array], verdict: Verdict) -> list[Finding]:
-    """What is exactly 0 in every kernel: the output (+0) and dQ of an empty row under "zero", and the gradients of keys,
-    values and biases that nothing may attend to."""
+    """What is exactly 0 in every kernel: the output (+0) and dQ of an empty row under "zero", and the gradients of
+    keys, values and biases that nothing may attend to."""
     s, found = case.shape, []
-    allowed = np.broadcast_to(verdict.allowed, s.scores)
+    allowed: Any = np.broadcast_to(verdict.allowed, s.scores)
     reached = allowed.any(axis=2).reshape(s.batch, s.kv_heads, -1, s.kv_len).any(axis=2).transpose(0, 2, 1)
     empty = ~allowed.any(axis=3).transpose(0, 2, 1)
     averages = case.empty_rows == "mean" and "sinks" not in verdict.right and not case.sinks

@@ -75,22 +75,13 @@ class Framework:
         return self.lower.bind(given, device=like.device) if self.name == "torch" else self.lower.bind(given)
 
 
-@dataclass(frozen=True)
 class Faulty:
-    """A twin's adapter with a fault planted in it."""
+    """A twin's adapter with a fault planted in it, under the twin's own name: a fault does not declare itself."""
 
-    adapter: Any
-    fault: Fault
-
-    @property
-    def name(self) -> str:
-        """The twin's name."""
-        return str(self.adapter.name)
-
-    @property
-    def conventions(self) -> dict[str, str]:
-        """The twin's conventions: a fault does not declare itself."""
-        return dict(self.adapter.conventions)
+    def __init__(self, adapter: Any, fault: Fault) -> None:
+        self.adapter, self.fault = adapter, fault
+        self.name: str = adapter.name
+        self.conventions: dict[str, str] = adapter.conventions
 
     def unsupported(self, case: Case) -> list[str]:
         """As the twin."""

@@ -35,7 +35,7 @@ _ROWS = np.array([[1, 0, 1, 1, 1], [0, 1, 1, 1, 0]], dtype=bool)
 
 
 def hashes(adapter: Adapter, case: Case) -> dict[str, str]:
-    """SHA-256 of each result's bytes (little-endian, C order), and of the inputs' (so that a change there shows as one)."""
+    """SHA-256 of each result's bytes (little-endian, C order), and of the inputs': a change there is told apart."""
     given, cotangents = inputs(case), cotangent(case)
     results = adapter.run(case, given, None, cotangents)
     found = {f"in:{name}": array for name, array in {**given, **{f"d_{n}": a for n, a in cotangents.items()}}.items()}

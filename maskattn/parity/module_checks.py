@@ -22,10 +22,10 @@ def module_findings(
     weights: dict[str, Array],
     results: dict[str, Array],
 ) -> list[Finding]:
-    """The output within `standards.module_limit`; every gradient there, of the right shape, and within its own limit."""
+    """The output within `standards.module_limit`; every gradient there, of its shape and within its own limit."""
     config = case.config
     assert config is not None
-    given = {
+    given: dict[str, Any] = {
         "key": inputs["key"],
         "value_input": inputs["value"],
         "scale": config.scale,
@@ -36,8 +36,8 @@ def module_findings(
     found = [_within("module", subject, "output", results, right, limit, case)]
     expected, sizes = module_gradients(case, inputs, cotangent, weights)
     for name, gradient in expected.items():
-        # First order in each of the roundings between input and gradient: a handful of limits of one product, and for the
-        # narrow dtypes the flips of what is rounded in between.
+        # First order in each of the roundings between input and gradient: a handful of limits of one product, and for
+        # the narrow dtypes the flips of what is rounded in between.
         unit = standards.tier2_limit(case.dtype, 1.0, 1.0, 1)
         if standards.is_narrow(case.dtype):
             unit += standards.value("module.narrow") * standards.eps(case.dtype)
@@ -83,7 +83,7 @@ def _gradients(
     x = {name: inputs[name].astype(np.float64) for name in ("query", "key", "value")}
     d_out = cotangent["output"].astype(np.float64)
     parts = {n: np.einsum("ble,ehd->blhd", x[n], w[f"{n}.kernel"]) + w.get(f"{n}.bias", 0.0) for n in x}
-    kept = {"scale": config.scale, "empty_rows": config.empty_rows}
+    kept: dict[str, Any] = {"scale": config.scale, "empty_rows": config.empty_rows}
     arrays = (parts["query"], parts["key"], parts["value"], inputs["mask"])
     output = oracle.attention(*arrays, **kept).output
     d_attention = np.einsum("blo,hdo->blhd", d_out, w["out.kernel"])

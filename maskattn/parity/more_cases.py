@@ -114,7 +114,7 @@ def modules() -> Iterator[Case]:
 
 
 def weights(case: Case) -> dict[str, np.ndarray[Any, Any]]:
-    """Canonical weights for a module's case: `query.kernel` [E, H, D], ..., `out.bias` [out]; kernels of variance 1 / E."""
+    """Canonical weights of a case: `query.kernel` [E, H, D], ..., `out.bias` [out] (kernels' variance: 1/E)."""
     c, s, draws = case.config, case.shape, Draws(case.seed * 2 + 3)
     assert c is not None
     kdim, vdim, out = c.kdim or c.embed_dim, c.vdim or c.embed_dim, c.out_dim or c.embed_dim

@@ -41,7 +41,7 @@ def parity_samples(request: pytest.FixtureRequest) -> int | None:
 
 @pytest.fixture(scope="session")
 def parity_kernels(request: pytest.FixtureRequest) -> list[str]:
-    """The kernels that are judged: those asked for, or exact and reference (one, "given", for other implementations)."""
+    """The kernels judged: those asked for, or exact and reference ("given" for other people's implementations)."""
     asked = request.config.getoption("--parity-kernel")
     if asked:
         return [asked]

@@ -71,6 +71,16 @@ def _side(name: str) -> str:
     return "k" if name in ("key", "value", *_KEY_SIDE) else "q"
 
 
+def _rows(index: Any) -> Callable[[str, Array], Array]:
+    """Takes these rows of the batch."""
+    return lambda _, array: array[index]
+
+
+def _queries(index: Any) -> Callable[[str, Array], Array]:
+    """Takes these queries; what is the keys' stays."""
+    return lambda name, array: array if _side(name) == "k" else array[:, index]
+
+
 def left_padding(adapter: Adapter, seed: int) -> list[Finding]:
     """Sequences padded on the left give what they give padded on the right."""
     size = SELF.kv_len
@@ -120,7 +130,7 @@ def batch_slice(adapter: Adapter, seed: int) -> list[Finding]:
     scene, keep = _random_scene("batch slice", seed)
     whole, found = scene.run(adapter), []
     for b in range(SELF.batch):
-        alone = scene.changed(masks.Dense(keep[b : b + 1]), lambda _, array, b=b: array[b : b + 1], batch=1)
+        alone = scene.changed(masks.Dense(keep[b : b + 1]), _rows(slice(b, b + 1)), batch=1)
         part = {name: array[b : b + 1] for name, array in whole.items()}
         found += alone.compare("batch slice = batch", adapter, part, alone.run(adapter))
     return found
@@ -136,9 +146,9 @@ def permutations(adapter: Adapter, seed: int) -> list[Finding]:
     b, g, q = (np.roll(np.arange(n), 1) for n in (SELF.batch, SELF.kv_heads, SELF.q_len))
     h = (g[:, None] * groups + np.arange(groups)).ravel()
     kinds: dict[str, tuple[Array, Callable[[str, Array], Array]]] = {
-        "batch": (keep[b], lambda _, array: array[b]),
+        "batch": (keep[b], _rows(b)),
         "heads": (keep[:, h], lambda name, array: array[:, :, g if _side(name) == "k" else h]),
-        "queries": (keep[:, :, q], lambda name, array: array if _side(name) == "k" else array[:, q]),
+        "queries": (keep[:, :, q], _queries(q)),
     }
     for kind, (mask, change) in kinds.items():
         got = scene.changed(masks.Dense(mask), change).run(adapter)
@@ -159,7 +169,7 @@ def causal_prefix(adapter: Adapter, seed: int) -> list[Finding]:
         window = slice(start, stop)
         step = scene.changed(
             masks.Causal().at(q_offset=start),
-            lambda name, array, window=window: array if _side(name) == "k" else array[:, window],
+            _queries(window),
             q_len=stop - start,
         )
         expected = {n: whole[n][:, window] for n in names}
@@ -168,7 +178,7 @@ def causal_prefix(adapter: Adapter, seed: int) -> list[Finding]:
 
 
 def same_mask(adapter: Adapter, seed: int) -> list[Finding]:
-    """m & m = m, ~~m = m, order is irrelevant, a window as long as the sequence is none, and -inf forbids as a mask does."""
+    """m & m = m, ~~m = m, order is irrelevant, a window as long as the sequence is none, -inf forbids as masks do."""
     n, draws = SELF.kv_len, Draws(seed)
     m: masks.Mask = masks.Causal(1) & masks.KeyPadding(draws.integers(0, n + 1, (SELF.batch,)))
     other = masks.SlidingWindow(3, 2)

@@ -9,6 +9,7 @@ from importlib import metadata
 from typing import Any
 
 import numpy as np
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -74,9 +75,19 @@ _ERRORS = ("tier1", "tier2", "plain", "module")
 def render(result: Result, console: Console, *, verbose: bool = False) -> None:
     """The table, the notes on what did not run, and every failure."""
     title = f"kernel {result.kernel}: {', '.join(result.subjects)}"
-    table = Table(title=title, title_justify="left", header_style="bold")
+    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     table.add_column("mask", no_wrap=True)
-    for column in ("cases", "numbers", "bits differ", "error/limit", "ulp p50", "p99", "max", "bit-equal", ""):
+    for column in (
+        "cases",
+        "numbers",
+        "bits\ndiffer",
+        "error/\nlimit",
+        "ulp\np50",
+        "ulp\np99",
+        "ulp\nmax",
+        "bit-\nequal",
+        "",
+    ):
         table.add_column(column, justify="right", no_wrap=True)
     found = lines(result)
     for line in found:
@@ -86,8 +97,8 @@ def render(result: Result, console: Console, *, verbose: bool = False) -> None:
         table.add_row("all", *_totals(result, found))
     console.print(table)
     console.print(
-        "error/limit: the largest error as a share of its limit. bit-equal: share of the results that are the oracle's, "
-        "rounded. ulps of results below 2^-26 of the largest magnitude are those of that floor.",
+        "error/limit: the largest error as a share of its limit. bit-equal: share of the results that are the "
+        "oracle's, rounded. ulps of results below 2^-26 of the largest magnitude are those of that floor.",
         style="dim",
     )
     for note in sorted({note for line in found for note in line.notes}):
@@ -105,7 +116,11 @@ def render(result: Result, console: Console, *, verbose: bool = False) -> None:
 def _cells(line: Line) -> list[str]:
     style = {"held": "green", "FAILED": "bold red"}.get(line.status, "yellow")
     measured = line.elements and line.highest + line.equal > 0
-    ulps = [f"{x:.3g}" for x in (line.p50, line.p99, line.highest)] if measured else ["", "", ""]
+    ulps = (
+        [f"{x:.2f}" if x < 1000 else f"{x:.0e}" for x in (line.p50, line.p99, line.highest)]
+        if measured
+        else ["", "", ""]
+    )
     return [
         line.family,
         str(line.cases),
@@ -113,7 +128,7 @@ def _cells(line: Line) -> list[str]:
         f"{line.differing:,}",
         f"{line.worst:.3f}",
         *ulps,
-        f"{100 * line.equal:.2f} %" if measured else "",
+        f"{100 * line.equal:.1f} %" if measured else "",
         f"[{style}]{line.status}[/]",
     ]
 

@@ -1,7 +1,8 @@
 """Every limit of the parity suite, in one table. No test and no check carries a number of its own.
 
 eps is 2^-23 for float32 and 2^-52 for float64; A is the largest entry of the oracle's formula with every factor and
-difference replaced by its absolute value (`maskattn.oracle.magnitudes`); Lambda is the largest finite |logit| after bias.
+difference replaced by its absolute value (`maskattn.oracle.magnitudes`); Lambda is the largest finite |logit| after
+bias.
 """
 
 from __future__ import annotations

@@ -1,0 +1,133 @@
+"""The runner, the report and the command, over adapters of NumPy alone."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from maskattn.cli.parity import command
+from maskattn.parity import plain, report
+from maskattn.parity.adapters import CONVENTIONS, NumpyExact
+from maskattn.parity.cases import get, select
+from maskattn.parity.run import run
+
+
+class Plain:
+    """The plain computation as an implementation: a stand-in for other people's attention."""
+
+    name = "plain"
+    conventions = CONVENTIONS
+
+    def unsupported(self, case):
+        return ["modules"] if case.config is not None else []
+
+    def run(self, case, inputs, weights=None, cotangent=None):
+        if case.must_raise:
+            raise ValueError("empty_rows='error': an empty row")
+        return plain.run(case, inputs, cotangent)
+
+
+class Mean(Plain):
+    name = "mean"
+    conventions = {**CONVENTIONS, "empty_rows": "mean", "nan_masked": "leaks"}
+
+
+class Broken(Plain):
+    name = "broken"
+
+    def run(self, case, inputs, weights=None, cotangent=None):
+        raise RuntimeError("no such luck")
+
+
+class Silent(Plain):
+    """Returns what it should refuse, and forgets a gradient."""
+
+    name = "silent"
+
+    def run(self, case, inputs, weights=None, cotangent=None):
+        results = plain.run(case, inputs, cotangent)
+        results.pop("d_key")
+        return results
+
+
+def _invoke(*arguments):
+    return CliRunner().invoke(command, list(arguments))
+
+
+def test_the_plain_computation_keeps_tier_2():
+    result = run(select("Dense/*") + select("options/*"), [Plain()], kernel="reference")
+    assert not result.failures, "\n".join(result.failures)
+    assert result.exit_code == 0 and result.elements > 50_000
+
+
+def test_an_exception_is_a_failure_with_its_case():
+    result = run([get("Full/one/float32/0")], [NumpyExact(), Broken()], kernel="exact")
+    assert result.exit_code == 1
+    assert any("Full/one/float32/0" in line and "no such luck" in line for line in result.failures)
+
+
+def test_a_missing_gradient_and_an_unraised_error_are_failures():
+    result = run([get("options/empty-error/float32"), get("Full/one/float32/0")], [Silent()])
+    assert any("empty_rows='error'" in line for line in result.failures)
+    assert any("d_key" in line and "missing" in line for line in result.failures)
+
+
+def test_declared_differences_are_reported_and_not_judged():
+    cases = [get("options/plain/float32"), get("planted/nan/causal/float32"), get("Full/wide/float32/0")]
+    result = run(cases, [Mean()])
+    statuses = [outcome.status for outcome in result.outcomes]
+    assert statuses == ["differs", "differs", "held"]
+    assert result.exit_code == 3
+    assert any("empty_rows" in reason for outcome in result.not_run for reason in outcome.reasons)
+
+
+def test_nothing_run_is_a_failure():
+    assert run([], [Plain()]).exit_code == 1
+    assert run([get("MultiHeadAttention/self/float32")], [Plain()]).exit_code == 1
+
+
+def test_samples_are_drawn_until_enough_and_not_without_end():
+    result = run([], [NumpyExact()], kernel="exact", samples=15_000)
+    assert 15_000 <= result.elements < 30_000 and not result.failures
+    assert len(run([], [Broken()], samples=10).outcomes) == 1
+
+
+def test_command_judges_another_implementation(tmp_path):
+    target = tmp_path / "found.json"
+    found = _invoke(
+        "--cases", "Causal/wide/*", "--impl", f"{__name__}:Plain", "--kernel", "reference", "--json", str(target)
+    )
+    assert found.exit_code == 0, found.output
+    assert "Causal" in found.output and "every case ran and held" in found.output
+    data = json.loads(target.read_text())
+    assert data["exit_code"] == 0 and data["lines"][0]["family"] == "Causal"
+    assert data["numbers"] == sum(line["elements"] for line in data["lines"])
+
+
+@pytest.mark.parametrize(("impl", "code"), [("Broken", 1), ("Mean", 3), ("Plain", 0)])
+def test_exit_codes(impl, code):
+    found = _invoke("--cases", "options/s*/float32", "--impl", f"{__name__}:{impl}", "--kernel", "reference")
+    assert found.exit_code == code, found.output
+
+
+def test_command_refuses_what_matches_nothing_or_cannot_be_loaded():
+    found = _invoke("--cases", "no-such-case")
+    assert found.exit_code == 2 and "--list" in found.output
+    found = _invoke("--impl", "no.such.module:X")
+    assert found.exit_code == 1 and "cannot load" in found.output
+
+
+def test_command_lists_cases():
+    found = _invoke("--list", "--cases", "Segments")
+    assert found.exit_code == 0
+    assert "Segments/square/float32/0" in found.output.split()
+
+
+def test_lines_measure_what_was_judged():
+    lines = report.lines(run(select("Empty/*") + select("Full/square/float32/*"), [NumpyExact()], kernel="exact"))
+    assert [line.family for line in lines] == ["Empty", "Full"]
+    assert lines[1].equal == 1.0 and 0.4 < lines[1].highest <= 0.5 and lines[1].status == "held"
+    assert np.isfinite([line.worst for line in lines]).all()
