@@ -125,7 +125,8 @@ def _patched(twin: str, kernel: str, fault: Fault) -> Iterator[None]:
 
 def _adapter(fault: Fault, twin: str) -> Any:
     """The twin, run eagerly where a compiled program would hide what is patched (or outlive it)."""
-    changes = {"kernel": fault.uses} | ({"mode": "eager"} if fault.uses == "reference" else {})
+    patched = fault.kernel is not None or fault.internals or fault.weights is not None
+    changes = {"kernel": fault.uses} | ({"mode": "eager"} if patched else {})
     return replace(adapters.load(adapters.TWINS[twin]), **changes)  # type: ignore[type-var]
 
 
