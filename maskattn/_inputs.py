@@ -9,26 +9,25 @@ from typing import Any
 import numpy as np
 
 from maskattn._fields import Array, dtype_name
+from maskattn._problems import Problems, show
 
 _KINDS = {"bool": ("bool",), "int": ("int", "uint"), "float": ("float", "bfloat")}
 _ARTICLE = {"bool": "a bool", "int": "an int", "float": "a float"}
 
 
-class Inputs:
+class Inputs(Problems):
     """Checks the arguments of one constructor; `done` raises what was found.
 
     Values are read only where the data are in NumPy: reading an array of a framework may wait for a device, or be
     impossible while tracing.
     """
 
-    def __init__(self, owner: str) -> None:
-        self.owner = owner
-        self.faults: list[str] = []
-        self.only_types = True
-
     def fault(self, message: str, *, of_type: bool = False) -> None:
-        self.faults.append(message)
-        self.only_types &= of_type
+        """Note a wrong value, or a wrong type."""
+        if of_type:
+            self.type(message)
+        else:
+            self.value(message)
 
     def integer(self, name: str, value: Any, minimum: int | None = None) -> Any:
         """`value` as an int."""
@@ -88,13 +87,12 @@ class Inputs:
             self.fault(f"{name} must not be negative, got {int(value.min())}")
 
     def done(self) -> None:
-        if self.faults:
-            error = TypeError if self.only_types else ValueError
-            raise error(f"{self.owner}: " + "; ".join(self.faults))
+        """Raise one error with all faults, or return."""
+        self.raise_if_any()
 
 
 def describe(value: Any) -> str:
     """A value in an error message: short, with its type."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} of dtype {dtype_name(value)} and shape {list(value.shape)}"
-    return f"{value!r} ({type(value).__name__})"
+    return f"{show(value)} ({type(value).__name__})"

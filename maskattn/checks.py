@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+
+from maskattn._problems import Problems, show
 
 EMPTY_ROWS = ("zero", "mean", "nan", "error")
 PRECISIONS = ("default", "high", "highest")
@@ -14,75 +15,6 @@ FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 DROPOUT_AXES = ("batch", "heads")
 
 Shape = tuple[int, ...]
-
-
-class Problems:
-    """Gathers everything wrong with one call, so that one error can name it all.
-
-    `raise_if_any` raises a TypeError where an argument has the wrong type, otherwise a ValueError.
-    """
-
-    def __init__(self, where: str) -> None:
-        self.where = where
-        self.reasons: list[str] = []
-        self.wrong_type = False
-
-    def __bool__(self) -> bool:
-        return len(self.reasons) > 0
-
-    def value(self, reason: str) -> None:
-        """Note a wrong value."""
-        self.reasons.append(reason)
-
-    def type(self, reason: str) -> None:
-        """Note a wrong type."""
-        self.reasons.append(reason)
-        self.wrong_type = True
-
-    def number(self, name: str, value: Any) -> float | None:
-        """A Python float from an int or a float (NumPy's count), or None and a reason."""
-        if not isinstance(value, bool) and (isinstance(value, (int, float)) or _is_numpy_number(value)):
-            return float(value)
-        self.type(f"{name} must be a number, got {_show(value)}")
-        return None
-
-    def finite(self, name: str, value: float | None, positive: bool = False) -> None:
-        """Note a number that is not finite or, if asked, not positive."""
-        if value is None:
-            return
-        if not math.isfinite(value):
-            self.value(f"{name} must be finite, got {value}")
-        elif positive and value <= 0.0:
-            self.value(f"{name} must be positive, got {value}")
-
-    def choice(self, name: str, value: Any, known: Sequence[str]) -> None:
-        """Note a name that is not among the known ones."""
-        if not isinstance(value, str):
-            self.type(f"{name} must be one of {', '.join(known)}, got {_show(value)}")
-        elif value not in known:
-            self.value(f"{name} must be one of {', '.join(known)}, got {value!r}")
-
-    def raise_if_any(self) -> None:
-        """Raise one error with all reasons, or return."""
-        if not self.reasons:
-            return
-        if len(self.reasons) == 1:
-            message = f"{self.where}: {self.reasons[0]}"
-        else:
-            message = f"{self.where}: {len(self.reasons)} problems:" + "".join(f"\n  - {r}" for r in self.reasons)
-        raise TypeError(message) if self.wrong_type else ValueError(message)
-
-
-def _is_numpy_number(value: Any) -> bool:
-    return type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and value.dtype.kind in "iuf"
-
-
-def _show(value: Any) -> str:
-    shape = getattr(value, "shape", None)
-    if shape is not None:
-        return f"an array of shape {tuple(shape)}"
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:57]}..."
 
 
 def check_attention(
@@ -126,7 +58,7 @@ def check_attention(
     problems.choice("precision", precision, PRECISIONS)
     problems.choice("kernel", kernel, ("auto", *kernels))
     if not isinstance(return_lse, bool):
-        problems.type(f"return_lse must be True or False, got {_show(return_lse)}")
+        problems.type(f"return_lse must be True or False, got {show(return_lse)}")
     problems.raise_if_any()
 
 
@@ -198,7 +130,7 @@ def _check_dropout(problems: Problems, rate: Any, broadcast: Any) -> None:
     elif number:
         problems.value(f"dropout_rate {number}: dropout is not available yet; only 0.0 is")
     if not isinstance(broadcast, tuple) or not all(isinstance(axis, str) for axis in broadcast):
-        problems.type(f"dropout_broadcast must be a tuple of axis names, got {_show(broadcast)}")
+        problems.type(f"dropout_broadcast must be a tuple of axis names, got {show(broadcast)}")
     elif not set(broadcast) <= set(DROPOUT_AXES) or len(set(broadcast)) != len(broadcast):
         problems.value(f"dropout_broadcast may hold {' and '.join(DROPOUT_AXES)}, each once, got {broadcast}")
 
@@ -273,7 +205,7 @@ def check_config(where: str, config: Any) -> None:
     from maskattn.config import AttentionConfig
 
     if not isinstance(config, AttentionConfig):
-        raise TypeError(f"{where}: config must be an AttentionConfig, got {_show(config)}")
+        raise TypeError(f"{where}: config must be an AttentionConfig, got {show(config)}")
 
 
 def check_attention_mask(shape: Shape, inputs: Shape, heads: int) -> None:

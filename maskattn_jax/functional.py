@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from maskattn import biases, masks
-from maskattn.checks import Problems, check_attention, refuse_empty_rows
+from maskattn._problems import Problems
+from maskattn.checks import check_attention, refuse_empty_rows
 from maskattn_jax import lower
 from maskattn_jax.kernels import KERNELS
 

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 
 from maskattn import biases, masks
-from maskattn.checks import Problems, check_attention, refuse_empty_rows
+from maskattn._problems import Problems
+from maskattn.checks import check_attention, refuse_empty_rows
 from maskattn_torch import lower
 from maskattn_torch.kernels import KERNELS
 

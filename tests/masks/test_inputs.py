@@ -10,8 +10,12 @@ from maskattn import masks
 BAD = [
     (lambda: masks.Causal(1.0), TypeError, r"Causal: offset must be an int, got 1\.0 \(float\)"),
     (lambda: masks.Causal(True), TypeError, r"offset must be an int, got True"),
-    (lambda: masks.Causal.end_aligned(-1, 2.5), ValueError, r"q_len must be at least 0, got -1; kv_len must be an int"),
-    (lambda: masks.SlidingWindow(-1, -2), ValueError, r"left .*None = unbounded.* got -1; right .* got -2"),
+    (
+        lambda: masks.Causal.end_aligned(-1, 2.5),
+        TypeError,
+        r"q_len must be at least 0, got -1\n  - kv_len must be",
+    ),
+    (lambda: masks.SlidingWindow(-1, -2), ValueError, r"left .*None = unbounded.* got -1\n  - right .* got -2"),
     (lambda: masks.SlidingWindow("4"), TypeError, r"left .* must be an int, got '4'"),
     (lambda: masks.PrefixLM(-1), ValueError, r"prefix must be at least 0, got -1"),
     (lambda: masks.PrefixLM([1, -2]), ValueError, r"prefix must not be negative, got -2"),
@@ -33,8 +37,8 @@ BAD = [
     (lambda: masks.Segments([[0.5]]), TypeError, r"q_ids must be an int array, got dtype float64"),
     (
         lambda: masks.Segments([0], [[0.5]]),
-        ValueError,
-        r"q_ids must have shape \[B, L\], got \[1\]; k_ids must be an int",
+        TypeError,
+        r"q_ids must have shape \[B, L\], got \[1\]\n  - k_ids must be an int",
     ),
     (lambda: masks.Segments([[0], [1]], [[0], [1], [2]]), ValueError, r"one batch, got 2 and 3"),
     (lambda: masks.Segments.from_sizes([1, -1]), ValueError, r"q_sizes must not be negative, got -1"),
@@ -43,7 +47,11 @@ BAD = [
     (lambda: masks.Segments.from_cu_seqlens([0, 2], [0, 2, 1]), ValueError, r"cu_seqlens_k must start at 0"),
     (lambda: masks.ShiftedWindow(4, 2, 1), TypeError, r"grid must be a tuple of ints, got 4"),
     (lambda: masks.ShiftedWindow((), 2, 1), ValueError, r"grid must have at least one axis"),
-    (lambda: masks.ShiftedWindow((4, 5), 2, 2), ValueError, r"grid must be a multiple of window.*; shift must be at"),
+    (
+        lambda: masks.ShiftedWindow((4, 5), 2, 2),
+        ValueError,
+        r"grid must be a multiple .*\n  - shift must be at",
+    ),
     (lambda: masks.ShiftedWindow((4, 4), (2, 2, 2), 1), ValueError, r"window must have 2 entries, got 3"),
     (lambda: masks.ShiftedWindow((4, 4), 0, 0), ValueError, r"window must be at least 1, got 0"),
     (lambda: masks.WindowPartition((4, 4), 2, -1), ValueError, r"shift must be at least 0 and less than window"),

@@ -104,8 +104,8 @@ def test_a_block_may_not_exceed_the_data_it_starts_with():
         (lambda m: m.at(np.zeros(2)), TypeError, r"q_offset must be an int array, got dtype float64"),
         (
             lambda m: m.with_positions([0], [[0.5]]),
-            ValueError,
-            r"q_pos must have shape \[B, L\].*; k_pos must be an int",
+            TypeError,
+            r"q_pos must have shape \[B, L\].*\n  - k_pos must be an int",
         ),
         (
             lambda m: m.with_positions(np.zeros((2, 3), int), np.zeros((3, 3), int)),
