@@ -137,14 +137,34 @@ class Spec:
             name, value = field.name, getattr(self, field.name)
             if field.default is not dataclasses.MISSING and value is field.default:
                 continue
-            text = f"{dtype_name(value)}{list(value.shape)}" if hasattr(value, "dtype") else repr(value)
-            shown.append(text if field.default is dataclasses.MISSING else f"{name}={text}")
+            shown.append(literal(value) if field.default is dataclasses.MISSING else f"{name}={literal(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
 
 
 def dtype_name(array: Array) -> str:
     """The dtype's name without its framework: "bool", "int32", "bfloat16"."""
     return str(array.dtype).removeprefix("torch.")
+
+
+#: Arrays of more entries are printed as their dtype and shape.
+LITERAL_ENTRIES = 32
+
+
+def literal(value: Any) -> str:
+    """A field's value as `repr` shows it, in the words that `masks.parse` reads back.
+
+    Small NumPy arrays are nested lists, with their dtype where a list would not give it: [1, 3], int32([1, 3]). Larger
+    ones, and arrays of a framework (which may be on a device, or traced), are dtype and shape alone: int64[2, 1000].
+    """
+    if not hasattr(value, "dtype"):
+        return repr(value)
+    size = 1
+    for length in value.shape:
+        size *= length
+    if not isinstance(value, np.ndarray) or size > LITERAL_ENTRIES or size == 0:
+        return f"{dtype_name(value)}{list(value.shape)}"
+    listed = repr(value.tolist())
+    return listed if value.ndim and value.dtype in (np.bool_, np.int64) else f"{dtype_name(value)}({listed})"
 
 
 def to_numpy(array: Array) -> np.ndarray:

@@ -150,12 +150,17 @@ class Mask(Spec):
 
     def why(self, b: int, h: int, q: int, k: int) -> str:
         """In words: which parts of the expression allow or forbid query q of row b, head h, to attend to key k."""
-        mask = self.map_data(to_numpy)
-        verdict = "allows" if mask.allowed(b, h, q, k) else "forbids"
-        lines = [f"{self!r} {verdict} q={q}, k={k} (b={b}, h={h})" + (f": {self.rule}" if self.rule else "")]
-        for child in mask.children():
-            lines += ["  " + line for line in child.why(b, h, q, k).splitlines()]
-        return "\n".join(lines)
+        from maskattn.masks._why import explain
+
+        return explain(self, b, h, q, k)
+
+    def asks(self, b: int, h: int, q: int, k: int) -> list[tuple[Mask, tuple[int, int, int, int]]]:
+        """For `why`: the masks that decide this pair, each with the (b, h, q, k) that it is asked about."""
+        return [(child, (b, h, q, k)) for child in self.children()]
+
+    def reads(self) -> dict[str, Any]:
+        """For `why`: the names in `rule` and what they stand for; by default the fields."""
+        return dict(vars(self))
 
     def __and__(self, other: Any) -> Mask:
         from maskattn.masks.algebra import conjunction

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
-from maskattn._fields import Array, data, part
+from maskattn._fields import Array, data, literal, part
 from maskattn._inputs import Inputs
 from maskattn.masks._base import Mask, restrict
 from maskattn.masks._lookup import clip, gather, range_max
@@ -43,6 +43,9 @@ class At(Mask):
             return value
         found, inside = gather(value, b)
         return found * inside
+
+    def asks(self, b: int, h: int, q: int, k: int) -> list[tuple[Mask, tuple[int, int, int, int]]]:
+        return [(self.part, (b, h, int(q + self._offset("q_offset", b)), int(k + self._offset("k_offset", b))))]
 
     def _moves(self, name: str) -> bool:
         return name in self.data_fields() or getattr(self, name) != 0
@@ -90,7 +93,7 @@ class At(Mask):
         for name in ("q_offset", "k_offset"):
             value = getattr(self, name)
             if self._moves(name):
-                shown.append(f"{name}={list(value.shape) if name in self.data_fields() else value}")
+                shown.append(f"{name}={literal(value)}")
         inner = f"({self.part!r})" if isinstance(self.part, (And, Or, Not)) else repr(self.part)
         return f"{inner}.at({', '.join(shown)})"
 
@@ -106,6 +109,8 @@ class Positioned(Mask):
     q_pos: Array = data()
     k_pos: Array = data()
 
+    rule: ClassVar[str] = "q and k have positions"
+
     def __post_init__(self) -> None:
         inputs = Inputs("with_positions")
         q_pos = inputs.array("q_pos", self.q_pos, "int", "[B, L]", (2,))
@@ -120,6 +125,10 @@ class Positioned(Mask):
         q_at, q_inside = gather(self.q_pos, b, q)
         k_at, k_inside = gather(self.k_pos, b, k)
         return self.part.allowed(*restrict(self.part, b, h, q_at, k_at)) & q_inside & k_inside
+
+    def asks(self, b: int, h: int, q: int, k: int) -> list[tuple[Mask, tuple[int, int, int, int]]]:
+        (q_at, q_inside), (k_at, k_inside) = gather(self.q_pos, b, q), gather(self.k_pos, b, k)
+        return [(self.part, (b, h, int(q_at), int(k_at)))] if q_inside and k_inside else []
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         q_least, q_most, q_some, q_every = _extent(self.q_pos, b, q_lo, q_hi)
@@ -149,7 +158,7 @@ class Positioned(Mask):
         return faults
 
     def __repr__(self) -> str:
-        return f"{self.part!r}.with_positions({list(self.q_pos.shape)}, {list(self.k_pos.shape)})"
+        return f"{self.part!r}.with_positions({literal(self.q_pos)}, {literal(self.k_pos)})"
 
 
 def shifted(mask: Mask, q_offset: Array, k_offset: Array) -> Mask:

@@ -101,6 +101,10 @@ class Segments(Mask):
     def _ids(self) -> tuple[Array, Array]:
         return self.q_ids, self.q_ids if self.k_ids is None else self.k_ids
 
+    def reads(self) -> dict[str, Any]:
+        q_ids, k_ids = self._ids()
+        return {"q_ids": q_ids, "k_ids": k_ids}
+
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         q_ids, k_ids = self._ids()
         q_id, q_inside = gather(q_ids, b, q)

@@ -107,8 +107,7 @@ def test_only_masks_combine(combine):
 
 def test_expressions_print_as_they_are_written():
     assert (
-        repr((A | ~C) & masks.SlidingWindow(255, 1))
-        == "(Causal() | ~KeyPadding(int64[2])) & SlidingWindow(255, right=1)"
+        repr((A | ~C) & masks.SlidingWindow(255, 1)) == "(Causal() | ~KeyPadding([1, 3])) & SlidingWindow(255, right=1)"
     )
-    assert repr(~(A & B) | C) == "~(Causal() & SlidingWindow(2)) | KeyPadding(int64[2])"
-    assert repr((A & C).at(2)) == "(Causal() & KeyPadding(int64[2])).at(q_offset=2)"
+    assert repr(~(A & B) | C) == "~(Causal() & SlidingWindow(2)) | KeyPadding([1, 3])"
+    assert repr((A & C).at(2)) == "(Causal() & KeyPadding([1, 3])).at(q_offset=2)"

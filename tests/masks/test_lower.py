@@ -197,9 +197,9 @@ def test_framework_arrays_are_data_like_any_other(twin):
 @pytest.mark.parametrize(
     "mask, message",
     [
-        (masks.KeyPadding([1, 7]), r"KeyPadding\(int64\[2\]\) expects lengths up to kv_len 6, got 7"),
-        (masks.KeyMask(np.ones((2, 5), bool)), r"KeyMask\(bool\[2, 5\]\) expects kv_len 5, got 6"),
-        (masks.Dense(np.ones((4, 1, 1), bool)), r"Dense\(bool\[4, 1, 1\]\) expects heads 4, got 3"),
+        (masks.KeyPadding([1, 7]), r"KeyPadding.* expects lengths up to kv_len 6, got 7"),
+        (masks.KeyMask(np.ones((2, 5), bool)), r"KeyMask.* expects kv_len 5, got 6"),
+        (masks.Dense(np.ones((4, 1, 1), bool)), r"Dense.* expects heads 4, got 3"),
         (masks.ShiftedWindow((4, 9), (2, 3), 1), r"expects a batch that is a multiple of 6, got 2"),
         (masks.KeyPadding([1]).at(np.arange(3)) | masks.PrefixLM([1, 2, 3]), r"PrefixLM.* expects batch 3, got 2"),
     ],

@@ -1,0 +1,84 @@
+"""`Mask.why`: the rule of each part of an expression, with the numbers of one pair in it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from maskattn._fields import to_numpy
+from maskattn.masks._base import Mask
+
+#: A name, perhaps with an index: lengths[b], keep[b, h, q, k], offset, q.
+_NAME = re.compile(r"\b([A-Za-z_]\w*)(?:\[([^\[\]]*)\])?")
+#: Two words in a row, which no formula has.
+_WORDS = re.compile(r"[A-Za-z]\w* [A-Za-z]")
+_CONNECTIVES = re.compile(r"\b(or|and|not)\b")
+
+
+def explain(mask: Mask, b: int, h: int, q: int, k: int) -> str:
+    """What the whole expression says of one pair, then, indented, what each part says; the text of `Mask.why`."""
+    mask = mask.map_data(to_numpy)
+    verdict = "may" if mask.allowed(b, h, q, k) else "may not"
+    head = f"query {q} {verdict} attend to key {k} (batch row {b}, head {h})"
+    return "\n".join([head, *("  " + line for line in _lines(mask, b, h, q, k))])
+
+
+def _lines(mask: Mask, b: int, h: int, q: int, k: int) -> list[str]:
+    allows = bool(mask.allowed(b, h, q, k))
+    text = f"{mask!r} {'allows' if allows else 'forbids'} it"
+    asked = mask.asks(b, h, q, k)
+    reason = "" if asked else _reason(mask, allows, {"b": b, "h": h, "q": q, "k": k})
+    lines = [text + reason + (":" if asked else "")]
+    for child, where in asked:
+        moved = [f"{name} {at}" for name, at, was in zip(("query", "key"), where[2:], (q, k), strict=True) if at != was]
+        if moved:
+            lines.append(f"  here {' and '.join(moved)}:")
+        lines += ["  " * (2 if moved else 1) + line for line in _lines(child, *where)]
+    return lines
+
+
+def _reason(mask: Mask, allows: bool, indices: dict[str, int]) -> str:
+    """The mask's rule for this pair: a formula with the numbers in it, or the words."""
+    rule = mask.rule
+    if not rule:
+        return ""
+    known = mask.reads()
+    prose = bool(_WORDS.search(_CONNECTIVES.sub("|", rule)))
+    spoken = {"q": f"query {indices['q']}", "k": f"key {indices['k']}"}
+
+    def value(match: re.Match[str]) -> str:
+        name, inside = match[1], match[2]
+        if inside is not None and name in known:
+            return _entry(known[name], [indices.get(index.strip()) for index in inside.split(",")])
+        if name in indices:
+            return spoken.get(name, str(indices[name])) if prose else str(indices[name])
+        if prose or name not in known or not isinstance(known[name], (int, tuple, type(None))):
+            return match[0]
+        return "inf" if known[name] is None else str(known[name])
+
+    filled = _NAME.sub(value, rule)
+    if filled == rule:
+        return f": it allows {rule}"
+    if (entry := _NAME.fullmatch(rule)) and entry[2] is not None:
+        where = ", ".join(str(indices.get(index.strip(), "?")) for index in entry[2].split(","))
+        return f": {entry[1]}[{where}] is {filled}"
+    if prose:
+        return f": {filled}" if allows else f": it is not so that {filled}"
+    return f": {filled} is {'true' if allows else 'false'} ({rule})"
+
+
+def _entry(array: Any, where: list[int | None]) -> str:
+    """The entry of an array at indices that broadcast as masks read them."""
+    if not hasattr(array, "shape"):
+        return str(array)
+    place = []
+    for size, index in zip(reversed(array.shape), reversed(where), strict=False):
+        if index is None:
+            return "?"
+        if not 0 <= index < size and size != 1:
+            return "nothing"
+        place.append(0 if size == 1 else index)
+    entry = np.asarray(array)[tuple(reversed(place))] if 0 not in array.shape else "nothing"
+    return str(entry)
