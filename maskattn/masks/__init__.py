@@ -8,41 +8,67 @@ from __future__ import annotations
 from maskattn._fields import data, on_subclass, part
 from maskattn.masks._base import Mask, draw
 from maskattn.masks.algebra import And, Not, Or
+from maskattn.masks.axial import Axial
+from maskattn.masks.block_causal import BlockCausal
+from maskattn.masks.block_sparse import BlockSparse
 from maskattn.masks.causal import Causal
+from maskattn.masks.chunked import Chunked
 from maskattn.masks.dense import Dense
+from maskattn.masks.dilated import Dilated
 from maskattn.masks.empty import Empty
 from maskattn.masks.full import Full
+from maskattn.masks.global_tokens import Global
+from maskattn.masks.json import from_json
 from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding
+from maskattn.masks.neighborhood import Neighborhood
+from maskattn.masks.per_head import PerHead
 from maskattn.masks.positions import At, Positioned
 from maskattn.masks.prefix_lm import PrefixLM
 from maskattn.masks.query_mask import QueryMask
+from maskattn.masks.random_blocks import RandomBlocks
 from maskattn.masks.segments import Segments
 from maskattn.masks.shifted_window import ShiftedWindow
 from maskattn.masks.sliding_window import SlidingWindow
+from maskattn.masks.strided import Strided
+from maskattn.masks.text import parse
+from maskattn.masks.tree import Tree
 from maskattn.masks.window_partition import WindowPartition
 
 __all__ = [
     "And",
     "At",
+    "Axial",
+    "BlockCausal",
+    "BlockSparse",
     "Causal",
+    "Chunked",
     "Dense",
+    "Dilated",
     "Empty",
     "Full",
+    "Global",
     "KeyMask",
     "KeyPadding",
     "Mask",
+    "Neighborhood",
     "Not",
     "Or",
+    "PerHead",
     "Positioned",
     "PrefixLM",
     "QueryMask",
+    "RandomBlocks",
     "Segments",
     "ShiftedWindow",
     "SlidingWindow",
+    "Strided",
+    "Tree",
     "WindowPartition",
     "data",
     "draw",
+    "from_json",
     "on_subclass",
+    "parse",
     "part",
 ]

@@ -154,6 +154,12 @@ class Mask(Spec):
 
         return explain(self, b, h, q, k)
 
+    def to_json(self) -> str:
+        """The expression as JSON text, data included, which `masks.from_json` reads; see there for its errors."""
+        from maskattn.masks.json import to_json
+
+        return to_json(self)
+
     def asks(self, b: int, h: int, q: int, k: int) -> list[tuple[Mask, tuple[int, int, int, int]]]:
         """For `why`: the masks that decide this pair, each with the (b, h, q, k) that it is asked about."""
         return [(child, (b, h, q, k)) for child in self.children()]

@@ -51,7 +51,7 @@ def _reason(mask: Mask, allows: bool, indices: dict[str, int]) -> str:
     def value(match: re.Match[str]) -> str:
         name, inside = match[1], match[2]
         if inside is not None and name in known:
-            return _entry(known[name], [indices.get(index.strip()) for index in inside.split(",")])
+            return _entry(known[name], [index.strip() for index in inside.split(",")], indices)
         if name in indices:
             return spoken.get(name, str(indices[name])) if prose else str(indices[name])
         if prose or name not in known or not isinstance(known[name], (int, tuple, type(None))):
@@ -61,24 +61,27 @@ def _reason(mask: Mask, allows: bool, indices: dict[str, int]) -> str:
     filled = _NAME.sub(value, rule)
     if filled == rule:
         return f": it allows {rule}"
-    if (entry := _NAME.fullmatch(rule)) and entry[2] is not None:
-        where = ", ".join(str(indices.get(index.strip(), "?")) for index in entry[2].split(","))
-        return f": {entry[1]}[{where}] is {filled}"
+    entry = _NAME.fullmatch(rule)
+    if entry and entry[2] is not None:  # a lookup is its own verdict
+        where = [index.strip() for index in entry[2].split(",")]
+        plain = all(index in indices for index in where)
+        shown = f"{entry[1]}[{', '.join(str(indices[index]) for index in where)}]" if plain else rule
+        return f": {shown} is {allows}"
     if prose:
         return f": {filled}" if allows else f": it is not so that {filled}"
     return f": {filled} is {'true' if allows else 'false'} ({rule})"
 
 
-def _entry(array: Any, where: list[int | None]) -> str:
-    """The entry of an array at indices that broadcast as masks read them."""
+def _entry(array: Any, where: list[str], indices: dict[str, int]) -> str:
+    """The entry of an array at named indices; batch and heads broadcast, and outside there is nothing."""
     if not hasattr(array, "shape"):
         return str(array)
     place = []
-    for size, index in zip(reversed(array.shape), reversed(where), strict=False):
-        if index is None:
+    for size, name in zip(reversed(array.shape), reversed(where), strict=False):
+        if name not in indices:
             return "?"
-        if not 0 <= index < size and size != 1:
+        stretched = size == 1 and name in ("b", "h")
+        if not stretched and not 0 <= indices[name] < size:
             return "nothing"
-        place.append(0 if size == 1 else index)
-    entry = np.asarray(array)[tuple(reversed(place))] if 0 not in array.shape else "nothing"
-    return str(entry)
+        place.append(0 if stretched else indices[name])
+    return str(np.asarray(array)[tuple(reversed(place))])

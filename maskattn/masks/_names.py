@@ -1,0 +1,51 @@
+"""Which classes of masks a text may name."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+
+from maskattn._fields import on_subclass
+from maskattn.masks._base import Mask
+
+_RECORDED: list[type] = []
+on_subclass(_RECORDED.append)
+
+
+def library_classes() -> dict[str, type[Mask]]:
+    """The masks of this library by class name. A class defined elsewhere is never found through a text alone."""
+    return {cls.__name__: cls for cls in _RECORDED if cls.__module__.startswith("maskattn.") and _is_mask(cls)}
+
+
+def known_classes(where: str, extra: Iterable[type[Mask]]) -> dict[str, type[Mask]]:
+    """The library's masks and those in `extra` by class name.
+
+    Raises:
+        TypeError: something in `extra` is not a dataclass derived from Mask. ValueError: its name is taken.
+    """
+    known = library_classes()
+    for cls in extra:
+        if not (isinstance(cls, type) and _is_mask(cls)):
+            raise TypeError(f"{where}: classes must hold dataclasses derived from Mask, got {cls!r}")
+        if known.setdefault(cls.__name__, cls) is not cls:
+            raise ValueError(f"{where}: two classes are named {cls.__name__}")
+    return known
+
+
+def snake_case(name: str) -> str:
+    """SlidingWindow -> sliding_window, PrefixLM -> prefix_lm."""
+    return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
+
+
+def _is_mask(cls: type) -> bool:
+    return issubclass(cls, Mask) and "__dataclass_fields__" in vars(cls)
+
+
+def makers(cls: type[Mask]) -> list[str]:
+    """The classmethods of a mask that make one from something else: `from_sizes`, `end_aligned`."""
+    found = []
+    for name, member in vars(cls).items():
+        if isinstance(member, classmethod) and not name.startswith("_"):
+            if member.__func__.__annotations__.get("return") in (cls, cls.__name__):
+                found.append(name)
+    return found
