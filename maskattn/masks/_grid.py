@@ -28,6 +28,12 @@ def check_windows(inputs: Inputs, grid: Any, window: Any, shift: Any) -> tuple[A
     return grid, window, shift
 
 
+def inside(size: int, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+    """(some, every): whether any pair of a tile, and whether all, lie in a grid of `size` positions."""
+    some = (q_hi >= 0) & (q_lo < size) & (k_hi >= 0) & (k_lo < size)
+    return some, (q_lo >= 0) & (q_hi < size) & (k_lo >= 0) & (k_hi < size)
+
+
 def coordinates(position: Array, shape: tuple[int, ...]) -> list[Array]:
     """Row-major coordinates of a flat position."""
     found = []

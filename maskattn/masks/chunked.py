@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from maskattn._fields import Array
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
+
+
+@dataclass(frozen=True)
+class Chunked(Mask):
+    """q // size == k // size: a query sees its own chunk only. True = may attend.
+
+    Llama 4's local layers (with Causal), block-local attention.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Chunked(2), 4, 4))
+    ##--
+    ##--
+    --##
+    --##
+    >>> print(masks.draw(masks.Chunked(3) & masks.Causal(), 5, 7))
+    #------
+    ##-----
+    ###----
+    ---#---
+    ---##--
+
+    Raises:
+        ValueError: size is less than 1. TypeError: it is not an int.
+    """
+
+    size: int
+
+    relational: ClassVar[bool] = True
+    rule: ClassVar[str] = "q // size == k // size"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("Chunked")
+        object.__setattr__(self, "size", inputs.integer("size", self.size, minimum=1))
+        inputs.done()
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [cls(draws.integer(2, 6))]
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        return q // self.size == k // self.size
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        q_first, q_last = q_lo // self.size, q_hi // self.size
+        k_first, k_last = k_lo // self.size, k_hi // self.size
+        some = (q_first <= k_last) & (k_first <= q_last)
+        return some, (q_first == q_last) & (k_first == k_last) & (q_first == k_first)
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("qk")

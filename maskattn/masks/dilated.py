@@ -1,0 +1,65 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from maskattn._fields import Array
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
+from maskattn.masks._lookup import maximum
+
+
+@dataclass(frozen=True)
+class Dilated(Mask):
+    """abs(k - q) <= window * dilation and (k - q) % dilation == 0. True = may attend.
+
+    A window with gaps: `window` keys on each side, `dilation` positions apart, and the query's own. Longformer's
+    dilated sliding window (Beltagy et al. 2020, section 3.1). With dilation 1 it is SlidingWindow(window, window).
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Dilated(1, 2), 5, 5))
+    #-#--
+    -#-#-
+    #-#-#
+    -#-#-
+    --#-#
+    >>> print(masks.draw(masks.Dilated(2, 3), 3, 8))
+    #--#--#-
+    -#--#--#
+    --#--#--
+
+    Raises:
+        ValueError: window is negative or dilation less than 1. TypeError: one is not an int.
+    """
+
+    window: int
+    dilation: int
+
+    relational: ClassVar[bool] = True
+    rule: ClassVar[str] = "abs(k - q) <= window * dilation and (k - q) % dilation == 0"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("Dilated")
+        object.__setattr__(self, "window", inputs.integer("window", self.window, minimum=0))
+        object.__setattr__(self, "dilation", inputs.integer("dilation", self.dilation, minimum=1))
+        inputs.done()
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [cls(draws.integer(1, 4), draws.integer(2, 4))]
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        reach = self.window * self.dilation
+        return (k - q <= reach) & (q - k <= reach) & ((k - q) % self.dilation == 0)
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        reach, step = self.window * self.dilation, self.dilation
+        low, high = k_lo - q_hi, k_hi - q_lo  # k - q takes every value between them, so both answers are exact
+        inside = (low >= -reach) & (high <= reach)
+        last = -maximum(-high, -reach) // step * step  # the largest multiple that is not beyond
+        return last >= maximum(low, -reach), inside & ((step == 1) | ((low == high) & (low % step == 0)))
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("qk")

@@ -1,0 +1,77 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from maskattn._fields import Array, data
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
+from maskattn.masks._lookup import count, gather
+
+
+@dataclass(frozen=True)
+class Global(Mask):
+    """tokens[b, q] or tokens[b, k]: global tokens see everything and everything sees them. True = may attend.
+
+    Self-attention (L = S). Longformer with a SlidingWindow, BigBird with SlidingWindow and RandomBlocks. `tokens` is a
+    bool array [S], or [B, S]: True = global. A slot outside it neither attends nor is attended to.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Global([True, False, False, True]), 4, 4))
+    ####
+    #--#
+    #--#
+    ####
+    >>> print(masks.draw(masks.Global([[False, True, False, False]]).at(q_offset=1), 2, 4))
+    ####
+    -#--
+
+    Raises:
+        ValueError: the array has neither one axis nor two. TypeError: its dtype is not bool.
+    """
+
+    tokens: Array = data()
+
+    rule: ClassVar[str] = "tokens[b, q] or tokens[b, k]"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("Global")
+        value = inputs.array("tokens", self.tokens, "bool", "[S] or [B, S]", (1, 2))
+        inputs.done()
+        object.__setattr__(self, "tokens", value)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        if shape.q_len != shape.kv_len:
+            return []
+        return [cls(draws.booleans((shape.kv_len,), 0.2)), cls(draws.booleans((shape.batch, shape.kv_len), 0.2))]
+
+    def _rows(self) -> Array:
+        """tokens as [B or 1, S]."""
+        return self.tokens if len(self.tokens.shape) == 2 else self.tokens[None]
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        tokens = self._rows()
+        q_token, q_inside = gather(tokens, b, q)
+        k_token, k_inside = gather(tokens, b, k)
+        return (q_token | k_token) & q_inside & k_inside if 0 not in tokens.shape else q_inside & k_inside
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        tokens = self._rows()
+        size = tokens.shape[1]
+        q_found, k_found = count(tokens, b, q_lo, q_hi), count(tokens, b, k_lo, k_hi)
+        q_some, q_every = (q_hi >= 0) & (q_lo < size), (q_lo >= 0) & (q_hi < size)
+        k_some, k_every = (k_hi >= 0) & (k_lo < size), (k_lo >= 0) & (k_hi < size)
+        some = ((q_found > 0) & k_some) | ((k_found > 0) & q_some)
+        full = (q_found == q_hi - q_lo + 1) | (k_found == k_hi - k_lo + 1)
+        return some, full & q_every & k_every
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("qk") if self._rows().shape[0] == 1 else frozenset("bqk")
+
+    def sizes(self) -> dict[str, int]:
+        batch, length = (int(size) for size in self._rows().shape)
+        lengths = {"q_len": length, "kv_len": length}
+        return lengths if batch == 1 else {"batch": batch, **lengths}

@@ -1,0 +1,106 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from maskattn._fields import Array, part
+from maskattn._inputs import Inputs, describe
+from maskattn.masks._base import Mask, restrict
+from maskattn.masks._examples import Draws, Sizes
+from maskattn.masks.causal import Causal
+from maskattn.masks.sliding_window import SlidingWindow
+
+
+@dataclass(frozen=True)
+class PerHead(Mask):
+    """Head h follows parts[h]: another mask for each head. True = may attend.
+
+    Multi-scale windows (Longformer's and MultiScale attention's wider windows in some heads), retrieval heads beside
+    streaming heads, the two heads of the Sparse Transformer. One mask per query head, in order.
+
+    >>> from maskattn import masks
+    >>> m = masks.PerHead([masks.Causal(), masks.SlidingWindow(1)])
+    >>> print(masks.draw(m, 4, 4, head=1))
+    #---
+    ##--
+    -##-
+    --##
+    >>> print(masks.draw(m, 2, 5, head=0))
+    #----
+    ##---
+
+    Raises:
+        ValueError: there is no mask. TypeError: an entry is not a mask.
+    """
+
+    parts: tuple[Mask, ...] = part()
+
+    rule: ClassVar[str] = "head h follows mask h"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("PerHead")
+        given: Any = self.parts
+        if not isinstance(given, (list, tuple)):
+            inputs.fault(f"parts must be a list of masks, got {describe(given)}", of_type=True)
+        else:
+            for i, mask in enumerate(given):
+                if not isinstance(mask, Mask):
+                    inputs.fault(f"parts[{i}] must be a mask, got {describe(mask)}", of_type=True)
+            if not given:
+                inputs.fault("parts must have one mask per head, got []")
+        inputs.done()
+        object.__setattr__(self, "parts", tuple(given))
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        made = [SlidingWindow(draws.integer(0, 4), draws.integer(0, 2)) for _ in range(shape.heads - 1)]
+        return [cls((Causal(), *made))]
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        result: Array = h != h  # nothing yet
+        for mask, heads in self._distinct():
+            mine: Array = h != h
+            for head in heads:
+                mine = mine | (h == head)
+            result = result | (mine & mask.allowed(*restrict(mask, b, h, q, k)))
+        return result
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        some: Array = h != h
+        every: Array = h != h
+        for head, mask in enumerate(self.parts):
+            part_some, part_every = mask.tile(b, h, q_lo, q_hi, k_lo, k_hi)
+            some, every = some | ((h == head) & part_some), every | ((h == head) & part_every)
+        return some, every
+
+    def asks(self, b: int, h: int, q: int, k: int) -> list[tuple[Mask, tuple[int, int, int, int]]]:
+        return [(self.parts[h], (b, h, q, k))] if 0 <= h < len(self.parts) else []
+
+    def _distinct(self) -> list[tuple[Mask, list[int]]]:
+        """Each mask once, with the heads that follow it."""
+        found: list[tuple[Mask, list[int]]] = []
+        for head, mask in enumerate(self.parts):
+            for other, heads in found:
+                if mask == other:
+                    heads.append(head)
+                    break
+            else:
+                found.append((mask, [head]))
+        return found
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("h").union(*(mask.depends for mask in self.parts))
+
+    def sizes(self) -> dict[str, int]:
+        found = super().sizes()
+        if found.setdefault("heads", len(self.parts)) != len(self.parts):
+            raise ValueError(f"heads is {found['heads']} in a part but {len(self.parts)} masks are given in {self!r}")
+        return found
+
+    def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
+        faults = super().conflicts(sizes)
+        if sizes["heads"] not in (None, len(self.parts)):
+            faults.append(f"{self!r} expects heads {len(self.parts)}, got {sizes['heads']}")
+        return faults

@@ -1,0 +1,131 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from maskattn import rng
+from maskattn._fields import Array, data
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
+from maskattn.masks._lookup import gather
+
+
+@dataclass(frozen=True)
+class RandomBlocks(Mask):
+    """k // block_size is one of the blocks drawn for q // block_size. True = may attend.
+
+    BigBird's random attention (Zaheer et al. 2020), with SlidingWindow and Global. Each block of `block_size` queries
+    sees `blocks_per_row` distinct blocks of as many keys, of `kv_blocks` (self-attention: there are as many query
+    blocks). All arguments are ints, and the choice is a function of them alone, the same in every framework: it is
+    drawn when the mask is built, with Floyd's algorithm. For query block i, words = rng.bits(rng.fold_in(rng.key(seed),
+    i), (blocks_per_row,)); for n from kv_blocks - blocks_per_row to kv_blocks - 1, the next word modulo n + 1 is taken,
+    or n itself where that was taken before.
+
+    `blocks` holds the choice, int [kv_blocks, blocks_per_row], in increasing order.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.RandomBlocks(0, block_size=1, blocks_per_row=2, kv_blocks=5), 5, 5))
+    -#-#-
+    -##--
+    -#--#
+    --#-#
+    #---#
+    >>> print(masks.draw(masks.RandomBlocks(7, 2, 1, 4), 4, 7))
+    --##---
+    --##---
+    --##---
+    --##---
+
+    Raises:
+        ValueError: seed is outside [0, 2**31), a size is less than 1 (blocks_per_row: 0), or there are fewer blocks
+        than are to be drawn. TypeError: something is not an int. `dense` and the lowerings raise a ValueError where the
+        blocks do not cover the lengths.
+    """
+
+    seed: int
+    block_size: int
+    blocks_per_row: int
+    kv_blocks: int
+    blocks: Array = data(init=False)
+
+    relational: ClassVar[bool] = True
+    rule: ClassVar[str] = "the block of k is one of those drawn for the block of q"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("RandomBlocks")
+        seed = inputs.integer("seed", self.seed, minimum=0)
+        block_size = inputs.integer("block_size", self.block_size, minimum=1)
+        count = inputs.integer("blocks_per_row", self.blocks_per_row, minimum=0)
+        kv_blocks = inputs.integer("kv_blocks", self.kv_blocks, minimum=1)
+        if not inputs.faults and seed >= 2**31:
+            inputs.fault(f"seed must be less than 2**31, got {seed}")
+        if not inputs.faults and count > kv_blocks:
+            inputs.fault(f"blocks_per_row must be at most kv_blocks {kv_blocks}, got {count}")
+        inputs.done()
+        for name, value in zip(self._of_kind("static"), (seed, block_size, count, kv_blocks), strict=True):
+            object.__setattr__(self, name, value)
+        object.__setattr__(self, "blocks", _draw(seed, count, kv_blocks))
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        block_size = draws.integer(1, 4)
+        kv_blocks = -(-shape.kv_len // block_size)
+        if not 0 < kv_blocks >= -(-shape.q_len // block_size):
+            return []
+        return [cls(draws.integer(0, 1000), block_size, draws.integer(1, min(4, kv_blocks + 1)), kv_blocks)]
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        row, column = q // self.block_size, k // self.block_size
+        result: Array = (row != row) & (column != column)  # nothing yet
+        for place in range(self.blocks_per_row):
+            block, inside = gather(self.blocks, row, place, stretch=())
+            result = result | ((block == column) & inside)
+        return result
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        first, last = q_lo // self.block_size, q_hi // self.block_size
+        k_lo, k_hi = k_lo // self.block_size, k_hi // self.block_size
+        found: list[Array] = []
+        for row in (first, last):
+            total: Array = row * 0
+            for place in range(self.blocks_per_row):
+                block, inside = gather(self.blocks, row, place, stretch=())
+                total = total + ((block >= k_lo) & (block <= k_hi) & inside)
+            found.append(total)
+        # a tile of two rows of blocks or fewer is read exactly; of more, those between count as mixed
+        between = (last - first > 1) & (k_hi >= 0) & (k_lo < self.kv_blocks)
+        width = k_hi - k_lo + 1
+        full = (found[0] == width) & (found[1] == width) & (last - first <= 1)
+        return (found[0] > 0) | (found[1] > 0) | between, full
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("qk")
+
+    def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
+        faults = []
+        q_len, kv_len = sizes["q_len"], sizes["kv_len"]
+        if kv_len is not None and -(-kv_len // self.block_size) != self.kv_blocks:
+            faults.append(f"{self!r} expects kv_len of {self.kv_blocks} blocks of {self.block_size}, got {kv_len}")
+        if q_len is not None and q_len > self.kv_blocks * self.block_size:
+            faults.append(f"{self!r} expects q_len up to {self.kv_blocks * self.block_size}, got {q_len}")
+        return faults
+
+    def __repr__(self) -> str:
+        return f"RandomBlocks({self.seed}, {self.block_size}, {self.blocks_per_row}, {self.kv_blocks})"
+
+
+def _draw(seed: int, count: int, kv_blocks: int) -> np.ndarray:
+    """`count` distinct numbers below kv_blocks for each of kv_blocks rows: int64 [kv_blocks, count], rows sorted."""
+    blocks = np.empty((kv_blocks, count), np.int64)
+    keys = rng.fold_in(rng.key(seed), np.arange(kv_blocks))
+    words = np.array([rng.bits(key, (count,)) for key in keys], np.int64).reshape(kv_blocks, count)
+    for place, most in enumerate(range(kv_blocks - count, kv_blocks)):
+        candidate = words[:, place] % (most + 1)
+        taken = (blocks[:, :place] == candidate[:, None]).any(axis=1)
+        blocks[:, place] = np.where(taken, most, candidate)
+    return np.sort(blocks, axis=1)

@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from maskattn._fields import Array
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
+from maskattn.masks._lookup import maximum
+
+
+@dataclass(frozen=True)
+class Strided(Mask):
+    """k <= q and (q - k) % stride == 0: itself and every stride-th key before. True = may attend.
+
+    The strided head of the Sparse Transformer (Child et al. 2019), as its published code has it; the paper's pattern
+    adds a window: `Strided(stride) | SlidingWindow(stride)`.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Strided(2), 5, 5))
+    #----
+    -#---
+    #-#--
+    -#-#-
+    #-#-#
+    >>> print(masks.draw(masks.Strided(3) | masks.SlidingWindow(1), 6, 7))
+    #------
+    ##-----
+    -##----
+    #-##---
+    -#-##--
+    --#-##-
+
+    Raises:
+        ValueError: stride is less than 1. TypeError: it is not an int.
+    """
+
+    stride: int
+
+    relational: ClassVar[bool] = True
+    rule: ClassVar[str] = "k <= q and (q - k) % stride == 0"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("Strided")
+        object.__setattr__(self, "stride", inputs.integer("stride", self.stride, minimum=1))
+        inputs.done()
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [cls(draws.integer(2, 5))]
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        return (k <= q) & ((q - k) % self.stride == 0)
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        low, high = q_lo - k_hi, q_hi - k_lo  # q - k takes every value between them, so both answers are exact
+        some = high // self.stride * self.stride >= maximum(low, 0)
+        return some, (low >= 0) & ((self.stride == 1) | ((low == high) & (low % self.stride == 0)))
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("qk")

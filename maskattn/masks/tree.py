@@ -1,0 +1,145 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from maskattn._fields import Array, data, literal, peek
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks._examples import Draws, Sizes
+from maskattn.masks._lookup import gather
+from maskattn.masks.positions import _extent
+
+
+@dataclass(frozen=True)
+class Tree(Mask):
+    """k is q or an ancestor of q in the tree that `parents` describes. True = may attend.
+
+    Speculative decoding over a tree of drafts (SpecInfer, Medusa, EAGLE), where the tokens of a call are the nodes
+    (L = S). `parents` is an int array [N], or [B, N] for a tree per row: parents[i] is the node before i, -1 for a
+    root; several roots, and nodes in any order, are allowed.
+
+    `first` and `last` are made from it: node i is number first[i] in depth-first order, and its descendants are those
+    up to number last[i]. From parents in NumPy they are found in O(N); from an array of a framework, which may be
+    traced, by arithmetic that takes O(N^2) memory.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Tree([-1, 0, 0, 1, 2]), 5, 5))
+    #----
+    ##---
+    #-#--
+    ##-#-
+    #-#-#
+    >>> print(masks.draw(masks.Tree([-1, 0, 0, 1, 2]).at(q_offset=3), 2, 5))
+    ##-#-
+    #-#-#
+
+    Raises:
+        ValueError: the array has neither one axis nor two, a parent is neither -1 nor a node, or there is a cycle
+        (both told only where the values can be read: not of traced arrays). TypeError: the dtype is not an int.
+    """
+
+    parents: Array = data()
+    first: Array = data(init=False)
+    last: Array = data(init=False)
+
+    rule: ClassVar[str] = "key is the query or one of its ancestors"
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("Tree")
+        parents = inputs.array("parents", self.parents, "int", "[N] or [B, N]", (1, 2))
+        inputs.done()
+        rows = parents if len(parents.shape) == 2 else parents[None]
+        values = peek(rows)
+        intervals = None
+        if values is not None:
+            intervals = _number(inputs, values)
+            inputs.done()
+        if intervals is None or not isinstance(rows, np.ndarray):
+            intervals = _number_by_arithmetic(rows)
+        object.__setattr__(self, "parents", parents)
+        object.__setattr__(self, "first", intervals[0])
+        object.__setattr__(self, "last", intervals[1])
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        nodes = shape.kv_len
+        if shape.q_len != nodes or nodes < 1:
+            return []
+        trees = [[draws.integer(-1, node) for node in range(nodes)] for _ in range(shape.batch)]
+        # the same trees with their nodes in the opposite order, so that parents come after their children
+        opposite = [[nodes - 1 - parent if parent >= 0 else -1 for parent in reversed(tree)] for tree in trees]
+        return [cls(trees[0]), cls(opposite)]
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        number, q_inside = gather(self.first, b, q)
+        first, k_inside = gather(self.first, b, k)
+        last, _ = gather(self.last, b, k)
+        return (first <= number) & (number <= last) & q_inside & k_inside
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        q_least, q_most, q_some, q_every = _extent(self.first, b, q_lo, q_hi)
+        k_least, k_most, k_some, k_every = _extent(self.first, b, k_lo, k_hi)
+        end_least, end_most, _, _ = _extent(self.last, b, k_lo, k_hi)
+        some = (k_least <= q_most) & (q_least <= end_most) & q_some & k_some
+        return some, (k_most <= q_least) & (q_most <= end_least) & q_every & k_every
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("qk") if self.first.shape[0] == 1 else frozenset("bqk")
+
+    def sizes(self) -> dict[str, int]:
+        batch, nodes = (int(size) for size in self.first.shape)
+        lengths = {"q_len": nodes, "kv_len": nodes}
+        return lengths if batch == 1 else {"batch": batch, **lengths}
+
+    def __repr__(self) -> str:
+        return f"Tree({literal(self.parents)})"
+
+
+def _number(inputs: Inputs, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+    """(first, last) of every node, int64 [B, N]; faults are noted in `inputs`."""
+    nodes = parents.shape[1]
+    if parents.size and not (-1 <= int(parents.min()) and int(parents.max()) < nodes):
+        inputs.fault(f"parents must be -1 or one of {nodes} nodes, got {int(parents.min())} to {int(parents.max())}")
+        return None
+    first = np.full(parents.shape, -1, np.int64)
+    last = np.zeros(parents.shape, np.int64)
+    for row, tree in enumerate(parents.tolist()):
+        children: list[list[int]] = [[] for _ in range(nodes + 1)]  # of -1, the last: the roots
+        for node in range(nodes - 1, -1, -1):
+            children[tree[node]].append(node)  # the least on top of the stack
+        order: list[int] = []
+        stack = list(children[-1])
+        while stack:
+            node = stack.pop()
+            first[row, node] = len(order)
+            order.append(node)
+            stack.extend(children[node])
+        if len(order) < nodes:
+            inputs.fault(f"parents must have no cycle, got one that node {int(first[row].argmin())} leads to")
+            return None
+        last[row] = first[row]
+        for node in reversed(order):
+            if tree[node] >= 0:
+                last[row, tree[node]] = max(last[row, tree[node]], last[row, node])
+    return first, last
+
+
+def _number_by_arithmetic(parents: Array) -> tuple[Array, Array]:
+    """The same in any framework, traced or not, for parents [B, N] that are trees."""
+    ones = parents * 0 + 1
+    row, node = ones.cumsum(0) - 1, ones.cumsum(1) - 1
+    above = node[:, :, None] == node[:, None, :]  # [b, i, a]: whether a is i, or an ancestor at most 2^s - 1 before it
+    jump = parents  # the ancestor 2^s before
+    for _ in range(max(int(parents.shape[1]) - 1, 0).bit_length()):
+        known, found = jump * (jump >= 0), jump >= 0
+        above = above | (above[row, known] & found[:, :, None])
+        jump = jump[row, known] * found - (found ^ True) * 1
+    size = above.sum(1)
+    sibling = (parents[:, :, None] == parents[:, None, :]) & (node[:, :, None] > node[:, None, :])
+    before = (sibling * size[:, None, :]).sum(2)  # nodes in the trees of the siblings that come first
+    first = (above * (before[:, None, :] + 1)).sum(2) - 1
+    return first, first + size - 1
