@@ -200,6 +200,10 @@ def _rebuild(mask: Mask, function: Any) -> Mask:
         return disjunction(*(_rebuild(child, function) for child in mask.parts))
     if isinstance(mask, Not):
         return complement(_rebuild(mask.part, function))
+    if mask.children() and not isinstance(mask, (At, Positioned)):
+        leaves, structure = mask.flatten()
+        own = len(mask.data_fields())
+        return type(mask).unflatten(structure, leaves[:own] + [_rebuild(leaf, function) for leaf in leaves[own:]])
     return function(mask)
 
 
