@@ -36,7 +36,7 @@ class BlockSparse(Mask):
     """
 
     layout: Array = data()
-    block_size: Any
+    block_size: Any  # type: ignore[misc]  # mypy takes data() for a default
 
     rule: ClassVar[str] = "layout[h, q // block_size, k // block_size]"
 

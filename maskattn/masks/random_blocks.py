@@ -37,8 +37,8 @@ class RandomBlocks(Mask):
     >>> print(masks.draw(masks.RandomBlocks(7, 2, 1, 4), 4, 7))
     --##---
     --##---
-    --##---
-    --##---
+    ------#
+    ------#
 
     Raises:
         ValueError: seed is outside [0, 2**31), a size is less than 1 (blocks_per_row: 0), or there are fewer blocks
