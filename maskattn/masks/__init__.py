@@ -21,6 +21,7 @@ from maskattn.masks.global_tokens import Global
 from maskattn.masks.json import from_json
 from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding
+from maskattn.masks.lint import lint
 from maskattn.masks.neighborhood import Neighborhood
 from maskattn.masks.per_head import PerHead
 from maskattn.masks.positions import At, Positioned
@@ -68,6 +69,7 @@ __all__ = [
     "data",
     "draw",
     "from_json",
+    "lint",
     "on_subclass",
     "parse",
     "part",
