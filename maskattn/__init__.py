@@ -18,6 +18,7 @@ _EXPORTS = {
     "convert_tensors": "maskattn.convert:convert_tensors",
     "layouts": "maskattn.layouts",
     "masks": "maskattn.masks",
+    "recipes": "maskattn.recipes",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -16,8 +16,8 @@ from maskattn.masks.sliding_window import SlidingWindow
 class PerHead(Mask):
     """Head h follows parts[h]: another mask for each head. True = may attend.
 
-    Multi-scale windows (Longformer's and MultiScale attention's wider windows in some heads), retrieval heads beside
-    streaming heads, the two heads of the Sparse Transformer. One mask per query head, in order.
+    Windows dilated in some heads only (Longformer), retrieval heads beside streaming heads, the kinds of heads of the
+    Sparse Transformer. One mask per query head, in order.
 
     >>> from maskattn import masks
     >>> m = masks.PerHead([masks.Causal(), masks.SlidingWindow(1)])
