@@ -61,7 +61,7 @@ def command(
     """Draw MASK, give its figures and say what looks wrong.
 
     MASK is written as in Python or shorter ("causal & window(255, 0)"), a file that holds a mask as JSON (@mask.json),
-    or a recipe (recipes.longformer).
+    or a recipe: with arguments ("recipes.mistral(4096)"), or its example (recipes.longformer).
     """
     if gallery is not None:
         from maskattn.show.gallery import write_gallery
@@ -153,13 +153,15 @@ def _load(text: str) -> tuple[Any, tuple[int | None, int | None]]:
             return _or_say(masks.from_json, Path(text[1:]).read_bytes()), (None, None)
         except OSError as error:
             raise click.ClickException(f"cannot read {text[1:]}: {error.strerror}") from error
-    if text.startswith("recipes."):
-        return _recipe(text.removeprefix("recipes."))
+    name = text.strip().removeprefix("recipes.")
+    if name != text.strip() and name.isidentifier():
+        from maskattn import recipes
+
+        if name in recipes.EXAMPLES:
+            mask, *lengths = recipes.EXAMPLES[name]
+            return mask, (lengths[0], lengths[1])
+        raise click.ClickException(f"there is no recipe {name!r}; there are {', '.join(recipes.EXAMPLES)}")
     return _or_say(masks.parse, text), (None, None)
-
-
-def _recipe(name: str) -> tuple[Any, tuple[int | None, int | None]]:
-    raise click.ClickException(f"there is no recipe {name!r}")
 
 
 def _lengths(mask: Any, q_len: int | None, kv_len: int | None) -> tuple[int, int]:
@@ -169,7 +171,7 @@ def _lengths(mask: Any, q_len: int | None, kv_len: int | None) -> tuple[int, int
     kv_len = fixed.get("kv_len") if kv_len is None else kv_len
     if q_len is None and kv_len is None:
         raise click.UsageError("the mask fixes no lengths: give --q, --kv or both")
-    return int(kv_len if q_len is None else q_len), int(q_len if kv_len is None else kv_len)  # type: ignore[arg-type]
+    return int(kv_len if q_len is None else q_len), int(q_len if kv_len is None else kv_len)
 
 
 def _or_say(function: Any, *arguments: Any, **named: Any) -> Any:

@@ -5,15 +5,14 @@ from __future__ import annotations
 import difflib
 import inspect
 import math
-import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import Any
 
 import numpy as np
 
 from maskattn.masks._base import Mask
 from maskattn.masks._names import known_classes, makers, snake_case
+from maskattn.masks._scan import Scanner, Token
 from maskattn.masks.algebra import complement, conjunction, disjunction
 
 ALIASES = {"window": "SlidingWindow", "padding": "KeyPadding", "prefix": "PrefixLM", "documents": "Segments"}
@@ -27,8 +26,6 @@ MAX_CHARACTERS = 1 << 16
 MAX_DEPTH = 50
 MAX_OPERANDS = 1000
 
-_TOKEN = re.compile(r"\s*(?:(?P<number>[0-9]+)|(?P<name>[A-Za-z_][A-Za-z0-9_]*)|(?P<sign>[&|~().,=\[\]-])|(?P<end>\Z))")
-
 
 def parse(text: str, classes: Iterable[type[Mask]] = ()) -> Mask:
     """The mask that a text describes. Nothing is evaluated as Python.
@@ -41,7 +38,7 @@ def parse(text: str, classes: Iterable[type[Mask]] = ()) -> Mask:
       written around it: `padding(int32([5, 3]))`. An array without entries is its dtype and shape: `int64[0]`.
     - `~` binds more than `&`, and `&` more than `|`; parentheses as usual.
     - `.at(q_offset=2)` and `.with_positions([[0, 1]], [[0, 1]])` follow a mask, and classmethods that make one follow
-      its name: `segments.from_sizes([3, 5])`.
+      its name: `segments.from_sizes([3, 5])`. Recipes are called as `recipes.mistral(4096)`.
 
     `parse(repr(mask)) == mask`, except that `repr` leaves out large data and data of a framework; `to_json` keeps them.
 
@@ -70,22 +67,14 @@ def parse(text: str, classes: Iterable[type[Mask]] = ()) -> Mask:
     return _Parser(text, known_classes("masks.parse", classes)).parse()
 
 
-@dataclass(frozen=True)
-class _Token:
-    kind: str
-    text: str
-    start: int
-
-
-class _Parser:
+class _Parser(Scanner):
     def __init__(self, text: str, classes: dict[str, type[Mask]]) -> None:
-        self.text = text
+        super().__init__(text)
         self.names = {name: cls for name, cls in classes.items() if name not in _OPERATORS}
         self.names |= {snake_case(name): cls for name, cls in self.names.items()}
         self.names |= {alias: classes[name] for alias, name in ALIASES.items()}
         self.depth = 0
         self.operands = 0
-        self.token = self.read(0)
 
     def parse(self) -> Mask:
         value = self.mask(self.token, self.expression())
@@ -93,43 +82,7 @@ class _Parser:
             self.expected('"&", "|" or the end')
         return value
 
-    def read(self, start: int) -> _Token:
-        match = _TOKEN.match(self.text, start)
-        if match is None or match.lastgroup is None:
-            space = re.compile(r"\s*").match(self.text, start)
-            place = start if space is None else space.end()
-            self.fail(f"unexpected character {self.text[place]!r}", place)
-        kind = match.lastgroup
-        return _Token(kind, match[kind], match.start(kind))
-
-    def advance(self) -> _Token:
-        token = self.token
-        self.token = self.read(token.start + len(token.text))
-        return token
-
-    def accept(self, sign: str) -> bool:
-        if self.token.kind == "sign" and self.token.text == sign:
-            self.advance()
-            return True
-        return False
-
-    def fail(self, problem: str, place: int) -> NoReturn:
-        """Raise, with the line of the text and a caret under the place."""
-        first = self.text.rfind("\n", 0, place) + 1
-        line = self.text[first:].split("\n", 1)[0]
-        column, row = place - first, self.text.count("\n", 0, place)
-        begin = max(0, column - 70)
-        shown = "".join(c if c.isprintable() else " " for c in line[begin : begin + 100])
-        where = f"column {column + 1}" if "\n" not in self.text else f"line {row + 1}, column {column + 1}"
-        before, after = "..." if begin else "", "..." if begin + 100 < len(line) else ""
-        caret = " " * (len(before) + column - begin) + "^"
-        raise ValueError(f"masks.parse: {where}: {problem}\n  {before}{shown}{after}\n  {caret}")
-
-    def expected(self, what: str) -> NoReturn:
-        got = "the end of the text" if self.token.kind == "end" else f'"{self.token.text[:40]}"'
-        self.fail(f"expected {what}, got {got}", self.token.start)
-
-    def mask(self, token: _Token, value: Any) -> Mask:
+    def mask(self, token: Token, value: Any) -> Mask:
         if not isinstance(value, Mask):
             self.fail(f"expected a mask, got {str(value)[:40]}", token.start)
         return value
@@ -191,6 +144,8 @@ class _Parser:
             return CONSTANTS[token.text]
         if token.text in DTYPES:
             return self.array(DTYPES[token.text], token)
+        if token.text == "recipes":
+            return self.recipe()
         if token.text not in self.names:
             near = difflib.get_close_matches(token.text, self.names, n=1)
             listed = sorted(name for name in self.names if name.islower())
@@ -206,6 +161,19 @@ class _Parser:
         if self.token.text != "(":
             return self.apply(cls, token, [], {})
         return self.call(cls, token)
+
+    def recipe(self) -> Any:
+        """.name(arguments) of maskattn.recipes, which are functions that return masks."""
+        from maskattn import recipes
+
+        names = [name for name in recipes.__all__ if name.islower()]
+        if not self.accept("."):
+            self.expected('"." and the name of a recipe')
+        name = self.token
+        if name.text not in names:
+            self.expected(f"a recipe ({', '.join(names)})")
+        self.advance()
+        return self.call(getattr(recipes, name.text), name)
 
     def number(self) -> int:
         start = self.token
@@ -233,7 +201,7 @@ class _Parser:
                 self.expected(f'"," or "{close}"')
         return found
 
-    def array(self, dtype: np.dtype[Any], token: _Token) -> np.ndarray:
+    def array(self, dtype: np.dtype[Any], token: Token) -> np.ndarray:
         """int32([1, 3]), or the shape alone where there are no entries: int32[0, 4]."""
         if self.accept("["):
             shape = self.items("]")
@@ -249,7 +217,7 @@ class _Parser:
             self.expected('")"')
         return self.attempt(lambda: _exactly(value, dtype), token)
 
-    def call(self, function: Callable[..., Any], name: _Token) -> Any:
+    def call(self, function: Callable[..., Any], name: Token) -> Any:
         if not self.accept("("):
             self.expected('"("')
         positional: list[Any] = []
@@ -271,7 +239,7 @@ class _Parser:
                 self.expected('"," or ")"')
         return self.apply(function, name, positional, named)
 
-    def apply(self, function: Any, name: _Token, positional: list[Any], named: dict[str, Any]) -> Any:
+    def apply(self, function: Any, name: Token, positional: list[Any], named: dict[str, Any]) -> Any:
         signature = inspect.signature(function)
         try:
             signature.bind(*positional, **named)
@@ -280,7 +248,7 @@ class _Parser:
             self.fail(f"{name.text}({names}): {error}", name.start)
         return self.attempt(lambda: function(*positional, **named), name)
 
-    def attempt(self, make: Callable[[], Any], name: _Token) -> Any:
+    def attempt(self, make: Callable[[], Any], name: Token) -> Any:
         try:
             return make()
         except (ValueError, TypeError, OverflowError) as error:

@@ -55,7 +55,16 @@ def new_figure(width: float, height: float) -> Any:
     return figure
 
 
-def paint(axes: Any, mask: Mask, q_len: int, kv_len: int, batch: int = 0, head: int = 0) -> None:
+def paint(
+    axes: Any,
+    mask: Mask,
+    q_len: int,
+    kv_len: int,
+    batch: int = 0,
+    head: int = 0,
+    ink: str = INK,
+    line: float = 0.7,
+) -> None:
     """The mask in these axes; pairs are set apart by lines where there are few."""
     from matplotlib.colors import LinearSegmentedColormap
 
@@ -63,14 +72,14 @@ def paint(axes: Any, mask: Mask, q_len: int, kv_len: int, batch: int = 0, head: 
     shares = shrink(mask, q_len, kv_len, (side, side), batch, head)
     # a few pairs in a pixel of many are still to be seen
     shown = np.where(shares > 0, 0.15 + 0.85 * shares, 0.0)
-    colors = LinearSegmentedColormap.from_list("mask", [PAPER, INK])
+    colors = LinearSegmentedColormap.from_list("mask", [PAPER, ink])
     extent = (-0.5, kv_len - 0.5, q_len - 0.5, -0.5)
     axes.imshow(shown, cmap=colors, vmin=0, vmax=1, extent=extent, interpolation="nearest", aspect="equal")
     if q_len / kv_len > 4 or kv_len / q_len > 5:
         axes.set_aspect("auto")
     if max(q_len, kv_len) <= 40:
-        axes.vlines(np.arange(kv_len - 1) + 0.5, -0.5, q_len - 0.5, color="white", linewidth=0.7)
-        axes.hlines(np.arange(q_len - 1) + 0.5, -0.5, kv_len - 0.5, color="white", linewidth=0.7)
+        axes.vlines(np.arange(kv_len - 1) + 0.5, -0.5, q_len - 0.5, color="white", linewidth=line)
+        axes.hlines(np.arange(q_len - 1) + 0.5, -0.5, kv_len - 0.5, color="white", linewidth=line)
     axes.xaxis.get_major_locator().set_params(integer=True)
     axes.yaxis.get_major_locator().set_params(integer=True)
     for spine in axes.spines.values():
