@@ -24,12 +24,12 @@ def from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
     return torch.from_numpy(array)
 
 
-def to_numpy(tensor: torch.Tensor) -> np.ndarray[Any, Any]:
+def to_numpy(array: torch.Tensor) -> np.ndarray[Any, Any]:
     """The tensor's bytes as an array, bfloat16 as that of ml_dtypes."""
-    tensor = tensor.detach().contiguous()
-    if tensor.dtype == torch.bfloat16:
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
+    array = array.detach().contiguous()
+    if array.dtype == torch.bfloat16:
+        return array.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
+    return array.numpy()
 
 
 @dataclass(frozen=True)

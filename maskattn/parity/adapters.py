@@ -91,8 +91,8 @@ class NumpyExact:
     conventions = CONVENTIONS
 
     def unsupported(self, case: Case) -> list[str]:
-        """It has no modules."""
-        return ["modules are the twins'"] if case.config is not None else []
+        """Every reason why this case cannot be run; [] where it can."""
+        return ["dropout is not implemented yet"] if case.dropout_rate else []
 
     def run(
         self,
@@ -103,8 +103,11 @@ class NumpyExact:
     ) -> dict[str, Array]:
         """As `Adapter.run`."""
         from maskattn import exact
+        from maskattn.parity import numpy_module
         from maskattn.parity.checks import options
 
+        if case.config is not None:
+            return numpy_module.run(case, inputs, weights or {}, cotangent)
         if case.must_raise:
             raise ValueError("empty_rows='error': a row may attend to nothing")
         given = options(case, inputs)

@@ -142,17 +142,20 @@ def _tier2_one(check: str, subject: str, name: str, got: Array, verdict: Verdict
     return Finding(check, subject, name, held, "" if held else where, worst, limit, got.size)
 
 
-def against_plain(
-    case: Case, subject: str, results: dict[str, Array], verdict: Verdict, plain: dict[str, Array]
-) -> list[Finding]:
-    """The largest error is at most twice that of the plain computation in the same dtype, plus eps A."""
-    found = []
+def beside_plain(
+    results: dict[str, Array], verdict: Verdict, plain: dict[str, Array]
+) -> dict[tuple[str, str], tuple[float, float, int]]:
+    """By quantity and dtype: the largest error of the results and of the plain computation, in units of eps A, and of
+    how many numbers. They are compared over a whole run (`run`): the largest of a few rounding errors is chance. The unit
+    grows with the logits as tier 2's limit does, so that one case of huge logits does not hide all others."""
+    found = {}
     for name, right in verdict.right.items():
-        theirs = float(errors(plain[name], right).max(initial=0))
-        worst = float(errors(results[name], right).max(initial=0))
-        limit = standards.plain_limit(results[name].dtype, theirs, verdict.magnitude[name])
-        message = "" if worst <= limit else f"error {worst:.3g}, limit {limit:.3g} (plain computation: {theirs:.3g})"
-        found.append(Finding("plain", subject, name, not message, message, worst, limit, right.size))
+        dtype = str(results[name].dtype)
+        growth = 1 + standards.value("tier2.slope") / standards.value("tier2.base") * verdict.logit
+        unit = standards.eps(dtype) * verdict.magnitude[name] * growth
+        if unit:
+            mine, theirs = (float(errors(x[name], right).max(initial=0)) / unit for x in (results, plain))
+            found[name, dtype] = (mine, theirs, right.size)
     return found
 
 

@@ -71,6 +71,43 @@ def _window_partition(shape: Shape, draws: Draws) -> masks.Mask | None:
     return masks.WindowPartition(grid, (grid[0] // 2, grid[1] // 3), (draws.integer(0, 2), draws.integer(0, 2)))
 
 
+def _on_grid(make_one: Callable[[tuple[int, int], Draws], masks.Mask]) -> Maker:
+    """A mask over a grid of all positions: where L = S, and the grid is more than a line."""
+
+    def maker(shape: Shape, draws: Draws) -> masks.Mask | None:
+        grid = _factors(shape.q_len)
+        return make_one(grid, draws) if shape.q_len == shape.kv_len and min(grid) > 1 else None
+
+    return maker
+
+
+def _square_only(make_one: Callable[[Shape, Draws], masks.Mask]) -> Maker:
+    """A mask of self-attention: where L = S."""
+    return lambda shape, draws: make_one(shape, draws) if shape.q_len == shape.kv_len else None
+
+
+def _block_sparse(shape: Shape, draws: Draws) -> masks.Mask:
+    size = 4
+    return masks.BlockSparse(draws.booleans((shape.heads, -(-shape.q_len // size), -(-shape.kv_len // size))), size)
+
+
+def _tree(shape: Shape, draws: Draws) -> masks.Mask:
+    """Every node's parent is an earlier node; the first is the root."""
+    return masks.Tree(np.array([-1, *(draws.integer(0, node) for node in range(1, shape.q_len))]))
+
+
+def _per_head(shape: Shape, draws: Draws) -> masks.Mask:
+    return masks.PerHead(tuple(masks.SlidingWindow(head, head % 2) for head in range(shape.heads)))
+
+
+def _random_blocks(shape: Shape, draws: Draws) -> masks.Mask | None:
+    """Where there are no more blocks of queries than of keys."""
+    blocks = -(-shape.kv_len // 3)
+    if shape.q_len > 3 * blocks:
+        return None
+    return masks.RandomBlocks(draws.integer(0, 1 << 20), 3, min(2, blocks), blocks)
+
+
 MASKS: dict[str, tuple[Maker, ...]] = {
     "Full": (lambda s, d: masks.Full(),),
     "Empty": (lambda s, d: masks.Empty(),),
@@ -98,6 +135,17 @@ MASKS: dict[str, tuple[Maker, ...]] = {
     "Segments": (_segments,),
     "ShiftedWindow": (_shifted_window,),
     "WindowPartition": (_window_partition,),
+    "BlockCausal": (lambda s, d: masks.BlockCausal(d.integer(2, 6)),),
+    "Dilated": (lambda s, d: masks.Dilated(d.integer(1, 4), d.integer(1, 4)),),
+    "Strided": (lambda s, d: masks.Strided(d.integer(2, 6)),),
+    "Chunked": (lambda s, d: masks.Chunked(d.integer(2, 8)),),
+    "Global": (_square_only(lambda s, d: masks.Global(d.booleans((s.batch, s.kv_len), 0.2))),),
+    "RandomBlocks": (_random_blocks,),
+    "Neighborhood": (_on_grid(lambda grid, d: masks.Neighborhood(grid, (3, 2))),),
+    "Axial": (_on_grid(lambda grid, d: masks.Axial(grid, d.integer(0, 2))),),
+    "BlockSparse": (_block_sparse,),
+    "Tree": (_square_only(_tree),),
+    "PerHead": (_per_head,),
 }
 
 

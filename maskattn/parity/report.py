@@ -83,9 +83,9 @@ def render(result: Result, console: Console, *, verbose: bool = False) -> None:
         "bits\ndiffer",
         "error/\nlimit",
         "ulp\np50",
-        "ulp\np99",
-        "ulp\nmax",
-        "bit-\nequal",
+        "\np99",
+        "\nmax",
+        "equal\n%",
         "",
     ):
         table.add_column(column, justify="right", no_wrap=True)
@@ -97,7 +97,7 @@ def render(result: Result, console: Console, *, verbose: bool = False) -> None:
         table.add_row("all", *_totals(result, found))
     console.print(table)
     console.print(
-        "error/limit: the largest error as a share of its limit. bit-equal: share of the results that are the "
+        "error/limit: the largest error as a share of its limit. equal: share of the results that are the "
         "oracle's, rounded. ulps of results below 2^-26 of the largest magnitude are those of that floor.",
         style="dim",
     )
@@ -116,11 +116,7 @@ def render(result: Result, console: Console, *, verbose: bool = False) -> None:
 def _cells(line: Line) -> list[str]:
     style = {"held": "green", "FAILED": "bold red"}.get(line.status, "yellow")
     measured = line.elements and line.highest + line.equal > 0
-    ulps = (
-        [f"{x:.2f}" if x < 1000 else f"{x:.0e}" for x in (line.p50, line.p99, line.highest)]
-        if measured
-        else ["", "", ""]
-    )
+    ulps = [_short(x) for x in (line.p50, line.p99, line.highest)] if measured else ["", "", ""]
     return [
         line.family,
         str(line.cases),
@@ -128,9 +124,13 @@ def _cells(line: Line) -> list[str]:
         f"{line.differing:,}",
         f"{line.worst:.3f}",
         *ulps,
-        f"{100 * line.equal:.1f} %" if measured else "",
+        f"{100 * line.equal:.1f}" if measured else "",
         f"[{style}]{line.status}[/]",
     ]
+
+
+def _short(ulps: float) -> str:
+    return f"{ulps:.2f}" if ulps < 10 else f"{ulps:.0f}" if ulps < 1000 else f"{ulps:.0e}"
 
 
 def _totals(result: Result, found: list[Line]) -> list[str]:

@@ -36,6 +36,7 @@ class Outcome:
     differing: int = 0
     ulps: Array = field(default_factory=lambda: np.zeros(0, np.float32))
     equal: int = 0
+    beside_plain: dict[tuple[str, str], tuple[float, float, int]] = field(default_factory=dict)
     narrow: tuple[int, int] = (0, 0)  # results in bfloat16 or float16: equal to the rounded oracle, and all
 
     @property
@@ -110,7 +111,7 @@ def run(
             progress(outcomes[0].case, elements)
         if case is None and not compared:
             break  # what cannot run one sample would draw them without end
-    result.overall = [_enough(result), *_equal_shares(result)]
+    result.overall = [_enough(result), *_equal_shares(result), *_no_worse_than_plain(result)]
     return result
 
 
@@ -217,7 +218,7 @@ def _judge_one(
     tier = checks.tier1 if kernel == "exact" else checks.tier2
     outcome.findings += tier(case, subject, got, verdict)
     if usual is not None:
-        outcome.findings += checks.against_plain(case, subject, got, verdict, usual)
+        outcome.beside_plain = checks.beside_plain(got, verdict, usual)
     for name, right in verdict.right.items():
         outcome.elements += right.size
         with np.errstate(all="ignore"):
@@ -259,4 +260,20 @@ def _equal_shares(result: Result) -> list[Finding]:
             share, limit = sum(same for same, _ in mine) / elements, standards.value(f"tier2.equal.{dtype}")
             message = f"{share:.5f} of {elements} equal the rounded oracle, at least {limit} must"
             found.append(Finding("equal", subject, dtype, share >= limit, message, share, limit, elements))
+    return found
+
+
+def _no_worse_than_plain(result: Result) -> list[Finding]:
+    """The largest error of each quantity is at most twice that of the plain computation, plus eps A."""
+    found = []
+    for subject in result.subjects:
+        mine = [outcome for outcome in result.outcomes if outcome.subject == subject]
+        for key in dict.fromkeys(key for outcome in mine for key in outcome.beside_plain):
+            seen = [outcome.beside_plain[key] for outcome in mine if key in outcome.beside_plain]
+            if sum(count for *_, count in seen) < standards.value("suite.plain_numbers"):
+                continue
+            worst, plain_worst = max(x for x, _, _ in seen), max(x for _, x, _ in seen)
+            limit = standards.plain_limit(plain_worst)
+            message = f"{worst:.3g} units in {key[1]}, the plain computation {plain_worst:.3g}, limit {limit:.3g}"
+            found.append(Finding("plain", subject, key[0], worst <= limit, message, worst, limit))
     return found
