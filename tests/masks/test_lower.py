@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from torch.utils import _pytree
+from zoo_cases import Draws, Sizes
 
 import maskattn_jax
 import maskattn_torch
@@ -33,15 +34,18 @@ def some_masks():
     yield (masks.Dense(keep) & masks.Causal(1)) | ~(masks.KeyPadding([2, 5]) | segments)
 
 
+CLASSES = {name: value for name in masks.__all__ if isinstance(value := getattr(masks, name), type)}
 MASKS = list(some_masks())
+for name, cls in CLASSES.items():
+    if not any(f"{name}(" in repr(mask) for mask in MASKS):
+        MASKS += cls.examples(Sizes(2, 3, 6, 6), Draws(0))
 every_mask = pytest.mark.parametrize("mask", MASKS, ids=repr)
 both = pytest.mark.parametrize("twin", TWINS)
 
 
 def test_every_mask_is_tried():
     found = {name for mask in MASKS for name in masks.__all__ if f"{name}(" in repr(mask)}
-    classes = {name for name in masks.__all__ if isinstance(getattr(masks, name), type)}
-    assert classes - found - {"Mask"} == {"And", "Or", "Not", "At", "Positioned"}
+    assert set(CLASSES) - found - {"Mask"} == {"And", "Or", "Not", "At", "Positioned"}
 
 
 @both
@@ -121,7 +125,8 @@ def test_flex_attention_can_call_allowed(mask):
 def test_pytrees_have_the_data_as_leaves(mask):
     leaves, structure = jax.tree.flatten(mask)
     torch_leaves, torch_structure = _pytree.tree_flatten(mask)
-    assert all(isinstance(leaf, np.ndarray) for leaf in leaves) and bool(leaves) == ("[" in repr(mask))
+    assert all(isinstance(leaf, np.ndarray) for leaf in leaves)
+    assert bool(leaves) == ("[" in repr(mask) or bool(mask.data_fields()))
     assert [id(leaf) for leaf in torch_leaves] == [id(leaf) for leaf in leaves]
     assert jax.tree.unflatten(structure, leaves) == mask == _pytree.tree_unflatten(torch_leaves, torch_structure)
     assert hash(structure) == hash(jax.tree.structure(mask)) and structure == jax.tree.structure(mask)
