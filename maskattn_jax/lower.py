@@ -11,12 +11,23 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
-from maskattn.biases import Additive, Bias, DenseBias
+from maskattn.biases import Additive, Bias, DenseBias, TableBias
 from maskattn.masks import Full, Mask
 from maskattn.masks._base import AXES, grid
 from maskattn.masks._evaluate import evaluate
+from maskattn_jax.lower_backends import to_dot_product_attention, to_splash_mask
 
-__all__ = ["allowed", "bias", "bind", "check", "register", "to_additive", "to_dense"]
+__all__ = [
+    "allowed",
+    "bias",
+    "bind",
+    "check",
+    "register",
+    "to_additive",
+    "to_dense",
+    "to_dot_product_attention",
+    "to_splash_mask",
+]
 
 _REGISTERED: set[type[Spec]] = set()
 
@@ -55,7 +66,8 @@ def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int) 
 def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> Array | None:
     """The bias as a float array, rank 4, broadcastable to [batch, heads, q_len, kv_len].
 
-    Axes that the bias does not read have size 1. A DenseBias is only reshaped: gradients flow to its array.
+    Axes that the bias does not read have size 1. A DenseBias is only reshaped: gradients flow to its array, and
+    to the table of a TableBias, summed in one order for every framework.
 
     Raises:
         ValueError: the sizes conflict with the bias's data.
@@ -70,7 +82,12 @@ def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> 
     if isinstance(bias, Additive):
         forbidden = evaluate(bias.mask, shape, _arange()) ^ True
         return forbidden.astype(jnp.float32) * jnp.float32(bias.value)
-    return bias.values(*grid(bias.depends, shape, _arange()))
+    b, h, q, k = grid(bias.depends, shape, _arange())
+    if isinstance(bias, TableBias):
+        from maskattn_jax import tables  # whose arithmetic is that of a kernel, and kernels import this module
+
+        return tables.look_up(bias.table, bias.rows(b, q, k))
+    return bias.values(b, h, q, k)
 
 
 def to_dense(mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None) -> Array:

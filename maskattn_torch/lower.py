@@ -11,12 +11,13 @@ import torch
 from torch.utils import _pytree
 
 from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
-from maskattn.biases import Additive, Bias, DenseBias
+from maskattn.biases import Additive, Bias, DenseBias, TableBias
 from maskattn.masks import Full, Mask
 from maskattn.masks._base import AXES, grid
 from maskattn.masks._evaluate import evaluate
+from maskattn_torch.lower_backends import to_block_mask
 
-__all__ = ["allowed", "bias", "bind", "check", "register", "to_additive", "to_dense"]
+__all__ = ["allowed", "bias", "bind", "check", "register", "to_additive", "to_block_mask", "to_dense"]
 
 _REGISTERED: set[type[Spec]] = set()
 
@@ -55,7 +56,8 @@ def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int, 
 def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int, *, device: Any = None) -> Array | None:
     """The bias as a float tensor, rank 4, broadcastable to [batch, heads, q_len, kv_len].
 
-    Axes that the bias does not read have size 1. A DenseBias is only reshaped: gradients flow to its array.
+    Axes that the bias does not read have size 1. A DenseBias is only reshaped: gradients flow to its array, and
+    to the table of a TableBias, summed in one order for every framework.
 
     Raises:
         ValueError: the sizes conflict with the bias's data.
@@ -70,7 +72,12 @@ def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int, *, 
     if isinstance(bias, Additive):
         forbidden = evaluate(bias.mask, shape, _arange(bias, device)) ^ True
         return forbidden.to(torch.float32) * bias.value
-    return bias.values(*grid(bias.depends, shape, _arange(bias, device)))
+    b, h, q, k = grid(bias.depends, shape, _arange(bias, device))
+    if isinstance(bias, TableBias):
+        from maskattn_torch import tables  # whose arithmetic is that of a kernel, and kernels import this module
+
+        return tables.look_up(bias.table, bias.rows(b, q, k))
+    return bias.values(b, h, q, k)
 
 
 def to_dense(
@@ -139,10 +146,14 @@ def _as_array(array: Array, device: Any) -> Array:
 
 def _arange(node: Any, device: Any) -> Callable[[int], Array]:
     if device is None:
-        tensors: list[Array] = []
-        node.map_data(tensors.append)
-        device = tensors[0].device if tensors else None
+        device = _device(node)
     return lambda size: torch.arange(size, device=device)
+
+
+def _device(node: Any) -> Any:
+    tensors: list[Array] = []
+    node.map_data(tensors.append)
+    return tensors[0].device if tensors else None
 
 
 def _register(cls: type[Spec]) -> None:

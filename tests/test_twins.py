@@ -14,11 +14,20 @@ import pytest
 DEVICE = "PyTorch places each array where it is told; in JAX arrays follow their inputs, or shardings"
 RNGS = "NNX draws initial parameters from explicit streams, PyTorch from its global generator"
 DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTorch module has one"
+TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'linen', 'lower', 'params'] in maskattn_jax, "
     "['Attention', 'MultiHeadAttention', 'attention', 'lower', 'params'] in maskattn_torch": "linen.py, see below",
-    "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how each is run by most people",
+    "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how most people run each",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
+    "lower: __all__ ['allowed', 'bias', 'bind', 'check', 'register', 'to_additive', 'to_dense', "
+    "'to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['allowed', 'bias', 'bind', 'check', 'register', "
+    "'to_additive', 'to_block_mask', 'to_dense'] in maskattn_torch": TARGETS,
+    "lower_backends: __all__ ['to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['to_block_mask'] in "
+    "maskattn_torch": TARGETS,
+    "lower_backends: to_block_mask only in maskattn_torch": TARGETS,
+    "lower_backends: to_dot_product_attention only in maskattn_jax": TARGETS,
+    "lower_backends: to_splash_mask only in maskattn_jax": TARGETS,
     "lower.allowed: device only in maskattn_torch": DEVICE,
     "lower.bias: device only in maskattn_torch": DEVICE,
     "lower.bind: device only in maskattn_torch": DEVICE,

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from maskattn._fields import Array, data
+from maskattn._inputs import Inputs
+from maskattn.biases._table import TableBias
+from maskattn.masks._grid import coordinates
+
+
+@dataclass(frozen=True)
+class RelativeTable(TableBias):
+    """table[index(q, k), h]: a learned number for each offset between two places of a window.
+
+    Swin's relative position bias (Liu et al. 2021, section 3.2): positions are places of the window in row-major order,
+    L = S = their number, and index = (y_q - y_k + Wh - 1) * (2 Ww - 1) + (x_q - x_k + Ww - 1). `window` is a tuple of 1
+    to 3 axes; `table` is [(2 Wh - 1) * (2 Ww - 1), H] (timm's `relative_position_bias_table`), or [.., 1] for every
+    head alike.
+
+    >>> import numpy as np
+    >>> from maskattn import biases
+    >>> bias = biases.RelativeTable(np.arange(9.0)[:, None], window=(2, 2))
+    >>> bias.rows(0, np.arange(4)[:, None], np.arange(4))
+    array([[4, 3, 1, 0],
+           [5, 4, 2, 1],
+           [7, 6, 4, 3],
+           [8, 7, 5, 4]])
+
+    Raises:
+        ValueError: the table has not one row per offset. TypeError: it is not of a float dtype, or window not of ints.
+    """
+
+    table: Array = data()
+    window: Any = ()
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("RelativeTable")
+        table = inputs.array("table", self.table, "float", "[offsets, H]", (2,))
+        window = inputs.integers("window", self.window, minimum=1)
+        if not inputs.faults and not 1 <= len(window) <= 3:
+            inputs.fault(f"window must have 1 to 3 axes, got {window}")
+        if not inputs.faults:
+            offsets = math.prod([2 * n - 1 for n in window])
+            if table.shape[0] != offsets:
+                inputs.fault(f"table must have {offsets} rows, one per offset in window {window}, got {table.shape[0]}")
+        inputs.done()
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "window", window)
+
+    def rows(self, b: Array, q: Array, k: Array) -> Array:
+        """The index of the offset of q from k."""
+        found: Array = 0
+        for i, j, n in zip(coordinates(q, self.window), coordinates(k, self.window), self.window, strict=True):
+            found = found * (2 * n - 1) + (i - j + n - 1)
+        return found
+
+    def sizes(self) -> dict[str, int]:
+        places = math.prod(self.window)
+        return {**super().sizes(), "q_len": places, "kv_len": places}

@@ -1,0 +1,104 @@
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any
+
+from maskattn._fields import Array, data
+from maskattn._inputs import Inputs, describe
+from maskattn.biases._table import TableBias, offset_at, offset_rows, query_offset
+
+
+@dataclass(frozen=True)
+class T5Buckets(TableBias):
+    """table[bucket(k - q - offset), h]: distances in buckets, exact when near, logarithmic when far.
+
+    T5's relative position bias (Raffel et al. 2020, section 2.1; the rule is that of its code). `table` is
+    [buckets, H], learned (T5's `relative_attention_bias.weight`), or [buckets, 1] for every head alike. With
+    `bidirectional` (encoders) each side has half of the buckets, keys after the query the second half; without
+    (decoders) keys after the query share bucket 0. Of the n buckets of a side, m = n // 2 hold one distance each, and
+    bucket m + j, up to n - 1, begins where m * (max_distance / m)^(j / (n - m)) does: found in integers, once, so that
+    no framework's logarithm decides.
+
+    `offset` is the position of query 0 (decoding): an int, or an int array [] or [B]; key 0 is position 0.
+
+    >>> import numpy as np
+    >>> from maskattn import biases
+    >>> bias = biases.T5Buckets(np.arange(8.0)[:, None], max_distance=16)
+    >>> bias.rows(0, 4, np.arange(9))
+    array([2, 2, 2, 1, 0, 5, 6, 6, 6])
+    >>> biases.T5Buckets(np.zeros((8, 1)), 16, bidirectional=False).rows(0, 9, np.arange(12))
+    array([6, 6, 5, 5, 4, 4, 3, 2, 1, 0, 0, 0])
+
+    Raises:
+        ValueError: the table is not [buckets, H], has too few buckets (2, or 4 if bidirectional), or max_distance does
+        not exceed the distances that have a bucket each. TypeError: the table is not of a float dtype, or a number is
+        not an int.
+    """
+
+    table: Array = data()
+    max_distance: int = 128
+    bidirectional: bool = True
+    offset: Array = data(default=0)
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("T5Buckets")
+        table = inputs.array("table", self.table, "float", "[buckets, H]", (2,))
+        far = inputs.integer("max_distance", self.max_distance)
+        offset = query_offset(inputs, self.offset)
+        bidirectional: Any = self.bidirectional
+        if not isinstance(bidirectional, bool):
+            inputs.fault(f"bidirectional must be True or False, got {describe(bidirectional)}", of_type=True)
+        if not inputs.faults:
+            least = 4 if self.bidirectional else 2
+            if table.shape[0] < least:
+                inputs.fault(f"table must have at least {least} buckets, got {table.shape[0]}")
+            exact = table.shape[0] // least
+            if far <= exact:
+                inputs.fault(f"max_distance must exceed {exact}, below which each distance has a bucket, got {far}")
+        inputs.done()
+        object.__setattr__(self, "table", table)
+        object.__setattr__(self, "max_distance", far)
+        object.__setattr__(self, "offset", offset)
+
+    def rows(self, b: Array, q: Array, k: Array) -> Array:
+        """The bucket: T5's `_relative_position_bucket` of k - q - offset."""
+        apart = k - q - offset_at(self.offset, b)
+        buckets = int(self.table.shape[0])
+        if self.bidirectional:
+            buckets //= 2
+            side, distance = (apart > 0) * buckets, abs(apart)
+        else:
+            side, distance = 0, -apart * (apart < 0)
+        exact = buckets // 2
+        found = side + distance * (distance < exact) + (distance >= exact) * exact
+        for begin in boundaries(buckets, self.max_distance):
+            found = found + (distance >= begin) * 1
+        return found
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return super().depends | (frozenset("b") if offset_rows(self.offset) else frozenset())
+
+    def sizes(self) -> dict[str, int]:
+        return {**super().sizes(), **offset_rows(self.offset)}
+
+
+@functools.lru_cache
+def boundaries(buckets: int, max_distance: int) -> tuple[int, ...]:
+    """Where the logarithmic buckets of one side begin, but for the first: the least distances d with
+
+    log(d / m) / log(max_distance / m) * (n - m) >= j for j = 1, 2, ..., n = buckets, m = n // 2; that is, in integers,
+    d^(n - m) >= max_distance^j * m^(n - m - j).
+    """
+    exact = buckets // 2
+    steps = buckets - exact
+    found = []
+    for j in range(1, steps):
+        bound = max_distance**j * exact ** (steps - j)
+        low, high = exact, max_distance  # low^steps < bound <= high^steps
+        while high - low > 1:
+            middle = (low + high) // 2
+            low, high = (low, middle) if middle**steps >= bound else (middle, high)
+        found.append(high)
+    return tuple(found)

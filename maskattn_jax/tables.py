@@ -1,0 +1,65 @@
+"""Rows of a learned table, and its gradient: the same bits as NumPy and PyTorch, whatever the order they come in."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maskattn.exact import table as exact_table
+from maskattn_jax.kernels.exact_ops import OPS
+
+__all__ = ["look_up", "row_sums"]
+
+Array = Any
+
+
+def look_up(table: Array, rows: Array) -> Array:
+    """table[rows]: table [R, H], rows int [B, 1, L, S] -> [B, H, L, S]. Its gradient is `row_sums`."""
+    return _look_up(table, rows, table.shape[0])
+
+
+def row_sums(d_values: Array, rows: Array, count: int) -> Array:
+    """The sums of d_values [B, H, L, S] over each of `count` rows: [count, H], summed exactly and rounded once."""
+    return _row_sums(d_values, rows, count)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _look_up(table: Array, rows: Array, count: int) -> Array:
+    return jnp.moveaxis(table[rows[:, 0]], -1, 1)
+
+
+def _look_up_forward(table: Array, rows: Array, count: int) -> tuple[Array, Array]:
+    return _look_up(table, rows, count), rows
+
+
+def _look_up_backward(count: int, rows: Array, d_values: Array) -> tuple[Array, None]:
+    return _row_sums(d_values, rows, count), None
+
+
+_look_up.defvjp(_look_up_forward, _look_up_backward)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _row_sums(d_values: Array, rows: Array, count: int) -> Array:
+    return _row_sums_jit(d_values, rows, count)
+
+
+@partial(jax.jit, static_argnums=2)
+def _row_sums_jit(d_values: Array, rows: Array, count: int) -> Array:
+    with jax.enable_x64(True):
+        return exact_table.row_sums(OPS, d_values, rows.astype(jnp.int64), jnp.arange(count, dtype=jnp.int64))
+
+
+def _row_sums_forward(d_values: Array, rows: Array, count: int) -> tuple[Array, Array]:
+    return _row_sums(d_values, rows, count), rows
+
+
+def _row_sums_backward(count: int, rows: Array, d_table: Array) -> tuple[Array, None]:
+    return _look_up(d_table, rows, count), None
+
+
+# together the two have derivatives of every order: each is the other's
+_row_sums.defvjp(_row_sums_forward, _row_sums_backward)
