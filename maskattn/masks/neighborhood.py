@@ -93,14 +93,17 @@ class Neighborhood(Mask):
         k_lo, k_hi = clip(k_lo, 0, size - 1), clip(k_hi, 0, size - 1)
         ranges = zip(spans(q_lo, q_hi, self.grid), spans(k_lo, k_hi, self.grid), strict=True)
         for (i, j), n, w, step in zip(ranges, self.grid, self.kernel, self.dilation, strict=True):
-            # the keys of queries i[0]..i[1] lie from low to high, each a multiple of `step` away from its query
-            low = maximum(j[0], clip(i[0] - w // 2 * step, 0, n - w * step))
-            high = -maximum(-j[1], -clip(i[1] + (w - 1 - w // 2) * step, w * step - 1, n - 1))
-            some = some & (low <= high) & ((high - i[0]) // step * step >= low - i[1])
-            # without gaps windows move with their queries; with them only a single pair is worth an answer
+            # the keys of queries i[0]..i[1] lie from low to high
+            low = clip(i[0] - w // 2 * step, 0, n - w * step)
+            high = clip(i[1] + (w - 1 - w // 2) * step, w * step - 1, n - 1)
+            some = some & (j[1] >= low) & (j[0] <= high)
             (_, first), (group, last) = _window(i[1], n, w, step), _window(i[0], n, w, step)
-            one = (i[0] == i[1]) & (j[0] == j[1]) & (j[0] % step == group)
-            every = every & (j[0] // step >= first) & (j[1] // step < last + w) & (one | (step == 1))
+            every = every & (j[0] // step >= first) & (j[1] // step < last + w)
+            if step > 1:
+                # each key is a multiple of `step` away from its query, so that only a single pair can be a full tile
+                least, most = maximum(j[0], low) - i[1], -maximum(-j[1], -high) - i[0]
+                some = some & (most // step * step >= least)
+                every = every & (i[0] == i[1]) & (j[0] == j[1]) & (j[0] % step == group)
         return some, every
 
     @property
