@@ -204,9 +204,8 @@ def _rows(empty: np.ndarray) -> str:
         more = f" and {len(places) - _GROUPS} more" if len(places) > _GROUPS else ""
         named = ", ".join(place for place in places[:_GROUPS] if place) + more
         said.append(f"q = {ranges}" + (f" ({named})" if named and len(places) < batch * heads else ""))
-    return ", ".join(said[:_GROUPS]) + (
-        f", and more in {len(said) - _GROUPS} other rows" if len(said) > _GROUPS else ""
-    )
+    rest = len(said) - _GROUPS
+    return "; ".join(said[:_GROUPS]) + (f"; and {rest} more sets of rows" if rest > 0 else "")
 
 
 def _ranges(numbers: np.ndarray) -> str:
