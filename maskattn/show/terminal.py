@@ -34,8 +34,8 @@ def drawing(
         mask: True = may attend; its sizes must fit.
         ascii_only: use no other characters.
     """
-    label = len(str(max(q_len - 1, 0))) + 1
-    room = max(4, width - label - 2), max(2, height - 3)
+    label = max(3, len(str(max(q_len - 1, 0))))
+    room = max(4, width - label - 2), max(2, height - 4)
     if not q_len or not kv_len:
         lines, note = [], f"no entries ({q_len} x {kv_len})"
         marks = [""]
@@ -76,8 +76,8 @@ def _framed(lines: list[str], marks: list[str], kv_len: int, label: int, note: s
     last = str(max(kv_len - 1, 0))
     ruler = "0" + (last.rjust(inner - 1) if inner > len(last) + 1 else "")
     every = max(1, len(lines) // 8)
-    framed = [" " * (label + 1) + ruler + "  keys", " " * label + "┌" + "─" * inner + "┐"]
+    framed = ["q\\k".rjust(label) + " " + ruler, " " * label + "┌" + "─" * inner + "┐"]
     for i, (line, mark) in enumerate(zip(lines, marks, strict=False)):
         framed.append((mark if i % every == 0 else "").rjust(label) + f"│{line}│")
-    framed.append(" " * label + "└" + "─" * inner + "┘" + (f"  {note}" if note else ""))
-    return framed
+    framed.append(" " * label + "└" + "─" * inner + "┘")
+    return [*framed, f"{' ' * (label + 1)}{note}"] if note else framed

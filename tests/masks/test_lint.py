@@ -103,7 +103,11 @@ NEVER = "SlidingWindow(4095): left=4095 never binds at 64 x 64"
             (3, 3),
             ["~ lets through what KeyPadding([2, 1]) drops: query 0 of row 0 attends to key 2; mask it again"],
         ),
-        ("(~(causal(-1) & padding([2])) | window(1)) & padding([2])", (3, 3), []),
+        (
+            "(~(causal(-1) & padding([2])) | window(1)) & padding([2])",
+            (4, 4),
+            ["rows that may attend to nothing: q = 3"],
+        ),
         ("~padding([2])", (3, 3), []),
     ],
 )
