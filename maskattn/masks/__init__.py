@@ -18,6 +18,20 @@ from maskattn.masks.dilated import Dilated
 from maskattn.masks.empty import Empty
 from maskattn.masks.full import Full
 from maskattn.masks.global_tokens import Global
+from maskattn.masks.interop import (
+    from_additive,
+    from_flash_window,
+    from_flax,
+    from_hf,
+    from_swin,
+    from_torch_mha,
+    to_additive,
+    to_flash_window,
+    to_flax,
+    to_hf,
+    to_swin,
+    to_torch_mha,
+)
 from maskattn.masks.json import from_json
 from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding
@@ -68,9 +82,21 @@ __all__ = [
     "WindowPartition",
     "data",
     "draw",
+    "from_additive",
+    "from_flash_window",
+    "from_flax",
+    "from_hf",
     "from_json",
+    "from_swin",
+    "from_torch_mha",
     "lint",
     "on_subclass",
     "parse",
     "part",
+    "to_additive",
+    "to_flash_window",
+    "to_flax",
+    "to_hf",
+    "to_swin",
+    "to_torch_mha",
 ]

@@ -1,0 +1,95 @@
+"""Reading the arrays of other libraries value by value."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+from maskattn._fields import Array, dtype_name, peek, to_numpy
+from maskattn._inputs import Inputs, describe
+from maskattn.masks._base import AXES, Mask
+from maskattn.masks._evaluate import evaluate
+
+_KINDS = {"bool": "bool", "int": "int", "uint": "int", "float": "float", "bfloat": "float"}
+
+
+def kind_of(array: Array) -> str:
+    """ "bool", "int", "float", or the name of any other dtype."""
+    name = dtype_name(array)
+    return _KINDS.get(name.rstrip("0123456789"), name)
+
+
+def as_array(inputs: Inputs, name: str, value: Any, kinds: tuple[str, ...], ranks: dict[int, str]) -> Array | None:
+    """`value` as an array whose values can be read, of one of these kinds and ranks; None where a fault was noted."""
+    found = np.array(value) if not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)) else value
+    before = len(inputs.faults)
+    if kind_of(found) not in kinds:
+        inputs.fault(f"{name} must be of dtype {' or '.join(kinds)}, got {describe(found)}", of_type=True)
+    if len(found.shape) not in ranks:
+        inputs.fault(f"{name} must be {' or '.join(dict.fromkeys(ranks.values()))}, got shape {list(found.shape)}")
+    if peek(found) is None:
+        inputs.fault(f"{name} is traced, and its values must be read: import it outside jit")
+    return found if len(inputs.faults) == before else None
+
+
+def is_one(inputs: Inputs, name: str, array: Array) -> Array:
+    """Where a bool array, or one of 0 and 1, is 1; any other value is a fault."""
+    if kind_of(array) == "bool":
+        return array
+    values = to_numpy(array)
+    refuse_other(inputs, name, values, (values == 0) | (values == 1), "0 or 1")
+    return array == 1
+
+
+def is_zero(inputs: Inputs, name: str, bias: Array, drop_at: float | None = None) -> Array:
+    """Where an additive mask is 0; elsewhere it must be -inf, the minimum of its dtype, or `drop_at`."""
+    values = to_numpy(bias)
+    lowest = ml_dtypes.finfo(values.dtype).min
+    known = (values == 0) | (values == -np.inf) | (values == lowest)
+    expected = f"0 (may attend), -inf or {lowest} (may not)"
+    if drop_at is not None:
+        known |= values == np.asarray(drop_at).astype(values.dtype)
+        expected = f"0 (may attend), {drop_at}, -inf or {lowest} (may not)"
+    refuse_other(inputs, name, values, known, expected)
+    return bias == 0
+
+
+def refuse_other(inputs: Inputs, name: str, values: np.ndarray, known: np.ndarray, expected: str) -> None:
+    """Note the first value that is not known, its place, and how many there are."""
+    if known.all():
+        return
+    place = tuple(int(i) for i in np.argwhere(~known)[0])
+    where = f"[{', '.join(map(str, place))}]" if place else ""
+    count = int((~known).sum())
+    more = "" if count == 1 else f" (the first of {count} such values)"
+    inputs.fault(f"{name}{where} is {values[place]}{more}: it must be {expected}")
+
+
+def as_dtype(owner: str, dtype: Any, kinds: tuple[str, ...]) -> np.dtype:
+    """A NumPy dtype (ml_dtypes included, "bfloat16" by name) of one of these kinds.
+
+    Raises:
+        TypeError: it is another, or none.
+    """
+    try:
+        found = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+    except TypeError:
+        raise TypeError(f"{owner}: dtype must be a NumPy dtype, got {describe(dtype)}") from None
+    if kind_of(np.empty(0, found)) not in kinds:
+        raise TypeError(f"{owner}: dtype must be {' or '.join(kinds)}, got {found}")
+    return found
+
+
+def compact(mask: Mask, q_len: int, kv_len: int, batch: int | None, heads: int | None) -> tuple[np.ndarray, list[int]]:
+    """The mask in NumPy, rank 4, size 1 on axes that it does not read; and the four sizes."""
+    mask = mask.map_data(to_numpy)
+    settled = mask.settle(q_len, kv_len, batch, heads)
+    sizes = [settled[axis] for axis in AXES]
+    return np.asarray(evaluate(mask, tuple(sizes), np.arange)), sizes
+
+
+def expanded(keep: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """A copy of `keep`, broadcast."""
+    return np.array(np.broadcast_to(keep, shape))

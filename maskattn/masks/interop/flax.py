@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from maskattn._fields import Array
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks.dense import Dense
+from maskattn.masks.full import Full
+from maskattn.masks.interop._values import as_array, as_dtype, compact, is_one
+
+
+def from_flax(mask: Array | None) -> Mask:
+    """A mask of Flax (`make_attention_mask`, `make_causal_mask`, `combine_masks`): 1 or True = may attend.
+
+    The array is bool, or 0 and 1 of any dtype (float32 by default there), broadcastable to [B, H, L, S]. None:
+    everything.
+
+    >>> from maskattn import masks
+    >>> masks.from_flax([[1.0, 0.0], [1.0, 1.0]])
+    Dense([[True, False], [True, True]])
+
+    Raises:
+        ValueError: any other value, named with its place; more than four axes; or the array is traced.
+    """
+    if mask is None:
+        return Full()
+    inputs = Inputs("from_flax")
+    ranks = dict.fromkeys(range(5), "broadcastable to [B, H, L, S]")
+    found = as_array(inputs, "mask", mask, ("bool", "int", "float"), ranks)
+    keep = None if found is None else is_one(inputs, "mask", found)
+    inputs.done()
+    return Dense(keep)
+
+
+def to_flax(
+    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: Any = bool
+) -> np.ndarray:
+    """A mask for Flax: 1 or True = may attend, rank 4, size 1 on axes that the mask does not read.
+
+    Raises:
+        TypeError: dtype is not a bool, int or float dtype. ValueError: the sizes conflict with the mask's data.
+    """
+    dtype = as_dtype("to_flax", dtype, ("bool", "int", "float"))
+    return compact(mask, q_len, kv_len, batch, heads)[0].astype(dtype)

@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import functools
+import operator
+
+import numpy as np
+
+from maskattn._fields import Array, to_numpy
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask
+from maskattn.masks.algebra import And
+from maskattn.masks.dense import Dense
+from maskattn.masks.full import Full
+from maskattn.masks.interop._values import as_array, compact, expanded, is_zero, kind_of
+from maskattn.masks.key_mask import KeyMask
+
+
+def from_torch_mha(
+    attn_mask: Array | None = None, key_padding_mask: Array | None = None, *, num_heads: int | None = None
+) -> Mask:
+    """The masks of torch.nn.MultiheadAttention, where True = drop. The result says, as everywhere, True = may attend.
+
+    `attn_mask` is [L, S], or [B * H, L, S], which needs `num_heads`; `key_padding_mask` is [B, S], or [S] for one row.
+    Both may be bool (True = drop) or float (added: 0 keeps; -inf and the dtype's minimum drop).
+
+    >>> from maskattn import masks
+    >>> masks.from_torch_mha([[False, True], [False, False]], [[False, True]])
+    Dense([[True, False], [True, True]]) & KeyMask([[True, False]])
+
+    Raises:
+        ValueError: a float mask holds any other value, named with its place; a shape is wrong; or one is traced.
+        TypeError: a mask is neither bool nor float.
+    """
+    inputs = Inputs("from_torch_mha")
+    keep = padding = None
+    if attn_mask is not None:
+        found = as_array(inputs, "attn_mask", attn_mask, ("bool", "float"), {2: "[L, S]", 3: "[B * num_heads, L, S]"})
+        if found is not None:
+            keep = _kept(inputs, "attn_mask", found)
+        if keep is not None and len(keep.shape) == 3:
+            keep = _by_head(inputs, keep, num_heads)
+    if key_padding_mask is not None:
+        found = as_array(inputs, "key_padding_mask", key_padding_mask, ("bool", "float"), {1: "[S]", 2: "[B, S]"})
+        if found is not None:
+            padding = _kept(inputs, "key_padding_mask", found)
+            padding = padding[None] if len(padding.shape) == 1 else padding
+    inputs.done()
+    mask: Mask = Full() if keep is None else Dense(keep)
+    return mask if padding is None else mask & KeyMask(padding)
+
+
+def to_torch_mha(
+    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None
+) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """(attn_mask, key_padding_mask) for torch.nn.MultiheadAttention: bool, True = drop; None where nothing is dropped.
+
+    Parts that only name keys of a batch row become key_padding_mask [batch, kv_len], all others attn_mask
+    [q_len, kv_len], or [batch * heads, q_len, kv_len] where they differ between rows or heads. A row that may attend to
+    nothing gives NaN there.
+
+    Raises:
+        ValueError: the sizes conflict with the mask's data.
+    """
+    parts = mask.parts if isinstance(mask, And) else (mask,)
+    keys = [part for part in parts if part.depends == {"k"} | (part.depends & {"b"}) and not isinstance(part, Dense)]
+    others = [part for part in parts if part not in keys and not isinstance(part, Full)]
+    settled = mask.map_data(to_numpy).settle(q_len, kv_len, batch, heads)
+    rows, columns = settled["batch"], settled["heads"]
+    attn_mask = key_padding_mask = None
+    if others:
+        keep, _ = compact(functools.reduce(operator.and_, others), q_len, kv_len, rows, columns)
+        if keep.shape[:2] == (1, 1):
+            attn_mask = ~expanded(keep, (1, 1, q_len, kv_len))[0, 0]
+        else:
+            attn_mask = ~expanded(keep, (rows, columns, q_len, kv_len)).reshape(rows * columns, q_len, kv_len)
+    if keys:
+        keep, _ = compact(functools.reduce(operator.and_, keys), q_len, kv_len, rows, columns)
+        key_padding_mask = ~expanded(keep[:, :1], (rows, 1, 1, kv_len))[:, 0, 0]
+    return attn_mask, key_padding_mask
+
+
+def _kept(inputs: Inputs, name: str, array: Array) -> Array:
+    return array ^ True if kind_of(array) == "bool" else is_zero(inputs, name, array)
+
+
+def _by_head(inputs: Inputs, keep: Array, num_heads: int | None) -> Array | None:
+    """[B * H, L, S] -> [B, H, L, S]."""
+    if num_heads is None:
+        inputs.fault("num_heads must be given with an attn_mask [B * num_heads, L, S]", of_type=True)
+        return None
+    heads = inputs.integer("num_heads", num_heads, minimum=1)
+    if inputs.faults or keep.shape[0] % heads:
+        inputs.fault(f"attn_mask must have a multiple of num_heads {num_heads} as its first axis, got {keep.shape[0]}")
+        return None
+    return keep.reshape((keep.shape[0] // heads, heads, *keep.shape[1:]))
