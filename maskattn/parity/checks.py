@@ -146,7 +146,7 @@ def beside_plain(
     results: dict[str, Array], verdict: Verdict, plain: dict[str, Array]
 ) -> dict[tuple[str, str], tuple[float, float, int]]:
     """By quantity and dtype: the largest error of the results and of the plain computation, in units of eps A, and of
-    how many numbers. They are compared over a whole run (`run`): the largest of a few rounding errors is chance. The unit
+    how many numbers. They are compared over a whole run (`run`): the largest of a few errors is chance. The unit
     grows with the logits as tier 2's limit does, so that one case of huge logits does not hide all others."""
     found = {}
     for name, right in verdict.right.items():

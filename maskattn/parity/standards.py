@@ -111,7 +111,7 @@ def tier2_limit(dtype: Any, magnitude: float, logit: float, length: int) -> floa
 
 
 def plain_limit(plain_error: float) -> float:
-    """2 * the largest error of the plain computation in the same dtype + 1, all in units of eps * A * (1 + Lambda/32)."""
+    """2 * the plain computation's largest error in the same dtype + 1, in units of eps * A * (1 + Lambda/32)."""
     return value("tier2.plain") * plain_error + 1.0
 
 
