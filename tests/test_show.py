@@ -13,12 +13,12 @@ from click.testing import CliRunner
 from PIL import Image
 
 from maskattn import masks, recipes
+from maskattn.cli._gallery import COLUMNS, panels, write_gallery
 from maskattn.cli.main import main
 from maskattn.masks._names import library_classes
 from maskattn.parity.draws import Draws
 from maskattn.parity.mask_table import Shape, compose
 from maskattn.show import drawing, shrink, statistics
-from maskattn.show.gallery import COLUMNS, panels, write_gallery
 from maskattn.show.picture import write_png
 
 SHAPE = Shape(4, 24, 30, 2, 1, 8, 8)

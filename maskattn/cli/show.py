@@ -64,7 +64,7 @@ def command(
     or a recipe: with arguments ("recipes.mistral(4096)"), or its example (recipes.longformer).
     """
     if gallery is not None:
-        from maskattn.show.gallery import write_gallery
+        from maskattn.cli._gallery import write_gallery
 
         count = _or_say(write_gallery, gallery)
         click.echo(f"{gallery}: {count} masks, {gallery.stat().st_size // 1000} kB")

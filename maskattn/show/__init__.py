@@ -1,4 +1,4 @@
-"""Seeing a mask: figures, a drawing in the terminal, a picture, and the gallery of all of them."""
+"""Seeing a mask: figures, a drawing in the terminal, a picture."""
 
 from __future__ import annotations
 

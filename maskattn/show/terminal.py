@@ -52,10 +52,8 @@ def drawing(
         side = max(-(-kv_len // room[0]), -(-q_len // (2 * room[1])))
         densities = shrink(mask, q_len, kv_len, (2 * side, side), batch, head)
         lines = ["".join(_shade(density) for density in row) for row in densities]
-        note, marks = (
-            f"one character = {2 * side} queries x {side} keys",
-            [str(2 * side * i) for i in range(len(lines))],
-        )
+        note = f"one character = {2 * side} queries x {side} keys"
+        marks = [str(2 * side * i) for i in range(len(lines))]
     text = "\n".join(_framed(lines, marks, kv_len, label, note))
     return "".join(_ASCII.get(c, c) for c in text) if ascii_only else text
 
