@@ -153,15 +153,16 @@ LITERAL_ENTRIES = 32
 def literal(value: Any) -> str:
     """A field's value as `repr` shows it, in the words that `masks.parse` reads back.
 
-    Small NumPy arrays are nested lists, with their dtype where a list would not give it: [1, 3], int32([1, 3]). Larger
-    ones, and arrays of a framework (which may be on a device, or traced), are dtype and shape alone: int64[2, 1000].
+    Small NumPy arrays of bools and integers are nested lists, with their dtype where a list would not give it: [1, 3],
+    int32([1, 3]). Others, and arrays of a framework (which may be on a device, or traced), are dtype and shape alone:
+    int64[2, 1000].
     """
     if not hasattr(value, "dtype"):
         return repr(value)
     size = 1
     for length in value.shape:
         size *= length
-    if not isinstance(value, np.ndarray) or size > LITERAL_ENTRIES or size == 0:
+    if not isinstance(value, np.ndarray) or value.dtype.kind not in "biu" or not 0 < size <= LITERAL_ENTRIES:
         return f"{dtype_name(value)}{list(value.shape)}"
     listed = repr(value.tolist())
     return listed if value.ndim and value.dtype in (np.bool_, np.int64) else f"{dtype_name(value)}({listed})"
