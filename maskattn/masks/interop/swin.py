@@ -38,8 +38,9 @@ def from_swin(attn_mask: Array | None) -> Mask:
     keep = None if found is None or inputs.faults else to_numpy(is_zero(inputs, "attn_mask", found, -100.0))
     inputs.done()
     assert keep is not None
+    windows, size = keep.shape[:2]
     for candidate in _candidates(keep):
-        if (candidate.dense(*keep.shape[1:], len(keep))[:, 0] == keep).all():
+        if (candidate.dense(size, size, windows)[:, 0] == keep).all():
             return candidate
     raise ValueError(f"from_swin: no grid, window and shift give this attn_mask {list(keep.shape)}: use from_additive")
 
