@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from maskattn.checks import check_config
 from maskattn.config import AttentionConfig
-from maskattn_jax.multihead import _attend, _own_linear, _prepare, _project_by
+from maskattn_jax.multihead import _attend, _own_linear, _prepare, _project_by, _project_in
 from maskattn_jax.seed import seed_config, soft_mask
 
 Array = Any
@@ -67,33 +67,40 @@ class MultiHeadAttention(nn.Module):
         deterministic = True if not (config.dropout_rate or config.out_dropout_rate) else _merge(self, deterministic)
         query, key, value = _prepare("MultiHeadAttention", config, query, key, value, deterministic)
         if config.project:
-            heads = (config.num_heads, config.qk_head_dim)
-            query = self._project("query", query, heads, config.qkv_bias, kernel)
-            heads = (config.kv_heads, config.qk_head_dim)
-            key = self._project("key", key, heads, config.qkv_bias, kernel)
-            heads = (config.kv_heads, config.value_head_dim)
-            value = self._project("value", value, heads, config.qkv_bias, kernel)
+            layers = (
+                self._layer("query", (config.num_heads, config.qk_head_dim), config.qkv_bias),
+                self._layer("key", (config.kv_heads, config.qk_head_dim), config.qkv_bias),
+                self._layer("value", (config.kv_heads, config.value_head_dim), config.qkv_bias),
+            )
+            # to initialise, Flax must call its layers
+            query, key, value = _project_in(
+                layers, (query, key, value), "auto" if self.is_initializing() else kernel, _parameters
+            )
         out = _attend(config, query, key, value, mask, bias, kernel)
         if not config.project:
             return out.reshape(*out.shape[:2], config.output_dim)
-        return self._project("out", out, (config.output_dim,), config.out_bias, kernel)
+        layer = self._layer("out", (config.output_dim,), config.out_bias)
+        own = _own_linear(kernel)
+        if own is None or self.is_initializing():
+            return layer(out)
+        return _project_by(own, out, *_parameters(layer), 2, self.dtype)
 
-    def _project(self, name: str, x: Array, features: tuple[int, ...], use_bias: bool, kernel: str) -> Array:
-        axes = (-2, -1) if name == "out" else (-1,)
-        layer = nn.DenseGeneral(
+    def _layer(self, name: str, features: tuple[int, ...], use_bias: bool) -> nn.DenseGeneral:
+        return nn.DenseGeneral(
             features,
-            axis=axes,
+            axis=(-2, -1) if name == "out" else (-1,),
             use_bias=use_bias,
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             precision="highest",
             name=name,
         )
-        own = _own_linear(kernel)
-        if own is None or self.is_initializing():
-            return layer(x)
-        parameters = layer.variables["params"]
-        return _project_by(own, x, parameters["kernel"], parameters.get("bias"), len(axes), self.dtype)
+
+
+def _parameters(layer: nn.DenseGeneral) -> tuple[Array, Array | None]:
+    """Kernel and bias (or None) of a bound layer."""
+    found = layer.variables["params"]
+    return found["kernel"], found.get("bias")
 
 
 def _merge(module: MultiHeadAttention, deterministic: bool | None) -> bool:

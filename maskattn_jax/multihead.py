@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+from collections.abc import Callable
 from typing import Any
 
 import jax.numpy as jnp
@@ -82,9 +84,8 @@ class MultiHeadAttention(nnx.Module):
         deterministic = self.deterministic if deterministic is None else deterministic
         query, key, value = _prepare(type(self).__name__, self.config, query, key, value, deterministic)
         if self.config.project:
-            query = _project(self.query, query, kernel)
-            key = _project(self.key, key, kernel)
-            value = _project(self.value, value, kernel)
+            layers = (self.query, self.key, self.value)
+            query, key, value = _project_in(layers, (query, key, value), kernel, _parameters)
         out = _attend(self.config, query, key, value, mask, bias, kernel)
         return (
             _project(self.out, out, kernel)
@@ -130,13 +131,43 @@ def _attend(
     )
 
 
+def _parameters(layer: Any) -> tuple[Array, Array | None]:
+    """Kernel and bias (or None) of a layer."""
+    return layer.kernel[...], None if layer.bias is None else layer.bias[...]
+
+
 def _project(layer: Any, x: Array, kernel: str) -> Array:
     """The layer applied to x; by the kernel's own `linear` where it brings one."""
     own = _own_linear(kernel)
     if own is None:
         return layer(x)
-    bias = None if layer.bias is None else layer.bias[...]
-    return _project_by(own, x, layer.kernel[...], bias, len(layer.in_features), layer.dtype)
+    return _project_by(own, x, *_parameters(layer), len(layer.in_features), layer.dtype)
+
+
+def _project_in(
+    layers: tuple[Any, ...], inputs: tuple[Array, ...], kernel: str, parameters: Callable[[Any], Any]
+) -> list[Array]:
+    """The layers of query, key and value applied to their inputs; by the kernel's own `linear` where it brings one.
+
+    Where all three read one input, that is one linear map, as in the PyTorch twin: the input's gradient is then one sum
+    in one order, rounded once.
+    """
+    own = _own_linear(kernel)
+    if own is None:
+        return [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+    dtype = layers[0].dtype
+    found = [parameters(layer) for layer in layers]
+    if any(x is not inputs[0] for x in inputs):
+        return [_project_by(own, x, weight, bias, 1, dtype) for x, (weight, bias) in zip(inputs, found, strict=True)]
+    shapes = [weight.shape[1:] for weight, _ in found]
+    weight = jnp.concatenate([w.reshape(w.shape[0], -1) for w, _ in found], axis=1)
+    bias = None if found[0][1] is None else jnp.concatenate([b.reshape(-1) for _, b in found])
+    out = _project_by(own, inputs[0], weight, bias, 1, dtype)
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    return [
+        part.reshape(*part.shape[:-1], *shape)
+        for part, shape in zip(jnp.split(out, ends[:-1], axis=-1), shapes, strict=True)
+    ]
 
 
 def _own_linear(kernel: str) -> Any:
