@@ -209,6 +209,14 @@ def _bits_range(words: tuple[int, int], start: int, stop: int, width: int = 32) 
     return out
 
 
+def bits_each(keys: Array, count: int) -> Array:
+    """`bits(key, (count,))` for each of many keys at once: uint32 [n, 2] -> uint32 [n, count]."""
+    x0 = np.zeros((len(keys), count), np.uint32)
+    x1 = np.tile(np.arange(count, dtype=np.uint32), (len(keys), 1))
+    _threefry2x32(keys[:, :1], keys[:, 1:], x0, x1)
+    return x0 ^ x1
+
+
 def _unit_range(words: tuple[int, int], start: int, stop: int, dtype: Any) -> Array:
     """Elements start to stop - 1 of the flat `uniform(key, ..., dtype)`: random significands in [1, 2), less 1."""
     drawn, explicit = _FLOATS[dtype]
@@ -228,8 +236,11 @@ def _hash_range(k0: int, k1: int, start: int, stop: int) -> tuple[Array, Array]:
     return x0, x1
 
 
-def _threefry2x32(k0: int, k1: int, x0: Array, x1: Array) -> None:
-    """Threefry-2x32, 20 rounds, in place on two uint32 arrays; all arithmetic modulo 2**32."""
+def _threefry2x32(k0: int | Array, k1: int | Array, x0: Array, x1: Array) -> None:
+    """Threefry-2x32, 20 rounds, in place on two uint32 arrays; all arithmetic modulo 2**32.
+
+    The words of the key are ints, or uint32 arrays that broadcast to the counters: a key for each.
+    """
     keys = (k0, k1, k0 ^ k1 ^ _PARITY)
     x0 += np.uint32(k0)
     x1 += np.uint32(k1)

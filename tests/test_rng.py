@@ -226,3 +226,9 @@ def test_results_are_the_callers_own():
 def test_bad_input_is_named(call, error, says):
     with pytest.raises(error, match=says):
         call()
+
+
+def test_many_keys_at_once_draw_what_each_draws():
+    keys = rng.fold_in(rng.key(5), np.arange(7))
+    together = rng.bits_each(keys, 3)
+    assert np.array_equal(together, np.stack([rng.bits(key, (3,)) for key in keys]))

@@ -13,6 +13,8 @@ from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import gather
 
+_MOST = 1 << 24  # blocks drawn for one mask: a size that came from a file must not take all memory
+
 
 @dataclass(frozen=True)
 class RandomBlocks(Mask):
@@ -65,6 +67,8 @@ class RandomBlocks(Mask):
             inputs.fault(f"seed must be less than 2**31, got {seed}")
         if not inputs.faults and count > kv_blocks:
             inputs.fault(f"blocks_per_row must be at most kv_blocks {kv_blocks}, got {count}")
+        if not inputs.faults and kv_blocks * count > _MOST:
+            inputs.fault(f"kv_blocks * blocks_per_row must be at most {_MOST}, got {kv_blocks * count}")
         inputs.done()
         for name, value in zip(self._of_kind("static"), (seed, block_size, count, kv_blocks), strict=True):
             object.__setattr__(self, name, value)
@@ -123,7 +127,7 @@ def _draw(seed: int, count: int, kv_blocks: int) -> np.ndarray:
     """`count` distinct numbers below kv_blocks for each of kv_blocks rows: int64 [kv_blocks, count], rows sorted."""
     blocks = np.empty((kv_blocks, count), np.int64)
     keys = rng.fold_in(rng.key(seed), np.arange(kv_blocks))
-    words = np.array([rng.bits(key, (count,)) for key in keys], np.int64).reshape(kv_blocks, count)
+    words = rng.bits_each(keys, count).astype(np.int64)
     for place, most in enumerate(range(kv_blocks - count, kv_blocks)):
         candidate = words[:, place] % (most + 1)
         taken = (blocks[:, :place] == candidate[:, None]).any(axis=1)
