@@ -5,8 +5,11 @@ import shlex
 from pathlib import Path
 
 import click
+import pytest
 
 from maskattn.cli.main import main
+from maskattn.parity.cases import registry
+from maskattn.parity.run import run
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -16,18 +19,38 @@ def blocks(language):
     return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
 
 
-def test_the_python_blocks_run_one_after_the_other():
+@pytest.fixture(scope="module")
+def names():
+    """What the python blocks define, run one after the other."""
     code = blocks("python")
-    assert len(code) == 3
+    assert len(code) == 5
     namespace = {}
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
+    return namespace
+
+
+def test_the_python_blocks_run_one_after_the_other(names):
+    assert {"in_jax", "in_torch", "for_flax", "jax_module", "ADAPTER"} <= set(names)
+
+
+def test_the_adapter_holds_where_it_runs_and_says_why_elsewhere(names):
+    families = {"Full", "Causal", "Segments", "options", "planted", "MultiHeadAttention"}
+    cases = [case for case in registry() if case.family in families and case.dtype in ("float32", "float16")]
+    result = run(cases, [names["ADAPTER"]], kernel="reference")
+    assert not result.failures, "\n".join(result.failures)
+    held = {outcome.case.family for outcome in result.outcomes if outcome.status == "held"}
+    assert {"Full", "Causal", "options"} <= held and result.elements > 1000
+    reasons = {reason for outcome in result.not_run for reason in outcome.reasons}
+    assert {"plain attention only", "float32 only", "nan_masked: declared 'leaks'"} <= reasons
+    assert "empty_rows: asked 'zero', declared 'nan'" in reasons and result.exit_code == 3
 
 
 def test_the_commands_and_their_options_exist():
-    lines = "".join(blocks("sh")).splitlines() + re.findall(r"`(maskattn parity[^`]*)`", TEXT)
-    called = [shlex.split(line) for line in lines if line.startswith("maskattn ")]
-    assert called
+    lines = "".join(blocks("sh")).splitlines() + re.findall(r"`(maskattn (?:parity|show)[^`]*)`", TEXT)
+    called = [shlex.split(line.removeprefix("PYTHONPATH=. ")) for line in lines]
+    called = [words for words in called if words[0] == "maskattn"]
+    assert {words[1] for words in called} == {"parity", "show"}
     for _, name, *arguments in called:
         command = main.get_command(click.Context(main), name)
         assert command is not None, name
@@ -48,3 +71,13 @@ def test_every_link_leads_to_a_file():
     for file in ("README.md", "CHANGELOG.md", "CONTRIBUTING.md"):
         for link in re.findall(r"\]\(([^)#]+)\)", (ROOT / file).read_text(encoding="utf-8")):
             assert link.startswith("https://") or (ROOT / link).exists(), f"{file}: {link}"
+
+
+def test_what_is_said_to_be_missing_is_missing():
+    import maskattn_jax.kernels
+    from maskattn import layouts
+
+    missing = TEXT.split("## What is not there yet")[1].split("## More")[0]
+    assert {"blockwise", "fused"} & set(maskattn_jax.kernels.KERNELS) == set() and "`blockwise`" in missing
+    assert "convert" not in main.list_commands(click.Context(main)) and "A command that converts files" in missing
+    assert set(re.findall(r"`([a-z]+-[a-z]+)`", missing)) == set(layouts.names()) - {"canonical"}
