@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import jax
@@ -64,7 +64,7 @@ class Adapter:
             if cotangent is not None:
                 given = (from_numpy(cotangent["output"]), from_numpy(cotangent["lse"]))
             s, mask = case.shape, case.mask
-            dense = None if mask is None else lower.to_dense(mask, s.q_len, s.kv_len, s.batch, s.heads)
+            dense = None if mask is None else _lowered(mask, s.q_len, s.kv_len, s.batch, s.heads)
             jitted = self.mode in ("jit", "jit-mask") and case.empty_rows != "error"
             if self.mode == "jit" and jitted:
                 mask = dense
@@ -76,7 +76,7 @@ class Adapter:
             return results | {f"d_{name}": to_numpy(grad) for name, grad in gradients.items()}
 
     def _differentiated(self, case: Case, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, jax.Array]:
-        names = ["query", "key", "value", *(["bias"] if isinstance(case.bias, str) else []), "sinks"]
+        names = ["query", "key", "value", *(["bias"] if isinstance(case.bias, str) else []), "sinks", "table"]
         return {name: from_numpy(inputs[name]) for name in names if name in inputs}
 
     @contextlib.contextmanager
@@ -129,12 +129,13 @@ def _attend(
     scale, softcap, empty_rows, kernel = options
 
     def forward(arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        added = replace(bias, table=arrays["table"]) if "table" in arrays else bias
         return functional.attention(
             arrays["query"],
             arrays["key"],
             arrays["value"],
             mask,
-            bias=arrays.get("bias", bias),
+            bias=arrays.get("bias", added),
             scale=scale,
             softcap=softcap,
             sinks=arrays.get("sinks"),
@@ -150,5 +151,8 @@ def _attend(
 
 
 _compiled = functools.partial(jax.jit, static_argnums=4)(_attend)
+
+#: One compilation a mask, where every operation of it would be one.
+_lowered = jax.jit(lower.to_dense, static_argnums=(1, 2, 3, 4))
 
 ADAPTER = Adapter()

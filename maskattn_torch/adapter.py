@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import ml_dtypes
@@ -57,6 +57,7 @@ class Adapter:
             return self._run_module(case, inputs, weights or {}, cotangent)
         arrays = self._differentiated(case, inputs)
         bias = arrays["bias"] if "bias" in arrays else case.bias
+        bias = replace(bias, table=arrays["table"]) if "table" in arrays else bias
         output, lse = functional.attention(
             arrays["query"],
             arrays["key"],
@@ -81,7 +82,7 @@ class Adapter:
         return results
 
     def _differentiated(self, case: Case, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
-        names = ["query", "key", "value", *(["bias"] if isinstance(case.bias, str) else []), "sinks"]
+        names = ["query", "key", "value", *(["bias"] if isinstance(case.bias, str) else []), "sinks", "table"]
         return {name: from_numpy(inputs[name]).requires_grad_() for name in names if name in inputs}
 
     def _run_module(

@@ -6,11 +6,11 @@ from maskattn.parity.cases import Case, registry
 
 
 def groups() -> dict[str, list[Case]]:
-    """Cases by shape and dtype (modules and options: by what they are), in the registry's order."""
+    """Cases by shape and dtype (recipes, biases, options and modules: by what they are), in the registry's order."""
     found: dict[str, list[Case]] = {}
     for case in registry():
         parts = case.id.split("/")
-        if case.family in ("options", "MultiHeadAttention"):
+        if case.family in ("recipe", "bias", "options", "MultiHeadAttention"):
             name = f"{case.family}-{case.dtype}"
         elif case.family == "planted":
             name = f"square-{case.dtype}"

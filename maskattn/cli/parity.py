@@ -31,6 +31,7 @@ __all__ = ["command"]
 @click.option("--faults", is_flag=True, help="Plant the known faults in each twin and show that each is caught.")
 @click.option("--list", "list_only", is_flag=True, help="List the cases and run none.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
+@click.option("--html", "html_path", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of it here.")
 @click.option("--verbose", is_flag=True, help="Show every failure, not the first 20.")
 def command(
     pattern: str | None,
@@ -46,6 +47,7 @@ def command(
     faults: bool,
     list_only: bool,
     json_path: Path | None,
+    html_path: Path | None,
     verbose: bool,
 ) -> None:
     """Run the same attention in every implementation and compare.
@@ -57,6 +59,10 @@ def command(
     from rich.console import Console
 
     console = Console()
+    if html_path is not None and (real or checkpoint or faults or list_only):
+        raise click.UsageError(
+            "--html is the page of a run of cases: not with --real, --checkpoint, --faults or --list"
+        )
     if real or checkpoint:
         from maskattn.parity import checkpoint as on_checkpoint
 
@@ -75,7 +81,7 @@ def command(
         return
     if not selected and not samples:
         raise click.UsageError(f"--cases {pattern!r} matches none of the cases; --list shows their ids")
-    raise SystemExit(_run(console, selected, kernel, samples, specs, json_path, verbose))
+    raise SystemExit(_run(console, selected, kernel, samples, specs, json_path, html_path, verbose))
 
 
 def _run(
@@ -85,6 +91,7 @@ def _run(
     samples: int,
     specs: tuple[str, ...],
     json_path: Path | None,
+    html_path: Path | None,
     verbose: bool,
 ) -> int:
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -103,6 +110,13 @@ def _run(
     report.render(result, console, verbose=verbose)
     if json_path is not None:
         json_path.write_text(report.as_json(result))
+    if html_path is not None:
+        from maskattn.parity import page
+
+        try:
+            page.write(result, html_path)
+        except OSError as error:
+            raise click.ClickException(f"cannot write {html_path}: {error.strerror}") from error
     return result.exit_code
 
 

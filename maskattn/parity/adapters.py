@@ -8,8 +8,8 @@
 
 `inputs` holds query, key, value, mask (dense bool [B, H, L, S], True = may attend) and, where the case has them, bias
 and sinks; `weights` the canonical parameters of a module's case. Results: output, lse and, where a cotangent is given,
-d_query, d_key, d_value, d_bias, d_sinks (for a module: output, d_query, and where they are separate inputs d_key and
-d_value, and `d_` + name for each of its weights). What a case asks for by mistake must raise, not return.
+d_query, d_key, d_value, d_bias, d_sinks and d_table (for a module: output, d_query, where they are separate inputs
+d_key and d_value, and `d_` + name for each of its weights). What a case asks for by mistake must raise, not return.
 
 `conventions` declares where an implementation is known to differ: `empty_rows` (the policy it has whatever is asked),
 `causal_alignment` ("start" or "end"), `nan_masked` ("kept out" or "leaks").
@@ -103,7 +103,9 @@ class NumpyExact:
     ) -> dict[str, Array]:
         """As `Adapter.run`."""
         from maskattn import exact
+        from maskattn.exact.table import row_sums
         from maskattn.parity import numpy_module
+        from maskattn.parity.cases import bias_rows
         from maskattn.parity.checks import options
 
         if case.config is not None:
@@ -120,6 +122,10 @@ class NumpyExact:
         for name, gradient in zip(("d_query", "d_key", "d_value", "d_bias", "d_sinks"), gradients, strict=True):
             if gradient is not None and (name != "d_bias" or isinstance(case.bias, str)):
                 results[name] = np.asarray(gradient)
+        if case.table is not None:
+            numbers = np.arange(len(case.table))
+            rows = bias_rows(case.bias, case.shape)
+            results["d_table"] = np.asarray(row_sums(exact.NumpyOps(), gradients[3], rows, numbers))
         return results
 
 

@@ -6,6 +6,7 @@ A case is data. Everything in it, and every number `inputs` makes from it, follo
 from __future__ import annotations
 
 import fnmatch
+import functools
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,20 +16,24 @@ import numpy as np
 
 from maskattn import biases, masks
 from maskattn.config import AttentionConfig
+from maskattn.masks._base import grid
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import MASKS, Shape, compose, make
+from maskattn.parity.mask_table import Shape, compose, families
 
 Array = np.ndarray[Any, Any]
 
 DTYPES = ("float64", "float32", "bfloat16", "float16")
 
-#: Few shapes, since JAX compiles each once; D, Dv and H are distinct primes, since equal sizes hide exchanged axes.
-SQUARE = Shape(batch=4, q_len=24, kv_len=24, heads=3, kv_heads=3, head_dim=7, v_head_dim=5)
-WIDE = Shape(batch=2, q_len=5, kv_len=17, heads=4, kv_heads=2, head_dim=7, v_head_dim=3)
+#: Few shapes, since JAX compiles each once: grouped, equal and single key/value heads. D and Dv are distinct primes,
+#: since equal sizes hide exchanged axes.
+SQUARE = Shape(batch=4, q_len=24, kv_len=24, heads=6, kv_heads=2, head_dim=7, v_head_dim=5)
+WIDE = Shape(batch=2, q_len=5, kv_len=17, heads=3, kv_heads=3, head_dim=7, v_head_dim=3)
 TALL = Shape(batch=3, q_len=13, kv_len=7, heads=5, kv_heads=1, head_dim=3, v_head_dim=5)
 ROW = Shape(batch=2, q_len=1, kv_len=11, heads=2, kv_heads=2, head_dim=5, v_head_dim=3)
 ONE = Shape(batch=1, q_len=1, kv_len=1, heads=1, kv_heads=1, head_dim=3, v_head_dim=2)
 SHAPES = {"square": SQUARE, "wide": WIDE, "tall": TALL, "row": ROW, "one": ONE}
+#: Those on which every mask runs by itself; the others are for compositions.
+ALONE = ("square", "wide", "tall")
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,6 +92,11 @@ class Case:
         return np.ascontiguousarray(np.broadcast_to(dense, s.scores))
 
     @property
+    def table(self) -> Array | None:
+        """The learned table of the bias, which is differentiated too, or None."""
+        return self.bias.table if isinstance(self.bias, biases.TableBias) else None
+
+    @property
     def must_raise(self) -> bool:
         """Whether the right answer is an error: `empty_rows="error"` and a row that may attend to nothing."""
         return self.empty_rows == "error" and not self.sinks and not self.allowed.any(axis=-1).all()
@@ -125,15 +135,23 @@ def inputs(case: Case) -> dict[str, Array]:
         made["bias"] = bias.astype(dtype)
     elif case.bias is not None:
         made["bias"] = np.broadcast_to(bias_values(case.bias, s), s.scores).astype(case.lse_dtype)
+    if case.table is not None:
+        made["table"] = case.table
     if case.sinks:
         made["sinks"] = draws.normal((s.heads,)).astype(dtype)
     return made
 
 
 def bias_values(bias: Any, shape: Shape) -> Array:
-    """A `Bias` object's values, broadcastable to [B, H, L, S]."""
-    b, h, q, k = np.ogrid[: shape.batch, : shape.heads, : shape.q_len, : shape.kv_len]
-    return np.asarray(bias.values(b, h, q, k))
+    """A `Bias` object's values, broadcastable to [B, H, L, S]: size 1 on the axes that it does not read."""
+    return np.asarray(bias.values(*grid(bias.depends, shape.scores, np.arange)))
+
+
+def bias_rows(bias: biases.TableBias, shape: Shape) -> Array:
+    """The row of its table for each of `bias_values`, int64 [B or 1, 1, L, S]."""
+    b, _, q, k = grid(bias.depends, shape.scores, np.arange)
+    rows = np.asarray(bias.rows(b, q, k))
+    return np.broadcast_to(rows, (len(b), 1, shape.q_len, shape.kv_len)).astype(np.int64)
 
 
 def cotangent(case: Case) -> dict[str, Array]:
@@ -162,36 +180,38 @@ def plant(case: Case, array: Array, number: float) -> Array:
 
 def registry() -> Iterator[Case]:
     """Every case of the suite, in a fixed order."""
-    from maskattn.parity import more_cases
+    from maskattn.parity import more_cases, zoo_cases
 
     yield from _alone()
+    yield from zoo_cases.recipes()
+    yield from zoo_cases.biases()
     yield from more_cases.options()
     yield from more_cases.planted()
     yield from more_cases.modules()
-    yield from (composition(number) for number in range(60))
+    yield from (composition(number) for number in range(COMPOSITIONS))
 
 
 def _alone() -> Iterator[Case]:
-    """Every mask by itself: every variant in float32 on every shape it fits, its first in every dtype
-    with as many kv heads as heads, fewer, and one."""
-    for family, makers in MASKS.items():
-        for shape_name, shape in SHAPES.items():
-            for variant in range(len(makers)):
-                for dtype in DTYPES:
-                    if dtype != "float32" and (variant or shape_name in ("row", "one")):
-                        continue
+    """Every mask by itself: all its examples in float32 on three shapes, the first on the square in every dtype."""
+    for family, cls in families().items():
+        for shape_name in ALONE:
+            shape = SHAPES[shape_name]
+            for variant, mask in enumerate(cls.examples(shape, Draws(f"{family}/{shape_name}"))):
+                for dtype in DTYPES if shape_name == "square" and not variant else ("float32",):
                     name = f"{family}/{shape_name}/{dtype}/{variant}"
-                    draws = Draws(name)
-                    mask = make(family, variant, shape, draws)
-                    if mask is not None:
-                        tags = frozenset({"smoke"}) if shape_name == "square" and not variant else frozenset()
-                        yield Case(name, family, shape, dtype, mask, seed=draws.integer(0, 1 << 30), tags=tags)
+                    tags = frozenset({"smoke"}) if shape_name == "square" and not variant else frozenset()
+                    yield Case(name, family, shape, dtype, mask, seed=Draws(name).integer(0, 1 << 30), tags=tags)
+
+
+#: How many random expressions are in the registry, and the shapes and dtypes that they take in turn.
+COMPOSITIONS = 48
+_TURNS = ("square", "wide", "one", "tall", "square", "row", "wide", "tall")
 
 
 def composition(number: int, shape_name: str | None = None, dtype: str | None = None) -> Case:
     """Case `number` of the endless list of random expressions of masks, on a shape and in a dtype of its own choice."""
-    shape_name = shape_name or ("square", "square", "wide", "tall")[number % 4]
-    dtype = dtype or ("float32", "float32", "float64", "float32", "bfloat16", "float32", "float16")[number % 7]
+    shape_name = shape_name or _TURNS[number % len(_TURNS)]
+    dtype = dtype or (DTYPES[number // len(_TURNS) % len(DTYPES)] if shape_name == "square" else "float32")
     name = f"composition/{shape_name}/{dtype}/{number}"
     draws = Draws(name)
     mask = compose(SHAPES[shape_name], draws, depth=1 + number % 4)
@@ -230,13 +250,19 @@ def get(case_id: str) -> Case:
     """The case of this id, or a KeyError with the nearest ids."""
     import difflib
 
-    known = {case.id: case for case in registry()}
+    known = _by_id(tuple(families()))
     if case_id not in known:
         near = difflib.get_close_matches(case_id, known, n=3)
         raise KeyError(
             f"case id: expected an id of the registry, got {case_id!r}; near it: {', '.join(near) or 'none'}"
         )
     return known[case_id]
+
+
+@functools.lru_cache(maxsize=1)
+def _by_id(_: tuple[str, ...]) -> dict[str, Case]:
+    """The registry by id, made anew where the library has another mask."""
+    return {case.id: case for case in registry()}
 
 
 __all__ = ["DTYPES", "SHAPES", "Case", "biases", "cotangent", "fresh", "get", "inputs", "registry", "select"]

@@ -13,7 +13,7 @@ import numpy as np
 
 from maskattn import oracle
 from maskattn.parity import standards
-from maskattn.parity.cases import Case, bias_values
+from maskattn.parity.cases import Case, bias_rows, bias_values
 from maskattn.parity.findings import Finding, bits_equal
 
 Array = np.ndarray[Any, Any]
@@ -57,11 +57,23 @@ def judge(case: Case, inputs: dict[str, Array], cotangent: dict[str, Array], dty
             continue
         if getattr(grads, of) is not None:
             right[name], magnitude[name] = getattr(grads, of), getattr(sizes, of)
+    if case.table is not None:
+        assert grads.bias is not None and sizes.bias is not None
+        right["d_table"], magnitude["d_table"] = table_sums(case, grads.bias), table_sums(case, sizes.bias)
     largest = {name: float(np.nan_to_num(np.asarray(a, np.float64)).max(initial=0)) for name, a in magnitude.items()}
     allowed = inputs["mask"]
     if kept["bias"] is not None:
         allowed = allowed & (np.asarray(kept["bias"]) != -np.inf)
     return Verdict(right, largest, sizes.logit, max(case.shape.q_len, case.shape.kv_len), allowed)
+
+
+def table_sums(case: Case, d_values: Array) -> Array:
+    """The gradient of a bias's table from that of its values, summed in their dtype: [rows, H]."""
+    assert case.table is not None
+    values, count = np.moveaxis(np.asarray(d_values), 1, -1), case.table.shape[0]
+    found = np.zeros((count, values.shape[-1]), values.dtype)
+    np.add.at(found, bias_rows(case.bias, case.shape)[:, 0], values)
+    return found
 
 
 def form(case: Case, subject: str, results: dict[str, Array], verdict: Verdict) -> list[Finding]:
@@ -109,7 +121,7 @@ def tier1(case: Case, subject: str, results: dict[str, Array], verdict: Verdict)
     found, limit = [], standards.value("tier1.ulp")
     for name, right in verdict.right.items():
         got = results[name]
-        if got.dtype == np.float64:
+        if got.dtype == np.float64 or name == "d_table":  # a sum of results that are themselves rounded
             found.append(_tier2_one("tier1", subject, name, got, verdict))
             continue
         apart = ulp_errors(got, right, verdict.magnitude[name])

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maskattn.parity.cases import Case
-from maskattn.parity.checks import options
+from maskattn.parity.checks import options, table_sums
 
 Array = np.ndarray[Any, Any]
 
@@ -74,6 +74,9 @@ def run(case: Case, inputs: dict[str, Array], cotangent: dict[str, Array]) -> di
     if isinstance(case.bias, str):
         axes = tuple(i for i, n in enumerate(inputs["bias"].shape) if n == 1 and s.scores[i] != 1)
         results["d_bias"] = ds.sum(axis=axes, keepdims=True).astype(case.numpy_dtype)
+    if case.table is not None:
+        axes = tuple(i for i, n in enumerate(np.shape(given["bias"])) if n == 1 and s.scores[i] != 1)
+        results["d_table"] = table_sums(case, ds.sum(axis=axes, keepdims=True)).astype(case.numpy_dtype)
     if case.sinks:
         share = np.exp(sinks - highest) / total
         results["d_sinks"] = (share * (d_lse - delta)).sum(axis=(0, 2, 3)).astype(case.numpy_dtype)

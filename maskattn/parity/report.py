@@ -72,6 +72,10 @@ def _line(family: str, outcomes: list[Outcome]) -> Line:
 _ERRORS = ("tier1", "tier2", "plain", "module")
 
 
+#: By exit code.
+VERDICTS = {0: "every case ran and held", 1: "FAILED", 3: "what ran held; not every case ran"}
+
+
 def render(result: Result, console: Console, *, verbose: bool = False) -> None:
     """The table, the notes on what did not run, and every failure."""
     title = f"kernel {result.kernel}: {', '.join(result.subjects)}"
@@ -109,7 +113,7 @@ def render(result: Result, console: Console, *, verbose: bool = False) -> None:
     if len(failures) > 20 and not verbose:
         console.print(f"... and {len(failures) - 20} more (--verbose shows all)", style="red")
     ran = len({o.case.id for o in result.outcomes if o.findings})
-    verdict = {0: "every case ran and held", 1: "FAILED", 3: "what ran held; not every case ran"}[result.exit_code]
+    verdict = VERDICTS[result.exit_code]
     console.print(f"{ran} cases, {result.elements:,} numbers compared: {verdict}", style="bold")
 
 

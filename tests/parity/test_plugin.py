@@ -32,4 +32,4 @@ def test_a_broken_adapter_fails():
     tests = "parity_tests/test_parity.py"
     found = _python("-m", "pytest", "-q", "-p", "no:cacheprovider", impl, tests, "-k", "one")
     assert found.returncode == 1
-    assert "no such luck" in found.stdout and "Full/one/float32/0" in found.stdout
+    assert "no such luck" in found.stdout and "composition/one/float32/2" in found.stdout

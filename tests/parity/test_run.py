@@ -64,13 +64,13 @@ def test_the_plain_computation_keeps_tier_2():
 
 
 def test_an_exception_is_a_failure_with_its_case():
-    result = run([get("Full/one/float32/0")], [NumpyExact(), Broken()], kernel="exact")
+    result = run([get("Full/tall/float32/0")], [NumpyExact(), Broken()], kernel="exact")
     assert result.exit_code == 1
-    assert any("Full/one/float32/0" in line and "no such luck" in line for line in result.failures)
+    assert any("Full/tall/float32/0" in line and "no such luck" in line for line in result.failures)
 
 
 def test_a_missing_gradient_and_an_unraised_error_are_failures():
-    result = run([get("options/empty-error/float32"), get("Full/one/float32/0")], [Silent()])
+    result = run([get("options/empty-error/float32"), get("Full/tall/float32/0")], [Silent()])
     assert any("empty_rows='error'" in line for line in result.failures)
     assert any("d_key" in line and "missing" in line for line in result.failures)
 
@@ -131,3 +131,37 @@ def test_lines_measure_what_was_judged():
     assert [line.family for line in lines] == ["Empty", "Full"]
     assert lines[1].equal == 1.0 and 0.4 < lines[1].highest <= 0.5 and lines[1].status == "held"
     assert np.isfinite([line.worst for line in lines]).all()
+
+
+def test_a_page_that_needs_nothing_else(tmp_path):
+    """Every tag is closed, nothing is fetched, the figures are there, and a page that cannot be written changes
+    nothing."""
+    from html.parser import HTMLParser
+
+    target = tmp_path / "page.html"
+    numpy = ("--impl", "maskattn.parity.adapters:NumpyExact", "--html", str(target))
+    found = _invoke("--cases", "*/wide/float32/0", *numpy)
+    assert found.exit_code == 0, found.output
+    text, open_tags, seen = target.read_text(), [], []
+
+    class Parser(HTMLParser):
+        def handle_starttag(self, tag, attrs):
+            seen.append((tag, dict(attrs)))
+            if tag not in ("meta", "path"):
+                open_tags.append(tag)
+
+        def handle_endtag(self, tag):
+            if tag != "path":
+                assert open_tags.pop() == tag
+
+    Parser().feed(text)
+    assert not open_tags
+    assert not [tag for tag, attrs in seen if tag in ("script", "link", "img") or {"src", "href"} & set(attrs)]
+    assert "url(" not in text and "@import" not in text
+    pictures = [attrs["aria-label"] for tag, attrs in seen if tag == "svg"]
+    assert "Causal, 5 queries, 17 keys" in pictures and len(pictures) == text.count('class="card"') > 15
+    assert "tier1.ulp" in text and "every case ran and held" in text
+    assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
+    refused = _invoke("--cases", "Full/wide/*", *numpy[:3], str(tmp_path / "none" / "page.html"))
+    assert refused.exit_code == 1 and "cannot write" in refused.output
+    assert _invoke("--faults", *numpy).exit_code == 2
