@@ -197,6 +197,7 @@ FAULTS: tuple[Fault, ...] = (
         internals={"weighted_sum": lambda f, kept: f.matmul},
     ),
     Fault("qk-exchanged", "query and key projections exchanged", _EQUAL_HEADS, weights=_exchanged("query", "key")),
+    Fault("qv-exchanged", "query and value projections exchanged", _EQUAL_HEADS, weights=_exchanged("query", "value")),
     Fault("kv-exchanged", "key and value projections exchanged", _EQUAL_HEADS, weights=_exchanged("key", "value")),
     Fault(
         "kernel-transposed",

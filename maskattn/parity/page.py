@@ -44,6 +44,8 @@ def as_html(result: Result) -> str:
     verdict = report.VERDICTS[result.exit_code]
     differing = sum(line.differing for line in found)
     bits = f"{differing:,} bits differ" if result.kernel == "exact" else f"{differing:,} differ between implementations"
+    if len(result.subjects) < 2:
+        bits = "one implementation, so that no bits were compared"
     cards = "".join(_card(line, first[line.family], result.kernel) for line in found)
     versions = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in report.environment().items())
     limits = "".join(

@@ -79,11 +79,18 @@ VERDICTS = {0: "every case ran and held", 1: "FAILED", 3: "what ran held; not ev
 def render(result: Result, console: Console, *, verbose: bool = False) -> None:
     """The table, the notes on what did not run, and every failure."""
     title = f"kernel {result.kernel}: {', '.join(result.subjects)}"
-    table = Table(title=title, title_justify="left", header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table = Table(
+        title=title,
+        title_justify="left",
+        header_style="bold",
+        box=box.SIMPLE_HEAD,
+        padding=(0, 1, 0, 0),
+        pad_edge=False,
+    )
     table.add_column("mask", no_wrap=True)
     for column in (
-        "cases",
-        "numbers",
+        "\ncases",
+        "\nnumbers",
         "bits\ndiffer",
         "error/\nlimit",
         "ulp\np50",

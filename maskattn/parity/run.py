@@ -226,6 +226,8 @@ def _judge_one(
         same = (rounded == got[name]) | (np.isnan(right) & np.isnan(got[name].astype(np.float64)))
         if kernel == "exact" and got[name].dtype == np.float64:
             continue  # exact's own precision: the same bits everywhere, but not half an ulp
+        if kernel == "exact" and name == "d_table":
+            continue  # a sum of results that are themselves rounded
         outcome.equal += int(same.sum())
         if standards.is_narrow(got[name].dtype):
             outcome.narrow = (outcome.narrow[0] + int(same.sum()), outcome.narrow[1] + same.size)
