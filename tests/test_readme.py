@@ -1,12 +1,16 @@
 """The README does what it says: its Python runs, and its commands exist."""
 
+import doctest
 import re
 import shlex
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import click
 import pytest
 
+from maskattn import masks
 from maskattn.cli.main import main
 from maskattn.parity.cases import registry
 from maskattn.parity.run import run
@@ -15,8 +19,8 @@ ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def blocks(language):
-    return re.findall(rf"^```{language}\n(.*?)^```$", TEXT, re.DOTALL | re.MULTILINE)
+def blocks(language, text=TEXT):
+    return re.findall(rf"^```{language}\n(.*?)^```$", text, re.DOTALL | re.MULTILINE)
 
 
 @pytest.fixture(scope="module")
@@ -81,3 +85,18 @@ def test_what_is_said_to_be_missing_is_missing():
     assert {"blockwise", "fused"} & set(maskattn_jax.kernels.KERNELS) == set() and "`blockwise`" in missing
     assert "convert" not in main.list_commands(click.Context(main)) and "A command that converts files" in missing
     assert set(re.findall(r"`([a-z]+-[a-z]+)`", missing)) == set(layouts.names()) - {"canonical"}
+
+
+def test_the_mask_of_the_contributing_guide_is_one(monkeypatch):
+    (code,) = blocks("python", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"))
+    module = ModuleType("congruent")
+    monkeypatch.setitem(sys.modules, "congruent", module)
+    exec(compile(code, "CONTRIBUTING.md", "exec"), vars(module))
+    monkeypatch.setattr(masks, "Congruent", module.Congruent, raising=False)
+    for found in doctest.DocTestFinder().find(module.Congruent, "Congruent"):
+        assert not doctest.DocTestRunner().run(found).failed
+    mask = module.Congruent(3) & masks.Causal()
+    assert mask.dense(4, 4)[0, 0].astype(int).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]
+    assert "5 % 3 == 2 % 3 is true" in module.Congruent(3).why(0, 0, 5, 2)
+    with pytest.raises(ValueError, match="modulus must be at least 1, got 0"):
+        module.Congruent(0)
