@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskattn._fields import peek
-from maskattn._inputs import Inputs, describe
-from maskattn.masks._base import Mask, restrict
+from maskattn._inputs import Inputs
+from maskattn.masks._base import Mask, require_mask, restrict
 
 __all__ = ["EMPTY", "FULL", "MIXED", "Schedule", "empty_rows", "schedule"]
 
@@ -192,8 +192,7 @@ class _Layout(NamedTuple):
 def _settle(where: str, mask: Any, *sizes: Any) -> tuple[Mask, _Layout]:
     """The mask with its data in NumPy, and the sizes, 1 on axes that it does not read."""
     batch, heads, q_len, kv_len, q_block, kv_block = sizes
-    if not isinstance(mask, Mask):
-        raise TypeError(f"{where}: mask must be a Mask, got {describe(mask)}")
+    require_mask(where, mask)
 
     def concrete(array: Any) -> Array:
         found = peek(array)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -12,8 +12,8 @@ from jax.tree_util import GetAttrKey
 
 from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
 from maskattn.biases import Additive, Bias, DenseBias, TableBias
-from maskattn.masks import Full, Mask
-from maskattn.masks._base import AXES, grid
+from maskattn.masks import At, Full, Mask
+from maskattn.masks._base import AXES, grid, require_mask
 from maskattn.masks._evaluate import evaluate
 from maskattn_jax.lower_backends import to_dot_product_attention, to_splash_mask
 
@@ -30,6 +30,7 @@ __all__ = [
 ]
 
 _REGISTERED: set[type[Spec]] = set()
+_MOST = 1 << 30
 
 
 def register() -> None:
@@ -41,8 +42,9 @@ def bind(node: Any) -> Any:
     """The mask or bias with its data as JAX arrays (int64 becomes int32 unless x64 is on).
 
     Raises:
-        ValueError: an integer does not fit in int32 while x64 is off.
+        ValueError: an integer does not fit in int32 while x64 is off, or could leave it when added to a position.
     """
+    _check_integers(node)
     return node.map_data(_as_array)
 
 
@@ -96,6 +98,7 @@ def to_dense(mask: Mask, q_len: int, kv_len: int, batch: int | None = None, head
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
+    require_mask("to_dense", mask)
     sizes = mask.map_data(_readable).settle(q_len, kv_len, batch, heads)
     shape = tuple(sizes[axis] for axis in AXES)
     mask = bind(mask)
@@ -132,6 +135,33 @@ def _readable(array: Array) -> Array:
     on_cpu = array.is_fully_addressable and all(device.platform == "cpu" for device in array.devices())
     found = peek(array) if on_cpu and array.ndim == 1 else None
     return array if found is None else found
+
+
+def _check_integers(node: Any) -> None:
+    """Positions are int32 here: an int that is added to one must leave it room."""
+    _, (_, _, static) = node.flatten()
+    # a seed is used up when the mask is made
+    given = [(name, value) for name, value in static if name != "seed"]
+    if isinstance(node, At) and not jax.config.jax_enable_x64:
+        given += [(name, array) for name in node.data_fields() if (array := peek(getattr(node, name))) is not None]
+    for name, value in given:
+        if any(abs(number) > _MOST for number in _integers(value)):
+            raise ValueError(
+                f"{type(node).__name__}: {name} must lie within 2**30: positions are int32 in JAX, got {value}"
+            )
+    for child in node.children():
+        _check_integers(child)
+
+
+def _integers(value: Any) -> Iterator[int]:
+    """The ints in a static field, or the extremes of an array of ints."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, tuple):
+        for entry in value:
+            yield from _integers(entry)
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size:
+        yield from (int(value.min()), int(value.max()))
 
 
 def _as_array(array: Array) -> Array:

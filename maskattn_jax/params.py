@@ -92,8 +92,9 @@ def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
         return layout, _infer(layout, held, _name(module))
     hint = ": a Linen module holds no parameters, pass its variables" if isinstance(module, flax.linen.Module) else ""
     raise TypeError(
-        f"module must be a MultiHeadAttention or Attention of maskattn_jax, a flax.nnx.MultiHeadAttention, "
-        f"or Linen variables, got {_name(module)}{hint}"
+        "module must be a MultiHeadAttention or Attention of maskattn_jax or a flax.nnx.MultiHeadAttention; Linen: "
+        "load takes the module or an AttentionConfig and returns variables, dump takes the variables; "
+        f"got {_name(module)}{hint}"
     )
 
 

@@ -13,7 +13,7 @@ from torch.utils import _pytree
 from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
 from maskattn.biases import Additive, Bias, DenseBias, TableBias
 from maskattn.masks import Full, Mask
-from maskattn.masks._base import AXES, grid
+from maskattn.masks._base import AXES, grid, require_mask
 from maskattn.masks._evaluate import evaluate
 from maskattn_torch.lower_backends import to_block_mask
 
@@ -88,6 +88,7 @@ def to_dense(
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
+    require_mask("to_dense", mask)
     sizes = mask.map_data(_readable).settle(q_len, kv_len, batch, heads)
     shape = tuple(sizes[axis] for axis in AXES)
     mask = bind(mask, device=device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from maskattn.parity.cases import Case, registry
+from maskattn.parity.plugin import kernels
 
 
 def groups() -> dict[str, list[Case]]:
@@ -21,7 +22,8 @@ def groups() -> dict[str, list[Case]]:
 
 
 def pytest_generate_tests(metafunc: object) -> None:
-    """Tests that ask for `group` get every group of cases."""
+    """Tests that ask for `group` get every group of cases, under every kernel that is judged."""
     if "group" in metafunc.fixturenames:  # type: ignore[attr-defined]
         made = groups()
         metafunc.parametrize("group", list(made.values()), ids=list(made))  # type: ignore[attr-defined]
+        metafunc.parametrize("kernel", kernels(metafunc.config))  # type: ignore[attr-defined]

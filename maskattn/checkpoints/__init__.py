@@ -33,6 +33,8 @@ def open(path: str | os.PathLike[str]) -> Reader:
         ValueError: a suffix of no known format, a folder with none or several checkpoints, a damaged or hostile file.
             No Python object is ever unpickled; sizes are checked before memory is taken.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise TypeError(f"path: expected a str or a path, got {type(path).__name__}")
     where = Path(path)
     if where.is_dir():
         where = _in_folder(where)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,8 @@ __all__ = ["command"]
 @click.option("--cases", "pattern", metavar="GLOB", help="Only cases whose id matches, or contains, this.")
 @click.option(
     "--kernel",
-    default="exact",
-    show_default=True,
-    help="The twins' kernel. exact: every bit equal; any other: within the bounds of the float64 oracle.",
+    help="The twins' kernel. exact (the default): every bit equal; any other: within the bounds of the float64 oracle, "
+    "which is also what --impl is held to unless this says exact.",
 )
 @click.option(
     "--samples", type=click.IntRange(min=0), default=0, metavar="N", help="Draw random cases until N numbers."
@@ -35,7 +35,7 @@ __all__ = ["command"]
 @click.option("--verbose", is_flag=True, help="Show every failure, not the first 20.")
 def command(
     pattern: str | None,
-    kernel: str,
+    kernel: str | None,
     samples: int,
     specs: tuple[str, ...],
     checkpoint: str | None,
@@ -59,10 +59,14 @@ def command(
     from rich.console import Console
 
     console = Console()
-    if html_path is not None and (real or checkpoint or faults or list_only):
-        raise click.UsageError(
-            "--html is the page of a run of cases: not with --real, --checkpoint, --faults or --list"
-        )
+    kernel = kernel or ("given" if specs else "exact")
+    other = [name for name, on in {"--real": real, "--checkpoint": checkpoint, "--faults": faults}.items() if on]
+    of_cases = {"--cases": pattern, "--samples": samples, "--impl": specs, "--html": html_path, "--list": list_only}
+    _refuse_together(other, [name for name, on in of_cases.items() if on])
+    _refuse_unknown(kernel, specs)
+    for path in (json_path, html_path):
+        if path is not None and not path.absolute().parent.is_dir():
+            raise click.UsageError(f"cannot write {path}: there is no folder {path.absolute().parent}")
     if real or checkpoint:
         from maskattn.parity import checkpoint as on_checkpoint
 
@@ -82,6 +86,27 @@ def command(
     if not selected and not samples:
         raise click.UsageError(f"--cases {pattern!r} matches none of the cases; --list shows their ids")
     raise SystemExit(_run(console, selected, kernel, samples, specs, json_path, html_path, verbose))
+
+
+def _refuse_together(other: list[str], of_cases: list[str]) -> None:
+    if len(other) > 1:
+        raise click.UsageError(f"{' and '.join(other)} are runs of their own: give one")
+    if other and of_cases:
+        raise click.UsageError(f"{', '.join(of_cases)} belong to a run of cases: not with {other[0]}")
+
+
+def _refuse_unknown(kernel: str, specs: tuple[str, ...]) -> None:
+    """The twins' kernels are their own to name; either twin can be asked, and whichever is installed is."""
+    if specs:
+        return
+    for twin in ("maskattn_torch", "maskattn_jax"):
+        try:
+            known = importlib.import_module(f"{twin}.kernels").KERNELS
+        except ImportError:
+            continue
+        if kernel not in known:
+            raise click.UsageError(f"--kernel must be one of {', '.join(known)}, got {kernel!r}")
+        return
 
 
 def _run(
@@ -108,15 +133,15 @@ def _run(
 
         result = run.run(selected, implementations, kernel=kernel, samples=samples, progress=advance)
     report.render(result, console, verbose=verbose)
-    if json_path is not None:
-        json_path.write_text(report.as_json(result))
-    if html_path is not None:
-        from maskattn.parity import page
+    try:
+        if json_path is not None:
+            json_path.write_text(report.as_json(result))
+        if html_path is not None:
+            from maskattn.parity import page
 
-        try:
             page.write(result, html_path)
-        except OSError as error:
-            raise click.ClickException(f"cannot write {html_path}: {error.strerror}") from error
+    except OSError as error:
+        raise click.ClickException(f"cannot write {error.filename}: {error.strerror}") from error
     return result.exit_code
 
 

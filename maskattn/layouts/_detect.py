@@ -63,6 +63,8 @@ class Detection:
 
 def detect(tensors: Mapping[str, Any], config: AttentionConfig | None, layouts: Sequence[Layout]) -> Detection:
     """Judges each of ``layouts``; see ``maskattn.layouts.detect``."""
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors: expected a mapping of names to arrays, got {type(tensors).__name__}")
     fitting: list[Candidate] = []
     rejected: list[Candidate] = []
     for layout in layouts:

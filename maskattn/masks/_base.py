@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from maskattn._fields import Array, Spec, fill, to_numpy
-from maskattn._inputs import Inputs
+from maskattn._inputs import Inputs, describe
 from maskattn.masks._examples import Draws, Sizes
 
 AXES = ("batch", "heads", "q_len", "kv_len")
@@ -65,7 +65,8 @@ class Mask(Spec):
             (some, every), bool, of the broadcast shape: `some` False means that no pair of the tile is allowed, `every`
             True that all are. Both may be loose, never wrong.
         """
-        return True, False
+        indices = (b, h, q_lo, q_hi, k_lo, k_hi)
+        return fill(True, *indices), fill(False, *indices)
 
     @property
     def depends(self) -> frozenset[str]:
@@ -152,6 +153,14 @@ class Mask(Spec):
         """In words: which parts of the expression allow or forbid query q of row b, head h, to attend to key k."""
         from maskattn.masks._why import explain
 
+        inputs = Inputs("why")
+        sizes = self.sizes()
+        for name, index, axis in zip("bhqk", (b, h, q, k), AXES, strict=True):
+            number = inputs.integer(name, index, minimum=0)
+            # beyond the data a position is forbidden, which is an answer; a row or head that is not there has none
+            if name in "bh" and axis in sizes and isinstance(number, int) and number >= sizes[axis]:
+                inputs.fault(f"{name} must be less than {axis} {sizes[axis]}, got {number}")
+        inputs.done()
         return explain(self, b, h, q, k)
 
     def to_json(self) -> str:
@@ -171,12 +180,19 @@ class Mask(Spec):
     def __and__(self, other: Any) -> Mask:
         from maskattn.masks.algebra import conjunction
 
+        _refuse_array(other)
         return conjunction(self, other) if isinstance(other, Mask) else NotImplemented
 
     def __or__(self, other: Any) -> Mask:
         from maskattn.masks.algebra import disjunction
 
+        _refuse_array(other)
         return disjunction(self, other) if isinstance(other, Mask) else NotImplemented
+
+    #: NumPy leaves `array & mask` to the mask, which refuses it by name
+    __array_ufunc__ = None
+
+    __rand__, __ror__ = __and__, __or__
 
     def __invert__(self) -> Mask:
         from maskattn.masks.algebra import complement
@@ -185,6 +201,19 @@ class Mask(Spec):
 
     def __bool__(self) -> bool:
         raise TypeError(f"{type(self).__name__} has no truth value: combine masks with & | ~, not with and, or, not")
+
+
+def require_mask(where: str, mask: Any) -> None:
+    """A TypeError that names the argument where it is no mask."""
+    if not isinstance(mask, Mask):
+        raise TypeError(f"{where}: mask must be a Mask, got {describe(mask)}")
+
+
+def _refuse_array(other: Any) -> None:
+    if hasattr(other, "shape") and hasattr(other, "dtype"):
+        raise TypeError(
+            "an array does not combine with a mask: wrap it first, as masks.Dense(array), True = may attend"
+        )
 
 
 def _full_allowed(method: Callable[..., Array]) -> Callable[..., Array]:
@@ -248,7 +277,15 @@ def merge_sizes(masks: tuple[Any, ...]) -> dict[str, int]:
 
 
 def draw(mask: Mask, q_len: int, kv_len: int, batch: int = 0, head: int = 0) -> str:
-    """The mask as text, a line per query: "#" may attend, "-" may not."""
+    """The mask as text, a line per query: "#" may attend, "-" may not.
+
+    Raises:
+        TypeError: this is no mask. ValueError: a size conflicts with the data, or there is no such batch row or head.
+    """
+    require_mask("draw", mask)
     rows = mask.dense(q_len, kv_len)
-    rows = rows[min(batch, len(rows) - 1) if "b" not in mask.depends else batch, head if "h" in mask.depends else 0]
+    for name, index, count in (("batch", batch, rows.shape[0]), ("head", head, rows.shape[1])):
+        if not 0 <= index < count and name[0] in mask.depends:
+            raise ValueError(f"draw: {name} must be less than {count}, got {index}")
+    rows = rows[batch if "b" in mask.depends else 0, head if "h" in mask.depends else 0]
     return "\n".join("".join("-#"[int(allowed)] for allowed in row) for row in rows)

@@ -9,6 +9,8 @@ from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import maximum
 
+_FAR = 1 << 30  # no two positions are further apart; beyond it int32 would overflow
+
 
 @dataclass(frozen=True)
 class Dilated(Mask):
@@ -50,11 +52,11 @@ class Dilated(Mask):
         return [cls(draws.integer(1, 4), draws.integer(2, 4))]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        reach = self.window * self.dilation
+        reach = min(self.window * self.dilation, _FAR)
         return (k - q <= reach) & (q - k <= reach) & ((k - q) % self.dilation == 0)
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        reach, step = self.window * self.dilation, self.dilation
+        reach, step = min(self.window * self.dilation, _FAR // self.dilation * self.dilation), self.dilation
         low, high = k_lo - q_hi, k_hi - q_lo  # k - q takes every value between them, so both answers are exact
         inside = (low >= -reach) & (high <= reach)
         last = -maximum(-high, -reach) // step * step  # the largest multiple that is not beyond

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from maskattn._fields import to_numpy
-from maskattn.masks._base import AXES, Mask
+from maskattn.masks._base import AXES, Mask, require_mask
 from maskattn.masks._evaluate import evaluate
 from maskattn.masks.algebra import And, Not, Or
 from maskattn.masks.empty import Empty
@@ -46,6 +46,7 @@ def lint(
     SlidingWindow(255) changes nothing: what it forbids is forbidden without it
     SlidingWindow(255): left=255 never binds at 64 x 64
     """
+    require_mask("lint", mask)
     mask = mask.map_data(to_numpy)
     sizes = mask.settle(q_len, kv_len, batch, heads)
     if 0 in sizes.values():

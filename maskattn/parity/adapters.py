@@ -69,7 +69,9 @@ def load(spec: str) -> Adapter:
         raise ValueError(f"an adapter is named pkg.mod:ATTRIBUTE, got {spec!r}")
     found = getattr(importlib.import_module(module_name), attribute)
     adapter = found() if isinstance(found, type) else found
-    missing = [name for name in ("name", "conventions", "unsupported", "run") if not hasattr(adapter, name)]
+    if not hasattr(adapter, "name"):
+        adapter = _Named(adapter, spec)
+    missing = [name for name in ("conventions", "unsupported", "run") if not hasattr(adapter, name)]
     if missing:
         raise TypeError(f"{spec} is no adapter: it has no {', '.join(missing)}")
     unknown = set(adapter.conventions) - set(CONVENTIONS)
@@ -77,6 +79,16 @@ def load(spec: str) -> Adapter:
         known = ", ".join(CONVENTIONS)
         raise TypeError(f"{spec} declares unknown conventions {', '.join(sorted(unknown))}; known: {known}")
     return adapter
+
+
+class _Named:
+    """An adapter that has no name, under the text that it was loaded by."""
+
+    def __init__(self, adapter: Any, name: str) -> None:
+        self._adapter, self.name = adapter, name
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(self._adapter, attribute)
 
 
 def twins(kernel: str = "reference", **options: Any) -> list[Adapter]:

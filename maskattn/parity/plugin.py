@@ -41,8 +41,13 @@ def parity_samples(request: pytest.FixtureRequest) -> int | None:
 
 @pytest.fixture(scope="session")
 def parity_kernels(request: pytest.FixtureRequest) -> list[str]:
-    """The kernels judged: those asked for, or exact and reference ("given" for other people's implementations)."""
-    asked = request.config.getoption("--parity-kernel")
+    """See `kernels`."""
+    return kernels(request.config)
+
+
+def kernels(config: pytest.Config) -> list[str]:
+    """The kernels judged: the one asked for, or exact and reference ("given" for other people's implementations)."""
+    asked = config.getoption("--parity-kernel")
     if asked:
         return [asked]
-    return ["given"] if request.config.getoption("--parity-impl") else ["exact", "reference"]
+    return ["given"] if config.getoption("--parity-impl") else ["exact", "reference"]
