@@ -1,5 +1,6 @@
 # make parity   prove on this machine that both twins compute the same attention, masks and a real checkpoint included
 # make test     the whole test suite
+# make bench    what the exact kernel, long schedules and importing cost; figures go to benchmarks/results
 # make lint     formatting, lint rules and types
 #
 # Each builds .venv first if it is missing or older than pyproject.toml and constraints.txt. Needed: make, Python >= 3.11.
@@ -12,7 +13,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help parity test lint format
+.PHONY: help parity test bench lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -25,6 +26,11 @@ parity: $(STAMP)
 # One thread for each test process: with one per core in each, PyTorch's workers mostly wait for one another.
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS)
+
+bench: $(STAMP)
+	@$(RUN) benchmarks/import_time.py
+	@$(RUN) benchmarks/schedule.py --json benchmarks/results/schedule.json
+	@$(RUN) benchmarks/exact_cost.py --json benchmarks/results/exact_cost.json
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check .

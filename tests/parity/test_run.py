@@ -163,5 +163,5 @@ def test_a_page_that_needs_nothing_else(tmp_path):
     assert "tier1.ulp" in text and "every case ran and held" in text
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
     refused = _invoke("--cases", "Full/wide/*", *numpy[:3], str(tmp_path / "none" / "page.html"))
-    assert refused.exit_code == 1 and "cannot write" in refused.output
+    assert refused.exit_code == 2 and "cannot write" in refused.output
     assert _invoke("--faults", *numpy).exit_code == 2
