@@ -205,7 +205,8 @@ def backward(
     mean = pair.divide(ops, pair.total(ops, pair.multiply(ops, s.weights, d_shares), -1), s.total)
     rest = pair.negative(mean)
     if d_lse is not None:
-        rest = pair.add(rest, pair.widen(ops, _grouped_rows(ops, d_lse, kv_heads)))
+        rows = _by_kv_head(ops, d_lse[..., None], kv_heads)
+        rest = pair.add(rest, Pair(rows, rows * 0.0))
     rest = Pair(ops.where(ops.any(bad, -1), bits.NAN, rest.hi), rest.lo)
     d_logits = pair.multiply(ops, shares, pair.add(d_shares, rest))
     d_logits = pair.where(ops, s.allowed, d_logits, 0.0)
@@ -231,12 +232,6 @@ def backward(
         d_bias,
         d_sinks,
     )
-
-
-def _grouped_rows(ops: Ops, x: Array, kv_heads: int) -> Array:
-    """[B, L, H] -> [B, K, G * L, 1], in its own type."""
-    x = ops.moveaxis(x, 2, 1)
-    return ops.reshape(x, (x.shape[0], kv_heads, (x.shape[1] // max(kv_heads, 1)) * x.shape[2], 1))
 
 
 def _d_bias(ops: Ops, d_logits: Pair, bias: Array, shape: tuple[int, ...]) -> Array:
