@@ -8,17 +8,12 @@ The kernels run in alternation, so that a slow moment of the machine meets them 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
-import statistics
-import time
 from collections.abc import Callable
-from importlib.metadata import version
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import measure
 import numpy as np
 import torch
 
@@ -48,33 +43,14 @@ def main() -> None:
     arguments = parser.parse_args()
     results = {}
     for twin, kernels in calls(arguments.length).items():
-        times: dict[str, list[float]] = {kernel: [] for kernel in KERNELS}
-        for call in kernels.values():
-            call()
-        for _ in range(arguments.repeat):
-            for kernel, call in kernels.items():
-                start = time.perf_counter()
-                call()
-                times[kernel].append(time.perf_counter() - start)
-        medians = {kernel: statistics.median(values) for kernel, values in times.items()}
+        medians = measure.medians(measure.alternate(kernels, arguments.repeat))
         ratio = medians["exact"] / medians["reference"]
         results[twin] = {"median_seconds": medians, "ratio": ratio}
         slow, fast = 1e3 * medians["exact"], 1e3 * medians["reference"]
         print(f"{twin:6} reference {fast:8.1f} ms  exact {slow:8.1f} ms  {ratio:5.0f}x")
-    if arguments.json:
-        report = {
-            "shape": {"batch": 2, "length": arguments.length, "heads": 8, "head_dim": 64, "dtype": "float32"},
-            "repeat": arguments.repeat,
-            "results": results,
-            "python": platform.python_version(),
-            **{name: version(name) for name in ("numpy", "torch", "jax")},
-            "torch_threads": torch.get_num_threads(),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-        }
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+    shape = {"batch": 2, "length": arguments.length, "heads": 8, "head_dim": 64, "dtype": "float32"}
+    packages = ("numpy", "jax", "torch")
+    measure.write(arguments.json, measure.report(results, packages, shape=shape, repeat=arguments.repeat))
 
 
 if __name__ == "__main__":

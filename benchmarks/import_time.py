@@ -9,13 +9,11 @@ The times are the cumulative ones of `python -X importtime`, so that starting Py
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import re
 import subprocess
 import sys
-from importlib.metadata import version
+
+import measure
 
 STATEMENTS = (
     "import numpy",
@@ -49,18 +47,7 @@ def main() -> None:
     best = {statement: min(values) for statement, values in times.items()}
     for statement, value in best.items():
         print(f"{value:8.3f} s  {statement}")
-    if arguments.json:
-        report = {
-            "best_seconds": best,
-            "repeat": arguments.repeat,
-            "python": platform.python_version(),
-            "numpy": version("numpy"),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-        }
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+    measure.write(arguments.json, measure.report({"best_seconds": best}, repeat=arguments.repeat))
 
 
 if __name__ == "__main__":

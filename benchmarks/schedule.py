@@ -8,14 +8,11 @@ The limit for a static mask of length 131072 in tiles of 128 x 128 is 50 ms and 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import platform
 import statistics
 import time
 import tracemalloc
-from importlib.metadata import version
 
+import measure
 import numpy as np
 
 from maskattn import masks
@@ -59,20 +56,8 @@ def main() -> None:
         median = statistics.median(times)
         results[name] = {"median_ms": 1e3 * median, "peak_bytes": peak, "skipped": found.skipped, **found.counts}
         print(f"{1e3 * median:8.1f} ms {peak / 1e6:8.1f} MB {found.skipped:8.2%} skipped  {name}")
-    if arguments.json:
-        report = {
-            "length": arguments.length,
-            "block": arguments.block,
-            "repeat": arguments.repeat,
-            "results": results,
-            "python": platform.python_version(),
-            "numpy": version("numpy"),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-        }
-        with open(arguments.json, "w", encoding="utf-8") as file:
-            json.dump(report, file, indent=2)
-            file.write("\n")
+    settings = {"length": arguments.length, "block": arguments.block, "repeat": arguments.repeat}
+    measure.write(arguments.json, measure.report(results, **settings))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,69 @@
+"""What every benchmark shares: runs in alternation, medians, the machine, and one form of report."""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).parent / "results"
+
+
+def alternate(calls: Mapping[str, Callable[[], Any]], repeat: int, warm_up: int = 1) -> dict[str, list[float]]:
+    """Seconds of each call, `repeat` times, one after the other, so that a slow moment of the machine meets them all.
+
+    A call returns when its result is there. What the first `warm_up` rounds take is not counted.
+    """
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for turn in range(warm_up + repeat):
+        for name, call in calls.items():
+            start = time.perf_counter()
+            call()
+            seconds = time.perf_counter() - start
+            if turn >= warm_up:
+                times[name].append(seconds)
+    return times
+
+
+def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+    """The median of each list."""
+    return {name: statistics.median(values) for name, values in times.items()}
+
+
+def report(results: Any, packages: tuple[str, ...] = ("numpy",), **settings: Any) -> dict[str, Any]:
+    """Results with what is needed to read them: settings, versions, machine and threads."""
+    found: dict[str, Any] = {**settings, "results": results, "python": platform.python_version()}
+    for name in packages:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    found |= {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}
+    if "torch" in packages:
+        import torch
+
+        found["torch_threads"] = torch.get_num_threads()
+    return found
+
+
+def write(path: str | Path | None, found: Mapping[str, Any]) -> None:
+    """The report as JSON, if a path was given."""
+    if path is None:
+        return
+    with open(path, "w", encoding="utf-8") as file:
+        json.dump(found, file, indent=2)
+        file.write("\n")
+
+
+def _processor() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), "")
