@@ -16,7 +16,7 @@ from maskattn._fields import peek
 from maskattn._inputs import Inputs
 from maskattn.masks._base import Mask, require_mask, restrict
 
-__all__ = ["EMPTY", "FULL", "MIXED", "Schedule", "empty_rows", "schedule"]
+__all__ = ["EMPTY", "FULL", "MIXED", "Schedule", "empty_rows", "reached", "schedule"]
 
 EMPTY, MIXED, FULL = 0, 1, 2
 
@@ -148,19 +148,41 @@ def empty_rows(mask: Mask, batch: int | None, heads: int | None, q_len: int, kv_
     Raises:
         TypeError, ValueError: as `schedule`.
     """
+    return ~_reached("empty_rows", mask, batch, heads, q_len, kv_len)[0]
+
+
+def reached(mask: Mask, batch: int | None, heads: int | None, q_len: int, kv_len: int) -> tuple[Array, Array]:
+    """Which rows may attend to something, and which keys something may attend to.
+
+    Returns:
+        bool [batch, heads, q_len] and bool [batch, heads, kv_len], size 1 on axes that the mask does not read.
+
+    Raises:
+        TypeError, ValueError: as `schedule`.
+    """
+    return _reached("reached", mask, batch, heads, q_len, kv_len)
+
+
+def _reached(where: str, mask: Mask, *sizes: Any) -> tuple[Array, Array]:
+    batch, heads, q_len, kv_len = sizes
     block = 128
-    mask, layout = _settle("empty_rows", mask, batch, heads, q_len, kv_len, block, block)
+    mask, layout = _settle(where, mask, batch, heads, q_len, kv_len, block, block)
     found = schedule(mask, batch, heads, q_len, kv_len, block, block)
-    rows = found._rows()
-    reached = np.zeros((len(found.indptr) - 1, block), bool)
-    reached[rows[found.full]] = True
-    open_ = ~found.full & ~reached[rows, 0]
-    plane, i = np.divmod(rows[open_], max(found.q_tiles, 1))
-    tiles = _Tiles(*np.divmod(plane, found.heads), i, found.indices[open_].astype(np.int64))
-    for part, allowed, _ in _pairs(mask, layout, tiles):
-        np.logical_or.at(reached, rows[open_][part], allowed.any(-1))
-    shape = (found.batch, found.heads, found.q_tiles * block)
-    return ~reached.reshape(shape)[..., :q_len]
+    planes = found.batch * found.heads
+    plane, i = np.divmod(found._rows(), max(found.q_tiles, 1))
+    j = found.indices.astype(np.int64)
+    rows = np.zeros((planes, found.q_tiles, block), bool)
+    keys = np.zeros((planes, found.kv_tiles, block), bool)
+    rows[plane[found.full], i[found.full]] = True
+    keys[plane[found.full], j[found.full]] = True
+    open_ = ~found.full & ~(rows[plane, i, 0] & keys[plane, j, 0])
+    plane, i, j = plane[open_], i[open_], j[open_]
+    for part, allowed, _ in _pairs(mask, layout, _Tiles(*np.divmod(plane, found.heads), i, j)):
+        np.logical_or.at(rows, (plane[part], i[part]), allowed.any(2))
+        np.logical_or.at(keys, (plane[part], j[part]), allowed.any(1))
+    shape = (found.batch, found.heads)
+    rows, keys = (x.reshape(*shape, x.shape[1] * block) for x in (rows, keys))
+    return rows[..., :q_len], keys[..., :kv_len]
 
 
 class _Tiles(NamedTuple):

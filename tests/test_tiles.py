@@ -14,7 +14,7 @@ import torch
 from maskattn import masks, tiles
 from maskattn.parity.draws import Draws
 from maskattn.parity.mask_table import Shape
-from maskattn.tiles import EMPTY, FULL, MIXED, empty_rows, schedule
+from maskattn.tiles import EMPTY, FULL, MIXED, empty_rows, reached, schedule
 
 CLASSES = [
     cls
@@ -53,6 +53,8 @@ def check(mask, shape, q_block, kv_block):
         np.testing.assert_array_equal(full, states[b, h, i, indices] == FULL)
     expected = ~dense.any(-1)
     np.testing.assert_array_equal(np.broadcast_to(empty_rows(mask, *sizes), expected.shape), expected)
+    keys = dense.any(-2)
+    np.testing.assert_array_equal(np.broadcast_to(reached(mask, *sizes)[1], keys.shape), keys)
 
 
 def test_every_mask_of_the_library_is_tried():
