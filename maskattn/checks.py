@@ -25,6 +25,7 @@ def check_attention(
     scale: Any = None,
     softcap: Any = None,
     dropout_rate: Any = 0.0,
+    dropout_key: Any = None,
     dropout_broadcast: Any = (),
     empty_rows: Any = "zero",
     precision: Any = "highest",
@@ -53,7 +54,7 @@ def check_attention(
     for name, value in (("scale", scale), ("softcap", softcap)):
         if value is not None:
             problems.finite(name, problems.number(name, value), positive=name == "softcap")
-    _check_dropout(problems, dropout_rate, dropout_broadcast)
+    _check_dropout(problems, dropout_rate, dropout_key, dropout_broadcast)
     problems.choice("empty_rows", empty_rows, EMPTY_ROWS)
     problems.choice("precision", precision, PRECISIONS)
     problems.choice("kernel", kernel, ("auto", *kernels))
@@ -123,16 +124,34 @@ def _broadcasts(shape: Shape, full: Shape) -> bool:
     return all(n == 1 or n == m for n, m in zip(shape, aligned, strict=True))
 
 
-def _check_dropout(problems: Problems, rate: Any, broadcast: Any) -> None:
+def _check_dropout(problems: Problems, rate: Any, key: Any, broadcast: Any) -> None:
     number = problems.number("dropout_rate", rate)
     if number is not None and not 0.0 <= number < 1.0:
         problems.value(f"dropout_rate must lie in [0, 1), got {number}")
-    elif number:
-        problems.value(f"dropout_rate {number}: dropout is not available yet; only 0.0 is")
+    elif number and key is None:
+        problems.value(f"dropout_key must be given where dropout_rate is above 0, got None and {number}")
+    if key is not None:
+        check_key(problems, "dropout_key", key)
     if not isinstance(broadcast, tuple) or not all(isinstance(axis, str) for axis in broadcast):
         problems.type(f"dropout_broadcast must be a tuple of axis names, got {show(broadcast)}")
     elif not set(broadcast) <= set(DROPOUT_AXES) or len(set(broadcast)) != len(broadcast):
         problems.value(f"dropout_broadcast may hold {' and '.join(DROPOUT_AXES)}, each once, got {broadcast}")
+
+
+def check_key(problems: Problems, name: str, key: Any) -> None:
+    """Note what is wrong with a key of random numbers: a seed, two uint32 words, or a `jax.random.key`."""
+    wanted = f"{name} must be a seed in [0, 2**31) or two uint32 words"
+    shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")
+    if dtype.startswith("key<"):
+        if dtype != "key<fry>" or shape != ():
+            problems.value(f"{name} must be one key of the implementation threefry2x32, got {dtype}{list(shape)}")
+    elif dtype == "uint32" and shape:
+        if tuple(shape) != (2,):
+            problems.value(f"{wanted}, got shape {tuple(shape)}")
+    elif shape or isinstance(key, bool) or not isinstance(key, (int, np.integer)):
+        problems.type(f"{wanted}, got {f'{dtype}{list(shape)}' if dtype else show(key)}")
+    elif not 0 <= key < 2**31:
+        problems.value(f"{wanted}, got {key}")
 
 
 def refuse_empty_rows(mask: Any, bias: Any, full: Shape, concrete: Callable[[Any], Any]) -> None:

@@ -177,8 +177,7 @@ def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None) 
     if not np.all((chance >= 0) & (chance <= 1)):
         raise ValueError(f"p: expected probabilities in [0, 1], got {p!r}")
     dims = chance.shape if shape is None else _shape("shape", shape)
-    # uniform < p, in integers: (bits >> 9) / 2**23 < p. XLA takes a subnormal p for 0.
-    limit = np.where(chance < 2.0**-126, 0, np.ceil(chance.astype(np.float64) * 2**23)).astype(np.uint32)
+    limit = _limits(chance)
     try:
         limits = np.broadcast_to(limit, dims)
     except ValueError:
@@ -191,6 +190,16 @@ def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None) 
         words >>= np.uint32(9)
         np.less(words, limit.reshape(-1) if flat is None else flat[start : start + piece.size], out=piece)
     return out.reshape(dims)
+
+
+def bernoulli_limit(p: float) -> int:
+    """What `bernoulli(key, p)` is in integers: True where `bits >> 9` is below this, 0 to 2**23."""
+    return int(_limits(np.float32(p)))
+
+
+def _limits(chance: Any) -> Array:
+    """(bits >> 9) / 2**23 < p as a bound on bits >> 9, for float32 probabilities. XLA takes a subnormal p for 0."""
+    return np.where(chance < 2.0**-126, 0, np.ceil(np.float64(chance) * 2**23)).astype(np.uint32)
 
 
 def _bits_range(words: tuple[int, int], start: int, stop: int, width: int = 32) -> Array:

@@ -12,7 +12,8 @@ import numpy as np
 from maskattn import biases, masks
 from maskattn._problems import Problems
 from maskattn.checks import check_attention, refuse_empty_rows
-from maskattn_jax import lower
+from maskattn_jax import lower, rng
+from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels import KERNELS
 
 Array = Any
@@ -50,9 +51,13 @@ def attention(
         scale: multiplies query times key (default 1 / sqrt(D)).
         softcap: c > 0 replaces a logit x by c * tanh(x / c).
         sinks: [H], one more logit per head, in the softmax's denominator only.
-        dropout_rate: 0.0; dropout is not available yet.
-        dropout_key: unused while dropout_rate is 0.
-        dropout_broadcast: the axes, of "batch" and "heads", that share one dropout mask.
+        dropout_rate: the probability, in [0, 1), that a weight is dropped after the softmax. Weights are multiplied by
+            keep / (1 - dropout_rate); the log-sum-exp does not change.
+        dropout_key: which weights are dropped, needed where dropout_rate is above 0: a seed in [0, 2**31),
+            two uint32 words, or a `jax.random.key`. The same key drops the
+            same weights in both frameworks, with every kernel.
+        dropout_broadcast: the axes, of "batch" and "heads", that share one draw. () draws for every weight, as PyTorch
+            does; ("batch", "heads") is the default of Flax.
         empty_rows: what a row gives that may attend to nothing and has no sink. "zero": output +0, log-sum-exp -inf, no
             gradient. "nan": output NaN. "mean": the average of all values. "error": raises; where the data of mask or
             bias are traced it cannot be checked, and that is what the error says.
@@ -68,7 +73,7 @@ def attention(
     Raises:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
-    _check_types(query=query, key=key, value=value, sinks=sinks, mask=mask, bias=bias)
+    _check_types(query=query, key=key, value=value, sinks=sinks, mask=mask, bias=bias, dropout_key=dropout_key)
     arrays = {"query": query, "key": key, "value": value, "sinks": sinks, "mask": mask, "bias": bias}
     objects = {name: x for name, x in arrays.items() if isinstance(x, (masks.Mask, biases.Bias))}
     arrays = {name: x for name, x in arrays.items() if x is not None and name not in objects}
@@ -79,6 +84,7 @@ def attention(
         scale=scale,
         softcap=softcap,
         dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
         dropout_broadcast=dropout_broadcast,
         empty_rows=empty_rows,
         precision=precision,
@@ -98,9 +104,13 @@ def attention(
     mask = None if mask is None else lower.bind(mask)
     bias = None if bias is None else lower.bind(bias)
     arguments = (query, key, value, mask, bias, sinks)
+    dropout = None
+    if dropout_rate:
+        dropout = Dropout(float(dropout_rate), rng.words(dropout_key), dropout_broadcast)
     options = {
         "scale": 1.0 / math.sqrt(head_dim) if scale is None else float(scale),
         "softcap": None if softcap is None else float(softcap),
+        "dropout": dropout,
         "empty_rows": empty_rows,
         "precision": precision,
     }
@@ -124,7 +134,7 @@ def choose(kernel: str, *arguments: Any, **options: Any) -> tuple[str, str]:
     return kernel, "it was asked for by name"
 
 
-def _check_types(*, mask: Any, bias: Any, **given: Any) -> None:
+def _check_types(*, mask: Any, bias: Any, dropout_key: Any, **given: Any) -> None:
     problems = Problems("attention")
     for name, x in given.items():
         if x is None and name == "sinks":
@@ -137,6 +147,9 @@ def _check_types(*, mask: Any, bias: Any, **given: Any) -> None:
         problems.type(f"mask must be a Mask or a bool array (True = may attend), got {type(mask).__name__}")
     if bias is not None and not isinstance(bias, biases.Bias) and not _is_array(bias):
         problems.type(f"bias must be a Bias or a float array, got {type(bias).__name__}")
+    if hasattr(dropout_key, "dtype") and not isinstance(dropout_key, np.generic) and not _is_array(dropout_key):
+        wanted = "a seed, two uint32 words of JAX or NumPy, or a jax.random.key"
+        problems.type(f"dropout_key must be {wanted}, got {type(dropout_key).__name__}")
     problems.raise_if_any()
 
 

@@ -56,7 +56,7 @@ WRONG_VALUES = [
     ({"scale": float("nan")}, ["scale must be finite, got nan"]),
     ({"softcap": 0.0}, ["softcap must be positive, got 0.0"]),
     ({"softcap": float("inf")}, ["softcap must be finite, got inf"]),
-    ({"dropout_rate": 0.1}, ["dropout_rate 0.1: dropout is not available yet"]),
+    ({"dropout_rate": 0.1}, ["dropout_key must be given where dropout_rate is above 0, got None"]),
     ({"dropout_rate": 1.0}, ["dropout_rate must lie in [0, 1), got 1.0"]),
     ({"dropout_broadcast": ("batch", "queries")}, ["dropout_broadcast", "('batch', 'queries')"]),
     ({"empty_rows": "none"}, ["empty_rows must be one of zero, mean, nan, error, got 'none'"]),

@@ -38,6 +38,7 @@ ALLOWED = {
     "multihead.MultiHeadAttention.__init__: rngs only in maskattn_jax": RNGS,
     "multihead.MultiHeadAttention: extra_repr only in maskattn_torch": "what torch.nn.Module calls to print a module",
     "multihead.MultiHeadAttention: set_view only in maskattn_jax": "what nnx.view calls; PyTorch has train()",
+    "rng.words: device only in maskattn_torch": DEVICE,
     "seed.Attention.__init__: rngs only in maskattn_jax": RNGS,
     "adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
 }

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 
 from maskattn.exact import Options, attend, project
 from maskattn_jax import lower
+from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.exact_ops import OPS
 
 Array = Any
@@ -29,6 +30,7 @@ def attention(
     *,
     scale: float,
     softcap: float | None,
+    dropout: Dropout | None,
     empty_rows: str,
     precision: str,
 ) -> tuple[Array, Array]:
@@ -42,9 +44,9 @@ def attention(
     return _attention(query, key, value, allowed, added, sinks, Options(scale, softcap, empty_rows))
 
 
-def unsupported(*args: Any, **kwargs: Any) -> list[str]:
-    """Why this kernel cannot run a call: it runs every call."""
-    return []
+def unsupported(*args: Any, dropout: Dropout | None = None, **kwargs: Any) -> list[str]:
+    """Every reason why this kernel cannot run a call."""
+    return [] if dropout is None else ["dropout_rate above 0: this kernel has no dropout yet"]
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:

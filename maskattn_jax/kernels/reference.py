@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 
 from maskattn_jax import lower
+from maskattn_jax.dropout import Dropout, dense
 
 Array = Any
 
@@ -33,6 +34,7 @@ def attention(
     *,
     scale: float,
     softcap: float | None,
+    dropout: Dropout | None,
     empty_rows: str,
     precision: str,
 ) -> tuple[Array, Array]:
@@ -82,6 +84,8 @@ def attention(
 
     if empty_rows == "mean" and sink is None and kv_len:
         p = jnp.where(empty, 1 / kv_len, p)
+    if dropout is not None:
+        p = jnp.where(dense(dropout, sizes), p / (1.0 - dropout.rate), 0)
     out = _ungroup(weighted_sum(_group(p, kv_heads), v, precision), (batch, heads, q_len, v.shape[-1]))
     if empty_rows == "nan" and sink is None:
         out = jnp.where(empty, jnp.nan, out)

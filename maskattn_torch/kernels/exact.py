@@ -14,6 +14,7 @@ from torch import Tensor
 
 from maskattn.exact import Options, attend, project
 from maskattn_torch import lower
+from maskattn_torch.dropout import Dropout
 from maskattn_torch.kernels.exact_ops import OPS
 
 Array = Any
@@ -29,6 +30,7 @@ def attention(
     *,
     scale: float,
     softcap: float | None,
+    dropout: Dropout | None,
     empty_rows: str,
     precision: str,
 ) -> tuple[Array, Array]:
@@ -42,9 +44,9 @@ def attention(
     return _Attention.apply(query, key, value, allowed, added, sinks, scale, softcap, empty_rows)
 
 
-def unsupported(*args: Any, **kwargs: Any) -> list[str]:
-    """Why this kernel cannot run a call: it runs every call."""
-    return []
+def unsupported(*args: Any, dropout: Dropout | None = None, **kwargs: Any) -> list[str]:
+    """Every reason why this kernel cannot run a call."""
+    return [] if dropout is None else ["dropout_rate above 0: this kernel has no dropout yet"]
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:

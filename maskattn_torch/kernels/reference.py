@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from maskattn_torch import lower
+from maskattn_torch.dropout import Dropout, dense
 
 Array = Any
 
@@ -32,6 +33,7 @@ def attention(
     *,
     scale: float,
     softcap: float | None,
+    dropout: Dropout | None,
     empty_rows: str,
     precision: str,
 ) -> tuple[Array, Array]:
@@ -83,6 +85,8 @@ def attention(
 
     if empty_rows == "mean" and sink is None and kv_len:
         p = torch.where(empty, 1 / kv_len, p)
+    if dropout is not None:
+        p = torch.where(dense(dropout, sizes), p / (1.0 - dropout.rate), 0)
     out = _ungroup(weighted_sum(_group(p, kv_heads), v, precision), (batch, heads, q_len, v.shape[-1]))
     if empty_rows == "nan" and sink is None:
         out = torch.where(empty, math.nan, out)

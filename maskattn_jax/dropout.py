@@ -1,0 +1,85 @@
+"""Dropout from a key: which weights are kept, drawn for any part of the score matrix by itself.
+
+The draw is that of `jax.random.bernoulli(key, float32(1 - rate), (B or 1, H or 1, L, S))`: element i of that array, in
+row-major order, depends on the key and on i only, so a kernel's tile draws its own elements and stores no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from maskattn.rng import bernoulli_limit
+from maskattn_jax.rng import _threefry2x32
+
+Array = Any
+
+__all__ = ["Dropout", "dense", "keep"]
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("words",), meta_fields=("rate", "shared"))
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout of attention weights: each is multiplied by keep / (1 - rate) after the softmax.
+
+    A pytree: `words` is its leaf.
+
+    Attributes:
+        rate: the probability of being dropped, in (0, 1).
+        words: the key, uint32 [2].
+        shared: the axes, of "batch" and "heads", whose entries all share one draw.
+    """
+
+    rate: float
+    words: Array
+    shared: tuple[str, ...] = ()
+
+
+def keep(dropout: Dropout, b: Array, h: Array, q: Array, k: Array, sizes: tuple[int, int, int, int]) -> Array:
+    """Which weights are kept, True = kept: bool of the shape that the indices broadcast to.
+
+    Args:
+        dropout: the rate and the key.
+        b, h, q, k: indices in the score matrix: integer arrays that broadcast, or ints.
+        sizes: of the whole score matrix, (B, H, L, S).
+    """
+    batch, heads, q_len, kv_len = sizes
+    b, h, q, k = (jnp.asarray(index).astype(jnp.uint32) for index in (b, h, q, k))
+    shape = jnp.broadcast_shapes(b.shape, h.shape, q.shape, k.shape)
+    b, batch = (jnp.uint32(0), 1) if "batch" in dropout.shared else (b, batch)
+    h, heads = (jnp.uint32(0), 1) if "heads" in dropout.shared else (h, heads)
+    place: tuple[Array, Array] = (jnp.uint32(0), b)
+    wide = batch * heads * q_len * kv_len > 2**32
+    for size, index in ((heads, h), (q_len, q), (kv_len, k)):
+        place = _place(place, size, index) if wide else (place[0], place[1] * jnp.uint32(size) + index)
+    x0, x1 = _threefry2x32(dropout.words, *place)
+    kept = (x0 ^ x1) >> jnp.uint32(9) < jnp.uint32(bernoulli_limit(1.0 - dropout.rate))
+    return jnp.broadcast_to(kept, shape)
+
+
+def dense(dropout: Dropout, sizes: tuple[int, int, int, int]) -> Array:
+    """`keep` of the whole score matrix, `sizes` = (B, H, L, S): bool [B or 1, H or 1, L, S], 1 where the axis is
+    shared.
+    """
+    drawn = [1 if axis in dropout.shared else n for axis, n in zip(("batch", "heads", "", ""), sizes, strict=True)]
+    return keep(dropout, *(jnp.arange(n).reshape(-1, *[1] * (3 - axis)) for axis, n in enumerate(drawn)), sizes)
+
+
+def _place(place: tuple[Array, Array], size: int, index: Array) -> tuple[Array, Array]:
+    """place * size + index on numbers of two uint32 words (high, low): JAX has no uint64 while x64 is off."""
+    high, low = place
+    half, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
+    n_high, n_low = jnp.uint32(size >> 16), jnp.uint32(size & 0xFFFF)
+    a_high, a_low = low >> half, low & mask
+    # low * size in halves: the middle terms can carry
+    bottom = a_low * n_low
+    middle = a_high * n_low + (bottom >> half)
+    other = a_low * n_high + (middle & mask)
+    carried = a_high * n_high + (middle >> half) + (other >> half)
+    low = (other << half) | (bottom & mask)
+    total = low + index
+    return high * jnp.uint32(size) + carried + (total < low).astype(jnp.uint32), total

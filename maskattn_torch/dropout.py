@@ -1,0 +1,111 @@
+"""Dropout from a key: which weights are kept, drawn for any part of the score matrix by itself.
+
+The draw is that of `jax.random.bernoulli(key, float32(1 - rate), (B or 1, H or 1, L, S))`: element i of that array, in
+row-major order, depends on the key and on i only, so a kernel's tile draws its own elements and stores no others.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree
+
+from maskattn.rng import bernoulli_limit
+from maskattn_torch.rng import _piece, _schedule, _threefry2x32
+
+Array = Any
+
+__all__ = ["Dropout", "dense", "keep"]
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout of attention weights: each is multiplied by keep / (1 - rate) after the softmax.
+
+    A pytree: `words` is its leaf.
+
+    Attributes:
+        rate: the probability of being dropped, in (0, 1).
+        words: the key, uint32 [2], on the device of the call.
+        shared: the axes, of "batch" and "heads", whose entries all share one draw.
+    """
+
+    rate: float
+    words: Array
+    shared: tuple[str, ...] = ()
+
+
+_pytree.register_pytree_node(
+    Dropout,
+    lambda x: ([x.words], (x.rate, x.shared)),
+    lambda leaves, static: Dropout(static[0], next(iter(leaves)), static[1]),
+)
+
+
+def keep(dropout: Dropout, b: Array, h: Array, q: Array, k: Array, sizes: tuple[int, int, int, int]) -> Array:
+    """Which weights are kept, True = kept: bool of the shape that the indices broadcast to.
+
+    Args:
+        dropout: the rate and the key.
+        b, h, q, k: indices in the score matrix: integer tensors that broadcast, or ints.
+        sizes: of the whole score matrix, (B, H, L, S).
+    """
+    batch, heads, q_len, kv_len = sizes
+    device = dropout.words.device
+    b, h, q, k = (torch.as_tensor(index, device=device).to(torch.int64) for index in (b, h, q, k))
+    shape = torch.broadcast_shapes(b.shape, h.shape, q.shape, k.shape)
+    b, batch = (b.new_zeros(()), 1) if "batch" in dropout.shared else (b, batch)
+    h, heads = (h.new_zeros(()), 1) if "heads" in dropout.shared else (h, heads)
+    rows = ((b * heads + h) * q_len + q) * kv_len
+    wide = batch * heads * q_len * kv_len > 2**32
+    return _keep(dropout.words, rows, k, dropout.rate, wide).expand(shape)
+
+
+def dense(dropout: Dropout, sizes: tuple[int, int, int, int]) -> Array:
+    """`keep` of the whole score matrix, `sizes` = (B, H, L, S): bool [B or 1, H or 1, L, S], 1 where the axis is
+    shared.
+    """
+    drawn = [1 if axis in dropout.shared else n for axis, n in zip(("batch", "heads", "", ""), sizes, strict=True)]
+    device = dropout.words.device
+    index = (torch.arange(n, device=device).reshape(-1, *[1] * (3 - axis)) for axis, n in enumerate(drawn))
+    return keep(dropout, *index, sizes)
+
+
+@torch.library.custom_op("maskattn::dropout_keep", mutates_args=())
+def _keep(key: Tensor, rows: Tensor, columns: Tensor, rate: float, wide: bool) -> Tensor:
+    """Whether element rows + columns (int64, broadcasting) is kept; `wide`: whether any is beyond 2**32."""
+    shape = torch.broadcast_shapes(rows.shape, columns.shape)
+    out = torch.empty(shape, dtype=torch.bool, device=key.device)
+    if out.numel() == 0:
+        return out
+    # [R, 1] + [1, C] where only the last axis is the columns', as in a tile; else [N, 1] + [1, 1]
+    if columns.numel() != columns.shape[-1:].numel() or rows.shape[-1:].numel() != 1:
+        rows, columns = rows + columns, columns.new_zeros(1)
+    rows, columns = rows.reshape(-1, 1), columns.reshape(1, -1)
+    flat, limit, schedule = out.reshape(rows.numel(), columns.numel()), bernoulli_limit(1.0 - rate), _schedule(key)
+    step = max(1, _piece(key.device) // columns.numel())
+    for low in range(0, rows.numel(), step):
+        _keep_rows(flat[low : low + step], rows[low : low + step], columns, schedule, limit, wide)
+    return out
+
+
+def _keep_rows(out: Tensor, rows: Tensor, columns: Tensor, schedule: Any, limit: int, wide: bool) -> None:
+    if wide:
+        index = rows + columns
+        x0, x1 = (index >> 32).to(torch.int32), index.to(torch.int32)
+    else:
+        x1 = rows.to(torch.int32) + columns.to(torch.int32)  # keeps the low words, also of what int32 cannot hold
+        x0 = torch.zeros_like(x1)
+    scratch = torch.empty_like(x1)
+    _threefry2x32(schedule, x0, x1, scratch)
+    torch.bitwise_xor(x0, x1, out=scratch)
+    scratch.bitwise_right_shift_(9).bitwise_and_((1 << 23) - 1)
+    torch.lt(scratch, limit, out=out)
+
+
+@_keep.register_fake
+def _(key: Tensor, rows: Tensor, columns: Tensor, rate: float, wide: bool) -> Tensor:
+    return torch.empty(torch.broadcast_shapes(rows.shape, columns.shape), dtype=torch.bool, device=key.device)
