@@ -24,7 +24,8 @@ def convert_tensors(
     config: AttentionConfig,
     others: str = "error",
 ) -> dict[str, Array]:
-    """Converts every attention layer among ``tensors``; numbers are moved, never changed.
+    """Converts every attention layer among ``tensors``; numbers are moved, and changed only by the named steps that
+    ``layouts.steps`` lists.
 
     Layers are told apart by the prefix of their names (``encoder.layer.0.attention.``), which is kept; separators
     within it become the target's. Each layer must have the sizes of ``config``.
@@ -90,15 +91,17 @@ def _convert_layer(
         found.append(f"{prefix}: contains {to.separator!r}, which separates names in {to.name}")
     if found:
         return found
-    canonical = origin.to_canonical(layer, config)
-    found = mixed_dtypes(canonical, prefix)
-    if found:
-        return found
+    found = [prefix + reason for reason in to.misfits(origin.extras_of(layer, config), config)]
+    try:
+        canonical = origin.to_canonical(layer, config)
+        found += mixed_dtypes(canonical, prefix)
+        converted = {} if found else to.from_canonical(canonical, config)
+    except ValueError as error:
+        return [*found, *(prefix + line.strip() for line in str(error).splitlines())]
     new_prefix = prefix.replace(origin.separator, to.separator)
-    converted = to.from_canonical(canonical, config)
-    for name in to.shapes(config):
-        out[new_prefix + name] = np.array(converted[name], order="C", copy=True)
-    return []
+    for name, array in converted.items():
+        out[new_prefix + name] = np.array(array, order="C", copy=True)
+    return found
 
 
 def _keep(out: dict[str, Array], name: str, array: Any, others: str) -> list[str]:

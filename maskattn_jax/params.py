@@ -39,15 +39,17 @@ def load(module: Any, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
         TypeError: a module of a kind not known here.
     """
     if isinstance(module, AttentionConfig):
-        return _variables(check_canonical(tensors, module, "the config"), module, "the config")
+        return _variables(check_canonical(tensors, module, _LINEN, "the config"), module, "the config")
     if isinstance(module, flax.linen.Module):
         config = _linen_config(module, tensors)
         dtype = getattr(module, "param_dtype", None)
-        given = check_canonical(tensors, config, _name(module), () if dtype is None else [np.dtype(dtype).name])
+        dtypes = () if dtype is None else [np.dtype(dtype).name]
+        given = check_canonical(tensors, config, _LINEN, _name(module), dtypes)
+        _check_norms(module, given)
         return _variables(given, config, _name(module))
     layout, config = _describe(module)
     held = _parameters(module)
-    given = check_canonical(tensors, config, _name(module), map(_dtype_name, held.values()))
+    given = check_canonical(tensors, config, layout, _name(module), map(_dtype_name, held.values()))
     new = layout.from_canonical(given, config)
     check_targets(new, {name: (p.get_value().shape, _dtype_name(p)) for name, p in held.items()}, _name(module))
     # A copy: on the CPU JAX may otherwise keep using the caller's memory.
@@ -74,7 +76,8 @@ def dump(module: Any) -> dict[str, Array]:
         name_of = _name(module)
     raise_if_any(layouts.problems(layout, held, config), name_of)
     canonical = layout.to_canonical(held, config)
-    return {name: np.array(canonical[name], order="C", copy=True) for name in CANONICAL.shapes(config)}
+    names = CANONICAL.shapes(config, layout.extras_of(held, config))
+    return {name: np.array(canonical[name], order="C", copy=True) for name in names}
 
 
 def config_of(module: Any) -> AttentionConfig:
@@ -128,8 +131,6 @@ def _linen_config(module: flax.linen.Module, tensors: Mapping[str, Array]) -> At
         )
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of canonical names to NumPy arrays, got {type(tensors).__name__}")
-    if module.normalize_qk:
-        raise ValueError(f"{_name(module)}: normalize_qk: norms of query and key have no canonical form yet")
     found = _infer(CANONICAL, tensors, "tensors")
     width = found.embed_dim if module.qkv_features is None else module.qkv_features
     return AttentionConfig(
@@ -142,6 +143,14 @@ def _linen_config(module: flax.linen.Module, tensors: Mapping[str, Array]) -> At
         qkv_bias=module.use_bias,
         out_bias=module.use_bias,
     )
+
+
+def _check_norms(module: flax.linen.Module, given: Mapping[str, Array]) -> None:
+    """Flax's Linen module has the norms of query and key exactly where ``normalize_qk`` is set; ours never has."""
+    wanted = bool(getattr(module, "normalize_qk", False))
+    names = ("query_norm.scale", "key_norm.scale")
+    why = f"normalize_qk is {wanted}, so the module has {'this norm' if wanted else 'no such norm'}"
+    raise_if_any([f"{name}: {why}" for name in names if (name in given) != wanted], _name(module))
 
 
 def _variables(given: Mapping[str, Array], config: AttentionConfig, name: str) -> dict[str, Any]:

@@ -34,7 +34,7 @@ def load(module: Any, tensors: Mapping[str, Array]) -> None:
     """
     layout, config = _describe(module)
     held = dict(module.named_parameters())
-    given = check_canonical(tensors, config, _name(module), map(_dtype_name, held.values()))
+    given = check_canonical(tensors, config, layout, _name(module), map(_dtype_name, held.values()))
     new = layout.from_canonical(given, config)
     check_targets(new, {name: (tuple(p.shape), _dtype_name(p)) for name, p in held.items()}, _name(module))
     raise_if_any(
@@ -57,7 +57,8 @@ def dump(module: Any) -> dict[str, Array]:
     held = {name: _to_numpy(parameter) for name, parameter in module.named_parameters()}
     raise_if_any(layouts.problems(layout, held, config), _name(module))
     canonical = layout.to_canonical(held, config)
-    return {name: np.array(canonical[name], order="C", copy=True) for name in CANONICAL.shapes(config)}
+    names = CANONICAL.shapes(config, layout.extras_of(held, config))
+    return {name: np.array(canonical[name], order="C", copy=True) for name in names}
 
 
 def config_of(module: Any) -> AttentionConfig:

@@ -202,17 +202,35 @@ def test_modules_not_known_are_refused_by_name():
         maskattn_jax.params.load(flax.linen.Dense(3), {})
 
 
+def test_norms_and_learned_keys_are_kept_and_need_a_place():
+    mha = torch.nn.MultiheadAttention(35, 5, add_bias_kv=True)
+    extras = maskattn_torch.params.dump(mha)
+    assert extras["bias_k"].tobytes() == mha.bias_k.detach().numpy().tobytes() and extras["bias_v"].shape == (5, 7)
+    other = torch.nn.MultiheadAttention(35, 5, add_bias_kv=True)
+    maskattn_torch.params.load(other, extras)
+    assert all(torch.equal(a, b) for a, b in zip(mha.parameters(), other.parameters(), strict=True))
+    for module in (torch.nn.MultiheadAttention(35, 5), maskattn_torch.MultiHeadAttention(PLAIN)):
+        with pytest.raises(ValueError, match=r"(?s)bias_k.*bias_v"):
+            maskattn_torch.params.load(module, extras)
+
+    nnx_module = nnx.MultiHeadAttention(5, 35, decode=False, normalize_qk=True, rngs=nnx.Rngs(0))
+    norms = maskattn_jax.params.dump(nnx_module)
+    assert norms["key_norm.scale"].shape == (7,)
+    norms["query_norm.scale"] = np.arange(7, dtype=np.float32)
+    maskattn_jax.params.load(nnx_module, norms)
+    assert nnx_module.query_ln.scale.get_value().tolist() == list(range(7))
+    linen = flax.linen.MultiHeadDotProductAttention(num_heads=5, normalize_qk=True)
+    variables = maskattn_jax.params.load(linen, norms)
+    assert maskattn_jax.params.dump(variables)["query_norm.scale"].tolist() == list(range(7))
+    with pytest.raises(ValueError, match="query_norm.scale: normalize_qk is False, so the module has no such norm"):
+        maskattn_jax.params.load(flax.linen.MultiHeadDotProductAttention(num_heads=5), norms)
+    with pytest.raises(ValueError, match="key_norm.scale: normalize_qk is True, so the module has this norm"):
+        maskattn_jax.params.load(linen, canonical(PLAIN))
+
+
 def test_what_has_no_canonical_form_is_refused_by_name():
-    with pytest.raises(ValueError, match=r"(?s)bias_k: left over: a learned extra key.*bias_v"):
-        maskattn_torch.params.dump(torch.nn.MultiheadAttention(35, 5, add_bias_kv=True))
     with pytest.raises(ValueError, match="add_zero_attn is set"):
         maskattn_torch.params.dump(torch.nn.MultiheadAttention(35, 5, add_zero_attn=True))
-    with pytest.raises(ValueError, match=r"(?s)key_ln\.scale: left over: normalised.*query_ln\.scale"):
-        module = nnx.MultiHeadAttention(5, 35, decode=False, normalize_qk=True, rngs=nnx.Rngs(0))
-        maskattn_jax.params.dump(module)
-    with pytest.raises(ValueError, match="normalize_qk"):
-        linen = flax.linen.MultiHeadDotProductAttention(num_heads=5, normalize_qk=True)
-        maskattn_jax.params.load(linen, canonical(PLAIN))
     with pytest.raises(ValueError, match=r"are not those of a multi-head attention: query/kernel is missing"):
         maskattn_jax.params.dump({"params": {"kernel": np.ones(3)}})
     with pytest.raises(ValueError, match="meta device"):

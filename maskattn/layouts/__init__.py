@@ -9,10 +9,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from maskattn.layouts._base import Layout
+from maskattn.layouts._base import Layout, Step
 from maskattn.layouts._check import problems
 from maskattn.layouts._detect import Candidate, Detection
 from maskattn.layouts._detect import detect as _detect
@@ -27,7 +27,19 @@ from maskattn.layouts.torch_mha import TorchMHA
 if TYPE_CHECKING:
     from maskattn.config import AttentionConfig
 
-__all__ = ["Candidate", "Detection", "Layout", "detect", "flatten", "get", "names", "problems", "unflatten"]
+__all__ = [
+    "Candidate",
+    "Detection",
+    "Layout",
+    "Step",
+    "detect",
+    "flatten",
+    "get",
+    "names",
+    "problems",
+    "steps",
+    "unflatten",
+]
 
 _LAYOUTS: tuple[Layout, ...] = (
     Canonical(),
@@ -51,6 +63,18 @@ def get(name: str) -> Layout:
             return layout
     known = (layout.name + "".join(f" (= {alias})" for alias in layout.aliases) for layout in _LAYOUTS)
     raise ValueError(f"unknown layout {name!r}; expected one of: {', '.join(known)}")
+
+
+def steps(source: str, target: str, config: AttentionConfig, tensors: Iterable[str] = ()) -> tuple[Step, ...]:
+    """What a conversion does beside moving numbers, before it is run.
+
+    Args:
+        source, target: names of layouts. config: the sizes of the layer.
+        tensors: the names of one layer's tensors without prefix, which show the buffers it holds.
+
+    A ``Step`` whose ``exact`` is False cannot be undone exactly: converted back, the bytes are not those of the source.
+    """
+    return get(source).reading(config, tensors) + get(target).writing(config)
 
 
 def detect(tensors: Mapping[str, Any], config: AttentionConfig | None = None) -> Detection:

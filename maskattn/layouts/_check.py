@@ -10,12 +10,16 @@ import numpy as np
 
 from maskattn.config import AttentionConfig
 from maskattn.layouts._base import PROJECTIONS, Layout
+from maskattn.layouts._extras import shown
 
 DTYPES = tuple(np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16))
 
 
 def problems(layout: Layout, tensors: Mapping[str, Any], config: AttentionConfig, prefix: str = "") -> list[str]:
-    """Every fault of one layer's ``tensors`` (named without ``prefix``, which the messages add); ``[]`` where none."""
+    """Every fault of one layer's ``tensors`` (named without ``prefix``, which the messages add); ``[]`` where none.
+
+    Judges names, shapes and dtypes; values are not read.
+    """
     unsupported = layout.unsupported(config)
     if unsupported:
         return [f"layout {layout.name} cannot hold this config: {reason}" for reason in unsupported]
@@ -24,16 +28,25 @@ def problems(layout: Layout, tensors: Mapping[str, Any], config: AttentionConfig
     for name, shape in shapes.items():
         if name not in tensors:
             found.append(f"{prefix}{name}: missing, expected shape {list(shape)}")
+    for extra in layout.extras:
+        if extra.required and extra.name not in tensors:
+            found.append(f"{prefix}{extra.name}: missing, expected shape {shown(extra.axes, config)}")
+    buffers = {buffer.name for buffer in layout.buffers}
     for name, array in tensors.items():
-        if name not in shapes:
+        extras = [extra for extra in layout.extras if extra.name == name]
+        if name not in shapes and name not in buffers and not extras:
             found.append(f"{prefix}{name}: {leftover(layout, name)}")
             continue
         if not isinstance(array, np.ndarray):
             found.append(f"{prefix}{name}: expected a NumPy array, got {type(array).__module__}.{type(array).__name__}")
             continue
-        if tuple(array.shape) != shapes[name]:
-            found.append(f"{prefix}{name}: expected shape {list(shapes[name])}, got {list(array.shape)}")
-        if array.dtype not in DTYPES:
+        shape = tuple(array.shape)
+        if name in shapes and shape != shapes[name]:
+            found.append(f"{prefix}{name}: expected shape {list(shapes[name])}, got {list(shape)}")
+        if extras and not any(extra.fits(shape, config) for extra in extras):
+            wanted = " or ".join(shown(extra.axes, config) for extra in extras)
+            found.append(f"{prefix}{name}: expected shape {wanted}, got {list(shape)}")
+        if name not in buffers and array.dtype not in DTYPES:
             found.append(f"{prefix}{name}: expected dtype {', '.join(map(str, DTYPES))}, got {array.dtype}")
     return found
 

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from maskattn.config import AttentionConfig
+from maskattn.layouts._base import Layout
 from maskattn.layouts._check import mixed_dtypes, problems
 from maskattn.layouts.canonical import Canonical
 
@@ -15,9 +16,10 @@ CANONICAL = Canonical()
 
 
 def check_canonical(
-    tensors: Mapping[str, Any], config: AttentionConfig, module: str, dtypes: Iterable[str] = ()
+    tensors: Mapping[str, Any], config: AttentionConfig, layout: Layout, module: str, dtypes: Iterable[str] = ()
 ) -> dict[str, Any]:
-    """``tensors`` as a dict, if they are exactly the canonical tensors of ``config``; one ValueError lists every fault.
+    """``tensors`` as a dict, if they are exactly the canonical tensors of ``config``, with extras that ``layout`` has a
+    place for; one ValueError lists every fault.
 
     ``dtypes`` are those the module holds; where it holds one, all tensors must have it.
     """
@@ -33,6 +35,7 @@ def check_canonical(
         found += [f"{name}: the module holds dtype {dtype}, got {arrays[name].dtype}" for name in wrong]
     else:
         found += mixed_dtypes(arrays, "tensors")
+    found += layout.misfits(CANONICAL.extras_of(arrays, config), config)
     raise_if_any(found, module)
     return given
 

@@ -1,4 +1,4 @@
-"""The canonical form of an attention layer: heads are axes, inputs come first.
+"""The canonical form of an attention layer: heads are axes, inputs come first, rotary pairs are half-split.
 
 ===============  ==================  =============  =========
 query.kernel     [E, H, D]           query.bias     [H, D]
@@ -6,14 +6,40 @@ key.kernel       [kdim, K, D]        key.bias       [K, D]
 value.kernel     [vdim, K, Dv]       value.bias     [K, Dv]
 out.kernel       [H, Dv, out]        out.bias       [out]
 ===============  ==================  =============  =========
+
+Beside these a layer may have extras, which some layouts store and others have no place for:
+
+=============================================  ==================================================================
+query_norm.scale  query_norm.bias              [D], or [H, D]: a norm of each query head
+key_norm.scale    key_norm.bias                [D], or [K, D]
+norm.scale        norm.bias                    [H * Dv]: a norm before the output projection
+bias_k            bias_v                       [K, D] · [K, Dv]: one more key and value, learned
+relative_position_bias.table                   [rows, H]: Swin
+relative_attention_bias.table                  [buckets, H]: T5
+logit_scale                                    [H]: Swin v2
+cpb_mlp.0.kernel  cpb_mlp.0.bias               [2, hidden] · [hidden]: Swin v2's continuous position bias
+cpb_mlp.2.kernel                               [hidden, H]
+=============================================  ==================================================================
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import ClassVar
 
 from maskattn.config import AttentionConfig
-from maskattn.layouts._base import PROJECTIONS, Array, Layout, Shape, Tensors, need, projection_biases
+from maskattn.layouts._base import PROJECTIONS, Array, Extra, Layout, Stored
+from maskattn.layouts._extras import CANONICAL
+from maskattn.layouts._infer import need
+
+
+def kernels(separator: str) -> tuple[Stored, ...]:
+    """Kernels and biases with heads as axes, as Flax stores them."""
+    return tuple(
+        Stored(f"{role}{separator}{part}", (role,), part, form="kernel")
+        for role in (*PROJECTIONS, "out")
+        for part in ("kernel", "bias")
+    )
 
 
 class Canonical(Layout):
@@ -22,35 +48,13 @@ class Canonical(Layout):
     """
 
     name = "canonical"
-    anchors = ("query.kernel", "key.kernel", "value.kernel")
+    anchors: ClassVar[tuple[str, ...]] = ("query.kernel", "key.kernel", "value.kernel")
+    projections = kernels(".")
+    extras: ClassVar[tuple[Extra, ...]] = tuple(
+        Extra(name, name, axes) for name, forms in CANONICAL.items() for axes in forms
+    )
     detectable = False
     stores_heads = True
-
-    def shapes(self, config: AttentionConfig) -> dict[str, Shape]:
-        """See the module's table; tensors a configuration does without are absent."""
-        heads, kv_heads, dim, v_dim = config.num_heads, config.kv_heads, config.qk_head_dim, config.value_head_dim
-        if not config.project:
-            return {}
-        kernels: dict[str, Shape] = {
-            "query": (config.embed_dim, heads, dim),
-            "key": (config.key_dim, kv_heads, dim),
-            "value": (config.value_dim, kv_heads, v_dim),
-            "out": (heads, v_dim, config.output_dim),
-        }
-        shapes: dict[str, Shape] = {}
-        for role, shape in kernels.items():
-            shapes[self._join(role, "kernel")] = shape
-            if config.out_bias if role == "out" else projection_biases(config):
-                shapes[self._join(role, "bias")] = shape[2:] if role == "out" else shape[1:]
-        return shapes
-
-    def to_canonical(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Tensors:
-        """The same arrays under names joined by a dot."""
-        return {name.replace(self.separator, "."): array for name, array in tensors.items()}
-
-    def from_canonical(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Tensors:
-        """The same arrays under names joined by this layout's separator."""
-        return {name.replace(".", self.separator): array for name, array in tensors.items()}
 
     def infer(self, tensors: Mapping[str, Array], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
         """Every size is in the shapes; ``num_heads`` and ``num_kv_heads``, where given, must agree with them."""

@@ -1,9 +1,12 @@
-"""Flax Linen multi-head attention, Flax's own and ours: ``query/kernel`` [E, H, D] ... ``out/kernel`` [H, Dv, out]."""
+"""Flax Linen multi-head attention, Flax's own and ours: ``query/kernel`` [E, H, D] ... ``out/kernel`` [H, Dv, out].
+
+With normalize_qk, ``query_ln/scale`` and ``key_ln/scale`` [D].
+"""
 
 from __future__ import annotations
 
-from maskattn.layouts.canonical import Canonical
-from maskattn.layouts.flax_nnx import NORMS
+from maskattn.layouts.canonical import Canonical, kernels
+from maskattn.layouts.flax_nnx import norms
 
 
 class FlaxLinen(Canonical):
@@ -13,5 +16,6 @@ class FlaxLinen(Canonical):
     aliases = ("linen",)
     separator = "/"
     anchors = ("query/kernel", "key/kernel", "value/kernel")
+    projections = kernels("/")
+    extras = norms("/")
     detectable = True
-    refused = NORMS

@@ -1,16 +1,17 @@
-"""Flax NNX multi-head attention, Flax's own and ours: ``query.kernel`` [E, H, D] ... ``out.kernel`` [H, Dv, out]."""
+"""Flax NNX multi-head attention, Flax's own and ours: ``query.kernel`` [E, H, D] ... ``out.kernel`` [H, Dv, out].
+
+With normalize_qk, ``query_ln.scale`` and ``key_ln.scale`` [D]: Flax's norms have no biases.
+"""
 
 from __future__ import annotations
 
+from maskattn.layouts._base import Extra
 from maskattn.layouts.canonical import Canonical
 
-# What Flax's multi-head attention may hold beside its projections.
-NORMS = {
-    f"{role}_ln{separator}{part}": "normalised queries and keys have no canonical form yet"
-    for role in ("query", "key")
-    for separator in "./"
-    for part in ("scale", "bias")
-}
+
+def norms(separator: str) -> tuple[Extra, ...]:
+    """The norms of queries and keys that Flax's multi-head attention may hold."""
+    return tuple(Extra(f"{role}_norm.scale", f"{role}_ln{separator}scale", ("D",)) for role in ("query", "key"))
 
 
 class FlaxNNX(Canonical):
@@ -18,5 +19,5 @@ class FlaxNNX(Canonical):
 
     name = "flax-nnx"
     aliases = ("nnx",)
+    extras = norms(".")
     detectable = True
-    refused = NORMS
