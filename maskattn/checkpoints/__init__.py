@@ -1,7 +1,7 @@
 """How files store tensors: lazy readers that trust nothing, writers that leave a whole file or none.
 
-One format per file here, entered in ``_FORMATS``: its ``SUFFIXES``, ``open_file(path)`` and, where it can be written,
-``save``.
+One format per file here, entered in ``_FORMATS``: its ``SUFFIXES``, ``open_file``, ``create``, and ``problems``, which
+says what it cannot store.
 """
 
 from __future__ import annotations
@@ -12,21 +12,26 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from maskattn.checkpoints import npz, safetensors, sharded
-from maskattn.checkpoints._base import Reader, TensorInfo, writable
+import numpy as np
 
-__all__ = ["Reader", "TensorInfo", "open", "save"]
+from maskattn.checkpoints import _seal, npz, safetensors, sharded
+from maskattn.checkpoints._base import TensorInfo
+from maskattn.checkpoints._reader import Reader, sha256
+from maskattn.checkpoints._writer import Writer, checked, names_problems, plain
+
+__all__ = ["Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
 
 _FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz)
 
 
-def open(path: str | os.PathLike[str]) -> Reader:
+def open(path: str | os.PathLike[str], *, verify: bool = True) -> Reader:
     """Opens a checkpoint as a lazy mapping of names to NumPy arrays; use it in a ``with`` statement.
 
     Args:
         path: a ``.safetensors`` file, the ``.safetensors.index.json`` of a sharded one, an ``.npz`` file, or a folder
-        that
-            holds one checkpoint in one of these forms.
+            that holds one checkpoint in one of these forms.
+        verify: each tensor that is read is compared with its SHA-256, where the file has hashes (those that this
+            library writes have); False reads a damaged file as it is.
 
     Raises:
         FileNotFoundError: nothing is there.
@@ -40,38 +45,127 @@ def open(path: str | os.PathLike[str]) -> Reader:
         where = _in_folder(where)
     if not where.exists():
         raise FileNotFoundError(f"path: no checkpoint at {where}")
-    reader: Reader = _format(where, "open_file").open_file(where)
+    reader: Reader = _format(where).open_file(where, verify)
     return reader
 
 
+def create(
+    path: str | os.PathLike[str],
+    infos: Mapping[str, TensorInfo],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    provenance: Mapping[str, Any] | None = None,
+    max_shard_size: int | None = None,
+) -> Writer:
+    """A writer of a new checkpoint, tensor by tensor, replacing a file that is there when it is left.
+
+    >>> import numpy as np, tempfile
+    >>> from maskattn import checkpoints
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     info = checkpoints.TensorInfo((2, 3), np.dtype("float32"))
+    ...     with checkpoints.create(f"{folder}/a.safetensors", {"x": info}) as writer:
+    ...         for name in writer.order:
+    ...             writer.write(name, np.ones((3, 2), np.float32).T)
+    ...     with checkpoints.open(f"{folder}/a.safetensors") as reader:
+    ...         print(reader["x"].shape, reader.hashes["x"][:8])
+    (2, 3) f4691328
+
+    Args:
+        path: where to; its suffix names the format. For a sharded one, the index, or the name that a single file would
+            have.
+        infos: names to shapes and dtypes, all that will be written.
+        metadata: text to text, for safetensors' ``__metadata__`` (transformers expects ``{"format": "pt"}`` there).
+        provenance: a JSON object: where the tensors come from. It is kept with the hash of every tensor.
+        max_shard_size: bytes; a safetensors checkpoint with more tensor bytes becomes several files and an index.
+
+    Raises:
+        ValueError: an unknown suffix, names, dtypes or metadata that the format cannot hold: all at once.
+        FileExistsError: a sharded checkpoint is there already, or one beside ``path`` would hide the new one.
+    """
+    where = Path(path)
+    kind = _format(where)
+    if not isinstance(infos, Mapping):
+        raise TypeError(f"infos must be a mapping of names to TensorInfo, got {type(infos).__name__}")
+    found = checked(infos, metadata, _seal.KEY)
+    little = {name: TensorInfo(tuple(info.shape), _little(info.dtype)) for name, info in infos.items() if not found}
+    found += kind.problems(little)
+    if max_shard_size is not None and (not isinstance(max_shard_size, int) or max_shard_size < 1):
+        found.append(f"max_shard_size must be a positive int, got {max_shard_size!r}")
+    elif max_shard_size is not None and kind not in (safetensors, sharded):
+        found.append(f"max_shard_size: only safetensors is written in several files, not {where.suffix}")
+    if not where.parent.is_dir():
+        found.append(f"path: there is no folder {where.parent}")
+    elif where.is_dir() and not hasattr(kind, "FOLDER"):
+        found.append(f"path: {where} is a folder")
+    if found:
+        raise ValueError("\n  ".join([f"{where} cannot be written:", *found]))
+    arguments = (little, dict(metadata or {}), plain(provenance))
+    writer: Writer
+    if kind is safetensors and max_shard_size is not None and sum(i.nbytes for i in little.values()) > max_shard_size:
+        _alone(where)
+        where = where.with_name(where.name + ".index.json")
+        writer = sharded.create(where, *arguments, max_shard_size)
+    elif kind is sharded:
+        _alone(where.with_name(where.name.removesuffix(".index.json")))
+        writer = sharded.create(where, *arguments, max_shard_size)
+    else:
+        if kind is safetensors:
+            _alone(where.with_name(where.name + ".index.json"))
+        writer = kind.create(where, *arguments)
+    return writer
+
+
 def save(
-    path: str | os.PathLike[str], tensors: Mapping[str, Any], *, metadata: Mapping[str, str] | None = None
+    path: str | os.PathLike[str],
+    tensors: Mapping[str, Any],
+    *,
+    metadata: Mapping[str, str] | None = None,
+    max_shard_size: int | None = None,
 ) -> None:
-    """Writes NumPy arrays to ``path`` (.safetensors or .npz), replacing a file that is there.
+    """Writes NumPy arrays to ``path``, replacing a file that is there; see ``create`` for the arguments.
 
     The file is written beside its place, synced and renamed: whatever fails, what was at ``path`` is still there.
 
     Args:
         path: where to; its suffix names the format.
         tensors: names to NumPy arrays of any memory order.
-        metadata: text to text, for safetensors' ``__metadata__`` (transformers expects ``{"format": "pt"}`` there).
+        metadata: text to text.
+        max_shard_size: bytes; safetensors only.
 
     Raises:
         ValueError: an unknown suffix, a dtype the format has no name for, values that are not arrays: all at once.
         OSError: the file cannot be written.
     """
-    where = Path(path)
-    if metadata is not None and not all(isinstance(part, str) for pair in metadata.items() for part in pair):
-        raise ValueError(f"metadata must map str to str, got {dict(metadata)!r}")
-    _format(where, "save").save(where, writable(tensors), metadata)
+    if not isinstance(tensors, Mapping):
+        raise TypeError(f"tensors must be a mapping of names to arrays, got {type(tensors).__name__}")
+    found = [
+        f"{name}: expected a NumPy array, got {type(array).__module__}.{type(array).__name__}"
+        for name, array in tensors.items()
+        if not isinstance(array, np.ndarray)
+    ]
+    found += names_problems(tensors)
+    if found:
+        raise ValueError("\n  ".join(["tensors cannot be saved:", *found]))
+    infos = {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}
+    with create(path, infos, metadata=metadata, max_shard_size=max_shard_size) as writer:
+        for name in writer.order:
+            writer.write(name, tensors[name])
 
 
-def _format(path: Path, function: str) -> ModuleType:
-    able = [module for module in _FORMATS if hasattr(module, function)]
-    for module in able:
+def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
+    return dtype.newbyteorder("<") if dtype.kind in "iufc" else dtype
+
+
+def _alone(other: Path) -> None:
+    if other.exists():
+        raise FileExistsError(f"{other} exists, and readers would take it for this checkpoint; remove it first")
+
+
+def _format(path: Path) -> ModuleType:
+    for module in _FORMATS:
         if path.name.endswith(module.SUFFIXES):
             return module
-    known = ", ".join(suffix for module in able for suffix in module.SUFFIXES)
+    known = ", ".join(suffix for module in _FORMATS for suffix in module.SUFFIXES)
     raise ValueError(f"path: {path.name!r} has no suffix of a known format; expected one of {known}")
 
 

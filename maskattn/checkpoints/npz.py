@@ -6,18 +6,24 @@ and a member of that kind is read as bfloat16.
 
 from __future__ import annotations
 
+import contextlib
+import math
 import os
 import zipfile
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
-from maskattn.checkpoints._base import Array, Reader, TensorInfo, number_of_elements, write_atomically
+from maskattn.checkpoints import _seal, _zip
+from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._publish import Temporary, sync_folder
+from maskattn.checkpoints._reader import Reader
+from maskattn.checkpoints._writer import Writer
 
 SUFFIXES = (".npz",)
 # Weights hardly compress: a large archive that would inflate to more times its size than this is a bomb.
@@ -31,17 +37,18 @@ _BROKEN = (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, Runtim
 class NpzReader(Reader):
     """One archive. Shapes and sizes are read from every member's header on opening, and must agree with the archive."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, verify: bool) -> None:
         try:
             self._zip = zipfile.ZipFile(path)
         except _BROKEN as error:
             raise ValueError(f"{path}: not an .npz file ({error})") from None
         try:
             infos = self._infos(path)
+            members = {name: self._zip.getinfo(self._order[name][0]) for name in infos}
+            super().__init__(path, infos, _zip.metadata(self._zip, members), verify)
         except BaseException:
             self._zip.close()
             raise
-        super().__init__(path, infos)
 
     def _infos(self, path: Path) -> dict[str, TensorInfo]:
         members = self._zip.infolist()
@@ -73,7 +80,7 @@ class NpzReader(Reader):
 
     def _read(self, name: str, info: TensorInfo) -> Array:
         member, start, fortran = self._order[name]
-        array = np.empty(number_of_elements(info.shape), info.dtype)
+        array = np.empty(math.prod(info.shape), info.dtype)
         buffer = array.view(np.uint8).data
         try:
             with self._zip.open(member) as file:
@@ -92,32 +99,77 @@ class NpzReader(Reader):
         self._zip.close()
 
 
-def open_file(path: Path) -> Reader:
+def open_file(path: Path, verify: bool = True) -> Reader:
     """Opens one archive; ValueError where it is none, is inconsistent, or would inflate beyond measure."""
-    return NpzReader(path)
+    return NpzReader(path, verify)
 
 
-def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes ``tensors`` (contiguous, little-endian) as an uncompressed archive; ``metadata`` has no place in it."""
-    unknown = [
-        f"{name}: .npz has no dtype {a.dtype}"
-        for name, a in tensors.items()
-        if a.dtype != _BFLOAT16 and a.dtype.kind not in "biufc"
+def create(
+    path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
+) -> Writer:
+    """A writer of one uncompressed archive."""
+    return NpzWriter(path, infos, metadata, provenance)
+
+
+def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+    """What this format cannot store."""
+    return [
+        f"{name}: .npz has no dtype {info.dtype}"
+        for name, info in infos.items()
+        if info.dtype != _BFLOAT16 and info.dtype.kind not in "biufc"
     ]
-    if metadata:
-        unknown.append("metadata: .npz has no place for it")
-    if unknown:
-        raise ValueError("\n  ".join([f"{path} cannot be written:", *unknown]))
 
-    def write(file: IO[bytes]) -> None:
-        with zipfile.ZipFile(file, "w", zipfile.ZIP_STORED, allowZip64=True) as archive:
-            for name, array in tensors.items():
-                # A fixed date: the same tensors give the same bytes.
-                member = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
-                with archive.open(member, "w", force_zip64=True) as out:
-                    npy.write_array(out, array.view("V2") if array.dtype == _BFLOAT16 else array, allow_pickle=False)
 
-    write_atomically(path, write)
+class NpzWriter(Writer):
+    """One archive. Comments of a zip are invisible to NumPy: each member's holds its hash, the archive's the rest."""
+
+    def __init__(
+        self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
+    ) -> None:
+        super().__init__(path, infos, metadata, provenance)
+        self._temporary: Temporary | None = None
+        self._zip: zipfile.ZipFile | None = None
+        self._out: IO[bytes] | None = None
+        _zip.compose(path, provenance, dict.fromkeys(infos, _seal.PENDING), infos, metadata)
+
+    def _begin(self) -> None:
+        self._temporary = Temporary(self.path)
+        self._zip = zipfile.ZipFile(self._temporary.file, "w", zipfile.ZIP_STORED, allowZip64=True)
+
+    def _begin_tensor(self, name: str) -> None:
+        info = self.infos[name]
+        # A fixed date: the same tensors give the same bytes.
+        self._member = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
+        assert self._zip is not None
+        self._out = self._zip.open(self._member, "w", force_zip64=True)
+        dtype = np.dtype("V2") if info.dtype == _BFLOAT16 else info.dtype
+        described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": info.shape}
+        npy.write_array_header_1_0(self._out, described)
+
+    def _append(self, chunk: memoryview) -> None:
+        assert self._out is not None
+        self._out.write(chunk)
+
+    def _end_tensor(self, name: str) -> None:
+        assert self._out is not None
+        self._out.close()
+        self._member.comment = _zip.member_comment(self.hashes[name])
+
+    def _publish(self) -> None:
+        assert self._zip is not None and self._temporary is not None
+        self._zip.comment = _zip.compose(self.path, self.provenance, self.hashes, self.infos, self.metadata)
+        self._zip.close()
+        self._temporary.sync()
+        self._temporary.publish()
+        sync_folder(self.path.parent)
+
+    def _discard(self) -> None:
+        for part in (self._out, self._zip):
+            with contextlib.suppress(OSError, ValueError):  # closing writes, which fails again where the disk is full
+                if part is not None:
+                    part.close()
+        if self._temporary is not None:
+            self._temporary.discard()
 
 
 def _npy_header(file: IO[bytes]) -> tuple[TensorInfo, bool, int]:

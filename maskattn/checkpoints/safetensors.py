@@ -14,7 +14,11 @@ from typing import IO, Any
 import ml_dtypes
 import numpy as np
 
-from maskattn.checkpoints._base import Array, Reader, TensorInfo, write_atomically
+from maskattn.checkpoints import _seal
+from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._publish import Temporary, sync_folder
+from maskattn.checkpoints._reader import Reader
+from maskattn.checkpoints._writer import Writer
 
 SUFFIXES = (".safetensors",)
 HEADER_LIMIT = 100_000_000  # as the format's own library has it
@@ -43,14 +47,14 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 class SafetensorsReader(Reader):
     """One file. Bytes are read into a fresh array, so that a file cut short meanwhile is an error and not a crash."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, verify: bool) -> None:
         self._file: IO[bytes] = open(path, "rb", buffering=0)
         try:
             infos, self._starts, metadata = _read_header(self._file, path)
+            super().__init__(path, infos, metadata, verify)
         except BaseException:
             self._file.close()
             raise
-        super().__init__(path, infos, metadata)
 
     def _read(self, name: str, info: TensorInfo) -> Array:
         array = np.empty(info.shape, info.dtype)
@@ -67,43 +71,90 @@ class SafetensorsReader(Reader):
         self._file.close()
 
 
-def open_file(path: Path) -> Reader:
+def open_file(path: Path, verify: bool = True) -> Reader:
     """Opens one safetensors file; ValueError where it is not one."""
-    return SafetensorsReader(path)
+    return SafetensorsReader(path, verify)
 
 
-def save(path: Path, tensors: Mapping[str, Array], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes ``tensors`` (contiguous, little-endian) as one file, in the order the format's own library has them."""
-    unknown = [f"{name}: safetensors has no dtype {a.dtype}" for name, a in tensors.items() if a.dtype not in _NAMES]
-    if "__metadata__" in tensors:
-        unknown.append("__metadata__: a name that safetensors keeps for itself")
-    if unknown:
-        raise ValueError("\n  ".join([f"{path} cannot be written:", *unknown]))
-    order = list(_DTYPES)
-    names = sorted(tensors, key=lambda name: (-order.index(_NAMES[tensors[name].dtype]), name))
-    header: dict[str, Any] = {}
-    if metadata:
-        header["__metadata__"] = dict(metadata)
-    offset = 0
-    for name in names:
-        array = tensors[name]
-        end = offset + array.nbytes
-        header[name] = {"dtype": _NAMES[array.dtype], "shape": list(array.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)  # the tensors start on a multiple of 8
-    if len(text) > HEADER_LIMIT:
-        raise ValueError(
-            f"{path} cannot be written: its header would have {len(text)} bytes, the limit is {HEADER_LIMIT}"
+def create(
+    path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
+) -> Writer:
+    """A writer of one file, its tensors in the order that the format's own library has."""
+    return SafetensorsWriter(path, infos, metadata, provenance)
+
+
+def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+    """What this format cannot store."""
+    found = [f"{n}: safetensors has no dtype {info.dtype}" for n, info in infos.items() if info.dtype not in _NAMES]
+    if "__metadata__" in infos:
+        found.append("__metadata__: a name that safetensors keeps for itself")
+    return found
+
+
+class SafetensorsWriter(Writer):
+    """One file. The hashes stand in the header, before the tensors: room is kept for them and filled in at the end."""
+
+    def __init__(
+        self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
+    ) -> None:
+        super().__init__(path, infos, metadata, provenance)
+        rank = {dtype: -i for i, dtype in enumerate(_DTYPES.values())}
+        self.order = tuple(sorted(infos, key=lambda name: (rank[infos[name].dtype], name)))
+        self._temporary: Temporary | None = None
+        pending = dict.fromkeys(infos, _seal.PENDING)
+        self._header = self._compose(_seal.compose(provenance, pending, infos, metadata, pending=True))
+
+    def _compose(self, sealed: str) -> bytes:
+        header: dict[str, Any] = {"__metadata__": self.metadata | {_seal.KEY: sealed}}
+        self._starts: dict[str, int] = {}
+        end = 0
+        for name in self.order:
+            info = self.infos[name]
+            start, end = end, end + info.nbytes
+            self._starts[name] = start
+            header[name] = {"dtype": _NAMES[info.dtype], "shape": list(info.shape), "data_offsets": [start, end]}
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)  # the tensors start on a multiple of 8
+        if len(text) > HEADER_LIMIT:
+            raise ValueError(
+                f"{self.path} cannot be written: its header would have {len(text)} bytes, the limit is {HEADER_LIMIT}"
+            )
+        return len(text).to_bytes(8, "little") + text
+
+    @property
+    def begun(self) -> bool:
+        """Whether the file exists, in its temporary place or published."""
+        return self._temporary is not None
+
+    def _begin(self) -> None:
+        self._temporary = Temporary(self.path)
+        self._temporary.file.write(self._header)
+
+    def _begin_tensor(self, name: str) -> None:
+        assert self._temporary is not None
+        self._temporary.file.seek(len(self._header) + self._starts[name])
+
+    def _append(self, chunk: memoryview) -> None:
+        assert self._temporary is not None
+        self._temporary.file.write(chunk)
+
+    def _complete(self) -> Temporary:
+        """The file as it will be, on the disk but not in its place."""
+        assert self._temporary is not None
+        self._temporary.file.seek(0)
+        self._temporary.file.write(
+            self._compose(_seal.compose(self.provenance, self.hashes, self.infos, self.metadata))
         )
+        self._temporary.sync()
+        return self._temporary
 
-    def write(file: IO[bytes]) -> None:
-        file.write(len(text).to_bytes(8, "little"))
-        file.write(text)
-        for name in names:
-            file.write(tensors[name].reshape(-1).view(np.uint8).data)
+    def _publish(self) -> None:
+        self._complete().publish()
+        sync_folder(self.path.parent)
 
-    write_atomically(path, write)
+    def _discard(self) -> None:
+        if self._temporary is not None:
+            self._temporary.discard()
 
 
 def _read_header(file: IO[bytes], path: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:

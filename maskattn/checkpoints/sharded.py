@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from maskattn.checkpoints._base import Array, Reader, TensorInfo
-from maskattn.checkpoints.safetensors import SafetensorsReader, _no_duplicates
+from maskattn.checkpoints import safetensors
+from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._publish import TemporaryFolder, publishing, sync_folder
+from maskattn.checkpoints._reader import Reader
+from maskattn.checkpoints._writer import Writer
+from maskattn.checkpoints.safetensors import SafetensorsReader, SafetensorsWriter, _no_duplicates
 
 SUFFIXES = (".safetensors.index.json",)
 INDEX_LIMIT = 100_000_000
@@ -17,28 +23,148 @@ INDEX_LIMIT = 100_000_000
 class ShardedReader(Reader):
     """All files of an index, as one mapping."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, verify: bool) -> None:
         weight_map, metadata = _read_index(path)
         with ExitStack() as stack:
-            shards = {file: SafetensorsReader(_shard(path, file)) for file in dict.fromkeys(weight_map.values())}
-            for shard in shards.values():
-                stack.callback(shard.close)
+            shards: dict[str, SafetensorsReader] = {}
+            for file in dict.fromkeys(weight_map.values()):
+                shards[file] = SafetensorsReader(_shard(path, file), verify)
+                stack.callback(shards[file].close)
             _agree(path, weight_map, shards)
             infos = {name: shards[file].infos[name] for name, file in weight_map.items()}
-            super().__init__(path, infos, metadata)
+            super().__init__(path, infos, metadata, verify)
+            for shard in shards.values():
+                self.hashes |= shard.hashes
+                self.metadata = shard.metadata | self.metadata
+                self.provenance = self.provenance or shard.provenance
             self._shards = {name: shards[file] for name, file in weight_map.items()}
             self._files = stack.pop_all()
 
     def _read(self, name: str, info: TensorInfo) -> Array:
-        return self._shards[name][name]
+        return self._shards[name]._read(name, info)
 
     def _close(self) -> None:
         self._files.close()
 
 
-def open_file(path: Path) -> Reader:
+def open_file(path: Path, verify: bool = True) -> Reader:
     """Opens an index and every file it names; ValueError where they do not agree."""
-    return ShardedReader(path)
+    return ShardedReader(path, verify)
+
+
+def create(
+    path: Path,
+    infos: Mapping[str, TensorInfo],
+    metadata: Mapping[str, str],
+    provenance: Mapping[str, Any],
+    max_shard_size: int | None = None,
+) -> Writer:
+    """A writer of an index and its files, each of at most ``max_shard_size`` bytes where its tensors allow it."""
+    return ShardedWriter(path, infos, metadata, provenance, max_shard_size)
+
+
+problems = safetensors.problems
+
+
+class ShardedWriter(Writer):
+    """The files of an index, each closed when it has its tensors; the index comes last, and makes them a checkpoint.
+
+    Renaming several files is not one step, so a checkpoint that is there is never replaced: FileExistsError.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        infos: Mapping[str, TensorInfo],
+        metadata: Mapping[str, str],
+        provenance: Mapping[str, Any],
+        max_shard_size: int | None,
+    ) -> None:
+        super().__init__(path, infos, metadata, provenance)
+        self._place: TemporaryFolder | None = None
+        stem, groups = path.name.removesuffix(SUFFIXES[0]), _groups(infos, max_shard_size)
+        self._files = [f"{stem}-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
+        self._shards = [
+            SafetensorsWriter(path.parent / file, g, metadata, provenance)
+            for file, g in zip(self._files, groups, strict=True)
+        ]
+        self._of = {name: shard for shard in self._shards for name in shard.infos}
+        self.order = tuple(name for shard in self._shards for name in shard.order)
+
+    def _begin(self) -> None:
+        self._refuse_to_replace()
+        self._place = TemporaryFolder(self.path)
+        for shard in self._shards:
+            shard.path = self._place.place / shard.path.name
+
+    def _begin_tensor(self, name: str) -> None:
+        self._current = self._of[name]
+        if not self._current.begun:
+            self._current._begin()
+        self._current._begin_tensor(name)
+
+    def _append(self, chunk: memoryview) -> None:
+        self._current._append(chunk)
+
+    def _end_tensor(self, name: str) -> None:
+        self._current.hashes[name] = self.hashes[name]
+        if len(self._current.hashes) == len(self._current.infos):
+            self._current._publish()
+
+    def _publish(self) -> None:
+        assert self._place is not None
+        if not self.infos:
+            self._shards[0]._begin()
+            self._shards[0]._publish()
+        total = sum(info.nbytes for info in self.infos.values())
+        index = {
+            "metadata": {"total_size": total},
+            "weight_map": {name: self._of[name].path.name for name in sorted(self.infos)},
+        }
+        with open(self._place.place / self.path.name, "w", encoding="utf-8") as file:
+            file.write(json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        moved: list[Path] = []
+        with publishing(self.path.parent):
+            self._refuse_to_replace()
+            try:
+                for name in [*self._files, self.path.name]:
+                    if name == self.path.name:
+                        sync_folder(self.path.parent)
+                    os.replace(self._place.place / name, self.path.parent / name)
+                    moved.append(self.path.parent / name)
+            except BaseException:
+                for path in moved:
+                    path.unlink(missing_ok=True)
+                raise
+        sync_folder(self.path.parent)
+
+    def _discard(self) -> None:
+        for shard in self._shards:
+            shard._discard()
+        if self._place is not None:
+            self._place.discard()
+
+    def _refuse_to_replace(self) -> None:
+        if self.path.exists():
+            raise FileExistsError(
+                f"{self.path} exists: several files cannot be replaced in one step; remove that checkpoint, or name "
+                f"another folder"
+            )
+
+
+def _groups(infos: Mapping[str, TensorInfo], limit: int | None) -> list[dict[str, TensorInfo]]:
+    """Tensors in their order, a new file before each that would exceed ``limit`` bytes."""
+    groups: list[dict[str, TensorInfo]] = [{}]
+    size = 0
+    for name, info in infos.items():
+        if limit is not None and groups[-1] and size + info.nbytes > limit:
+            groups.append({})
+            size = 0
+        groups[-1][name] = info
+        size += info.nbytes
+    return groups
 
 
 def _read_index(path: Path) -> tuple[dict[str, str], dict[str, str]]:

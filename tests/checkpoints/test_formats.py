@@ -77,7 +77,7 @@ def test_other_libraries_read_what_is_written_and_the_other_way(tmp_path):
     ours, theirs = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
     checkpoints.save(ours, tensors, metadata={"format": "pt"})
     safetensors.numpy.save_file(tensors, theirs, metadata={"format": "pt"})
-    assert ours.read_bytes() == theirs.read_bytes()
+    assert without_hashes(ours) == theirs.read_bytes()
     assert_same(safetensors.numpy.load_file(ours), tensors)
     with checkpoints.open(theirs) as src:
         assert_same(src, tensors)
@@ -91,6 +91,17 @@ def test_other_libraries_read_what_is_written_and_the_other_way(tmp_path):
     np.savez_compressed(tmp_path / "c.npz", **plain, f=np.asfortranarray(np.arange(6.0).reshape(2, 3)))
     with checkpoints.open(tmp_path / "c.npz") as src:
         assert_same(src, plain | {"f": np.arange(6.0).reshape(2, 3)})
+
+
+def without_hashes(path):
+    """A safetensors file without what this library adds to its header."""
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    del header["__metadata__"]["maskattn"]
+    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text + data[8 + length :]
 
 
 def write_sharded(folder, tensors, shards=3):
@@ -175,7 +186,7 @@ def test_paths_that_are_not_checkpoints(tmp_path):
         checkpoints.open(tmp_path / "x.bin")
     with pytest.raises(ValueError, match="holds no checkpoint"):
         checkpoints.open(tmp_path)
-    with pytest.raises(ValueError, match=r"has no suffix of a known format; expected one of \.safetensors, \.npz$"):
+    with pytest.raises(ValueError, match=r"has no suffix of a known format; expected one of \.safetensors, "):
         checkpoints.save(tmp_path / "x.pt", {})
     checkpoints.save(tmp_path / "a.npz", {})
     checkpoints.save(tmp_path / "b.safetensors", {})
@@ -191,7 +202,7 @@ def test_what_cannot_be_saved_is_refused_at_once_and_nothing_is_written(tmp_path
     for suffix in (".safetensors", ".npz"):
         path = tmp_path / f"x{suffix}"
         with pytest.raises(
-            ValueError, match=r"(?s)a: expected a NumPy array, got builtins.list.*''.*3: names must.*torch"
+            ValueError, match=r"(?s)a: expected a NumPy array, got builtins.list.*torch.*''.*3: names must"
         ):
             checkpoints.save(path, bad)
         with pytest.raises(ValueError, match=r"(?s)o: .*dtype object.*s: .*dtype <U1"):
@@ -200,8 +211,6 @@ def test_what_cannot_be_saved_is_refused_at_once_and_nothing_is_written(tmp_path
         checkpoints.save(tmp_path / "x.safetensors", {"__metadata__": np.ones(1)})
     with pytest.raises(ValueError, match="metadata must map str to str"):
         checkpoints.save(tmp_path / "x.safetensors", {}, metadata={"a": 1})
-    with pytest.raises(ValueError, match="no place for it"):
-        checkpoints.save(tmp_path / "x.npz", {}, metadata={"a": "b"})
     with pytest.raises(TypeError, match="tensors must be a mapping"):
         checkpoints.save(tmp_path / "x.npz", [])
     assert not list(tmp_path.iterdir())
@@ -234,7 +243,7 @@ def test_a_failed_write_leaves_what_was_there(tmp_path, monkeypatch, suffix, fai
                 def __getattr__(self, name):
                     return getattr(file, name)
 
-                def __exit__(self, *_):
+                def close(self):
                     file.close()
 
             return Limited()

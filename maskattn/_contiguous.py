@@ -1,0 +1,112 @@
+"""Permuted arrays laid out anew, at the speed of memory.
+
+NumPy copies a transpose row by row, and every element it reads brings in a cache line of which it uses one entry.
+Copied in tiles, each line is used whole; tiles also share out over threads, since NumPy releases the interpreter while
+it copies. ``benchmarks/contiguous.py`` measures it.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+# A tile is as many elements along the axis that lies together in the source, and along the one that lies together in
+# the result. Long in the first, because NumPy's inner loop runs there; 16 results of 4 bytes fill one cache line.
+SOURCE_RUN = 512
+RESULT_BYTES = 64
+# Below these sizes in bytes, a plain copy is as fast, and a second thread costs more than it saves.
+TILED_FROM = 2**17
+THREADED_FROM = 2**22
+THREADS = 2
+
+_UNSIGNED = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+
+
+def contiguous(view: Array, out: Array | None = None) -> Array:
+    """The values of ``view`` in C order: ``view`` itself where it is so already, otherwise a fresh array.
+
+    Args:
+        view: any strided array, of any dtype whose items hold no Python objects; its byte order is kept.
+        out: a C-contiguous array of the same shape and dtype to fill and return instead.
+
+    Raises:
+        ValueError: ``out`` has another shape, dtype or memory order.
+    """
+    if out is None:
+        if view.flags.c_contiguous:
+            return view
+        out = np.empty(view.shape, view.dtype)
+    elif out.shape != view.shape or out.dtype != view.dtype or not out.flags.c_contiguous:
+        raise ValueError(
+            f"out: expected a C-contiguous array of shape {list(view.shape)} and dtype {view.dtype}, "
+            f"got shape {list(out.shape)}, dtype {out.dtype}, strides {out.strides}"
+        )
+    if view.nbytes < TILED_FROM or view.dtype.hasobject:
+        out[...] = view
+        return out
+    target, source = _merged(*_as_integers(out, view))
+    if source.ndim < 2 or abs(source.strides[-1]) == source.itemsize:
+        _parallel(target, source, None)  # the rows lie together: NumPy copies them as they are
+    else:
+        _parallel(target, source, int(np.argmin(np.abs(source.strides))))
+    return out
+
+
+def _as_integers(target: Array, source: Array) -> tuple[Array, Array]:
+    """Both as unsigned integers of their size: NumPy moves bfloat16 one call per element."""
+    unsigned = _UNSIGNED.get(source.itemsize)
+    return (target.view(unsigned), source.view(unsigned)) if unsigned else (target, source)
+
+
+def _merged(target: Array, source: Array) -> tuple[Array, Array]:
+    """Both with neighbouring axes joined where the source's strides allow it: [E, H, D] of a transpose is [E, H*D]."""
+    axes: list[tuple[int, int]] = []
+    for size, stride in zip(source.shape, source.strides, strict=True):
+        if size == 1:
+            continue
+        if axes and axes[-1][1] == stride * size:
+            axes[-1] = (axes[-1][0] * size, stride)
+        else:
+            axes.append((size, stride))
+    shape = tuple(size for size, _ in axes)
+    strides = tuple(stride for _, stride in axes)
+    return target.reshape(shape), np.lib.stride_tricks.as_strided(source, shape, strides, writeable=False)
+
+
+def _parallel(target: Array, source: Array, fastest: int | None) -> None:
+    """Copies halves of the longest axis at once."""
+    size, axis = max((size, -i) for i, size in enumerate(source.shape))
+    if source.nbytes < THREADED_FROM or size < THREADS:
+        _copy(target, source, fastest)
+        return
+    cuts = [size * i // THREADS for i in range(THREADS + 1)]
+    before = (slice(None),) * -axis
+    parts = [(*before, slice(a, b)) for a, b in zip(cuts, cuts[1:], strict=False)]
+    with ThreadPoolExecutor(THREADS - 1) as pool:
+        others = [pool.submit(_copy, target[part], source[part], fastest) for part in parts[1:]]
+        _copy(target[parts[0]], source[parts[0]], fastest)
+        for other in others:
+            other.result()
+
+
+def _copy(target: Array, source: Array, fastest: int | None) -> None:
+    if fastest is None:
+        np.copyto(target, source)
+        return
+    if source.ndim > 2:  # tiles span two axes; the longest of the others is walked
+        axis = max((i for i in range(source.ndim - 1) if i != fastest), key=lambda i: source.shape[i])
+        inner = fastest - (axis < fastest)
+        for i in range(source.shape[axis]):
+            at = (slice(None),) * axis + (i,)
+            _copy(target[at], source[at], inner)
+        return
+    rows, columns = source.shape
+    width = max(1, RESULT_BYTES // source.itemsize)
+    for row in range(0, rows, SOURCE_RUN):
+        for column in range(0, columns, width):
+            part = slice(row, row + SOURCE_RUN), slice(column, column + width)
+            np.copyto(target[part], source[part])

@@ -1,0 +1,131 @@
+"""Files that appear whole or not at all: written beside their place, synced, renamed.
+
+A temporary is locked as long as its writer lives. What a killed writer left behind is therefore told from the work of
+a living one, and the next writer of the same target removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+fcntl: Any
+try:
+    import fcntl
+except ImportError:  # Windows: nothing is locked, and nothing left behind is removed
+    fcntl = None
+
+
+class Temporary:
+    """A new file beside ``path``, open for writing and reading, that ``publish`` renames over it."""
+
+    def __init__(self, path: Path) -> None:
+        sweep(path)
+        self.path, self.place = path, _name_beside(path)
+        descriptor = os.open(self.place, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        self.file = os.fdopen(descriptor, "w+b")
+        try:
+            _lock(descriptor)
+            with contextlib.suppress(PermissionError, FileNotFoundError):
+                os.chmod(self.place, path.stat().st_mode & 0o777)  # what it replaces keeps its mode
+        except BaseException:
+            self.discard()
+            raise
+
+    def sync(self) -> None:
+        """Everything written reaches the disk."""
+        self.file.flush()
+        os.fsync(self.file.fileno())
+
+    def publish(self) -> None:
+        """Takes the place of ``path``; ``sync`` comes first, and ``sync_folder`` after."""
+        os.replace(self.place, self.path)
+        self.file.close()
+
+    def discard(self) -> None:
+        """Removes the file, unless it was published."""
+        with contextlib.suppress(FileNotFoundError):
+            self.place.unlink()
+        with contextlib.suppress(OSError):  # closing flushes, which fails again where the disk is full
+            self.file.close()
+
+
+class TemporaryFolder:
+    """A new folder beside ``path``, for several files, or for a checkpoint that is a folder."""
+
+    def __init__(self, path: Path) -> None:
+        sweep(path)
+        self.place = _name_beside(path)
+        self.place.mkdir()
+        self._descriptor: int | None = None
+        if os.name == "posix":
+            self._descriptor = os.open(self.place, os.O_RDONLY)
+            _lock(self._descriptor)
+
+    def discard(self) -> None:
+        """Removes the folder and what is in it, unless it was renamed."""
+        shutil.rmtree(self.place, ignore_errors=True)
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+def sync_folder(folder: Path) -> None:
+    """The renames of a folder reach the disk."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextlib.contextmanager
+def publishing(folder: Path) -> Iterator[None]:
+    """One writer at a time publishes sets of files in ``folder``; the lock dies with its process."""
+    if fcntl is None:
+        yield
+        return
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        with contextlib.suppress(OSError):  # some network file systems lock no folders
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def sweep(path: Path) -> None:
+    """Removes what killed writers of ``path`` left beside it."""
+    if fcntl is None:
+        return
+    for place in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
+        with contextlib.suppress(OSError):
+            descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if place.is_dir():
+                    shutil.rmtree(place)
+                else:
+                    place.unlink()
+            finally:
+                os.close(descriptor)
+
+
+def _name_beside(path: Path) -> Path:
+    return path.with_name(f".{path.name}.{secrets.token_hex(8)}.tmp")
+
+
+def _escaped(name: str) -> str:
+    return "".join(f"[{c}]" if c in "*?[" else c for c in name)
+
+
+def _lock(descriptor: int) -> None:
+    if fcntl is not None:
+        with contextlib.suppress(OSError):
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
