@@ -57,6 +57,12 @@ STANDARDS: tuple[Standard, ...] = (
         "module.narrow", 1, "modules in bfloat16 and float16: eps of the dtype for each rounding", "flips at ties"
     ),
     Standard("module.gradient", 4, "gradients of modules: times the limit of one product", "four roundings in a row"),
+    Standard(
+        "tier3.float64",
+        1e-13,
+        "training in float64, JAX against PyTorch: relative differences of losses and parameters",
+        "rounding, and nothing else, may differ",
+    ),
     Standard("module.peer", 2, "against another library's module: the sum of both bounds", "two computations err"),
     Standard(
         "suite.plain_numbers",
