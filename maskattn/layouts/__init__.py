@@ -1,8 +1,8 @@
 """How checkpoints store attention: one layout per file, all meeting in the canonical form.
 
 >>> from maskattn import layouts
->>> layouts.names()
-('canonical', 'maskattn-torch', 'flax-nnx', 'flax-linen', 'torch-mha', 'hf-bert')
+>>> layouts.names()[:5]
+('canonical', 'maskattn-torch', 'flax-nnx', 'flax-linen', 'torch-mha')
 >>> layouts.get("timm").name
 'maskattn-torch'
 """
@@ -16,12 +16,26 @@ from maskattn.layouts._base import Layout, Step
 from maskattn.layouts._check import problems
 from maskattn.layouts._detect import Candidate, Detection
 from maskattn.layouts._detect import detect as _detect
+from maskattn.layouts._probe import probe as _probe
 from maskattn.layouts._tree import flatten, unflatten
 from maskattn.layouts.canonical import Canonical
 from maskattn.layouts.flax_linen import FlaxLinen
 from maskattn.layouts.flax_nnx import FlaxNNX
 from maskattn.layouts.hf_bert import HFBert
+from maskattn.layouts.hf_clip import HFCLIP
+from maskattn.layouts.hf_gpt2 import HFGPT2, HFGPT2Cross
+from maskattn.layouts.hf_llama import HFLlama
+from maskattn.layouts.hf_neox import HFNeoX
+from maskattn.layouts.hf_phi3 import HFPhi3
+from maskattn.layouts.hf_swin import HFSwin, HFSwinMemory
+from maskattn.layouts.hf_swin_v2 import HFSwinV2
+from maskattn.layouts.hf_t5 import HFT5
+from maskattn.layouts.hf_vit import HFViT
 from maskattn.layouts.maskattn_torch import MaskattnTorch
+from maskattn.layouts.megatron import Megatron
+from maskattn.layouts.meta_llama import MetaLlama
+from maskattn.layouts.swin import Swin, TimmSwin
+from maskattn.layouts.swin_v2 import SwinV2
 from maskattn.layouts.torch_mha import TorchMHA
 
 if TYPE_CHECKING:
@@ -36,6 +50,7 @@ __all__ = [
     "flatten",
     "get",
     "names",
+    "probe",
     "problems",
     "steps",
     "unflatten",
@@ -48,6 +63,22 @@ _LAYOUTS: tuple[Layout, ...] = (
     FlaxLinen(),
     TorchMHA(),
     HFBert(),
+    HFViT(),
+    HFSwin(),
+    HFSwinMemory(),
+    HFSwinV2(),
+    Swin(),
+    TimmSwin(),
+    SwinV2(),
+    HFGPT2(),
+    HFGPT2Cross(),
+    HFLlama(),
+    MetaLlama(),
+    HFNeoX(),
+    Megatron(),
+    HFPhi3(),
+    HFT5(),
+    HFCLIP(),
 )
 
 
@@ -84,3 +115,30 @@ def detect(tensors: Mapping[str, Any], config: AttentionConfig | None = None) ->
     answer's ``layout`` is the name of the only candidate, and raises ValueError where there is none or more than one.
     """
     return _detect(tensors, config, [layout for layout in _LAYOUTS if layout.detectable])
+
+
+def probe(
+    tensors: Mapping[str, Any],
+    candidates: Iterable[str],
+    config: AttentionConfig,
+    *,
+    inputs: Mapping[str, Any],
+    output: Any,
+) -> Detection:
+    """Which of ``candidates`` the tensors of one layer are in, told by what the layer computes.
+
+    The float64 oracle runs the layer under every candidate. One fits where its output is within the limits for another
+    library's module (``maskattn.parity.standards``) everywhere. The answer's ``layout`` is the name of the only one
+    that fits, and raises ValueError where none does or more than one.
+
+    Args:
+        tensors: names to arrays; one layer under every candidate. candidates: names of layouts, for example those
+            that ``detect`` lists. config: the layer's sizes and scale.
+        inputs: ``query`` [B, L, E]; ``key`` and ``value`` where they differ from it; ``mask``, bool, broadcastable to
+            [B, H, L, S], True = may attend; ``bias`` broadcastable to the same, added to the scores.
+        output: what the layer gave for them, [B, L, out], without what is not attention: no rotary embedding, no norm.
+
+    Raises:
+        ValueError: inputs that do not fit ``config``; an unknown layout.
+    """
+    return _probe(tensors, [get(name) for name in candidates], config, inputs, output)

@@ -195,7 +195,7 @@ class Layout:
                 out[extra.name] = extra.from_canonical(array, config)
         for buffer in self.buffers:
             if buffer.build is not None:
-                out[buffer.name] = buffer.build(given, config)
+                out.update(buffer.build(given, config))
         return out
 
     def sources(self, config: AttentionConfig) -> dict[str, tuple[str, ...]]:

@@ -32,6 +32,9 @@ def problems(layout: Layout, tensors: Mapping[str, Any], config: AttentionConfig
         if extra.required and extra.name not in tensors:
             found.append(f"{prefix}{extra.name}: missing, expected shape {shown(extra.axes, config)}")
     buffers = {buffer.name for buffer in layout.buffers}
+    for buffer in layout.buffers:
+        if buffer.build is not None and buffer.name not in tensors:
+            found.append(f"{prefix}{buffer.name}: missing")
     for name, array in tensors.items():
         extras = [extra for extra in layout.extras if extra.name == name]
         if name not in shapes and name not in buffers and not extras:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from maskattn.config import AttentionConfig
@@ -11,6 +11,7 @@ from maskattn.layouts._base import Layout
 from maskattn.layouts._check import problems
 
 _SHOWN = 3
+_REJECTED = 5
 
 
 @dataclass(frozen=True)
@@ -51,7 +52,10 @@ class Detection:
         """The name of the only layout that fits; ValueError with the evidence where none or several do."""
         if len(self.candidates) == 1:
             return self.candidates[0].layout
-        lines = [f"  {candidate}" for candidate in self.candidates + self.rejected]
+        nearest = sorted(self.rejected, key=lambda candidate: len(candidate.objections))
+        lines = [f"  {candidate}" for candidate in (*self.candidates, *nearest[:_REJECTED])]
+        if len(nearest) > _REJECTED:
+            lines.append(f"  and {len(nearest) - _REJECTED} more that fit less")
         if self.candidates:
             head = f"{len(self.candidates)} layouts fit these tensors: name the source layout"
         elif self.rejected:
@@ -65,31 +69,87 @@ def detect(tensors: Mapping[str, Any], config: AttentionConfig | None, layouts: 
     """Judges each of ``layouts``; see ``maskattn.layouts.detect``."""
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors: expected a mapping of names to arrays, got {type(tensors).__name__}")
-    fitting: list[Candidate] = []
+    fitting: list[tuple[Layout, Candidate]] = []
     rejected: list[Candidate] = []
     for layout in layouts:
         layers = layout.match(tensors)
         if not layers:
             continue
-        objections: list[str] = []
-        for prefix, owned in layers.items():
-            objections += _objections(layout, {name: tensors[full] for name, full in owned.items()}, config, prefix)
+        objections = _all_objections(layout, layers, tensors, config)
         candidate = Candidate(layout.name, tuple(layers), _evidence(layers, config, not objections), tuple(objections))
-        (rejected if objections else fitting).append(candidate)
-    return Detection(tuple(fitting), tuple(rejected))
+        if objections:
+            rejected.append(candidate)
+        elif config is not None and (at := _twin(layout, candidate, fitting, config)) is not None:
+            first, other = fitting[at]
+            fitting[at] = (
+                first,
+                replace(other, evidence=(*other.evidence, f"{layout.name} is the same with this config")),
+            )
+        else:
+            fitting.append((layout, candidate))
+    return Detection(tuple(candidate for _, candidate in fitting), tuple(rejected))
 
 
-def _objections(layout: Layout, layer: Mapping[str, Any], config: AttentionConfig | None, prefix: str) -> list[str]:
-    if config is None:
-        not_arrays = [name for name, array in layer.items() if not hasattr(array, "shape")]
-        if not_arrays:
-            return [f"{prefix}{name}: not an array" for name in not_arrays]
+def _all_objections(
+    layout: Layout, layers: Mapping[str, Mapping[str, str]], tensors: Mapping[str, Any], config: AttentionConfig | None
+) -> list[str]:
+    found: list[str] = []
+    seen: dict[Any, list[str]] = {}  # most layers of a model are alike
+    for prefix, owned in layers.items():
+        layer = {name: tensors[full] for name, full in owned.items()}
+        key = tuple((name, getattr(x, "shape", None), getattr(x, "dtype", None)) for name, x in layer.items())
+        if key not in seen:
+            seen[key] = _objections(layout, layer, config)
+        found += [f"{prefix}{objection}" for objection in seen[key]]
+    return found
+
+
+def _objections(layout: Layout, layer: Mapping[str, Any], config: AttentionConfig | None) -> list[str]:
+    if config is not None:
+        return problems(layout, layer, config)
+    not_arrays = [name for name, array in layer.items() if not hasattr(array, "shape")]
+    if not_arrays:
+        return [f"{name}: not an array" for name in not_arrays]
+    nearest: list[str] | None = None
+    for heads in _head_counts(layout, layer):
         try:
-            # How many heads rows are made of is not stored; with one head every other relation can still be checked.
-            config = layout.infer(layer, None if layout.stores_heads else 1, None)
+            found = problems(layout, layer, layout.infer(layer, heads, None))
         except (TypeError, ValueError) as error:
-            return [f"{prefix or 'the layer'}: {error}"]
-    return problems(layout, layer, config, prefix)
+            found = [f"the layer: {error}"]
+        if not found:
+            return []
+        nearest = found if nearest is None or len(found) < len(nearest) else nearest
+    return nearest or []
+
+
+def _head_counts(layout: Layout, layer: Mapping[str, Any]) -> list[int | None]:
+    """Heads that rows may be made of, where the layout does not store their number: shapes need only admit one."""
+    if layout.stores_heads:
+        return [None]
+    for entry in layout.projections:
+        if entry.roles == ("out",) and entry.part == "kernel" and len(getattr(layer.get(entry.name), "shape", ())) == 2:
+            inside = layer[entry.name].shape[0 if entry.form == "conv1d" else 1]
+            return [heads for heads in range(1, inside + 1) if inside % heads == 0]
+    return [1]
+
+
+def _twin(
+    layout: Layout, candidate: Candidate, fitting: Sequence[tuple[Layout, Candidate]], config: AttentionConfig
+) -> int | None:
+    """Which of ``fitting`` reads the same tensors into the same places, so that nothing is left to be told apart."""
+    table = _table(layout, config)
+    for at, (other, found) in enumerate(fitting):
+        if found.layers == candidate.layers and _table(other, config) == table:
+            return at
+    return None
+
+
+def _table(layout: Layout, config: AttentionConfig) -> Any:
+    # With one key/value head, (K, G + 2, D) is query, key, value in blocks.
+    stored = {replace(s, order="blocks") if config.kv_heads == 1 else s for s in layout.stored(config)}
+    extras = {(extra.name, extra.canonical) for extra in layout.extras}
+    methods = type(layout).to_canonical, type(layout).from_canonical
+    return stored, extras, layout.interleaved, layout.key_bias, methods
 
 
 def _evidence(layers: Mapping[str, Mapping[str, str]], config: AttentionConfig | None, fits: bool) -> tuple[str, ...]:

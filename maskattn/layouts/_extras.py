@@ -98,13 +98,14 @@ class Buffer:
     Args:
         name: without the layer's prefix.
         check: (array, canonical tensors, config) -> what is wrong with its values, None where they are as computed.
-        build: (canonical tensors, config) -> the array; given where this layout stores the buffer, which is then
-            written whenever a layer is. None: it is dropped, and never written.
+        build: (canonical tensors, config) -> the array under the buffer's name, nothing where what it follows from is
+            not given. Set where this layout stores the buffer, which a layer then must hold. None: it is dropped when
+            read, and never written.
     """
 
     name: str
     check: Callable[[Array, Mapping[str, Array], AttentionConfig], str | None]
-    build: Callable[[Mapping[str, Array], AttentionConfig], Array] | None = None
+    build: Callable[[Mapping[str, Array], AttentionConfig], dict[str, Array]] | None = None
 
 
 @dataclass(frozen=True)

@@ -146,17 +146,20 @@ def test_detection_refuses_to_guess():
         _ = layouts.detect({"x": np.ones(3)}).layout
 
 
-def test_two_layouts_of_the_same_names_and_square_shapes_are_never_guessed(monkeypatch):
+def test_two_layouts_of_the_same_names_and_square_shapes_are_never_guessed():
     """What facts say of fused orders: at square sizes shapes cannot tell them apart."""
-    from maskattn.layouts.maskattn_torch import MaskattnTorch
-
-    class Interleaved(MaskattnTorch):
-        name = "interleaved"
-        aliases = ()
-
-    monkeypatch.setattr(layouts, "_LAYOUTS", (*layouts._LAYOUTS, Interleaved()))
-    with pytest.raises(ValueError, match=r"(?s)2 layouts fit.*maskattn-torch.*interleaved"):
-        _ = layouts.detect(tensors_for("timm", CONFIG), CONFIG).layout
+    for given in ((), (CONFIG,)):
+        with pytest.raises(ValueError, match=r"(?s)2 layouts fit.*hf-neox.*megatron-v0"):
+            _ = layouts.detect(tensors_for("hf-neox", CONFIG, prefix="h.0."), *given).layout
+    multi_query = AttentionConfig(35, 5, num_kv_heads=1)
+    found = layouts.detect(tensors_for("hf-neox", multi_query), multi_query)
+    assert found.layout == "hf-neox" and "megatron-v0 is the same with this config" in str(found[0])
+    assert_same(
+        *(
+            convert_tensors(tensors_for(name, multi_query), source=name, target="canonical", config=multi_query)
+            for name in ("hf-neox", "megatron-v0")
+        )
+    )
 
 
 def test_detection_says_what_speaks_against_a_near_miss():

@@ -9,56 +9,93 @@ from layout_cases import CONFIGS, DTYPES, assert_same, tensors_for
 from maskattn import convert_tensors, layouts
 from maskattn.config import AttentionConfig
 
-PAIRS = list(itertools.product(layouts.names(), repeat=2))
-
 
 def holds(layout, config):
     return not layouts.get(layout).unsupported(config)
 
 
-@pytest.mark.parametrize("config", CONFIGS.values(), ids=CONFIGS)
-@pytest.mark.parametrize(("source", "target"), PAIRS, ids=[f"{a} to {b}" for a, b in PAIRS])
-def test_there_and_back_every_byte_is_the_same(source, target, config):
-    if not holds(source, config):
-        with pytest.raises(ValueError, match=f"layout {source} cannot hold this config"):
-            convert_tensors({}, source=source, target=target, config=config)
-        return
-    for dtype in DTYPES:
-        tensors = tensors_for(source, config, dtype, prefix="")
+@pytest.mark.parametrize("layout", layouts.names())
+def test_to_the_canonical_form_and_back_every_byte_is_the_same(layout):
+    held = [config for config in CONFIGS.values() if holds(layout, config)]
+    assert held
+    for config, dtype, every in itertools.product(held, DTYPES, (True, False)):
+        tensors = tensors_for(layout, config, dtype, every=every)
         before = {name: array.tobytes() for name, array in tensors.items()}
-        if not holds(target, config):
-            with pytest.raises(ValueError, match=f"layout {target} cannot hold this config"):
-                convert_tensors(tensors, source=source, target=target, config=config)
-            return
-        there = convert_tensors(tensors, source=source, target=target, config=config)
-        back = convert_tensors(there, source=target, target=source, config=config)
+        there = convert_tensors(tensors, source=layout, target="canonical", config=config)
+        back = convert_tensors(there, source="canonical", target=layout, config=config)
         assert_same(back, tensors)
         assert {name: array.tobytes() for name, array in tensors.items()} == before
-        assert {n: a.shape for n, a in there.items()} == layouts.get(target).shapes(config)
+        extras = layouts.get(layout).extras_of(tensors, config)
+        assert {n: a.shape for n, a in there.items()} == layouts.get("canonical").shapes(config, extras)
         for array in there.values():
             assert array.dtype == dtype and array.flags.c_contiguous and array.flags.owndata and array.flags.writeable
             assert not any(np.shares_memory(array, given) for given in tensors.values())
-        same_numbers = np.sort(np.concatenate([a.reshape(-1).view(f"u{dtype.itemsize}") for a in tensors.values()]))
-        moved = np.sort(np.concatenate([a.reshape(-1).view(f"u{dtype.itemsize}") for a in there.values()]))
-        assert (same_numbers == moved).all()
+        if not layouts.steps(layout, "canonical", config, tensors):
+            given, moved = (
+                np.sort(np.concatenate([a.reshape(-1).view(f"u{dtype.itemsize}") for a in part.values()]))
+                for part in (tensors, there)
+            )
+            assert (given == moved).all()
 
 
-@pytest.mark.parametrize("layout", layouts.names())
+@pytest.mark.parametrize("source", layouts.names())
+def test_there_and_back_through_every_other_layout(source):
+    for config, target in itertools.product(CONFIGS.values(), layouts.names()):
+        given = {"source": source, "target": target, "config": config}
+        if not holds(source, config):
+            with pytest.raises(ValueError, match=f"layout {source} cannot hold this config"):
+                convert_tensors({}, **given)
+            continue
+        tensors = tensors_for(source, config)
+        if not holds(target, config):
+            with pytest.raises(ValueError, match=f"layout {target} cannot hold this config"):
+                convert_tensors(tensors, **given)
+            continue
+        extras = layouts.get(source).extras_of(tensors, config)
+        if layouts.get(target).misfits(extras, config):
+            with pytest.raises(ValueError, match=r"has no place for it|cannot do without it"):
+                convert_tensors(tensors, **given)
+            continue
+        if config.qkv_bias and not layouts.get(target).key_bias and layouts.get(source).key_bias:
+            with pytest.raises(ValueError, match=r"key\.bias: .* is not \+0 everywhere"):
+                convert_tensors(tensors, **given)
+            continue
+        there = convert_tensors(tensors, **given)
+        assert_same(convert_tensors(there, source=target, target=source, config=config), tensors)
+
+
+ANY = set(CONFIGS)
+SQUARE = {"square heads", "no biases", "input biases only", "output bias only"}
+HEADS = SQUARE | {"multi-query", "grouped, one head size", "grouped, pairs", "scale one"}
+HELD = {
+    "canonical": ANY,
+    "maskattn-torch": ANY,
+    "flax-nnx": ANY,
+    "flax-linen": ANY,
+    "torch-mha": {"square heads", "no biases", "cross"},
+    "hf-bert": {"square heads"},
+    "hf-vit": {"square heads", "output bias only"},
+    "hf-swin": {"square heads", "output bias only"},
+    "hf-swin-memory": {"square heads", "output bias only"},
+    "hf-swin-v2": {"square heads", "output bias only"},
+    "swin": SQUARE | {"scale one"},
+    "timm-swin": SQUARE | {"scale one"},
+    "swin-v2": SQUARE,
+    "hf-gpt2": {"square heads"},
+    "hf-gpt2-cross": {"square heads"},
+    "hf-llama": HEADS,
+    "meta-llama": {"grouped, pairs"},
+    "hf-neox": SQUARE | {"grouped, pairs"},
+    "megatron-v0": SQUARE | {"grouped, pairs"},
+    "hf-phi3": {"no biases", "grouped, pairs", "scale one"},
+    "hf-t5": {"scale one"},
+    "hf-clip": {"square heads"},
+}
+
+
+@pytest.mark.parametrize("layout", [name for name in layouts.names() if name in HELD])
 def test_every_config_is_held_or_refused_with_reasons(layout):
-    reasons = {name: layouts.get(layout).unsupported(config) for name, config in CONFIGS.items()}
-    flexible = layout in ("canonical", "flax-nnx", "flax-linen", "maskattn-torch")
-    expected = {
-        "torch-mha": {
-            "input biases only",
-            "output bias only",
-            "own head size",
-            "grouped",
-            "multi-query",
-            "cross, all differ",
-        },
-        "hf-bert": set(CONFIGS) - {"square heads"},
-    }
-    assert {name for name, found in reasons.items() if found} == (set() if flexible else expected[layout])
+    assert {name for name, config in CONFIGS.items() if holds(layout, config)} == HELD[layout]
 
 
 def test_a_scale_of_ones_own_is_refused_where_the_module_has_none():
