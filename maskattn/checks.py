@@ -109,7 +109,7 @@ def _check_against_full(problems: Problems, shapes: Mapping[str, Shape], objects
     if "sinks" in shapes and len(shapes["sinks"]) == 1 and shapes["sinks"][0] != query[2]:
         problems.value(f"sinks must have one entry per query head, {query[2]}, got {shapes['sinks'][0]}")
     for name in ("mask", "bias"):
-        if name in shapes and not _broadcasts(shapes[name], full):
+        if name in shapes and not broadcasts(shapes[name], full):
             problems.value(f"{name} must broadcast to [B, H, L, S] = {full}, got shape {shapes[name]}")
     sizes = {"batch": full[0], "heads": full[1], "q_len": full[2], "kv_len": full[3]}
     for part in objects:
@@ -117,7 +117,8 @@ def _check_against_full(problems: Problems, shapes: Mapping[str, Shape], objects
             problems.value(reason)
 
 
-def _broadcasts(shape: Shape, full: Shape) -> bool:
+def broadcasts(shape: Shape, full: Shape) -> bool:
+    """Whether an array of a shape broadcasts to another, without making it larger."""
     if len(shape) > len(full):
         return False
     aligned = full[len(full) - len(shape) :]
@@ -237,7 +238,7 @@ def check_attention_mask(shape: Shape, inputs: Shape, heads: int) -> None:
         raise ValueError(f"Attention: x must be [batch, length, dim], got shape {inputs}")
     batch, length, _ = inputs
     expanded = (shape[0], 1, 1, shape[1]) if len(shape) == 2 else shape
-    if not _broadcasts(expanded, (batch, heads, length, length)):
+    if not broadcasts(expanded, (batch, heads, length, length)):
         raise ValueError(
             f"Attention: attention_mask must be [B, N] = {(batch, length)} or broadcast to [B, H, N, N] = "
             f"{(batch, heads, length, length)}, got shape {shape}"

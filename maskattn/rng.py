@@ -12,6 +12,13 @@ can therefore be drawn by itself, in any order.
     >>> rng.bits(rng.fold_in(key, 7), (2, 2), width=8)
     array([[186, 129],
            [188, 117]], dtype=uint8)
+    >>> rng.bits(key, (2,), start=1)  # the last two of the three above
+    array([4202968722, 1427181096], dtype=uint32)
+
+`start` may be anything up to 2**63: nothing before it is drawn.
+
+There is no `normal`: JAX takes it through XLA's inverse error function, a polynomial in a logarithm, both of whose
+roundings are XLA's own on each kind of device.
 """
 
 from __future__ import annotations
@@ -23,7 +30,18 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-__all__ = ["bernoulli", "bits", "fold_in", "key", "split", "uniform"]
+from maskattn._fma import multiply_add
+from maskattn._rng_checks import (
+    check_axis,
+    check_bounds,
+    check_integer,
+    check_numbers,
+    check_part,
+    check_shape,
+    check_width,
+)
+
+__all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform"]
 
 Array = np.ndarray[Any, Any]
 
@@ -53,7 +71,7 @@ def key(seed: int) -> Array:
         TypeError: if `seed` is no integer.
         ValueError: if it is out of range.
     """
-    value = _integer("seed", seed)
+    value = check_integer("seed", seed)
     if not 0 <= value < 2**31:
         raise ValueError(f"seed: expected an integer in [0, 2**31), got {value}")
     return np.array([0, value], np.uint32)
@@ -66,7 +84,7 @@ def split(key: Any, n: int | Sequence[int] = 2) -> Array:
         TypeError, ValueError: if `key` is not uint32 [2] or `n` not a count or a shape.
     """
     k0, k1 = _words(key)
-    shape = _shape("n", n)
+    shape = check_shape("n", n)
     keys = np.empty((math.prod(shape), 2), np.uint32)
     for start in range(0, len(keys), _PIECE):
         stop = min(start + _PIECE, len(keys))
@@ -86,28 +104,29 @@ def fold_in(key: Any, data: Any) -> Array:
         TypeError, ValueError: if `key` is not uint32 [2] or `data` not such an integer.
     """
     k0, k1 = _words(key)
-    numbers = np.asarray(data)
-    if numbers.dtype.kind not in "iu":
-        raise TypeError(f"data: expected integers in [0, 2**32), got dtype {numbers.dtype}")
-    if numbers.size and not (0 <= int(numbers.min()) and int(numbers.max()) <= _WORD):
-        raise ValueError(f"data: expected integers in [0, 2**32), got {numbers.min()} to {numbers.max()}")
-    x1 = numbers.astype(np.uint32).reshape(-1)
+    numbers = check_numbers(data)
+    x1 = numbers.reshape(-1).copy()
     x0 = np.zeros_like(x1)
     _threefry2x32(k0, k1, x0, x1)
     return np.stack([x0, x1], axis=-1).reshape(*numbers.shape, 2)
 
 
-def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32) -> Array:
+def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int = 0) -> Array:
     """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype.
 
+    Args:
+        key: uint32 [2].
+        shape: of the result.
+        width: bits of each integer.
+        start: the place, in a longer array, of the first element of the result.
+
     Raises:
-        TypeError, ValueError: if `key` is not uint32 [2], `shape` not a shape or `width` not one of the four.
+        TypeError, ValueError: for anything else.
     """
-    if width not in _UINTS:
-        raise ValueError(f"width: expected 8, 16, 32 or 64, got {width!r}")
-    k0, k1 = _words(key)
-    dims = _shape("shape", shape)
-    return _bits_range((k0, k1), 0, math.prod(dims), width).reshape(dims)
+    check_width(width)
+    words = _words(key)
+    dims, low = check_part(shape, start)
+    return _bits_range(words, low, low + math.prod(dims), width).reshape(dims)
 
 
 def uniform(
@@ -116,6 +135,7 @@ def uniform(
     dtype: Any = np.float32,
     minval: float = 0.0,
     maxval: float = 1.0,
+    start: int = 0,
 ) -> Array:
     """Random numbers in [minval, maxval), as `jax.random.uniform` returns them.
 
@@ -128,34 +148,25 @@ def uniform(
         shape: of the result.
         dtype: float32, float64, float16 or bfloat16.
         minval, maxval: finite numbers, minval <= maxval; rounded to `dtype` first.
+        start: the place, in a longer array, of the first element of the result.
 
     Raises:
         TypeError, ValueError: for anything else.
     """
     dtype = np.dtype(dtype)
-    if dtype not in _FLOATS:
-        raise TypeError(f"dtype: expected float32, float64, float16 or bfloat16, got {dtype}")
-    if not (math.isfinite(minval) and math.isfinite(maxval) and minval <= maxval):
-        raise ValueError(f"minval, maxval: expected finite numbers, minval <= maxval, got {minval!r} and {maxval!r}")
-    k0, k1 = _words(key)
-    dims = _shape("shape", shape)
+    low, span = check_bounds(dtype, minval, maxval)
+    words = _words(key)
+    dims, first = check_part(shape, start)
     out = np.empty(math.prod(dims), dtype)
-    # XLA narrows to 16 bits by way of float32, as JAX does with x64 off.
-    wide: Any = np.float64 if dtype == np.float64 else np.float32
-    with np.errstate(over="ignore"):
-        low, high = np.asarray(wide(minval), dtype), np.asarray(wide(maxval), dtype)
-        span = np.asarray(high - low, dtype)
-    if not np.isfinite(span):
-        raise ValueError(f"minval, maxval: expected maxval - minval finite in {dtype}, got {minval!r} and {maxval!r}")
-    for start in range(0, out.size, _PIECE):
-        piece = out[start : start + _PIECE]
-        piece[:] = _unit_range((k0, k1), start, start + piece.size, dtype)
+    for at in range(0, out.size, _PIECE):
+        piece = out[at : at + _PIECE]
+        piece[:] = _unit_range(words, first + at, first + at + piece.size, dtype)
         if low != 0 or span != 1:
             piece[:] = np.maximum(low, _multiply_add(piece, span, low))
     return out.reshape(dims)
 
 
-def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None) -> Array:
+def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None, start: int = 0) -> Array:
     """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
 
     `p` is always taken in float32: JAX draws other bits for a float64 `p`, so that a Python float would give another
@@ -165,18 +176,19 @@ def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None) 
         key: uint32 [2].
         p: a probability, or an array of them broadcastable to `shape`.
         shape: of the result; that of `p` if None.
+        start: the place, in a longer array, of the first element of the result.
 
     Raises:
         TypeError, ValueError: if `key` is not uint32 [2], `p` not in [0, 1] or not broadcastable to `shape`.
     """
-    k0, k1 = _words(key)
+    words = _words(key)
     chance = np.asarray(p)
     if chance.dtype.kind not in "fiu" and chance.dtype != ml_dtypes.bfloat16:
         raise TypeError(f"p: expected a probability in [0, 1], got dtype {chance.dtype}")
     chance = chance.astype(np.float32)
     if not np.all((chance >= 0) & (chance <= 1)):
         raise ValueError(f"p: expected probabilities in [0, 1], got {p!r}")
-    dims = chance.shape if shape is None else _shape("shape", shape)
+    dims, first = check_part(chance.shape if shape is None else shape, start)
     limit = _limits(chance)
     try:
         limits = np.broadcast_to(limit, dims)
@@ -184,16 +196,57 @@ def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None) 
         raise ValueError(f"p: expected an array broadcastable to shape {dims}, got {chance.shape}") from None
     out = np.empty(math.prod(dims), np.bool_)
     flat = limits.reshape(-1) if limit.size > 1 else None
-    for start in range(0, out.size, _PIECE):
-        piece = out[start : start + _PIECE]
-        words = _bits_range((k0, k1), start, start + piece.size, 32)
-        words >>= np.uint32(9)
-        np.less(words, limit.reshape(-1) if flat is None else flat[start : start + piece.size], out=piece)
+    for at in range(0, out.size, _PIECE):
+        piece = out[at : at + _PIECE]
+        drawn = _bits_range(words, first + at, first + at + piece.size, 32)
+        drawn >>= np.uint32(9)
+        np.less(drawn, limit.reshape(-1) if flat is None else flat[at : at + piece.size], out=piece)
     return out.reshape(dims)
 
 
+def permutation(key: Any, x: Any, axis: int = 0, independent: bool = False) -> Array:
+    """A random permutation, as `jax.random.permutation` returns it.
+
+    Args:
+        key: uint32 [2].
+        x: what to shuffle: an array, or n for the int32 numbers 0 to n - 1.
+        axis: of the array, along which it is shuffled.
+        independent: shuffles each vector along the axis by itself, not all alike.
+
+    Raises:
+        TypeError, ValueError: if `key` is not uint32 [2], or `x` neither an array with such an axis nor a count.
+    """
+    x = np.asarray(x)
+    if x.ndim == 0:
+        x = np.arange(check_shape("x", x.item())[0], dtype=np.int32)
+    axis = check_axis(axis, x.ndim)
+    if not independent and x.ndim > 1:
+        return np.take(x, _shuffled(key, np.arange(x.shape[axis]), 0), axis)
+    return _shuffled(key, x, axis)
+
+
+def shuffle_rounds(size: int) -> int:
+    """How often `jax.random.permutation` sorts by new random words, so that ties in all of them are improbable."""
+    return math.ceil(3 * math.log(max(1, size)) / math.log(_WORD))
+
+
+def _shuffled(key: Any, x: Array, axis: int) -> Array:
+    for _ in range(shuffle_rounds(x.size)):
+        key, drawn = split(key)
+        x = np.take_along_axis(x, np.argsort(bits(drawn, x.shape), axis, kind="stable"), axis)
+    return x
+
+
 def bernoulli_limit(p: float) -> int:
-    """What `bernoulli(key, p)` is in integers: True where `bits >> 9` is below this, 0 to 2**23."""
+    """What `bernoulli(key, p)` is in integers: True where `bits >> 9` is below this, 0 to 2**23.
+
+    Raises:
+        TypeError, ValueError: `p` is no number in [0, 1].
+    """
+    if isinstance(p, bool) or not isinstance(p, (int, float, np.floating)):
+        raise TypeError(f"p: expected a probability in [0, 1], got {p!r}")
+    if not 0.0 <= p <= 1.0:
+        raise ValueError(f"p: expected probabilities in [0, 1], got {p!r}")
     return int(_limits(np.float32(p)))
 
 
@@ -266,45 +319,11 @@ def _threefry2x32(k0: int | Array, k1: int | Array, x0: Array, x1: Array) -> Non
 
 
 def _multiply_add(u: Array, span: Any, low: Any) -> Array:
-    """u * span + low: rounded once in float32 and float64, twice (as XLA does) in 16 bits.
-
-    The single rounding follows Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: proved algorithms
-    using rounding to odd" (2008): the lesser part of the exact result is rounded to odd before the last addition.
-    """
+    """u * span + low: rounded once in float32 and float64, twice (as XLA does) in 16 bits."""
     if u.dtype.itemsize == 2:
         return np.asarray(u * span + low)
-    a, b, c = u.astype(np.float64), np.float64(span), np.float64(low)
-    product, rest = _two_product(a, b)  # rest is 0 for float32
-    middle, last = _two_sum(np.full_like(a, c), rest)
-    total, tail = _two_sum(product, middle)
-    if u.dtype == np.float32:
-        return _round_to_odd(total, tail).astype(np.float32)
-    return np.asarray(total + _round_to_odd(*_two_sum(last, tail)))
-
-
-def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b as its rounded value and what rounding lost (Knuth)."""
-    total = a + b
-    other = total - a
-    return total, (a - (total - other)) + (b - other)
-
-
-def _two_product(a: Array, b: Any) -> tuple[Array, Array]:
-    """a * b as its rounded value and what rounding lost (Dekker), with halves cut by bit mask."""
-    mask = np.int64(-(1 << 27))
-    a_high = (np.asarray(a, np.float64).view(np.int64) & mask).view(np.float64)
-    b_high = (np.asarray(b, np.float64).view(np.int64) & mask).view(np.float64)
-    a_low, b_low = a - a_high, b - b_high
-    product = a * b
-    return product, a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low)
-
-
-def _round_to_odd(total: Array, tail: Array) -> Array:
-    """total + tail, an inexact sum being whichever float64 neighbour has an odd last bit."""
-    pattern = np.asarray(total).view(np.int64)
-    away = (tail > 0) == (total > 0)
-    moved = np.where(away, pattern + 1, pattern - 1)
-    return np.where((tail != 0) & (pattern & 1 == 0), moved, pattern).view(np.float64)
+    wide = u.dtype == np.float64
+    return multiply_add(np, u.astype(np.float64), float(span), float(low), wide=wide).astype(u.dtype)
 
 
 def _words(key: Any) -> tuple[int, int]:
@@ -320,18 +339,3 @@ def _words(key: Any) -> tuple[int, int]:
     if words.shape != (2,):
         raise ValueError(f"key: expected uint32 [2], got shape {words.shape}")
     return int(words[0]), int(words[1])
-
-
-def _integer(name: str, value: Any) -> int:
-    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
-        raise TypeError(f"{name}: expected an integer, got {value!r}")
-    return int(value.__index__())
-
-
-def _shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
-    """A shape, or a length taken for a shape of one axis, checked."""
-    sizes = shape if isinstance(shape, Sequence) else (shape,)
-    dims = tuple(_integer(name, size) for size in sizes)
-    if any(size < 0 for size in dims):
-        raise ValueError(f"{name}: expected sizes of at least 0, got {dims}")
-    return dims

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from maskattn.rng import bernoulli_limit
+from maskattn_torch._operators import map_over
 from maskattn_torch.rng import _piece, _schedule, _threefry2x32
 
 Array = Any
@@ -109,3 +110,6 @@ def _keep_rows(out: Tensor, rows: Tensor, columns: Tensor, schedule: Any, limit:
 @_keep.register_fake
 def _(key: Tensor, rows: Tensor, columns: Tensor, rate: float, wide: bool) -> Tensor:
     return torch.empty(torch.broadcast_shapes(rows.shape, columns.shape), dtype=torch.bool, device=key.device)
+
+
+map_over(_keep)

@@ -1,37 +1,310 @@
 """Random numbers that are those of `jax.random`, bit for bit, as PyTorch tensors on any device.
 
-The same names and results as `maskattn.rng`, which says what the generator is. Keys are tensors of two uint32 words.
+The same names and results as `maskattn.rng`, which says what the generator is and what `start` means. A key is a tensor
+of two uint32 words, or what `words` takes for one; results are on the key's device.
+
 The draws are custom operators: PyTorch has little uint32 arithmetic, so they work on int32, which wraps alike, in place
-and in pieces that stay in the cache; a compiler that traced the rounds would double its graph at each.
+and in pieces that stay in the cache. A compiler that traced the rounds would double its graph at each.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from maskattn import rng
+from maskattn import _rng_checks, rng
+from maskattn._fma import multiply_add
+from maskattn._problems import Problems
+from maskattn.checks import broadcasts, check_key
+from maskattn_torch._operators import map_over
 
 Array = Any
 
-__all__ = ["words"]
+__all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform", "words"]
 
 _ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 _PARITY = 0x1BD11BDA
+_WORD = 0xFFFFFFFF
 # Each of some 130 passes goes over one piece: on a CPU its three arrays stay in the cache, and calls cost little; on a
-# device a piece is a launch.
+# device a pass is a launch.
 _PIECE = 1 << 17
 _DEVICE_PIECE = 1 << 24
 
+_UINTS = {8: torch.uint8, 16: torch.uint16, 32: torch.uint32, 64: torch.uint64}
+# dtype -> (bits drawn, explicit bits of the significand, integers of its width). JAX draws 8 bits for a bfloat16.
+_FLOATS = {
+    torch.float32: (32, 23, torch.int32),
+    torch.float64: (64, 52, torch.int64),
+    torch.float16: (16, 10, torch.int16),
+    torch.bfloat16: (8, 7, torch.int16),
+}
+
+
+def key(seed: int) -> Array:
+    """The key of a seed in [0, 2**31), as `jax.random.key(seed)` holds it: uint32 [2], on the CPU."""
+    return torch.from_numpy(rng.key(seed))
+
+
+def split(key: Any, n: int | Sequence[int] = 2) -> Array:
+    """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape."""
+    key, (shape, _) = words(key), _rng_checks.check_part(n, 0)
+    counters = torch.arange(math.prod(shape), device=key.device)
+    return _hash(key, counters).reshape(*shape, 2)
+
+
+def fold_in(key: Any, data: Any) -> Array:
+    """A new key from a key and a number, as `jax.random.fold_in(key, data)`: uint32 [2].
+
+    Args:
+        key: uint32 [2].
+        data: an integer in [0, 2**32), or an integer tensor, which gives a key for each: uint32 [*data.shape, 2]. A
+            tensor's values are not checked: reading them would wait for its device.
+    """
+    key = words(key)
+    if isinstance(data, int):  # a number needs no NumPy, which a compiler cannot follow
+        _rng_checks.check_data(data, data)
+        data = torch.tensor(data, device=key.device)
+    elif not isinstance(data, Tensor):
+        data = torch.as_tensor(_rng_checks.check_numbers(data).astype(np.int64), device=key.device)
+    elif data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
+        raise TypeError(f"data: expected integers in [0, 2**32), got dtype {data.dtype}")
+    return _hash(key, data.to(torch.int64) & _WORD)
+
+
+def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int = 0) -> Array:
+    """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype.
+
+    Args:
+        key: uint32 [2].
+        shape: of the result.
+        width: bits of each integer.
+        start: the place, in a longer array, of the first element of the result.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    _rng_checks.check_width(width)
+    dims, low = _rng_checks.check_part(shape, start)
+    return _bits(words(key), low, math.prod(dims), width).view(_UINTS[width]).reshape(dims)
+
+
+def uniform(
+    key: Any,
+    shape: int | Sequence[int] = (),
+    dtype: Any = torch.float32,
+    minval: float = 0.0,
+    maxval: float = 1.0,
+    start: int = 0,
+) -> Array:
+    """Random numbers in [minval, maxval), as `jax.random.uniform` returns them (see `maskattn.rng.uniform`).
+
+    Args:
+        key: uint32 [2].
+        shape: of the result.
+        dtype: float32, float64, float16 or bfloat16.
+        minval, maxval: finite numbers, minval <= maxval; rounded to `dtype` first.
+        start: the place, in a longer array, of the first element of the result.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    if dtype not in _FLOATS:
+        raise TypeError(f"dtype: expected float32, float64, float16 or bfloat16, got {dtype}")
+    dims, first = _rng_checks.check_part(shape, start)
+    return _uniform(words(key), first, math.prod(dims), dtype, float(minval), float(maxval)).reshape(dims)
+
+
+def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None, start: int = 0) -> Array:
+    """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
+
+    Args:
+        key: uint32 [2].
+        p: a probability, or a float tensor of them broadcastable to `shape`, whose values are not checked: reading them
+            would wait for its device.
+        shape: of the result; that of `p` if None.
+        start: the place, in a longer array, of the first element of the result.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    given = tuple(p.shape) if isinstance(p, Tensor) else ()
+    dims, low = _rng_checks.check_part(given if shape is None else shape, start)
+    if not isinstance(p, Tensor):
+        return _bernoulli(words(key), low, math.prod(dims), p).reshape(dims)
+    if not p.is_floating_point():
+        raise TypeError(f"p: expected a probability in [0, 1], got dtype {p.dtype}")
+    if not broadcasts(given, dims):
+        raise ValueError(f"p: expected an array broadcastable to shape {dims}, got {given}")
+    chance = p.to(torch.float32)  # XLA takes a subnormal p for 0
+    limit = torch.where(chance < 2.0**-126, 0.0, torch.ceil(chance.to(torch.float64) * 2**23)).to(torch.int32)
+    return (_bits(words(key), low, math.prod(dims), 32).reshape(dims) >> 9) & 0x7FFFFF < limit
+
+
+def permutation(key: Any, x: Any, axis: int = 0, independent: bool = False) -> Array:
+    """A random permutation, as `jax.random.permutation` returns it.
+
+    Args:
+        key: uint32 [2].
+        x: what to shuffle: a tensor, or n for the int32 numbers 0 to n - 1.
+        axis: of the tensor, along which it is shuffled.
+        independent: shuffles each vector along the axis by itself, not all alike.
+
+    Raises:
+        TypeError, ValueError: if `x` is neither a tensor with such an axis nor a count.
+    """
+    key = words(key)
+    if not isinstance(x, Tensor):
+        (size,), _ = _rng_checks.check_part(x, 0)
+        x = torch.arange(size, dtype=torch.int32, device=key.device)
+    axis = _rng_checks.check_axis(axis, x.ndim)
+    if not independent and x.ndim > 1:
+        return x.index_select(axis, _shuffled(key, torch.arange(x.shape[axis], device=key.device), 0))
+    return _shuffled(key, x, axis)
+
 
 def words(key: Any, device: Any = None) -> Array:
-    """Two uint32 words on a device, from what may stand for a key: a seed in [0, 2**31), or the words themselves."""
+    """The two uint32 words of what may stand for a key: a seed in [0, 2**31), or the words, of PyTorch or NumPy.
+
+    Raises:
+        TypeError, ValueError: for anything else.
+    """
+    problems = Problems("random numbers")
+    check_key(problems, "key", key)
+    if not problems and not isinstance(key, (int, np.generic, np.ndarray, Tensor)):
+        problems.type(f"key must be of PyTorch or NumPy, got {type(key).__name__}")
+    problems.raise_if_any()
     if isinstance(key, Tensor):
-        return key.to(device)
+        return key if device is None else key.to(device)
     return torch.as_tensor(key if isinstance(key, np.ndarray) else rng.key(key), device=device)
+
+
+def _shuffled(key: Array, x: Array, axis: int) -> Array:
+    for _ in range(rng.shuffle_rounds(x.numel())):
+        key, drawn = split(key).unbind()
+        sorting = _bits(drawn, 0, x.numel(), 32).to(torch.int64) & _WORD
+        x = x.take_along_dim(sorting.reshape(x.shape).argsort(dim=axis, stable=True), axis)
+    return x
+
+
+@torch.library.custom_op("maskattn::random_hash", mutates_args=())
+def _hash(key: Tensor, counters: Tensor) -> Tensor:
+    """Both words of the hash of counters below 2**32: uint32 [*counters.shape, 2]."""
+    x1 = counters.to(torch.int32).contiguous()
+    x0 = torch.zeros_like(x1)
+    _threefry2x32(_schedule(key), x0, x1, torch.empty_like(x1))
+    return torch.stack([x0, x1], dim=-1).view(torch.uint32)
+
+
+@_hash.register_fake
+def _(key: Tensor, counters: Tensor) -> Tensor:
+    return key.new_empty((*counters.shape, 2))
+
+
+@torch.library.custom_op("maskattn::random_bits", mutates_args=())
+def _bits(key: Tensor, start: int, count: int, width: int) -> Tensor:
+    """Elements start to start + count - 1 of the flat `bits`, as signed integers of that width."""
+    out = torch.empty(count, dtype=_signed(width), device=key.device)
+    _draw(out, key, start, lambda piece, low, x0, x1: _join(piece, x0, x1, width))
+    return out
+
+
+@_bits.register_fake
+def _(key: Tensor, start: int, count: int, width: int) -> Tensor:
+    return torch.empty(count, dtype=_signed(width), device=key.device)
+
+
+@torch.library.custom_op("maskattn::random_uniform", mutates_args=())
+def _uniform(key: Tensor, start: int, count: int, dtype: torch.dtype, minval: float, maxval: float) -> Tensor:
+    """Elements start to start + count - 1 of the flat `uniform`."""
+    low, span = map(
+        float, _rng_checks.check_bounds(_rng_checks.float_dtype(str(dtype).removeprefix("torch.")), minval, maxval)
+    )
+    drawn, explicit, integer = _FLOATS[dtype]
+    one = torch.ones((), dtype=dtype, device=key.device)
+    out = torch.empty(count, dtype=dtype, device=key.device)
+
+    def fill(piece: Tensor, at: int, x0: Tensor, x1: Tensor) -> None:
+        words = _join(torch.empty(piece.shape, dtype=_signed(drawn), device=key.device), x0, x1, drawn)
+        significands = (words >> (drawn - explicit)).to(integer) & ((1 << explicit) - 1)
+        unit = (significands | one.view(integer)).view(dtype) - one
+        if low != 0 or span != 1:
+            unit = _multiply_add(unit, span, low).clamp_min(low)
+        piece.copy_(unit)
+
+    _draw(out, key, start, fill)
+    return out
+
+
+@_uniform.register_fake
+def _(key: Tensor, start: int, count: int, dtype: torch.dtype, minval: float, maxval: float) -> Tensor:
+    return torch.empty(count, dtype=dtype, device=key.device)
+
+
+@torch.library.custom_op("maskattn::random_bernoulli", mutates_args=())
+def _bernoulli(key: Tensor, start: int, count: int, p: float) -> Tensor:
+    """Elements start to start + count - 1 of the flat `bernoulli`."""
+    limit, out = rng.bernoulli_limit(p), torch.empty(count, dtype=torch.bool, device=key.device)
+
+    def fill(piece: Tensor, at: int, x0: Tensor, x1: Tensor) -> None:
+        words = x0.bitwise_xor_(x1)
+        torch.lt(words.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF), limit, out=piece)
+
+    _draw(out, key, start, fill)
+    return out
+
+
+@_bernoulli.register_fake
+def _(key: Tensor, start: int, count: int, p: float) -> Tensor:
+    return torch.empty(count, dtype=torch.bool, device=key.device)
+
+
+for _operator in (_hash, _bits, _uniform, _bernoulli):
+    map_over(_operator)
+
+
+def _draw(out: Tensor, key: Tensor, start: int, fill: Any) -> None:
+    """Call `fill(part of out, its place in out, x0, x1)` with both words of the hashes of each piece's counters."""
+    schedule, step = _schedule(key), _piece(key.device)
+    for low in range(0, len(out), step):
+        piece = out[low : low + step]
+        first, count = start + low, len(piece)
+        if first >> 32 == (first + count - 1) >> 32:
+            x1 = torch.arange(count, dtype=torch.int32, device=key.device).add_(_int32(first))
+            x0 = torch.full_like(x1, _int32(first >> 32))
+        else:
+            counters = torch.arange(first, first + count, device=key.device)
+            x0, x1 = (counters >> 32).to(torch.int32), counters.to(torch.int32)
+        _threefry2x32(schedule, x0, x1, torch.empty_like(x1))
+        fill(piece, low, x0, x1)
+
+
+def _join(out: Tensor, x0: Tensor, x1: Tensor, width: int) -> Tensor:
+    """Random words of a width from the two that a hash gives, into `out`."""
+    if width == 64:
+        return torch.bitwise_or(x0.to(torch.int64) << 32, x1.to(torch.int64) & _WORD, out=out)
+    return out.copy_(x0.bitwise_xor_(x1))  # 8 and 16 bits are the lowest ones
+
+
+def _multiply_add(u: Tensor, span: float, low: float) -> Tensor:
+    """u * span + low: rounded once in float32 and float64, twice (as XLA does) in 16 bits."""
+    if u.dtype.itemsize == 2:
+        return u * span + low
+    wide = u.dtype == torch.float64
+    return multiply_add(torch, u.to(torch.float64), span, low, wide=wide).to(u.dtype)
+
+
+def _signed(width: int) -> torch.dtype:
+    return torch.uint8 if width == 8 else getattr(torch, f"int{width}")  # type: ignore[no-any-return]
+
+
+def _int32(word: int) -> int:
+    """The low word of a number, as int32 holds it."""
+    return (word & _WORD) - ((word & 0x80000000) << 1)
 
 
 def _piece(device: torch.device) -> int:

@@ -96,16 +96,38 @@ def test_a_raw_jax_key_is_a_key():
     assert_same_bits(rng.bits(jax.random.PRNGKey(4), 9), jax.random.bits(jax.random.key(4), (9,)))
 
 
+@pytest.mark.parametrize("size", [0, 1, 2, 7, 1000, 10007])
+def test_permutation_is_that_of_jax(size):
+    assert_same_bits(rng.permutation(rng.key(6), size), jax.random.permutation(jax.random.key(6), size))
+
+
+@pytest.mark.parametrize("independent", [False, True])
+@pytest.mark.parametrize("axis", [0, 1, -1])
+def test_permutations_of_arrays_are_those_of_jax(axis, independent):
+    x = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
+    theirs = jax.random.permutation(jax.random.key(6), x, axis, independent)
+    assert_same_bits(rng.permutation(rng.key(6), x, axis, independent), theirs)
+
+
+def test_uniform_and_bernoulli_start_anywhere():
+    key = rng.key(9)
+    for dtype in FLOATS:
+        whole = rng.uniform(key, 70_001, dtype, -1.3, 1.87)
+        assert_same_bits(rng.uniform(key, 101, dtype, -1.3, 1.87, start=69_900), whole[69_900:])
+    whole = rng.bernoulli(key, 0.3, 70_001)
+    assert_same_bits(rng.bernoulli(key, 0.3, (101,), start=69_900), whole[69_900:])
+
+
 @settings(deadline=None, max_examples=50)
 @given(
     key=st.tuples(st.integers(0, 2**32 - 1), st.integers(0, 2**32 - 1)),
-    start=st.integers(0, 2**40),
+    start=st.integers(0, 2**40) | st.integers(2**63 - 400, 2**63 - 200),
     length=st.integers(0, 200),
     width=st.sampled_from([8, 16, 32, 64]),
 )
 def test_a_range_is_that_range_of_the_whole(key, start, length, width):
     """Against a scalar transcription of the generator, far beyond what could be drawn as a whole."""
-    drawn = rng._bits_range(key, start, start + length, width)
+    drawn = rng.bits(np.array(key, np.uint32), length, width, start)
     for i, value in enumerate(drawn.tolist()):
         x0, x1 = scalar_threefry(key, (start + i) >> 32, (start + i) & 0xFFFFFFFF)
         assert value == ((x0 << 32 | x1) if width == 64 else (x0 ^ x1) & (2**width - 1))
@@ -129,7 +151,7 @@ def scalar_threefry(key, x0, x1):
 def test_ranges_of_an_array_are_the_array_across_pieces():
     whole = rng.bits(rng.key(8), 100_003)
     cuts = [0, 1, 2, 32_767, 32_768, 70_000, 70_000, 100_003]
-    parts = [rng._bits_range((0, 8), a, b) for a, b in zip(cuts, cuts[1:], strict=False)]
+    parts = [rng.bits(rng.key(8), b - a, start=a) for a, b in zip(cuts, cuts[1:], strict=False)]
     assert np.array_equal(whole, np.concatenate(parts))
 
 
@@ -209,6 +231,13 @@ def test_results_are_the_callers_own():
         (lambda: rng.bits(rng.key(0), (2.5,)), TypeError, "shape: expected an integer, got 2.5"),
         (lambda: rng.bits(rng.key(0), 3, 24), ValueError, "width: expected 8, 16, 32 or 64, got 24"),
         (lambda: rng.split(rng.key(0), -1), ValueError, "n: expected sizes of at least 0"),
+        (lambda: rng.bits(rng.key(0), 3, start=-1), ValueError, "start: expected a place from 0 .*got -1"),
+        (lambda: rng.bits(rng.key(0), 3, start=2**63 - 2), ValueError, "start: .*below 2"),
+        (lambda: rng.uniform(rng.key(0), 3, start=0.5), TypeError, "start: expected an integer, got 0.5"),
+        (lambda: rng.permutation(rng.key(0), -1), ValueError, "x: expected sizes of at least 0"),
+        (lambda: rng.permutation(rng.key(0), np.zeros((2, 3)), 2), ValueError, "axis: expected one of 2 axes, got 2"),
+        (lambda: rng.bernoulli_limit("half"), TypeError, "p: expected a probability"),
+        (lambda: rng.bernoulli_limit(1.5), ValueError, "p: expected probabilities"),
         (lambda: rng.fold_in(rng.key(0), -1), ValueError, r"data: expected integers in \[0, 2\*\*32\), got -1"),
         (lambda: rng.fold_in(rng.key(0), 2**32), ValueError, "data: .*4294967296"),
         (lambda: rng.fold_in(rng.key(0), 0.5), TypeError, "data: .*dtype float64"),

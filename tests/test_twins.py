@@ -19,6 +19,7 @@ ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'linen', 'lower', 'params'] in maskattn_jax, "
     "['Attention', 'MultiHeadAttention', 'attention', 'lower', 'params'] in maskattn_torch": "linen.py, see below",
     "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how most people run each",
+    "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
     "lower: __all__ ['allowed', 'bias', 'bind', 'check', 'register', 'to_additive', 'to_dense', "
     "'to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['allowed', 'bias', 'bind', 'check', 'register', "

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from maskattn.exact import Options, attend, project
 from maskattn_torch import lower
+from maskattn_torch._operators import map_over
 from maskattn_torch.dropout import Dropout
 from maskattn_torch.kernels.exact_ops import OPS
 
@@ -180,21 +181,5 @@ class _Linear(torch.autograd.Function):
         return d_x, d_weight, d_bias if ctx.has_bias else None
 
 
-def _map_over(operator: Any) -> None:
-    """Under torch.func.vmap the operator runs once for each element, so the bits are those of a loop."""
-
-    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        def element(i: int) -> list[Any]:
-            return [x if d is None else x.select(d, i) for x, d in zip(arguments, in_dims, strict=True)]
-
-        results = [operator(*element(i)) for i in range(info.batch_size)]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-        return type(results[0])(stacked), type(results[0])([0] * len(stacked))
-
-    torch.library.register_vmap(operator, rule)
-
-
 for _operator in (_attention, _attention_gradients, _linear, _linear_gradients):
-    _map_over(_operator)
+    map_over(_operator)
