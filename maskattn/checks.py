@@ -17,6 +17,15 @@ DROPOUT_AXES = ("batch", "heads")
 Shape = tuple[int, ...]
 
 
+class KernelCannot(ValueError):
+    """A kernel that was asked for by name cannot run a call; `reasons` has every reason."""
+
+    def __init__(self, kernel: str, reasons: list[str]) -> None:
+        self.reasons = reasons
+        listed = reasons[0] if len(reasons) == 1 else "".join(f"\n  {reason}" for reason in reasons)
+        super().__init__(f"attention: kernel {kernel!r} cannot run this call: {listed}")
+
+
 def check_attention(
     shapes: Mapping[str, Shape],
     dtypes: Mapping[str, str],

@@ -16,6 +16,7 @@ from flax import nnx
 from maskattn.parity.adapters import CONVENTIONS
 from maskattn.parity.cases import Case
 from maskattn_jax import functional, lower, multihead, params
+from maskattn_jax.kernels import KERNELS
 
 __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
 
@@ -44,6 +45,10 @@ class Adapter:
     name: str = "jax"
     conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS), hash=False)
 
+    def __post_init__(self) -> None:
+        declared = getattr(KERNELS[self.kernel], "CONVENTIONS", {})
+        object.__setattr__(self, "conventions", {**self.conventions, **declared})
+
     def unsupported(self, case: Case) -> list[str]:
         """Every reason why this case cannot be run; [] where it can."""
         return ["dropout is not implemented yet"] if case.dropout_rate else []
@@ -62,16 +67,16 @@ class Adapter:
             arrays = self._differentiated(case, inputs)
             given = None
             if cotangent is not None:
-                given = (from_numpy(cotangent["output"]), from_numpy(cotangent["lse"]))
+                given = tuple(from_numpy(cotangent[name]) for name in ("output", "lse"))
             s, mask = case.shape, case.mask
             dense = None if mask is None else _lowered(mask, s.q_len, s.kv_len, s.batch, s.heads)
             jitted = self.mode in ("jit", "jit-mask") and case.empty_rows != "error"
             if self.mode == "jit" and jitted:
                 mask = dense
             bias = None if "bias" in arrays else case.bias
-            options = (case.scale, case.softcap, case.empty_rows, self.kernel)
-            (output, lse), gradients = (_compiled if jitted else _attend)(arrays, mask, bias, given, options)
-            results = {"output": to_numpy(output), "lse": to_numpy(lse)}
+            options = (case.scale, case.softcap, case.empty_rows, self.kernel, self.conventions["lse"] == "given")
+            found, gradients = (_compiled if jitted else _attend)(arrays, mask, bias, given, options)
+            results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
             results |= {} if dense is None else {"mask": to_numpy(dense)}
             return results | {f"d_{name}": to_numpy(grad) for name, grad in gradients.items()}
 
@@ -124,13 +129,13 @@ class Adapter:
 
 def _attend(
     arrays: dict[str, jax.Array], mask: Any, bias: Any, cotangent: Any, options: tuple[Any, ...]
-) -> tuple[tuple[jax.Array, jax.Array], dict[str, jax.Array]]:
-    """((output, lse), gradients by name: {} without a cotangent)."""
-    scale, softcap, empty_rows, kernel = options
+) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
+    """((output, lse) or (output,), gradients by name: {} without a cotangent)."""
+    scale, softcap, empty_rows, kernel, wants_lse = options
 
-    def forward(arrays: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array]:
+    def forward(arrays: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         added = replace(bias, table=arrays["table"]) if "table" in arrays else bias
-        return functional.attention(
+        found = functional.attention(
             arrays["query"],
             arrays["key"],
             arrays["value"],
@@ -141,13 +146,14 @@ def _attend(
             sinks=arrays.get("sinks"),
             empty_rows=empty_rows,
             kernel=kernel,
-            return_lse=True,
+            return_lse=wants_lse,
         )
+        return found if wants_lse else (found,)
 
     if cotangent is None:
         return forward(arrays), {}
     results, pull = jax.vjp(forward, arrays)
-    return results, pull(cotangent)[0]
+    return results, pull(cotangent[: len(results)])[0]
 
 
 _compiled = functools.partial(jax.jit, static_argnums=4)(_attend)

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskattn import biases, masks
 from maskattn._problems import Problems
-from maskattn.checks import check_attention, refuse_empty_rows
+from maskattn.checks import KernelCannot, check_attention, refuse_empty_rows
 from maskattn_jax import lower, rng
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels import KERNELS
@@ -114,23 +114,22 @@ def attention(
         "empty_rows": empty_rows,
         "precision": precision,
     }
-    name, _ = choose(kernel, *arguments, **options)
+    name, _ = choose(kernel, *arguments, return_lse=return_lse, **options)
     output, lse = KERNELS[name].attention(*arguments, **options)
     return (output, lse) if return_lse else output
 
 
-def choose(kernel: str, *arguments: Any, **options: Any) -> tuple[str, str]:
+def choose(kernel: str, *arguments: Any, return_lse: bool = False, **options: Any) -> tuple[str, str]:
     """The kernel that runs a call, and why: `arguments` and `options` are those of the kernels.
 
     Raises:
-        ValueError: a kernel asked for by name cannot run the call; lists every reason.
+        KernelCannot: a ValueError: a kernel asked for by name cannot run the call; lists every reason.
     """
     if kernel == "auto":
         return "reference", "it runs every call"
-    problems = Problems(f"attention: kernel {kernel!r} cannot run this call")
-    for reason in KERNELS[kernel].unsupported(*arguments, **options):
-        problems.value(reason)
-    problems.raise_if_any()
+    reasons = KERNELS[kernel].unsupported(*arguments, **options, return_lse=return_lse)
+    if reasons:
+        raise KernelCannot(kernel, reasons)
     return kernel, "it was asked for by name"
 
 

@@ -12,6 +12,7 @@ import torch
 from maskattn.parity.adapters import CONVENTIONS
 from maskattn.parity.cases import Case
 from maskattn_torch import functional, lower, multihead, params
+from maskattn_torch.kernels import KERNELS
 
 __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
 
@@ -41,6 +42,10 @@ class Adapter:
     name: str = "torch"
     conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS), hash=False)
 
+    def __post_init__(self) -> None:
+        declared = getattr(KERNELS[self.kernel], "CONVENTIONS", {})
+        object.__setattr__(self, "conventions", {**self.conventions, **declared})
+
     def unsupported(self, case: Case) -> list[str]:
         """Every reason why this case cannot be run; [] where it can."""
         return ["dropout is not implemented yet"] if case.dropout_rate else []
@@ -58,7 +63,8 @@ class Adapter:
         arrays = self._differentiated(case, inputs)
         bias = arrays["bias"] if "bias" in arrays else case.bias
         bias = replace(bias, table=arrays["table"]) if "table" in arrays else bias
-        output, lse = functional.attention(
+        wants_lse = self.conventions["lse"] == "given"
+        found = functional.attention(
             arrays["query"],
             arrays["key"],
             arrays["value"],
@@ -69,15 +75,16 @@ class Adapter:
             sinks=arrays.get("sinks"),
             empty_rows=case.empty_rows,
             kernel=self.kernel,
-            return_lse=True,
+            return_lse=wants_lse,
         )
-        results = {"output": to_numpy(output), "lse": to_numpy(lse)}
+        found = found if wants_lse else (found,)
+        results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
         if case.mask is not None:
             s = case.shape
             results["mask"] = to_numpy(lower.to_dense(case.mask, s.q_len, s.kv_len, s.batch, s.heads))
         if cotangent is not None:
-            given = [from_numpy(cotangent["output"]), from_numpy(cotangent["lse"])]
-            gradients = torch.autograd.grad([output, lse], list(arrays.values()), given, materialize_grads=True)
+            given = [from_numpy(cotangent[name]) for name in ("output", "lse")[: len(found)]]
+            gradients = torch.autograd.grad(found, list(arrays.values()), given, materialize_grads=True)
             results |= {f"d_{name}": to_numpy(grad) for name, grad in zip(arrays, gradients, strict=True)}
         return results
 

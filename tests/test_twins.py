@@ -14,13 +14,32 @@ import pytest
 DEVICE = "PyTorch places each array where it is told; in JAX arrays follow their inputs, or shardings"
 RNGS = "NNX draws initial parameters from explicit streams, PyTorch from its global generator"
 DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTorch module has one"
+DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a process group"
+TPU = "Splash attention is a function of JAX alone"
+EXPORT = "jax.export compiles for a platform that is not there; PyTorch runs where its tensors are"
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 ALLOWED = {
-    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'linen', 'lower', 'params'] in maskattn_jax, "
-    "['Attention', 'MultiHeadAttention', 'attention', 'lower', 'params'] in maskattn_torch": "linen.py, see below",
+    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'linen', 'losses', 'lower', "
+    "'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'losses', 'lower', "
+    "'params'] in maskattn_torch": "linen.py, see below",
     "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how most people run each",
+    "corruption.corrupt: device only in maskattn_torch": DEVICE,
+    "kernels/fused: for_platform only in maskattn_jax": EXPORT,
+    "kernels/fused_splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
+    "losses.accuracy: axis_name only in maskattn_jax": DEVICES,
+    "losses.accuracy: group only in maskattn_torch": DEVICES,
+    "losses.contrastive: axis_name only in maskattn_jax": DEVICES,
+    "losses.contrastive: group only in maskattn_torch": DEVICES,
+    "losses.cross_entropy: axis_name only in maskattn_jax": DEVICES,
+    "losses.cross_entropy: group only in maskattn_torch": DEVICES,
+    "losses.mae_loss: axis_name only in maskattn_jax": DEVICES,
+    "losses.mae_loss: group only in maskattn_torch": DEVICES,
+    "losses.masked_mean: axis_name only in maskattn_jax": DEVICES,
+    "losses.masked_mean: group only in maskattn_torch": DEVICES,
+    "losses.simmim_loss: axis_name only in maskattn_jax": DEVICES,
+    "losses.simmim_loss: group only in maskattn_torch": DEVICES,
     "lower: __all__ ['allowed', 'bias', 'bind', 'check', 'register', 'to_additive', 'to_dense', "
     "'to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['allowed', 'bias', 'bind', 'check', 'register', "
     "'to_additive', 'to_block_mask', 'to_dense'] in maskattn_torch": TARGETS,

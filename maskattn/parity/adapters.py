@@ -12,7 +12,8 @@ d_query, d_key, d_value, d_bias, d_sinks and d_table (for a module: output, d_qu
 d_key and d_value, and `d_` + name for each of its weights). What a case asks for by mistake must raise, not return.
 
 `conventions` declares where an implementation is known to differ: `empty_rows` (the policy it has whatever is asked),
-`causal_alignment` ("start" or "end"), `nan_masked` ("kept out" or "leaks").
+`causal_alignment` ("start" or "end"), `nan_masked` ("kept out" or "leaks"), `lse` ("given" or "none"), `narrow`
+("float32 inside", or "rounded inside": what bfloat16 and float16 are computed in).
 """
 
 from __future__ import annotations
@@ -28,7 +29,13 @@ from maskattn.parity.cases import Case
 Array = np.ndarray[Any, Any]
 
 #: What the library itself promises.
-CONVENTIONS = {"empty_rows": "as asked", "causal_alignment": "start", "nan_masked": "kept out"}
+CONVENTIONS = {
+    "empty_rows": "as asked",
+    "causal_alignment": "start",
+    "nan_masked": "kept out",
+    "lse": "given",
+    "narrow": "float32 inside",
+}
 
 #: The implementations that are judged when none is named: loaded when used, so that nothing imports both by itself.
 TWINS = {"torch": "maskattn_torch.adapter:ADAPTER", "jax": "maskattn_jax.adapter:ADAPTER"}

@@ -6,7 +6,7 @@ error, and where a result cancels (a gradient near 0) float64 rounding errors of
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -31,6 +31,10 @@ class Verdict:
     logit: float
     length: int
     allowed: Array
+
+    def without(self, name: str) -> Verdict:
+        """The verdict on an implementation that does not return this quantity."""
+        return replace(self, right={key: array for key, array in self.right.items() if key != name})
 
 
 def options(case: Case, inputs: dict[str, Array]) -> dict[str, Any]:
@@ -134,14 +138,19 @@ def tier1(case: Case, subject: str, results: dict[str, Array], verdict: Verdict)
     return found
 
 
-def tier2(case: Case, subject: str, results: dict[str, Array], verdict: Verdict) -> list[Finding]:
-    """The fast kernels: error <= (16 + Lambda/2) eps A, plus half an ulp for the narrow dtypes."""
-    return [_tier2_one("tier2", subject, name, results[name], verdict) for name in verdict.right]
+def tier2(
+    case: Case, subject: str, results: dict[str, Array], verdict: Verdict, rounded_inside: bool = False
+) -> list[Finding]:
+    """The fast kernels: error <= (16 + Lambda/2) eps A, with eps of float32 plus half an ulp for the narrow dtypes;
+    with their own eps where an implementation declares that it rounds to them inside."""
+    return [_tier2_one("tier2", subject, name, results[name], verdict, rounded_inside) for name in verdict.right]
 
 
-def _tier2_one(check: str, subject: str, name: str, got: Array, verdict: Verdict) -> Finding:
+def _tier2_one(
+    check: str, subject: str, name: str, got: Array, verdict: Verdict, rounded_inside: bool = False
+) -> Finding:
     right, magnitude = verdict.right[name], verdict.magnitude[name]
-    limit = standards.tier2_limit(got.dtype, magnitude, verdict.logit, verdict.length)
+    limit = standards.tier2_limit(got.dtype, magnitude, verdict.logit, verdict.length, rounded_inside)
     error = errors(got, right)
     if standards.is_narrow(got.dtype):
         half = standards.value("tier2.half_ulp") * standards.ulp(right, got.dtype)

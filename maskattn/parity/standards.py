@@ -64,6 +64,7 @@ STANDARDS: tuple[Standard, ...] = (
         "rounding, and nothing else, may differ",
     ),
     Standard("module.peer", 2, "against another library's module: the sum of both bounds", "two computations err"),
+    Standard("loss.base", 4, "losses and their gradients: times eps * (1 + the largest number)^2", "measured to hold"),
     Standard(
         "suite.plain_numbers",
         5000,
@@ -107,12 +108,13 @@ def _length_factor(length: int) -> float:
     return float(np.sqrt(max(1.0, length / value("tier2.length"))))
 
 
-def tier2_limit(dtype: Any, magnitude: float, logit: float, length: int) -> float:
+def tier2_limit(dtype: Any, magnitude: float, logit: float, length: int, rounded_inside: bool = False) -> float:
     """(16 + Lambda/2) * eps * A, times sqrt(length / 512) above 512: the absolute error `reference` may have.
 
-    A narrow dtype is held to the float32 limit, to which the caller adds half an ulp of each result.
+    A narrow dtype is held to the float32 limit, to which the caller adds half an ulp of each result; with
+    `rounded_inside` (a vendor's function that rounds weights to the narrow dtype) to the same form in its own eps.
     """
-    unit = eps("float32") if is_narrow(dtype) else eps(dtype)
+    unit = eps("float32") if is_narrow(dtype) and not rounded_inside else eps(dtype)
     return (value("tier2.base") + value("tier2.slope") * logit) * unit * magnitude * _length_factor(length)
 
 

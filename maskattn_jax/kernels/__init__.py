@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from maskattn_jax.kernels import exact, reference
+from maskattn_jax.kernels import exact, fused, reference
 
-KERNELS: dict[str, ModuleType] = {"reference": reference, "exact": exact}
+KERNELS: dict[str, ModuleType] = {"reference": reference, "exact": exact, "fused": fused}
 
 __all__ = ["KERNELS"]
