@@ -16,6 +16,7 @@ _EXPORTS = {
     "biases": "maskattn.biases",
     "checkpoints": "maskattn.checkpoints",
     "convert_tensors": "maskattn.convert:convert_tensors",
+    "corruption": "maskattn.corruption",
     "layouts": "maskattn.layouts",
     "masks": "maskattn.masks",
     "recipes": "maskattn.recipes",

@@ -5,11 +5,12 @@ Importing this package registers masks and biases as pytrees: they pass through 
 
 from __future__ import annotations
 
-from maskattn_torch import lower, params
+from maskattn_torch import losses, lower, params
+from maskattn_torch.corruption import corrupt
 from maskattn_torch.functional import attention
 from maskattn_torch.multihead import MultiHeadAttention
 from maskattn_torch.seed import Attention
 
 lower.register()
 
-__all__ = ["Attention", "MultiHeadAttention", "attention", "lower", "params"]
+__all__ = ["Attention", "MultiHeadAttention", "attention", "corrupt", "losses", "lower", "params"]

@@ -1,0 +1,60 @@
+"""What every corruption scheme is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from maskattn._inputs import Inputs
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Scheme:
+    """What is hidden from a model in training, as a function of a key: static sizes and rates, checked when made.
+
+    ``scheme.apply(key, ...)`` runs in NumPy; ``maskattn_jax.corrupt(scheme, key, ...)`` and
+    ``maskattn_torch.corrupt(scheme, key, ...)`` give the same result, zero bits different, from the same key. Under jit
+    a scheme is static: it is hashable, and the shapes of its results depend on it and on the shapes of its inputs only.
+    A key is a seed in [0, 2**31), two uint32 words (`maskattn.rng`), or in JAX a `jax.random.key`.
+
+    Element i of a drawn array depends on the key and on i only: the rows of a batch are the first rows of a larger one.
+    """
+
+
+def fraction(inputs: Inputs, name: str, value: Any, low: float = 0.0, high: float = 1.0) -> Any:
+    """`value` as a float in [low, high]."""
+    found = inputs.number(name, value)
+    if found is not None and not low <= found <= high:
+        inputs.fault(f"{name} must be in [{low:g}, {high:g}], got {found}")
+    return value if found is None else found
+
+
+def between(inputs: Inputs, name: str, value: Any, fits: Callable[[float], bool], says: str) -> Any:
+    """`value` as (low, high), two floats in order that fit."""
+    try:
+        low, high = value
+    except (TypeError, ValueError):
+        inputs.fault(f"{name} must be (low, high), got {value!r}", of_type=True)
+        return value
+    found = inputs.number(f"{name}[0]", low), inputs.number(f"{name}[1]", high)
+    if found[0] is not None and found[1] is not None and not (found[0] <= found[1] and all(map(fits, found))):
+        inputs.fault(f"{name} must be (low, high), low <= high, {says}, got {found}")
+    return found
+
+
+def ready(inputs: Inputs, scheme: Scheme, **values: Any) -> None:
+    """Raise what was found, else set the checked values."""
+    inputs.done()
+    for name, value in values.items():
+        object.__setattr__(scheme, name, value)
+
+
+def batch_size(where: str, batch: Any) -> int:
+    """`batch` as an int of at least 0, or the error."""
+    inputs = Inputs(where)
+    batch = inputs.integer("batch", batch, minimum=0)
+    inputs.done()
+    return int(batch)

@@ -1,0 +1,153 @@
+"""The few array operations the corruption schemes are written against, and NumPy's version of them.
+
+Each twin has its own version in its ``corruption.py``. Arrays also use ``+ - * // %``, comparisons, ``& | ~`` on bools,
+``>>`` on integers, and indexing by slices, None and NumPy arrays. All numbers are integers below 2^31, but for one
+product of two float32 (``to_float``), which every framework rounds alike: so every framework gives the same result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+
+from maskattn import rng
+
+Array = Any
+
+#: Random words have this many bits, so that they are not negative in int32.
+BITS = 31
+
+
+class Ops(Protocol):
+    """Array operations of one framework. Its integers have the dtype of its indices (JAX: int32, else int64)."""
+
+    def key(self, key: Any) -> Any:
+        """A key from a seed in [0, 2**31), from two uint32 words, or from what the framework calls a key."""
+
+    def fold_in(self, key: Any, data: Any) -> Any:
+        """A key from a key and a number (an int, or traced), as ``rng.fold_in``."""
+
+    def words(self, key: Any, shape: Sequence[int]) -> Array:
+        """``rng.bits(key, shape) >> 1`` as integers."""
+
+    def array(self, x: Any) -> Array:
+        """Bools as they are, other numbers as integers."""
+
+    def to_float(self, x: Array) -> Array:
+        """Integers, or a NumPy array, to float32."""
+
+    def arange(self, n: int) -> Array: ...
+    def zeros(self, shape: Sequence[int]) -> Array:
+        """Integers."""
+
+    def where(self, condition: Array, x: Any, y: Any) -> Array: ...
+    def sort(self, x: Array) -> Array:
+        """Along the last axis."""
+
+    def argsort(self, x: Array) -> Array:
+        """Along the last axis, ties in order."""
+
+    def take_along(self, x: Array, index: Array) -> Array:
+        """``x[..., index]``, row by row of the last axis."""
+
+    def cumsum(self, x: Array) -> Array:
+        """Along the last axis, of integers or bools, as integers."""
+
+    def sum(self, x: Array, axes: int = 1) -> Array:
+        """Over the last ``axes`` axes, of integers or bools, as integers."""
+
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        """Along the last axis."""
+
+    def scan(self, step: Callable[[Any, Array], tuple[Any, Array]], carry: Any, xs: Array) -> Array:
+        """The results of ``carry, result = step(carry, x)`` for each x along the last axis, stacked there."""
+
+    def while_any(self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any) -> Any:
+        """Repeat ``state = step(state)`` while any entry of ``going(state)`` is True."""
+
+
+class NumpyOps:
+    """The operations in NumPy."""
+
+    def key(self, key: Any) -> Any:
+        return rng.key(key) if isinstance(key, (int, np.integer)) else key
+
+    def fold_in(self, key: Any, data: Any) -> Any:
+        return rng.fold_in(key, data)
+
+    def words(self, key: Any, shape: Sequence[int]) -> Array:
+        return (rng.bits(key, tuple(shape)) >> np.uint32(1)).astype(np.int64)
+
+    def array(self, x: Any) -> Array:
+        x = np.asarray(x)
+        return x if x.dtype == bool else x.astype(np.int64)
+
+    def to_float(self, x: Array) -> Array:
+        return np.asarray(x, np.float32)
+
+    def arange(self, n: int) -> Array:
+        return np.arange(n)
+
+    def zeros(self, shape: Sequence[int]) -> Array:
+        return np.zeros(tuple(shape), np.int64)
+
+    def where(self, condition: Array, x: Any, y: Any) -> Array:
+        return np.where(condition, x, y)
+
+    def sort(self, x: Array) -> Array:
+        return np.sort(x, axis=-1)
+
+    def argsort(self, x: Array) -> Array:
+        return np.argsort(x, axis=-1, kind="stable")
+
+    def take_along(self, x: Array, index: Array) -> Array:
+        return np.take_along_axis(x, index, axis=-1)
+
+    def cumsum(self, x: Array) -> Array:
+        return np.cumsum(x, axis=-1, dtype=np.int64)
+
+    def sum(self, x: Array, axes: int = 1) -> Array:
+        return x.sum(axis=tuple(range(-axes, 0)), dtype=np.int64)
+
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        return np.concatenate(arrays, axis=-1)
+
+    def scan(self, step: Callable[[Any, Array], tuple[Any, Array]], carry: Any, xs: Array) -> Array:
+        results = []
+        for i in range(xs.shape[-1]):
+            carry, result = step(carry, xs[..., i])
+            results.append(result)
+        return np.stack(results, axis=-1)
+
+    def while_any(self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any) -> Any:
+        while going(state).any():
+            state = step(state)
+        return state
+
+
+NUMPY = NumpyOps()
+
+
+def chance(ops: Ops, key: Any, p: float, shape: Sequence[int]) -> Array:
+    """``rng.bernoulli(key, p, shape)``."""
+    return ops.words(key, shape) >> (BITS - 23) < rng.bernoulli_limit(p)
+
+
+def rank(ops: Ops, values: Array) -> Array:
+    """The place of each value among those of its row (last axis), from 0; of equal ones the first comes first."""
+    return ops.argsort(ops.argsort(values))
+
+
+def previous(ops: Ops, flags: Array, first: bool) -> Array:
+    """Each flag of the row (last axis) moved one place on, `first` at the start."""
+    start = (flags[..., :1] | True) if first else (flags[..., :1] & False)
+    return ops.concatenate([start, flags[..., :-1]])
+
+
+def indices(ops: Ops, keep: Array, size: int) -> tuple[Array, Array]:
+    """Where each row is True, in order: int [..., size], filled up with 0, and how many those are, int [...]."""
+    count = ops.sum(keep)
+    found = ops.argsort(ops.where(keep, 0, 1))[..., :size]
+    return ops.where(ops.arange(size) < count[..., None], found, 0), count

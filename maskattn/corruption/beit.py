@@ -1,0 +1,128 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maskattn._inputs import Inputs
+from maskattn.corruption._base import Array, Scheme, batch_size, ready
+from maskattn.corruption._blocks import rectangle
+from maskattn.corruption._ops import BITS, NUMPY, Ops
+
+_ATTEMPTS = 10
+_ASPECTS = 12  # bits of a draw of the aspect ratio
+_AREA = 16  # bits of a draw of the area
+
+
+class Blocks(NamedTuple):
+    """What `BEiT` returns."""
+
+    #: bool [B, height, width]: True = the patch is replaced by a mask token
+    removed: Array
+
+
+@dataclass(frozen=True)
+class BEiT(Scheme):
+    """BEiT's block-wise masking: rectangles of patches are hidden until there are enough.
+
+    Bao et al. 2022 (arXiv:2106.08254, section 2.3, algorithm 1, page 4), as `MaskingGenerator` of microsoft/unilm.
+    While fewer than `patches` are hidden, a block is drawn, its area uniform between `min_block` and the number still
+    to hide (at most `max_block`), its aspect ratio (height / width) log-uniform between min_aspect and max_aspect, its
+    corner uniform. It is taken if it is smaller than the grid along both axes and hides at least one patch and not too
+    many. After 10 blocks refused in a row the row is left as it is: at most `patches` are hidden, often a few less.
+
+    The area is drawn in 2^16 steps and the aspect in 2^12, so that all arithmetic is exact.
+
+    Args:
+        grid: (height, width) in patches, an int for a square; at most 181 x 181 patches or as many in another shape.
+        patches: to be hidden, at least 1 and fewer than there are.
+        min_block, max_block: patches of one block; max_block is `patches` by default.
+        min_aspect, max_aspect: positive; max_aspect is 1 / min_aspect by default.
+
+    >>> from maskattn import corruption
+    >>> drawn = corruption.BEiT(grid=(6, 8), patches=20, min_block=6).apply(0, batch=1)
+    >>> print("\\n".join("".join("-#"[int(x)] for x in row) for row in drawn.removed[0]))
+    --------
+    -----##-
+    --######
+    --######
+    --######
+    --------
+
+    Raises:
+        ValueError: a number is outside its range. TypeError: something is not a number. All of it at once.
+    """
+
+    grid: Any = (14, 14)
+    patches: int = 75
+    min_block: int = 16
+    max_block: int | None = None
+    min_aspect: float = 0.3
+    max_aspect: float | None = None
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("BEiT")
+        grid = inputs.integers("grid", self.grid, minimum=1, length=2)
+        patches = inputs.integer("patches", self.patches, minimum=1)
+        smallest = inputs.integer("min_block", self.min_block, minimum=1)
+        largest = patches if self.max_block is None else inputs.integer("max_block", self.max_block, minimum=1)
+        low = inputs.number("min_aspect", self.min_aspect)
+        high = None if low is None else 1 / low if self.max_aspect is None and low else self.max_aspect
+        high = high if high is None else inputs.number("max_aspect", high)
+        if low is not None and high is not None and not 0 < low <= high < math.inf:
+            inputs.fault(f"min_aspect, max_aspect must be positive and in order, got {low} and {high}")
+        if not inputs.faults:
+            total = grid[0] * grid[1]
+            if total >= 2**15:
+                inputs.fault(f"grid must have fewer than {2**15} patches, got {total}")
+            if patches >= total:
+                inputs.fault(f"patches must be fewer than the {total} of the grid, or none is left, got {patches}")
+            if smallest > largest:
+                inputs.fault(f"min_block must be at most {largest}, the largest block, got {smallest}")
+        ready(inputs, self, grid=grid, patches=patches, min_block=smallest, max_block=largest)
+        object.__setattr__(self, "min_aspect", low)
+        object.__setattr__(self, "max_aspect", high)
+
+    def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> Blocks:
+        """Draw what is hidden from `batch` images.
+
+        Under jit, and in PyTorch, the loop runs until the last row is done; a row's result does not depend on others.
+
+        Raises:
+            ValueError: batch is negative. TypeError: it is not an int.
+        """
+        batch = batch_size("BEiT", batch)
+        key = ops.key(key)
+        steps = (np.arange(2**_ASPECTS) + 0.5) / 2**_ASPECTS
+        ratios = np.exp(math.log(self.min_aspect) + steps * math.log(self.max_aspect / self.min_aspect))  # type: ignore[operator]
+        taller, wider = ops.to_float(ratios), ops.to_float(1 / ratios)
+        # a side is round(sqrt(area * ratio)): as many as there are n >= 1 with (n - 1/2)^2 <= area * ratio
+        edges = [(np.arange(1, side + 1) - 0.5) ** 2 * 2**_AREA for side in self.grid]
+        rows, columns = (ops.to_float(edge) for edge in edges)
+
+        def going(state: Any) -> Array:
+            _, _, hidden, refused = state
+            return (hidden < self.patches) & (refused < _ATTEMPTS)
+
+        def step(state: Any) -> Any:
+            turn, removed, hidden, refused = state
+            draws = ops.words(ops.fold_in(key, turn), (batch, 4))
+            still = self.patches - hidden
+            still = ops.where(still > self.max_block, self.max_block, still)
+            area = self.min_block * 2**_AREA + (draws[:, 0] >> (BITS - _AREA)) * (still - self.min_block)
+            aspect = draws[:, 1] >> (BITS - _ASPECTS)
+            height = ops.sum((ops.to_float(area) * taller[aspect])[:, None] >= rows)
+            width = ops.sum((ops.to_float(area) * wider[aspect])[:, None] >= columns)
+            inside = (height < self.grid[0]) & (width < self.grid[1])
+            top, left = draws[:, 2] % (self.grid[0] - height + 1), draws[:, 3] % (self.grid[1] - width + 1)
+            block = rectangle(ops, self.grid, top, left, height, width)
+            new = ops.sum(block & ~removed, 2)
+            taken = going(state) & inside & (new > 0) & (new <= still)
+            removed = removed | (block & taken[:, None, None])
+            return turn + 1, removed, hidden + ops.where(taken, new, 0), ops.where(taken, 0, refused + 1)
+
+        none = ops.zeros((batch,))
+        start = (ops.zeros(()), ops.zeros((batch, *self.grid)) > 0, none, none)
+        return Blocks(ops.while_any(going, step, start)[1])

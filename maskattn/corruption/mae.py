@@ -1,0 +1,83 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from maskattn._inputs import Inputs
+from maskattn.corruption._base import Array, Scheme, fraction, ready
+from maskattn.corruption._ops import NUMPY, Ops
+from maskattn.masks import Mask
+
+
+class Removed(NamedTuple):
+    """What `MAE` returns; integers in the framework's index dtype."""
+
+    #: int [B, K]: the patches that are kept, in the order of their draws
+    keep: Array
+    #: int [B, L]: the place of each patch among the kept ones and then the removed ones
+    restore: Array
+    #: bool [B, L]: True = removed, where MAE's mask is 1
+    removed: Array
+    #: bool [B, prefix + L]: True = visible to the encoder, the tokens in front included
+    visible: Array
+
+    def attention_mask(self) -> Mask:
+        """The encoder on the full sequence, prefix + L tokens: visible tokens see visible tokens. True = may attend.
+
+        Its visible rows are those of the encoder on the kept tokens; the other rows are empty (`recipes.mae_visible`).
+        """
+        from maskattn.recipes import mae_visible
+
+        return mae_visible(self.visible)
+
+
+@dataclass(frozen=True)
+class MAE(Scheme):
+    """MAE's random masking: most patches are removed, the encoder sees the others.
+
+    He et al. 2022 (arXiv:2111.06377, section 3, page 4, and "Simple implementation"); as `random_masking` of
+    facebookresearch/mae: patches are sorted by random numbers, the first int(L * (1 - ratio)) are kept, and `restore`
+    undoes the sorting: with mask tokens appended, gathering by `restore` gives the order of the image.
+
+    Args:
+        ratio: the fraction removed, in [0, 1).
+        prefix: tokens in front of the patches that are always visible and not counted (MAE's class token: 1).
+
+    >>> from maskattn import corruption
+    >>> drawn = corruption.MAE(0.75).apply(0, batch=1, length=8)
+    >>> drawn.keep
+    array([[5, 6]])
+    >>> drawn.removed.astype(int)
+    array([[1, 1, 1, 1, 1, 0, 0, 1]])
+
+    Raises:
+        ValueError: a number is outside its range. TypeError: something is not a number. All of it at once.
+    """
+
+    ratio: float = 0.75
+    prefix: int = 0
+
+    def __post_init__(self) -> None:
+        inputs = Inputs("MAE")
+        ratio = fraction(inputs, "ratio", self.ratio)
+        if ratio == 1:
+            inputs.fault(f"ratio must be below 1, or no patch is kept, got {self.ratio}")
+        ready(inputs, self, ratio=ratio, prefix=inputs.integer("prefix", self.prefix, minimum=0))
+
+    def apply(self, key: Array, batch: int, length: int, *, ops: Ops = NUMPY) -> Removed:
+        """Draw what is removed from `batch` rows of `length` patches.
+
+        Raises:
+            ValueError: a size is negative, or no patch would be kept. TypeError: it is not an int.
+        """
+        inputs = Inputs("MAE")
+        batch, length = inputs.integer("batch", batch, minimum=0), inputs.integer("length", length, minimum=1)
+        kept = 0 if inputs.faults else int(length * (1 - self.ratio))
+        if not inputs.faults and not kept:
+            inputs.fault(f"ratio must keep at least one of {length} patches, got {self.ratio}")
+        inputs.done()
+        order = ops.argsort(ops.words(ops.key(key), (batch, length)))
+        restore = ops.argsort(order)
+        removed = restore >= kept
+        front = ops.zeros((batch, self.prefix)) == 0
+        return Removed(order[:, :kept], restore, removed, ops.concatenate([front, ~removed]))

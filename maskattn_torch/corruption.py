@@ -1,0 +1,97 @@
+"""Corruption schemes (`maskattn.corruption`) in PyTorch: the same result as NumPy and JAX."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+from maskattn.corruption import Scheme
+from maskattn_torch import rng
+
+__all__ = ["corrupt"]
+
+Array = Any
+
+
+def corrupt(scheme: Scheme, key: Any, *args: Any, device: Any = None, **named: Any) -> Any:
+    """`scheme.apply(key, *args, **named)` on tensors: integers in its result are int64.
+
+    Args:
+        scheme: what to apply.
+        key: a seed in [0, 2**31), or two uint32 words.
+        args, named: what `apply` of the scheme takes.
+        device: of the result; by default that of the first tensor in `args`, else the CPU.
+
+    Raises:
+        TypeError: scheme is no Scheme. ValueError, TypeError: as its `apply`.
+    """
+    if not isinstance(scheme, Scheme):
+        raise TypeError(f"corrupt: scheme must be a scheme of maskattn.corruption, got {scheme!r}")
+    if device is None:
+        device = next((x.device for x in args if isinstance(x, torch.Tensor)), torch.device("cpu"))
+    return scheme.apply(key, *args, **named, ops=_TorchOps(device))
+
+
+class _TorchOps:
+    """See ``maskattn.corruption.Ops``."""
+
+    def __init__(self, device: Any) -> None:
+        self.device = device
+
+    def key(self, key: Any) -> Any:
+        return rng.words(key, self.device)
+
+    def fold_in(self, key: Any, data: Any) -> Any:
+        return rng.fold_in(key, data)
+
+    def words(self, key: Any, shape: Sequence[int]) -> Array:
+        signed = rng.bits(key, tuple(shape)).view(torch.int32).to(torch.int64)
+        return (signed & 0xFFFFFFFF) >> 1
+
+    def array(self, x: Any) -> Array:
+        x = torch.as_tensor(x, device=self.device)
+        return x if x.dtype == torch.bool else x.to(torch.int64)
+
+    def to_float(self, x: Array) -> Array:
+        return torch.as_tensor(x, dtype=torch.float32, device=self.device)
+
+    def arange(self, n: int) -> Array:
+        return torch.arange(n, device=self.device)
+
+    def zeros(self, shape: Sequence[int]) -> Array:
+        return torch.zeros(tuple(shape), dtype=torch.int64, device=self.device)
+
+    def where(self, condition: Array, x: Any, y: Any) -> Array:
+        return torch.where(condition, x, y)
+
+    def sort(self, x: Array) -> Array:
+        return torch.sort(x, dim=-1).values
+
+    def argsort(self, x: Array) -> Array:
+        return torch.argsort(x, dim=-1, stable=True)
+
+    def take_along(self, x: Array, index: Array) -> Array:
+        return torch.gather(x, -1, index)
+
+    def cumsum(self, x: Array) -> Array:
+        return torch.cumsum(x, dim=-1, dtype=torch.int64)
+
+    def sum(self, x: Array, axes: int = 1) -> Array:
+        return torch.sum(x, dim=tuple(range(-axes, 0)), dtype=torch.int64)
+
+    def concatenate(self, arrays: Sequence[Array]) -> Array:
+        return torch.cat(tuple(arrays), dim=-1)
+
+    def scan(self, step: Callable[[Any, Array], tuple[Any, Array]], carry: Any, xs: Array) -> Array:
+        results = []
+        for x in xs.unbind(-1):
+            carry, result = step(carry, x)
+            results.append(result)
+        return torch.stack(results, dim=-1)
+
+    def while_any(self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any) -> Any:
+        while going(state).any():
+            state = step(state)
+        return state
