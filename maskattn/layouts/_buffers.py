@@ -7,6 +7,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from maskattn.biases.relative_table import RelativeTable
 from maskattn.config import AttentionConfig
 from maskattn.layouts._base import Array, Buffer, Tensors
 
@@ -18,10 +19,9 @@ _CLOSE = 64 * 2.0**-23
 def position_index(height: int, width: int) -> Array:
     """The row of Swin's table for each pair of places of a window, int64 [height * width, height * width]."""
     place = np.arange(height * width, dtype=np.int64)
-    down, across = place // width, place % width
-    rows = down[:, None] - down[None, :] + height - 1
-    columns = across[:, None] - across[None, :] + width - 1
-    return rows * (2 * width - 1) + columns
+    table = np.zeros(((2 * height - 1) * (2 * width - 1), 1))
+    rows: Array = RelativeTable(table, window=(height, width)).rows(0, place[:, None], place)
+    return rows.astype(np.int64)
 
 
 def _windows(places: int) -> list[tuple[int, int]]:
