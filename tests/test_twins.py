@@ -16,6 +16,7 @@ RNGS = "NNX draws initial parameters from explicit streams, PyTorch from its glo
 DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTorch module has one"
 DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a process group"
 TPU = "Splash attention is a function of JAX alone"
+LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
 EXPORT = "jax.export compiles for a platform that is not there; PyTorch runs where its tensors are"
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 ALLOWED = {
@@ -24,6 +25,10 @@ ALLOWED = {
     "'params'] in maskattn_torch": "linen.py, see below",
     "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how most people run each",
     "corruption.corrupt: device only in maskattn_torch": DEVICE,
+    "kernels/blockwise_backward.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise_forward.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise_plan.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise_tile.py: only in maskattn_jax": LOOPS,
     "kernels/fused: for_platform only in maskattn_jax": EXPORT,
     "kernels/fused_splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",

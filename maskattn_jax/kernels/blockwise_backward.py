@@ -1,0 +1,204 @@
+"""The backward pass of the blockwise kernel: each tile's weights once more, from the log-sum-exp.
+
+With p = exp(x - lse), dp = dO v and delta = sum(dO O) - dlse for each query,
+
+    ds = p (dp - delta)   dq = scale ds k   dk = scale ds^T q   dv = p^T dO   dbias = ds   dsink = -sum(p_sink delta)
+
+(Dao et al. 2022, appendix B.4; a cotangent of the log-sum-exp adds p dlse to ds.) The gradients of keys and values are
+summed transposed, [D, S]: XLA's CPU backend has no fast product of a transposed left operand.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from maskattn.biases import Bias, DenseBias
+from maskattn_jax.kernels.blockwise_forward import (
+    Operands,
+    Row,
+    entry,
+    key_tile,
+    merge_heads,
+    query_tile,
+    row,
+    rows,
+    split_heads,
+    steps_of,
+)
+from maskattn_jax.kernels.blockwise_plan import Layout, Steps
+from maskattn_jax.kernels.blockwise_tile import Conditions, Options, Place, add_at, bias_values, kept, scores, window
+
+Array = Any
+
+
+class Gradients(NamedTuple):
+    """Of query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv], each float leaf of the bias, and sinks [H]."""
+
+    query: Array
+    key: Array
+    value: Array
+    bias: list[Array]
+    sinks: Array | None
+
+
+class _Queries(NamedTuple):
+    """What a row of tiles knows of its queries: [rows, columns, group * q_block, D or Dv], and per query."""
+
+    query: Array
+    query_t: Array  # transposed
+    d_output: Array
+    d_output_t: Array
+    lse: Array  # [rows, columns, group, q_block], 0 where the row is empty
+    delta: Array
+
+
+class _Sums(NamedTuple):
+    """The gradients so far: of the row's queries, of all keys [B, K, D, S] and values [B, K, Dv, S], of the bias."""
+
+    query: Array
+    key: Array
+    value: Array
+    bias: list[Array]
+
+
+def backward(
+    layout: Layout,
+    options: Options,
+    given: Operands,
+    conditions: Conditions,
+    sinks: Array | None,
+    plan: Any,
+    output: Array,
+    lse: Array,
+    d_output: Array,
+    d_lse: Array,
+) -> Gradients:
+    """The gradients, in the dtype of the computation, from what the forward pass returned and its cotangents."""
+    dtype = given.query.dtype
+    empty = lse == -jnp.inf
+    d_output = jnp.where(empty[..., None], 0, d_output.astype(dtype))
+    delta = jnp.where(empty, 0, jnp.sum(d_output * output, axis=-1) - d_lse.astype(dtype))
+    lse = jnp.where(empty, 0, lse)
+    d_sinks = None
+    if sinks is not None:
+        d_sinks = -jnp.sum(jnp.exp(sinks.astype(dtype) - lse) * delta, axis=(0, 1))
+    parts = [split_heads(layout, x) for x in (d_output, lse[..., None], delta[..., None])]
+    floats, rebuild = float_leaves(conditions.bias)
+    start = _Sums(
+        jnp.zeros((layout.rows, layout.columns, layout.group * layout.q_block, given.query.shape[-1]), dtype),
+        _transposed_zeros(given.key),
+        _transposed_zeros(given.value),
+        [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in floats],
+    )
+
+    def attend(sums: _Sums, number: Array) -> tuple[_Sums, Array]:
+        at = row(layout, number)
+        query, d_out, row_lse, row_delta = (query_tile(layout, x, at) for x in (given.query, *parts))
+        per_query = (layout.rows, layout.columns, layout.group, layout.q_block)
+        queries = _Queries(
+            query,
+            jnp.swapaxes(query, -1, -2),
+            d_out,
+            jnp.swapaxes(d_out, -1, -2),
+            row_lse.reshape(per_query),
+            row_delta.reshape(per_query),
+        )
+        sums = sums._replace(query=jnp.zeros_like(sums.query))
+        for steps in plan:
+            first, count = steps_of(steps, at)
+
+            def step(n: Array, sums: _Sums, steps: Steps = steps, first: Array = first) -> _Sums:
+                place = at.place._replace(key=entry(first, n) * layout.kv_block)
+                return _step(layout, options, conditions, given, at, place, queries, sums, steps, floats, rebuild)
+
+            sums = lax.fori_loop(0, count, step, sums)
+        return sums, sums.query
+
+    sums, d_query = lax.scan(attend, start, rows(layout))
+    d_query = merge_heads(layout, d_query) * jnp.asarray(options.scale, dtype)
+    d_query = jnp.where(empty[..., None], 0, d_query)  # a negative scale would make it -0
+    d_key, d_value = (x[..., : layout.kv_len].transpose(0, 3, 1, 2) for x in (sums.key, sums.value))
+    return Gradients(d_query, d_key, d_value, sums.bias, d_sinks)
+
+
+def _transposed_zeros(x: Array) -> Array:
+    """[B, K, S, D] -> [B, K, D, S]."""
+    return jnp.zeros((*x.shape[:2], x.shape[3], x.shape[2]), x.dtype)
+
+
+def float_leaves(bias: Bias | None) -> tuple[list[Array], Any]:
+    """The differentiable arrays of a bias, and the function that puts others in their place."""
+    leaves, structure = jax.tree.flatten(bias)
+    where = [n for n, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
+
+    def rebuild(floats: list[Array]) -> Any:
+        replaced = list(leaves)
+        for n, leaf in zip(where, floats, strict=True):
+            replaced[n] = leaf
+        return jax.tree.unflatten(structure, replaced)
+
+    return [leaves[n] for n in where], rebuild
+
+
+def _step(
+    layout: Layout,
+    options: Options,
+    conditions: Conditions,
+    given: Operands,
+    at: Row,
+    place: Place,
+    queries: _Queries,
+    sums: _Sums,
+    steps: Steps,
+    floats: list[Array],
+    rebuild: Any,
+) -> _Sums:
+    width = steps.width * layout.kv_block
+    flat = (layout.rows, layout.columns, layout.group * layout.q_block, width)
+    key, value = (key_tile(layout, x, at, place.key, width) for x in (given.key, given.value))
+    found = scores(layout, options, conditions, place, queries.query, key, value, steps.masked)
+    p = jnp.exp(found.logits - queries.lse[..., None])
+    dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, found.value, precision=options.precision).reshape(p.shape)
+    factor = kept(layout, conditions.dropout, place, width)
+    weights = p
+    if factor is not None:
+        factor = factor.astype(p.dtype)
+        weights, dp = p * factor, dp * factor
+    ds = p * (dp - queries.delta[..., None])
+    if found.allowed is not None:
+        ds = jnp.where(found.allowed, ds, 0)
+    raw = ds if found.slope is None else ds * (1 - found.slope * found.slope)
+    d_query = jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), found.key, precision=options.precision)
+    d_key_t, d_value_t = (
+        jnp.einsum("...dq,...qk->...dk", x, w.reshape(flat), precision=options.precision)
+        for x, w in ((queries.query_t, raw), (queries.d_output_t, weights))
+    )
+    starts = (at.place.row, at.kv_column, 0, place.key)
+    return _Sums(
+        sums.query + d_query,
+        add_at(sums.key, d_key_t, starts),
+        add_at(sums.value, d_value_t, starts),
+        _bias_sums(layout, conditions.bias, place, ds, sums.bias, floats, rebuild),
+    )
+
+
+def _bias_sums(
+    layout: Layout, bias: Bias | None, place: Place, ds: Array, sums: list[Array], floats: list[Array], rebuild: Any
+) -> list[Array]:
+    """The gradients of the bias's arrays with those of one tile added; no array of L x S entries but the bias's own."""
+    if bias is None or not floats:
+        return sums
+    if isinstance(bias, DenseBias):
+        starts, sizes = window(layout, floats[0].shape, place, ds.shape[-1])
+        d_values = ds.reshape(ds.shape[0], -1, *ds.shape[3:])
+        axes = tuple(axis for axis, size in enumerate(floats[0].shape) if size == 1)
+        part = jnp.sum(d_values, axis=axes, keepdims=True).reshape(sizes).astype(sums[0].dtype)
+        return [add_at(sums[0], part, starts)]
+    values, pull = jax.vjp(lambda floats: bias_values(layout, rebuild(floats), place, ds.shape[-1]), floats)
+    axes = tuple(axis for axis, size in enumerate(values.shape) if size == 1)
+    (parts,) = pull(jnp.sum(ds, axis=axes, keepdims=True).astype(values.dtype))
+    return [total + part.astype(total.dtype) for total, part in zip(sums, parts, strict=True)]

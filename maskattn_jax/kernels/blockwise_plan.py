@@ -1,0 +1,195 @@
+"""What the blockwise kernel has to do: the sizes of its tiles, and for each row of tiles the key tiles to visit.
+
+A *step* takes one or several adjacent key tiles at once, since the products of XLA's CPU backend run on all cores only
+when they are large. The steps of a row come in kinds: so many tiles wide, and masked or not. Each kind is a rectangle
+of indices, with a count per row, so that the loops over it need no size that depends on the data of a mask.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskattn import blocks, tiles
+from maskattn._fields import peek
+from maskattn.masks import Full, Mask
+
+Array = Any
+
+#: A tile of queries has at most so many rows, one of keys so many columns.
+_Q_BLOCK, _KV_BLOCK = 512, 256
+#: How many key tiles a step may take at once, by whether it applies the mask.
+_WIDTHS = {False: (4, 2, 1), True: (2, 1)}
+#: Tiles of short sequences hold several batch rows and heads, up to so many scores.
+_SCORES = 1 << 19
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The sizes of a call and of its tiles. A tile has `rows` batch rows, `columns` key/value heads, the `group` query
+    heads of each stacked, `q_block` queries and, for each tile of a step, `kv_block` keys.
+    """
+
+    batch: int
+    heads: int
+    kv_heads: int
+    q_len: int
+    kv_len: int
+    q_block: int
+    kv_block: int
+    rows: int
+    columns: int
+    by_head: bool  # the mask reads heads: query heads are then not stacked, and `columns` is 1
+
+    @property
+    def group(self) -> int:
+        """How many query heads of one key/value head are stacked in a tile."""
+        return 1 if self.by_head else self.heads // self.kv_heads
+
+    @property
+    def planes(self) -> tuple[int, int]:
+        """How many tiles there are along the batch and along the heads."""
+        return self.batch // self.rows, (self.heads if self.by_head else self.kv_heads) // self.columns
+
+    @property
+    def q_tiles(self) -> int:
+        """Tiles along the queries."""
+        return -(-self.q_len // self.q_block)
+
+    @property
+    def kv_tiles(self) -> int:
+        """Tiles along the keys."""
+        return -(-self.kv_len // self.kv_block)
+
+    @property
+    def padded(self) -> tuple[int, int]:
+        """The lengths rounded up to whole tiles: queries, keys."""
+        return self.q_tiles * self.q_block, self.kv_tiles * self.kv_block
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(B, H, L, S)."""
+        return self.batch, self.heads, self.q_len, self.kv_len
+
+
+@partial(jax.tree_util.register_dataclass, data_fields=("first", "count"), meta_fields=("width", "masked"))
+@dataclass(frozen=True)
+class Steps:
+    """All steps of one kind.
+
+    Attributes:
+        width: the number of key tiles that a step takes.
+        masked: whether the mask must be applied; otherwise every pair is allowed.
+        first: int32 [batch or 1, heads or 1, q_tiles, most]: the first key tile of each step; `count` of them matter.
+        count: int32 [batch or 1, heads or 1, q_tiles].
+    """
+
+    width: int
+    masked: bool
+    first: Array
+    count: Array
+
+
+def layout(mask: Mask | None, batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int) -> Layout:
+    """The tiles for a call of these sizes: those that `maskattn.blocks.forcing` asks for, or what runs fast."""
+    chosen = blocks.forced()
+    q_block, kv_block = chosen if chosen else (_even(q_len, _Q_BLOCK), _even(kv_len, _KV_BLOCK))
+    by_head = mask is not None and "h" in mask.depends
+    by_row = mask is not None and "b" in mask.depends
+    group = 1 if by_head else heads // max(kv_heads, 1)
+    room = max(1, _SCORES // max(1, group * q_block * kv_block * (1 if kv_len <= kv_block else 2)))
+    columns = 1 if by_head else _divisor(kv_heads, room)
+    rows = 1 if by_row or columns < kv_heads else _divisor(batch, room // columns)
+    return Layout(batch, heads, kv_heads, q_len, kv_len, q_block, kv_block, rows, columns, by_head)
+
+
+def plan(mask: Mask | None, layout: Layout) -> tuple[Steps, ...]:
+    """Every kind of step that occurs. Where the mask's data can be read now, so is the plan; where they are traced, it
+    is traced too, from the mask's bounds for every tile.
+    """
+    states = _states(mask, layout)
+    xp: Any = np if isinstance(states, np.ndarray) else jnp
+    return tuple(_steps(states, xp))
+
+
+def _even(length: int, most: int) -> int:
+    """The size of the tiles into which a length divides most evenly, none above `most`; a multiple of 8 if several."""
+    count = max(1, -(-length // most))
+    return max(1, length) if count == 1 else -(-length // (8 * count)) * 8
+
+
+def _divisor(count: int, most: int) -> int:
+    """The largest divisor of `count` that is at most `most`."""
+    return max((d for d in range(1, max(count, 1) + 1) if count % d == 0 and d <= most), default=1)
+
+
+def _states(mask: Mask | None, layout: Layout) -> Array:
+    """EMPTY, MIXED or FULL of every tile: [batch or 1, heads or 1, q_tiles, kv_tiles], in NumPy or traced.
+
+    The last tile of keys is never full where it is padded.
+    """
+    padded = layout.padded[1] != layout.kv_len
+    if mask is None or isinstance(mask, Full):
+        states = np.full((1, 1, layout.q_tiles, layout.kv_tiles), tiles.FULL, np.int8)
+    elif all(peek(leaf) is not None for leaf in jax.tree.leaves(mask)):
+        states = tiles.schedule(mask, *layout.sizes, layout.q_block, layout.kv_block).states()
+    else:
+        states = _traced_states(mask, layout)
+        last = (np.arange(layout.kv_tiles) == layout.kv_tiles - 1) & padded
+        return jnp.where(last & (states == tiles.FULL), tiles.MIXED, states)
+    if padded:
+        states[..., -1] = np.minimum(states[..., -1], tiles.MIXED)
+    return states
+
+
+def _traced_states(mask: Mask, layout: Layout) -> Array:
+    batch = layout.batch if "b" in mask.depends else 1
+    heads = layout.heads if "h" in mask.depends else 1
+    b, h, i, j = (
+        jnp.arange(n, dtype=jnp.int32).reshape([-1 if axis == at else 1 for at in range(4)])
+        for axis, n in enumerate((batch, heads, layout.q_tiles, layout.kv_tiles))
+    )
+    q_lo, k_lo = i * layout.q_block, j * layout.kv_block
+    q_hi = jnp.minimum(q_lo + layout.q_block, layout.q_len) - 1
+    k_hi = jnp.minimum(k_lo + layout.kv_block, layout.kv_len) - 1
+    some, every = mask.tile(b, h, q_lo, q_hi, k_lo, k_hi)
+    return jnp.where(some, jnp.where(every, tiles.FULL, tiles.MIXED), tiles.EMPTY).astype(jnp.int8)
+
+
+def _steps(states: Array, xp: Any) -> Iterator[Steps]:
+    """Groups of adjacent tiles, aligned to their width, from the widest to single tiles: each tile is in one step."""
+    free = states != tiles.EMPTY
+    for masked, widths in _WIDTHS.items():
+        for width in widths:
+            count = states.shape[-1] // width
+            if not count:
+                continue
+            shape = (*states.shape[:-1], count, width)
+            group, open_ = (x[..., : count * width].reshape(shape) for x in (states, free))
+            chosen = open_.all(-1)
+            if not masked:
+                chosen = chosen & (group == tiles.FULL).all(-1)
+            rest = (open_ & ~chosen[..., None]).reshape(*states.shape[:-1], count * width)
+            free = xp.concatenate([rest, free[..., count * width :]], -1)
+            found = _listed(chosen, width, masked, xp)
+            if found is not None:
+                yield found
+
+
+def _listed(chosen: Array, width: int, masked: bool, xp: Any) -> Steps | None:
+    """The steps of one kind from where they are; None where it is known that there are none."""
+    count = chosen.sum(-1).astype(xp.int32)
+    first = xp.argsort(~chosen, axis=-1, stable=True).astype(xp.int32) * width
+    if xp is np:
+        most = int(count.max(initial=0))
+        if not most:
+            return None
+        # a power of two, so that not every length of document is a compilation of its own
+        first = first[..., : 1 << (most - 1).bit_length()]
+    return Steps(width, masked, first, count)

@@ -1,0 +1,209 @@
+"""One tile of scores, as the forward and the backward pass of the blockwise kernel both compute it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from maskattn.biases import Bias, DenseBias
+from maskattn.masks import And, Dense, Mask, Not, Or
+from maskattn.masks._base import restrict
+from maskattn_jax.dropout import Dropout, keep
+from maskattn_jax.kernels.blockwise_plan import Layout
+
+Array = Any
+
+
+@dataclass(frozen=True)
+class Options:
+    """The static options of a call, as `attention` has them."""
+
+    scale: float
+    softcap: float | None
+    empty_rows: str
+    precision: str
+
+
+class Conditions(NamedTuple):
+    """What besides the query, key and value decides about a pair. A pytree.
+
+    Attributes:
+        mask: True = may attend; its Dense parts padded to whole tiles, or None.
+        bias: with a DenseBias padded to whole tiles, or None.
+        dropout: or None.
+        dirty: bool []: some key or value is not finite.
+    """
+
+    mask: Mask | None
+    bias: Bias | None
+    dropout: Dropout | None
+    dirty: Array
+
+
+class Place(NamedTuple):
+    """Where a tile begins: the first batch row, key/value head (query head where the mask reads heads), query, key."""
+
+    row: Array
+    column: Array
+    query: Array
+    key: Array
+
+
+class Scores(NamedTuple):
+    """A tile's logits after softcap, bias and mask, [rows, columns, group, q_block, width], and what made them."""
+
+    logits: Array
+    allowed: Array | None  # broadcastable to the logits; None: every pair
+    slope: Array | None  # tanh(x / softcap) of the logits x before softcap
+    key: Array  # [rows, columns, width, D]: the keys, 0 where no query of the tile may attend
+    value: Array
+
+
+def padded(node: Any, layout: Layout) -> Any:
+    """The mask or bias with Dense arrays as [B or 1, H or 1, L or 1, S or 1], padded to whole tiles, nothing allowed
+    there: a slice of them never moves.
+    """
+    if isinstance(node, (Dense, DenseBias)):
+        array = jnp.reshape(node.keep if isinstance(node, Dense) else node.array, node.shape)
+        more = [n - size if size > 1 else 0 for n, size in zip(layout.padded, array.shape[2:], strict=True)]
+        leaves, structure = node.flatten()
+        return type(node).unflatten(structure, [jnp.pad(array, [(0, 0), (0, 0), *((0, n) for n in more)])])
+    if isinstance(node, (And, Or, Not)):
+        leaves, structure = node.flatten()
+        return type(node).unflatten(structure, [padded(part, layout) for part in leaves])
+    return node
+
+
+def indices(layout: Layout, place: Place, width: int) -> tuple[Array, Array, Array, Array]:
+    """(b, h, q, k) of a tile's pairs, broadcasting to [rows, columns, group, q_block, width]."""
+    b = place.row + jnp.arange(layout.rows, dtype=jnp.int32)[:, None, None, None, None]
+    column = place.column + jnp.arange(layout.columns, dtype=jnp.int32)[:, None, None, None]
+    h = column * layout.group + jnp.arange(layout.group, dtype=jnp.int32)[:, None, None]
+    q = place.query + jnp.arange(layout.q_block, dtype=jnp.int32)[:, None]
+    return b, h, q, place.key + jnp.arange(width, dtype=jnp.int32)
+
+
+def scores(
+    layout: Layout,
+    options: Options,
+    conditions: Conditions,
+    place: Place,
+    query: Array,
+    key: Array,
+    value: Array,
+    masked: bool,
+) -> Scores:
+    """The logits of a tile: query (already scaled) [rows, columns, group * q_block, D], key [rows, columns, width, D].
+
+    Without `masked` every pair of the tile is allowed by the mask (a bias of -inf still forbids).
+    """
+    width = key.shape[-2]
+    index = indices(layout, place, width)
+    allowed = _allowed(layout, conditions.mask, place, index) if masked else None
+    added = None
+    if conditions.bias is not None:
+        added = bias_values(layout, conditions.bias, place, width).astype(query.dtype)
+        finite = added != -jnp.inf
+        allowed = finite if allowed is None else allowed & finite
+    if allowed is not None:
+        key, value = _reached(allowed, conditions.dirty, key, value)
+    logits = jnp.einsum("...qd,...kd->...qk", query, key, precision=options.precision)
+    logits = logits.reshape(layout.rows, layout.columns, layout.group, layout.q_block, width)
+    slope = None
+    if options.softcap is not None:
+        slope = jnp.tanh(logits / options.softcap)
+        logits = options.softcap * slope
+    if added is not None:
+        logits = logits + added
+    if allowed is not None:
+        logits = jnp.where(allowed, logits, -jnp.inf)
+    return Scores(logits, allowed, slope, key, value)
+
+
+def kept(layout: Layout, dropout: Dropout | None, place: Place, width: int) -> Array | None:
+    """What the tile's softmax weights are multiplied by, 0 or 1 / (1 - rate); None without dropout."""
+    if dropout is None:
+        return None
+    return keep(dropout, *indices(layout, place, width), layout.sizes) * (1.0 / (1.0 - dropout.rate))
+
+
+def bias_values(layout: Layout, bias: Bias, place: Place, width: int) -> Array:
+    """A bias, a DenseBias padded, on a tile: rank 5, broadcastable to [rows, columns, group, q_block, width]."""
+    if isinstance(bias, DenseBias):
+        return _slice(layout, bias.array, place, width)
+    found = jnp.asarray(bias.values(*restrict(bias, *indices(layout, place, width))))
+    return found.reshape((1,) * (5 - found.ndim) + found.shape)
+
+
+def window(layout: Layout, shape: tuple[int, ...], place: Place, width: int) -> tuple[list[Array], list[int]]:
+    """Where the slice of an array [B or 1, H or 1, L or 1, S or 1], padded, that a tile reads starts, and its sizes."""
+    starts = [place.row, place.column * layout.group, place.query, place.key]
+    sizes = [layout.rows, layout.columns * layout.group, layout.q_block, width]
+    read = [(start, size) if n != 1 else (0, 1) for start, size, n in zip(starts, sizes, shape, strict=True)]
+    return [start for start, _ in read], [size for _, size in read]
+
+
+def slice_at(x: Array, starts: Sequence[Array | int], sizes: Sequence[int]) -> Array:
+    """`lax.dynamic_slice` at starts of one dtype, whether x64 is on or off; none of them is negative."""
+    return lax.dynamic_slice(x, _starts(starts), sizes, allow_negative_indices=False)
+
+
+def add_at(x: Array, part: Array, starts: Sequence[Array | int]) -> Array:
+    """`x` with `part` added where it starts."""
+    total = slice_at(x, starts, part.shape) + part
+    return lax.dynamic_update_slice(x, total, _starts(starts), allow_negative_indices=False)
+
+
+def _starts(starts: Sequence[Array | int]) -> list[Array]:
+    return [jnp.asarray(start, jnp.int32) for start in starts]
+
+
+def _allowed(layout: Layout, mask: Mask | None, place: Place, index: tuple[Array, ...]) -> Array:
+    """Where the mask allows and a key exists; a query beyond the lengths may attend to nothing."""
+    _, _, q, k = index
+    found = k < layout.kv_len
+    if layout.padded[0] != layout.q_len:
+        found = found & (q < layout.q_len)
+    if mask is not None:
+        found = found & _evaluate(layout, mask, place, index)
+    return found.reshape((1,) * (5 - found.ndim) + found.shape)
+
+
+def _evaluate(layout: Layout, mask: Mask, place: Place, index: tuple[Array, ...]) -> Array:
+    if isinstance(mask, Dense):
+        return _slice(layout, mask.keep, place, index[3].shape[-1])
+    if isinstance(mask, Not):
+        return ~_evaluate(layout, mask.part, place, index)
+    if isinstance(mask, (And, Or)):
+        parts = [_evaluate(layout, part, place, index) for part in mask.parts]
+        result = parts[0]
+        for part in parts[1:]:
+            result = result & part if isinstance(mask, And) else result | part
+        return result
+    return jnp.asarray(mask.allowed(*restrict(mask, *index)))
+
+
+def _slice(layout: Layout, array: Array, place: Place, width: int) -> Array:
+    """A padded array [B or 1, H or 1, L or 1, S or 1] on a tile: [rows, columns, group, q_block, width], or 1."""
+    starts, sizes = window(layout, array.shape, place, width)
+    part = slice_at(array, starts, sizes)
+    heads = (1, 1) if sizes[1] == 1 else (layout.columns, layout.group)
+    return part.reshape(sizes[0], *heads, *sizes[2:])
+
+
+def _reached(allowed: Array, dirty: Array, key: Array, value: Array) -> tuple[Array, Array]:
+    """Keys and values with 0 in the rows that no query of the tile may attend to, whatever was there.
+
+    0 times what is not finite would be NaN; where everything is finite there is nothing to be done.
+    """
+
+    def clean(key: Array, value: Array) -> tuple[Array, Array]:
+        some = jnp.any(allowed, axis=(-3, -2))[..., None]
+        return jnp.where(some, key, 0), jnp.where(some, value, 0)
+
+    return jax.lax.cond(dirty, clean, lambda key, value: (key, value), key, value)
