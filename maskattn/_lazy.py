@@ -104,7 +104,9 @@ class Lazy:
         return self
 
     def __getitem__(self, index: Any) -> Lazy:
-        return self._then(lambda array: array[index], f"take [{_show(index)}]")
+        if isinstance(index, slice) and self.ndim and index.indices(len(self)) == (0, len(self), 1):
+            return self
+        return self._then(lambda array: array[index], f"take {_show(index)}")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Array:
         raise TypeError("a planned array has no numbers yet: only operations that need none can be planned")
@@ -146,8 +148,9 @@ def combine(function: Callable[..., Any], args: Any, kwargs: Any, name: str | No
     operations: list[str] = []
     for part in parts:
         operations += [what for what in part.operations if what not in operations]
-    what = name or function.__name__
-    operations.append(f"{what} {len(parts)}" if len(parts) > 1 else what)
+    what = "transpose" if function is np.moveaxis else name or function.__name__
+    if not (what == "transpose" and operations[-1:] == [what]):
+        operations.append(f"{what} {len(parts)}" if len(parts) > 1 else what)
     sources = tuple(dict.fromkeys(name for part in parts for name in part.sources))
 
     def make(read: Read) -> Any:
@@ -155,6 +158,11 @@ def combine(function: Callable[..., Any], args: Any, kwargs: Any, name: str | No
         return function(*given, **named)
 
     return Lazy(shape, dtype, sources, tuple(operations), make)
+
+
+def constant(array: Array) -> Lazy:
+    """An array that no tensor of the source has a part in."""
+    return Lazy(array.shape, array.dtype, (), ("computed",), lambda read: array)
 
 
 def stack(parts: Sequence[Lazy], axis: int) -> Lazy:
@@ -226,7 +234,7 @@ def _map(value: Any, change: Callable[[Lazy], Any]) -> Any:
 
 def _show(index: Any) -> str:
     parts = index if isinstance(index, tuple) else (index,)
-    return ", ".join(_show_one(part) for part in parts)
+    return "[" + ", ".join(_show_one(part) for part in parts) + "]"
 
 
 def _show_one(part: Any) -> str:

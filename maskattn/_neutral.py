@@ -10,12 +10,13 @@ import dataclasses
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
 from maskattn import families, layouts
-from maskattn._lazy import Lazy, Read, stack
+from maskattn._lazy import Lazy, Read, constant, stack
+from maskattn._remembered import Buffer
 from maskattn.checkpoints import TensorInfo
 from maskattn.config import AttentionConfig
 from maskattn.families import Form, Layer, Match, Rule, Stored
@@ -48,6 +49,7 @@ class Neutral:
     steps: dict[str, Step] = field(default_factory=dict)
     checks: list[Check] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
+    buffers: dict[str, Buffer] = field(default_factory=dict)
     problems: list[str] = field(default_factory=list)
 
     def add_steps(self, steps: tuple[Step, ...]) -> None:
@@ -60,22 +62,27 @@ def read(
     infos: Mapping[str, TensorInfo],
     config: Mapping[str, Any],
     heads: Heads,
-    known: Mapping[str, Heads] | None = None,
+    remembered: Mapping[str, Heads],
 ) -> Neutral:
     """What ``found`` says of ``infos``, as lazy tensors.
 
-    ``heads``: query and key/value heads where ``config`` has none. ``known``: those of layers that are known already.
+    ``heads``: query and key/value heads where ``config`` has none. ``remembered``: those of layers by their shared
+    names, where neither has any.
     """
     form, neutral = found.form, Neutral()
-    for name in found.buffers:
-        neutral.dropped[name] = "computed by the model when it is built"
+    for name, rule in found.buffers.items():
+        neutral.dropped[name] = "a model computes it when it is built"
+        if rule.maker:
+            _read_buffer(neutral, name, rule.maker, infos[name])
     for name, (rule, part, stored) in found.tensors.items():
         neutral.tensors[name] = _oriented(_lazy(stored, infos, form), rule, part, form)
     for name, layer in found.layers.items():
         tensors = {local: _lazy(stored, infos, form) for local, stored in layer.tensors.items()}
         first = next(iter(layer.tensors.values())).name
         layout = form.layout_of(layer.rule)
-        numbers = (known or {}).get(name) or _heads(layer, layout, tensors, config, heads)
+        numbers = _heads(layer, layout, tensors, config, heads)
+        if numbers[0] is None:
+            numbers = remembered.get(name, numbers)
         scale = layouts.get(layer.rule.layout).scale
         _read_layer(neutral, name, layout, tensors, numbers, scale, first)
     rules = {families.key(rule, (), ""): rule for rule in form.family.rules if "*" not in rule.pattern}
@@ -83,6 +90,21 @@ def read(
         if rule.tied is not None:
             neutral.ties[f"{name}.kernel"] = f"{rule.tied}.embedding"
     return neutral
+
+
+def _read_buffer(neutral: Neutral, name: str, maker: str, info: TensorInfo) -> None:
+    if not info.shape or info.dtype.kind not in "iu":
+        neutral.problems.append(f"{name}: expected integers along an axis, got {info.dtype} {list(info.shape)}")
+        return
+    buffer = Buffer(maker, info.shape, info.dtype.name)
+
+    def check(read: Read) -> None:
+        if not np.array_equal(read(name), buffer.make()):
+            raise ValueError(f"{name}: expected 0, 1, 2, ... along its last axis, got other numbers")
+
+    neutral.buffers[name] = buffer
+    neutral.dropped[name] = "checked to be 0, 1, 2, ...; made again when converted back"
+    neutral.checks.append(check)
 
 
 def _heads(layer: Layer, layout: layouts.Layout, tensors: Mapping[str, Lazy], config: Any, default: Heads) -> Heads:
@@ -157,7 +179,8 @@ def _read_layer(
         neutral.problems += found
         return
     buffers = {buffer.name for buffer in layout.buffers} & set(tensors)
-    canonical = layout.to_canonical({k: v for k, v in tensors.items() if k not in buffers}, config)
+    planned = {k: v for k, v in tensors.items() if k not in buffers}
+    canonical: dict[str, Any] = layout.to_canonical(cast(Any, planned), config)
     neutral.add_steps(layout.reading(config, tensors))
     if buffers:
         extras = {local for local in tensors if any(extra.name == local for extra in layout.extras)}
@@ -165,7 +188,7 @@ def _read_layer(
         neutral.checks.append(lambda read: _check_buffers(layout, needed, config, prefix, read))
         for local in buffers:
             neutral.dropped[tensors[local].sources[0]] = "computed by the model when it is built; checked to be so"
-    lazies = {k: v if isinstance(v, Lazy) else _constant(v) for k, v in canonical.items()} | beside
+    lazies = {k: v if isinstance(v, Lazy) else constant(v) for k, v in canonical.items()} | beside
     neutral.problems += mixed_dtypes(lazies, prefix)
     neutral.layers[name] = Attention(lazies, config, where)
 
@@ -256,10 +279,10 @@ def _write_layer(neutral: Neutral, key: str, layer: Attention, form: Form, rule:
         zero = bias
         neutral.checks.append(lambda read: _check_zero(layout, zero, config, prefix, read))
     neutral.add_steps(layout.writing(config))
-    written = layout.from_canonical(given, config)  # type: ignore[arg-type]
+    written: dict[str, Any] = layout.from_canonical(cast(Any, given), config)
     missing = [name for name in layout.shapes(config, extras) if name not in written]
     neutral.problems += [f"{prefix}{name} would be missing" for name in missing]
-    return {k: v if isinstance(v, Lazy) else _constant(v) for k, v in written.items()} | beside
+    return {k: v if isinstance(v, Lazy) else constant(v) for k, v in written.items()} | beside
 
 
 def _check_zero(layout: layouts.Layout, bias: Lazy, config: AttentionConfig, prefix: str, read: Read) -> None:
@@ -267,10 +290,6 @@ def _check_zero(layout: layouts.Layout, bias: Lazy, config: AttentionConfig, pre
         layout.from_canonical({"key.bias": bias.evaluate(read)}, config)
     except ValueError as error:
         raise ValueError(f"{prefix}{error}") from None
-
-
-def _constant(array: Array) -> Lazy:
-    return Lazy(array.shape, array.dtype, (), ("computed",), lambda read: array)
 
 
 def _placeable(form: Form) -> list[tuple[Rule, str]]:

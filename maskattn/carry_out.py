@@ -39,11 +39,11 @@ def carry_out(
     metadata: Mapping[str, str] | None = None,
     max_shard_size: int | None = None,
     progress: Progress | None = None,
-) -> None:
-    """Writes the checkpoint that ``plan`` describes to ``path``; ``reader`` is the source it was made from.
+) -> Path:
+    """Writes the checkpoint that ``plan`` describes; ``reader`` is the source it was made from.
 
-    The file has the hash of every tensor and says where it comes from: the source's files and their hashes, both
-    forms, casts, steps, versions.
+    Returns where it is: ``path``, or the index of several files. It has the hash of every tensor and says where it
+    comes from: the source's files and their hashes, both forms, casts, steps, versions.
 
     Raises:
         ValueError: the format cannot hold a tensor; a value is not what the plan takes it to be; a cast made a finite
@@ -54,7 +54,7 @@ def carry_out(
     with checkpoints.create(path, plan.outputs, **options) as writer, ThreadPoolExecutor(1) as hasher:
         hashes = {name: hasher.submit(_hash_file, file) for name, file in _files(reader).items()}
         moves = list(in_order(plan, writer.order))
-        with _Source(reader, moves, plan) as source:
+        with Source(reader, moves, plan) as source:
             for check in plan.checks:
                 check(reader.__getitem__)
             for move in moves:
@@ -68,6 +68,7 @@ def carry_out(
                 source.release(move)
         for name, digest in hashes.items():
             writer.provenance["source"]["files"][name]["sha256"] = digest.result()
+    return writer.path
 
 
 def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
@@ -83,6 +84,8 @@ def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
         "steps": [str(step) for step in plan.steps],
         "dropped": dict(plan.dropped),
         "kept": list(plan.kept),
+        "buffers": plan.buffers.as_json(),
+        "heads": {name: [layer.config.num_heads, layer.config.kv_heads] for name, layer in plan.layers.items()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("maskattn", "numpy")},
     }
 
@@ -103,7 +106,7 @@ def _made(move: Move) -> int:
     return 0 if views else move.array.nbytes
 
 
-class _Source:
+class Source:
     """Reads each tensor once, the next one ahead, and forgets it after its last use."""
 
     def __init__(self, reader: Reader, moves: list[Move], plan: Plan) -> None:
@@ -117,7 +120,7 @@ class _Source:
         self._ahead: dict[str, Future[Array]] = {}
         self._thread = ThreadPoolExecutor(1)
 
-    def __enter__(self) -> _Source:
+    def __enter__(self) -> Source:
         self._read_ahead()
         return self
 

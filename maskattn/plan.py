@@ -11,7 +11,8 @@ import numpy as np
 
 from maskattn import _choose, _neutral, families
 from maskattn._lazy import Lazy
-from maskattn._neutral import Attention, Check
+from maskattn._neutral import Attention, Check, Heads, Neutral
+from maskattn._remembered import Remembered, recall, recall_heads
 from maskattn.checkpoints import TensorInfo
 from maskattn.families import Family, Form
 from maskattn.layouts._check import DTYPES
@@ -45,6 +46,7 @@ class Plan:
       dropped: tensors of the source that are not carried over, and why. kept: those carried over as they are, though no
         rule knows them.
       dtype: what floating-point numbers are cast to, None: kept.
+      buffers: what was left out, now or before, and can be made again.
       layers: the attention layers, in canonical form. checks: what is verified of values before anything is published.
     """
 
@@ -60,11 +62,17 @@ class Plan:
     layers: Mapping[str, Attention]
     checks: tuple[Check, ...]
     forms: tuple[Form, Form]
+    buffers: Remembered
 
     @property
     def exact(self) -> bool:
         """Whether every number is only moved, and what is left out can be made again."""
-        return self.dtype is None and all(step.exact for step in self.steps)
+        return self.dtype is None and all(step.exact for step in self.steps) and not self.lost
+
+    @property
+    def lost(self) -> list[str]:
+        """What is left out and cannot be made again."""
+        return [name for name in self.dropped if name not in self.buffers.tensors]
 
     @property
     def outputs(self) -> dict[str, TensorInfo]:
@@ -102,6 +110,7 @@ def plan(
     dtype: Any = None,
     rest: str = "error",
     scan: bool | None = None,
+    provenance: Mapping[str, Any] | None = None,
 ) -> Plan:
     """Plans the conversion of a checkpoint. Reads names, shapes and dtypes, no number.
 
@@ -115,6 +124,8 @@ def plan(
         num_heads, num_kv_heads: where config does not say and shapes do not show them.
         dtype: floating-point tensors are cast to it; None: kept.
         rest: tensors that no rule knows: "error", "keep" (under their own names) or "drop".
+        provenance: what the source says of where it comes from (``Reader.provenance``): heads; tensors that were left
+            out of it, which are made again where the target is the family they belong to.
         scan: whether the tensors of all layers are stacked into one, along a new axis; None: as the target usually is.
 
     Raises:
@@ -135,20 +146,20 @@ def plan(
         wrong += [f"{name}: left over, {found.form.family.name} does not know it" for name in found.left_over]
     if wrong:
         raise _error(wrong, found.form, to, evidence)
-    return _make(infos, found, to, evidence, config, (num_heads, num_kv_heads), cast, rest)
+    neutral = _neutral.read(found, infos, config, (num_heads, num_kv_heads), recall_heads(provenance or {}))
+    return _make(infos, found, neutral, to, evidence, cast, rest, recall(provenance or {}))
 
 
 def _make(
     infos: Mapping[str, TensorInfo],
     found: families.Match,
+    neutral: Neutral,
     to: Form,
     evidence: tuple[str, ...],
-    config: Mapping[str, Any],
-    heads: tuple[int | None, int | None],
     cast: np.dtype[Any] | None,
     rest: str,
+    before: Remembered,
 ) -> Plan:
-    neutral = _neutral.read(found, infos, config, heads)
     kept = found.left_over if rest == "keep" else []
     if rest == "drop":
         neutral.dropped.update({name: "no rule knows it" for name in found.left_over})
@@ -156,6 +167,7 @@ def _make(
         raise _error(neutral.problems, found.form, to, evidence)
     written = _neutral.write(neutral, to, {name: Lazy.read(name, *infos[name]) for name in kept})
     wrong = list(neutral.problems)
+    restored = before.restore(written, to)
     outcome = families.match(to, {name: TensorInfo(lazy.shape, lazy.dtype) for name, lazy in written.items()})
     if outcome is not None and not wrong:
         wrong += [f"{name}: {to.family.name} cannot do without it, and the source has none" for name in outcome.missing]
@@ -175,6 +187,7 @@ def _make(
         layers=neutral.layers,
         checks=tuple(neutral.checks),
         forms=(found.form, to),
+        buffers=Remembered(found.form.family.name, neutral.buffers) if neutral.buffers or restored else before,
     )
 
 
@@ -184,12 +197,13 @@ def back(plan: Plan, config: Mapping[str, Any] | None = None) -> Plan:
     outputs = plan.outputs
     found = families.match(to, outputs, config or {})
     assert found is not None
-    heads = {name: (layer.config.num_heads, layer.config.kv_heads) for name, layer in plan.layers.items()}
+    heads: dict[str, Heads] = {n: (at.config.num_heads, at.config.kv_heads) for n, at in plan.layers.items()}
     neutral = _neutral.read(found, outputs, {}, (None, None), heads)
     rest = {name: Lazy.read(name, *outputs[name]) for name in plan.kept}
     written = _neutral.write(neutral, origin, rest)
     if neutral.problems:
         raise _error(neutral.problems, to, origin, ())
+    plan.buffers.restore(written, origin)
     moves = tuple(Move(name, lazy) for name, lazy in written.items() if name in plan.infos)
     return Plan(
         source=plan.target,
@@ -204,6 +218,7 @@ def back(plan: Plan, config: Mapping[str, Any] | None = None) -> Plan:
         layers=neutral.layers,
         checks=tuple(neutral.checks),
         forms=(to, origin),
+        buffers=Remembered(),
     )
 
 

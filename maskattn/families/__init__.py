@@ -19,14 +19,17 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
+from maskattn import layouts
 from maskattn.checkpoints import TensorInfo
 from maskattn.families._form import GENERIC, Form
 from maskattn.families._match import Layer, Match, Stored, key, look_up, match
-from maskattn.families._spec import KINDS, Family, Rule, parse, read
+from maskattn.families._spec import HEADS, KINDS, KV_HEADS, Family, Rule, parse, read
 
 __all__ = [
     "GENERIC",
+    "HEADS",
     "KINDS",
+    "KV_HEADS",
     "Family",
     "Form",
     "Layer",
@@ -38,6 +41,7 @@ __all__ = [
     "get",
     "identify",
     "key",
+    "layout_of",
     "look_up",
     "match",
     "names",
@@ -70,6 +74,12 @@ def get(family: str | os.PathLike[str] | Family) -> Family:
             raise FileNotFoundError(f"family: no file {path}")
         return read(path)
     raise ValueError(f"unknown family {str(family)!r}; expected a .toml file or one of: {', '.join(names())}")
+
+
+def layout_of(name: str) -> str:
+    """The attention layout of the family of that name, or the layout of that name."""
+    known = {family.name: family.layout for family in all_families()}
+    return known.get(name) or layouts.get(name).name
 
 
 def forms(family: Family) -> Iterator[Form]:

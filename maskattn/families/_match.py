@@ -39,7 +39,7 @@ class Match:
     form: Form
     tensors: dict[str, tuple[Rule, str, Stored]] = field(default_factory=dict)
     layers: dict[str, Layer] = field(default_factory=dict)
-    buffers: list[str] = field(default_factory=list)
+    buffers: dict[str, Rule] = field(default_factory=dict)
     left_over: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
 
@@ -71,7 +71,7 @@ def match(
             continue
         rule, indices, part = found
         if rule.kind == "buffer":
-            result.buffers.append(name)
+            result.buffers[name] = rule
             continue
         places: list[tuple[Indices, Stored]] = [(indices, Stored(name))]
         if form.stacked(rule):
@@ -104,8 +104,8 @@ def _missing(form: Form, present: Mapping[Rule, Mapping[Indices, set[str]]], con
         count, have = look_up(config, path), groups.get(pattern, set())
         if isinstance(count, int) and have and len(have) != count:
             missing.append(f"layers of {pattern}: {path} is {count}, found {len(have)}")
-    for group, found in groups.items():
-        missing += _gaps(group, found)
+    for group, indices in groups.items():
+        missing += _gaps(group, indices)
     for rule in form.family.rules:
         here = present.get(rule, {})
         if rule.kind == "buffer" or not (rule.required or here):
@@ -113,8 +113,8 @@ def _missing(form: Form, present: Mapping[Rule, Mapping[Indices, set[str]]], con
         wanted = set(here) if rule.sparse else groups.get(_group(rule), set()) if "*" in rule.pattern else {()}
         if "*" in rule.pattern and rule.required and not wanted:
             missing.append(f"{form.prefix if rule.prefixed else ''}{rule.pattern}: no such layer")
-        for indices in sorted(wanted):
-            missing += _parts_missing(form, rule, indices, here)
+        for place in sorted(wanted):
+            missing += _parts_missing(form, rule, place, here)
     return list(dict.fromkeys(missing))
 
 

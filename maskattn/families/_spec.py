@@ -16,8 +16,10 @@ kind           PyTorch                                                Flax
 `norm`         `weight`, `bias`                                       `scale`, `bias`
 `embedding`    `weight`                                               `embedding`
 `raw`          the tensor itself                                      the tensor itself
-`buffer`       a table that is computed from the sizes: never carried
+`buffer`       a table that a model computes when it is built: not carried over
 =============  =====================================================  ==========================================
+
+`buffer arange` is checked to hold 0, 1, 2, ..., and is made again when the file is converted back.
 
 After the kind: `as NAME`, the name all families of one model share (default: its own). Then, each after a comma:
 `no bias`; `bias?` (in all layers or in none); `optional` (in all layers or in none; what belongs to a head is, unless
@@ -39,6 +41,7 @@ from typing import Any
 from maskattn import layouts
 from maskattn._problems import Problems
 
+MAKERS = ("arange",)
 KINDS = ("attention", "dense", "conv", "norm", "embedding", "raw", "buffer")
 STYLES = ("torch", "flax")
 SIZE_LIMIT = 1_000_000
@@ -65,6 +68,7 @@ class Rule:
     kind: str
     neutral: str
     layout: str = ""
+    maker: str = ""
     bias: str = "yes"
     required: bool = True
     sparse: bool = False
@@ -216,7 +220,7 @@ def _rule(
             problems.value(f"{pattern!r}: {what!r} is no pattern of a name")
     if kind == "attention":
         _known_layout(problems, repr(pattern), argument or layout)
-    elif argument:
+    elif argument and not (kind == "buffer" and argument in MAKERS):
         problems.value(f"{pattern!r}: {kind} takes no argument, got {argument!r}")
     if problems:
         return None
@@ -227,6 +231,7 @@ def _rule(
         kind,
         neutral,
         layout=(argument or layout) if kind == "attention" else "",
+        maker=argument if kind == "buffer" else "",
         bias="no" if "no bias" in flags else "maybe" if "bias?" in flags else "yes",
         required="required" in flags
         or (body and kind != "buffer" and not {"optional", "sparse"} & set(flags) and "tied" not in given),

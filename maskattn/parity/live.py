@@ -38,13 +38,15 @@ class TorchTwin:
 
         return params.dump(self._module)
 
-    def __call__(self, inputs: tuple[Array, ...], lengths: Array | None, kernel: str) -> Array:
-        """``inputs``: query [B, L, E] and, where others, key and value. Keys from ``lengths[b]`` on are padding."""
+    def __call__(self, inputs: tuple[Array, ...], lengths: Array | masks.Mask | None, kernel: str) -> Array:
+        """``inputs``: query [B, L, E] and, where others, key and value. Keys from ``lengths[b]`` on are padding; a mask
+        without data may be given instead.
+        """
         import torch
 
         from maskattn_torch.adapter import from_numpy, to_numpy
 
-        mask = None if lengths is None else masks.KeyPadding(from_numpy(lengths))
+        mask = masks.KeyPadding(from_numpy(lengths)) if isinstance(lengths, np.ndarray) else lengths
         with torch.inference_mode():
             return to_numpy(self._module(*map(from_numpy, inputs), mask=mask, kernel=kernel))
 
@@ -74,13 +76,13 @@ class JaxTwin:
 
         return params.dump(self._module)
 
-    def __call__(self, inputs: tuple[Array, ...], lengths: Array | None, kernel: str) -> Array:
+    def __call__(self, inputs: tuple[Array, ...], lengths: Array | masks.Mask | None, kernel: str) -> Array:
         """As ``TorchTwin.__call__``."""
         import jax.numpy as jnp
         from flax import nnx
 
         with self._settings():
-            mask = None if lengths is None else masks.KeyPadding(jnp.asarray(lengths))
+            mask = masks.KeyPadding(jnp.asarray(lengths)) if isinstance(lengths, np.ndarray) else lengths
             graph, state = nnx.split(self._module)
             return np.asarray(_compiled()(graph, kernel, state, tuple(map(jnp.asarray, inputs)), mask))
 

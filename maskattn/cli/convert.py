@@ -1,0 +1,176 @@
+"""`maskattn convert`: a checkpoint from one library's names, orders and files to another's."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["command"]
+
+DTYPES = {"keep": None, "f32": "float32", "bf16": "bfloat16", "f16": "float16"}
+_UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "KI": 2**10, "MI": 2**20, "GI": 2**30}
+
+
+class Refused(click.ClickException):
+    """Nothing was written."""
+
+    exit_code = 2
+
+
+class _Size(click.ParamType):
+    """Bytes: a number, or one with a unit."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        found = re.fullmatch(r"(\d+)\s*([KMG]I?)?B?", str(value).strip().upper())
+        if found is None or int(found[1]) == 0:
+            self.fail(f"expected a size such as 5GB or 500MiB, got {value!r}", param, ctx)
+        return int(found[1]) * _UNITS[found[2] or ""]
+
+
+@click.command(name="convert")
+@click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
+@click.argument("target", metavar="DST", type=click.Path(path_type=Path))
+@click.option("--to", help="Form wanted: a family, or a layout such as flax-linen. Default: the form it is in.")
+@click.option("--from", "origin", default="auto", show_default=True, help="Form it is in: a family or a layout.")
+@click.option("--family", metavar="NAME|FILE.toml", help="A family of your own, or which one where several fit.")
+@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="Its config.json.")
+@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where no config.json says.")
+@click.option("--kv-heads", type=click.IntRange(min=1), help="Key/value heads, where fewer.")
+@click.option("--dtype", type=click.Choice(list(DTYPES)), default="keep", show_default=True, help="Cast floats.")
+@click.option("--max-shard-size", type=_Size(), help="Split safetensors into files of this size, for example 5GB.")
+@click.option(
+    "--rest",
+    type=click.Choice(["error", "keep", "drop"]),
+    default="error",
+    show_default=True,
+    help="What happens to tensors that no rule knows.",
+)
+@click.option("--scan/--no-scan", default=None, help="Stack the tensors of all layers, or not.")
+@click.option(
+    "--probe",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="FILE",
+    help="Arrays query, mask and output of the first layer: settles a layout that names leave open.",
+)
+@click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
+@click.option("--verify", "check", is_flag=True, help="Read back, undo, compare every tensor, run attention on both.")
+@click.option("--verbose", is_flag=True, help="List every tensor of the plan, not one for all layers.")
+def command(
+    source: Path,
+    target: Path,
+    to: str | None,
+    origin: str,
+    family: str | None,
+    config_path: Path | None,
+    heads: int | None,
+    kv_heads: int | None,
+    dtype: str,
+    max_shard_size: int | None,
+    rest: str,
+    scan: bool | None,
+    probe: Path | None,
+    dry_run: bool,
+    check: bool,
+    verbose: bool,
+) -> None:
+    """Convert the checkpoint SRC to DST; their names say the file formats.
+
+    Every tensor is accounted for: one that is missing or unknown is an error that names it. Numbers are moved, not
+    changed, but for --dtype and for steps that the plan names. DST appears whole or not at all.
+
+    Exit code 0: done, and verified where asked. 1: written, but --verify found a difference. 2: refused, nothing
+    written.
+    """
+    from rich.console import Console
+
+    from maskattn import checkpoints
+    from maskattn.carry_out import carry_out
+    from maskattn.cli import _conversion
+    from maskattn.plan import plan
+    from maskattn.verify import verify
+
+    console = Console()
+    with refusing():
+        config = read_config(config_path, source)
+        with checkpoints.open(source) as reader:
+            if probe is not None:
+                origin = _conversion.settle(reader, origin, probe, config, heads, kv_heads, console)
+            planned = plan(
+                reader.infos,
+                source=origin,
+                target=to,
+                family=family,
+                config=config,
+                num_heads=heads,
+                num_kv_heads=kv_heads,
+                dtype=_dtype(DTYPES[dtype]),
+                rest=rest,
+                scan=scan,
+                provenance=reader.provenance,
+            )
+            _conversion.show_plan(planned, reader, console, verbose=verbose, full=dry_run)
+            if dry_run:
+                return
+            metadata = {"format": "pt" if planned.forms[1].style == "torch" else "flax"}
+            options: dict[str, Any] = {"max_shard_size": max_shard_size}
+            options["metadata"] = metadata if ".safetensors" in target.name else None
+            with bar(console, "writing", planned.bytes_written) as progress:
+                written = carry_out(planned, reader, target, progress=progress, **options)
+            console.print(f"wrote {written}", highlight=False, markup=False, soft_wrap=True)
+            if not check:
+                return
+            with bar(console, "verifying", planned.bytes_read) as progress, checkpoints.open(written) as back:
+                result = verify(planned, reader, back, progress=progress)
+    _conversion.show_verification(result, console)
+    raise SystemExit(0 if result.held else 1)
+
+
+def read_config(path: Path | None, source: Path) -> dict[str, Any]:
+    """The config.json that is named, or lies beside the weights (Meta's is params.json); {} where there is none."""
+    folder = source if source.is_dir() else source.parent
+    beside = [file for file in (folder / "config.json", folder / "params.json") if file.is_file()]
+    if path is None and not beside:
+        return {}
+    file = path or beside[0]
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); name another with --config") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+@contextmanager
+def refusing() -> Iterator[None]:
+    """What goes wrong with files and what they hold, as a message; anything else is a fault of this program."""
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise Refused(str(error)) from error
+
+
+@contextmanager
+def bar(console: Any, what: str, total: int) -> Iterator[Callable[[str, int], None]]:
+    """A progress bar of bytes and their rate, where there is a terminal."""
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+        task = bar.add_task(what, total=total)
+        yield lambda name, count: bar.advance(task, count)
+
+
+def _dtype(name: str | None) -> Any:
+    import ml_dtypes
+    import numpy as np
+
+    return None if name is None else np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

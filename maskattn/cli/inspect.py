@@ -1,0 +1,135 @@
+"""`maskattn inspect`: what a checkpoint holds."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import click
+
+__all__ = ["command"]
+
+
+@click.command(name="inspect")
+@click.argument("path", type=click.Path(path_type=Path))
+@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="Its config.json.")
+@click.option("--family", metavar="NAME|FILE.toml", help="A family of your own, or which one where several fit.")
+@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where no config.json says.")
+@click.option("--kv-heads", type=click.IntRange(min=1), help="Key/value heads, where fewer.")
+@click.option("--no-read", is_flag=True, help="Read names and shapes only: no search for non-finite values.")
+@click.option("--verbose", is_flag=True, help="List every tensor.")
+def command(
+    path: Path,
+    config_path: Path | None,
+    family: str | None,
+    heads: int | None,
+    kv_heads: int | None,
+    no_read: bool,
+    verbose: bool,
+) -> None:
+    """List what the checkpoint PATH holds: the form it is in and what shows it, attention layers, types, bytes.
+
+    Every tensor is read once, to find NaN and infinity and to check the hashes that the file may have.
+
+    Exit code 0: read without fault. 1: values that are not finite. 2: it cannot be read.
+    """
+    from rich.console import Console
+
+    from maskattn import checkpoints
+    from maskattn.cli import _conversion
+    from maskattn.cli.convert import bar, read_config, refusing
+
+    console = Console()
+    say = _conversion.say
+    with refusing():
+        config = read_config(config_path, path)
+        with checkpoints.open(path) as reader:
+            total = sum(info.nbytes for info in reader.infos.values())
+            say(console, f"{reader.path}: {len(reader)} tensors, {_conversion.size(total)}")
+            for note in reader.notes:
+                say(console, f"  note: {note}")
+            for dtype, count, nbytes in _dtypes(reader.infos):
+                say(console, f"  {dtype}: {count} tensors, {_conversion.size(nbytes)}")
+            _form(reader, family, config, heads, kv_heads, console)
+            _provenance(reader, console)
+            if verbose:
+                for name, info in reader.infos.items():
+                    say(console, f"  {name}  {list(info.shape)} {info.dtype}")
+            strange = {}
+            if not no_read:
+                with bar(console, "reading", total) as progress:
+                    strange = _strange(reader, progress)
+    for name, found in strange.items():
+        say(console, f"  not finite: {name}: {found}")
+    if not no_read:
+        hashed = ", all equal to their SHA-256" if reader.hashes else ", no hashes to compare with"
+        say(console, f"  values: {'all finite' if not strange else f'{len(strange)} tensors not finite'}{hashed}")
+    raise SystemExit(1 if strange else 0)
+
+
+def _form(reader: Any, family: str | None, config: Mapping[str, Any], heads: Any, kv_heads: Any, console: Any) -> None:
+    from maskattn.cli import _conversion
+    from maskattn.plan import plan
+
+    try:
+        options: dict[str, Any] = {"family": family, "config": config, "provenance": reader.provenance}
+        planned = plan(reader.infos, num_heads=heads, num_kv_heads=kv_heads, rest="keep", **options)
+    except ValueError as error:
+        _conversion.say(console, f"  form: not settled: {error}")
+        return
+    _conversion.say(console, f"  form: {planned.source}")
+    for line in planned.evidence:
+        _conversion.say(console, f"    {line}")
+    groups: dict[tuple[str, Any], list[str]] = {}
+    for name, layer in planned.layers.items():
+        groups.setdefault((re.sub(r"\d+", "#", name), layer.config), []).append(name)
+    for (_, sizes), names in groups.items():
+        kv = "" if sizes.kv_heads == sizes.num_heads else f", {sizes.kv_heads} key/value heads"
+        several = f"{names[0]} to {names[-1]}, {len(names)} layers" if len(names) > 1 else names[0]
+        extras = [part for part in planned.layers[names[0]].tensors if part.split(".")[0] not in _PLAIN]
+        beside = f", with {', '.join(extras)}" if extras else ""
+        text = f"{sizes.embed_dim} wide, {sizes.num_heads} heads{kv} of {sizes.qk_head_dim}{beside}"
+        _conversion.say(console, f"  attention: {several}: {text}")
+    for name, why in planned.dropped.items():
+        _conversion.say(console, f"  computed: {name} ({why.partition(';')[0]})")
+    for name in planned.kept:
+        _conversion.say(console, f"  unknown: {name}")
+
+
+_PLAIN = ("query", "key", "value", "out")
+
+
+def _provenance(reader: Any, console: Any) -> None:
+    from maskattn.cli import _conversion
+
+    told, depth = reader.provenance, 0
+    while told and depth < 10:
+        source = told.get("source", {})
+        files = ", ".join(f"{name} (SHA-256 {str(file['sha256'])[:12]}...)" for name, file in source["files"].items())
+        target = told.get("target", {}).get("form")
+        _conversion.say(console, f"  provenance: {source.get('form')} -> {target}, {told.get('dtype')}, from {files}")
+        told, depth = source.get("provenance"), depth + 1
+
+
+def _dtypes(infos: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+    sums: dict[str, tuple[int, int]] = {}
+    for info in infos.values():
+        count, nbytes = sums.get(info.dtype.name, (0, 0))
+        sums[info.dtype.name] = count + 1, nbytes + info.nbytes
+    return sorted(((name, *both) for name, both in sums.items()), key=lambda row: -row[2])
+
+
+def _strange(reader: Any, progress: Any) -> dict[str, str]:
+    import numpy as np
+
+    from maskattn.layouts._check import DTYPES
+
+    found: dict[str, str] = {}
+    for name, array in reader.ahead(list(reader)):
+        if array.dtype in DTYPES and not np.isfinite(array).all():
+            nans, infinities = int(np.isnan(array).sum()), int(np.isinf(array).sum())
+            found[name] = f"{nans} NaN, {infinities} infinite of {array.size}"
+        progress(name, array.nbytes)
+    return found
