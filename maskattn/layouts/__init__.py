@@ -17,10 +17,16 @@ from maskattn.layouts._check import problems
 from maskattn.layouts._detect import Candidate, Detection
 from maskattn.layouts._detect import detect as _detect
 from maskattn.layouts._probe import probe as _probe
+from maskattn.layouts._stack import Stack
 from maskattn.layouts._tree import flatten, unflatten
+from maskattn.layouts.alpa import Alpa
 from maskattn.layouts.canonical import Canonical
+from maskattn.layouts.equinox import Equinox
+from maskattn.layouts.flax_bert import FlaxBert
+from maskattn.layouts.flax_gpt2 import FlaxGPT2, FlaxGPT2Cross
 from maskattn.layouts.flax_linen import FlaxLinen
 from maskattn.layouts.flax_nnx import FlaxNNX
+from maskattn.layouts.haliax import Haliax, Levanter
 from maskattn.layouts.hf_bert import HFBert
 from maskattn.layouts.hf_clip import HFCLIP
 from maskattn.layouts.hf_gpt2 import HFGPT2, HFGPT2Cross
@@ -31,12 +37,15 @@ from maskattn.layouts.hf_swin import HFSwin, HFSwinMemory
 from maskattn.layouts.hf_swin_v2 import HFSwinV2
 from maskattn.layouts.hf_t5 import HFT5
 from maskattn.layouts.hf_vit import HFViT
+from maskattn.layouts.keras import Keras
 from maskattn.layouts.maskattn_torch import MaskattnTorch
+from maskattn.layouts.maxtext import MaxText, MaxTextLlama, MaxTextScaled
 from maskattn.layouts.megatron import Megatron
 from maskattn.layouts.meta_llama import MetaLlama
 from maskattn.layouts.swin import Swin, TimmSwin
 from maskattn.layouts.swin_v2 import SwinV2
 from maskattn.layouts.torch_mha import TorchMHA
+from maskattn.layouts.vit_npz import BigVision, ViTNpz
 
 if TYPE_CHECKING:
     from maskattn.config import AttentionConfig
@@ -45,6 +54,7 @@ __all__ = [
     "Candidate",
     "Detection",
     "Layout",
+    "Stack",
     "Step",
     "detect",
     "flatten",
@@ -79,6 +89,19 @@ _LAYOUTS: tuple[Layout, ...] = (
     HFPhi3(),
     HFT5(),
     HFCLIP(),
+    ViTNpz(),
+    BigVision(),
+    FlaxBert(),
+    FlaxGPT2(),
+    FlaxGPT2Cross(),
+    Alpa(),
+    MaxText(),
+    MaxTextScaled(),
+    MaxTextLlama(),
+    Haliax(),
+    Levanter(),
+    Keras(),
+    Equinox(),
 )
 
 

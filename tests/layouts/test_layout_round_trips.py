@@ -9,12 +9,15 @@ from layout_cases import CONFIGS, DTYPES, assert_same, tensors_for
 from maskattn import convert_tensors, layouts
 from maskattn.config import AttentionConfig
 
+# Layouts that do arithmetic, which random bits do not survive: test_maxtext.py.
+MOVING = [name for name in layouts.names() if name not in ("maxtext-scaled", "maxtext-llama")]
+
 
 def holds(layout, config):
     return not layouts.get(layout).unsupported(config)
 
 
-@pytest.mark.parametrize("layout", layouts.names())
+@pytest.mark.parametrize("layout", MOVING)
 def test_to_the_canonical_form_and_back_every_byte_is_the_same(layout):
     held = [config for config in CONFIGS.values() if holds(layout, config)]
     assert held
@@ -38,9 +41,9 @@ def test_to_the_canonical_form_and_back_every_byte_is_the_same(layout):
             assert (given == moved).all()
 
 
-@pytest.mark.parametrize("source", layouts.names())
+@pytest.mark.parametrize("source", MOVING)
 def test_there_and_back_through_every_other_layout(source):
-    for config, target in itertools.product(CONFIGS.values(), layouts.names()):
+    for config, target in itertools.product(CONFIGS.values(), MOVING):
         given = {"source": source, "target": target, "config": config}
         if not holds(source, config):
             with pytest.raises(ValueError, match=f"layout {source} cannot hold this config"):
@@ -90,6 +93,21 @@ HELD = {
     "hf-phi3": {"no biases", "grouped, pairs", "scale one"},
     "hf-t5": {"scale one"},
     "hf-clip": {"square heads"},
+    "vit-npz": ANY,
+    "big-vision": ANY,
+    "flax-bert": {"square heads"},
+    "flax-gpt2": {"square heads"},
+    "flax-gpt2-cross": {"square heads"},
+    "alpa": {"square heads"},
+    "maxtext": {"square heads", "no biases", "multi-query", "grouped, pairs", "grouped, one head size", "scale one"}
+    | {"cross"},
+    "maxtext-scaled": {"square heads", "no biases", "multi-query", "grouped, pairs", "grouped, one head size", "cross"},
+    "maxtext-llama": {"grouped, pairs"},
+    "haliax": ANY,
+    "levanter": ANY,
+    "keras": {"square heads", "no biases", "own head size", "multi-query", "grouped, one head size", "grouped, pairs"}
+    | {"cross"},
+    "equinox": SQUARE | {"own head size", "cross"},
 }
 
 
