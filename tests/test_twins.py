@@ -19,12 +19,19 @@ TPU = "Splash attention is a function of JAX alone"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
 EXPORT = "jax.export compiles for a platform that is not there; PyTorch runs where its tensors are"
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
+CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'linen', 'losses', 'lower', "
     "'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'losses', 'lower', "
     "'params'] in maskattn_torch": "linen.py, see below",
     "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how most people run each",
     "corruption.corrupt: device only in maskattn_torch": DEVICE,
+    "kernels/blockwise_bias.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise_calls.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise_flash.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise_products.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise_spec.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise_walk.py: only in maskattn_torch": CALLS,
     "kernels/blockwise_backward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise_forward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise_plan.py: only in maskattn_jax": LOOPS,

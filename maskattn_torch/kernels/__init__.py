@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from types import ModuleType
 
-from maskattn_torch.kernels import exact, fused, reference
+from maskattn_torch.kernels import blockwise, exact, fused, reference
 
-KERNELS: dict[str, ModuleType] = {"reference": reference, "exact": exact, "fused": fused}
+KERNELS: dict[str, ModuleType] = {"reference": reference, "exact": exact, "blockwise": blockwise, "fused": fused}
 
 __all__ = ["KERNELS"]
