@@ -15,6 +15,7 @@ class InModule(FlaxLinen):
 
     aliases = ()
     module: ClassVar[str]
+    anchors: ClassVar[tuple[str, ...]]
     extras: ClassVar[tuple[Extra, ...]] = ()
 
     def match(self, names: Iterable[str]) -> dict[str, dict[str, str]]:

@@ -141,8 +141,8 @@ class Stack:
     def _layers(self, before: str, parts: Mapping[str, Array]) -> dict[str, Array]:
         """Every layer of one stack, as views; of a stack that is done, nothing."""
         count = next((array.shape[self.axis] for array in parts.values()), 0)
-        at = (slice(None),) * self.axis
-        return {self.name(before, i, after): array[(*at, i)] for i in range(count) for after, array in parts.items()}
+        first = {after: np.moveaxis(array, self.axis, 0) for after, array in parts.items()}
+        return {self.name(before, i, after): array[i] for i in range(count) for after, array in first.items()}
 
     def _match(self, module: str, name: str) -> re.Match[str] | None:
         """A module as whole parts of a path, where it comes first: groups before, those of ``module``, after."""

@@ -5,6 +5,8 @@ With normalize_qk, ``query_ln/scale`` and ``key_ln/scale`` [D].
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from maskattn.layouts.canonical import Canonical, kernels
 from maskattn.layouts.flax_nnx import norms
 
@@ -13,9 +15,9 @@ class FlaxLinen(Canonical):
     """Paths in a tree of variables, joined by a slash; ``layouts.flatten`` makes them from a nested tree."""
 
     name = "flax-linen"
-    aliases = ("linen",)
+    aliases: ClassVar[tuple[str, ...]] = ("linen",)
     separator = "/"
-    anchors = ("query/kernel", "key/kernel", "value/kernel")
+    anchors: ClassVar[tuple[str, ...]] = ("query/kernel", "key/kernel", "value/kernel")
     projections = kernels("/")
     extras = norms("/")
     detectable = True

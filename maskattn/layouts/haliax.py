@@ -41,9 +41,11 @@ class Named(Stored):
         """The tensor's shape."""
         (role,) = self.roles
         if role == "out":
-            heads, rows = (config.num_heads, config.value_head_dim), (config.output_dim,)
-            return rows if self.part == "bias" else rows + heads if self.out_first else heads + rows
-        heads = heads_of(role, config)
+            inside, rows = (config.num_heads, config.value_head_dim), (config.output_dim,)
+            if self.part == "bias":
+                return rows
+            return rows + inside if self.out_first else inside + rows
+        heads: Shape = heads_of(role, config)
         if role == "query":
             heads = (config.kv_heads, config.num_heads // config.kv_heads, config.qk_head_dim)
         width = () if self.part == "bias" else (width_of(role, config),)

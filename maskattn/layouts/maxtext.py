@@ -28,7 +28,7 @@ from typing import ClassVar
 import numpy as np
 
 from maskattn.config import AttentionConfig
-from maskattn.layouts._base import Array, Extra, Step, Tensors
+from maskattn.layouts._base import Array, Extra, Limit, Step, Tensors
 from maskattn.layouts._in_module import InModule, inside
 from maskattn.layouts._limits import one_bias_flag, plain_scale, projects, same_output
 
@@ -47,7 +47,7 @@ class MaxText(InModule):
         Extra("key_norm.scale", f"{module}/key_norm/scale", ("D",)),
     )
     refused = {f"{module}/qkv_proj/kernel": "MaxText's fused_qkv has no layout here"}
-    limits = (projects, one_bias_flag, same_output)
+    limits: ClassVar[tuple[Limit, ...]] = (projects, one_bias_flag, same_output)
 
     def match(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """The layers found among ``names``; other models of Flax call a module self_attention, too."""
