@@ -236,6 +236,9 @@ def _verify_layer(
     prefix: str, kind: Layout, tensors: Mapping[str, Array], config: AttentionConfig, kernel: str, seed: int
 ) -> LayerResult:
     canonical = canonical_layer(kind, tensors, config, prefix)
+    beside = list(kind.extras_of(tensors, config))
+    if beside:
+        raise ValueError(f"layer {prefix!r} holds {', '.join(beside)}: what is run here is attention without them")
     dtype = canonical["query.kernel"].dtype
     lengths = np.array(LENGTHS, np.int32)
     draw = np.random.default_rng(seed)

@@ -64,7 +64,8 @@ def canonical_layer(
     if found:
         raise ValueError("\n  ".join([f"layer {prefix!r} is not what layout {kind.name} calls for:", *found]))
     canonical = kind.to_canonical(tensors, config)
-    return {name: np.ascontiguousarray(canonical[name]) for name in Canonical().shapes(config)}
+    names = Canonical().shapes(config, kind.extras_of(tensors, config))
+    return {name: np.ascontiguousarray(canonical[name]) for name in names}
 
 
 def compare(

@@ -23,7 +23,7 @@ def layer(x, canonical, allowed, *, key=None, bias=None, scale=None, rotary=None
         for role, given in (("query", x), ("key", states), ("value", states))
     )
     if norm is not None:
-        q, k = (normed(part, w, role, norm) for role, part in (("query", q), ("key", k)))
+        q, k = (normed(part, w, role, *norm) for role, part in (("query", q), ("key", k)))
     if rotary is not None:
         q, k = turned(q, *rotary), turned(k, *rotary)
     if cosine:
@@ -43,10 +43,10 @@ def layer(x, canonical, allowed, *, key=None, bias=None, scale=None, rotary=None
     return np.einsum("blhd,hdo->blo", heads, w["out.kernel"]) + w.get("out.bias", 0.0)
 
 
-def normed(x, w, role, kind):
+def normed(x, w, role, kind, eps):
     if kind == "rms":
-        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + 1e-6) * w[f"{role}_norm.scale"]
-    return standard(x, 1e-5) * w[f"{role}_norm.scale"] + w[f"{role}_norm.bias"]
+        return x / np.sqrt((x**2).mean(axis=-1, keepdims=True) + eps) * w[f"{role}_norm.scale"]
+    return standard(x, eps) * w[f"{role}_norm.scale"] + w.get(f"{role}_norm.bias", 0.0)
 
 
 def standard(x, eps):

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 from layout_cases import assert_same, normal, tensors_for
 
-from maskattn import convert_tensors, layouts
+from maskattn import checkpoints, convert_tensors, layouts
 from maskattn.config import AttentionConfig
 from maskattn.layouts._buffers import position_index
 from maskattn.layouts._extras import CANONICAL, Extra
+from maskattn.parity.checkpoint import verify_checkpoint
+from maskattn.parity.checkpoint_compare import compare
 
 CONFIG = AttentionConfig(35, 5)
 EVEN = AttentionConfig(30, 5, qkv_bias=False, out_bias=False)
@@ -190,3 +192,15 @@ def test_part_of_a_layer_converts_by_itself():
             assert all(part[c].tobytes() == whole[c].tobytes() for c in held)
             back = layout.from_canonical(part, EVEN)
             assert list(back) == [local] and back[local].tobytes() == tensors[local].tobytes()
+
+
+def test_checkpoints_are_compared_with_their_extras_and_not_run_without_them(tmp_path):
+    tensors = tensors_for("hf-qwen3", EVEN, every=True)
+    other = tensors | {"k_norm.weight": tensors["k_norm.weight"][::-1].copy()}
+    for name, saved in (("one", tensors), ("two", other)):
+        checkpoints.save(tmp_path / f"{name}.safetensors", saved)
+    paths = tmp_path / "one.safetensors", tmp_path / "two.safetensors"
+    assert compare(paths[0], paths[0], num_heads=5) is None
+    assert "key_norm.scale" in str(compare(*paths, num_heads=5))
+    with pytest.raises(ValueError, match=r"holds key_norm\.scale, query_norm\.scale: what is run here is attention"):
+        verify_checkpoint(paths[0], num_heads=5)

@@ -50,7 +50,7 @@ class Family:
     rotary: int = 0
     cross: bool = False
     cosine: bool = False
-    norm: str | None = None
+    norm: tuple[str, float] | None = None
     bias: Callable[[dict[str, Any], Any], Any] = lambda canonical, module: None
 
 
@@ -154,7 +154,9 @@ FAMILIES = {
     "Qwen2": Family(
         "hf-qwen2", lambda: _llama(Qwen2Attention, hf.Qwen2Config, hidden_size=84), QWEN2, _rotary, True, 14
     ),
-    "Qwen3": Family("hf-qwen3", lambda: _llama(Qwen3Attention, hf.Qwen3Config), GROUPED, _rotary, True, 14, norm="rms"),
+    "Qwen3": Family(
+        "hf-qwen3", lambda: _llama(Qwen3Attention, hf.Qwen3Config), GROUPED, _rotary, True, 14, norm=("rms", 1e-6)
+    ),
     "GPT-NeoX": Family(
         "hf-gpt-neox",
         lambda: GPTNeoXAttention(hf.GPTNeoXConfig(hidden_size=70, num_attention_heads=5, **EAGER), layer_idx=0),
