@@ -63,7 +63,7 @@ def check_attention(
     for name, value in (("scale", scale), ("softcap", softcap)):
         if value is not None:
             problems.finite(name, problems.number(name, value), positive=name == "softcap")
-    _check_dropout(problems, dropout_rate, dropout_key, dropout_broadcast)
+    check_dropout(problems, dropout_rate, dropout_key, dropout_broadcast)
     problems.choice("empty_rows", empty_rows, EMPTY_ROWS)
     problems.choice("precision", precision, PRECISIONS)
     problems.choice("kernel", kernel, ("auto", *kernels))
@@ -134,7 +134,8 @@ def broadcasts(shape: Shape, full: Shape) -> bool:
     return all(n == 1 or n == m for n, m in zip(shape, aligned, strict=True))
 
 
-def _check_dropout(problems: Problems, rate: Any, key: Any, broadcast: Any) -> None:
+def check_dropout(problems: Problems, rate: Any, key: Any, broadcast: Any) -> None:
+    """Note what is wrong with a rate, the key that a rate above 0 needs, and the axes that share a draw."""
     number = problems.number("dropout_rate", rate)
     if number is not None and not 0.0 <= number < 1.0:
         problems.value(f"dropout_rate must lie in [0, 1), got {number}")

@@ -12,6 +12,10 @@ and, for a cotangent dO of the output and dlse of the log-sum-exp, with dp = dO.
 ``query`` [B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv]; head h reads key/value head ``h // (H // K)``;
 ``allowed`` (True = may attend) and ``bias`` broadcast to [B, H, L, S]; ``sinks`` [H].
 
+Dropout puts keep / (1 - rate) between p and v: out = (p keep / (1 - rate)) v, dv = (p keep / (1 - rate))^T dO and
+dp = keep / (1 - rate) dO.v (Srivastava et al. 2014, section 10, scaled while training). ``keep`` (bool) broadcasts to
+[B, H, L, S].
+
 What a query may not attend to never reaches its result: a forbidden NaN is as good as a forbidden 0.
 """
 
@@ -55,6 +59,17 @@ class Magnitudes(NamedTuple):
     value: Array | None
     bias: Array | None
     sinks: Array | None
+
+
+class _Dropout(NamedTuple):
+    """The weights that are kept, and the share of them that is expected to be."""
+
+    keep: Any = None
+    rate: float = 0.0
+
+    def apply(self, weights: Array) -> Array:
+        """Weights, or their gradients, times keep / (1 - rate); a dropped one is exactly 0."""
+        return weights if self.keep is None else np.where(self.keep, weights / (1 - self.rate), 0)
 
 
 class _Weights(NamedTuple):
@@ -154,6 +169,8 @@ def attention(
     softcap: float | None = None,
     sinks: Any = None,
     empty_rows: str = "zero",
+    keep: Any = None,
+    dropout_rate: float = 0.0,
     dtype: Any = np.float64,
 ) -> Forward:
     """Masked attention in ``dtype`` (float64, or np.longdouble where the judge must be finer than what it judges).
@@ -163,7 +180,7 @@ def attention(
     q, k, v, scale = _prepare(query, key, value, scale, dtype)
     with np.errstate(all="ignore"):
         w = _weights(q, k, allowed, bias, scale, softcap, sinks, empty_rows)
-        out = _weighted(w.p, v)
+        out = _weighted(_Dropout(keep, dropout_rate).apply(w.p), v)
         if empty_rows != "mean":
             out = np.where(w.empty, np.nan if empty_rows == "nan" else 0.0, out)
     return Forward(out.transpose(0, 2, 1, 3), w.lse[..., 0].transpose(0, 2, 1))
@@ -182,6 +199,8 @@ def backward(
     softcap: float | None = None,
     sinks: Any = None,
     empty_rows: str = "zero",
+    keep: Any = None,
+    dropout_rate: float = 0.0,
     dtype: Any = np.float64,
 ) -> Gradients:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)``: ``d_output`` [B, L, H, Dv], ``d_lse`` [B, L, H]."""
@@ -197,6 +216,7 @@ def backward(
         softcap,
         sinks,
         empty_rows,
+        _Dropout(keep, dropout_rate),
         dtype,
         lambda x: x,
         np.subtract,
@@ -215,6 +235,7 @@ def _backward(
     softcap: float | None,
     sinks: Any,
     empty_rows: str,
+    dropout: _Dropout,
     dtype: Any,
     size: Callable[[Array], Array],
     minus: Callable[[Any, Any], Array],
@@ -233,8 +254,8 @@ def _backward(
         d_o = size(_heads(d_output, dtype))
         q, k, v, scale = size(q), size(k), size(v), float(size(np.asarray(scale)))
         d_o_kept = d_o if empty_rows == "mean" else np.where(w.empty, 0, d_o)
-        d_value = _weighted(w.p.swapaxes(-1, -2), d_o_kept)
-        dp = np.where(w.live != 0, d_o @ v.swapaxes(-1, -2), 0)
+        d_value = _weighted(dropout.apply(w.p).swapaxes(-1, -2), d_o_kept)
+        dp = dropout.apply(np.where(w.live != 0, d_o @ v.swapaxes(-1, -2), 0))
         delta = (w.live * dp).sum(axis=-1, keepdims=True)
         d_row = (
             np.zeros_like(delta)
@@ -264,6 +285,8 @@ def magnitudes(
     softcap: float | None = None,
     sinks: Any = None,
     empty_rows: str = "zero",
+    keep: Any = None,
+    dropout_rate: float = 0.0,
     dtype: Any = np.float64,
 ) -> Magnitudes:
     """What errors are measured against; gradients' magnitudes are None where ``d_output`` is None.
@@ -272,12 +295,13 @@ def magnitudes(
     error of its argument into an absolute one.
     """
     d_o = np.zeros((*np.shape(query)[:3], np.shape(value)[3])) if d_output is None else d_output
+    dropout = _Dropout(keep, dropout_rate)
     grads, w = _backward(
-        query, key, value, allowed, d_o, d_lse, bias, scale, softcap, sinks, empty_rows, dtype, np.abs, np.add
+        query, key, value, allowed, d_o, d_lse, bias, scale, softcap, sinks, empty_rows, dropout, dtype, np.abs, np.add
     )
     with np.errstate(all="ignore"):
         v = np.abs(_heads(value, dtype, np.shape(query)[2] // max(np.shape(key)[2], 1)))
-        output = _weighted(w.p, v).transpose(0, 2, 1, 3)
+        output = _weighted(dropout.apply(w.p), v).transpose(0, 2, 1, 3)
         highest = w.logits.max(axis=-1, initial=-np.inf)
         lse = np.where(
             w.empty[..., 0], 0, np.abs(_clean(highest)) + np.abs(_clean(w.lse[..., 0] - _clean(highest))) + 1

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from maskattn import dropout
 from maskattn.exact import attend, project
 from maskattn.exact._ops import FORMATS, NumpyOps, Ops
 from maskattn.exact.attend import Options
@@ -43,16 +44,21 @@ def attention(
     softcap: float | None = None,
     sinks: Array | None = None,
     empty_rows: str = "zero",
+    dropout_rate: float = 0.0,
+    dropout_key: Any = None,
+    dropout_broadcast: tuple[str, ...] = (),
 ) -> tuple[Array, Array]:
     """Exact attention in NumPy: ``query`` [B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv] of one floating
     type.
 
     ``allowed`` (bool, True = may attend) and ``bias`` broadcast to [B, H, L, S], ``sinks`` is [H]. Returns the output
     [B, L, H, Dv] in the inputs' type and the log-sum-exp [B, L, H] in float32 (float64 for float64 inputs).
+    ``dropout_key``: a seed or uint32 [2]; the other options as in the twins' ``attention``.
     """
-    options = Options(1 / math.sqrt(query.shape[-1]) if scale is None else float(scale), softcap, empty_rows)
+    options = _options(query, scale, softcap, empty_rows, dropout_rate)
+    keep = _keep(query, key, dropout_rate, dropout_key, dropout_broadcast)
     with np.errstate(all="ignore"):
-        return attend.forward(_OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, options)
+        return attend.forward(_OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, keep, options)
 
 
 def attention_backward(
@@ -68,16 +74,30 @@ def attention_backward(
     softcap: float | None = None,
     sinks: Array | None = None,
     empty_rows: str = "zero",
+    dropout_rate: float = 0.0,
+    dropout_key: Any = None,
+    dropout_broadcast: tuple[str, ...] = (),
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their
     types.
     """
-    options = Options(1 / math.sqrt(query.shape[-1]) if scale is None else float(scale), softcap, empty_rows)
+    options = _options(query, scale, softcap, empty_rows, dropout_rate)
+    keep = _keep(query, key, dropout_rate, dropout_key, dropout_broadcast)
     with np.errstate(all="ignore"):
         dq, dk, dv, dbias, dsinks = attend.backward(
-            _OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, d_output, d_lse, options
+            _OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, keep, d_output, d_lse, options
         )
     return dq, dk, dv, None if bias is None or dbias is None else dbias.reshape(np.shape(bias)), dsinks
+
+
+def _options(query: Array, scale: float | None, softcap: float | None, empty_rows: str, rate: float) -> Options:
+    return Options(1 / math.sqrt(query.shape[-1]) if scale is None else float(scale), softcap, empty_rows, 1.0 - rate)
+
+
+def _keep(query: Array, key: Array, rate: float, words: Any, shared: tuple[str, ...]) -> Array | None:
+    if not rate:
+        return None
+    return dropout.dense(rate, words, (query.shape[0], query.shape[2], query.shape[1], key.shape[1]), shared)
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:

@@ -1,8 +1,8 @@
 """Exact masked attention, forward and backward, for any framework: the formulas of ``maskattn.oracle`` on pairs.
 
-Arrays are ``[batch, length, heads, head_dim]`` in the inputs' own type; ``allowed`` (True = may attend) and ``bias``
-have rank 4 and broadcast to [B, H, L, S]; ``sinks`` is [H]. Inside, heads are grouped by the key/value head they
-read: [B, K, G * L, ...].
+Arrays are ``[batch, length, heads, head_dim]`` in the inputs' own type; ``allowed`` (True = may attend), ``bias`` and
+``keep`` (True = not dropped) have rank 4 and broadcast to [B, H, L, S]; ``sinks`` is [H]. Inside, heads are grouped by
+the key/value head they read: [B, K, G * L, ...]. A dropped weight is exactly 0, whatever it would meet.
 
 A non-finite number that a query may reach makes its result NaN; one that it may not reach changes nothing.
 """
@@ -17,11 +17,14 @@ from maskattn.exact.pair import Pair
 
 
 class Options(NamedTuple):
-    """What is static: the factor of the logits, the softcap, the policy for empty rows ("zero", "mean" or "nan")."""
+    """What is static: the factor of the logits, the softcap, the policy for empty rows ("zero", "mean" or "nan"), and
+    the share of the weights that dropout keeps, by which it divides them.
+    """
 
     scale: float
     softcap: float | None = None
     empty_rows: str = "zero"
+    kept: float = 1.0
 
 
 class _Inputs(NamedTuple):
@@ -134,14 +137,19 @@ def _softmax(
     return _Softmax(weights, total, highest, slope, may, empty, sink_weight)
 
 
-def _value_weights(ops: Ops, s: _Softmax, options: Options) -> tuple[Pair, Pair, Array]:
+def _value_weights(ops: Ops, s: _Softmax, keep: Array | None, options: Options) -> tuple[Pair, Pair, Array]:
     """The weights of the values, what to divide by, and which pairs meet: under "mean" an empty row weighs all keys
-    alike.
+    alike. `keep` is grouped.
     """
-    if options.empty_rows != "mean":
-        return s.weights, s.total, s.allowed
-    keys = float(max(s.allowed.shape[-1], 1))
-    return pair.where(ops, ~s.empty, s.weights, 1.0), pair.where(ops, ~s.empty, s.total, keys), s.allowed | s.empty
+    weights, total, reach = s.weights, s.total, s.allowed
+    if options.empty_rows == "mean":
+        keys = float(max(s.allowed.shape[-1], 1))
+        weights, total = pair.where(ops, ~s.empty, weights, 1.0), pair.where(ops, ~s.empty, total, keys)
+        reach = reach | s.empty
+    if keep is not None:
+        weights, total = pair.where(ops, keep, weights, 0.0), pair.scaled(ops, total, options.kept)
+        reach = reach & keep
+    return weights, total, reach
 
 
 def _poisoned(ops: Ops, x: Pair, reach: Array, bad: Array) -> Pair:
@@ -157,13 +165,15 @@ def forward(
     allowed: Array | None,
     bias: Array | None,
     sinks: Array | None,
+    keep: Array | None,
     options: Options,
 ) -> tuple[Array, Array]:
     """``output`` [B, L, H, Dv] in the inputs' type and ``lse`` [B, L, H] in float32 (float64 for float64 inputs)."""
     dtype, shape = ops.dtype(query), _logits_shape(query, key)
     x = _inputs(ops, query, key, value)
     s = _softmax(ops, x, allowed, bias, sinks, shape, dtype, options)
-    weights, total, reach = _value_weights(ops, s, options)
+    keep = None if keep is None else _spread(ops, keep, shape, s.weights.hi.shape)
+    weights, total, reach = _value_weights(ops, s, keep, options)
     summed = pair.matmul(ops, pair.pieces(ops, weights, dtype), pair.input_pieces(ops, x.value, dtype))
     out = _poisoned(ops, pair.divide(ops, summed, total), reach, x.bad_value)
     if options.empty_rows != "mean":
@@ -177,7 +187,7 @@ def forward(
 
 def backward(
     ops: Ops, query: Array, key: Array, value: Array, allowed: Array | None, bias: Array | None, sinks: Array | None,
-    d_output: Array, d_lse: Array | None, options: Options,
+    keep: Array | None, d_output: Array, d_lse: Array | None, options: Options,
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:  # fmt: skip
     """Gradients of query, key, value, bias and sinks, in their types and shapes (None where the input is None)."""
     dtype, shape = ops.dtype(query), _logits_shape(query, key)
@@ -189,18 +199,23 @@ def backward(
         bad_d_out = bad_d_out & ~s.empty
     d_out_terms = pair.input_pieces(ops, d_out, dtype)
 
-    weights, total, reach = _value_weights(ops, s, options)
+    keep = None if keep is None else _spread(ops, keep, shape, s.weights.hi.shape)
+    weights, total, reach = _value_weights(ops, s, keep, options)
     shares = pair.where(ops, reach, pair.divide(ops, weights, total), 0.0)
     share_terms = [ops.moveaxis(t, -1, -2) for t in pair.pieces(ops, shares, dtype)]
     d_value = _poisoned(ops, pair.matmul(ops, share_terms, d_out_terms), ops.moveaxis(reach, -1, -2), bad_d_out)
 
+    if keep is not None:
+        shares = pair.divide(ops, s.weights, s.total)
     shares = pair.where(ops, s.allowed, shares, 0.0)
     v_terms = pair.input_pieces(ops, ops.moveaxis(x.value, -1, -2), dtype)
     d_shares = pair.matmul(ops, d_out_terms, v_terms)
-    bad = s.allowed & (
-        ops.any(bad_d_out, -1) | ops.moveaxis(ops.any(x.bad_value, -1), -1, -2) | ~ops.isfinite(d_shares.hi)
-    )
-    d_shares = pair.where(ops, s.allowed & ~bad, d_shares, 0.0)
+    met = s.allowed if keep is None else s.allowed & keep
+    bad = met & (ops.any(bad_d_out, -1) | ops.moveaxis(ops.any(x.bad_value, -1), -1, -2) | ~ops.isfinite(d_shares.hi))
+    d_shares = pair.where(ops, met & ~bad, d_shares, 0.0)
+    if keep is not None:
+        kept = d_shares.hi * 0.0 + options.kept
+        d_shares = pair.divide(ops, d_shares, Pair(kept, kept * 0.0))
     # over p dp, not over the output: a row with one key then has a gradient of exactly 0
     mean = pair.divide(ops, pair.total(ops, pair.multiply(ops, s.weights, d_shares), -1), s.total)
     rest = pair.negative(mean)

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 
 from maskattn.exact import Options, attend, project
 from maskattn_jax import lower
-from maskattn_jax.dropout import Dropout
+from maskattn_jax.dropout import Dropout, dense
 from maskattn_jax.kernels.exact_ops import OPS
 
 Array = Any
@@ -41,12 +41,13 @@ def attention(
     sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
     allowed = None if mask is None else lower.allowed(mask, *sizes)
     added = None if bias is None else lower.bias(bias, *sizes)
-    return _attention(query, key, value, allowed, added, sinks, Options(scale, softcap, empty_rows))
+    keep, kept = (None, 1.0) if dropout is None else (dense(dropout, sizes), 1.0 - dropout.rate)
+    return _attention(query, key, value, allowed, added, sinks, keep, Options(scale, softcap, empty_rows, kept))
 
 
-def unsupported(*args: Any, dropout: Dropout | None = None, **kwargs: Any) -> list[str]:
-    """Every reason why this kernel cannot run a call."""
-    return [] if dropout is None else ["dropout_rate above 0: this kernel has no dropout yet"]
+def unsupported(*args: Any, **kwargs: Any) -> list[str]:
+    """Why this kernel cannot run a call: it runs every call."""
+    return []
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -59,7 +60,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return jnp.reshape(flat, (*x.shape[:-1], weight.shape[1]))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(6,))
+@partial(jax.custom_vjp, nondiff_argnums=(7,))
 def _attention(
     query: Array,
     key: Array,
@@ -67,12 +68,13 @@ def _attention(
     allowed: Array | None,
     bias: Array | None,
     sinks: Array | None,
+    keep: Array | None,
     options: Options,
 ) -> tuple[Array, Array]:
-    return _attention_jit(query, key, value, allowed, bias, sinks, options)
+    return _attention_jit(query, key, value, allowed, bias, sinks, keep, options)
 
 
-@partial(jax.jit, static_argnums=6)
+@partial(jax.jit, static_argnums=7)
 def _attention_jit(*arguments: Any) -> tuple[Array, Array]:
     with jax.enable_x64(True):
         return attend.forward(OPS, *arguments)
@@ -84,18 +86,18 @@ def _attention_forward(*arguments: Any) -> tuple[tuple[Array, Array], Any]:
 
 def _attention_backward(options: Options, saved: Any, cotangents: tuple[Array, Array]) -> tuple[Any, ...]:
     d_query, d_key, d_value, d_bias, d_sinks = _attention_gradients(*saved, *cotangents, options)
-    return d_query, d_key, d_value, None, d_bias, d_sinks
+    return d_query, d_key, d_value, None, d_bias, d_sinks, None
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(8,))
+@partial(jax.custom_vjp, nondiff_argnums=(9,))
 def _attention_gradients(*arguments: Any) -> tuple[Any, ...]:
     return _attention_gradients_jit(*arguments)
 
 
-@partial(jax.jit, static_argnums=8)
+@partial(jax.jit, static_argnums=9)
 def _attention_gradients_jit(*arguments: Any) -> tuple[Any, ...]:
     with jax.enable_x64(True):
         return attend.backward(OPS, *arguments)

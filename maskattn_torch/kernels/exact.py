@@ -15,7 +15,7 @@ from torch import Tensor
 from maskattn.exact import Options, attend, project
 from maskattn_torch import lower
 from maskattn_torch._operators import map_over
-from maskattn_torch.dropout import Dropout
+from maskattn_torch.dropout import Dropout, dense
 from maskattn_torch.kernels.exact_ops import OPS
 
 Array = Any
@@ -42,12 +42,13 @@ def attention(
     sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
     allowed = None if mask is None else lower.allowed(mask, *sizes, device=query.device)
     added = None if bias is None else lower.bias(bias, *sizes, device=query.device)
-    return _Attention.apply(query, key, value, allowed, added, sinks, scale, softcap, empty_rows)
+    keep, kept = (None, 1.0) if dropout is None else (dense(dropout, sizes), 1.0 - dropout.rate)
+    return _Attention.apply(query, key, value, allowed, added, sinks, keep, scale, softcap, empty_rows, kept)
 
 
-def unsupported(*args: Any, dropout: Dropout | None = None, **kwargs: Any) -> list[str]:
-    """Every reason why this kernel cannot run a call."""
-    return [] if dropout is None else ["dropout_rate above 0: this kernel has no dropout yet"]
+def unsupported(*args: Any, **kwargs: Any) -> list[str]:
+    """Why this kernel cannot run a call: it runs every call."""
+    return []
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
@@ -68,11 +69,14 @@ def _attention(
     allowed: Tensor | None,
     bias: Tensor | None,
     sinks: Tensor | None,
+    keep: Tensor | None,
     scale: float,
     softcap: float | None,
     empty_rows: str,
+    kept: float,
 ) -> tuple[Tensor, Tensor]:
-    output, lse = attend.forward(OPS, query, key, value, allowed, bias, sinks, Options(scale, softcap, empty_rows))
+    options = Options(scale, softcap, empty_rows, kept)
+    output, lse = attend.forward(OPS, query, key, value, allowed, bias, sinks, keep, options)
     return output.contiguous(), lse.contiguous()
 
 
@@ -91,14 +95,16 @@ def _attention_gradients(
     allowed: Tensor | None,
     bias: Tensor | None,
     sinks: Tensor | None,
+    keep: Tensor | None,
     d_output: Tensor,
     d_lse: Tensor,
     scale: float,
     softcap: float | None,
     empty_rows: str,
+    kept: float,
 ) -> list[Tensor]:
-    options = Options(scale, softcap, empty_rows)
-    grads = attend.backward(OPS, query, key, value, allowed, bias, sinks, d_output, d_lse, options)
+    options = Options(scale, softcap, empty_rows, kept)
+    grads = attend.backward(OPS, query, key, value, allowed, bias, sinks, keep, d_output, d_lse, options)
     return [g.contiguous() for g in grads if g is not None]
 
 
@@ -120,16 +126,18 @@ class _Attention(torch.autograd.Function):
         allowed: Tensor | None,
         bias: Tensor | None,
         sinks: Tensor | None,
+        keep: Tensor | None,
         scale: float,
         softcap: float | None,
         empty_rows: str,
+        kept: float,
     ) -> tuple[Tensor, Tensor]:
-        return _attention(query, key, value, allowed, bias, sinks, scale, softcap, empty_rows)
+        return _attention(query, key, value, allowed, bias, sinks, keep, scale, softcap, empty_rows, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        ctx.save_for_backward(*inputs[:6])
-        ctx.options = inputs[6:]
+        ctx.save_for_backward(*inputs[:7])
+        ctx.options = inputs[7:]
 
     @staticmethod
     def backward(ctx: Any, d_output: Tensor, d_lse: Tensor) -> tuple[Any, ...]:
@@ -137,7 +145,7 @@ class _Attention(torch.autograd.Function):
         grads = list(_attention_gradients(*inputs, d_output, d_lse, *ctx.options))
         d_sinks = None if inputs[5] is None else grads.pop()
         d_bias = None if inputs[4] is None else grads.pop()
-        return *grads, None, d_bias, d_sinks, None, None, None
+        return *grads, None, d_bias, d_sinks, *[None] * 5
 
 
 @torch.library.custom_op("maskattn::exact_linear", mutates_args=())

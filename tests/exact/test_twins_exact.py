@@ -9,7 +9,7 @@ import torch
 
 import maskattn_jax
 import maskattn_torch
-from maskattn import biases, exact, masks
+from maskattn import biases, exact, masks, rng
 from maskattn_jax.kernels import exact as jax_exact
 from maskattn_torch.kernels import exact as torch_exact
 
@@ -49,6 +49,10 @@ def _problem(dtype="float32", seed=0):
     return (q, k, v, bias, sinks), (d, d_lse), mask
 
 
+def _dropped(key=5):
+    return {"dropout_rate": 0.3, "dropout_key": key, "dropout_broadcast": ("batch",)}
+
+
 def _expected(arrays, cotangents, mask, **options):
     q, k, v, bias, sinks = arrays
     allowed = mask.dense(q.shape[1], k.shape[1], batch=q.shape[0])
@@ -66,15 +70,16 @@ def _jax_attention(mask, **options):
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_numpys_bits_in_torch_and_jax(dtype):
     arrays, cotangents, mask = _problem(dtype)
-    forward, grads = _expected(arrays, cotangents, mask, softcap=3.0)
+    dropout = _dropped() if dtype == "bfloat16" else {}  # the parity suite has it in every dtype
+    forward, grads = _expected(arrays, cotangents, mask, softcap=3.0, **dropout)
     tensors = [_torch(x).requires_grad_() for x in arrays]
     q, k, v, bias, sinks = tensors
     options = {"bias": bias, "sinks": sinks, "softcap": 3.0, "kernel": "exact", "return_lse": True}
-    out = maskattn_torch.attention(q, k, v, mask, **options)
+    out = maskattn_torch.attention(q, k, v, mask, **options, **dropout)
     _same(forward, out)
     _same(grads, torch.autograd.grad(out, tensors, [_torch(x) for x in cotangents]))
     with jax.enable_x64(dtype == "float64"):
-        jitted = jax.jit(_jax_attention(mask, softcap=3.0))
+        jitted = jax.jit(_jax_attention(mask, softcap=3.0, **dropout))
         out, vjp = jax.vjp(jitted, *map(jnp.asarray, arrays))
         _same(forward, out)
         _same(grads, vjp(tuple(map(jnp.asarray, cotangents))))
@@ -138,6 +143,21 @@ def test_vmap_over_the_data_of_a_mask():
     _same([expected], [torch.func.vmap(g)(_torch(lengths))])
 
 
+def test_vmap_over_keys():
+    (q, k, v, _, _), _, mask = _problem(seed=10)
+    keys, allowed = rng.split(rng.key(3)), mask.dense(L, S, batch=B)
+    expected = np.stack([exact.attention(q, k, v, allowed, **_dropped(key))[0] for key in keys])
+
+    def f(key):
+        return maskattn_jax.attention(*map(jnp.asarray, (q, k, v)), mask, kernel="exact", **_dropped(key))
+
+    def g(key):
+        return maskattn_torch.attention(*map(_torch, (q, k, v)), mask, kernel="exact", **_dropped(key))
+
+    _same([expected], [jax.vmap(f)(jnp.asarray(keys))])
+    _same([expected], [torch.func.vmap(g)(torch.from_numpy(keys))])
+
+
 def test_inside_a_scan_and_a_remat():
     arrays, cotangents, mask = _problem(seed=5)
     forward, grads = _expected(arrays, cotangents, mask)
@@ -158,11 +178,13 @@ def test_inside_a_scan_and_a_remat():
 @pytest.mark.parametrize("backend", ["aot_eager", pytest.param("inductor", marks=CAN_LINK)])
 def test_inside_a_compiled_model(backend):
     arrays, cotangents, mask = _problem(seed=6)
-    forward, grads = _expected(arrays, cotangents, mask)
+    dropout = _dropped()
+    forward, grads = _expected(arrays, cotangents, mask, **dropout)
 
     @torch.compile(fullgraph=True, backend=backend)
     def f(q, k, v, bias, sinks):
-        return maskattn_torch.attention(q, k, v, mask, bias=bias, sinks=sinks, kernel="exact", return_lse=True)
+        options = {"bias": bias, "sinks": sinks, "kernel": "exact", "return_lse": True}
+        return maskattn_torch.attention(q, k, v, mask, **options, **dropout)
 
     tensors = [_torch(x).requires_grad_() for x in arrays]
     out = f(*tensors)
@@ -175,8 +197,8 @@ def test_the_operators_keep_torchs_rules():
     arrays, _, mask = _problem(seed=7)
     allowed = _torch(mask.dense(L, S, batch=B))
     q, k, v, bias, sinks = map(_torch, arrays)
-    torch.library.opcheck(torch_exact._attention, (q, k, v, allowed, bias, sinks, 0.5, None, "zero"))
-    torch.library.opcheck(torch_exact._attention, (q, k, v, None, None, None, 0.5, 2.0, "mean"))
+    torch.library.opcheck(torch_exact._attention, (q, k, v, allowed, bias, sinks, None, 0.5, None, "zero", 1.0))
+    torch.library.opcheck(torch_exact._attention, (q, k, v, None, None, None, ~allowed, 0.5, 2.0, "mean", 0.7))
     torch.library.opcheck(torch_exact._linear, (torch.randn(4, 3), torch.randn(3, 2), None))
 
 
