@@ -6,37 +6,22 @@ canonical form, under the names shared by all families of the model.
 
 from __future__ import annotations
 
-import dataclasses
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 
 from maskattn import families, layouts
-from maskattn._lazy import Lazy, Read, constant, stack
+from maskattn._attention_layer import Attention, Check, Heads, Outcome, number_of_heads, read_layer, write_layer
+from maskattn._lazy import Lazy, Read, stack
 from maskattn._remembered import Buffer
 from maskattn.checkpoints import TensorInfo
-from maskattn.config import AttentionConfig
-from maskattn.families import Form, Layer, Match, Rule, Stored
-from maskattn.layouts._check import mixed_dtypes, problems
-from maskattn.layouts._extras import CANONICAL, Step
+from maskattn.families import Form, Match, Rule, Stored
+from maskattn.layouts._extras import Step
 
 Array = np.ndarray[Any, Any]
-Check = Callable[[Read], None]
-"""Reads values and raises ValueError where they are not what the plan takes them to be."""
-Heads = tuple[int | None, int | None]
-"""Query heads and key/value heads."""
-
-
-@dataclass
-class Attention:
-    """One attention layer: canonical tensors, its sizes, and where it was found."""
-
-    tensors: dict[str, Lazy]
-    config: AttentionConfig
-    where: str
 
 
 @dataclass
@@ -55,6 +40,12 @@ class Neutral:
     def add_steps(self, steps: tuple[Step, ...]) -> None:
         """Notes named steps; the same step of many layers once."""
         self.steps.update({str(step): step for step in steps})
+
+    def take(self, outcome: Outcome) -> None:
+        """Notes what reading or writing a layer has to say."""
+        self.add_steps(outcome.steps)
+        self.checks += outcome.checks
+        self.dropped.update(dict.fromkeys(outcome.dropped, "checked to be what a model computes when it is built"))
 
 
 def read(
@@ -79,12 +70,15 @@ def read(
     for name, layer in found.layers.items():
         tensors = {local: _lazy(stored, infos, form) for local, stored in layer.tensors.items()}
         first = next(iter(layer.tensors.values())).name
-        layout = form.layout_of(layer.rule)
-        numbers = _heads(layer, layout, tensors, config, heads)
-        if numbers[0] is None:
-            numbers = remembered.get(name, numbers)
-        scale = layouts.get(layer.rule.layout).scale
-        _read_layer(neutral, name, layout, tensors, numbers, scale, first)
+        layout, prefix = form.layout_of(layer.rule), f"{name} ({form.layout_of(layer.rule).name}): "
+        numbers = number_of_heads(layer, layout, tensors, config, heads, remembered.get(name, (None, None)))
+        try:
+            sizes, outcome = read_layer(layout, tensors, numbers, layouts.get(layer.rule.layout).scale, prefix)
+        except ValueError as error:
+            neutral.problems += str(error).splitlines()
+            continue
+        neutral.take(outcome)
+        neutral.layers[name] = Attention(outcome.tensors, sizes, first)
     rules = {families.key(rule, (), ""): rule for rule in form.family.rules if "*" not in rule.pattern}
     for name, rule in rules.items():
         if rule.tied is not None:
@@ -107,32 +101,6 @@ def _read_buffer(neutral: Neutral, name: str, maker: str, info: TensorInfo) -> N
     neutral.checks.append(check)
 
 
-def _heads(layer: Layer, layout: layouts.Layout, tensors: Mapping[str, Lazy], config: Any, default: Heads) -> Heads:
-    """Heads by the config.json, by the rule of the family, by an extra with one entry for each, or as asked for."""
-    index = layer.indices[0] if layer.indices else None
-    paths = layer.rule.heads or "", layer.rule.kv_heads or ""
-    number, kv_number = (families.look_up(config, path, index) for path in paths)
-    number = number if isinstance(number, int) else default[0]
-    kv_number = kv_number if isinstance(kv_number, int) else default[1]
-    if number is None and "width/" in paths[0]:
-        number = _width(layout, tensors) // int(paths[0].rpartition("width/")[2])
-    for extra in layout.extras:
-        if number is None and "H" in extra.axes and extra.name in tensors:
-            number = tensors[extra.name].shape[extra.axes.index("H")]
-    return number, kv_number
-
-
-def _width(layout: layouts.Layout, tensors: Mapping[str, Lazy]) -> int:
-    try:
-        return layout.infer(_outlines(tensors), 1, 1).embed_dim
-    except (TypeError, ValueError):
-        return 0
-
-
-def _outlines(tensors: Mapping[str, Lazy]) -> dict[str, Array]:
-    return {name: np.broadcast_to(np.zeros((), lazy.dtype), lazy.shape) for name, lazy in tensors.items()}
-
-
 def _lazy(stored: Stored, infos: Mapping[str, TensorInfo], form: Form) -> Lazy:
     info = infos[stored.name]
     lazy = Lazy.read(stored.name, info.shape, info.dtype)
@@ -149,57 +117,6 @@ def _oriented(lazy: Lazy, rule: Rule, part: str, form: Form, *, writing: bool = 
         n = lazy.ndim
         return lazy.transpose(*((n - 1, n - 2, *range(n - 2)) if writing else (*range(2, n), 1, 0)))
     return lazy
-
-
-def _read_layer(
-    neutral: Neutral,
-    name: str,
-    layout: layouts.Layout,
-    tensors: dict[str, Lazy],
-    heads: Heads,
-    scale: float | None,
-    where: str,
-) -> None:
-    beside = {}
-    for local in list(tensors):  # extras that a generic form keeps beside the layer, under their canonical names
-        plain = local.replace(layout.separator, ".")
-        if plain in CANONICAL and not any(extra.name == local for extra in layout.extras):
-            beside[plain] = tensors.pop(local)
-    outlines = _outlines(tensors)
-    prefix = f"{name} ({layout.name}): "
-    try:
-        config = layout.infer(outlines, *heads)
-        if scale is not None:  # the family's own layout has it, a generic one does not store it
-            config = dataclasses.replace(config, scale=scale)
-    except (TypeError, ValueError) as error:
-        neutral.problems.append(f"{prefix}{error}")
-        return
-    found = problems(layout, outlines, config, prefix)
-    if found:
-        neutral.problems += found
-        return
-    buffers = {buffer.name for buffer in layout.buffers} & set(tensors)
-    planned = {k: v for k, v in tensors.items() if k not in buffers}
-    canonical: dict[str, Any] = layout.to_canonical(cast(Any, planned), config)
-    neutral.add_steps(layout.reading(config, tensors))
-    if buffers:
-        extras = {local for local in tensors if any(extra.name == local for extra in layout.extras)}
-        needed = {local: tensors[local] for local in buffers | extras}
-        neutral.checks.append(lambda read: _check_buffers(layout, needed, config, prefix, read))
-        for local in buffers:
-            neutral.dropped[tensors[local].sources[0]] = "computed by the model when it is built; checked to be so"
-    lazies = {k: v if isinstance(v, Lazy) else constant(v) for k, v in canonical.items()} | beside
-    neutral.problems += mixed_dtypes(lazies, prefix)
-    neutral.layers[name] = Attention(lazies, config, where)
-
-
-def _check_buffers(
-    layout: layouts.Layout, needed: Mapping[str, Lazy], config: AttentionConfig, prefix: str, read: Read
-) -> None:
-    try:
-        layout.to_canonical({local: lazy.evaluate(read) for local, lazy in needed.items()}, config)
-    except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from None
 
 
 def write(neutral: Neutral, form: Form, rest: Mapping[str, Lazy]) -> dict[str, Lazy]:
@@ -235,7 +152,15 @@ def write(neutral: Neutral, form: Form, rest: Mapping[str, Lazy]) -> dict[str, L
             continue
         rule, _, indices = found
         shown = indices[:-1] if form.stacked(rule) else indices
-        for local, lazy in _write_layer(neutral, key, layer, form, rule).items():
+        try:
+            outcome = write_layer(
+                form.layout_of(rule), layer, f"{key} ({layer.where}): ", generic=form.layout in families.GENERIC
+            )
+        except ValueError as error:
+            neutral.problems += str(error).splitlines()
+            continue
+        neutral.take(outcome)
+        for local, lazy in outcome.tensors.items():
             put(rule, indices, form.attention(rule, shown, local), lazy)
     for name, parts in stacks.items():
         shapes = {(part.shape, part.dtype) for part in parts.values()}
@@ -257,39 +182,6 @@ def fill_ties(neutral: Neutral, form: Form) -> None:
         if name not in neutral.tensors and re.escape(name) in required and tied in neutral.tensors:
             neutral.tensors[name] = neutral.tensors[tied].T
             neutral.add_steps((Step(f"tie {name}", f"absent, since it is {tied}: a copy of that is written"),))
-
-
-def _write_layer(neutral: Neutral, key: str, layer: Attention, form: Form, rule: Rule) -> dict[str, Lazy]:
-    layout, config, prefix = form.layout_of(rule), layer.config, f"{key} ({layer.where}): "
-    given, extras = dict(layer.tensors), {k: v.shape for k, v in layer.tensors.items() if k in CANONICAL}
-    beside: dict[str, Lazy] = {}
-    if form.layout in families.GENERIC:
-        for name, shape in list(extras.items()):
-            if layout.place(name, shape, config) is None:
-                beside[name.replace(".", layout.separator)] = given.pop(name)
-                del extras[name]
-    found = [f"layout {layout.name} cannot hold it: {reason}" for reason in layout.unsupported(config)]
-    found += layout.misfits(extras, config)
-    if found:
-        neutral.problems += [prefix + reason for reason in found]
-        return {}
-    bias = given.get("key.bias")
-    if not layout.key_bias and bias is not None:
-        del given["key.bias"]
-        zero = bias
-        neutral.checks.append(lambda read: _check_zero(layout, zero, config, prefix, read))
-    neutral.add_steps(layout.writing(config))
-    written: dict[str, Any] = layout.from_canonical(cast(Any, given), config)
-    missing = [name for name in layout.shapes(config, extras) if name not in written]
-    neutral.problems += [f"{prefix}{name} would be missing" for name in missing]
-    return {k: v if isinstance(v, Lazy) else constant(v) for k, v in written.items()} | beside
-
-
-def _check_zero(layout: layouts.Layout, bias: Lazy, config: AttentionConfig, prefix: str, read: Read) -> None:
-    try:
-        layout.from_canonical({"key.bias": bias.evaluate(read)}, config)
-    except ValueError as error:
-        raise ValueError(f"{prefix}{error}") from None
 
 
 def _placeable(form: Form) -> list[tuple[Rule, str]]:
@@ -315,4 +207,4 @@ def _several(shapes: set[Any]) -> str:
     return " and ".join(sorted(f"{list(shape)} {dtype}" for shape, dtype in shapes))
 
 
-__all__ = ["Attention", "Check", "Neutral", "read", "write"]
+__all__ = ["Attention", "Check", "Heads", "Neutral", "read", "write"]

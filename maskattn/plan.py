@@ -19,7 +19,7 @@ from maskattn.layouts._check import DTYPES
 from maskattn.layouts._extras import Step
 
 REST = ("error", "keep", "drop")
-BUFFERED = 256 * 2**20
+BUFFERED = 64 * 2**20
 """Bytes that may be read ahead, beside the tensors in hand; the writer holds some 100 MB more."""
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -67,10 +67,12 @@ problems = safetensors.problems
 
 
 class ShardedWriter(Writer):
-    """The files of an index, each closed when it has its tensors; the index comes last, and makes them a checkpoint.
+    """The files of an index, completed one by one; the index comes last, and makes them a checkpoint.
 
     Renaming several files is not one step, so a checkpoint that is there is never replaced: FileExistsError.
     """
+
+    parallel = True
 
     def __init__(
         self,
@@ -97,25 +99,27 @@ class ShardedWriter(Writer):
         for shard in self._shards:
             shard.path = self._place.place / shard.path.name
 
-    def _begin_tensor(self, name: str) -> None:
-        self._current = self._of[name]
-        if not self._current.begun:
-            self._current._begin()
-        self._current._begin_tensor(name)
-
-    def _append(self, chunk: memoryview) -> None:
-        self._current._append(chunk)
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+        shard = self._of[name]
+        with self._lock:
+            if not shard.begun:
+                shard._begin()
+        return shard._begin_tensor(name)
 
     def _end_tensor(self, name: str) -> None:
-        self._current.hashes[name] = self.hashes[name]
-        if len(self._current.hashes) == len(self._current.infos):
-            self._current._publish()
+        shard = self._of[name]
+        with self._lock:
+            shard.hashes[name] = self.hashes[name]
+            if len(shard.hashes) < len(shard.infos):
+                return
+        shard._publish()
 
     def _publish(self) -> None:
         assert self._place is not None
         if not self.infos:
             self._shards[0]._begin()
-            self._shards[0]._publish()
+        for shard in self._shards:  # only now, since provenance may be added to until the end
+            shard._publish()
         total = sum(info.nbytes for info in self.infos.values())
         index = {
             "metadata": {"total_size": total},
