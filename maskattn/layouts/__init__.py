@@ -45,7 +45,6 @@ from maskattn.layouts.meta_llama import MetaLlama
 from maskattn.layouts.swin import Swin, TimmSwin
 from maskattn.layouts.swin_v2 import SwinV2
 from maskattn.layouts.torch_mha import TorchMHA
-from maskattn.layouts.vit_npz import BigVision, ViTNpz
 
 if TYPE_CHECKING:
     from maskattn.config import AttentionConfig
@@ -89,8 +88,6 @@ _LAYOUTS: tuple[Layout, ...] = (
     HFPhi3(),
     HFT5(),
     HFCLIP(),
-    ViTNpz(),
-    BigVision(),
     FlaxBert(),
     FlaxGPT2(),
     FlaxGPT2Cross(),

@@ -202,6 +202,10 @@ class Layout:
         """For each tensor of the projections, the canonical tensors it holds: what must be read to write what."""
         return {entry.name: entry.canonical for entry in self.stored(config)}
 
+    def lives_at(self, prefix: str) -> bool:
+        """Whether ``detect`` takes what lies at this prefix for this layout, where others have the same names."""
+        return True
+
     def match(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
         """The layers found among ``names``: ``{prefix: {name without prefix: full name}}``, in order of appearance.
 

@@ -72,7 +72,7 @@ def detect(tensors: Mapping[str, Any], config: AttentionConfig | None, layouts: 
     fitting: list[tuple[Layout, Candidate]] = []
     rejected: list[Candidate] = []
     for layout in layouts:
-        layers = layout.match(tensors)
+        layers = {prefix: owned for prefix, owned in layout.match(tensors).items() if layout.lives_at(prefix)}
         if not layers:
             continue
         objections = _all_objections(layout, layers, tensors, config)

@@ -29,30 +29,29 @@ import numpy as np
 
 from maskattn.config import AttentionConfig
 from maskattn.layouts._base import Array, Extra, Limit, Step, Tensors
-from maskattn.layouts._in_module import InModule, inside
 from maskattn.layouts._limits import one_bias_flag, plain_scale, projects, same_output
+from maskattn.layouts.flax_linen import FlaxLinen
 
 _FOLDED = ("query.kernel", "query.bias")
 
 
-class MaxText(InModule):
-    """Nothing folded in. Found by name in a decoder only; ``detect`` then lists all three, and ``flax-linen``."""
+class MaxText(FlaxLinen):
+    """Nothing folded in. Where a decoder's self_attention holds these names, ``detect`` lists all three layouts, and
+    ``flax-linen``.
+    """
 
     name = "maxtext"
-    module = "self_attention"
-    anchors = (f"{module}/query/kernel", f"{module}/key/kernel", f"{module}/value/kernel")
-    projections = inside(module)
+    aliases = ()
     extras: ClassVar[tuple[Extra, ...]] = (
-        Extra("query_norm.scale", f"{module}/query_norm/scale", ("D",)),
-        Extra("key_norm.scale", f"{module}/key_norm/scale", ("D",)),
+        Extra("query_norm.scale", "query_norm/scale", ("D",)),
+        Extra("key_norm.scale", "key_norm/scale", ("D",)),
     )
-    refused = {f"{module}/qkv_proj/kernel": "MaxText's fused_qkv has no layout here"}
+    refused = {"qkv_proj/kernel": "MaxText's fused_qkv has no layout here"}
     limits: ClassVar[tuple[Limit, ...]] = (projects, one_bias_flag, same_output)
 
-    def match(self, names: Iterable[str]) -> dict[str, dict[str, str]]:
-        """The layers found among ``names``; other models of Flax call a module self_attention, too."""
-        found = super().match(names)
-        return {prefix: owned for prefix, owned in found.items() if not prefix or "decoder/" in prefix}
+    def lives_at(self, prefix: str) -> bool:
+        """Attention of a decoder: elsewhere these are Flax Linen's names."""
+        return prefix.endswith("self_attention/") and "decoder/" in prefix
 
 
 class MaxTextScaled(MaxText):

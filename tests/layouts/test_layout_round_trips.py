@@ -93,8 +93,6 @@ HELD = {
     "hf-phi3": {"no biases", "grouped, pairs", "scale one"},
     "hf-t5": {"scale one"},
     "hf-clip": {"square heads"},
-    "vit-npz": ANY,
-    "big-vision": ANY,
     "flax-bert": {"square heads"},
     "flax-gpt2": {"square heads"},
     "flax-gpt2-cross": {"square heads"},

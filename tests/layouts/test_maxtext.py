@@ -41,7 +41,7 @@ def test_maxtext(layout):
         return np.einsum("blhd,hdo->blo", heads(out, 6), kernel("out")) + bias("out")
 
     right = run(canonical, "{}.{}", False, 0.5)
-    names = "self_attention/{}/{}"
+    names = "{}/{}"
     assert (
         np.abs(run(tensors, names, interleaved, scale) - right).max()
         <= 64 * standards.eps("float64") * np.abs(right).max()
@@ -62,7 +62,7 @@ def test_maxtext_folds_as_its_converter_does():
         first, second = np.split(canonical["query.kernel"], 2, axis=-1)
         pairs = np.stack([first, second], axis=-1).reshape(canonical["query.kernel"].shape)
         right = (pairs.astype(np.float32) * np.float32(1 / np.sqrt(128))).astype(dtype)
-        assert there["self_attention/query/kernel"].tobytes() == right.tobytes()
+        assert there["query/kernel"].tobytes() == right.tobytes()
         back = convert_tensors(there, source="maxtext-llama", target="canonical", config=config)
         changed = float((back["query.kernel"] != canonical["query.kernel"]).mean())
         assert 0.1 < changed < 0.5  # which is why the step says so beforehand; nothing else changes
@@ -89,12 +89,12 @@ def test_what_maxtext_cannot_undo_is_said_before():
 
 
 def test_names_alone_do_not_tell_what_maxtext_computes():
-    tensors = tensors_for("maxtext", ROTARY, prefix="params/decoder/layers_0/")
+    tensors = tensors_for("maxtext", ROTARY, prefix="params/decoder/layers_0/self_attention/")
     found = layouts.detect(tensors)
     assert {candidate.layout for candidate in found} == {"flax-linen", "maxtext", "maxtext-scaled", "maxtext-llama"}
     with pytest.raises(ValueError, match="4 layouts fit these tensors: name the source layout"):
         _ = found.layout
-    elsewhere = {name.replace("decoder", "blocks"): array for name, array in tensors.items()}
-    assert layouts.detect(elsewhere).layout == "flax-linen"
-    normed = tensors_for("maxtext", ROTARY, prefix="params/decoder/layers_0/", every=True)
+    for at in ("params/blocks_0/self_attention/", "params/decoder/layers_0/attention/", ""):
+        assert layouts.detect(tensors_for("maxtext", ROTARY, prefix=at)).layout == "flax-linen"
+    normed = tensors_for("maxtext", ROTARY, prefix="params/decoder/layers_0/self_attention/", every=True)
     assert layouts.detect(normed).layout == "maxtext"

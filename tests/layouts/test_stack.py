@@ -47,7 +47,9 @@ def test_big_vision_and_its_scanned_layers():
     # Layer by layer and in another layout, the same computation.
     there = convert_tensors(apart, source="big-vision", target="timm", config=PLAIN, others="drop")
     assert sorted(name for name in there if "block_1." in name) == [
-        f"params.Transformer.encoderblock_1.{part}.{kind}" for part in ("proj", "qkv") for kind in ("bias", "weight")
+        f"params.Transformer.encoderblock_1.MultiHeadDotProductAttention_0.{part}.{kind}"
+        for part in ("proj", "qkv")
+        for kind in ("bias", "weight")
     ]
     home = convert_tensors(there, source="timm", target="big-vision", config=PLAIN)
     assert_same(home, {name: apart[name] for name in home})
