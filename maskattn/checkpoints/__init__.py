@@ -64,8 +64,7 @@ def create(
     >>> with tempfile.TemporaryDirectory() as folder:
     ...     info = checkpoints.TensorInfo((2, 3), np.dtype("float32"))
     ...     with checkpoints.create(f"{folder}/a.safetensors", {"x": info}) as writer:
-    ...         for name in writer.order:
-    ...             writer.write(name, np.ones((3, 2), np.float32).T)
+    ...         writer.write("x", np.ones((3, 2), np.float32).T)
     ...     with checkpoints.open(f"{folder}/a.safetensors") as reader:
     ...         print(reader["x"].shape, reader.hashes["x"][:8])
     (2, 3) f4691328
@@ -148,8 +147,7 @@ def save(
         raise ValueError("\n  ".join(["tensors cannot be saved:", *found]))
     infos = {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}
     with create(path, infos, metadata=metadata, max_shard_size=max_shard_size) as writer:
-        for name in writer.order:
-            writer.write(name, tensors[name])
+        writer.write_each(tensors.__getitem__)
 
 
 def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -14,10 +13,12 @@ import numpy as np
 
 from maskattn.checkpoints import _seal
 from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._memory import Memory
 
 
 class Reader(Mapping[str, Array]):
-    """Names to arrays of an open checkpoint; an array is read when asked for, and is the caller's own.
+    """Names to arrays of an open checkpoint; an array is read when asked for, and is the caller's own. Several
+    threads may read at once.
 
     ``infos`` tells names, shapes and dtypes without reading, in the order of the file; ``metadata`` is what the file
     says of itself. ``hashes`` (SHA-256 by name) and ``provenance`` are what this library wrote with it, empty in other
@@ -33,6 +34,7 @@ class Reader(Mapping[str, Array]):
         self.provenance: dict[str, Any] = {}
         self.notes: list[str] = []
         self._verify = verify
+        self._memory = Memory()
         sealed = self.metadata.pop(_seal.KEY, None)
         if sealed is not None:
             self.hashes, self.provenance = _seal.parse(path, sealed, infos, self.metadata, verify)
@@ -66,21 +68,6 @@ class Reader(Mapping[str, Array]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
-
-    def ahead(self, names: Iterable[str]) -> Iterator[tuple[str, Array]]:
-        """Yields each name with its array; while the caller works on one, the next is read in a second thread.
-
-        Up to three arrays are in memory at once: the caller's, the next one, and what the caller makes of its own.
-        """
-        with ThreadPoolExecutor(1) as thread:
-            last = None
-            for name in names:
-                coming = (name, thread.submit(self.__getitem__, name))
-                if last is not None:
-                    yield last[0], last[1].result()
-                last = coming
-            if last is not None:
-                yield last[0], last[1].result()
 
     def outline(self) -> dict[str, Array]:
         """Arrays of the right shapes and dtypes that hold nothing and take no memory: enough to find a layout by."""

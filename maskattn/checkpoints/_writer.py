@@ -1,36 +1,42 @@
-"""What a writer is: tensors in, one at a time, in bounded memory; hashed and written behind the caller's back."""
+"""What a writer is: tensors in, one at a time, in bounded memory, hashed as they are written."""
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import os
+import threading
 from abc import ABC, abstractmethod
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import IO, Any, ClassVar
 
 import numpy as np
 
 from maskattn._contiguous import contiguous
 from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._memory import Memory
+from maskattn.checkpoints._publish import Temporary, sync_folder
 
-CHUNK = 2**25
-PENDING_CHUNKS = 2
+THREADS = 2
+CHUNK = 2**21  # laid out, hashed and written while it is in the cache
+WRITEBACK = 2**25  # bytes after which what was written goes on its way to the disk
 
 
 class Writer(ABC):
     """Writes the tensors that were announced, each once, in any order; use it in a ``with`` statement.
 
     Leaving the block publishes the file, in one step; leaving it by an exception removes everything that was made, and
-    what was at ``path`` is as it was. Hashing and writing go on in a second thread while the caller prepares the next
-    tensor; beside the tensor in hand, some 100 MB are held, however large the file.
+    what was at ``path`` is as it was. Beside the tensors in hand a few MB are held, however large the file.
 
-    ``infos`` is what was announced, ``order`` its names in the order that the format stores, which is the fastest to
-    write, ``hashes`` the SHA-256 of each tensor written so far, once the block has been left of all of them.
+    ``infos`` is what was announced, ``order`` its names in the order that the format stores, ``hashes`` the SHA-256 of
+    each tensor written so far.
     """
+
+    parallel: ClassVar[bool] = False  # whether tensors can be written from several threads at once
 
     def __init__(
         self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
@@ -39,64 +45,96 @@ class Writer(ABC):
         self.order = tuple(infos)
         self.hashes: dict[str, str] = {}
         self._taken: set[str] = set()
-        self._pending: deque[Future[None]] = deque()
-        self._thread: ThreadPoolExecutor | None = None
-        self._left = False
+        self._lock, self._turn = threading.Lock(), threading.Lock()
+        self._memory = Memory(keep=THREADS)
+        self._entered = self._left = self._broken = False
 
     def write(self, name: str, array: Array) -> None:
-        """Writes one tensor: any strides, memory order and byte order, 0-d and empty too; afterwards it may be changed.
+        """Writes one tensor: any strides, memory order and byte order, 0-d and empty too.
+
+        May be called from several threads; where the format takes one tensor after another, they wait for each other.
 
         Raises:
             ValueError: a name that was not announced or is written twice, another shape or dtype than announced, a
                 writer outside its ``with`` block. TypeError: not a NumPy array.
-            OSError: the file could not be written (this tensor or one before it).
+            OSError: the file could not be written.
         """
-        self._check(name, array)
-        self._taken.add(name)
-        digest = hashlib.sha256()
-        self._submit(lambda: self._begin_tensor(name))
-        shared = False
-        for chunk, own in _chunks(_little(array)):
-            shared = shared or not own
-            self._submit(lambda chunk=chunk: self._consume(digest, chunk))  # type: ignore[misc]
-        self._submit(lambda: self._finish_tensor(name, digest.hexdigest()))
-        if shared:
-            self._drain(0)  # chunks of the caller's own array: it may be changed once this returns
+        with self._lock:
+            self._check(name, array)
+            self._taken.add(name)
+        try:
+            with contextlib.nullcontext() if self.parallel else self._turn:
+                self._write(name, _little(array))
+        except BaseException:
+            self._broken = True
+            raise
+
+    def write_each(self, make: Callable[[str], Array], done: Callable[[str], None] | None = None) -> None:
+        """Writes ``make(name)`` for every name of ``order`` that is not written yet, on two threads where that helps.
+
+        While one tensor is hashed and written, the next is made: at most two are in memory.
+
+        Args:
+            make: gives the tensor of a name; called from both threads.
+            done: called with each name that was written, under a lock.
+        """
+        names, reporting = iter([name for name in self.order if name not in self._taken]), threading.Lock()
+        stop = threading.Event()
+
+        def work() -> None:
+            while not stop.is_set():
+                with self._lock:
+                    name = next(names, None)
+                if name is None:
+                    return
+                try:
+                    self.write(name, make(name))
+                    with reporting:
+                        if done is not None:
+                            done(name)
+                except BaseException:
+                    stop.set()
+                    raise
+
+        with ThreadPoolExecutor(THREADS) as threads:
+            running = [threads.submit(work) for _ in range(THREADS)]
+            try:
+                for thread in running:
+                    thread.result()
+            except BaseException:
+                stop.set()
+                raise
 
     def __enter__(self) -> Writer:
-        if self._thread is not None or self._left:
+        if self._entered:
             raise ValueError(f"{self.path}: a writer is entered once")
-        self._thread = ThreadPoolExecutor(1)
+        self._entered = True
         try:
             self._begin()
         except BaseException:
-            self._stop()
+            self._left = True
+            self._discard()
             raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        self._left = True
         try:
             if kind is None:
-                self._drain(0)
+                if self._broken:
+                    raise ValueError(f"{self.path}: nothing was written, because writing a tensor failed before")
                 missing = [name for name in self.infos if name not in self._taken]
                 if missing:
                     shown = ", ".join(missing[:5]) + (", ..." if len(missing) > 5 else "")
                     raise ValueError(f"{self.path}: {len(missing)} tensors were announced but not written: {shown}")
                 self._publish()
         finally:
-            self._stop()
-
-    def _stop(self) -> None:
-        """Ends the thread and removes what was not published."""
-        self._left = True
-        if self._thread is not None:
-            self._thread.shutdown(wait=True, cancel_futures=True)
-        self._discard()
+            self._discard()
 
     def _check(self, name: str, array: Array) -> None:
-        if self._thread is None or self._left:
+        if not self._entered or self._left:
             raise ValueError(f"{self.path}: {name!r} is written outside the writer's with block")
         if not isinstance(array, np.ndarray):
             raise TypeError(f"{name}: expected a NumPy array, got {type(array).__module__}.{type(array).__name__}")
@@ -111,43 +149,85 @@ class Writer(ABC):
                 f"got shape {list(array.shape)} and dtype {array.dtype}"
             )
 
-    def _submit(self, work: Callable[[], None]) -> None:
-        assert self._thread is not None
-        self._pending.append(self._thread.submit(work))
-        self._drain(2 + PENDING_CHUNKS)
-
-    def _drain(self, left: int) -> None:
-        """Waits until at most ``left`` pieces of work are under way, and raises what went wrong in the thread."""
-        while len(self._pending) > left:
-            self._pending.popleft().result()
-
-    def _consume(self, digest: Any, chunk: memoryview) -> None:
-        digest.update(chunk)
-        self._append(chunk)
-
-    def _finish_tensor(self, name: str, digest: str) -> None:
-        self.hashes[name] = digest
+    def _write(self, name: str, array: Array) -> None:
+        """Hashes and appends the bytes of ``array``, which is little-endian."""
+        digest = hashlib.sha256()
+        append = self._begin_tensor(name)
+        for chunk in chunks(array, self._memory):
+            digest.update(chunk)
+            append(chunk)
+        self.hashes[name] = digest.hexdigest()
         self._end_tensor(name)
 
-    # What a format defines. The first three run in the thread, in the order of the calls of ``write``.
-
-    @abstractmethod
-    def _begin_tensor(self, name: str) -> None: ...
-
-    @abstractmethod
-    def _append(self, chunk: memoryview) -> None: ...
-
-    def _end_tensor(self, name: str) -> None:
-        return
+    # What a format defines.
 
     @abstractmethod
     def _begin(self) -> None: ...
+
+    @abstractmethod
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]: ...
+
+    def _end_tensor(self, name: str) -> None:
+        return
 
     @abstractmethod
     def _publish(self) -> None: ...
 
     @abstractmethod
     def _discard(self) -> None: ...
+
+
+class Appender:
+    """Writes from one place of a file on, whatever other threads write elsewhere in it."""
+
+    def __init__(self, descriptor: int, at: int) -> None:
+        self._descriptor, self._at, self._synced = descriptor, at, at
+
+    def __call__(self, chunk: memoryview) -> None:
+        while chunk:
+            count = os.pwrite(self._descriptor, chunk, self._at)
+            chunk = chunk[count:]
+            self._at += count
+        if self._at - self._synced >= WRITEBACK and hasattr(os, "posix_fadvise"):
+            # Starts writing, and gives up pages that are written: memory stays with those who need it.
+            start = max(0, self._synced - 4 * WRITEBACK)
+            os.posix_fadvise(self._descriptor, start, self._at - start, os.POSIX_FADV_DONTNEED)
+            self._synced = self._at
+
+
+class FileWriter(Writer):
+    """A writer of one file."""
+
+    def __init__(
+        self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
+    ) -> None:
+        super().__init__(path, infos, metadata, provenance)
+        self._temporary: Temporary | None = None
+
+    @property
+    def _file(self) -> IO[bytes]:
+        assert self._temporary is not None
+        return self._temporary.file
+
+    def _begin(self) -> None:
+        self._temporary = Temporary(self.path)
+
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+        return self._file.write
+
+    def _publish(self) -> None:
+        assert self._temporary is not None
+        self._complete()
+        self._temporary.sync()
+        self._temporary.publish()
+        sync_folder(self.path.parent)
+
+    def _discard(self) -> None:
+        if self._temporary is not None:
+            self._temporary.discard()
+
+    def _complete(self) -> None:
+        """What is written when all tensors are."""
 
 
 def checked(infos: Mapping[Any, Any], metadata: Mapping[Any, Any] | None, reserved: str) -> list[str]:
@@ -197,21 +277,20 @@ def _little(array: Array) -> Array:
     return array
 
 
-def _chunks(array: Array) -> Iterator[tuple[memoryview, bool]]:
-    """The bytes of ``array`` in C order, at most some CHUNK at a time, and whether they are a copy of their own."""
+def chunks(array: Array, memory: Memory) -> Iterator[memoryview]:
+    """The bytes of ``array`` in C order, about CHUNK at a time; each is read before the next is asked for."""
     if array.size == 0:
         return
     if array.flags.c_contiguous:
         flat = array.reshape(-1).view(np.uint8).data
         for start in range(0, len(flat), CHUNK):
-            yield flat[start : start + CHUNK], False
+            yield flat[start : start + CHUNK]
         return
     rows = CHUNK * len(array) // array.nbytes
     if rows == 0:
         for part in array:
-            yield from _chunks(part)
+            yield from chunks(part, memory)
         return
     for start in range(0, len(array), rows):
         part = array[start : start + rows]
-        own = not part.flags.c_contiguous
-        yield contiguous(part).reshape(-1).view(np.uint8).data, own
+        yield contiguous(part, memory.empty(part.shape, part.dtype)).reshape(-1).view(np.uint8).data

@@ -11,7 +11,7 @@ import math
 import os
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -21,9 +21,8 @@ from numpy.lib import format as npy
 
 from maskattn.checkpoints import _seal, _zip
 from maskattn.checkpoints._base import Array, TensorInfo
-from maskattn.checkpoints._publish import Temporary, sync_folder
 from maskattn.checkpoints._reader import Reader
-from maskattn.checkpoints._writer import Writer
+from maskattn.checkpoints._writer import FileWriter, Writer
 
 SUFFIXES = (".npz",)
 # Weights hardly compress: a large archive that would inflate to more times its size than this is a bomb.
@@ -80,7 +79,7 @@ class NpzReader(Reader):
 
     def _read(self, name: str, info: TensorInfo) -> Array:
         member, start, fortran = self._order[name]
-        array = np.empty(math.prod(info.shape), info.dtype)
+        array = self._memory.empty((math.prod(info.shape),), info.dtype)
         buffer = array.view(np.uint8).data
         try:
             with self._zip.open(member) as file:
@@ -120,23 +119,22 @@ def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
     ]
 
 
-class NpzWriter(Writer):
+class NpzWriter(FileWriter):
     """One archive. Comments of a zip are invisible to NumPy: each member's holds its hash, the archive's the rest."""
 
     def __init__(
         self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
     ) -> None:
         super().__init__(path, infos, metadata, provenance)
-        self._temporary: Temporary | None = None
         self._zip: zipfile.ZipFile | None = None
         self._out: IO[bytes] | None = None
         _zip.compose(path, provenance, dict.fromkeys(infos, _seal.PENDING), infos, metadata)
 
     def _begin(self) -> None:
-        self._temporary = Temporary(self.path)
-        self._zip = zipfile.ZipFile(self._temporary.file, "w", zipfile.ZIP_STORED, allowZip64=True)
+        super()._begin()
+        self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
 
-    def _begin_tensor(self, name: str) -> None:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
         info = self.infos[name]
         # A fixed date: the same tensors give the same bytes.
         self._member = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))
@@ -145,31 +143,24 @@ class NpzWriter(Writer):
         dtype = np.dtype("V2") if info.dtype == _BFLOAT16 else info.dtype
         described = {"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": info.shape}
         npy.write_array_header_1_0(self._out, described)
-
-    def _append(self, chunk: memoryview) -> None:
-        assert self._out is not None
-        self._out.write(chunk)
+        return self._out.write
 
     def _end_tensor(self, name: str) -> None:
         assert self._out is not None
         self._out.close()
         self._member.comment = _zip.member_comment(self.hashes[name])
 
-    def _publish(self) -> None:
-        assert self._zip is not None and self._temporary is not None
+    def _complete(self) -> None:
+        assert self._zip is not None
         self._zip.comment = _zip.compose(self.path, self.provenance, self.hashes, self.infos, self.metadata)
         self._zip.close()
-        self._temporary.sync()
-        self._temporary.publish()
-        sync_folder(self.path.parent)
 
     def _discard(self) -> None:
         for part in (self._out, self._zip):
             with contextlib.suppress(OSError, ValueError):  # closing writes, which fails again where the disk is full
                 if part is not None:
                     part.close()
-        if self._temporary is not None:
-            self._temporary.discard()
+        super()._discard()
 
 
 def _npy_header(file: IO[bytes]) -> tuple[TensorInfo, bool, int]:

@@ -7,7 +7,8 @@ sizes that contradict shapes, bytes left over (https://github.com/huggingface/sa
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,9 +17,8 @@ import numpy as np
 
 from maskattn.checkpoints import _seal
 from maskattn.checkpoints._base import Array, TensorInfo
-from maskattn.checkpoints._publish import Temporary, sync_folder
 from maskattn.checkpoints._reader import Reader
-from maskattn.checkpoints._writer import Writer
+from maskattn.checkpoints._writer import Appender, FileWriter, Writer
 
 SUFFIXES = (".safetensors",)
 HEADER_LIMIT = 100_000_000  # as the format's own library has it
@@ -57,14 +57,15 @@ class SafetensorsReader(Reader):
             raise
 
     def _read(self, name: str, info: TensorInfo) -> Array:
-        array = np.empty(info.shape, info.dtype)
+        array = self._memory.empty(info.shape, info.dtype)
         buffer = array.reshape(-1).view(np.uint8).data
-        self._file.seek(self._starts[name])
+        at = self._starts[name]
         while buffer:
-            count = self._file.readinto(buffer)  # type: ignore[attr-defined]
+            count = os.preadv(self._file.fileno(), [buffer], at)
             if not count:
                 raise ValueError(f"{self.path}: ends within {name!r}: the file was cut short after it was opened")
             buffer = buffer[count:]
+            at += count
         return array
 
     def _close(self) -> None:
@@ -91,8 +92,10 @@ def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
     return found
 
 
-class SafetensorsWriter(Writer):
+class SafetensorsWriter(FileWriter):
     """One file. The hashes stand in the header, before the tensors: room is kept for them and filled in at the end."""
+
+    parallel = True
 
     def __init__(
         self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
@@ -100,7 +103,6 @@ class SafetensorsWriter(Writer):
         super().__init__(path, infos, metadata, provenance)
         rank = {dtype: -i for i, dtype in enumerate(_DTYPES.values())}
         self.order = tuple(sorted(infos, key=lambda name: (rank[infos[name].dtype], name)))
-        self._temporary: Temporary | None = None
         pending = dict.fromkeys(infos, _seal.PENDING)
         self._header = self._compose(_seal.compose(provenance, pending, infos, metadata, pending=True))
 
@@ -127,34 +129,16 @@ class SafetensorsWriter(Writer):
         return self._temporary is not None
 
     def _begin(self) -> None:
-        self._temporary = Temporary(self.path)
-        self._temporary.file.write(self._header)
+        super()._begin()
+        self._file.write(self._header)
+        self._file.flush()  # from here on, every thread writes at its own place
 
-    def _begin_tensor(self, name: str) -> None:
-        assert self._temporary is not None
-        self._temporary.file.seek(len(self._header) + self._starts[name])
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+        return Appender(self._file.fileno(), len(self._header) + self._starts[name])
 
-    def _append(self, chunk: memoryview) -> None:
-        assert self._temporary is not None
-        self._temporary.file.write(chunk)
-
-    def _complete(self) -> Temporary:
-        """The file as it will be, on the disk but not in its place."""
-        assert self._temporary is not None
-        self._temporary.file.seek(0)
-        self._temporary.file.write(
-            self._compose(_seal.compose(self.provenance, self.hashes, self.infos, self.metadata))
-        )
-        self._temporary.sync()
-        return self._temporary
-
-    def _publish(self) -> None:
-        self._complete().publish()
-        sync_folder(self.path.parent)
-
-    def _discard(self) -> None:
-        if self._temporary is not None:
-            self._temporary.discard()
+    def _complete(self) -> None:
+        self._file.seek(0)
+        self._file.write(self._compose(_seal.compose(self.provenance, self.hashes, self.infos, self.metadata)))
 
 
 def _read_header(file: IO[bytes], path: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:

@@ -1,0 +1,51 @@
+"""Arrays whose memory is used again when the last view of them is gone.
+
+A large array that is freed goes back to the system, and the next one is faulted in page by page: in a stream of
+tensors that costs as much as reading them.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+import weakref
+from typing import Any
+
+import numpy as np
+
+from maskattn.checkpoints._base import Array
+
+SMALL = 2**20  # below this many bytes an array is made as usual
+
+
+class Memory:
+    """Gives out arrays, and keeps at most ``keep`` of the blocks that came back."""
+
+    def __init__(self, keep: int = 2) -> None:
+        self._keep, self._lock = keep, threading.RLock()
+        self._free: list[bytearray] = []
+
+    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+        """As ``np.empty``; the array is the caller's as long as it, or any view of it, is referred to."""
+        size = math.prod(shape) * dtype.itemsize
+        if size < SMALL:
+            return np.empty(shape, dtype)
+        block = self._take(size)
+        # Views of an array refer to the last array that lies under them, and this one lies on no other.
+        owner = np.frombuffer(block, np.uint8)
+        weakref.finalize(owner, self._give, block).atexit = False
+        return owner[:size].view(dtype).reshape(shape)
+
+    def _take(self, size: int) -> bytearray:
+        with self._lock:
+            fitting = [block for block in self._free if len(block) >= size]
+            if fitting:
+                block = min(fitting, key=len)
+                self._free = [other for other in self._free if other is not block]
+                return block
+            self._free = []  # too small: what is given out next takes their place
+        return bytearray(size)
+
+    def _give(self, block: bytearray) -> None:
+        with self._lock:
+            self._free = sorted([*self._free, block], key=len)[-self._keep :]
