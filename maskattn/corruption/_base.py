@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from maskattn._inputs import Inputs
 
@@ -23,6 +23,9 @@ class Scheme:
     Element i of a drawn array depends on the key and on i only: the rows of a batch are the first rows of a larger one.
     """
 
+    #: each scheme documents its own
+    apply: ClassVar[Callable[..., Any]]
+
 
 def fraction(inputs: Inputs, name: str, value: Any, low: float = 0.0, high: float = 1.0) -> Any:
     """`value` as a float in [low, high]."""
@@ -40,9 +43,16 @@ def between(inputs: Inputs, name: str, value: Any, fits: Callable[[float], bool]
         inputs.fault(f"{name} must be (low, high), got {value!r}", of_type=True)
         return value
     found = inputs.number(f"{name}[0]", low), inputs.number(f"{name}[1]", high)
-    if found[0] is not None and found[1] is not None and not (found[0] <= found[1] and all(map(fits, found))):
-        inputs.fault(f"{name} must be (low, high), low <= high, {says}, got {found}")
+    if found[0] is not None and found[1] is not None:
+        if not (found[0] <= found[1] and fits(found[0]) and fits(found[1])):
+            inputs.fault(f"{name} must be (low, high), low <= high, {says}, got {found}")
     return found
+
+
+def flag(inputs: Inputs, name: str, value: Any) -> None:
+    """`value` is a bool."""
+    if not isinstance(value, bool):
+        inputs.fault(f"{name} must be a bool, got {value!r}", of_type=True)
 
 
 def ready(inputs: Inputs, scheme: Scheme, **values: Any) -> None:

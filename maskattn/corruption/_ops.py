@@ -72,7 +72,7 @@ class NumpyOps:
     """The operations in NumPy."""
 
     def key(self, key: Any) -> Any:
-        return rng.key(key) if isinstance(key, (int, np.integer)) else key
+        return key if isinstance(key, np.ndarray) else rng.key(key)
 
     def fold_in(self, key: Any, data: Any) -> Any:
         return rng.fold_in(key, data)

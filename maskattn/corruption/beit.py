@@ -69,8 +69,7 @@ class BEiT(Scheme):
         smallest = inputs.integer("min_block", self.min_block, minimum=1)
         largest = patches if self.max_block is None else inputs.integer("max_block", self.max_block, minimum=1)
         low = inputs.number("min_aspect", self.min_aspect)
-        high = None if low is None else 1 / low if self.max_aspect is None and low else self.max_aspect
-        high = high if high is None else inputs.number("max_aspect", high)
+        high = 1 / (low or 1.0) if self.max_aspect is None else inputs.number("max_aspect", self.max_aspect)
         if low is not None and high is not None and not 0 < low <= high < math.inf:
             inputs.fault(f"min_aspect, max_aspect must be positive and in order, got {low} and {high}")
         if not inputs.faults:

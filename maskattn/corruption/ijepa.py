@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskattn._inputs import Inputs
-from maskattn.corruption._base import Array, Scheme, batch_size, between, ready
+from maskattn.corruption._base import Array, Scheme, batch_size, between, flag, ready
 from maskattn.corruption._blocks import rectangle
 from maskattn.corruption._ops import BITS, NUMPY, Ops, indices
 
@@ -89,8 +89,7 @@ class IJEPA(Scheme):
         values["target_aspect"] = between(
             inputs, "target_aspect", self.target_aspect, lambda x: 0 < x < float("inf"), "positive and finite"
         )
-        if not isinstance(self.allow_overlap, bool):
-            inputs.fault(f"allow_overlap must be a bool, got {self.allow_overlap!r}", of_type=True)
+        flag(inputs, "allow_overlap", self.allow_overlap)
         if not inputs.faults:
             for name, aspect in (("target", values["target_aspect"]), ("context", (1.0, 1.0))):
                 least = int(_sizes(values["grid"], values[f"{name}_scale"], aspect)[1].prod(axis=1).min())

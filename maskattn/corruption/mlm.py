@@ -7,7 +7,7 @@ import numpy as np
 
 from maskattn import rng
 from maskattn._inputs import Inputs
-from maskattn.corruption._base import Array, Scheme, fraction, ready
+from maskattn.corruption._base import Array, Scheme, flag, fraction, ready
 from maskattn.corruption._ops import BITS, NUMPY, Ops, chance, previous, rank
 
 
@@ -78,8 +78,7 @@ class MLM(Scheme):
         if not inputs.faults and sum(shares) > 1:
             inputs.fault(f"mask_share + random_share must be at most 1, got {shares[0]} + {shares[1]}")
         for name in ("whole_words", "exact_count"):
-            if not isinstance(getattr(self, name), bool):
-                inputs.fault(f"{name} must be a bool, got {getattr(self, name)!r}", of_type=True)
+            flag(inputs, name, getattr(self, name))
         ignore_index = inputs.integer("ignore_index", self.ignore_index)
         if not inputs.faults and 0 <= ignore_index < vocab_size:
             inputs.fault(f"ignore_index must be no token of the vocabulary, got {ignore_index}")

@@ -2,18 +2,12 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import torch
 
-import maskattn_jax
-import maskattn_torch
 from maskattn.parity import standards
 
 JAX, TORCH = "jax", "torch"
@@ -157,23 +151,33 @@ def limit(case, dtype):
 
 def run(twin, case, dtype="float32", loss=None):
     """The loss and its gradients by the floats, NumPy arrays; `loss` replaces the function."""
-    call = torch_step(case, loss) if twin == TORCH else jax_step(case, loss)
-    with jax.enable_x64(dtype == "float64") if twin == JAX else nullcontext():
-        return call({name: np.asarray(x, dtype) for name, x in case.floats.items()})
+    floats = {name: np.asarray(x, dtype) for name, x in case.floats.items()}
+    if twin == TORCH:
+        return torch_step(case, loss)(floats)
+    import jax
+
+    with jax.enable_x64(dtype == "float64"):
+        return jax_step(case, loss)(floats)
 
 
 @cache
 def jax_function(loss, options, compiler):
+    import jax
+
+    import maskattn_jax
+
     def total(floats, data):
         function = getattr(maskattn_jax.losses, loss) if isinstance(loss, str) else loss
         value = function(**floats, **data, **dict(options))
         return value.sum(), value
 
-    return compiler(jax.value_and_grad(total, has_aux=True))
+    return (compiler or jax.jit)(jax.value_and_grad(total, has_aux=True))
 
 
-def jax_step(case, loss=None, compiler=jax.jit):
+def jax_step(case, loss=None, compiler=None):
     """floats -> (loss, gradients) of a case, jitted."""
+    import jax.numpy as jnp
+
     compiled = jax_function(loss or case.loss, tuple(case.options.items()), compiler)
 
     def call(floats):
@@ -185,6 +189,11 @@ def jax_step(case, loss=None, compiler=jax.jit):
 
 
 def torch_step(case, loss=None, compiler=lambda call: call):
+    """floats -> (loss, gradients) of a case."""
+    import torch
+
+    import maskattn_torch
+
     function = loss or getattr(maskattn_torch.losses, case.loss)
     data = {name: torch.as_tensor(x) for name, x in case.data.items()}
     compiled = compiler(lambda floats: function(**floats, **data, **case.options))
@@ -215,3 +224,22 @@ def judge(twin, case, loss=None):
         assert grad.tobytes() == poisoned_grads[name].tobytes()
         if name in case.ignored:
             assert not grad[case.ignored[name]].any()
+
+
+def devices_cases(devices):
+    """A call of every loss on 8 rows, of which the devices' parts have unequal numbers that count, one none."""
+    draw = np.random.default_rng(1)
+    labels = draw.integers(0, 7, (8, 5))
+    labels[draw.random((8, 5)) < 0.4] = -100
+    labels[: 8 // devices] = -100  # the first device's rows
+    keep = labels != -100
+    logits, weights = {"logits": draw.standard_normal((8, 5, 7))}, draw.random(8)
+    yield Case("cross_entropy", logits, {"labels": labels, "weights": weights}, {"label_smoothing": 0.1})
+    yield Case("accuracy", logits, {"labels": labels, "weights": weights})
+    yield Case("masked_mean", {"values": logits["logits"]}, {"keep": keep})
+    pair = dict(zip(("prediction", "target"), draw.standard_normal((2, 8, 5, 6)), strict=True))
+    yield Case("mae_loss", pair, {"removed": keep}, {"normalize": True})
+    images = dict(zip(("prediction", "target"), draw.standard_normal((2, 8, 5, 4, 3)), strict=True))
+    yield Case("simmim_loss", images, {"removed": keep[..., None]})
+    rows = dict(zip(("queries", "keys"), draw.standard_normal((2, 8, 4)), strict=True))
+    yield Case("contrastive", rows, {"valid": keep[:, 0]})
