@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 from abc import abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -68,6 +69,18 @@ class Reader(Mapping[str, Array]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def ahead(self, names: Iterable[str]) -> Iterator[tuple[str, Array]]:
+        """Yields each name with its array; while the caller works on one, the next is read in a second thread."""
+        with ThreadPoolExecutor(1) as thread:
+            last = None
+            for name in names:
+                coming = name, thread.submit(self.__getitem__, name)
+                if last is not None:
+                    yield last[0], last[1].result()
+                last = coming
+            if last is not None:
+                yield last[0], last[1].result()
 
     def outline(self) -> dict[str, Array]:
         """Arrays of the right shapes and dtypes that hold nothing and take no memory: enough to find a layout by."""
