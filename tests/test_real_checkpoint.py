@@ -229,12 +229,18 @@ def test_unknown_heads_and_broken_layers_are_named(tmp_path):
     assert "nothing was proven: path: no checkpoint at" in out.getvalue()
 
 
+def moves(layout):
+    """Whether it holds a plain layer, with no extra that it cannot do without and no step but moving numbers."""
+    return not (layout.unsupported(PLAIN) or layout.misfits({}, PLAIN) or layout.writing(PLAIN))
+
+
 def test_checkpoints_compared_through_the_canonical_form(tmp_path):
-    paths = {layout: tmp_path / f"{layout}.safetensors" for layout in layouts.names()}
+    able = [name for name in layouts.names() if moves(layouts.get(name))]
+    paths = {layout: tmp_path / f"{layout}.safetensors" for layout in able}
     for layout, path in paths.items():
         write(path, layout, PLAIN)
-    for path in paths.values():
-        assert compare(path, paths["hf-bert"], num_heads=5) is None
+    for layout, path in paths.items():
+        assert compare(path, paths["hf-bert"], layout=layout, num_heads=5) is None
     for tensor in ("key.kernel", "out.bias"):
         write(tmp_path / "changed.npz", "timm", PLAIN, change=PREFIX.format(1) + tensor)
         difference = compare(paths["torch-mha"], tmp_path / "changed.npz", num_heads=5)
