@@ -19,6 +19,7 @@ _EXPORTS = {
     "corruption": "maskattn.corruption",
     "layouts": "maskattn.layouts",
     "masks": "maskattn.masks",
+    "optimizers": "maskattn.optimizers",
     "recipes": "maskattn.recipes",
 }
 

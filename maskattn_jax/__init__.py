@@ -5,7 +5,7 @@ Importing this package registers masks and biases as pytrees: they pass through 
 
 from __future__ import annotations
 
-from maskattn_jax import linen, losses, lower, params
+from maskattn_jax import linen, losses, lower, optimizers, params
 from maskattn_jax.corruption import corrupt
 from maskattn_jax.functional import attention
 from maskattn_jax.multihead import MultiHeadAttention
@@ -13,4 +13,14 @@ from maskattn_jax.seed import Attention
 
 lower.register()
 
-__all__ = ["Attention", "MultiHeadAttention", "attention", "corrupt", "linen", "losses", "lower", "params"]
+__all__ = [
+    "Attention",
+    "MultiHeadAttention",
+    "attention",
+    "corrupt",
+    "linen",
+    "losses",
+    "lower",
+    "optimizers",
+    "params",
+]

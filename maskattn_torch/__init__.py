@@ -5,7 +5,7 @@ Importing this package registers masks and biases as pytrees: they pass through 
 
 from __future__ import annotations
 
-from maskattn_torch import losses, lower, params
+from maskattn_torch import losses, lower, optimizers, params
 from maskattn_torch.corruption import corrupt
 from maskattn_torch.functional import attention
 from maskattn_torch.multihead import MultiHeadAttention
@@ -13,4 +13,4 @@ from maskattn_torch.seed import Attention
 
 lower.register()
 
-__all__ = ["Attention", "MultiHeadAttention", "attention", "corrupt", "losses", "lower", "params"]
+__all__ = ["Attention", "MultiHeadAttention", "attention", "corrupt", "losses", "lower", "optimizers", "params"]

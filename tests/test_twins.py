@@ -22,8 +22,8 @@ TARGETS = "each framework has attention functions of its own, with mask objects 
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'linen', 'losses', 'lower', "
-    "'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'losses', 'lower', "
-    "'params'] in maskattn_torch": "linen.py, see below",
+    "'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'losses', "
+    "'lower', 'optimizers', 'params'] in maskattn_torch": "linen.py, see below",
     "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how most people run each",
     "corruption.corrupt: device only in maskattn_torch": DEVICE,
     "kernels/blockwise_bias.py: only in maskattn_torch": CALLS,
