@@ -40,8 +40,13 @@ def source_form(infos: Infos, source: str, family: Family | None, config: Mappin
     return _only(found, infos, config) if found else _plain(infos, layout)
 
 
-def target_form(target: str | None, origin: Form, family: Family | None, scan: bool | None) -> Form:
-    """The form asked for: a family of the same model, or the origin's module names with a layout of attention."""
+def target_form(
+    target: str | None, origin: Form, family: Family | None, scan: bool | None, prefixes: Mapping[str, str]
+) -> Form:
+    """The form asked for: a family of the same model, or the origin's module names with a layout of attention.
+
+    ``prefixes``: what stood before the names when the checkpoint was of a family.
+    """
     known = _families(family)
     stacked = origin.scan if scan is None else scan
     if target is None:
@@ -54,8 +59,7 @@ def target_form(target: str | None, origin: Form, family: Family | None, scan: b
                 f"--to {target}: describes {to.model}, but the source is {origin.family.model}; "
                 f"expected one of {', '.join([*others, *GENERIC])}"
             )
-        prefix = origin.prefix if to is origin.family or origin.prefix in to.prefixes else to.prefixes[0]
-        return Form(to, None, to.scan if scan is None else scan, prefix)
+        return Form(to, None, to.scan if scan is None else scan, _prefix(to, origin, prefixes))
     layout = layouts.get(target).name
     own = origin.family.layout == layout and origin.family.style == GENERIC.get(layout, origin.family.style)
     if not own and layout not in GENERIC and not plain(origin):
@@ -65,6 +69,16 @@ def target_form(target: str | None, origin: Form, family: Family | None, scan: b
             f"expected one of {', '.join([*others, *GENERIC])}"
         )
     return Form(origin.family, None if own else layout, bool(scan), origin.prefix)
+
+
+def _prefix(to: Family, origin: Form, prefixes: Mapping[str, str]) -> str:
+    """The same as the origin's, as it was before, or the usual one."""
+    if to is origin.family:
+        return origin.prefix
+    if prefixes.get(to.name) in to.prefixes:
+        return prefixes[to.name]
+    same = origin.prefix.replace(origin.family.separator, to.separator)
+    return same if len(origin.family.prefixes) > 1 and same in to.prefixes else to.prefixes[0]
 
 
 def plain(form: Form) -> bool:

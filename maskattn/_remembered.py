@@ -1,5 +1,5 @@
-"""What a converted file remembers that its tensors do not show: heads, and tensors that a model computes when it is
-built, which are left out of a conversion and made again on the way back."""
+"""What a converted file remembers that its tensors do not show: heads, what stood before the names, and tensors that a
+model computes when it is built, which are left out of a conversion and made again on the way back."""
 
 from __future__ import annotations
 
@@ -85,3 +85,11 @@ def recall_heads(provenance: Mapping[str, Any]) -> dict[str, tuple[int | None, i
             raise ValueError(f"provenance: the heads of {name!r} cannot be {numbers!r:.100}")
         heads[str(name)] = numbers[0], numbers[1]
     return heads
+
+
+def recall_prefixes(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """What stood before the names when the checkpoint was of a family."""
+    data = provenance.get("prefixes") or {}
+    if not isinstance(data, Mapping) or not all(isinstance(value, str) for value in data.values()):
+        raise ValueError("provenance: prefixes cannot be read")
+    return {str(name): value for name, value in data.items()}

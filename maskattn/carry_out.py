@@ -85,6 +85,7 @@ def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
         "dropped": dict(plan.dropped),
         "kept": list(plan.kept),
         "buffers": plan.buffers.as_json(),
+        "prefixes": dict(plan.prefixes),
         "heads": {name: [layer.config.num_heads, layer.config.kv_heads] for name, layer in plan.layers.items()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("maskattn", "numpy")},
     }

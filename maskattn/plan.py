@@ -12,7 +12,7 @@ import numpy as np
 from maskattn import _choose, _neutral, families
 from maskattn._lazy import Lazy
 from maskattn._neutral import Attention, Check, Heads, Neutral
-from maskattn._remembered import Remembered, recall, recall_heads
+from maskattn._remembered import Remembered, recall, recall_heads, recall_prefixes
 from maskattn.checkpoints import TensorInfo
 from maskattn.families import Family, Form
 from maskattn.layouts._check import DTYPES
@@ -47,6 +47,7 @@ class Plan:
         rule knows them.
       dtype: what floating-point numbers are cast to, None: kept.
       buffers: what was left out, now or before, and can be made again.
+      prefixes: what stands before the names of each family that the checkpoint was of.
       layers: the attention layers, in canonical form. checks: what is verified of values before anything is published.
     """
 
@@ -63,6 +64,7 @@ class Plan:
     checks: tuple[Check, ...]
     forms: tuple[Form, Form]
     buffers: Remembered
+    prefixes: Mapping[str, str]
 
     @property
     def exact(self) -> bool:
@@ -140,14 +142,14 @@ def plan(
     config = config or {}
     own = None if family is None else families.get(family)
     found, evidence = _choose.source_form(infos, source, own, config, rest)
-    to = _choose.target_form(target, found.form, own, scan)
+    to = _choose.target_form(target, found.form, own, scan, recall_prefixes(provenance or {}))
     wrong = [f"{name}: missing" for name in found.missing]
     if rest == "error":
         wrong += [f"{name}: left over, {found.form.family.name} does not know it" for name in found.left_over]
     if wrong:
         raise _error(wrong, found.form, to, evidence)
     neutral = _neutral.read(found, infos, config, (num_heads, num_kv_heads), recall_heads(provenance or {}))
-    return _make(infos, found, neutral, to, evidence, cast, rest, recall(provenance or {}))
+    return _make(infos, found, neutral, to, evidence, cast, rest, provenance or {})
 
 
 def _make(
@@ -158,7 +160,7 @@ def _make(
     evidence: tuple[str, ...],
     cast: np.dtype[Any] | None,
     rest: str,
-    before: Remembered,
+    provenance: Mapping[str, Any],
 ) -> Plan:
     kept = found.left_over if rest == "keep" else []
     if rest == "drop":
@@ -167,6 +169,7 @@ def _make(
         raise _error(neutral.problems, found.form, to, evidence)
     written = _neutral.write(neutral, to, {name: Lazy.read(name, *infos[name]) for name in kept})
     wrong = list(neutral.problems)
+    before = recall(provenance)
     restored = before.restore(written, to)
     outcome = families.match(to, {name: TensorInfo(lazy.shape, lazy.dtype) for name, lazy in written.items()})
     if outcome is not None and not wrong:
@@ -188,6 +191,7 @@ def _make(
         checks=tuple(neutral.checks),
         forms=(found.form, to),
         buffers=Remembered(found.form.family.name, neutral.buffers) if neutral.buffers or restored else before,
+        prefixes=recall_prefixes(provenance) | {found.form.family.name: found.form.prefix},
     )
 
 
@@ -219,6 +223,7 @@ def back(plan: Plan, config: Mapping[str, Any] | None = None) -> Plan:
         checks=tuple(neutral.checks),
         forms=(to, origin),
         buffers=Remembered(),
+        prefixes={},
     )
 
 

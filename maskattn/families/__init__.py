@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Iterator, Mapping
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -99,6 +99,9 @@ def identify(
 ) -> tuple[Match, ...]:
     """Every form whose names are exactly those of ``infos``: none missing, none left over.
 
+    Forms that take every tensor for the same thing count once: a Flax tree made of BERT is one, whether the family's
+    table has PyTorch's names or Flax's.
+
     ``config`` is a config.json; its model type narrows the families. ``among``: the forms to try; default: all forms of
     all families.
     """
@@ -114,7 +117,18 @@ def identify(
         if result is not None and result.complete and (result.layers or result.tensors):
             same = [m for m in found if m.form.family is form.family and m.form.prefix == form.prefix]
             found += [] if same else [result]  # its own form is tried first
-    return tuple(found)
+    found.sort(key=lambda m: (m.form.layout is not None, m.form.family.style != "torch"))
+    return tuple({_meaning(m): m for m in reversed(found)}.values())[::-1]
+
+
+def _meaning(found: Match) -> Hashable:
+    """What each stored tensor is taken for: equal for forms that make no difference."""
+    tensors = frozenset((name, *entry[2], found.form.transposed(entry[0])) for name, entry in found.tensors.items())
+    layers = frozenset(
+        (name, found.form.layout_of(layer.rule).name, frozenset(layer.tensors.items()))
+        for name, layer in found.layers.items()
+    )
+    return found.form.family.model, found.form.style, found.form.scan_axis, tensors, layers
 
 
 def _of_type(config: Mapping[str, Any]) -> tuple[Family, ...]:

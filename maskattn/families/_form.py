@@ -98,9 +98,9 @@ class Form:
             if found is None:
                 continue
             *numbers, rest = found.groups()
-            part = self._part(rule, rest)
-            if part is not None:
-                return rule, _indices(self._patterns[rule], numbers), part
+            part, indices = self._part(rule, rest), _indices(self._patterns[rule], numbers)
+            if part is not None and min(indices, default=0) >= 0:
+                return rule, indices, part
         return None
 
     def _part(self, rule: Rule, rest: str) -> str | None:
@@ -123,7 +123,7 @@ class Form:
                 names = {part.name for group in (layout.projections, layout.extras, layout.buffers) for part in group}
                 if self.layout in GENERIC:  # what has no place in the layer stands beside it
                     names |= {name.replace(".", layout.separator) for name in CANONICAL}
-                known[rule] = frozenset(names | set(layout.refused))
+                known[rule] = frozenset(names)
         return known
 
     @cached_property
