@@ -1,4 +1,4 @@
-"""`maskattn show`: see a mask."""
+"""`maskattn show`: see a mask, or a corruption scheme."""
 
 from __future__ import annotations
 
@@ -42,6 +42,7 @@ class _Indices(click.ParamType):
 @click.option("--png", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture here.")
 @click.option("--json", "as_json", is_flag=True, help="Print the mask as JSON, and nothing else.")
 @click.option("--ascii", "ascii_only", is_flag=True, help="Draw with ASCII characters.")
+@click.option("--seed", type=click.IntRange(0, 2**31 - 1), default=0, show_default=True, help="Of a corruption scheme.")
 @click.option("--gallery", type=click.Path(dir_okay=False, path_type=Path), help="Write a picture of every mask here.")
 def command(
     text: str | None,
@@ -56,12 +57,14 @@ def command(
     png: Path | None,
     as_json: bool,
     ascii_only: bool,
+    seed: int,
     gallery: Path | None,
 ) -> None:
     """Draw MASK, give its figures and say what looks wrong.
 
     MASK is written as in Python or shorter ("causal & window(255, 0)"), a file that holds a mask as JSON (@mask.json),
-    or a recipe: with arguments ("recipes.mistral(4096)"), or its example (recipes.longformer).
+    or a recipe: with arguments ("recipes.mistral(4096)"), or its example (recipes.longformer). Or it is a corruption
+    scheme of masked pre-training: mae, mlm, "simmim(ratio=0.5)", or corruption for all; --seed and --row choose a draw.
     """
     if gallery is not None:
         from maskattn.cli._gallery import write_gallery
@@ -71,6 +74,11 @@ def command(
     if text is None:
         if gallery is None:
             raise click.UsageError("give a MASK to show, or --gallery FILE")
+        return
+    from maskattn.cli import _schemes
+
+    if _schemes.named(text):
+        _or_say(_schemes.show, _or_say(_schemes.parse, text), seed, row, ascii_only or not _can_draw(), png)
         return
     mask, sizes = _load(text)
     q_len, kv_len = _lengths(mask, q_len if q_len is not None else sizes[0], kv_len if kv_len is not None else sizes[1])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from maskattn._inputs import Inputs
@@ -25,6 +25,15 @@ class Scheme:
 
     #: each scheme documents its own
     apply: ClassVar[Callable[..., Any]]
+
+    def __repr__(self) -> str:
+        """As it may be written: without what is as it is by default."""
+        given = [
+            (field.name, getattr(self, field.name))
+            for field in fields(self)
+            if field.default != getattr(self, field.name)
+        ]
+        return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given)})"
 
 
 def fraction(inputs: Inputs, name: str, value: Any, low: float = 0.0, high: float = 1.0) -> Any:

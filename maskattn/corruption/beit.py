@@ -23,7 +23,7 @@ class Blocks(NamedTuple):
     removed: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class BEiT(Scheme):
     """BEiT's block-wise masking: rectangles of patches are hidden until there are enough.
 
@@ -80,9 +80,7 @@ class BEiT(Scheme):
                 inputs.fault(f"patches must be fewer than the {total} of the grid, or none is left, got {patches}")
             if smallest > largest:
                 inputs.fault(f"min_block must be at most {largest}, the largest block, got {smallest}")
-        ready(inputs, self, grid=grid, patches=patches, min_block=smallest, max_block=largest)
-        object.__setattr__(self, "min_aspect", low)
-        object.__setattr__(self, "max_aspect", high)
+        ready(inputs, self, grid=grid, patches=patches, min_block=smallest)
 
     def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> Blocks:
         """Draw what is hidden from `batch` images.
@@ -94,8 +92,10 @@ class BEiT(Scheme):
         """
         batch = batch_size("BEiT", batch)
         key = ops.key(key)
+        largest = self.patches if self.max_block is None else self.max_block
+        low, high = self.min_aspect, 1 / self.min_aspect if self.max_aspect is None else self.max_aspect
         steps = (np.arange(2**_ASPECTS) + 0.5) / 2**_ASPECTS
-        ratios = np.exp(math.log(self.min_aspect) + steps * math.log(self.max_aspect / self.min_aspect))  # type: ignore[operator]
+        ratios = np.exp(math.log(low) + steps * math.log(high / low))
         taller, wider = ops.to_float(ratios), ops.to_float(1 / ratios)
         # a side is round(sqrt(area * ratio)): as many as there are n >= 1 with (n - 1/2)^2 <= area * ratio
         edges = [(np.arange(1, side + 1) - 0.5) ** 2 * 2**_AREA for side in self.grid]
@@ -109,7 +109,7 @@ class BEiT(Scheme):
             turn, removed, hidden, refused = state
             draws = ops.words(ops.fold_in(key, turn), (batch, 4))
             still = self.patches - hidden
-            still = ops.where(still > self.max_block, self.max_block, still)
+            still = ops.where(still > largest, largest, still)
             area = self.min_block * 2**_AREA + (draws[:, 0] >> (BITS - _AREA)) * (still - self.min_block)
             aspect = draws[:, 1] >> (BITS - _ASPECTS)
             height = ops.sum((ops.to_float(area) * taller[aspect])[:, None] >= rows)

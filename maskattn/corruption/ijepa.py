@@ -29,7 +29,7 @@ class ContextTargets(NamedTuple):
     target_count: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class IJEPA(Scheme):
     """I-JEPA's multi-block masking: from one block of an image, without the others, several blocks are predicted.
 

@@ -31,7 +31,7 @@ class Removed(NamedTuple):
         return mae_visible(self.visible)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MAE(Scheme):
     """MAE's random masking: most patches are removed, the encoder sees the others.
 

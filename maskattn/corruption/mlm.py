@@ -22,7 +22,7 @@ class Masked(NamedTuple):
     selected: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class MLM(Scheme):
     """BERT's masked language model: some tokens are to be predicted; most of those are replaced by a mask token.
 

@@ -18,7 +18,7 @@ class Units(NamedTuple):
     removed: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class SimMIM(Scheme):
     """SimMIM's random masking: square units of an image are hidden, each several of the model's patches wide.
 
@@ -44,7 +44,7 @@ class SimMIM(Scheme):
         nothing. TypeError: something is not a number. All of it at once.
     """
 
-    image_size: Any = 192
+    image_size: Any = (192, 192)
     unit: int = 32
     patch: int = 4
     ratio: float = 0.6

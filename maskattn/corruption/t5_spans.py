@@ -28,7 +28,7 @@ class Spans(NamedTuple):
     corrupted: Array
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class T5Spans(Scheme):
     """T5's span corruption: spans of tokens are replaced by sentinels, and are what is to be written.
 
