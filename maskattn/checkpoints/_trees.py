@@ -1,0 +1,38 @@
+"""Names and paths: formats that store nested trees (Flax msgpack, Orbax) against flat names.
+
+``query/kernel`` and ``query.kernel`` both stand for ``{"query": {"kernel": ...}}``: a slash separates where any name
+has one, otherwise a dot. What was chosen is written with the file; where nothing was, names are joined by a slash.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+DEFAULT = "/"
+SEPARATORS = ("/", ".")
+Path = tuple[str, ...]
+
+
+def separator(names: Iterable[str]) -> str:
+    """What separates the modules in ``names``."""
+    return "/" if any("/" in name for name in names) else "."
+
+
+def paths(names: Iterable[str]) -> dict[str, Path]:
+    """The path of each name in the tree that all of them make."""
+    names = list(names)
+    mark = separator(names)
+    return {name: tuple(name.split(mark)) for name in names}
+
+
+def problems(names: Iterable[str]) -> list[str]:
+    """What keeps ``names`` from being a tree: one line each."""
+    leaves = paths(names)
+    modules = {path[:i]: name for name, path in leaves.items() for i in range(1, len(path))}
+    found = [f"{name}: a part of its path is empty" for name, path in leaves.items() if "" in path]
+    found += [
+        f"{name}: is both an array and a module (of {modules[path]})"
+        for name, path in leaves.items()
+        if path in modules
+    ]
+    return found
