@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.checkpoints import _seal, msgpack, npz, safetensors, sharded
+from maskattn.checkpoints import _seal, msgpack, npz, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader, sha256
 from maskattn.checkpoints._writer import Writer, checked, names_problems, plain
 
 __all__ = ["Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
 
-_FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack)
+_FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack, pytorch)
 
 
 def open(path: str | os.PathLike[str], *, verify: bool = True) -> Reader:

@@ -43,10 +43,10 @@ def member_comment(digest: str) -> bytes:
     return (PREFIX + digest).encode()
 
 
-def metadata(archive: zipfile.ZipFile, members: Mapping[str, zipfile.ZipInfo]) -> dict[str, str]:
+def metadata(comment: bytes, members: Mapping[str, zipfile.ZipInfo]) -> dict[str, str]:
     """The metadata of an archive, its seal among them as a ``Reader`` takes it; empty where the comment is not ours."""
     try:
-        content = json.loads(archive.comment)
+        content = json.loads(comment)
         found, sealed = content["metadata"], content[_seal.KEY]
         out = {str(key): str(value) for key, value in found.items()}
         sealed["sha256"] = {name: member.comment.decode().removeprefix(PREFIX) for name, member in members.items()}

@@ -44,7 +44,7 @@ class NpzReader(Reader):
         try:
             infos = self._infos(path)
             members = {name: self._zip.getinfo(self._order[name][0]) for name in infos}
-            super().__init__(path, infos, _zip.metadata(self._zip, members), verify)
+            super().__init__(path, infos, _zip.metadata(self._zip.comment, members), verify)
         except BaseException:
             self._zip.close()
             raise
