@@ -204,21 +204,26 @@ def _untraced(name: str, node: Any, concrete: Callable[[Any], Any]) -> Any:
     return node.map_data(convert)
 
 
-def check_inputs(where: str, config: Any, shapes: Mapping[str, Shape], deterministic: bool) -> None:
-    """Check the inputs of a module: "query" [B, L, embed_dim], "key" [B, S, kdim], "value" [B, S, vdim]; and its rates.
+def check_inputs(where: str, config: Any, shapes: Mapping[str, Shape], dropout_key: Any, deterministic: bool) -> None:
+    """Check the inputs of a module: "query" [B, L, embed_dim], "key" [B, S, kdim], "value" [B, S, vdim], and the key of
+    its dropout.
 
     Raises:
-        ValueError: lists every wrong shape; or dropout is on and not available yet.
+        TypeError, ValueError: lists every wrong shape, a bad key, and a key that is missing where dropout is on.
     """
     problems = Problems(where)
     widths = {"query": config.embed_dim, "key": config.key_dim, "value": config.value_dim}
     for name, width in widths.items():
         if len(shapes[name]) != 3 or shapes[name][2] != width:
             problems.value(f"{name} must be [batch, length, {width}], got shape {shapes[name]}")
-    for name in ("dropout_rate", "out_dropout_rate"):
-        if getattr(config, name) and not deterministic:
-            rate = getattr(config, name)
-            problems.value(f"{name} {rate}: dropout is not available yet; use eval mode or pass deterministic=True")
+    rates = [f"{name} {rate}" for name in ("dropout_rate", "out_dropout_rate") if (rate := getattr(config, name))]
+    if dropout_key is not None:
+        check_key(problems, "dropout_key", dropout_key)
+    elif rates and not deterministic:
+        problems.value(
+            f"dropout_key must be given where dropout is on, got None and {', '.join(rates)}; in eval mode, or with "
+            "deterministic=True, it is off"
+        )
     problems.raise_if_any()
 
 

@@ -14,11 +14,12 @@ import jax
 import jax.numpy as jnp
 
 from maskattn.rng import bernoulli_limit
+from maskattn_jax import rng
 from maskattn_jax.rng import _threefry2x32
 
 Array = Any
 
-__all__ = ["Dropout", "dense", "keep"]
+__all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=("words",), meta_fields=("rate", "shared"))
@@ -67,6 +68,29 @@ def dense(dropout: Dropout, sizes: tuple[int, int, int, int]) -> Array:
     """
     drawn = [1 if axis in dropout.shared else n for axis, n in zip(("batch", "heads", "", ""), sizes, strict=True)]
     return keep(dropout, *(jnp.arange(n).reshape(-1, *[1] * (3 - axis)) for axis, n in enumerate(drawn)), sizes)
+
+
+def module_keys(key: Any) -> tuple[Array, Array]:
+    """The keys of a module's two draws, from the one that it is given: `fold_in(key, 0)` for the attention weights and
+    `fold_in(key, 1)` for the output.
+    """
+    return rng.fold_in(key, 0), rng.fold_in(key, 1)
+
+
+def drop(x: Array, rate: float, key: Any, by: Any = None) -> Array:
+    """Dropout of an array: x * keep / (1 - rate), with keep = bernoulli(key, float32(1 - rate), x.shape).
+
+    Args:
+        x: of any float dtype; what is dropped is exactly 0, whatever it was.
+        rate: the probability of being dropped, in (0, 1).
+        key: a seed, two uint32 words, or a `jax.random.key`.
+        by: computes it, given x, keep and the rate, where a kernel brings its own.
+    """
+    kept = rng.bernoulli(key, 1.0 - rate, x.shape)
+    if by is not None:
+        return by(x, kept, rate)
+    wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))  # in bfloat16, 1 - rate would be another number
+    return jnp.where(kept, wide / (1.0 - rate), 0).astype(x.dtype)
 
 
 def _place(place: tuple[Array, Array], size: int, index: Array) -> tuple[Array, Array]:

@@ -9,7 +9,9 @@ import jax.numpy as jnp
 
 from maskattn.checks import check_config
 from maskattn.config import AttentionConfig
-from maskattn_jax.multihead import _attend, _own_linear, _prepare, _project_by, _project_in
+from maskattn_jax.dropout import drop, module_keys
+from maskattn_jax.multihead import _attend, _own, _prepare, _project_by, _project_in, _rates
+from maskattn_jax.rng import words
 from maskattn_jax.seed import seed_config, soft_mask
 
 Array = Any
@@ -55,7 +57,10 @@ class MultiHeadAttention(nn.Module):
             query, key, value: key defaults to query, value to key.
             mask: a Mask or a bool array that broadcasts to [B, H, L, S]; True = may attend.
             bias: a Bias or a float array that broadcasts to [B, H, L, S], added to the logits.
-            dropout_key: unused while dropout is not available.
+            dropout_key: a seed in [0, 2**31), two uint32 words, or a `jax.random.key`; None takes
+                `make_rng("dropout")`. Needed where dropout is on. Weights and output are dropped by the two keys that
+                `dropout.module_keys` makes of it, each number by itself. The key that was used is sown in
+                "intermediates", as `dropout_key`.
             deterministic: True applies no dropout; None means the attribute.
             kernel: as in `attention`; "exact" computes the projections exactly too.
 
@@ -65,7 +70,13 @@ class MultiHeadAttention(nn.Module):
         check_config("MultiHeadAttention", self.config)
         config = self.config
         deterministic = True if not (config.dropout_rate or config.out_dropout_rate) else _merge(self, deterministic)
-        query, key, value = _prepare("MultiHeadAttention", config, query, key, value, deterministic)
+        rates = _rates(config, deterministic)
+        if any(rates) and dropout_key is None and self.has_rng("dropout"):
+            dropout_key = self.make_rng("dropout")
+        query, key, value = _prepare("MultiHeadAttention", config, query, key, value, dropout_key, deterministic)
+        weights_key, out_key = module_keys(dropout_key) if any(rates) else (None, None)
+        if any(rates):
+            self.sow("intermediates", "dropout_key", words(dropout_key))
         if config.project:
             layers = (
                 self._layer("query", (config.num_heads, config.qk_head_dim), config.qkv_bias),
@@ -76,11 +87,12 @@ class MultiHeadAttention(nn.Module):
             query, key, value = _project_in(
                 layers, (query, key, value), "auto" if self.is_initializing() else kernel, _parameters
             )
-        out = _attend(config, query, key, value, mask, bias, kernel)
-        if not config.project:
-            return out.reshape(*out.shape[:2], config.output_dim)
-        layer = self._layer("out", (config.output_dim,), config.out_bias)
-        own = _own_linear(kernel)
+        out = _attend(config, query, key, value, mask, bias, rates[0], weights_key, kernel)
+        out = self._project_out(out, kernel) if config.project else out.reshape(*out.shape[:2], config.output_dim)
+        return drop(out, rates[1], out_key, _own(kernel, "drop")) if rates[1] else out
+
+    def _project_out(self, out: Array, kernel: str) -> Array:
+        layer, own = self._layer("out", (self.config.output_dim,), self.config.out_bias), _own(kernel, "linear")
         if own is None or self.is_initializing():
             return layer(out)
         return _project_by(own, out, *_parameters(layer), 2, self.dtype)

@@ -13,8 +13,10 @@ from flax.nnx.nn.dtypes import promote_dtype
 
 from maskattn.checks import check_config, check_inputs, complete_inputs
 from maskattn.config import AttentionConfig
+from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import attention
 from maskattn_jax.kernels import KERNELS
+from maskattn_jax.rng import words
 
 Array = Any
 
@@ -32,7 +34,8 @@ class MultiHeadAttention(nnx.Module):
         config: the sizes and options.
         dtype: of the computation; None follows inputs and parameters (Flax's promotion).
         param_dtype: of the parameters.
-        rngs: the source of the initial parameters.
+        rngs: the source of the initial parameters; where a rate is above 0, its "dropout" stream is forked too, as
+            Flax's modules do, and gives the keys of calls that are given none.
     """
 
     def __init__(
@@ -43,8 +46,15 @@ class MultiHeadAttention(nnx.Module):
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.deterministic = False
-        if not config.project:
-            return
+        self.rngs: nnx.RngStream | None = nnx.data(None)
+        if config.project:
+            self._make_layers(rngs)
+        if config.dropout_rate or config.out_dropout_rate:
+            stream = _stream(rngs)
+            self.rngs = None if stream is None else stream.fork()
+
+    def _make_layers(self, rngs: nnx.Rngs) -> None:
+        config, dtype, param_dtype = self.config, self.dtype, self.param_dtype
         options = {"dtype": dtype, "param_dtype": param_dtype, "precision": "highest", "rngs": rngs}
         widths = {
             "query": (config.embed_dim, (config.num_heads, config.qk_head_dim)),
@@ -74,7 +84,10 @@ class MultiHeadAttention(nnx.Module):
             query, key, value: key defaults to query, value to key.
             mask: a Mask or a bool array that broadcasts to [B, H, L, S]; True = may attend.
             bias: a Bias or a float array that broadcasts to [B, H, L, S], added to the logits.
-            dropout_key: unused while dropout is not available.
+            dropout_key: a seed in [0, 2**31), two uint32 words, a `jax.random.key`, or `nnx.Rngs` (whose "dropout"
+                stream gives one); None takes one from `self.rngs`. Needed where dropout is on. Weights and output are
+                dropped by the two keys that `dropout.module_keys` makes of it, each number by itself. The key that was
+                used is sown under `nnx.capture(nnx.Intermediate)`, as `dropout_key`.
             deterministic: True applies no dropout; None means `self.deterministic`, which `train()` and `eval()` set.
             kernel: as in `attention`; "exact" computes the projections exactly too.
 
@@ -82,16 +95,29 @@ class MultiHeadAttention(nnx.Module):
             TypeError, ValueError: names the argument at fault.
         """
         deterministic = self.deterministic if deterministic is None else deterministic
-        query, key, value = _prepare(type(self).__name__, self.config, query, key, value, deterministic)
+        rates = _rates(self.config, deterministic)
+        dropout_key = self._key(dropout_key) if any(rates) else dropout_key
+        query, key, value = _prepare(type(self).__name__, self.config, query, key, value, dropout_key, deterministic)
         if self.config.project:
             layers = (self.query, self.key, self.value)
             query, key, value = _project_in(layers, (query, key, value), kernel, _parameters)
-        out = _attend(self.config, query, key, value, mask, bias, kernel)
-        return (
-            _project(self.out, out, kernel)
-            if self.config.project
-            else out.reshape(*out.shape[:2], self.config.output_dim)
-        )
+        weights_key, out_key = module_keys(dropout_key) if any(rates) else (None, None)
+        out = _attend(self.config, query, key, value, mask, bias, rates[0], weights_key, kernel)
+        if self.config.project:
+            out = _project(self.out, out, kernel)
+        else:
+            out = out.reshape(*out.shape[:2], self.config.output_dim)
+        return drop(out, rates[1], out_key, _own(kernel, "drop")) if rates[1] else out
+
+    def _key(self, given: Any) -> Any:
+        """The key of a call: the one given, or the next of the streams; sown where intermediates are captured."""
+        if isinstance(given, nnx.Rngs):
+            given = _stream(given)
+        given = self.rngs if given is None else given
+        given = given() if isinstance(given, nnx.RngStream) else given
+        if given is not None and hasattr(self, "__captures__"):
+            self.sow(nnx.Intermediate, "dropout_key", words(given))
+        return given
 
     def set_view(self, deterministic: bool | None = None) -> None:
         """What `nnx.view` calls.
@@ -103,8 +129,18 @@ class MultiHeadAttention(nnx.Module):
             self.deterministic = deterministic
 
 
+def _stream(rngs: nnx.Rngs) -> nnx.RngStream | None:
+    """The stream that dropout draws keys from: "dropout", or "default"; None where there is neither."""
+    return rngs.dropout if "dropout" in rngs or "default" in rngs else None
+
+
+def _rates(config: AttentionConfig, deterministic: bool) -> tuple[float, float]:
+    """The dropout rates of weights and output in a call."""
+    return (0.0, 0.0) if deterministic else (config.dropout_rate, config.out_dropout_rate)
+
+
 def _prepare(
-    where: str, config: AttentionConfig, query: Array, key: Array, value: Array, deterministic: bool
+    where: str, config: AttentionConfig, query: Array, key: Array, value: Array, dropout_key: Any, deterministic: bool
 ) -> tuple[Array, Array, Array]:
     """The three inputs of a module, completed and checked; split into heads where nothing projects them."""
     query, key, value = complete_inputs(where, query, key, value)
@@ -112,7 +148,7 @@ def _prepare(
         if not hasattr(x, "shape") or not hasattr(x, "dtype"):
             raise TypeError(f"{where}: {name} must be an array, got {type(x).__name__}")
     shapes = {"query": tuple(query.shape), "key": tuple(key.shape), "value": tuple(value.shape)}
-    check_inputs(where, config, shapes, deterministic)
+    check_inputs(where, config, shapes, dropout_key, deterministic)
     if config.project:
         return query, key, value
     return (
@@ -123,11 +159,28 @@ def _prepare(
 
 
 def _attend(
-    config: AttentionConfig, query: Array, key: Array, value: Array, mask: Any, bias: Any, kernel: str
+    config: AttentionConfig,
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any,
+    bias: Any,
+    dropout_rate: float,
+    dropout_key: Any,
+    kernel: str,
 ) -> Array:
     """attention(...) with a configuration's options."""
     return attention(
-        query, key, value, mask, bias=bias, scale=config.scale, empty_rows=config.empty_rows, kernel=kernel
+        query,
+        key,
+        value,
+        mask,
+        bias=bias,
+        scale=config.scale,
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+        empty_rows=config.empty_rows,
+        kernel=kernel,
     )
 
 
@@ -138,7 +191,7 @@ def _parameters(layer: Any) -> tuple[Array, Array | None]:
 
 def _project(layer: Any, x: Array, kernel: str) -> Array:
     """The layer applied to x; by the kernel's own `linear` where it brings one."""
-    own = _own_linear(kernel)
+    own = _own(kernel, "linear")
     if own is None:
         return layer(x)
     return _project_by(own, x, *_parameters(layer), len(layer.in_features), layer.dtype)
@@ -152,7 +205,7 @@ def _project_in(
     Where all three read one input, that is one linear map, as in the PyTorch twin: the input's gradient is then one sum
     in one order, rounded once.
     """
-    own = _own_linear(kernel)
+    own = _own(kernel, "linear")
     if own is None:
         return [layer(x) for layer, x in zip(layers, inputs, strict=True)]
     dtype = layers[0].dtype
@@ -170,9 +223,9 @@ def _project_in(
     ]
 
 
-def _own_linear(kernel: str) -> Any:
-    """The `linear` that a kernel brings, or None: its projections are then as exact as its attention."""
-    return getattr(KERNELS.get(kernel), "linear", None)
+def _own(kernel: str, name: str) -> Any:
+    """The `linear` or `drop` that a kernel brings, or None: what is around its attention is then as exact as that."""
+    return getattr(KERNELS.get(kernel), name, None)
 
 
 def _project_by(linear: Any, x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: Any) -> Array:

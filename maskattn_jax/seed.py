@@ -28,8 +28,7 @@ class Attention(MultiHeadAttention):
         num_heads: heads.
         qkv_bias: whether the input projections have biases (the output projection always has).
         qk_scale: what multiplies query times key (default (dim // num_heads) ** -0.5).
-        attn_drop, proj_drop: dropout rates of the weights and of the output; stored, and refused in training mode until
-            dropout is available.
+        attn_drop, proj_drop: dropout rates of the weights and of the output projection.
         with_qkv: False uses the input as query, key and value, with no projection in or out.
         rngs: the source of the initial parameters.
     """
@@ -87,7 +86,7 @@ def seed_config(
         qkv_bias=qkv_bias,
         scale=qk_scale,
         dropout_rate=attn_drop,
-        out_dropout_rate=proj_drop,
+        out_dropout_rate=proj_drop if with_qkv else 0.0,  # it stands behind the output projection
         project=with_qkv,
     )
 

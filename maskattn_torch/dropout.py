@@ -14,12 +14,13 @@ from torch import Tensor
 from torch.utils import _pytree
 
 from maskattn.rng import bernoulli_limit
+from maskattn_torch import rng
 from maskattn_torch._operators import map_over
 from maskattn_torch.rng import _piece, _schedule, _threefry2x32
 
 Array = Any
 
-__all__ = ["Dropout", "dense", "keep"]
+__all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,29 @@ def dense(dropout: Dropout, sizes: tuple[int, int, int, int]) -> Array:
     device = dropout.words.device
     index = (torch.arange(n, device=device).reshape(-1, *[1] * (3 - axis)) for axis, n in enumerate(drawn))
     return keep(dropout, *index, sizes)
+
+
+def module_keys(key: Any) -> tuple[Array, Array]:
+    """The keys of a module's two draws, from the one that it is given: `fold_in(key, 0)` for the attention weights and
+    `fold_in(key, 1)` for the output.
+    """
+    return rng.fold_in(key, 0), rng.fold_in(key, 1)
+
+
+def drop(x: Array, rate: float, key: Any, by: Any = None) -> Array:
+    """Dropout of a tensor: x * keep / (1 - rate), with keep = bernoulli(key, float32(1 - rate), x.shape).
+
+    Args:
+        x: of any float dtype; what is dropped is exactly 0, whatever it was.
+        rate: the probability of being dropped, in (0, 1).
+        key: a seed or two uint32 words.
+        by: computes it, given x, keep and the rate, where a kernel brings its own.
+    """
+    kept = rng.bernoulli(rng.words(key, x.device), 1.0 - rate, x.shape)
+    if by is not None:
+        return by(x, kept, rate)
+    wide = x.to(torch.promote_types(x.dtype, torch.float32))
+    return torch.where(kept, wide / (1.0 - rate), 0).to(x.dtype)
 
 
 @torch.library.custom_op("maskattn::dropout_keep", mutates_args=())

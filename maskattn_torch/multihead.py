@@ -10,6 +10,8 @@ from torch.nn import functional as F
 
 from maskattn.checks import check_config, check_inputs, complete_inputs
 from maskattn.config import AttentionConfig
+from maskattn_torch import rng
+from maskattn_torch.dropout import drop, module_keys
 from maskattn_torch.functional import attention
 from maskattn_torch.kernels import KERNELS
 
@@ -70,7 +72,8 @@ class MultiHeadAttention(nn.Module):
             query, key, value: key defaults to query, value to key.
             mask: a Mask or a bool array that broadcasts to [B, H, L, S]; True = may attend.
             bias: a Bias or a float array that broadcasts to [B, H, L, S], added to the logits.
-            dropout_key: unused while dropout is not available.
+            dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on. Weights and output are
+                dropped by the two keys that `dropout.module_keys` makes of it, each number by itself.
             deterministic: True applies no dropout; None means `not self.training`.
             kernel: as in `attention`; "exact" computes the projections exactly too.
 
@@ -78,9 +81,12 @@ class MultiHeadAttention(nn.Module):
             TypeError, ValueError: names the argument at fault.
         """
         query, key, value = complete_inputs(type(self).__name__, query, key, value)
-        self._check(query, key, value, not self.training if deterministic is None else deterministic)
+        deterministic = not self.training if deterministic is None else deterministic
+        self._check(query, key, value, dropout_key, deterministic)
         q, k, v = self._project_in(query, key, value, kernel)
         config = self.config
+        rate, out_rate = (0.0, 0.0) if deterministic else (config.dropout_rate, config.out_dropout_rate)
+        weights_key, out_key = module_keys(rng.words(dropout_key, q.device)) if rate or out_rate else (None, None)
         out = attention(
             q.reshape(*q.shape[:2], config.num_heads, config.qk_head_dim),
             k.reshape(*k.shape[:2], config.kv_heads, config.qk_head_dim),
@@ -88,17 +94,21 @@ class MultiHeadAttention(nn.Module):
             mask,
             bias=bias,
             scale=config.scale,
+            dropout_rate=rate,
+            dropout_key=weights_key,
             empty_rows=config.empty_rows,
             kernel=kernel,
         )
         out = out.reshape(*out.shape[:2], config.num_heads * config.value_head_dim)
-        return _linear(out, self.proj.weight, self.proj.bias, kernel) if config.project else out
+        if config.project:
+            out = _linear(out, self.proj.weight, self.proj.bias, kernel)
+        return drop(out, out_rate, out_key, _own(kernel, "drop")) if out_rate else out
 
     def extra_repr(self) -> str:
         """The configuration, for `repr`."""
         return repr(self.config)
 
-    def _check(self, query: Array, key: Array, value: Array, deterministic: bool) -> None:
+    def _check(self, query: Array, key: Array, value: Array, dropout_key: Any, deterministic: bool) -> None:
         where = type(self).__name__
         for name, x in (("query", query), ("key", key), ("value", value)):
             if not isinstance(x, torch.Tensor):
@@ -108,7 +118,7 @@ class MultiHeadAttention(nn.Module):
             if x.dtype != self.proj.weight.dtype:
                 raise TypeError(f"{where}: {name} is {x.dtype}, but the parameters are {self.proj.weight.dtype}")
         shapes = {"query": tuple(query.shape), "key": tuple(key.shape), "value": tuple(value.shape)}
-        check_inputs(where, self.config, shapes, deterministic)
+        check_inputs(where, self.config, shapes, dropout_key, deterministic)
 
     def _project_in(self, query: Array, key: Array, value: Array, kernel: str) -> Any:
         if not self.config.project:
@@ -126,5 +136,10 @@ class MultiHeadAttention(nn.Module):
 
 def _linear(x: Array, weight: Array, bias: Array | None, kernel: str) -> Array:
     """x [..., in] times weight [out, in], plus bias [out]; by the kernel's own `linear` where it brings one."""
-    own = getattr(KERNELS.get(kernel), "linear", None)
+    own = _own(kernel, "linear")
     return F.linear(x, weight, bias) if own is None else own(x, weight.T, bias)
+
+
+def _own(kernel: str, name: str) -> Any:
+    """The `linear` or `drop` that a kernel brings, or None: what is around its attention is then as exact as that."""
+    return getattr(KERNELS.get(kernel), name, None)

@@ -17,10 +17,21 @@ import numpy as np
 
 from maskattn import dropout
 from maskattn.exact import attend, project
+from maskattn.exact import drop as _drop
 from maskattn.exact._ops import FORMATS, NumpyOps, Ops
 from maskattn.exact.attend import Options
 
-__all__ = ["FORMATS", "NumpyOps", "Options", "Ops", "attention", "attention_backward", "linear", "linear_backward"]
+__all__ = [
+    "FORMATS",
+    "NumpyOps",
+    "Options",
+    "Ops",
+    "attention",
+    "attention_backward",
+    "drop",
+    "linear",
+    "linear_backward",
+]
 
 Array = np.ndarray[Any, Any]
 _OPS = NumpyOps()
@@ -114,3 +125,9 @@ def linear_backward(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array
     with np.errstate(all="ignore"):
         flat = project.backward(_OPS, x.reshape(-1, x.shape[-1]), weight, d_out.reshape(-1, weight.shape[1]))
     return flat[0].reshape(x.shape), flat[1], flat[2]
+
+
+def drop(x: Array, keep: Array, rate: float) -> Array:
+    """``x * keep / (1 - rate)``, rounded once; ``keep`` (bool) has the shape of ``x``. Also its own gradient."""
+    with np.errstate(all="ignore"):
+        return _drop.drop(_OPS, x, keep, 1.0 - rate)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from maskattn.exact import Options, attend, project
+from maskattn.exact.drop import drop as _exact_drop
 from maskattn_jax import lower
 from maskattn_jax.dropout import Dropout, dense
 from maskattn_jax.kernels.exact_ops import OPS
@@ -58,6 +59,11 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     bias = None if bias is None else bias.astype(x.dtype)
     flat = _linear(jnp.reshape(x, (-1, x.shape[-1])), weight, bias)
     return jnp.reshape(flat, (*x.shape[:-1], weight.shape[1]))
+
+
+def drop(x: Array, keep: Array, rate: float) -> Array:
+    """``x * keep / (1 - rate)`` rounded once; ``keep`` (bool) has the shape of ``x``."""
+    return _drop(x, keep, 1.0 - rate)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(7,))
@@ -136,6 +142,28 @@ def _linear_gradients(x: Array, weight: Array, d_out: Array) -> tuple[Array, Arr
 def _linear_gradients_jit(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
     with jax.enable_x64(True):
         return project.backward(OPS, x, weight, d_out)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2,))
+def _drop(x: Array, keep: Array, kept: float) -> Array:
+    return _drop_jit(x, keep, kept)
+
+
+@partial(jax.jit, static_argnums=2)
+def _drop_jit(x: Array, keep: Array, kept: float) -> Array:
+    with jax.enable_x64(True):
+        return _exact_drop(OPS, x, keep, kept)
+
+
+def _drop_forward(x: Array, keep: Array, kept: float) -> tuple[Array, Array]:
+    return _drop(x, keep, kept), keep
+
+
+def _drop_backward(kept: float, keep: Array, d_out: Array) -> tuple[Array, None]:
+    return _drop(d_out, keep, kept), None
+
+
+_drop.defvjp(_drop_forward, _drop_backward)
 
 
 def _no_second_derivative(*arguments: Any) -> Any:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from maskattn.exact import Options, attend, project
+from maskattn.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
 from maskattn_torch._operators import map_over
 from maskattn_torch.dropout import Dropout, dense
@@ -59,6 +60,11 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     bias = None if bias is None else bias.to(x.dtype)
     flat = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return flat.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def drop(x: Array, keep: Array, rate: float) -> Array:
+    """``x * keep / (1 - rate)`` rounded once; ``keep`` (bool) has the shape of ``x``."""
+    return _Drop.apply(x, keep, 1.0 - rate)
 
 
 @torch.library.custom_op("maskattn::exact_attention", mutates_args=())
@@ -189,5 +195,33 @@ class _Linear(torch.autograd.Function):
         return d_x, d_weight, d_bias if ctx.has_bias else None
 
 
-for _operator in (_attention, _attention_gradients, _linear, _linear_gradients):
+@torch.library.custom_op("maskattn::exact_drop", mutates_args=())
+def _drop(x: Tensor, keep: Tensor, kept: float) -> Tensor:
+    return _exact_drop(OPS, x.contiguous(), keep, kept).contiguous()
+
+
+@_drop.register_fake
+def _(x: Tensor, keep: Tensor, kept: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+class _Drop(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, keep: Tensor, kept: float) -> Tensor:
+        return _drop(x, keep, kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, keep, ctx.kept = inputs
+        ctx.save_for_backward(keep)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
+        (keep,) = ctx.saved_tensors
+        return _drop(d_out, keep, ctx.kept), None, None
+
+
+for _operator in (_attention, _attention_gradients, _linear, _linear_gradients, _drop):
     map_over(_operator)
