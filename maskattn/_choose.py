@@ -51,7 +51,7 @@ def target_form(
     stacked = origin.scan if scan is None else scan
     if target is None:
         return Form(origin.family, origin.layout, stacked, origin.prefix)
-    if target in known:
+    if target in known and not plain(origin):
         to = known[target]
         if to.model != origin.family.model:
             others = [name for name, each in known.items() if each.model == origin.family.model]

@@ -96,8 +96,13 @@ class Lazy:
         return self._then(lambda array: array.swapaxes(one, two), "transpose")
 
     def astype(self, dtype: Any, **options: Any) -> Lazy:
-        """As NumPy's."""
-        return self._then(lambda array: array.astype(dtype, **options), f"cast to {np.dtype(dtype)}")
+        """As NumPy's; whoever casts looks for what became infinite."""
+
+        def cast(array: Array) -> Array:
+            with np.errstate(over="ignore"):
+                return array.astype(dtype, **options)
+
+        return self._then(cast, f"cast to {np.dtype(dtype)}")
 
     def copy(self, order: str = "C") -> Lazy:
         """Itself: whoever writes an array copies it where need be."""

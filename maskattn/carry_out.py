@@ -117,7 +117,7 @@ class Source:
             for name in move.array.sources:
                 self._uses[name] = self._uses.get(name, 0) + 1
         self._next: Iterator[str] = iter(list(self._uses))
-        self._held: dict[str, Array] = {}
+        self.held: dict[str, Array] = {}
         self._ahead: dict[str, Future[Array]] = {}
         self._thread = ThreadPoolExecutor(1)
 
@@ -130,19 +130,19 @@ class Source:
 
     def read(self, name: str) -> Array:
         """The tensor ``name``, from the file or still held."""
-        if name not in self._held:
+        if name not in self.held:
             while name not in self._ahead:
                 self._read_ahead(force=True)
-            self._held[name] = self._ahead.pop(name).result()
+            self.held[name] = self._ahead.pop(name).result()
             self._read_ahead()
-        return self._held[name]
+        return self.held[name]
 
     def release(self, move: Move) -> None:
         """What was read for ``move`` and nothing after it is forgotten."""
         for name in move.array.sources:
             self._uses[name] -= 1
             if not self._uses[name]:
-                self._held.pop(name, None)
+                self.held.pop(name, None)
         self._read_ahead()
 
     def _read_ahead(self, force: bool = False) -> None:

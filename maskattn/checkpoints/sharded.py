@@ -107,12 +107,8 @@ class ShardedWriter(Writer):
         return shard._begin_tensor(name)
 
     def _end_tensor(self, name: str) -> None:
-        shard = self._of[name]
         with self._lock:
-            shard.hashes[name] = self.hashes[name]
-            if len(shard.hashes) < len(shard.infos):
-                return
-        shard._publish()
+            self._of[name].hashes[name] = self.hashes[name]
 
     def _publish(self) -> None:
         assert self._place is not None
