@@ -188,7 +188,6 @@ def _label_values(problems: Problems, labels: Array, classes: int, ignore_index:
 
 def _read(array: Array) -> np.ndarray | None:
     """The array in NumPy where reading it waits for no device, else None."""
-    device = getattr(array, "device", "cpu")
-    if getattr(device, "type", getattr(device, "platform", "cpu")) != "cpu":
-        return None
-    return peek(array)
+    device = getattr(array, "device", None)  # of NumPy a str; of a sharded array of JAX no device, and it is not read
+    kind = getattr(device, "type", getattr(device, "platform", device))
+    return peek(array) if isinstance(kind, str) and kind == "cpu" else None

@@ -22,7 +22,7 @@ def corrupt(scheme: Scheme, key: Any, *args: Any, device: Any = None, **named: A
         scheme: what to apply.
         key: a seed in [0, 2**31), or two uint32 words.
         args, named: what `apply` of the scheme takes.
-        device: of the result; by default that of the first tensor in `args`, else the CPU.
+        device: of the result; by default that of the first tensor given, else the CPU.
 
     Raises:
         TypeError: scheme is no Scheme. ValueError, TypeError: as its `apply`.
@@ -30,7 +30,7 @@ def corrupt(scheme: Scheme, key: Any, *args: Any, device: Any = None, **named: A
     if not isinstance(scheme, Scheme):
         raise TypeError(f"corrupt: scheme must be a scheme of maskattn.corruption, got {scheme!r}")
     if device is None:
-        device = next((x.device for x in args if isinstance(x, torch.Tensor)), torch.device("cpu"))
+        device = next((x.device for x in (*args, *named.values()) if isinstance(x, torch.Tensor)), torch.device("cpu"))
     return scheme.apply(key, *args, **named, ops=_TorchOps(device))
 
 
