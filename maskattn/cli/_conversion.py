@@ -9,8 +9,9 @@ from typing import Any
 
 from maskattn import checkpoints, layouts
 from maskattn.checkpoints import Reader
+from maskattn.parity import probe as probing
+from maskattn.parity.conversion import Verification
 from maskattn.plan import Move, Plan
-from maskattn.verify import Verification
 
 _LISTED = 20
 
@@ -101,7 +102,7 @@ def settle(
     number = heads or families.look_up(config, families.HEADS)
     kv_number = kv_heads or families.look_up(config, families.KV_HEADS)
     sizes = kind.infer(tensors, number, kv_number)
-    settled = layouts.probe(tensors, names, sizes, inputs=arrays, output=output)
+    settled = probing.probe(tensors, names, sizes, inputs=arrays, output=output)
     say(console, f"  probe: {settled[0]}" if len(settled) else "  probe: no candidate fits")
     named = origin if origin == "auto" else families.layout_of(origin)
     if named not in ("auto", settled.layout):

@@ -94,8 +94,8 @@ def command(
     from maskattn import checkpoints
     from maskattn.carry_out import carry_out
     from maskattn.cli import _conversion
+    from maskattn.parity.conversion import verify
     from maskattn.plan import plan
-    from maskattn.verify import verify
 
     console = Console()
     with refusing():

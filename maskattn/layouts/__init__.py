@@ -16,7 +16,6 @@ from maskattn.layouts._base import Layout, Step
 from maskattn.layouts._check import problems
 from maskattn.layouts._detect import Candidate, Detection
 from maskattn.layouts._detect import detect as _detect
-from maskattn.layouts._probe import probe as _probe
 from maskattn.layouts._stack import Stack
 from maskattn.layouts._tree import flatten, unflatten
 from maskattn.layouts.alpa import Alpa
@@ -59,7 +58,6 @@ __all__ = [
     "flatten",
     "get",
     "names",
-    "probe",
     "problems",
     "steps",
     "unflatten",
@@ -135,30 +133,3 @@ def detect(tensors: Mapping[str, Any], config: AttentionConfig | None = None) ->
     answer's ``layout`` is the name of the only candidate, and raises ValueError where there is none or more than one.
     """
     return _detect(tensors, config, [layout for layout in _LAYOUTS if layout.detectable])
-
-
-def probe(
-    tensors: Mapping[str, Any],
-    candidates: Iterable[str],
-    config: AttentionConfig,
-    *,
-    inputs: Mapping[str, Any],
-    output: Any,
-) -> Detection:
-    """Which of ``candidates`` the tensors of one layer are in, told by what the layer computes.
-
-    The float64 oracle runs the layer under every candidate. One fits where its output is within the limits for another
-    library's module (``maskattn.parity.standards``) everywhere. The answer's ``layout`` is the name of the only one
-    that fits, and raises ValueError where none does or more than one.
-
-    Args:
-        tensors: names to arrays; one layer under every candidate. candidates: names of layouts, for example those
-            that ``detect`` lists. config: the layer's sizes and scale.
-        inputs: ``query`` [B, L, E]; ``key`` and ``value`` where they differ from it; ``mask``, bool, broadcastable to
-            [B, H, L, S], True = may attend; ``bias`` broadcastable to the same, added to the scores.
-        output: what the layer gave for them, [B, L, out], without what is not attention: no rotary embedding, no norm.
-
-    Raises:
-        ValueError: inputs that do not fit ``config``; an unknown layout.
-    """
-    return _probe(tensors, [get(name) for name in candidates], config, inputs, output)

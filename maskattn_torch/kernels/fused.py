@@ -25,6 +25,9 @@ from maskattn_torch.dropout import Dropout
 
 Array = Any
 
+#: Dense masks of at most so many queries times keys are kept for the next call.
+_KEPT = 1 << 20
+
 #: Where the parity suite must not expect what the other kernels promise.
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
@@ -53,7 +56,7 @@ def attention(
         allowed = added = None
         rows, keys = _reached(mask, None, sizes, query.device)
     else:
-        allowed = None if mask is None else lower.allowed(mask, *sizes, device=query.device)
+        allowed = None if mask is None else _allowed(mask, sizes, query.device)
         added = None if bias is None else lower.bias(bias, *sizes, device=query.device)
         if isinstance(bias, DenseBias):  # which may forbid by -inf
             finite = added != -math.inf
@@ -118,6 +121,13 @@ def unsupported(
     return reasons
 
 
+def _allowed(mask: Any, sizes: tuple[int, int, int, int], device: Any) -> Array | None:
+    """The dense mask; that of a mask without data is made once."""
+    if mask.flatten()[0] or torch.compiler.is_compiling() or sizes[2] * sizes[3] > _KEPT:
+        return lower.allowed(mask, *sizes, device=device)
+    return _allowed_statically(mask, sizes, device)
+
+
 def _reached(
     mask: Any, allowed: Array | None, sizes: tuple[int, int, int, int], device: Any
 ) -> tuple[Array | None, Array | None]:
@@ -131,7 +141,7 @@ def _reached(
     if not mask.flatten()[0] and not torch.compiler.is_compiling():
         return tuple(None if x.all() else torch.as_tensor(x, device=device) for x in _reached_statically(mask, sizes))
     if allowed is None:
-        allowed = lower.allowed(mask, *sizes, device=device)
+        allowed = _allowed(mask, sizes, device)
     return (None, None) if allowed is None else (torch.any(allowed, -1), torch.any(allowed, -2))
 
 
@@ -154,6 +164,11 @@ def _finite_elsewhere(x: Array, keys: Array) -> bool:
         return False
     outside = x.detach()[~keys[..., 0].expand(x.shape[:3])]
     return bool(torch.isfinite(outside.sum()))
+
+
+@functools.lru_cache(maxsize=16)
+def _allowed_statically(mask: Any, sizes: tuple[int, int, int, int], device: Any) -> Array | None:
+    return lower.allowed(mask, *sizes, device=device)
 
 
 @functools.lru_cache(maxsize=64)

@@ -11,8 +11,8 @@ from maskattn import checkpoints
 from maskattn.carry_out import carry_out
 from maskattn.cli.main import main
 from maskattn.parity import minilm
+from maskattn.parity.conversion import verify
 from maskattn.plan import plan
-from maskattn.verify import verify
 from tests.conversion.models import saved
 
 

@@ -5,8 +5,8 @@ import pytest
 
 from maskattn import checkpoints, families
 from maskattn.carry_out import carry_out
+from maskattn.parity.conversion import verify
 from maskattn.plan import plan
-from maskattn.verify import verify
 from tests.conversion.models import MODELS, build, saved
 
 # The same model as another library has it. A pair stands where every tensor has its place in both.

@@ -9,8 +9,8 @@ import pytest
 from maskattn import checkpoints, families
 from maskattn.carry_out import Source, carry_out
 from maskattn.checkpoints import TensorInfo
+from maskattn.parity.conversion import verify
 from maskattn.plan import in_order, plan
-from maskattn.verify import verify
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 CONFIG = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}

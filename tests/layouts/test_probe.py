@@ -8,6 +8,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention
 
 from maskattn import convert_tensors, layouts
 from maskattn.config import AttentionConfig
+from maskattn.parity.probe import probe
 
 CONFIG = AttentionConfig(35, 5)
 X = np.random.default_rng(1).standard_normal((2, 11, 35)).astype(np.float32)
@@ -31,7 +32,7 @@ def test_a_probe_settles_what_shapes_leave_open(right):
     found = layouts.detect(tensors, CONFIG)
     assert {candidate.layout for candidate in found} == set(FUSED)
     inputs = {"query": X, "mask": CAUSAL}
-    settled = layouts.probe(tensors, FUSED, CONFIG, inputs=inputs, output=reference(bare, right))
+    settled = probe(tensors, FUSED, CONFIG, inputs=inputs, output=reference(bare, right))
     assert settled.layout == right and "of its limit" in str(settled[0])
     assert [candidate.layout for candidate in settled.rejected] == [name for name in FUSED if name != right]
 
@@ -48,7 +49,7 @@ def test_bloom_itself_settles_it():
         output = module(x, torch.zeros_like(x), slopes.repeat(2, 1, 1), mask)[0]
     tensors = {name: tensor.numpy() for name, tensor in module.state_dict().items()}
     inputs = {"query": X, "mask": CAUSAL, "bias": slopes.numpy()[None]}
-    assert layouts.probe(tensors, FUSED, CONFIG, inputs=inputs, output=output.numpy()).layout == "hf-neox"
+    assert probe(tensors, FUSED, CONFIG, inputs=inputs, output=output.numpy()).layout == "hf-neox"
 
 
 def test_none_or_several_that_pass_are_refused():
@@ -56,13 +57,13 @@ def test_none_or_several_that_pass_are_refused():
     inputs = {"query": X, "mask": CAUSAL}
     with pytest.raises(ValueError, match=r"(?s)no layout fits.*hf-neox.*of its limit"):
         wrong = reference(weights("hf-neox"), "hf-neox") + np.float32(1e-3)
-        _ = layouts.probe(tensors, FUSED, CONFIG, inputs=inputs, output=wrong).layout
+        _ = probe(tensors, FUSED, CONFIG, inputs=inputs, output=wrong).layout
     zeros = {name: np.zeros_like(array) for name, array in tensors.items()}
     with pytest.raises(ValueError, match="2 layouts fit these tensors"):
-        _ = layouts.probe(zeros, FUSED, CONFIG, inputs=inputs, output=np.zeros_like(X)).layout
+        _ = probe(zeros, FUSED, CONFIG, inputs=inputs, output=np.zeros_like(X)).layout
     with pytest.raises(ValueError, match="no layout fits"):
         output = np.full_like(X, np.nan)
-        _ = layouts.probe(tensors, FUSED, CONFIG, inputs=inputs, output=output).layout
+        _ = probe(tensors, FUSED, CONFIG, inputs=inputs, output=output).layout
 
 
 def test_cross_attention_with_a_scale_of_its_own():
@@ -79,24 +80,24 @@ def test_cross_attention_with_a_scale_of_its_own():
     heads = scores / scores.sum(axis=-1, keepdims=True) @ v
     output = heads.swapaxes(1, 2).reshape(2, 11, 35) @ w["proj.weight"].T + w["proj.bias"]
     inputs = {"query": X, "key": key, "value": value}
-    assert layouts.probe(tensors, ["timm"], config, inputs=inputs, output=output).layout == "maskattn-torch"
+    assert probe(tensors, ["timm"], config, inputs=inputs, output=output).layout == "maskattn-torch"
 
 
 def test_bad_arguments_and_layers_it_cannot_compute():
     tensors = weights("hf-neox")
     with pytest.raises(ValueError) as caught:
-        layouts.probe(tensors, FUSED, CONFIG, inputs={"key": X[0], "mask": np.ones(3), "x": X}, output=X)
+        probe(tensors, FUSED, CONFIG, inputs={"key": X[0], "mask": np.ones(3), "x": X}, output=X)
     for part in ("query .* is missing", "unknown name 'x'", "key: expected shape", "mask: expected bool"):
         assert caught.match(part)
     with pytest.raises(ValueError, match="unknown layout"):
-        layouts.probe(tensors, ["neo"], CONFIG, inputs={"query": X}, output=X)
+        probe(tensors, ["neo"], CONFIG, inputs={"query": X}, output=X)
     with pytest.raises(TypeError, match="inputs must be a mapping"):
-        layouts.probe(tensors, FUSED, CONFIG, inputs=X, output=X)
+        probe(tensors, FUSED, CONFIG, inputs=X, output=X)
     with pytest.raises(ValueError, match="output: expected shape"):
-        _ = layouts.probe(tensors, FUSED, CONFIG, inputs={"query": X}, output=X[:, :3]).layout
+        _ = probe(tensors, FUSED, CONFIG, inputs={"query": X}, output=X[:, :3]).layout
     normed = tensors_for("timm", CONFIG, every=True)
     with pytest.raises(ValueError, match="not part of plain attention"):
-        _ = layouts.probe(normed, ["timm"], CONFIG, inputs={"query": X}, output=X).layout
+        _ = probe(normed, ["timm"], CONFIG, inputs={"query": X}, output=X).layout
     two = {f"{i}.{name}": array for i in range(2) for name, array in tensors.items()}
     with pytest.raises(ValueError, match="expected the tensors of one layer, found 2"):
-        _ = layouts.probe(two, FUSED, CONFIG, inputs={"query": X}, output=X).layout
+        _ = probe(two, FUSED, CONFIG, inputs={"query": X}, output=X).layout

@@ -7,28 +7,46 @@ from typing import Any
 
 import numpy as np
 
+from maskattn import layouts
 from maskattn.config import AttentionConfig
 from maskattn.layouts._base import Array, Layout
 from maskattn.layouts._check import mixed_dtypes, problems
 from maskattn.layouts._detect import Candidate, Detection
 from maskattn.layouts._stored import PROJECTIONS
+from maskattn.parity import standards
 
 _INPUTS = ("query", "key", "value", "mask", "bias")
 
 
 def probe(
     tensors: Mapping[str, Any],
-    candidates: Iterable[Layout],
+    candidates: Iterable[str],
     config: AttentionConfig,
+    *,
     inputs: Mapping[str, Any],
     output: Any,
 ) -> Detection:
-    """Computes the layer under each of ``candidates``; see ``maskattn.layouts.probe``."""
+    """Which of ``candidates`` the tensors of one layer are in, told by what the layer computes.
+
+    The float64 oracle runs the layer under every candidate. One fits where its output is within the limits for another
+    library's module (``maskattn.parity.standards``) everywhere. The answer's ``layout`` is the name of the only one
+    that fits, and raises ValueError where none does or more than one.
+
+    Args:
+        tensors: names to arrays; one layer under every candidate. candidates: names of layouts, for example those
+            that ``detect`` lists. config: the layer's sizes and scale.
+        inputs: ``query`` [B, L, E]; ``key`` and ``value`` where they differ from it; ``mask``, bool, broadcastable to
+            [B, H, L, S], True = may attend; ``bias`` broadcastable to the same, added to the scores.
+        output: what the layer gave for them, [B, L, out], without what is not attention: no rotary embedding, no norm.
+
+    Raises:
+        ValueError: inputs that do not fit ``config``; an unknown layout.
+    """
     given = _checked(inputs, output, config)
     wanted = np.asarray(output)
     fitting: list[Candidate] = []
     rejected: list[Candidate] = []
-    for layout in candidates:
+    for layout in [layouts.get(name) for name in candidates]:
         prefix, objections, share = _judge(layout, tensors, config, given, wanted)
         if objections:
             rejected.append(Candidate(layout.name, prefix, ("probed",), tuple(objections)))
@@ -44,8 +62,6 @@ def probe(
 def _judge(
     layout: Layout, tensors: Mapping[str, Any], config: AttentionConfig, given: Mapping[str, Array], wanted: Array
 ) -> tuple[tuple[str, ...], list[str], float]:
-    from maskattn.parity import standards  # which itself uses layouts
-
     layers = layout.match(tensors)
     if len(layers) != 1:
         return tuple(layers), [f"expected the tensors of one layer, found {len(layers)}"], 0.0
