@@ -36,7 +36,7 @@ ALLOWED = {
     "kernels/blockwise_forward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise_plan.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise_tile.py: only in maskattn_jax": LOOPS,
-    "kernels/fused: for_platform only in maskattn_jax": EXPORT,
+    "kernels.fused: for_platform only in maskattn_jax": EXPORT,
     "kernels/fused_splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
