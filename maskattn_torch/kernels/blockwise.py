@@ -161,6 +161,7 @@ class _Attention(torch.autograd.Function):
         ctx.options = inputs[4:7]
 
     @staticmethod
+    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
         query, key, value, sinks, out, lse, *leaves = ctx.saved_tensors
         number, scale, softcap = ctx.options
