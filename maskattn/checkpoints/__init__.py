@@ -14,14 +14,14 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.checkpoints import _seal, msgpack, npz, pytorch, safetensors, sharded
+from maskattn.checkpoints import _seal, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader, sha256
 from maskattn.checkpoints._writer import Writer, checked, names_problems, plain
 
 __all__ = ["Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
 
-_FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack, pytorch)
+_FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack, pytorch, orbax)
 
 
 def open(path: str | os.PathLike[str], *, verify: bool = True) -> Reader:
@@ -41,11 +41,12 @@ def open(path: str | os.PathLike[str], *, verify: bool = True) -> Reader:
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: expected a str or a path, got {type(path).__name__}")
     where = Path(path)
-    if where.is_dir():
-        where = _in_folder(where)
     if not where.exists():
         raise FileNotFoundError(f"path: no checkpoint at {where}")
-    reader: Reader = _format(where).open_file(where, verify)
+    if where.is_dir():
+        where = _in_folder(where)
+    kind = orbax if where.is_dir() else _format(where)
+    reader: Reader = kind.open_file(where, verify)
     return reader
 
 
@@ -94,7 +95,7 @@ def create(
         found.append(f"max_shard_size: only safetensors is written in several files, not {where.suffix}")
     if not where.parent.is_dir():
         found.append(f"path: there is no folder {where.parent}")
-    elif where.is_dir() and not hasattr(kind, "FOLDER"):
+    elif where.is_dir() and kind is not orbax:
         found.append(f"path: {where} is a folder")
     if found:
         raise ValueError("\n  ".join([f"{where} cannot be written:", *found]))
@@ -168,6 +169,9 @@ def _format(path: Path) -> ModuleType:
 
 
 def _in_folder(folder: Path) -> Path:
+    for place in (folder, folder / "default"):  # the second is the one item of a step of Orbax's CheckpointManager
+        if orbax.is_checkpoint(place):
+            return place
     names = sorted(entry.name for entry in folder.iterdir())
     suffixes = tuple(suffix for module in _FORMATS for suffix in module.SUFFIXES)
     found = [name for name in names if name.endswith(suffixes)]

@@ -19,6 +19,7 @@ import ml_dtypes
 import numpy as np
 from numpy.lib import format as npy
 
+from maskattn._contiguous import contiguous
 from maskattn.checkpoints import _seal, _zip
 from maskattn.checkpoints._base import Array, TensorInfo
 from maskattn.checkpoints._reader import Reader
@@ -92,7 +93,7 @@ class NpzReader(Reader):
                 file.read(1)  # reaching the end is what makes zipfile compare the checksum
         except _BROKEN as error:
             raise ValueError(f"{self.path}: {name!r} cannot be read: {error}") from None
-        return np.ascontiguousarray(array.reshape(info.shape, order="F")) if fortran else array.reshape(info.shape)
+        return contiguous(array.reshape(info.shape, order="F")) if fortran else array.reshape(info.shape)
 
     def _close(self) -> None:
         self._zip.close()
