@@ -16,6 +16,7 @@ from flax import nnx
 from maskattn.parity.adapters import CONVENTIONS
 from maskattn.parity.cases import Case
 from maskattn_jax import functional, lower, multihead, params
+from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels import KERNELS
 
 __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
@@ -50,8 +51,8 @@ class Adapter:
         object.__setattr__(self, "conventions", {**self.conventions, **declared})
 
     def unsupported(self, case: Case) -> list[str]:
-        """Every reason why this case cannot be run; [] where it can."""
-        return ["dropout is not implemented yet"] if case.dropout_rate else []
+        """Every reason why this case cannot be run: it runs every case, or its kernel says why not."""
+        return []
 
     def run(
         self,
@@ -75,7 +76,8 @@ class Adapter:
                 mask = dense
             bias = None if "bias" in arrays else case.bias
             options = (case.scale, case.softcap, case.empty_rows, self.kernel, self.conventions["lse"] == "given")
-            found, gradients = (_compiled if jitted else _attend)(arrays, mask, bias, given, options)
+            dropout = Dropout(case.dropout_rate, from_numpy(case.dropout_key), case.dropout_broadcast)
+            found, gradients = (_compiled if jitted else _attend)(arrays, mask, bias, dropout, given, options)
             results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
             results |= {} if dense is None else {"mask": to_numpy(dense)}
             return results | {f"d_{name}": to_numpy(grad) for name, grad in gradients.items()}
@@ -110,7 +112,9 @@ class Adapter:
 
         def forward(state: Any, arrays: dict[str, jax.Array]) -> jax.Array:
             module = nnx.merge(graph, state, rest)
-            return module(*(arrays[name] for name in names), mask=case.mask, bias=case.bias, kernel=self.kernel)
+            key = from_numpy(case.dropout_key)
+            given = {"mask": case.mask, "bias": case.bias, "dropout_key": key, "kernel": self.kernel}
+            return module(*(arrays[name] for name in names), **given)
 
         def both(state: Any, arrays: dict[str, jax.Array], d_output: jax.Array | None) -> tuple[jax.Array, Any]:
             output, pull = jax.vjp(forward, state, arrays)
@@ -128,7 +132,7 @@ class Adapter:
 
 
 def _attend(
-    arrays: dict[str, jax.Array], mask: Any, bias: Any, cotangent: Any, options: tuple[Any, ...]
+    arrays: dict[str, jax.Array], mask: Any, bias: Any, dropout: Dropout, cotangent: Any, options: tuple[Any, ...]
 ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
     """((output, lse) or (output,), gradients by name: {} without a cotangent)."""
     scale, softcap, empty_rows, kernel, wants_lse = options
@@ -144,6 +148,9 @@ def _attend(
             scale=scale,
             softcap=softcap,
             sinks=arrays.get("sinks"),
+            dropout_rate=dropout.rate,
+            dropout_key=dropout.words,
+            dropout_broadcast=dropout.shared,
             empty_rows=empty_rows,
             kernel=kernel,
             return_lse=wants_lse,
@@ -156,7 +163,7 @@ def _attend(
     return results, pull(cotangent[: len(results)])[0]
 
 
-_compiled = functools.partial(jax.jit, static_argnums=4)(_attend)
+_compiled = functools.partial(jax.jit, static_argnums=5)(_attend)
 
 #: One compilation a mask, where every operation of it would be one.
 _lowered = jax.jit(lower.to_dense, static_argnums=(1, 2, 3, 4))

@@ -47,8 +47,8 @@ class Adapter:
         object.__setattr__(self, "conventions", {**self.conventions, **declared})
 
     def unsupported(self, case: Case) -> list[str]:
-        """Every reason why this case cannot be run; [] where it can."""
-        return ["dropout is not implemented yet"] if case.dropout_rate else []
+        """Every reason why this case cannot be run: it runs every case, or its kernel says why not."""
+        return []
 
     def run(
         self,
@@ -73,6 +73,9 @@ class Adapter:
             scale=case.scale,
             softcap=case.softcap,
             sinks=arrays.get("sinks"),
+            dropout_rate=case.dropout_rate,
+            dropout_key=from_numpy(case.dropout_key),
+            dropout_broadcast=case.dropout_broadcast,
             empty_rows=case.empty_rows,
             kernel=self.kernel,
             return_lse=wants_lse,
@@ -105,7 +108,8 @@ class Adapter:
         params.load(module, weights)
         names = ["query"] if inputs["key"] is inputs["query"] else ["query", "key", "value"]
         arrays = {name: from_numpy(inputs[name]).requires_grad_() for name in names}
-        output = module(*arrays.values(), mask=case.mask, bias=case.bias, kernel=self.kernel)
+        key = from_numpy(case.dropout_key)
+        output = module(*arrays.values(), mask=case.mask, bias=case.bias, dropout_key=key, kernel=self.kernel)
         results = {"output": to_numpy(output)}
         if cotangent is not None:
             output.backward(from_numpy(cotangent["output"]))

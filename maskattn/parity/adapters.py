@@ -6,10 +6,11 @@
         def unsupported(self, case) -> list[str]: ...
         def run(self, case, inputs, weights=None, cotangent=None) -> dict[str, numpy.ndarray]: ...
 
-`inputs` holds query, key, value, mask (dense bool [B, H, L, S], True = may attend) and, where the case has them, bias
-and sinks; `weights` the canonical parameters of a module's case. Results: output, lse and, where a cotangent is given,
-d_query, d_key, d_value, d_bias, d_sinks and d_table (for a module: output, d_query, where they are separate inputs
-d_key and d_value, and `d_` + name for each of its weights). What a case asks for by mistake must raise, not return.
+`inputs` holds query, key, value, mask (dense bool [B, H, L, S], True = may attend) and, where the case has them, bias,
+sinks and keep (dense bool, True = not dropped; the rate and the key are the case's); `weights` the canonical parameters
+of a module's case. Results: output, lse and, where a cotangent is given, d_query, d_key, d_value, d_bias, d_sinks and
+d_table (for a module: output, d_query, where they are separate inputs d_key and d_value, and `d_` + name for each of
+its weights). What a case asks for by mistake must raise, not return.
 
 `conventions` declares where an implementation is known to differ: `empty_rows` (the policy it has whatever is asked),
 `causal_alignment` ("start" or "end"), `nan_masked` ("kept out" or "leaks"), `lse` ("given" or "none"), `narrow`
@@ -110,8 +111,8 @@ class NumpyExact:
     conventions = CONVENTIONS
 
     def unsupported(self, case: Case) -> list[str]:
-        """Every reason why this case cannot be run; [] where it can."""
-        return ["dropout is not implemented yet"] if case.dropout_rate else []
+        """Every reason why this case cannot be run: it runs every case."""
+        return []
 
     def run(
         self,
@@ -131,7 +132,8 @@ class NumpyExact:
             return numpy_module.run(case, inputs, weights or {}, cotangent)
         if case.must_raise:
             raise ValueError("empty_rows='error': a row may attend to nothing")
-        given = options(case, inputs)
+        given = options(case, inputs) | {"dropout_rate": case.dropout_rate, "dropout_key": case.dropout_key}
+        given["dropout_broadcast"] = case.dropout_broadcast
         arrays = (inputs["query"], inputs["key"], inputs["value"], inputs["mask"])
         output, lse = exact.attention(*arrays, **given)
         results = {"output": np.asarray(output), "lse": np.asarray(lse)}

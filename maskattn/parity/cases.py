@@ -14,7 +14,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from maskattn import biases, masks
+from maskattn import biases, dropout, masks, rng
 from maskattn.config import AttentionConfig
 from maskattn.masks._base import grid
 from maskattn.parity.draws import Draws
@@ -49,6 +49,7 @@ class Case:
       config: where given, the case is a whole `MultiHeadAttention` and the inputs hold its weights.
       plant: a value put into every key and value that no query may reach.
       spread: the standard deviation of the queries; large values make large logits.
+      dropout_rate, dropout_broadcast: as of attention; a module's rates are in its config.
       tags: free words: "smoke" marks the few cases that stand for all.
     """
 
@@ -66,6 +67,7 @@ class Case:
     plant: float | None = None
     spread: float = 2.0
     dropout_rate: float = 0.0
+    dropout_broadcast: tuple[str, ...] = ()
     seed: int = 0
     tags: frozenset[str] = field(default_factory=frozenset)
 
@@ -92,6 +94,22 @@ class Case:
         return np.ascontiguousarray(np.broadcast_to(dense, s.scores))
 
     @property
+    def dropout_key(self) -> Array:
+        """The key of the case's dropout, two uint32 words: attention's own, or the one that the module is given."""
+        return rng.fold_in(rng.key(self.seed), 1)
+
+    @property
+    def dropped(self) -> dict[str, Any]:
+        """`keep` (bool [B, H, L, S], True = kept) and `dropout_rate` of the attention weights; {} without dropout."""
+        rate, key = self.dropout_rate, self.dropout_key
+        if self.config is not None:
+            rate, key = self.config.dropout_rate, rng.fold_in(key, 0)
+        if not rate:
+            return {}
+        keep = dropout.dense(rate, key, self.shape.scores, self.dropout_broadcast)
+        return {"keep": np.ascontiguousarray(np.broadcast_to(keep, self.shape.scores)), "dropout_rate": rate}
+
+    @property
     def table(self) -> Array | None:
         """The learned table of the bias, which is differentiated too, or None."""
         return self.bias.table if isinstance(self.bias, biases.TableBias) else None
@@ -104,7 +122,8 @@ class Case:
 
 def inputs(case: Case) -> dict[str, Array]:
     """The arrays of a case: query, key, value, mask (bool [B, H, L, S], True = may attend), and where the case has them
-    bias (float, as added to the logits) and sinks [H]. Same case, same bytes, with any version of NumPy."""
+    bias (float, as added to the logits), sinks [H] and keep (bool, the shape of mask, True = not dropped). Same case,
+    same bytes, with any version of NumPy."""
     s, draws = case.shape, Draws(case.seed * 2 + 1)
     if case.config is not None:
         c = case.config
@@ -139,6 +158,8 @@ def inputs(case: Case) -> dict[str, Array]:
         made["table"] = case.table
     if case.sinks:
         made["sinks"] = draws.normal((s.heads,)).astype(dtype)
+    if case.config is None and case.dropped:
+        made["keep"] = case.dropped["keep"]
     return made
 
 
@@ -186,6 +207,7 @@ def registry() -> Iterator[Case]:
     yield from zoo_cases.recipes()
     yield from zoo_cases.biases()
     yield from more_cases.options()
+    yield from more_cases.dropped()
     yield from more_cases.planted()
     yield from more_cases.modules()
     yield from (composition(number) for number in range(COMPOSITIONS))

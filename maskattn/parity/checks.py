@@ -50,7 +50,7 @@ def options(case: Case, inputs: dict[str, Array]) -> dict[str, Any]:
 def judge(case: Case, inputs: dict[str, Array], cotangent: dict[str, Array], dtype: Any = np.float64) -> Verdict:
     """The oracle's verdict on an attention case, computed in `dtype` (float64 or longdouble)."""
     arrays = (inputs["query"], inputs["key"], inputs["value"], inputs["mask"])
-    kept = options(case, inputs)
+    kept = {**options(case, inputs), **case.dropped}
     forward = oracle.attention(*arrays, **kept, dtype=dtype)
     grads = oracle.backward(*arrays, d_output=cotangent["output"], d_lse=cotangent["lse"], **kept, dtype=dtype)
     sizes = oracle.magnitudes(*arrays, d_output=cotangent["output"], d_lse=cotangent["lse"], **kept)

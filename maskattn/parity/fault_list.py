@@ -64,6 +64,27 @@ def _fill(number: float) -> Callable[[Kernel, Framework], Kernel]:
     return plant
 
 
+def _dropout_before_softmax(kernel: Kernel, framework: Framework) -> Kernel:
+    """Logits are dropped, not weights: what is left sums to 1."""
+
+    def attend(query: Any, key: Any, value: Any, mask: Any, *rest: Any, **options: Any) -> tuple[Any, Any]:
+        sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+        kept = masks.Dense(framework.dropout.dense(options["dropout"], sizes))
+        return kernel(query, key, value, kept if mask is None else mask & kept, *rest, **{**options, "dropout": None})
+
+    return attend
+
+
+def _dropout_unscaled(kernel: Kernel, _: Framework) -> Kernel:
+    """Kept weights are not divided by 1 - rate."""
+
+    def attend(*arrays: Any, **options: Any) -> tuple[Any, Any]:
+        output, lse = kernel(*arrays, **options)
+        return output * (1 - options["dropout"].rate), lse
+
+    return attend
+
+
 def _tiled(kernel: Kernel, framework: Framework) -> Kernel:
     """Query head h reads kv head h % K, not h // (H // K)."""
 
@@ -120,6 +141,7 @@ def _grid_shift(mask: Any, case: Case) -> masks.Mask:
 _CAUSAL = ("Causal/square/float32/0",)
 _WINDOW = ("SlidingWindow/square/float32/0",)
 _PLAIN = ("options/plain/float32",)
+_DROPOUT = ("options/dropout/float32",)
 _SELF = ("MultiHeadAttention/self/float32",)
 _EQUAL_HEADS = ("MultiHeadAttention/equal-heads/float32",)
 
@@ -183,6 +205,26 @@ FAULTS: tuple[Fault, ...] = (
     ),
     Fault("bias-dropped", "attention bias ignored", ("options/bias/float32",), kernel=_without(4)),
     Fault("sinks-dropped", "sinks ignored", ("options/sinks/float32",), kernel=_without(5)),
+    Fault("dropout-before", "dropout before the softmax", _DROPOUT, kernel=_dropout_before_softmax),
+    Fault("dropout-unscaled", "kept weights not divided by 1 - rate", _DROPOUT, kernel=_dropout_unscaled),
+    Fault(
+        "dropout-shared",
+        "one draw for all heads and rows of the batch",
+        _DROPOUT,
+        kernel=option("dropout", lambda dropout, _: replace(dropout, shared=("batch", "heads"))),
+    ),
+    Fault(
+        "dropout-inverted",
+        "kept and dropped exchanged",
+        _DROPOUT,
+        internals={"dense": lambda _, kept: lambda *given: ~kept(*given)},
+    ),
+    Fault(
+        "key-twice",
+        "one key used for the draws of weights and output",
+        ("MultiHeadAttention/dropout/float32",),
+        module={"module_keys": lambda _, kept: lambda key: kept(key)[:1] * 2},
+    ),
     Fault("heads-tiled", "kv heads tiled, not repeated", _PLAIN, kernel=_tiled),
     Fault(
         "float16-overflow",

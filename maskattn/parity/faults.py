@@ -34,6 +34,7 @@ class Fault:
       results: changes what the twin returns.
       kernel: (true kernel, framework) -> a kernel to run in its place.
       internals: names in the twin's reference kernel -> what replaces them, given the framework and what was there.
+      module: the same for names in the twin's modules.
       uses: the kernel that is run.
     """
 
@@ -45,6 +46,7 @@ class Fault:
     results: Callable[[dict[str, Array]], dict[str, Array]] | None = None
     kernel: Callable[[Any, Any], Callable[..., Any]] | None = None
     internals: dict[str, Callable[[Any, Any], Any]] = field(default_factory=dict)
+    module: dict[str, Callable[[Any, Any], Any]] = field(default_factory=dict)
     uses: str = "reference"
 
 
@@ -55,6 +57,7 @@ class Framework:
         self.name = twin
         self.arrays = importlib.import_module({"torch": "torch", "jax": "jax.numpy"}[twin])
         self.lower = importlib.import_module(f"maskattn_{twin}.lower")
+        self.dropout = importlib.import_module(f"maskattn_{twin}.dropout")
 
     def exp(self, x: Any) -> Any:
         """The exponential."""
@@ -109,23 +112,26 @@ class Faulty:
 def _patched(twin: str, kernel: str, fault: Fault) -> Iterator[None]:
     functional = importlib.import_module(f"maskattn_{twin}.functional")
     framework, original = Framework(twin), functional.KERNELS[kernel]
-    kept = {name: getattr(original, name) for name in fault.internals}
+    multihead = importlib.import_module(f"maskattn_{twin}.multihead")
+    made = [(original, name, make) for name, make in fault.internals.items()]
+    made += [(multihead, name, make) for name, make in fault.module.items()]
+    kept = [(place, name, getattr(place, name)) for place, name, _ in made]
     try:
-        for name, make in fault.internals.items():
-            setattr(original, name, make(framework, kept[name]))
+        for place, name, make in made:
+            setattr(place, name, make(framework, getattr(place, name)))
         if fault.kernel is not None:
             attend = fault.kernel(original.attention, framework)
             functional.KERNELS[kernel] = SimpleNamespace(attention=attend, unsupported=original.unsupported)
         yield
     finally:
         functional.KERNELS[kernel] = original
-        for name, value in kept.items():
-            setattr(original, name, value)
+        for place, name, value in kept:
+            setattr(place, name, value)
 
 
 def _adapter(fault: Fault, twin: str) -> Any:
     """The twin, run eagerly where a compiled program would hide what is patched (or outlive it)."""
-    patched = fault.kernel is not None or fault.internals or fault.weights is not None
+    patched = fault.kernel is not None or fault.internals or fault.module or fault.weights is not None
     changes = {"kernel": fault.uses} | ({"mode": "eager"} if patched else {})
     return replace(adapters.load(adapters.TWINS[twin]), **changes)  # type: ignore[type-var]
 

@@ -27,6 +27,8 @@ def golden_cases() -> list[Case]:
     made = [Case(f"golden/{dtype}", "golden", _SHAPE, dtype, _MASK, seed=7) for dtype in _DTYPES]
     made.append(Case("golden/options", "golden", _SHAPE, "float32", _MASK, seed=8, **full))  # type: ignore[arg-type]
     made.append(Case("golden/large", "golden", _SHAPE, "float32", masks.QueryMask(_ROWS), seed=9, spread=60.0))
+    dropped = {**full, "dropout_rate": 0.25, "dropout_broadcast": ("batch",)}
+    made.append(Case("golden/dropout", "golden", _SHAPE, "float32", _MASK, seed=10, **dropped))  # type: ignore[arg-type]
     return made
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import oracle
+from maskattn import oracle, rng
 from maskattn.parity import standards
 from maskattn.parity.cases import Case
 from maskattn.parity.findings import Finding
@@ -30,9 +30,11 @@ def module_findings(
         "value_input": inputs["value"],
         "scale": config.scale,
         "empty_rows": config.empty_rows,
+        **case.dropped,
     }
     right = standards.module_oracle(inputs["query"], weights, inputs["mask"], case.dtype, **given)
     limit = standards.module_limit(inputs["query"], weights, inputs["mask"], case.dtype, **given)
+    right, limit = _dropped_output(case, right), _dropped_output(case, limit) + standards.eps(case.dtype) * abs(right)
     found = [_within("module", subject, "output", results, right, limit, case)]
     expected, sizes = module_gradients(case, inputs, cotangent, weights)
     for name, gradient in expected.items():
@@ -66,6 +68,16 @@ def _within(
     return Finding(check, subject, name, not over.any(), message, worst, float(limit.max(initial=0)), right.size)
 
 
+def _dropped_output(case: Case, x: Array) -> Array:
+    """A module's output, its limit, or its cotangent [B, L, out], times keep / (1 - rate) of the output's dropout."""
+    assert case.config is not None
+    rate = case.config.out_dropout_rate
+    if not rate:
+        return x
+    keep = rng.bernoulli(rng.fold_in(case.dropout_key, 1), 1.0 - rate, x.shape)
+    return np.where(keep, x / (1.0 - rate), 0.0)
+
+
 def module_gradients(
     case: Case, inputs: dict[str, Array], cotangent: dict[str, Array], weights: dict[str, Array]
 ) -> tuple[dict[str, Array], dict[str, Array]]:
@@ -81,9 +93,9 @@ def _gradients(
     assert config is not None
     w = {name: array.astype(np.float64) for name, array in weights.items()}
     x = {name: inputs[name].astype(np.float64) for name in ("query", "key", "value")}
-    d_out = cotangent["output"].astype(np.float64)
+    d_out = _dropped_output(case, cotangent["output"].astype(np.float64))
     parts = {n: np.einsum("ble,ehd->blhd", x[n], w[f"{n}.kernel"]) + w.get(f"{n}.bias", 0.0) for n in x}
-    kept: dict[str, Any] = {"scale": config.scale, "empty_rows": config.empty_rows}
+    kept: dict[str, Any] = {"scale": config.scale, "empty_rows": config.empty_rows, **case.dropped}
     arrays = (parts["query"], parts["key"], parts["value"], inputs["mask"])
     output = oracle.attention(*arrays, **kept).output
     d_attention = np.einsum("blo,hdo->blhd", d_out, w["out.kernel"])

@@ -11,7 +11,7 @@ from maskattn import biases, masks
 from maskattn.config import AttentionConfig
 from maskattn.parity.cases import DTYPES, SHAPES, Case
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape
+from maskattn.parity.mask_table import Shape, families
 
 #: Options are tried on one small grouped-query shape: each combination is a compilation in JAX.
 OPTIONS = Shape(batch=2, q_len=5, kv_len=7, heads=4, kv_heads=2, head_dim=3, v_head_dim=5)
@@ -36,6 +36,11 @@ def _additive(shape: Shape, draws: Draws) -> Any:
     return biases.Additive(masks.KeyPadding(draws.integers(1, shape.kv_len + 1, (shape.batch,))))
 
 
+_ALL: dict[str, Any] = {"scale": 0.61, "softcap": 4.0, "sinks": True, "bias": "dense-broadcast"}
+#: One rate, since the exact kernel is compiled for each in JAX.
+RATE = 0.25
+
+
 def _option_cases() -> dict[str, dict[str, Any]]:
     return {
         "plain": {},
@@ -45,12 +50,16 @@ def _option_cases() -> dict[str, dict[str, Any]]:
         "bias": {"bias": "dense"},
         "bias-inf": {"bias": "dense-inf"},
         "additive": {"bias": "additive"},
-        "all": {"scale": 0.61, "softcap": 4.0, "sinks": True, "bias": "dense-broadcast"},
+        "all": _ALL,
         "large-logits": {"spread": 40.0},
         "empty-mean": {"empty_rows": "mean"},
         "empty-nan": {"empty_rows": "nan"},
         "empty-error": {"empty_rows": "error"},
         "empty-mean-sinks": {"empty_rows": "mean", "sinks": True},
+        "dropout": {"dropout_rate": RATE},
+        "dropout-shared": {"dropout_rate": RATE, "dropout_broadcast": ("batch", "heads")},
+        "dropout-mean": {"dropout_rate": RATE, "empty_rows": "mean"},
+        "dropout-all": {**_ALL, "dropout_rate": RATE, "dropout_broadcast": ("batch",)},
         "empty-error-none": {"empty_rows": "error", "mask": masks.Causal()},
     }
 
@@ -58,7 +67,7 @@ def _option_cases() -> dict[str, dict[str, Any]]:
 def options() -> Iterator[Case]:
     """Every option alone, some together, every policy for empty rows; in four dtypes where rounding could matter."""
     for option, given in _option_cases().items():
-        in_all = option in ("plain", "all")
+        in_all = option in ("plain", "all", "dropout")
         for dtype in DTYPES if in_all else ("float32",):
             name = f"options/{option}/{dtype}"
             draws = Draws(name)
@@ -72,6 +81,15 @@ def options() -> Iterator[Case]:
         "options/overflow/float16", "options", OPTIONS, "float16", masks.Causal(3), spread=1.5e4, scale=1e-4, seed=5
     )
     yield Case("options/no-mask/float32", "options", SHAPES["wide"], "float32", None, seed=11)
+
+
+def dropped() -> Iterator[Case]:
+    """Dropout with every mask: the first example of each."""
+    for family, cls in families().items():
+        for mask in cls.examples(SHAPES["square"], Draws(f"dropout/{family}"))[:1]:
+            name = f"dropout/square/float32/{family}"
+            seed = Draws(name).integer(0, 1 << 30)
+            yield Case(name, "dropout", SHAPES["square"], "float32", mask, dropout_rate=RATE, seed=seed)
 
 
 def planted() -> Iterator[Case]:
@@ -93,7 +111,7 @@ def planted() -> Iterator[Case]:
 
 def modules() -> Iterator[Case]:
     """Whole `MultiHeadAttention`s, projections included: self- and cross-attention, with and without biases, an empty
-    row, and heads all alike."""
+    row, heads all alike, and dropout of weights and output."""
     base = {"embed_dim": 11, "num_heads": 4, "num_kv_heads": 2, "head_dim": 3, "v_head_dim": 5, "out_dim": 13}
     kinds: dict[str, tuple[Shape, dict[str, Any], masks.Mask]] = {
         "self": (MODULE, {}, masks.Causal(-1) & masks.KeyPadding(np.array([6, 4]))),  # row 0 is empty
@@ -102,6 +120,11 @@ def modules() -> Iterator[Case]:
             EQUAL,
             {"num_kv_heads": 4, "v_head_dim": 3, "qkv_bias": False, "out_bias": False, "scale": 0.31},
             masks.SlidingWindow(2, 1),
+        ),
+        "dropout": (
+            MODULE,
+            {"dropout_rate": RATE, "out_dropout_rate": 0.4},
+            masks.Causal(-1) & masks.KeyPadding(np.array([6, 4])),
         ),
     }
     for kind, (shape, changes, mask) in kinds.items():

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import exact
+from maskattn import exact, rng
 from maskattn.parity.cases import Case
 
 Array = np.ndarray[Any, Any]
@@ -32,16 +32,24 @@ def run(
         projected = exact.linear(inputs[name], flat[name], biases.get(name))
         parts[name] = projected.reshape(*projected.shape[:2], *kernels[name].shape[1:])
     options: dict[str, Any] = {"scale": config.scale, "empty_rows": config.empty_rows}
+    options |= {"dropout_rate": config.dropout_rate, "dropout_key": rng.fold_in(case.dropout_key, 0)}
     arrays = (parts["query"], parts["key"], parts["value"], inputs["mask"])
     attended, _ = exact.attention(*arrays, **options)
     joined = attended.reshape(*attended.shape[:2], -1)
     out_kernel = weights["out.kernel"]
     out_flat = out_kernel.reshape(-1, out_kernel.shape[-1])
-    results = {"output": exact.linear(joined, out_flat, weights.get("out.bias"))}
-    if cotangent is None:
+    output, rate, d_output = exact.linear(joined, out_flat, weights.get("out.bias")), config.out_dropout_rate, None
+    if cotangent is not None:
+        d_output = cotangent["output"]
+    if rate:
+        keep = rng.bernoulli(rng.fold_in(case.dropout_key, 1), 1.0 - rate, output.shape)
+        output = exact.drop(output, keep, rate)
+        d_output = None if d_output is None else exact.drop(d_output, keep, rate)
+    results = {"output": output}
+    if d_output is None:
         return results
 
-    d_joined, d_out, results["d_out.bias"] = exact.linear_backward(joined, out_flat, cotangent["output"])
+    d_joined, d_out, results["d_out.bias"] = exact.linear_backward(joined, out_flat, d_output)
     results["d_out.kernel"] = d_out.reshape(out_kernel.shape)
     d_parts = exact.attention_backward(*arrays, d_joined.reshape(attended.shape), **options)[:3]
     d_flat = {n: d.reshape(*d.shape[:2], -1) for n, d in zip(_INPUTS, d_parts, strict=True)}

@@ -50,11 +50,14 @@ def run(case: Case, inputs: dict[str, Array], cotangent: dict[str, Array]) -> di
         live = weights / np.where(empty, 1, total)
         p = np.where(empty, dtype.type(1 / s.kv_len), live) if given["empty_rows"] == "mean" else live
         lse = np.where(empty, -np.inf, shift + np.log(total))
-        output = p @ v
+        kept = (
+            np.where(case.dropped["keep"], 1 / dtype.type(1 - case.dropout_rate), 0) if case.dropped else dtype.type(1)
+        )
+        output = (p * kept) @ v
         if given["empty_rows"] == "nan":
             output = np.where(empty, np.nan, output)
             d_output = np.where(empty, 0, d_output)
-        dp = d_output @ v.swapaxes(-1, -2)
+        dp = kept * (d_output @ v.swapaxes(-1, -2))
         delta = (live * dp).sum(axis=-1, keepdims=True)
         ds = live * (dp - delta + d_lse)
         draw = ds if case.softcap is None else ds * (1 - slope * slope)
@@ -69,7 +72,7 @@ def run(case: Case, inputs: dict[str, Array], cotangent: dict[str, Array]) -> di
         "lse": lse[..., 0].transpose(0, 2, 1).astype(dtype),
         "d_query": lengths_first(scale * (draw @ k)),
         "d_key": lengths_first(scale * (draw.swapaxes(-1, -2) @ q), grouped=True),
-        "d_value": lengths_first(p.swapaxes(-1, -2) @ d_output, grouped=True),
+        "d_value": lengths_first((p * kept).swapaxes(-1, -2) @ d_output, grouped=True),
     }
     if isinstance(case.bias, str):
         axes = tuple(i for i, n in enumerate(inputs["bias"].shape) if n == 1 and s.scores[i] != 1)

@@ -134,11 +134,14 @@ def module_limit(
     bias: Any = None,
     scale: float | None = None,
     empty_rows: str = "zero",
+    keep: Any = None,
+    dropout_rate: float = 0.0,
 ) -> Array:
     """How far a module's output may be from `module_oracle`, elementwise, float64 [B, L, out].
 
     The bounds of the projections, each (16 eps) * (|x| |W| + |b|), carried through attention to first order
-    (|d out| <= sum p |v - out| |d logit| + sum p |d v|), plus attention's own bound, carried through the output
+    (|d out| <= sum p |v - out| |d logit| + sum p |d v|; with dropout, which makes p into p', the first sum is
+    sum p' |v| |d logit| + |out| sum p |d logit|), plus attention's own bound, carried through the output
     projection, plus that projection's. Arguments as for `module_oracle`; `allowed` True = may attend. Against another
     library's module take `value("module.peer")` times this: both may err.
     """
@@ -155,12 +158,20 @@ def module_limit(
     scale = q.shape[-1] ** -0.5 if scale is None else scale
     groups = q.shape[2] // k.shape[2]
     k, v, dk, dv = (np.repeat(x, groups, axis=2) for x in (k, v, dk, dv))
-    forward = oracle.attention(q, k, v, allowed, bias=bias, scale=scale, empty_rows=empty_rows)
-    sizes = oracle.magnitudes(q, k, v, allowed, bias=bias, scale=scale, empty_rows=empty_rows)
-    p = _probabilities(q, k, allowed, bias, scale, empty_rows)
+    options = {"bias": bias, "scale": scale, "empty_rows": empty_rows}
+    dropped = {"keep": keep, "dropout_rate": dropout_rate}
+    forward = oracle.attention(q, k, v, allowed, **options, **dropped)
+    sizes = oracle.magnitudes(q, k, v, allowed, **options, **dropped)
+    p = _probabilities(q, k, allowed, options)
     d_logit = abs(scale) * (np.einsum("blhd,bshd->bhls", dq, np.abs(k)) + np.einsum("blhd,bshd->bhls", np.abs(q), dk))
-    spread = np.abs(v.transpose(0, 2, 1, 3)[:, :, None] - forward.output.transpose(0, 2, 1, 3)[:, :, :, None])
-    carried = np.einsum("bhls,bhlsd->blhd", p * d_logit, spread) + np.einsum("bhls,bshd->blhd", p, dv)
+    values, outputs = v.transpose(0, 2, 1, 3)[:, :, None], forward.output.transpose(0, 2, 1, 3)[:, :, :, None]
+    if keep is None:
+        carried = np.einsum("bhls,bhlsd->blhd", p * d_logit, np.abs(values - outputs))
+    else:
+        moved = np.einsum("bhls,bhlsd->blhd", p * d_logit, np.broadcast_to(np.abs(outputs), (*p.shape, v.shape[-1])))
+        p = _probabilities(q, k, allowed, options | dropped)
+        carried = moved + np.einsum("bhls,bshd->blhd", p * d_logit, np.abs(v))
+    carried = carried + np.einsum("bhls,bshd->blhd", p, dv)
     own = tier2_limit(dtype, float(sizes.output.max(initial=0)), sizes.logit, k.shape[1])
     d_out = carried + own + narrow * np.abs(forward.output)
     if "out.kernel" not in w:
@@ -182,6 +193,8 @@ def module_oracle(
     bias: Any = None,
     scale: float | None = None,
     empty_rows: str = "zero",
+    keep: Any = None,
+    dropout_rate: float = 0.0,
 ) -> Array:
     """Multi-head attention with canonical `weights` in float64, rounded to `dtype` where a module of that dtype rounds:
     after each projection and after attention. `query` [B, L, E] (`key`, `value_input` default to it) -> [B, L, out]."""
@@ -190,7 +203,8 @@ def module_oracle(
     names = ("query", "key", "value")
     inputs = _module_inputs(query, key, value_input)
     q, k, v = (rounded(_project(x, w, name)) for name, x in zip(names, inputs, strict=True))
-    output = rounded(oracle.attention(q, k, v, allowed, bias=bias, scale=scale, empty_rows=empty_rows).output)
+    options = {"bias": bias, "scale": scale, "empty_rows": empty_rows, "keep": keep, "dropout_rate": dropout_rate}
+    output = rounded(oracle.attention(q, k, v, allowed, **options).output)
     if "out.kernel" not in w:
         return np.asarray(output.reshape(*output.shape[:2], -1))
     return np.asarray(np.einsum("blhd,hdo->blo", output, w["out.kernel"]) + w.get("out.bias", 0.0))
@@ -205,10 +219,10 @@ def _project(x: Array, w: dict[str, Array], name: str) -> Array:
     return np.asarray(np.einsum("ble,ehd->blhd", x, w[f"{name}.kernel"]) + w.get(f"{name}.bias", 0.0))
 
 
-def _probabilities(q: Array, k: Array, allowed: Any, bias: Any, scale: float, empty_rows: str) -> Array:
-    """The softmax weights [B, H, L, S]: attention over the identity as values."""
+def _probabilities(q: Array, k: Array, allowed: Any, options: dict[str, Any]) -> Array:
+    """The weights [B, H, L, S]: attention over the identity as values."""
     eye = np.broadcast_to(np.eye(k.shape[1])[None, :, None], (k.shape[0], k.shape[1], k.shape[2], k.shape[1]))
-    forward = oracle.attention(q, k, eye, allowed, bias=bias, scale=scale, empty_rows=empty_rows)
+    forward = oracle.attention(q, k, eye, allowed, **options)
     return forward.output.transpose(0, 2, 1, 3)
 
 
