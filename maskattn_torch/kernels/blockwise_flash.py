@@ -24,7 +24,10 @@ def forward(scale: float, piece: Piece, q: Array, k: Array, v: Array, forbidden:
     """q [N, H, rows, D], k and v [N, K, cols, D] -> out [N, H, rows, D], lse [N, H, rows]; a lost row gives 0, -inf."""
     operator = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
     out, lse = operator(q, k, v, 0.0, piece.kind == TRIANGLE, attn_mask=forbidden.added, scale=scale)
-    return out, lse if forbidden.lost is None else lse.masked_fill_(forbidden.lost, -torch.inf)
+    if forbidden.lost is None:
+        return out, lse
+    # the operator gives such a row 0, or -0, and a log-sum-exp of 0
+    return out.masked_fill_(forbidden.lost.unsqueeze(-1), 0), lse.masked_fill_(forbidden.lost, -torch.inf)
 
 
 def backward(

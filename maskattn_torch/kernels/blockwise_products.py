@@ -46,7 +46,8 @@ def forward(terms: Terms, piece: Piece, q: Array, k: Array, v: Array, forbidden:
     if kept is not None:
         weights = weights.mul_(kept)
     out = torch.matmul(_stacked(weights, v), v).view(*weights.shape[:3], v.shape[-1])
-    return out.div_(total.masked_fill_(total == 0, 1)), lse
+    lost = total == 0
+    return out.div_(total.masked_fill_(lost, 1)).masked_fill_(lost, 0), lse
 
 
 def backward(
