@@ -67,7 +67,8 @@ def dense(dropout: Dropout, sizes: tuple[int, int, int, int]) -> Array:
     shared.
     """
     drawn = [1 if axis in dropout.shared else n for axis, n in zip(("batch", "heads", "", ""), sizes, strict=True)]
-    return keep(dropout, *(jnp.arange(n).reshape(-1, *[1] * (3 - axis)) for axis, n in enumerate(drawn)), sizes)
+    b, h, q, k = (jnp.arange(n).reshape(-1, *[1] * (3 - axis)) for axis, n in enumerate(drawn))
+    return keep(dropout, b, h, q, k, sizes)
 
 
 def module_keys(key: Any) -> tuple[Array, Array]:

@@ -72,8 +72,8 @@ def dense(dropout: Dropout, sizes: tuple[int, int, int, int]) -> Array:
     """
     drawn = [1 if axis in dropout.shared else n for axis, n in zip(("batch", "heads", "", ""), sizes, strict=True)]
     device = dropout.words.device
-    index = (torch.arange(n, device=device).reshape(-1, *[1] * (3 - axis)) for axis, n in enumerate(drawn))
-    return keep(dropout, *index, sizes)
+    b, h, q, k = (torch.arange(n, device=device).reshape(-1, *[1] * (3 - axis)) for axis, n in enumerate(drawn))
+    return keep(dropout, b, h, q, k, sizes)
 
 
 def module_keys(key: Any) -> tuple[Array, Array]:

@@ -299,7 +299,7 @@ def _multiply_add(u: Tensor, span: float, low: float) -> Tensor:
 
 
 def _signed(width: int) -> torch.dtype:
-    return torch.uint8 if width == 8 else getattr(torch, f"int{width}")  # type: ignore[no-any-return]
+    return torch.uint8 if width == 8 else getattr(torch, f"int{width}")
 
 
 def _int32(word: int) -> int:
