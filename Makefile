@@ -1,6 +1,7 @@
 # make parity   prove on this machine that both twins compute the same attention, masks and a real checkpoint included
 # make test     the whole test suite
 # make bench    what the exact kernel, long schedules and importing cost; figures go to benchmarks/results
+# make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
 # make lint     formatting, lint rules and types
 #
 # Each builds .venv first if it is missing or older than pyproject.toml and constraints.txt. Needed: make, Python >= 3.11.
@@ -13,7 +14,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help parity test bench lint format
+.PHONY: help parity test bench bench-convert lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -31,6 +32,9 @@ bench: $(STAMP)
 	@$(RUN) benchmarks/import_time.py
 	@$(RUN) benchmarks/schedule.py --json benchmarks/results/schedule.json
 	@$(RUN) benchmarks/exact_cost.py --json benchmarks/results/exact_cost.json
+
+bench-convert: $(STAMP)
+	@$(RUN) benchmarks/convert.py --json benchmarks/results/convert.json
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check .

@@ -1,7 +1,7 @@
 """Carrying a plan out: tensor by tensor, in memory that does not grow with the checkpoint, published whole or not.
 
-While one tensor is transposed, the next is read in a second thread, and the writer hashes and writes the last in a
-third; the source's files are hashed beside it.
+Two threads each read, transpose, hash and write one tensor after the other, as far as memory allows; the source's files
+are hashed beside them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ import hashlib
 import json
 import os
 import platform
-from collections.abc import Callable, Iterator, Mapping
+import threading
+from collections import Counter, deque
+from collections.abc import Callable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -19,15 +21,16 @@ from typing import Any
 import numpy as np
 
 from maskattn import checkpoints
-from maskattn.checkpoints import Reader
+from maskattn.checkpoints import Reader, TensorInfo
 from maskattn.checkpoints._seal import PENDING
 from maskattn.plan import BUFFERED, Move, Plan, in_order
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int], None]
-"""Called with the name of a tensor that was handed to the writer, and its bytes."""
+"""Called with the name of a tensor that was written, and its bytes; from two threads."""
 
 WRITER_BYTES = 128 * 2**20
+THREADS = 2
 _CHUNK = 2**24
 
 
@@ -53,22 +56,53 @@ def carry_out(
     options: dict[str, Any] = {"metadata": metadata, "provenance": about, "max_shard_size": max_shard_size}
     with checkpoints.create(path, plan.outputs, **options) as writer, ThreadPoolExecutor(1) as hasher:
         hashes = {name: hasher.submit(_hash_file, file) for name, file in _files(reader).items()}
-        moves = list(in_order(plan, writer.order))
-        with Source(reader, moves, plan) as source:
-            for check in plan.checks:
-                check(reader.__getitem__)
-            for move in moves:
-                array = move.array.evaluate(source.read)
-                if plan.dtype is not None:
-                    _refuse_overflow(move, array, source.read)
-                writer.write(move.target, array)
-                if progress is not None:
-                    progress(move.target, array.nbytes)
-                del array
-                source.release(move)
+        for check in plan.checks:
+            check(reader.__getitem__)
+
+        def convert(move: Move, read: Callable[[str], Array]) -> None:
+            array = move.array.evaluate(read)
+            if plan.dtype is not None:
+                _refuse_overflow(move, array, read)
+            writer.write(move.target, array)
+            if progress is not None:
+                progress(move.target, array.nbytes)
+
+        each(list(in_order(plan, writer.order)), plan.infos, reader, convert)
         for name, digest in hashes.items():
             writer.provenance["source"]["files"][name]["sha256"] = digest.result()
     return writer.path
+
+
+def each(
+    moves: list[Move],
+    infos: Mapping[str, TensorInfo],
+    reader: Mapping[str, Array],
+    work: Callable[[Move, Callable[[str], Array]], None],
+) -> None:
+    """Calls ``work`` with every move and a function that reads its sources, on two threads.
+
+    A tensor that several moves need is read once, and forgotten after the last of them. No move is begun that would
+    bring the memory above that of ``allowed``.
+    """
+    source, stop = Source(moves, infos, reader), threading.Event()
+
+    def run() -> None:
+        while not stop.is_set():
+            move = source.begin()
+            if move is None:
+                return
+            try:
+                work(move, source.read)
+            except BaseException:
+                stop.set()
+                raise
+            finally:
+                source.end(move)
+
+    with ThreadPoolExecutor(THREADS) as threads:
+        running = [threads.submit(run) for _ in range(THREADS)]
+    for thread in running:
+        thread.result()
 
 
 def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
@@ -92,70 +126,68 @@ def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
 
 
 def peak(plan: Plan) -> int:
-    """An upper estimate of the bytes held at once: the tensors in hand, one read ahead, what the writer holds."""
-    largest = max((info.nbytes for info in plan.infos.values()), default=0)
-    held = 0
-    for move in plan.moves:
-        sources = sum(plan.infos[name].nbytes for name in move.array.sources)
-        held = max(held, sources + _made(move))
-    return max(held, min(2 * largest, largest + BUFFERED)) + WRITER_BYTES
+    """An upper estimate of the bytes held at once: the tensors in hand, and what the writer holds."""
+    needed = sorted((_needed(move, plan.infos) for move in plan.moves), reverse=True)
+    return max(needed[0], min(sum(needed[:THREADS]), allowed(plan.infos))) + WRITER_BYTES if needed else WRITER_BYTES
 
 
-def _made(move: Move) -> int:
-    """Bytes that making a tensor takes beside its sources: none where it is a view of one."""
+def allowed(infos: Mapping[str, TensorInfo]) -> int:
+    """The bytes that moves in hand may need together: two of the largest tensor, and some more."""
+    return 2 * max((info.nbytes for info in infos.values()), default=0) + BUFFERED
+
+
+def _needed(move: Move, infos: Mapping[str, TensorInfo]) -> int:
+    """Bytes held while a tensor is made: its sources, and itself where it is no view of one."""
     views = all(what in ("reshape", "transpose") or what.startswith("take") for what in move.array.operations)
-    return 0 if views else move.array.nbytes
+    if any(what.startswith("stack") for what in move.array.operations):  # its sources are read one by one
+        return move.array.nbytes + max((infos[name].nbytes for name in move.array.sources), default=0)
+    return sum(infos[name].nbytes for name in move.array.sources) + (0 if views else move.array.nbytes)
 
 
 class Source:
-    """Reads each tensor once, the next one ahead, and forgets it after its last use."""
+    """The tensors that moves are made of: each read once, and held until its last use; which move may begin when."""
 
-    def __init__(self, reader: Reader, moves: list[Move], plan: Plan) -> None:
-        self._reader, self._infos = reader, plan.infos
-        self._uses: dict[str, int] = {}
-        for move in moves:
-            for name in move.array.sources:
-                self._uses[name] = self._uses.get(name, 0) + 1
-        self._next: Iterator[str] = iter(list(self._uses))
-        self.held: dict[str, Array] = {}
-        self._ahead: dict[str, Future[Array]] = {}
-        self._thread = ThreadPoolExecutor(1)
+    def __init__(self, moves: list[Move], infos: Mapping[str, TensorInfo], reader: Mapping[str, Array]) -> None:
+        self._reader, self._infos, self._limit = reader, infos, allowed(infos)
+        self._waiting, self._running, self._bytes = deque(moves), 0, 0
+        self._uses = Counter(name for move in moves for name in move.array.sources)
+        self._changed = threading.Condition()
+        self.held: dict[str, Future[Array]] = {}
 
-    def __enter__(self) -> Source:
-        self._read_ahead()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(wait=True, cancel_futures=True)
+    def begin(self) -> Move | None:
+        """The next move, as soon as there is memory for it; None where there is none left."""
+        with self._changed:
+            while self._waiting:
+                needed = _needed(self._waiting[0], self._infos)
+                if not self._running or self._bytes + needed <= self._limit:
+                    self._running, self._bytes = self._running + 1, self._bytes + needed
+                    return self._waiting.popleft()
+                self._changed.wait()
+        return None
 
     def read(self, name: str) -> Array:
         """The tensor ``name``, from the file or still held."""
-        if name not in self.held:
-            while name not in self._ahead:
-                self._read_ahead(force=True)
-            self.held[name] = self._ahead.pop(name).result()
-            self._read_ahead()
-        return self.held[name]
+        with self._changed:
+            coming = self.held.get(name)
+            if coming is None:
+                mine = self.held[name] = Future()
+        if coming is not None:
+            return coming.result()
+        try:
+            mine.set_result(self._reader[name])
+        except BaseException as error:
+            mine.set_exception(error)
+        return mine.result()
 
-    def release(self, move: Move) -> None:
+    def end(self, move: Move) -> None:
         """What was read for ``move`` and nothing after it is forgotten."""
-        for name in move.array.sources:
-            self._uses[name] -= 1
-            if not self._uses[name]:
-                self.held.pop(name, None)
-        self._read_ahead()
-
-    def _read_ahead(self, force: bool = False) -> None:
-        """Begins reading the next tensors, as far as ``BUFFERED`` bytes allow; one at least where it is needed now."""
-        while force or self._waiting() < BUFFERED:
-            name = next(self._next, None)
-            if name is None:
-                return
-            self._ahead[name] = self._thread.submit(self._reader.__getitem__, name)
-            force = False
-
-    def _waiting(self) -> int:
-        return sum(self._infos[name].nbytes for name in self._ahead)
+        with self._changed:
+            for name in move.array.sources:
+                self._uses[name] -= 1
+                if not self._uses[name]:
+                    self.held.pop(name, None)
+            self._running, self._bytes = self._running - 1, self._bytes - _needed(move, self._infos)
+            self._changed.notify_all()
 
 
 def _refuse_overflow(move: Move, array: Array, read: Callable[[str], Array]) -> None:

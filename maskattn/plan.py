@@ -20,7 +20,7 @@ from maskattn.layouts._extras import Step
 
 REST = ("error", "keep", "drop")
 BUFFERED = 64 * 2**20
-"""Bytes that may be read ahead, beside the tensors in hand; the writer holds some 100 MB more."""
+"""Bytes that the tensors in hand may take beside two of the largest; the writer holds some 100 MB more."""
 
 
 class Move(NamedTuple):

@@ -34,6 +34,7 @@ class ShardedReader(Reader):
             infos = {name: shards[file].infos[name] for name, file in weight_map.items()}
             super().__init__(path, infos, metadata, verify)
             for shard in shards.values():
+                shard._memory = self._memory  # one for all: what is kept does not grow with the number of files
                 self.hashes |= shard.hashes
                 self.metadata = shard.metadata | self.metadata
                 self.provenance = self.provenance or shard.provenance
@@ -122,7 +123,7 @@ class ShardedWriter(Writer):
             "weight_map": {name: self._of[name].path.name for name in sorted(self.infos)},
         }
         with open(self._place.place / self.path.name, "w", encoding="utf-8") as file:
-            file.write(json.dumps(index, indent=2, ensure_ascii=False) + "\n")
+            json.dump(index, file, indent=2, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
         moved: list[Path] = []

@@ -11,6 +11,7 @@ from maskattn.families._form import Form
 from maskattn.families._spec import Rule
 
 Indices = tuple[int, ...]
+LAYERS = 10_000  # more than any model has: a longer axis is none of layers
 
 
 class Stored(NamedTuple):
@@ -62,8 +63,11 @@ def match(
     """What ``infos`` are in ``form``; None where ``strict`` and a name is left over."""
     result = Match(form)
     present: dict[Rule, dict[Indices, set[str]]] = {}
+    stacks: dict[tuple[str, Indices], int] = {}
     for name, info in infos.items():
         found = form.find(name)
+        if found is not None and form.stacked(found[0]) and not _agrees(stacks, form, found, info):
+            found = None
         if found is None:
             if strict:
                 return None
@@ -75,16 +79,22 @@ def match(
             continue
         places: list[tuple[Indices, Stored]] = [(indices, Stored(name))]
         if form.stacked(rule):
-            axis = form.scan_axis
-            if len(info.shape) <= axis:
-                result.left_over.append(name)
-                continue
-            places = [((*indices, i), Stored(name, i)) for i in range(info.shape[axis])]
+            places = [((*indices, i), Stored(name, i)) for i in range(info.shape[form.scan_axis])]
         for where, stored in places:
             _enter(result, rule, where, part, stored)
             present.setdefault(rule, {}).setdefault(where, set()).add(part)
     result.missing += _missing(form, present, config or {})
     return result
+
+
+def _agrees(
+    stacks: dict[tuple[str, Indices], int], form: Form, found: tuple[Rule, Indices, str], info: TensorInfo
+) -> bool:
+    """Whether a stacked tensor has as many layers as those it is stacked beside: a number that can be one of layers."""
+    if len(info.shape) <= form.scan_axis or not 0 < info.shape[form.scan_axis] <= LAYERS:
+        return False
+    rule, indices, _ = found
+    return stacks.setdefault((_group(rule), indices), info.shape[form.scan_axis]) == info.shape[form.scan_axis]
 
 
 def _enter(result: Match, rule: Rule, indices: Indices, part: str, stored: Stored) -> None:
@@ -113,17 +123,16 @@ def _missing(form: Form, present: Mapping[Rule, Mapping[Indices, set[str]]], con
         wanted = set(here) if rule.sparse else groups.get(_group(rule), set()) if "*" in rule.pattern else {()}
         if "*" in rule.pattern and rule.required and not wanted:
             missing.append(f"{form.prefix if rule.prefixed else ''}{rule.pattern}: no such layer")
+        everywhere = set().union(*here.values())
         for place in sorted(wanted):
-            missing += _parts_missing(form, rule, place, here)
+            missing += _parts_missing(form, rule, place, here.get(place, set()), everywhere)
     return list(dict.fromkeys(missing))
 
 
-def _parts_missing(form: Form, rule: Rule, indices: Indices, here: Mapping[Indices, set[str]]) -> list[str]:
+def _parts_missing(form: Form, rule: Rule, indices: Indices, have: set[str], everywhere: set[str]) -> list[str]:
     module = form.module(rule, indices[:-1] if form.stacked(rule) else indices)
-    have = here.get(indices, set())
     if rule.kind == "attention":  # which tensors a layer must have is for its layout to say
         return [] if have else [module]
-    everywhere = set().union(*here.values()) if here else set()
     parts = [part for part in rule.parts if part != "bias" or rule.bias == "yes" or part in everywhere]
     return [module + form.leaf(part) for part in parts if part not in have]
 

@@ -9,20 +9,20 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import threading
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from maskattn import masks
-from maskattn.carry_out import Source
+from maskattn.carry_out import each
 from maskattn.checkpoints import Reader, sha256
 from maskattn.config import AttentionConfig
 from maskattn.layouts._check import DTYPES
 from maskattn.layouts.canonical import Canonical
-from maskattn.plan import Plan, back, in_order
+from maskattn.plan import Move, Plan, back, in_order
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int], None]
@@ -91,15 +91,17 @@ def verify(
         raise ValueError(f"{written.path}: not what was planned: {', '.join(sorted(wrong)[:5])}")
     result, undo = Verification(), back(plan)
     moves = list(in_order(undo, tuple(move.target for move in undo.moves)))
-    with Source(written, moves, undo) as read, ThreadPoolExecutor(1) as other:
-        for move in moves:
-            original = _cast(source[move.target], plan.dtype)
-            digest = other.submit(sha256, original)
-            made = move.array.evaluate(read.read)
-            _compare(result, move.target, original, made, digest.result(), move.array.operations, plan.exact)
-            read.release(move)
+    lock = threading.Lock()
+
+    def compare(move: Move, read: Callable[[str], Array]) -> None:
+        original = _cast(source[move.target], plan.dtype)
+        outcome = _compare(original, move.array.evaluate(read), move.array.operations, plan.exact)
+        with lock:
+            _note(result, move.target, outcome)
             if progress is not None:
                 progress(move.target, source.infos[move.target].nbytes)
+
+    each(moves, undo.infos, written, compare)
     compared = {move.target for move in moves}
     result.absent = [name for name in source.infos if name not in compared]
     not_said = [name for name in result.absent if name not in plan.dropped]
@@ -109,20 +111,26 @@ def verify(
     return result
 
 
-def _compare(
-    result: Verification, name: str, original: Array, made: Array, digest: str, operations: tuple[str, ...], exact: bool
-) -> None:
+def _compare(original: Array, made: Array, operations: tuple[str, ...], exact: bool) -> str | float | None:
+    """None where both are the same byte for byte; how far apart they are where a step changed them; or what differs."""
     if (original.dtype, original.shape) != (made.dtype, made.shape):
-        result.different[name] = f"{made.dtype} {list(made.shape)} for {original.dtype} {list(original.shape)}"
-    elif sha256(made) == digest:
-        result.same.append(name)
-    elif not exact and not all(what.startswith(_MOVED) for what in operations):
+        return f"{made.dtype} {list(made.shape)} for {original.dtype} {list(original.shape)}"
+    if sha256(made) == sha256(original):
+        return None
+    if not exact and not all(what.startswith(_MOVED) for what in operations):
         wide = original.astype(np.float64)
         largest = float(np.abs(wide).max(initial=0)) or 1.0
-        result.near[name] = float(np.abs(made.astype(np.float64) - wide).max(initial=0)) / largest
+        return float(np.abs(made.astype(np.float64) - wide).max(initial=0)) / largest
+    return f"{int((_bytes(original) != _bytes(made)).sum())} of {original.nbytes} bytes differ"
+
+
+def _note(result: Verification, name: str, outcome: str | float | None) -> None:
+    if outcome is None:
+        result.same.append(name)
+    elif isinstance(outcome, float):
+        result.near[name] = outcome
     else:
-        changed = int((_bytes(original) != _bytes(made)).sum())
-        result.different[name] = f"{changed} of {original.nbytes} bytes differ"
+        result.different[name] = outcome
 
 
 def _attention(plan: Plan, undo: Plan, source: Reader, written: Reader, notes: list[str]) -> Iterator[Ran]:

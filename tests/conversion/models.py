@@ -7,7 +7,7 @@ from functools import cache
 from pathlib import Path
 
 PLAIN = {"hidden_size": 30, "num_hidden_layers": 2, "num_attention_heads": 5, "intermediate_size": 37}
-GROUPED = {"hidden_size": 24, "num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2}
+GROUPED = {**PLAIN, "hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 2}
 VISION = {"image_size": 8, "patch_size": 4}
 WINDOWS = {"image_size": 16, "patch_size": 2, "embed_dim": 12, "depths": [2, 1], "num_heads": [2, 3], "window_size": 2}
 MAE = {"decoder_hidden_size": 20, "decoder_num_attention_heads": 4, "decoder_num_hidden_layers": 1}

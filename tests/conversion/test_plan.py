@@ -83,6 +83,21 @@ def test_the_rest_is_kept_or_dropped_when_asked():
     refused(tensors, "rest must be one of error, keep, drop", rest="ignore")
 
 
+def test_a_wild_number_of_layers_is_refused_at_once():
+    stacked = plan(infos(llama()), target="flax-linen", config=CONFIG, scan=True).outputs
+    for name, shape in (("model/layers/mlp/up_proj/kernel", (4, 20, 31)), ("model/norm/scale", (20,))):
+        with pytest.raises(ValueError, match="fit|left over"):
+            plan(
+                stacked
+                | {name: TensorInfo(shape, np.dtype("f4")), "model/layers/x/kernel": TensorInfo((2,), np.dtype("f4"))}
+            )
+    wild = {
+        name: TensorInfo((2**40, *info.shape[1:]), info.dtype) for name, info in stacked.items() if "layers" in name
+    }
+    with pytest.raises(ValueError, match="left over|no attention|no layout|missing"):
+        plan(stacked | wild, target="hf-llama")
+
+
 def test_a_wrong_shape_is_refused_by_the_layout():
     tensors = llama()
     tensors["model.layers.1.self_attn.o_proj.weight"] = np.zeros((20, 25), np.float32)
@@ -296,9 +311,9 @@ def test_each_tensor_is_read_once_and_forgotten():
     reader = Counting(tensors)
     moves = list(in_order(planned, tuple(sorted(planned.outputs, reverse=True))))
     assert sorted(move.target for move in moves) == sorted(planned.outputs)
-    with Source(reader, moves, planned) as source:
-        for move in moves:
-            move.array.evaluate(source.read)
-            source.release(move)
-        assert not source.held
+    source = Source(moves, infos(tensors), reader)
+    for move in iter(source.begin, None):
+        move.array.evaluate(source.read)
+        source.end(move)
+    assert not source.held
     assert sorted(reader.reads) == sorted(tensors)
