@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from maskattn_jax import lower
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.blockwise_backward import backward, float_leaves
-from maskattn_jax.kernels.blockwise_forward import forward, operands
+from maskattn_jax.kernels.blockwise_forward import Operands, forward, operands
 from maskattn_jax.kernels.blockwise_plan import Layout, layout, plan
 from maskattn_jax.kernels.blockwise_tile import Conditions, Options, padded
 
@@ -74,7 +74,7 @@ def _attention(*arguments: Any) -> tuple[Array, Array]:
 def _forward(
     tiles: Layout, options: Options, query: Array, key: Array, value: Array, floats: Any, sinks: Any, rest: Any
 ) -> tuple[Array, Array]:
-    given, conditions = _prepared(tiles, options, query, key, value, floats, rest)
+    given, conditions = _prepared(tiles, query, key, value, floats, rest)
     return forward(tiles, options, given, conditions, sinks, rest[3])
 
 
@@ -100,7 +100,7 @@ def _gradients_jit(
     tiles: Layout, options: Options, arguments: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
 ) -> tuple[Any, ...]:
     query, key, value, floats, sinks, rest = arguments
-    given, conditions = _prepared(tiles, options, query, key, value, floats, rest)
+    given, conditions = _prepared(tiles, query, key, value, floats, rest)
     found = backward(tiles, options, given, conditions, sinks, rest[3], output, lse, d_output, d_lse)
     d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(found.bias, floats, strict=True)]
     like = zip((found.query, found.key, found.value), (query, key, value), strict=True)
@@ -116,13 +116,13 @@ _gradients.defvjp(_no_second_derivative, _no_second_derivative)
 
 
 def _prepared(
-    tiles: Layout, options: Options, query: Array, key: Array, value: Array, floats: Any, rest: Any
-) -> tuple[Any, Conditions]:
+    tiles: Layout, query: Array, key: Array, value: Array, floats: Any, rest: Any
+) -> tuple[Operands, Conditions]:
     mask, bias, dropout, _ = rest
-    given = operands(tiles, query, key, value, options.scale)
-    dirty = ~(jnp.isfinite(given.key).all() & jnp.isfinite(given.value).all())
+    # 0 times a number is 0 but for what is not finite
+    dirty = ~jnp.isfinite(sum(jnp.sum(x * 0, dtype=jnp.float32) for x in (key, value)))
     bias = float_leaves(bias)[1](floats)
-    return given, Conditions(padded(mask, tiles), padded(bias, tiles), dropout, dirty)
+    return operands(tiles, query, key, value), Conditions(padded(mask, tiles), padded(bias, tiles), dropout, dirty)
 
 
 def _unpadded(gradient: Array, leaf: Array) -> Array:

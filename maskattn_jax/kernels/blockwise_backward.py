@@ -20,14 +20,16 @@ from maskattn.biases import Bias, DenseBias
 from maskattn_jax.kernels.blockwise_forward import (
     Operands,
     Row,
+    computed_in,
     entry,
+    group_heads,
     key_tile,
-    merge_heads,
+    put_query_tile,
     query_tile,
     row,
     rows,
-    split_heads,
     steps_of,
+    ungroup_heads,
 )
 from maskattn_jax.kernels.blockwise_plan import Layout, Steps
 from maskattn_jax.kernels.blockwise_tile import Conditions, Options, Place, add_at, bias_values, kept, scores, window
@@ -57,7 +59,9 @@ class _Queries(NamedTuple):
 
 
 class _Sums(NamedTuple):
-    """The gradients so far: of the row's queries, of all keys [B, K, D, S] and values [B, K, Dv, S], of the bias."""
+    """The gradients so far: of the row's queries (between rows, of all), of all keys [B, K, D, S] and values [B, K, Dv,
+    S], of the bias.
+    """
 
     query: Array
     key: Array
@@ -78,7 +82,7 @@ def backward(
     d_lse: Array,
 ) -> Gradients:
     """The gradients, in the dtype of the computation, from what the forward pass returned and its cotangents."""
-    dtype = given.query.dtype
+    dtype = computed_in(given.query)
     empty = lse == -jnp.inf
     d_output = jnp.where(empty[..., None], 0, d_output.astype(dtype))
     delta = jnp.where(empty, 0, jnp.sum(d_output * output, axis=-1) - d_lse.astype(dtype))
@@ -86,28 +90,29 @@ def backward(
     d_sinks = None
     if sinks is not None:
         d_sinks = -jnp.sum(jnp.exp(sinks.astype(dtype) - lse) * delta, axis=(0, 1))
-    parts = [split_heads(layout, x) for x in (d_output, lse[..., None], delta[..., None])]
+    per_query = [group_heads(layout, x) for x in (d_output, lse[..., None], delta[..., None])]
+    scale = jnp.asarray(options.scale, dtype)
     floats, rebuild = float_leaves(conditions.bias)
     start = _Sums(
-        jnp.zeros((layout.rows, layout.columns, layout.group * layout.q_block, given.query.shape[-1]), dtype),
-        _transposed_zeros(given.key),
-        _transposed_zeros(given.value),
+        jnp.zeros(given.query.shape, dtype),
+        _transposed_zeros(given.key, dtype),
+        _transposed_zeros(given.value, dtype),
         [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in floats],
     )
 
-    def attend(sums: _Sums, number: Array) -> tuple[_Sums, Array]:
+    def attend(sums: _Sums, number: Array) -> tuple[_Sums, None]:
         at = row(layout, number)
-        query, d_out, row_lse, row_delta = (query_tile(layout, x, at) for x in (given.query, *parts))
-        per_query = (layout.rows, layout.columns, layout.group, layout.q_block)
+        query, d_out, row_lse, row_delta = (query_tile(layout, x, at, dtype) for x in (given.query, *per_query))
+        shape = (layout.rows, layout.columns, layout.group, layout.q_block)
         queries = _Queries(
-            query,
-            jnp.swapaxes(query, -1, -2),
+            query * scale,
+            jnp.swapaxes(query * scale, -1, -2),
             d_out,
             jnp.swapaxes(d_out, -1, -2),
-            row_lse.reshape(per_query),
-            row_delta.reshape(per_query),
+            row_lse.reshape(shape),
+            row_delta.reshape(shape),
         )
-        sums = sums._replace(query=jnp.zeros_like(sums.query))
+        whole, sums = sums.query, sums._replace(query=jnp.zeros_like(query))
         for steps in plan:
             first, count = steps_of(steps, at)
 
@@ -116,18 +121,18 @@ def backward(
                 return _step(layout, options, conditions, given, at, place, queries, sums, steps, floats, rebuild)
 
             sums = lax.fori_loop(0, count, step, sums)
-        return sums, sums.query
+        return sums._replace(query=put_query_tile(layout, whole, sums.query * scale, at)), None
 
-    sums, d_query = lax.scan(attend, start, rows(layout))
-    d_query = merge_heads(layout, d_query) * jnp.asarray(options.scale, dtype)
-    d_query = jnp.where(empty[..., None], 0, d_query)  # a negative scale would make it -0
+    sums, _ = lax.scan(attend, start, rows(layout))
+    d_query = jnp.where(empty[..., None], 0, ungroup_heads(layout, sums.query))  # a negative scale would make it -0
     d_key, d_value = (x[..., : layout.kv_len].transpose(0, 3, 1, 2) for x in (sums.key, sums.value))
     return Gradients(d_query, d_key, d_value, sums.bias, d_sinks)
 
 
-def _transposed_zeros(x: Array) -> Array:
-    """[B, K, S, D] -> [B, K, D, S]."""
-    return jnp.zeros((*x.shape[:2], x.shape[3], x.shape[2]), x.dtype)
+def _transposed_zeros(x: Array, dtype: Any) -> Array:
+    """[B, S, K, D] -> [B, K, D, S]."""
+    batch, length, heads, width = x.shape
+    return jnp.zeros((batch, heads, width, length), dtype)
 
 
 def float_leaves(bias: Bias | None) -> tuple[list[Array], Any]:
@@ -159,7 +164,7 @@ def _step(
 ) -> _Sums:
     width = steps.width * layout.kv_block
     flat = (layout.rows, layout.columns, layout.group * layout.q_block, width)
-    key, value = (key_tile(layout, x, at, place.key, width) for x in (given.key, given.value))
+    key, value = (key_tile(layout, x, at, place.key, width, queries.query.dtype) for x in (given.key, given.value))
     found = scores(layout, options, conditions, place, queries.query, key, value, steps.masked)
     p = jnp.exp(found.logits - queries.lse[..., None])
     dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, found.value, precision=options.precision).reshape(p.shape)

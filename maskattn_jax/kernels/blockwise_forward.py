@@ -14,17 +14,17 @@ import numpy as np
 from jax import lax
 
 from maskattn_jax.kernels.blockwise_plan import Layout, Steps
-from maskattn_jax.kernels.blockwise_tile import Conditions, Options, Place, kept, scores, slice_at
+from maskattn_jax.kernels.blockwise_tile import Conditions, Options, Place, kept, put_at, scores, slice_at
 
 Array = Any
 
 
 class Operands(NamedTuple):
-    """The arrays of a call, heads first, padded to whole tiles, in the dtype of the computation.
+    """The arrays of a call, in their own order and dtype (a tile is transposed when it is read), in whole tiles.
 
     Attributes:
-        query: [B, K, H // K, L, D], or [B, H, 1, L, D] where the mask reads heads; multiplied by the scale.
-        key, value: [B, K, S, D], [B, K, S, Dv].
+        query: [B, L, K, H // K, D], or [B, L, H, 1, D] where the mask reads heads.
+        key, value: [B, S, K, D], [B, S, K, Dv].
     """
 
     query: Array
@@ -42,29 +42,28 @@ class Row(NamedTuple):
     kv_column: Array  # its first key/value head
 
 
-def operands(layout: Layout, query: Array, key: Array, value: Array, scale: float) -> Operands:
-    """The arrays of `attention` as the passes take them: float64 stays, everything else is computed in float32."""
-    dtype = jnp.float64 if query.dtype == jnp.float64 else jnp.float32
-    q = split_heads(layout, query.astype(dtype) * jnp.asarray(scale, dtype))
-    k, v = (jnp.swapaxes(x.astype(dtype), 1, 2) for x in (key, value))
+def operands(layout: Layout, query: Array, key: Array, value: Array) -> Operands:
+    """The arrays of `attention` as the passes take them."""
     more = layout.padded[1] - layout.kv_len
-    return Operands(q, *(jnp.pad(x, ((0, 0), (0, 0), (0, more), (0, 0))) if more else x for x in (k, v)))
+    key, value = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) if more else x for x in (key, value))
+    return Operands(group_heads(layout, query), key, value)
 
 
-def split_heads(layout: Layout, x: Array) -> Array:
-    """[B, L, H, D] -> [B, K, H // K, L, D] (or [B, H, 1, L, D]), padded to whole tiles with 0."""
-    batch, length, heads, width = x.shape
-    x = jnp.swapaxes(x, 1, 2).reshape(batch, heads // layout.group, layout.group, length, width)
-    more = layout.padded[0] - length
-    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (0, more), (0, 0))) if more else x
+def computed_in(query: Array) -> Any:
+    """The dtype of the computation: float64 stays, everything else is computed in float32 and rounded at the end."""
+    return jnp.float64 if query.dtype == jnp.float64 else jnp.float32
 
 
-def merge_heads(layout: Layout, x: Array) -> Array:
-    """What the rows made, [row of tiles, rows, columns, group * q_block, D] -> [B, L, H, D]."""
-    batches, columns = layout.planes
-    shape = (batches, columns, layout.q_tiles, layout.rows, layout.columns, layout.group, layout.q_block, -1)
-    x = x.reshape(*shape[:-1], x.shape[-1]).transpose(0, 3, 2, 6, 1, 4, 5, 7)
-    return x.reshape(layout.batch, layout.padded[0], layout.heads, x.shape[-1])[:, : layout.q_len]
+def group_heads(layout: Layout, x: Array) -> Array:
+    """[B, L, H, D] -> [B, L, K, H // K, D] (or [B, L, H, 1, D]), padded to whole tiles with 0."""
+    more = layout.padded[0] - layout.q_len
+    x = jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) if more else x
+    return x.reshape(*x.shape[:2], -1, layout.group, x.shape[-1])
+
+
+def ungroup_heads(layout: Layout, x: Array) -> Array:
+    """The inverse of `group_heads`."""
+    return x[:, : layout.q_len].reshape(layout.batch, layout.q_len, layout.heads, x.shape[-1])
 
 
 def rows(layout: Layout) -> Array:
@@ -82,17 +81,23 @@ def row(layout: Layout, number: Array) -> Row:
     return Row(batch, head, tile, Place(batch * layout.rows, column, tile * layout.q_block, tile * 0), kv_column)
 
 
-def query_tile(layout: Layout, x: Array, at: Row) -> Array:
-    """The row's part of [B, K, group, L, D], the heads of a group one after the other: [rows, columns, -1, D]."""
-    sizes = (layout.rows, layout.columns, layout.group, layout.q_block, x.shape[-1])
-    part = slice_at(x, (at.place.row, at.place.column, 0, at.place.query, 0), sizes)
-    return part.reshape(layout.rows, layout.columns, layout.group * layout.q_block, x.shape[-1])
+def query_tile(layout: Layout, x: Array, at: Row, dtype: Any) -> Array:
+    """The row's part of [B, L, K, group, D], the heads of a group one after the other: [rows, columns, -1, D]."""
+    sizes = (layout.rows, layout.q_block, layout.columns, layout.group, x.shape[-1])
+    part = slice_at(x, (at.place.row, at.place.query, at.place.column, 0, 0), sizes).astype(dtype)
+    return part.transpose(0, 2, 3, 1, 4).reshape(layout.rows, layout.columns, -1, x.shape[-1])
 
 
-def key_tile(layout: Layout, x: Array, at: Row, first: Array, width: int) -> Array:
-    """Keys or values of a step: [rows, columns, width, D] of [B, K, S, D]."""
-    sizes = (layout.rows, layout.columns, width, x.shape[-1])
-    return slice_at(x, (at.place.row, at.kv_column, first, 0), sizes)
+def put_query_tile(layout: Layout, x: Array, part: Array, at: Row) -> Array:
+    """[B, L, K, group, D] with the row's part replaced: the inverse of `query_tile`."""
+    part = part.reshape(layout.rows, layout.columns, layout.group, layout.q_block, x.shape[-1])
+    return put_at(x, part.transpose(0, 3, 1, 2, 4), (at.place.row, at.place.query, at.place.column, 0, 0))
+
+
+def key_tile(layout: Layout, x: Array, at: Row, first: Array, width: int, dtype: Any) -> Array:
+    """Keys or values of a step: [rows, columns, width, D] of [B, S, K, D]."""
+    sizes = (layout.rows, width, layout.columns, x.shape[-1])
+    return jnp.swapaxes(slice_at(x, (at.place.row, first, at.kv_column, 0), sizes).astype(dtype), 1, 2)
 
 
 def steps_of(steps: Steps, at: Row) -> tuple[Array, Array]:
@@ -113,19 +118,19 @@ def forward(
     layout: Layout, options: Options, given: Operands, conditions: Conditions, sinks: Array | None, plan: Any
 ) -> tuple[Array, Array]:
     """The output [B, L, H, Dv] in the dtype of the computation, and the log-sum-exp [B, L, H]."""
-    dtype, width = given.query.dtype, given.value.shape[-1]
+    dtype = computed_in(given.query)
     shape = (layout.rows, layout.columns, layout.group, layout.q_block)
     lowest = jnp.asarray(jnp.finfo(dtype).min, dtype)
     if sinks is not None:
         sinks = sinks.astype(dtype).reshape(-1, layout.group)
 
-    def attend(number: Array) -> tuple[Array, Array]:
+    def attend(results: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
         at = row(layout, number)
-        query = query_tile(layout, given.query, at)
+        query = query_tile(layout, given.query, at, dtype) * jnp.asarray(options.scale, dtype)
         carry = (
             jnp.full(shape, lowest, dtype),
             jnp.zeros(shape, dtype),
-            jnp.zeros((layout.rows, layout.columns, layout.group * layout.q_block, width), dtype),
+            jnp.zeros((*query.shape[:-1], given.value.shape[-1]), dtype),
         )
         for steps in plan:
             first, count = steps_of(steps, at)
@@ -136,11 +141,13 @@ def forward(
 
             carry = lax.fori_loop(0, count, step, carry)
         sink = None if sinks is None else slice_at(sinks, (at.place.column, 0), shape[1:3])[..., None]
-        return _finish(options, *carry, sink)
+        found = zip(results, _finish(options, *carry, sink), strict=True)
+        output, lse = (put_query_tile(layout, total, part, at) for total, part in found)
+        return (output, lse), None
 
-    output, lse = lax.map(attend, rows(layout))
-    lse = lse.reshape(*lse.shape[:3], -1, 1)
-    return merge_heads(layout, output), merge_heads(layout, lse)[..., 0]
+    start = (*given.query.shape[:-1], given.value.shape[-1]), (*given.query.shape[:-1], 1)
+    (output, lse), _ = lax.scan(attend, tuple(jnp.zeros(shape, dtype) for shape in start), rows(layout))
+    return ungroup_heads(layout, output), ungroup_heads(layout, lse)[..., 0]
 
 
 def _step(
@@ -156,14 +163,14 @@ def _step(
 ) -> tuple[Array, Array, Array]:
     highest, total, output = carry
     width = steps.width * layout.kv_block
-    key, value = (key_tile(layout, x, at, place.key, width) for x in (given.key, given.value))
+    key, value = (key_tile(layout, x, at, place.key, width, query.dtype) for x in (given.key, given.value))
     found = scores(layout, options, conditions, place, query, key, value, steps.masked)
     new = jnp.maximum(highest, jnp.max(found.logits, axis=-1))
     e = jnp.exp(found.logits - new[..., None])
     shrink = jnp.exp(highest - new)
     total = total * shrink + jnp.sum(e, axis=-1)
     factor = kept(layout, conditions.dropout, place, width)
-    e = e if factor is None else e * factor.astype(e.dtype)
+    e = e if factor is None else e * factor.astype(e.dtype)  # the denominator is that without dropout
     flat = (layout.rows, layout.columns, layout.group * layout.q_block)
     added = jnp.einsum("...qk,...kd->...qd", e.reshape(*flat, width), found.value, precision=options.precision)
     return new, total, output * shrink.reshape(*flat, 1) + added

@@ -15,6 +15,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from maskattn import blocks, tiles
 from maskattn._fields import peek
@@ -163,29 +164,40 @@ def _traced_states(mask: Mask, layout: Layout) -> Array:
 
 
 def _steps(states: Array, xp: Any) -> Iterator[Steps]:
-    """Groups of adjacent tiles, aligned to their width, from the widest to single tiles: each tile is in one step."""
+    """Runs of adjacent tiles, cut from the widest steps to single tiles: each tile that is not empty is in one step."""
     free = states != tiles.EMPTY
     for masked, widths in _WIDTHS.items():
         for width in widths:
-            count = states.shape[-1] // width
-            if not count:
+            if width > states.shape[-1]:
                 continue
-            shape = (*states.shape[:-1], count, width)
-            group, open_ = (x[..., : count * width].reshape(shape) for x in (states, free))
-            chosen = open_.all(-1)
-            if not masked:
-                chosen = chosen & (group == tiles.FULL).all(-1)
-            rest = (open_ & ~chosen[..., None]).reshape(*states.shape[:-1], count * width)
-            free = xp.concatenate([rest, free[..., count * width :]], -1)
-            found = _listed(chosen, width, masked, xp)
+            begins, free = _cut(free, free if masked else free & (states == tiles.FULL), width, xp)
+            found = _listed(begins, width, masked, xp)
             if found is not None:
                 yield found
+
+
+def _cut(free: Array, wanted: Array, width: int, xp: Any) -> tuple[Array, Array]:
+    """(where steps of `width` tiles begin in the runs of `wanted`, what stays free): each run is cut from its start."""
+    if width == 1:
+        return wanted, free & ~wanted
+    at = xp.arange(wanted.shape[-1], dtype=xp.int32)
+    latest = np.maximum.accumulate if xp is np else lax.cummax
+    start = latest(xp.where(wanted, -1, at), axis=wanted.ndim - 1) + 1
+    place = (at - start) % width
+    end = xp.concatenate([wanted[..., width - 1 :], xp.zeros_like(wanted[..., : width - 1])], -1)
+    # a step lies within its run where its last tile does and the run goes on from its first to there
+    whole = wanted & end & (xp.concatenate([start[..., width - 1 :], start[..., : width - 1]], -1) == start)
+    begins = whole & (place == 0)
+    taken = begins
+    for n in range(1, width):
+        taken = taken | xp.concatenate([xp.zeros_like(begins[..., :n]), begins[..., :-n]], -1)
+    return begins, free & ~taken
 
 
 def _listed(chosen: Array, width: int, masked: bool, xp: Any) -> Steps | None:
     """The steps of one kind from where they are; None where it is known that there are none."""
     count = chosen.sum(-1).astype(xp.int32)
-    first = xp.argsort(~chosen, axis=-1, stable=True).astype(xp.int32) * width
+    first = xp.argsort(~chosen, axis=-1, stable=True).astype(xp.int32)
     if xp is np:
         most = int(count.max(initial=0))
         if not most:

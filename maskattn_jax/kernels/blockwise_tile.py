@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-import jax
 import jax.numpy as jnp
 from jax import lax
 
@@ -103,15 +104,19 @@ def scores(
     Without `masked` every pair of the tile is allowed by the mask (a bias of -inf still forbids).
     """
     width = key.shape[-2]
-    index = indices(layout, place, width)
-    allowed = _allowed(layout, conditions.mask, place, index) if masked else None
     added = None
     if conditions.bias is not None:
         added = bias_values(layout, conditions.bias, place, width).astype(query.dtype)
-        finite = added != -jnp.inf
-        allowed = finite if allowed is None else allowed & finite
+    allowed = _allowed(layout, conditions, place, width, masked)
     if allowed is not None:
-        key, value = _reached(allowed, conditions.dirty, key, value)
+
+        def clean(key: Array, value: Array) -> tuple[Array, Array]:
+            # the mask once more, so that it is no array where this is not needed
+            some = jnp.any(_allowed(layout, conditions, place, width, masked), axis=(-3, -2))[..., None]
+            return jnp.where(some, key, 0), jnp.where(some, value, 0)
+
+        # 0 times what is not finite would be NaN; where all is finite there is nothing to be done
+        key, value = lax.cond(conditions.dirty, clean, lambda key, value: (key, value), key, value)
     logits = jnp.einsum("...qd,...kd->...qk", query, key, precision=options.precision)
     logits = logits.reshape(layout.rows, layout.columns, layout.group, layout.q_block, width)
     slope = None
@@ -153,25 +158,39 @@ def slice_at(x: Array, starts: Sequence[Array | int], sizes: Sequence[int]) -> A
     return lax.dynamic_slice(x, _starts(starts), sizes, allow_negative_indices=False)
 
 
+def put_at(x: Array, part: Array, starts: Sequence[Array | int]) -> Array:
+    """`lax.dynamic_update_slice`, as `slice_at`."""
+    return lax.dynamic_update_slice(x, part, _starts(starts), allow_negative_indices=False)
+
+
 def add_at(x: Array, part: Array, starts: Sequence[Array | int]) -> Array:
     """`x` with `part` added where it starts."""
-    total = slice_at(x, starts, part.shape) + part
-    return lax.dynamic_update_slice(x, total, _starts(starts), allow_negative_indices=False)
+    return put_at(x, slice_at(x, starts, part.shape) + part, starts)
 
 
 def _starts(starts: Sequence[Array | int]) -> list[Array]:
     return [jnp.asarray(start, jnp.int32) for start in starts]
 
 
-def _allowed(layout: Layout, mask: Mask | None, place: Place, index: tuple[Array, ...]) -> Array:
-    """Where the mask allows and a key exists; a query beyond the lengths may attend to nothing."""
-    _, _, q, k = index
-    found = k < layout.kv_len
-    if layout.padded[0] != layout.q_len:
-        found = found & (q < layout.q_len)
-    if mask is not None:
-        found = found & _evaluate(layout, mask, place, index)
-    return found.reshape((1,) * (5 - found.ndim) + found.shape)
+def _allowed(layout: Layout, conditions: Conditions, place: Place, width: int, masked: bool) -> Array | None:
+    """Where mask and bias allow and a key exists, rank 5; a query beyond the lengths may attend to nothing.
+
+    None where neither `masked` nor a bias leaves anything to ask.
+    """
+    found = None
+    if masked:
+        # the indices are arrays of their own: fused into what reads them, each entry would look its place up again
+        index = lax.optimization_barrier(indices(layout, place, width))
+        limits = zip(index[2:], layout.padded, layout.sizes[2:], strict=True)
+        parts = [at < length for at, whole, length in limits if whole != length]
+        if conditions.mask is not None:
+            parts.append(_evaluate(layout, conditions.mask, place, index))
+        found = functools.reduce(operator.and_, parts)
+        found = found.reshape((1,) * (5 - found.ndim) + found.shape)
+    if conditions.bias is not None:
+        finite = bias_values(layout, conditions.bias, place, width) != -jnp.inf
+        found = finite if found is None else found & finite
+    return found
 
 
 def _evaluate(layout: Layout, mask: Mask, place: Place, index: tuple[Array, ...]) -> Array:
@@ -181,10 +200,7 @@ def _evaluate(layout: Layout, mask: Mask, place: Place, index: tuple[Array, ...]
         return ~_evaluate(layout, mask.part, place, index)
     if isinstance(mask, (And, Or)):
         parts = [_evaluate(layout, part, place, index) for part in mask.parts]
-        result = parts[0]
-        for part in parts[1:]:
-            result = result & part if isinstance(mask, And) else result | part
-        return result
+        return functools.reduce(operator.and_ if isinstance(mask, And) else operator.or_, parts)
     return jnp.asarray(mask.allowed(*restrict(mask, *index)))
 
 
@@ -194,16 +210,3 @@ def _slice(layout: Layout, array: Array, place: Place, width: int) -> Array:
     part = slice_at(array, starts, sizes)
     heads = (1, 1) if sizes[1] == 1 else (layout.columns, layout.group)
     return part.reshape(sizes[0], *heads, *sizes[2:])
-
-
-def _reached(allowed: Array, dirty: Array, key: Array, value: Array) -> tuple[Array, Array]:
-    """Keys and values with 0 in the rows that no query of the tile may attend to, whatever was there.
-
-    0 times what is not finite would be NaN; where everything is finite there is nothing to be done.
-    """
-
-    def clean(key: Array, value: Array) -> tuple[Array, Array]:
-        some = jnp.any(allowed, axis=(-3, -2))[..., None]
-        return jnp.where(some, key, 0), jnp.where(some, value, 0)
-
-    return jax.lax.cond(dirty, clean, lambda key, value: (key, value), key, value)
