@@ -1,6 +1,8 @@
 """What a plan refuses, what it says, and what it leaves to the person."""
 
 import math
+import tomllib
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -266,6 +268,14 @@ def test_a_family_of_ones_own_is_one_file(tmp_path):
     undo = plan(infos(there), target="mine", family=tmp_path / "mine.toml")
     back = carried(there, undo)
     assert {name: array.tobytes() for name, array in back.items()} == {n: a.tobytes() for n, a in tensors.items()}
+
+
+def test_the_page_on_converting_names_every_family_and_its_example_is_one():
+    page = (Path(__file__).parents[2] / "docs" / "converting.md").read_text()
+    assert [name for name in families.names() if f"`{name}`" not in page] == []
+    example = page.split("```toml")[1].split("```")[0]
+    mine = families.parse(tomllib.loads(example), "docs/converting.md")
+    assert mine.name == "mine" and [rule.kind for rule in mine.rules][:2] == ["conv", "attention"]
 
 
 @pytest.mark.parametrize(("change", "said"), [
