@@ -183,11 +183,11 @@ def _exposed(problem: Problem, found: Plan) -> bool:
 def _cleaned(
     problem: Problem, found: Plan, sizes: Sizes, of_rows: list[Array], of_keys: list[Array]
 ) -> list[Array] | None:
-    """The arrays with 0 in rows and keys that no allowed pair has; None where all of those are finite already."""
+    """The arrays with 0 in rows and keys that no allowed pair has; None where all of those are 0 already."""
     bias = problem.bias
     added = None if bias is None else lambda piece: blockwise_bias.values(bias, piece, sizes.dtype, None)
     rows, keys = reached(found.calls, problem.mask, sizes, added)
     held = [(x, rows) for x in of_rows] + [(x, keys) for x in of_keys]
-    if all(bool(torch.isfinite(x[~there]).all()) for x, there in held):
+    if not any(bool(x[~there].any()) for x, there in held):
         return None
     return [x.masked_fill(~there.unsqueeze(-1), 0) for x, there in held]

@@ -1,0 +1,178 @@
+"""The blockwise kernel of the PyTorch twin against the float64 oracle, at sizes where it has several pieces.
+
+The suite's own cases have Dv other than D and a cotangent for the log-sum-exp: they test the matrix products. Here D is
+Dv and the log-sum-exp has no cotangent, so that SDPA's operators are tested, and both at longer lengths.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from maskattn import biases, blocks, masks  # noqa: E402
+from maskattn.parity import cases, checks  # noqa: E402
+from maskattn.parity.cases import Case  # noqa: E402
+from maskattn.parity.draws import Draws  # noqa: E402
+from maskattn.parity.mask_table import Shape, compose, families  # noqa: E402
+from maskattn_torch.adapter import Adapter  # noqa: E402
+from maskattn_torch.kernels import blockwise_flash, blockwise_products, blockwise_walk  # noqa: E402
+
+TWIN = Adapter(kernel="blockwise")
+
+
+def failures(case, cotangent_of_lse=False):
+    """What the suite's checks find wrong, tiers 0 and 2."""
+    inputs, cotangent = cases.inputs(case), cases.cotangent(case)
+    if not cotangent_of_lse:
+        cotangent["lse"] = np.zeros_like(cotangent["lse"])
+    verdict = checks.judge(case, inputs, cotangent)
+    got = TWIN.run(case, inputs, None, cotangent)
+    found = checks.form(case, "torch", got, verdict)
+    if not any(finding.check == "form" for finding in found):
+        found += checks.tier0(case, "torch", got, verdict) + checks.tier2(case, "torch", got, verdict)
+    return [f"{case.id}: {finding}" for finding in found if not finding.held]
+
+
+def case(mask, shape, dtype="float32", name="case", **options):
+    return Case(name, "blockwise", shape, dtype, mask, seed=Draws(f"{name}{shape}").integer(0, 1 << 30), **options)
+
+
+@contextlib.contextmanager
+def counted(monkeypatch):
+    """How many rectangles each engine does, forward and backward."""
+    counts = {}
+    with monkeypatch.context() as patch:
+        for module in (blockwise_flash, blockwise_products):
+            for name in ("forward", "backward"):
+                key, inner = f"{module.__name__.rpartition('_')[2]} {name}", getattr(module, name)
+
+                def run(*arguments, key=key, inner=inner, **options):
+                    counts[key] = counts.get(key, 0) + 1
+                    return inner(*arguments, **options)
+
+                patch.setattr(module, name, run)
+        yield counts
+
+
+@pytest.mark.parametrize("tiles", [(4, 4), (5, 3)])
+def test_the_suites_cases_by_sdpa(tiles, monkeypatch):
+    found, ran = [], 0
+    with blocks.forcing(*tiles), counted(monkeypatch) as counts:
+        for given in cases.registry():
+            if (
+                given.config is None
+                and given.dtype == "float32"
+                and given.empty_rows != "mean"
+                and not given.must_raise
+            ):
+                found += failures(replace(given, shape=replace(given.shape, v_head_dim=given.shape.head_dim)))
+                ran += 1
+    assert not found, "\n".join(found)
+    assert ran > 150 and min(counts["flash forward"], counts["flash backward"]) > 400
+
+
+FEW = Shape(2, 40, 56, 4, 2, 8, 8)
+
+
+@pytest.mark.parametrize("lse", [False, True], ids=["sdpa", "products"])
+def test_random_compositions(lse):
+    found = []
+    with blocks.forcing(8, 8):
+        for number in range(100):
+            name = f"{lse}{number}"
+            mask = compose(FEW, Draws(name), depth=1 + number % 3)
+            found += failures(case(mask, FEW, name=name), cotangent_of_lse=lse)
+    assert not found, "\n".join(found)
+
+
+LENGTHS = [(1, 1), (1, 129), (2, 3), (3, 2), (127, 127), (129, 127), (127, 1000), (1000, 1000), (1000, 3)]
+
+
+def long_masks(shape):
+    draws = Draws(f"long{shape}")
+    ids = np.sort(draws.integers(-1, 5, (shape.batch, shape.kv_len)), axis=1)
+    square = shape.q_len == shape.kv_len
+    yield masks.Causal(offset=shape.kv_len - shape.q_len)
+    yield masks.SlidingWindow(40, 7) | masks.PrefixLM(3)
+    yield masks.KeyPadding(draws.integers(0, shape.kv_len + 1, (shape.batch,))) & masks.Causal()
+    yield masks.Segments(ids) if square else masks.Segments(np.sort(draws.integers(0, 5, (2, shape.q_len))), ids)
+    yield masks.PerHead([masks.Causal(), masks.SlidingWindow(64), masks.Dilated(5, 9), masks.Full()])
+
+
+@pytest.mark.parametrize(("q_len", "kv_len"), LENGTHS)
+def test_lengths(q_len, kv_len):
+    shape, found = Shape(2, q_len, kv_len, 4, 2, 8, 8), []
+    for number, mask in enumerate([None, *long_masks(shape)]):
+        found += failures(case(mask, shape, name=str(number)), cotangent_of_lse=number == 2)
+    assert not found, "\n".join(found)
+
+
+@pytest.mark.parametrize("family", families())
+def test_every_mask_at_300(family):
+    """In tiles as they are chosen, in rectangles of several sizes, with one head for two."""
+    shape = Shape(2, 300, 300, 4, 2, 8, 8)
+    found = [
+        line
+        for number, mask in enumerate(families()[family].examples(shape, Draws(family)))
+        for line in failures(case(mask, shape, name=f"{family}{number}"))
+    ]
+    assert not found, "\n".join(found)
+
+
+LONG = Shape(1, 600, 600, 4, 2, 8, 8)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64", "bfloat16", "float16"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"sinks": True},
+        {"softcap": 3.0, "bias": biases.ALiBi(4)},
+        {"bias": np.linspace(-2, 2, 128).reshape(32, 4)},
+        {"bias": "dense", "sinks": True},
+        {"bias": biases.Additive(masks.KeyPadding([500]))},
+        {"dropout_rate": 0.3},
+    ],
+    ids=["sinks", "softcap", "table", "dense", "additive", "dropout"],
+)
+def test_options(options, dtype):
+    mask = masks.Causal() & masks.SlidingWindow(300)
+    if isinstance(options.get("bias"), np.ndarray):
+        table = options["bias"].astype(case(mask, LONG, dtype).numpy_dtype)
+        options = {"bias": biases.T5Buckets(table)}
+    assert not failures(case(mask, LONG, dtype, **options), cotangent_of_lse=True)
+    assert not failures(case(mask, LONG, dtype, **options))
+
+
+FAULTS = {
+    "a tile skipped": lambda piece: None if piece.k == 0 and piece.q > 0 else piece,
+    "keys one tile on": lambda piece: replace(piece, k=piece.k + 8 if piece.count == 1 and piece.k < 24 else piece.k),
+    "a column less": lambda piece: replace(piece, cols=max(piece.cols - 1, 1)),
+    "a mask left out": lambda piece: replace(piece, kind=0),
+    "written twice as the first": lambda piece: replace(piece, first=True),
+}
+
+
+@pytest.mark.parametrize("products", [False, True], ids=["sdpa", "products"])
+@pytest.mark.parametrize("fault", FAULTS)
+def test_planted_faults_are_seen(fault, products, monkeypatch):
+    sink = masks.KeyMask(np.arange(40)[None] < 3)
+    given = case(masks.Causal() & (masks.SlidingWindow(13) | sink), replace(FEW, q_len=40, kv_len=40))
+    with blocks.forcing(8, 8):
+        assert not failures(given, cotangent_of_lse=products)
+        inner = blockwise_walk.plan
+
+        def planted(mask, sizes):
+            found = inner(mask, sizes)
+            calls = [replace(call, piece=piece) for call in found.calls if (piece := FAULTS[fault](call.piece))]
+            if fault in ("a column less", "a mask left out", "keys one tile on"):
+                calls = [replace(call, kept=None) for call in calls]
+            return replace(found, calls=tuple(calls), covered=False)
+
+        monkeypatch.setattr(blockwise_walk, "plan", planted)
+        assert failures(given, cotangent_of_lse=products)

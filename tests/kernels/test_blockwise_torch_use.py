@@ -1,0 +1,238 @@
+"""The blockwise kernel of the PyTorch twin in use: garbage that is masked out, plans that are kept, compilers, vmap."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+
+import maskattn_torch  # noqa: E402
+from maskattn import biases, blocks, masks  # noqa: E402
+from maskattn._fields import data  # noqa: E402
+from maskattn.parity import standards  # noqa: E402
+from maskattn_torch.kernels import blockwise_calls, blockwise_flash, blockwise_walk  # noqa: E402
+
+
+def tensors(length=200, batch=2, heads=4, kv_heads=2, width=16, dtype=torch.float32):
+    generator = torch.Generator().manual_seed(length)
+    shapes = [(batch, length, n, width) for n in (heads, kv_heads, kv_heads)]
+    return [torch.randn(shape, generator=generator).to(dtype).requires_grad_() for shape in shapes]
+
+
+def run(arrays, mask, kernel="blockwise", extra=(), **options):
+    """Output, log-sum-exp, and the gradients of arrays and of `extra`."""
+    output, lse = maskattn_torch.attention(*arrays, mask, kernel=kernel, return_lse=True, **options)
+    cotangent = torch.linspace(-1, 1, output.numel(), dtype=output.dtype).reshape(output.shape)
+    return [output, lse, *torch.autograd.grad(output, [*arrays, *extra], cotangent)]
+
+
+def same(first, second):
+    return all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+
+
+def close(first, second):
+    """Within the suite's limit of a float32 result of about this size (some are 0 but for rounding)."""
+    sizes = [8 * max(1.0, float(y.detach().abs().max())) for y in second]
+    limits = [standards.tier2_limit("float32", size, 8.0, 512) for size in sizes]
+    return all(bool(((x - y).abs() <= limit).all()) for x, y, limit in zip(first, second, limits, strict=True))
+
+
+PADDED = masks.KeyPadding([130, 65]) & masks.Causal()
+
+
+@pytest.mark.parametrize("bias", [None, biases.ALiBi(4)], ids=["sdpa", "products"])
+@pytest.mark.parametrize("garbage", [math.nan, math.inf, -math.inf, 3e38])
+def test_keys_that_nothing_reaches_may_hold_anything(garbage, bias):
+    """Forward and backward the bits are those without garbage: in padding within a rectangle and beyond it."""
+    for mask in (PADDED, masks.KeyMask(np.arange(200)[None] % 3 > 0), masks.Dense(PADDED.dense(200, 200))):
+        clean, dirty = tensors(), tensors()
+        dead = torch.as_tensor(~mask.dense(200, 200, 2, 1).any((1, 2)))
+        for x in dirty[1:]:
+            x.data[dead] = garbage
+        assert same(run(clean, mask, bias=bias), run(dirty, mask, bias=bias))
+
+
+@pytest.mark.parametrize("policy", ["zero", "nan"])
+def test_queries_that_reach_nothing_may_hold_anything(policy):
+    mask = masks.QueryMask(np.arange(200)[None] % 5 > 0) & masks.SlidingWindow(20)
+    clean, dirty = tensors(), tensors()
+    dirty[0].data[:, ::5] = math.nan
+    results = run(clean, mask, empty_rows=policy), run(dirty, mask, empty_rows=policy)
+    empty = results[0][0][:, ::5]
+    assert bool((empty.isnan() if policy == "nan" else empty == 0).all())
+    assert all(torch.equal(x.nan_to_num(7.0), y.nan_to_num(7.0)) for x, y in zip(*results, strict=True))
+    assert not any(x.isnan().any() for x in results[1][2:])
+
+
+def test_a_bias_of_minus_infinity_hides_too():
+    forbidden = torch.zeros(200, 200).index_fill_(1, torch.arange(150, 200), -math.inf)
+    clean, dirty = tensors(), tensors()
+    for x in dirty[1:]:
+        x.data[:, 150:] = math.nan
+    assert same(run(clean, masks.Causal(), bias=forbidden), run(dirty, masks.Causal(), bias=forbidden))
+
+
+@pytest.mark.parametrize("shape", [(), (4, 1, 1), (1, 200, 1), (200,), (2, 1, 200, 200), (2, 4, 200, 200)])
+@pytest.mark.parametrize("mask", [None, masks.SlidingWindow(30), masks.Strided(50)])
+def test_gradients_of_a_dense_bias(shape, mask):
+    with blocks.forcing(64, 64):
+        # a sum over many pairs cancels: in float64, held to float32's limit
+        bias = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape).requires_grad_()
+        arrays = tensors(dtype=torch.float64)
+        found = run(arrays, mask, bias=bias, extra=[bias])
+        assert close(found, run(arrays, mask, "reference", bias=bias, extra=[bias]))
+
+
+@pytest.mark.parametrize("heads", [1, 4])
+def test_gradients_of_slopes_and_tables(heads):
+    arrays = tensors()
+    slopes, table = torch.rand(heads).requires_grad_(), torch.randn(32, heads).requires_grad_()
+    for array, bias in ((slopes, biases.ALiBi(heads, slopes)), (table, biases.T5Buckets(table))):
+        found = run(arrays, PADDED, bias=bias, extra=[array])
+        assert close(found, run(arrays, PADDED, "reference", bias=bias, extra=[array]))
+
+
+@dataclass(frozen=True)
+class Learned(biases.Bias):
+    """A bias that the library does not know."""
+
+    level: object = data()
+
+    def values(self, b, h, q, k):
+        return self.level * (q == k)
+
+
+def test_what_it_cannot_run_is_refused_by_name():
+    arrays = tensors(20)
+    with pytest.raises(ValueError, match='(?s)"mean" averages all values.*Learned.level requires a gradient'):
+        level = torch.tensor(0.5, requires_grad=True)
+        maskattn_torch.attention(*arrays, bias=Learned(level), empty_rows="mean", kernel="blockwise")
+    found = run(arrays, None, bias=Learned(torch.tensor(0.5)))
+    assert close(found, run(arrays, None, "reference", bias=Learned(torch.tensor(0.5))))
+
+
+def test_a_plan_is_that_of_the_values_now():
+    """Plans are kept by the values of a mask's data, which may be changed in place."""
+    arrays, lengths = tensors(), torch.tensor([200, 150])
+    mask = masks.KeyPadding(lengths)
+    run(arrays, mask)
+    lengths[:] = torch.tensor([3, 77])
+    assert close(run(arrays, mask), run(arrays, mask, "reference"))
+
+
+def test_plans_that_are_kept_are_bounded(monkeypatch):
+    monkeypatch.setattr(blockwise_calls, "_KEPT", type(blockwise_calls._KEPT)())
+    monkeypatch.setattr(blockwise_calls, "_ALL_BYTES", 1 << 18)
+    arrays = [x.detach() for x in tensors()]
+    for width in range(20):
+        maskattn_torch.attention(*arrays, masks.SlidingWindow(width), kernel="blockwise")
+    assert 0 < len(blockwise_calls._KEPT) < 20
+    assert sum(size for _, size in blockwise_calls._KEPT.values()) <= 1 << 18
+
+
+@pytest.mark.parametrize("mask", [PADDED, masks.SlidingWindow(9)])
+def test_a_mask_that_is_not_kept_is_made_again(mask, monkeypatch):
+    kept = run(tensors(), mask)
+    monkeypatch.setattr(blockwise_calls, "_KEPT", type(blockwise_calls._KEPT)())
+    monkeypatch.setattr(blockwise_calls, "_PLAN_BYTES", 0)
+    monkeypatch.setattr(blockwise_calls, "_DATA_BYTES", 0)
+    assert same(kept, run(tensors(), mask))
+
+
+def test_without_sdpas_operators(monkeypatch):
+    """They are no part of PyTorch's stable interface: where they are missing, or differ, products take their place."""
+    expected = run(tensors(), PADDED)
+    monkeypatch.setattr(blockwise_flash, "available", lambda: False)
+    monkeypatch.setattr(blockwise_flash, "forward", None)
+    assert close(run(tensors(), PADDED), expected)
+
+
+def test_the_operators_are_tried_before_they_are_used(monkeypatch):
+    assert blockwise_flash.available()
+    forward = blockwise_flash.forward
+    blockwise_flash.available.cache_clear()
+    try:
+        monkeypatch.setattr(blockwise_flash, "forward", lambda *a: (forward(*a)[0] * 2, forward(*a)[1]))
+        assert not blockwise_flash.available()
+    finally:
+        blockwise_flash.available.cache_clear()
+
+
+def test_odd_layouts_and_lengths_of_0():
+    q, k, v = (x.detach() for x in tensors(64))
+    expected = maskattn_torch.attention(q, k, v, masks.Causal(), kernel="blockwise")
+    strange = [x.transpose(1, 3).contiguous().transpose(1, 3) for x in (q, k, v)]
+    assert torch.equal(maskattn_torch.attention(*strange, masks.Causal(), kernel="blockwise"), expected)
+    wide = [torch.stack([x, x + 1], 2)[:, :, 0] for x in (q, k, v)]
+    assert torch.equal(maskattn_torch.attention(*wide, masks.Causal(), kernel="blockwise"), expected)
+    for q_len, kv_len in ((0, 64), (64, 0)):
+        parts = [x[:, :n].clone().requires_grad_() for x, n in zip((q, k, v), (q_len, kv_len, kv_len), strict=True)]
+        output, lse, *gradients = run(parts, masks.Causal())
+        assert not output.any() and bool((lse == -math.inf).all()) and not any(g.any() for g in gradients)
+
+
+def attend(q, k, v, lengths, slopes):
+    mask = masks.Causal() & masks.KeyPadding(lengths)
+    return maskattn_torch.attention(q, k, v, mask, bias=biases.ALiBi(4, slopes), kernel="blockwise")
+
+
+# PyTorch's compiler instantiates torch.autograd.Function itself, and then warns of it.
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_inside_a_compiled_model():
+    """One graph, for any lengths: the plan is made when it runs."""
+    arrays, slopes = tensors(70), torch.rand(4).requires_grad_()
+    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
+    for lengths in (torch.tensor([50, 64]), torch.tensor([3, 70])):
+        results = []
+        for function in (attend, compiled):
+            output = function(*arrays, lengths, slopes)
+            results.append([output, *torch.autograd.grad(output.square().sum(), [*arrays, slopes])])
+        assert same(*results)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
+
+
+def test_vmap_and_grad():
+    arrays = [torch.stack([x.detach() + i for i in range(3)]) for x in tensors(20)]
+    lengths = torch.tensor([[3, 4], [20, 6], [7, 10]])
+
+    def loss(q, k, v, lengths):
+        return maskattn_torch.attention(q, k, v, masks.KeyPadding(lengths), kernel="blockwise").sin().sum()
+
+    mapped = torch.vmap(torch.func.grad(loss, argnums=(0, 1, 2)))(*arrays, lengths)
+    for i in range(3):
+        alone = torch.func.grad(loss, argnums=(0, 1, 2))(*(x[i] for x in arrays), lengths[i])
+        assert same([x[i] for x in mapped], alone)
+
+
+def test_no_second_derivatives():
+    arrays = tensors(20)
+    output = maskattn_torch.attention(*arrays, kernel="blockwise")
+    (first,) = torch.autograd.grad(output.sin().sum(), arrays[:1], create_graph=True)
+    with pytest.raises(RuntimeError):
+        first.square().sum().backward()
+
+
+def test_autocast_changes_nothing():
+    arrays = tensors()
+    expected = run(arrays, PADDED, bias=biases.ALiBi(4)), run(arrays, PADDED)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert same(run(arrays, PADDED, bias=biases.ALiBi(4)), expected[0])
+        assert same(run(arrays, PADDED), expected[1])
+
+
+def test_no_matrix_of_all_pairs(monkeypatch):
+    """At N = 8192 a window's calls hold a few thousand keys each: nothing grows with N squared."""
+    sizes = blockwise_calls.Sizes(1, 8, 8, 8192, 8192, 64, torch.float32, blockwise_walk._LIMITS, blockwise_walk._AREA)
+    for found in (
+        blockwise_calls.plan(masks.SlidingWindow(255), sizes),
+        blockwise_calls.plan(masks.Causal() & masks.SlidingWindow(1023), sizes),
+    ):
+        for call in found.calls:
+            piece = call.piece
+            pairs = piece.count * len(piece.batch) * len(piece.heads) * piece.rows * piece.cols
+            assert pairs <= blockwise_walk._AREA
+            assert call.kept is None or call.kept.added is None or call.kept.added.numel() <= blockwise_walk._AREA // 8
