@@ -7,16 +7,19 @@ provenance and the seal.
 from __future__ import annotations
 
 import json
+import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from maskattn.checkpoints import _seal
 from maskattn.checkpoints._base import TensorInfo
 
 COMMENT_LIMIT = zipfile.ZIP_MAX_COMMENT
 PREFIX = "sha256:"
+START = b'{"metadata":'  # of the comment of an archive that this library wrote
+END = struct.Struct("<4s4H2LH")  # the record that ends an archive; its last number is the length of the comment
 
 
 def compose(
@@ -43,6 +46,20 @@ def member_comment(digest: str) -> bytes:
     return (PREFIX + digest).encode()
 
 
+def comment(file: IO[bytes]) -> bytes:
+    """The comment at the end of an archive, which zipfile takes for whole where it was cut; ValueError then."""
+    size = file.seek(0, 2)
+    file.seek(max(0, size - COMMENT_LIMIT - END.size))
+    tail = file.read()
+    start = tail.rfind(b"PK\5\6")
+    if start < 0 or len(tail) - start < END.size:
+        raise ValueError("it has no end")
+    length = END.unpack_from(tail, start)[-1]
+    if length != len(tail) - start - END.size:
+        raise ValueError(f"its comment of {length} bytes has {len(tail) - start - END.size}")
+    return tail[start + END.size :]
+
+
 def metadata(comment: bytes, members: Mapping[str, zipfile.ZipInfo]) -> dict[str, str]:
     """The metadata of an archive, its seal among them as a ``Reader`` takes it; empty where the comment is not ours."""
     try:
@@ -51,5 +68,5 @@ def metadata(comment: bytes, members: Mapping[str, zipfile.ZipInfo]) -> dict[str
         out = {str(key): str(value) for key, value in found.items()}
         sealed["sha256"] = {name: member.comment.decode().removeprefix(PREFIX) for name, member in members.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
+        return {_seal.KEY: ""} if comment.startswith(START) else {}  # an empty seal is one that cannot be read
     return out | {_seal.KEY: json.dumps(sealed)}

@@ -39,13 +39,15 @@ class NpzReader(Reader):
 
     def __init__(self, path: Path, verify: bool) -> None:
         try:
+            with open(path, "rb") as file:
+                comment = _zip.comment(file)
             self._zip = zipfile.ZipFile(path)
-        except _BROKEN as error:
+        except (ValueError, *_BROKEN) as error:
             raise ValueError(f"{path}: not an .npz file ({error})") from None
         try:
             infos = self._infos(path)
             members = {name: self._zip.getinfo(self._order[name][0]) for name in infos}
-            super().__init__(path, infos, _zip.metadata(self._zip.comment, members), verify)
+            super().__init__(path, infos, _zip.metadata(comment, members), verify)
         except BaseException:
             self._zip.close()
             raise

@@ -122,9 +122,15 @@ class PyTorchWriter(FileWriter):
                 name: torch.empty(info.shape, dtype=getattr(torch, _NAMES[info.dtype]))
                 for name, info in self.infos.items()
             }
-        with torch.serialization.skip_data(materialize_fake_tensors=True):
-            torch.save(tensors, self._file)
-        self._file.flush()
+        try:
+            with torch.serialization.skip_data(materialize_fake_tensors=True):
+                torch.save(tensors, self._file)
+            self._file.flush()
+        except RuntimeError as error:  # what PyTorch makes of an OSError
+            cause = error.__context__
+            raise (
+                cause if isinstance(cause, OSError) else OSError(f"{self.path}: PyTorch cannot write it: {error}")
+            ) from None
         members, _ = _members(self.path, self._file)
         self._members = dict(zip(self.infos, members, strict=True))
         for name, member in self._members.items():
@@ -178,8 +184,9 @@ def _torch() -> Any:
 def _members(path: Path, file: IO[bytes]) -> tuple[list[zipfile.ZipInfo], bytes]:
     """The archive's tensor data in the order of their numbers, and its comment; a damaged archive is a ValueError."""
     try:
+        comment = _zip.comment(file)
         with zipfile.ZipFile(file) as archive:
-            members, comment = archive.infolist(), archive.comment
+            members = archive.infolist()
     except (zipfile.BadZipFile, NotImplementedError, OSError, ValueError, UnicodeError, OverflowError) as error:
         raise ValueError(
             f"{path}: not a file that PyTorch wrote since version 1.6 ({error}); an older one has to be loaded and "
