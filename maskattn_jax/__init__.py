@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from maskattn_jax import linen, losses, lower, optimizers, params
 from maskattn_jax.corruption import corrupt
-from maskattn_jax.functional import attention
+from maskattn_jax.functional import attention, explain
 from maskattn_jax.multihead import MultiHeadAttention
 from maskattn_jax.seed import Attention
 
@@ -18,6 +18,7 @@ __all__ = [
     "MultiHeadAttention",
     "attention",
     "corrupt",
+    "explain",
     "linen",
     "losses",
     "lower",

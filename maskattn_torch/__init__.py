@@ -7,10 +7,20 @@ from __future__ import annotations
 
 from maskattn_torch import losses, lower, optimizers, params
 from maskattn_torch.corruption import corrupt
-from maskattn_torch.functional import attention
+from maskattn_torch.functional import attention, explain
 from maskattn_torch.multihead import MultiHeadAttention
 from maskattn_torch.seed import Attention
 
 lower.register()
 
-__all__ = ["Attention", "MultiHeadAttention", "attention", "corrupt", "losses", "lower", "optimizers", "params"]
+__all__ = [
+    "Attention",
+    "MultiHeadAttention",
+    "attention",
+    "corrupt",
+    "explain",
+    "losses",
+    "lower",
+    "optimizers",
+    "params",
+]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
 import math
 from typing import Any
 
@@ -11,13 +13,13 @@ import torch
 from maskattn import biases, masks
 from maskattn._problems import Problems
 from maskattn.checks import KernelCannot, check_attention, refuse_empty_rows
-from maskattn_torch import lower, rng
+from maskattn_torch import auto, lower, rng
 from maskattn_torch.dropout import Dropout
 from maskattn_torch.kernels import KERNELS
 
 Array = Any
 
-__all__ = ["attention", "choose"]
+__all__ = ["attention", "choose", "explain"]
 
 
 def attention(
@@ -60,8 +62,8 @@ def attention(
         empty_rows: what a row gives that may attend to nothing and has no sink. "zero": output +0, log-sum-exp -inf, no
             gradient. "nan": output NaN. "mean": the average of all values. "error": raises; where the data of mask or
             bias are traced it cannot be checked, and that is what the error says (in a compiled graph, always).
-        kernel: "reference", "exact", or "auto", which chooses (see `choose`). A kernel named here runs, or raises with
-            every reason why it cannot; another never takes its place.
+        kernel: "reference", "exact", "blockwise", "fused", or "auto", which chooses (see `explain`). A kernel named
+            here runs, or raises with every reason why it cannot; another never takes its place.
         precision: "highest", "high" or "default", PyTorch's float32 matmul precision on CUDA devices ("default" leaves
             the process's setting); on the CPU it changes nothing.
         return_lse: also return the log-sum-exp of each row.
@@ -73,6 +75,72 @@ def attention(
     Raises:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
+    arguments, options = _prepared(
+        query,
+        key,
+        value,
+        mask,
+        bias=bias,
+        scale=scale,
+        softcap=softcap,
+        sinks=sinks,
+        dropout_rate=dropout_rate,
+        dropout_key=dropout_key,
+        dropout_broadcast=dropout_broadcast,
+        empty_rows=empty_rows,
+        kernel=kernel,
+        precision=precision,
+        return_lse=return_lse,
+    )
+    name, _ = choose(kernel, *arguments, return_lse=return_lse, **options)
+    output, lse = KERNELS[name].attention(*arguments, **options)
+    return (output, lse) if return_lse else output
+
+
+def explain(query: Array, key: Array, value: Array, mask: Any = None, **keywords: Any) -> tuple[str, str]:
+    """Which kernel `attention` would run for these arguments, and why: ("blockwise", "...").
+
+    Raises:
+        TypeError, ValueError: as `attention`; nothing is computed.
+    """
+    given = {**_defaults(), **keywords}
+    arguments, options = _prepared(query, key, value, mask, **given)
+    return choose(given["kernel"], *arguments, return_lse=given["return_lse"], **options)
+
+
+def choose(kernel: str, *arguments: Any, return_lse: bool = False, **options: Any) -> tuple[str, str]:
+    """The kernel that runs a call, and why: `arguments` and `options` are those of the kernels.
+
+    Raises:
+        KernelCannot: a ValueError: a kernel asked for by name cannot run the call; lists every reason.
+    """
+    if kernel == "auto":
+        return auto.choose(*arguments, return_lse=return_lse, **options)
+    reasons = KERNELS[kernel].unsupported(*arguments, **options, return_lse=return_lse)
+    if reasons:
+        raise KernelCannot(kernel, reasons)
+    return kernel, "it was asked for by name"
+
+
+def _prepared(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any,
+    *,
+    bias: Any,
+    scale: float | None,
+    softcap: float | None,
+    sinks: Array | None,
+    dropout_rate: float,
+    dropout_key: Any,
+    dropout_broadcast: tuple[str, ...],
+    empty_rows: str,
+    kernel: str,
+    precision: str,
+    return_lse: bool,
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments and options of a kernel, checked and bound."""
     _check_types(query=query, key=key, value=value, sinks=sinks, mask=mask, bias=bias, dropout_key=dropout_key)
     arrays = {"query": query, "key": key, "value": value, "sinks": sinks, "mask": mask, "bias": bias}
     objects = {name: x for name, x in arrays.items() if isinstance(x, (masks.Mask, biases.Bias))}
@@ -115,23 +183,13 @@ def attention(
         "empty_rows": empty_rows,
         "precision": precision,
     }
-    name, _ = choose(kernel, *arguments, return_lse=return_lse, **options)
-    output, lse = KERNELS[name].attention(*arguments, **options)
-    return (output, lse) if return_lse else output
+    return arguments, options
 
 
-def choose(kernel: str, *arguments: Any, return_lse: bool = False, **options: Any) -> tuple[str, str]:
-    """The kernel that runs a call, and why: `arguments` and `options` are those of the kernels.
-
-    Raises:
-        KernelCannot: a ValueError: a kernel asked for by name cannot run the call; lists every reason.
-    """
-    if kernel == "auto":
-        return "reference", "it runs every call"
-    reasons = KERNELS[kernel].unsupported(*arguments, **options, return_lse=return_lse)
-    if reasons:
-        raise KernelCannot(kernel, reasons)
-    return kernel, "it was asked for by name"
+@functools.cache
+def _defaults() -> dict[str, Any]:
+    parameters = inspect.signature(attention).parameters.values()
+    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
 
 
 def _check_types(*, mask: Any, bias: Any, dropout_key: Any, **given: Any) -> None:

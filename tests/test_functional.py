@@ -195,8 +195,23 @@ def test_a_kernel_asked_for_by_name_says_why_it_cannot_run(module, monkeypatch):
         call(twin, kernel="refusing")
     for word in ("'refusing'", "it cannot do this", "nor that"):
         assert word in str(caught.value)
-    assert module.choose("auto")[0] == "reference"
     assert module.choose("reference") == ("reference", "it was asked for by name")
+
+
+@pytest.mark.parametrize("twin", ["jax", "torch"])
+def test_auto_chooses_what_can_run_and_says_why(twin):
+    module, array = (jax_functional, jnp.asarray) if twin == "jax" else (torch_functional, torch.as_tensor)
+    q = array(np.zeros((1, 1024, 8, 64), np.float32))
+    window, few = masks.SlidingWindow(63, 0), q[:, :8]
+    assert module.explain(q, q, q, window)[0] == "blockwise"
+    assert module.explain(q, q, q, window, return_lse=True, softcap=2.0)[0] == "blockwise"
+    assert module.explain(few, few, few, masks.KeyPadding([4]))[0] == "fused"
+    assert module.explain(few, few, few, window, empty_rows="mean")[0] == "reference"
+    assert module.explain(q, q, q, window, kernel="exact") == ("exact", "it was asked for by name")
+    for given in ({}, {"kernel": "exact"}, {"empty_rows": "mean"}):
+        assert all(module.explain(few, few, few, **given))
+    with pytest.raises(TypeError, match="dropout"):
+        module.explain(q, q, q, dropout_rate="much")
 
 
 def test_jit_eager_and_vmap_agree_in_jax():

@@ -21,8 +21,8 @@ EXPORT = "jax.export compiles for a platform that is not there; PyTorch runs whe
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 ALLOWED = {
-    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'linen', 'losses', 'lower', "
-    "'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'losses', "
+    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', 'lower', "
+    "'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'losses', "
     "'lower', 'optimizers', 'params'] in maskattn_torch": "linen.py, see below",
     "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how most people run each",
     "corruption.corrupt: device only in maskattn_torch": DEVICE,
@@ -37,6 +37,7 @@ ALLOWED = {
     "kernels/blockwise_plan.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise_tile.py: only in maskattn_jax": LOOPS,
     "kernels.fused: for_platform only in maskattn_jax": EXPORT,
+    "kernels.fused: platform only in maskattn_jax": EXPORT,
     "kernels/fused_splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",

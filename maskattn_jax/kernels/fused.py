@@ -76,7 +76,7 @@ def attention(
     key, value = _cleared(key, keys), _cleared(value, keys)
     width, v_dim = max(query.shape[-1], value.shape[-1]), value.shape[-1]
     query, key, value = (_widened(x, width) for x in (query, key, value))
-    if _platform() == "tpu":
+    if platform() == "tpu":
         out = fused_splash.attention(query, key, value, mask, sinks, scale, softcap)
     else:
         if not keywords and mask is not None:
@@ -90,7 +90,7 @@ def attention(
                 key,
                 value,
                 scale=scale,
-                implementation="cudnn" if half and _platform() == "gpu" else "xla",
+                implementation="cudnn" if half and platform() == "gpu" else "xla",
                 **keywords,
             )
     out = out[..., :v_dim]
@@ -117,7 +117,7 @@ def unsupported(
 ) -> list[str]:
     """Everything that the vendor's function on this platform cannot express; [] where it runs the call."""
     reasons = []
-    name = "Splash attention" if _platform() == "tpu" else "jax.nn.dot_product_attention"
+    name = "Splash attention" if platform() == "tpu" else "jax.nn.dot_product_attention"
     if dropout is not None:
         reasons.append(f"{name} has no dropout from a key")
     if return_lse:
@@ -128,9 +128,9 @@ def unsupported(
         reasons.append(f"{name} computes the softmax of float64 inputs in float32")
     if 0 in (*query.shape, *key.shape):
         reasons.append(f"{name} takes no empty arrays, got query {query.shape} and key {key.shape}")
-    if _platform() == "tpu":
+    if platform() == "tpu":
         return reasons + fused_splash.unsupported(query, key, value, mask, bias)
-    if query.dtype == jnp.float16 and _platform() != "gpu":
+    if query.dtype == jnp.float16 and platform() != "gpu":
         reasons.append(f"{name} computes float16 on GPUs only")
     if sinks is not None:
         reasons.append(f"{name} has no sinks")
@@ -174,5 +174,6 @@ def _reached_statically(mask: Any, sizes: tuple[int, int, int, int]) -> tuple[np
     return tiles.reached(mask, *sizes)
 
 
-def _platform() -> str:
+def platform() -> str:
+    """Where what is traced now will run: "cpu", "gpu" or "tpu"."""
     return _PLATFORM.get() or jax.default_backend()

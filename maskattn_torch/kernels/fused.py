@@ -69,15 +69,16 @@ def attention(
         dense = added.to(query.dtype)
         if allowed is not None:
             dense = torch.where(allowed, dense, -math.inf)
-    out = torch.nn.functional.scaled_dot_product_attention(
-        query.transpose(1, 2),
-        _cleared(key, keys).transpose(1, 2),
-        _cleared(value, keys).transpose(1, 2),
-        attn_mask=dense,
-        is_causal=causal,
-        scale=scale,
-        enable_gqa=query.shape[2] != key.shape[2],
-    ).transpose(1, 2)
+    with torch.autocast(query.device.type, enabled=False):  # which would compute float32 inputs in half precision
+        out = torch.nn.functional.scaled_dot_product_attention(
+            query.transpose(1, 2),
+            _cleared(key, keys).transpose(1, 2),
+            _cleared(value, keys).transpose(1, 2),
+            attn_mask=dense,
+            is_causal=causal,
+            scale=scale,
+            enable_gqa=query.shape[2] != key.shape[2],
+        ).transpose(1, 2)
     # on the CPU every implementation of PyTorch's gives an empty row 0 (tested)
     if rows is not None and (empty_rows == "nan" or out.device.type != "cpu"):
         empty = (~rows).transpose(1, 2)[..., None]
