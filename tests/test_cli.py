@@ -62,7 +62,7 @@ def test_a_wrong_name_is_answered_with_the_right_ones(planted, name):
     result = CliRunner().invoke(main, [name])
     assert result.exit_code == 2
     assert f"no command '{name}'" in result.output
-    assert "heavy, light, parity" in result.output
+    assert "convert, heavy, inspect, light, parity" in result.output
     assert ("Did you mean 'light'?" in result.output) is (name == "ligth")
 
 
