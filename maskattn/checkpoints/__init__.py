@@ -28,8 +28,9 @@ def open(path: str | os.PathLike[str], *, verify: bool = True) -> Reader:
     """Opens a checkpoint as a lazy mapping of names to NumPy arrays; use it in a ``with`` statement.
 
     Args:
-        path: a ``.safetensors`` file, the ``.safetensors.index.json`` of a sharded one, an ``.npz`` file, or a folder
-            that holds one checkpoint in one of these forms.
+        path: a ``.safetensors`` file, the ``.safetensors.index.json`` of a sharded one, an ``.npz`` file, Flax's
+            ``.msgpack``, PyTorch's ``.pt``, ``.bin`` or ``.pth``, an Orbax checkpoint (a folder), or a folder that
+            holds one of these.
         verify: each tensor that is read is compared with its SHA-256, where the file has hashes (those that this
             library writes have); False reads a damaged file as it is.
 
@@ -71,10 +72,11 @@ def create(
     (2, 3) f4691328
 
     Args:
-        path: where to; its suffix names the format. For a sharded one, the index, or the name that a single file would
-            have.
+        path: where to; its suffix names the format (``.orbax`` is a folder). For a sharded one, the index, or the
+            name that a single file would have.
         infos: names to shapes and dtypes, all that will be written.
-        metadata: text to text, for safetensors' ``__metadata__`` (transformers expects ``{"format": "pt"}`` there).
+        metadata: text to text, kept where the format has room for it, such as safetensors' ``__metadata__``
+            (transformers expects ``{"format": "pt"}`` there).
         provenance: a JSON object: where the tensors come from. It is kept with the hash of every tensor.
         max_shard_size: bytes; a safetensors checkpoint with more tensor bytes becomes several files and an index.
 
