@@ -21,14 +21,15 @@ EXPORT = "jax.export compiles for a platform that is not there; PyTorch runs whe
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 ALLOWED = {
-    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', 'lower', "
-    "'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'losses', "
-    "'lower', 'optimizers', 'params'] in maskattn_torch": "linen.py, see below",
+    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', "
+    "'lower', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', "
+    "'explain', 'losses', 'lower', 'optimizers', 'params'] in maskattn_torch": "linen.py, see below",
     "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how most people run each",
     "corruption.corrupt: device only in maskattn_torch": DEVICE,
     "kernels/blockwise_bias.py: only in maskattn_torch": CALLS,
     "kernels/blockwise_calls.py: only in maskattn_torch": CALLS,
     "kernels/blockwise_flash.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise_flex.py: only in maskattn_torch": CALLS,
     "kernels/blockwise_products.py: only in maskattn_torch": CALLS,
     "kernels/blockwise_spec.py: only in maskattn_torch": CALLS,
     "kernels/blockwise_walk.py: only in maskattn_torch": CALLS,

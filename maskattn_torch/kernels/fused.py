@@ -14,12 +14,12 @@ import functools
 import math
 from typing import Any
 
-import numpy as np
 import torch
 
 from maskattn import tiles
+from maskattn._fields import peek
 from maskattn.biases import DenseBias
-from maskattn.masks import Causal
+from maskattn.masks import Causal, KeyPadding
 from maskattn_torch import lower
 from maskattn_torch.dropout import Dropout
 
@@ -51,19 +51,18 @@ def attention(
     `mask` (True = may attend) and `bias` are objects bound to PyTorch, or None.
     """
     sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
-    causal = bias is None and mask == Causal()
-    if causal or mask is None and bias is None:
-        allowed = added = None
-        rows, keys = _reached(mask, None, sizes, query.device)
-    else:
-        allowed = None if mask is None else _allowed(mask, sizes, query.device)
-        added = None if bias is None else lower.bias(bias, *sizes, device=query.device)
-        if isinstance(bias, DenseBias):  # which may forbid by -inf
-            finite = added != -math.inf
-            allowed = finite if allowed is None else finite & allowed
-            rows, keys = torch.any(allowed, -1), torch.any(allowed, -2)
-        else:
-            rows, keys = _reached(mask, allowed, sizes, query.device)
+    if bias is None and isinstance(mask, KeyPadding):
+        mask, key, value = _trimmed(mask, key, value)
+        sizes = (*sizes[:3], key.shape[1])
+    causal = bias is None and isinstance(mask, Causal) and mask.offset == 0
+    if causal:  # every row sees key 0, and none sees what comes after the last query
+        key, value = key[:, : sizes[2]], value[:, : sizes[2]]
+    allowed, rows, keys = _settled(None if causal else mask, sizes, query.device)
+    added = None if bias is None else lower.bias(bias, *sizes, device=query.device)
+    if isinstance(bias, DenseBias):  # which may forbid by -inf
+        finite = added != -math.inf
+        allowed = finite if allowed is None else finite & allowed
+        rows, keys = torch.any(allowed, -1), torch.any(allowed, -2)
     dense = allowed
     if added is not None:
         dense = added.to(query.dtype)
@@ -122,28 +121,40 @@ def unsupported(
     return reasons
 
 
-def _allowed(mask: Any, sizes: tuple[int, int, int, int], device: Any) -> Array | None:
-    """The dense mask; that of a mask without data is made once."""
-    if mask.flatten()[0] or torch.compiler.is_compiling() or sizes[2] * sizes[3] > _KEPT:
-        return lower.allowed(mask, *sizes, device=device)
-    return _allowed_statically(mask, sizes, device)
+def _settled(
+    mask: Any, sizes: tuple[int, int, int, int], device: Any
+) -> tuple[Array | None, Array | None, Array | None]:
+    """The dense mask (None: all may attend), which rows may attend to something, bool [B, H, L], and which keys
+    something may attend to, bool [B, H, S] (None: all). Axes that the mask does not read have size 1.
 
-
-def _reached(
-    mask: Any, allowed: Array | None, sizes: tuple[int, int, int, int], device: Any
-) -> tuple[Array | None, Array | None]:
-    """Which rows may attend to something, bool [B, H, L], and which keys something may attend to, bool [B, H, S].
-
-    Axes that the mask does not read have size 1. None where all are. `allowed` is the mask as a tensor, or None where
-    that was not needed.
+    A small mask without data is settled once.
     """
     if mask is None:
-        return None, None
-    if not mask.flatten()[0] and not torch.compiler.is_compiling():
-        return tuple(None if x.all() else torch.as_tensor(x, device=device) for x in _reached_statically(mask, sizes))
-    if allowed is None:
-        allowed = _allowed(mask, sizes, device)
-    return (None, None) if allowed is None else (torch.any(allowed, -1), torch.any(allowed, -2))
+        return None, None, None
+    if not mask.flatten()[0] and sizes[2] * sizes[3] <= _KEPT and not torch.compiler.is_compiling():
+        return _settled_once(mask, sizes, device)
+    allowed = lower.allowed(mask, *sizes, device=device)
+    return (None, None, None) if allowed is None else (allowed, torch.any(allowed, -1), torch.any(allowed, -2))
+
+
+@functools.lru_cache(maxsize=16)
+def _settled_once(mask: Any, sizes: tuple[int, int, int, int], device: Any) -> Any:
+    reached = (None if x.all() else torch.as_tensor(x, device=device) for x in tiles.reached(mask, *sizes))
+    return lower.allowed(mask, *sizes, device=device), *reached
+
+
+def _trimmed(mask: KeyPadding, key: Array, value: Array) -> tuple[Any, Array, Array]:
+    """The mask, keys and values without what lies beyond every length, where lengths can be read at no cost: the part
+    of a cache that is not in use is not read. No mask at all where one length serves all.
+    """
+    lengths = mask.lengths
+    if torch.compiler.is_compiling() or not isinstance(lengths, torch.Tensor) or lengths.device.type != "cpu":
+        return mask, key, value
+    found = peek(lengths)
+    if found is None or not found.size or found.min() < 1:
+        return mask, key, value
+    longest = int(found.max())
+    return None if found.min() == longest else mask, key[:, :longest], value[:, :longest]
 
 
 def _cleared(x: Array, keys: Array | None) -> Array:
@@ -165,13 +176,3 @@ def _finite_elsewhere(x: Array, keys: Array) -> bool:
         return False
     outside = x.detach()[~keys[..., 0].expand(x.shape[:3])]
     return bool(torch.isfinite(outside.sum()))
-
-
-@functools.lru_cache(maxsize=16)
-def _allowed_statically(mask: Any, sizes: tuple[int, int, int, int], device: Any) -> Array | None:
-    return lower.allowed(mask, *sizes, device=device)
-
-
-@functools.lru_cache(maxsize=64)
-def _reached_statically(mask: Any, sizes: tuple[int, int, int, int]) -> tuple[np.ndarray[Any, Any], ...]:
-    return tiles.reached(mask, *sizes)
