@@ -15,7 +15,7 @@ import numpy as np
 Array = np.ndarray[Any, Any]
 
 # A tile: SOURCE_RUN elements that lie together in the source by RESULT_RUN that lie together in the result. It goes
-# through a buffer that stays in the cache, whose rows are PADDING bytes longer so that they do not compete for its sets.
+# through a buffer that stays in the cache, whose rows are PADDING bytes longer, so that they share no sets of it.
 SOURCE_RUN = 256
 RESULT_RUN = 512
 PADDING = 64
