@@ -13,8 +13,9 @@ Array = Any
 
 __all__ = ["choose"]
 
-#: Up to so many scores in a head, tiles cost more than they save: one product for all windows of a Swin stage.
-_SMALL = 64 * 64
+#: Up to so many scores in a head, tiles cost more than they save: XLA's own attention does all windows of a Swin stage
+#: at once. With a mask for each batch row, `blockwise` takes the rows one by one, and the limit is higher.
+_SMALL, _SMALL_BY_ROW = 64 * 64, 128 * 128
 
 
 def choose(
@@ -32,7 +33,8 @@ def choose(
 
     on = platform()
     scores = query.shape[1] * key.shape[1]
-    if on == "cpu" and scores <= _SMALL and query.shape[1] > 1 and can("fused"):
+    small = _SMALL_BY_ROW if mask is not None and "b" in mask.depends else _SMALL
+    if on == "cpu" and scores <= small and query.shape[1] > 1 and can("fused"):
         return "fused", f"{query.shape[1]} x {key.shape[1]} scores are one tile: XLA's own attention does all at once"
     if (on == "tpu" or on == "gpu" and query.dtype in (jax.numpy.bfloat16, jax.numpy.float16)) and can("fused"):
         return "fused", f"the vendor's attention on a {on} can express this call"
