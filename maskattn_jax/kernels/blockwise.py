@@ -1,7 +1,8 @@
 """The blockwise kernel: tiles of queries and keys, visited only where the mask leaves something, in linear memory.
 
-`blockwise_plan` says which tiles, `blockwise_tile` computes the scores of one, `blockwise_forward` and
-`blockwise_backward` walk them. Nothing of L x S entries is made (but the gradient of a bias that has so many).
+`blockwise_plan` says which tiles, `blockwise_arrays` reads and writes them, `blockwise_tile` computes the scores of
+one, `blockwise_forward` and `blockwise_backward` walk them. Nothing of L x S entries is made (but the gradient of a
+bias that has so many).
 
 What is masked out never leaks across tiles that the mask empties, nor, from keys and values that no query of a tile may
 attend to, within one; between the pairs of a mixed tile that holds both, only what is finite is kept apart.
@@ -9,6 +10,7 @@ attend to, within one; between the pairs of a mixed tile that holds both, only w
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -17,8 +19,9 @@ import jax.numpy as jnp
 
 from maskattn_jax import lower
 from maskattn_jax.dropout import Dropout
+from maskattn_jax.kernels.blockwise_arrays import Operands, operands
 from maskattn_jax.kernels.blockwise_backward import backward, float_leaves
-from maskattn_jax.kernels.blockwise_forward import Operands, forward, operands
+from maskattn_jax.kernels.blockwise_forward import forward
 from maskattn_jax.kernels.blockwise_plan import Layout, layout, plan
 from maskattn_jax.kernels.blockwise_tile import Conditions, Options, padded
 
@@ -100,6 +103,7 @@ def _gradients_jit(
     tiles: Layout, options: Options, arguments: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
 ) -> tuple[Any, ...]:
     query, key, value, floats, sinks, rest = arguments
+    tiles = replace(tiles, parts=(1, 1))
     given, conditions = _prepared(tiles, query, key, value, floats, rest)
     found = backward(tiles, options, given, conditions, sinks, rest[3], output, lse, d_output, d_lse)
     d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(found.bias, floats, strict=True)]

@@ -17,9 +17,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from maskattn.biases import Bias, DenseBias
-from maskattn_jax.kernels.blockwise_forward import (
+from maskattn_jax.kernels.blockwise_arrays import (
     Operands,
-    Row,
+    Part,
     computed_in,
     entry,
     group_heads,
@@ -51,16 +51,16 @@ class _Queries(NamedTuple):
     """What a row of tiles knows of its queries: [rows, columns, group * q_block, D or Dv], and per query."""
 
     query: Array
-    query_t: Array  # transposed
     d_output: Array
+    query_t: Array  # transposed
     d_output_t: Array
     lse: Array  # [rows, columns, group, q_block], 0 where the row is empty
     delta: Array
 
 
 class _Sums(NamedTuple):
-    """The gradients so far: of the row's queries (between rows, of all), of all keys [B, K, D, S] and values [B, K, Dv,
-    S], of the bias.
+    """The gradients so far: of all queries as `group_heads` has them (a row of tiles adds its own when it is done), of
+    all keys [B, K, D, S] and values [B, K, Dv, S], of the bias.
     """
 
     query: Array
@@ -91,7 +91,6 @@ def backward(
     if sinks is not None:
         d_sinks = -jnp.sum(jnp.exp(sinks.astype(dtype) - lse) * delta, axis=(0, 1))
     per_query = [group_heads(layout, x) for x in (d_output, lse[..., None], delta[..., None])]
-    scale = jnp.asarray(options.scale, dtype)
     floats, rebuild = float_leaves(conditions.bias)
     start = _Sums(
         jnp.zeros(given.query.shape, dtype),
@@ -102,31 +101,40 @@ def backward(
 
     def attend(sums: _Sums, number: Array) -> tuple[_Sums, None]:
         at = row(layout, number)
-        query, d_out, row_lse, row_delta = (query_tile(layout, x, at, dtype) for x in (given.query, *per_query))
-        shape = (layout.rows, layout.columns, layout.group, layout.q_block)
-        queries = _Queries(
-            query * scale,
-            jnp.swapaxes(query * scale, -1, -2),
-            d_out,
-            jnp.swapaxes(d_out, -1, -2),
-            row_lse.reshape(shape),
-            row_delta.reshape(shape),
-        )
-        whole, sums = sums.query, sums._replace(query=jnp.zeros_like(query))
+        queries = [_queries(layout, options, given.query, per_query, part, dtype) for part in at.parts]
+        d_queries, rest = [jnp.zeros_like(one.query) for one in queries], sums
         for steps in plan:
             first, count = steps_of(steps, at)
 
-            def step(n: Array, sums: _Sums, steps: Steps = steps, first: Array = first) -> _Sums:
-                place = at.place._replace(key=entry(first, n) * layout.kv_block)
-                return _step(layout, options, conditions, given, at, place, queries, sums, steps, floats, rebuild)
+            def step(n: Array, carry: Any, steps: Steps = steps, first: Array = first) -> Any:
+                d_queries, sums = list(carry[0]), carry[1]
+                key = entry(first, n) * layout.kv_block
+                for i, part in enumerate(at.parts):
+                    part = part._replace(place=part.place._replace(key=key))
+                    d_queries[i], sums = _step(
+                        layout, options, conditions, given, part, queries[i], d_queries[i], sums, steps, floats, rebuild
+                    )
+                return d_queries, sums
 
-            sums = lax.fori_loop(0, count, step, sums)
-        return sums._replace(query=put_query_tile(layout, whole, sums.query * scale, at)), None
+            d_queries, rest = lax.fori_loop(0, count, step, (d_queries, rest))
+        whole = sums.query
+        for part, d_query in zip(at.parts, d_queries, strict=True):
+            whole = put_query_tile(layout, whole, d_query * jnp.asarray(options.scale, dtype), part)
+        return rest._replace(query=whole), None
 
     sums, _ = lax.scan(attend, start, rows(layout))
     d_query = jnp.where(empty[..., None], 0, ungroup_heads(layout, sums.query))  # a negative scale would make it -0
     d_key, d_value = (x[..., : layout.kv_len].transpose(0, 3, 1, 2) for x in (sums.key, sums.value))
     return Gradients(d_query, d_key, d_value, sums.bias, d_sinks)
+
+
+def _queries(
+    layout: Layout, options: Options, query: Array, per_query: list[Array], part: Part, dtype: Any
+) -> _Queries:
+    query, d_output, lse, delta = (query_tile(layout, x, part, dtype) for x in (query, *per_query))
+    query = query * jnp.asarray(options.scale, dtype)
+    query_t, d_output_t = (jnp.swapaxes(x, -1, -2) for x in (query, d_output))
+    return _Queries(query, d_output, query_t, d_output_t, lse.reshape(layout.tile), delta.reshape(layout.tile))
 
 
 def _transposed_zeros(x: Array, dtype: Any) -> Array:
@@ -154,37 +162,38 @@ def _step(
     options: Options,
     conditions: Conditions,
     given: Operands,
-    at: Row,
-    place: Place,
+    part: Part,
     queries: _Queries,
+    d_query: Array,
     sums: _Sums,
     steps: Steps,
     floats: list[Array],
     rebuild: Any,
-) -> _Sums:
-    width = steps.width * layout.kv_block
+) -> tuple[Array, _Sums]:
+    width, dtype = steps.width * layout.kv_block, queries.query.dtype
+    place = part.place
     flat = (layout.rows, layout.columns, layout.group * layout.q_block, width)
-    key, value = (key_tile(layout, x, at, place.key, width, queries.query.dtype) for x in (given.key, given.value))
+    key, value = (key_tile(layout, x, part, place.key, width, dtype) for x in (given.key, given.value))
     found = scores(layout, options, conditions, place, queries.query, key, value, steps.masked)
     p = jnp.exp(found.logits - queries.lse[..., None])
     dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, found.value, precision=options.precision).reshape(p.shape)
     factor = kept(layout, conditions.dropout, place, width)
     weights = p
     if factor is not None:
-        factor = factor.astype(p.dtype)
+        factor = factor.astype(dtype)
         weights, dp = p * factor, dp * factor
     ds = p * (dp - queries.delta[..., None])
     if found.allowed is not None:
         ds = jnp.where(found.allowed, ds, 0)
     raw = ds if found.slope is None else ds * (1 - found.slope * found.slope)
-    d_query = jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), found.key, precision=options.precision)
+    d_query = d_query + jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), found.key, precision=options.precision)
     d_key_t, d_value_t = (
         jnp.einsum("...dq,...qk->...dk", x, w.reshape(flat), precision=options.precision)
         for x, w in ((queries.query_t, raw), (queries.d_output_t, weights))
     )
-    starts = (at.place.row, at.kv_column, 0, place.key)
-    return _Sums(
-        sums.query + d_query,
+    starts = (place.row, part.kv_column, 0, place.key)
+    return d_query, _Sums(
+        sums.query,
         add_at(sums.key, d_key_t, starts),
         add_at(sums.value, d_value_t, starts),
         _bias_sums(layout, conditions.bias, place, ds, sums.bias, floats, rebuild),

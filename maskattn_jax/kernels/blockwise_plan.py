@@ -25,16 +25,20 @@ Array = Any
 
 #: A tile of queries has at most so many rows, one of keys so many columns.
 _Q_BLOCK, _KV_BLOCK = 512, 256
-#: How many key tiles a step may take at once, by whether it applies the mask.
-_WIDTHS = {False: (4, 2, 1), True: (2, 1)}
-#: Tiles of short sequences hold several batch rows and heads, up to so many scores.
-_SCORES = 1 << 19
+#: How many key tiles a step may take at once; where no tile needs the mask, there is one kind more.
+_WIDTHS, _WIDTHS_FULL = (2, 1), (4, 2, 1)
+#: Where sequences are short a tile takes several batch rows and heads, up to so many scores.
+_SCORES = 1 << 17
+#: How many tiles that share their steps the forward pass computes side by side: XLA runs operations at once that do not
+#: depend on each other. (The backward pass has enough of them in one tile.)
+_PARTS = 4
 
 
 @dataclass(frozen=True)
 class Layout:
     """The sizes of a call and of its tiles. A tile has `rows` batch rows, `columns` key/value heads, the `group` query
-    heads of each stacked, `q_block` queries and, for each tile of a step, `kv_block` keys.
+    heads of each stacked, `q_block` queries and, for each key tile of a step, `kv_block` keys. `parts` tiles along the
+    batch and along the heads are computed side by side.
     """
 
     batch: int
@@ -46,6 +50,7 @@ class Layout:
     kv_block: int
     rows: int
     columns: int
+    parts: tuple[int, int]
     by_head: bool  # the mask reads heads: query heads are then not stacked, and `columns` is 1
 
     @property
@@ -54,9 +59,14 @@ class Layout:
         return 1 if self.by_head else self.heads // self.kv_heads
 
     @property
-    def planes(self) -> tuple[int, int]:
-        """How many tiles there are along the batch and along the heads."""
-        return self.batch // self.rows, (self.heads if self.by_head else self.kv_heads) // self.columns
+    def tile(self) -> tuple[int, int, int, int]:
+        """The shape of a tile without its keys: [rows, columns, group, q_block]."""
+        return self.rows, self.columns, self.group, self.q_block
+
+    @property
+    def groups(self) -> tuple[int, int]:
+        """How many groups of parts there are along the batch and along the heads."""
+        return self.batch // (self.rows * self.parts[0]), self.heads // (self.group * self.columns * self.parts[1])
 
     @property
     def q_tiles(self) -> int:
@@ -101,13 +111,17 @@ def layout(mask: Mask | None, batch: int, heads: int, kv_heads: int, q_len: int,
     """The tiles for a call of these sizes: those that `maskattn.blocks.forcing` asks for, or what runs fast."""
     chosen = blocks.forced()
     q_block, kv_block = chosen if chosen else (_even(q_len, _Q_BLOCK), _even(kv_len, _KV_BLOCK))
-    by_head = mask is not None and "h" in mask.depends
-    by_row = mask is not None and "b" in mask.depends
+    # tiles whose masks differ cannot share their steps
+    by_head, by_row = (mask is not None and axis in mask.depends for axis in "hb")
     group = 1 if by_head else heads // max(kv_heads, 1)
-    room = max(1, _SCORES // max(1, group * q_block * kv_block * (1 if kv_len <= kv_block else 2)))
+    room = max(1, _SCORES // (group * q_block * kv_block))
     columns = 1 if by_head else _divisor(kv_heads, room)
     rows = 1 if by_row or columns < kv_heads else _divisor(batch, room // columns)
-    return Layout(batch, heads, kv_heads, q_len, kv_len, q_block, kv_block, rows, columns, by_head)
+    most = 2 if chosen else _PARTS
+    across = 1 if by_head else _divisor(kv_heads // columns, most)
+    down = 1 if by_row else _divisor(batch // rows, most // across)
+    parts = (down, across)
+    return Layout(batch, heads, kv_heads, q_len, kv_len, q_block, kv_block, rows, columns, parts, by_head)
 
 
 def plan(mask: Mask | None, layout: Layout) -> tuple[Steps, ...]:
@@ -166,8 +180,9 @@ def _traced_states(mask: Mask, layout: Layout) -> Array:
 def _steps(states: Array, xp: Any) -> Iterator[Steps]:
     """Runs of adjacent tiles, cut from the widest steps to single tiles: each tile that is not empty is in one step."""
     free = states != tiles.EMPTY
-    for masked, widths in _WIDTHS.items():
-        for width in widths:
+    all_full = xp is np and not (states == tiles.MIXED).any()
+    for masked in (False, True):
+        for width in _WIDTHS_FULL if all_full else _WIDTHS:
             if width > states.shape[-1]:
                 continue
             begins, free = _cut(free, free if masked else free & (states == tiles.FULL), width, xp)
