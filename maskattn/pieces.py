@@ -99,9 +99,13 @@ def pieces(
         if sizes.rows * sizes.columns * q_len * kv_len <= _FEW_PAIRS:
             return _first(_placed(at_once, sizes), sizes.rows, sizes.columns, q_len)
     found = schedule(mask, batch, heads, q_len, kv_len, *(blocks or (_FINE, _FINE)))
-    candidates.append(from_tiles(found))
     if blocks is None:
-        candidates += [from_tiles(coarser(found, _COARSE // _FINE)), exact(mask, found)]
+        planes = exact(mask, found)
+        candidates.append(planes)
+        if planes is None or any(r.kind == MIXED for rectangles in planes.values() for r in rectangles):
+            candidates += [from_tiles(found), from_tiles(coarser(found, _COARSE // _FINE))]
+    else:
+        candidates.append(from_tiles(found))
     placed = [list(_placed(planes, sizes)) for planes in candidates if planes is not None]
     return _first(min(placed, key=_cost), sizes.rows, sizes.columns, q_len)
 
@@ -134,8 +138,8 @@ def cut(piece: Piece, group: int, entries: int, area: int = 0) -> Iterator[Piece
         else:
             for b in piece.batch:
                 for n in range(0, piece.count, step):
-                    moved = {"q": piece.q + n * piece.q_step, "k": piece.k + n * piece.k_step}
-                    yield replace(part, batch=range(b, b + 1), count=min(step, piece.count - n), **moved)
+                    q, k = piece.q + n * piece.q_step, piece.k + n * piece.k_step
+                    yield replace(part, batch=range(b, b + 1), count=min(step, piece.count - n), q=q, k=k)
 
 
 class _Sizes(NamedTuple):
@@ -175,12 +179,12 @@ def _limited(rectangles: Iterable[Rectangle], limits: Limits) -> Iterator[Rectan
 
 
 class _Series(NamedTuple):
-    """`count` rectangles like `head`, each q_step queries and k_step keys after the one before."""
+    """`repeats` rectangles like `head`, each q_step queries and k_step keys after the one before."""
 
     head: Rectangle
     q_step: int
     k_step: int
-    count: int
+    repeats: int
 
 
 def _series(rectangles: Iterable[Rectangle]) -> list[_Series]:
@@ -203,7 +207,7 @@ def _series(rectangles: Iterable[Rectangle]) -> list[_Series]:
             singles.remove(at)
             head = done[at].head
             done[at] = _Series(head, r.q_lo - head.q_lo, r.k_lo - head.k_lo, 1)
-        found = done[at] = done[at]._replace(count=done[at].count + 1)
+        found = done[at] = done[at]._replace(repeats=done[at].repeats + 1)
         q, k = found.q_step, found.k_step
         expected[Rectangle(r.q_lo + q, r.q_hi + q, r.k_lo + k, r.k_hi + k, r.kind)] = at
     return done
@@ -217,14 +221,14 @@ def _placed(planes: Planes, sizes: _Sizes) -> Iterator[Piece]:
             where.setdefault(series, {}).setdefault(b, []).append(h)
     for series, by_row in where.items():
         alike: dict[tuple[int, ...], list[int]] = {}
-        for b, found in by_row.items():
-            alike.setdefault(tuple(found), []).append(b)
+        for b, having in by_row.items():
+            alike.setdefault(tuple(having), []).append(b)
         for found, batch_rows in alike.items():
             some_heads = [range(sizes.heads)] if sizes.columns == 1 else _together(found, sizes.heads, sizes.kv_heads)
             some_rows = [range(sizes.batch)] if sizes.rows == 1 else _progressions(batch_rows)
             r, lengths = series.head, (series.head.q_hi - series.head.q_lo, series.head.k_hi - series.head.k_lo)
             for heads, rows in itertools.product(some_heads, some_rows):
-                yield Piece(rows, heads, r.q_lo, r.k_lo, series.q_step, series.k_step, series.count, *lengths, r.kind)
+                yield Piece(rows, heads, r.q_lo, r.k_lo, series.q_step, series.k_step, series.repeats, *lengths, r.kind)
 
 
 def _together(found: Sequence[int], heads: int, kv_heads: int) -> Iterator[range]:

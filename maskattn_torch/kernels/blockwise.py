@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from maskattn_torch.dropout import Dropout
-from maskattn_torch.kernels import blockwise_bias, blockwise_walk
+from maskattn_torch.kernels import blockwise_bias, blockwise_flex, blockwise_walk
 from maskattn_torch.kernels.blockwise_spec import pack, unpack
 
 Array = Any
@@ -47,9 +47,14 @@ def attention(
     on the CPU.
     """
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
-    number, leaves = pack(mask, bias, dropout)
     sinks = None if sinks is None else sinks.to(wide)
-    out, lse = _Attention.apply(query.to(wide), key.to(wide), value.to(wide), sinks, number, scale, softcap, *leaves)
+    if query.is_cuda:
+        arrays = (query, key, value)
+        out, lse = blockwise_flex.attention(*arrays, mask, bias, sinks, scale=scale, softcap=softcap)
+    else:
+        number, leaves = pack(mask, bias, dropout)
+        arrays = (query.to(wide), key.to(wide), value.to(wide))
+        out, lse = _Attention.apply(*arrays, sinks, number, scale, softcap, *leaves)
     if empty_rows == "nan" and sinks is None:
         out = torch.where((lse == -torch.inf).unsqueeze(-1), torch.nan, out)
     return out.to(query.dtype), lse
@@ -62,6 +67,8 @@ def unsupported(
     reasons = []
     if options["empty_rows"] == "mean" and sinks is None:
         reasons.append('empty_rows="mean" averages all values: reference and exact have it')
+    if query.is_cuda:
+        return reasons + blockwise_flex.unsupported(query, key, value, options["dropout"])
     for name in blockwise_bias.undifferentiated(bias):
         reasons.append(f"{type(bias).__name__}.{name} requires a gradient, known here for DenseBias, tables and ALiBi")
     return reasons
@@ -78,13 +85,15 @@ def _attention(
     scale: float,
     softcap: float | None,
 ) -> tuple[Tensor, Tensor]:
-    problem = blockwise_walk.Problem(*unpack(number, leaves), scale, softcap)
+    mask, bias, dropout = unpack(number, leaves)
+    problem = blockwise_walk.Problem(mask, bias, dropout, scale, softcap)
     with torch.autocast(query.device.type, enabled=False):
-        out, lse = blockwise_walk.forward(problem, *_heads_first(query, key, value))
+        q, k, v = _heads_first(query, key, value)
+        out, lse = blockwise_walk.forward(problem, q, k, v)
         if sinks is not None:
             total = torch.logaddexp(lse, sinks[:, None])
             out, lse = out * (lse - total).exp_().unsqueeze(-1), total
-    return tuple(x.transpose(1, 2).contiguous() for x in (out, lse))  # type: ignore[return-value]
+    return out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous()
 
 
 @_attention.register_fake
@@ -114,17 +123,14 @@ def _attention_gradients(
     count = len(blockwise_bias.leaves_of(bias))
     start = len(leaves) - count - (dropout is not None)
     with torch.autocast(query.device.type, enabled=False):
-        delta = None
-        if d_lse is not None and bool(d_lse.any()) or sinks is not None:
-            delta = (d_out * out).sum(-1)
-            delta = delta if d_lse is None else delta - d_lse
-        # without a cotangent of lse SDPA's operator makes its own delta
-        given = None if d_lse is None or not bool(d_lse.any()) else delta
-        rows = [x if x is None else x.transpose(1, 2) for x in (d_out, out, lse, given)]
-        arrays = _heads_first(query, key, value)
-        *gradients, of_bias = blockwise_walk.backward(problem, wanted[start : start + count], *arrays, rows)
+        d_lse = d_lse if d_lse is not None and bool(d_lse.any()) else None
+        q, k, v = _heads_first(query, key, value)
+        rows = (d_out.transpose(1, 2), out.transpose(1, 2), lse.transpose(1, 2))
+        of_lse = None if d_lse is None else d_lse.transpose(1, 2)
+        *gradients, of_bias = blockwise_walk.backward(problem, wanted[start : start + count], q, k, v, *rows, of_lse)
         found = [x.transpose(1, 2).contiguous() for x in gradients]
         if sinks is not None:
+            delta = (d_out * out).sum(-1) - (0 if d_lse is None else d_lse)
             found.append(-((sinks - lse).exp_() * delta).sum((0, 1)))
     return found + of_bias
 

@@ -47,34 +47,20 @@ class Gradients:
 
     def add(self, piece: Piece, d_logits: Array) -> None:
         """Take in one rectangle: d_logits [count, heads, rows, cols], which is not changed."""
-        if not self.sums or self.sums[0] is None:
+        total = self.sums[0] if self.sums else None
+        if total is None:
             return
         if isinstance(self.bias, DenseBias):
-            _add_dense(self.sums[0].view(self.bias.shape), piece, d_logits)
+            _add_dense(total.view(self.bias.shape), piece, d_logits)
         elif isinstance(self.bias, TableBias):
-            self._add_rows(self.bias, piece, d_logits)
+            _add_rows(total, self.bias, piece, d_logits)
         elif isinstance(self.bias, ALiBi):
             ones = replace(self.bias, slopes=torch.ones_like(self.bias.slopes))
             apart = ones.values(*_restricted(ones, piece, d_logits.device)).to(d_logits.dtype)
             by_head = (d_logits * apart).sum((0, 2, 3)).double()
-            heads = self.sums[0].shape[0]
+            heads = total.shape[0]
             numbers = torch.arange(piece.heads.start, piece.heads.stop, piece.heads.step, device=d_logits.device)
-            self.sums[0].index_add_(0, numbers if heads > 1 else numbers * 0, by_head)
-
-    def _add_rows(self, bias: TableBias, piece: Piece, d_logits: Array) -> None:
-        b, _, q, k = indices(piece, d_logits.device)
-        rows = bias.rows(b, q, k)
-        rows = rows.reshape((1,) * (4 - rows.ndim) + tuple(rows.shape))
-        if rows.shape[0] == 1:
-            d_logits = d_logits.sum(0, keepdim=True)
-        columns = self.sums[0].shape[1]
-        if columns == 1:
-            d_logits = d_logits.sum(1, keepdim=True)
-        rows = rows.expand(d_logits.shape[0], 1, *d_logits.shape[2:]).reshape(-1)
-        found = d_logits.new_zeros((self.sums[0].shape[0], d_logits.shape[1]))
-        found.index_add_(0, rows, d_logits.movedim(1, -1).reshape(-1, d_logits.shape[1]))
-        heads = slice(piece.heads.start, piece.heads.stop, piece.heads.step) if columns > 1 else slice(None)
-        self.sums[0][:, heads] += found
+            total.index_add_(0, numbers if heads > 1 else numbers * 0, by_head)
 
     def results(self) -> list[Array]:
         """The gradients that were wanted, in the dtypes of their arrays."""
@@ -108,3 +94,19 @@ def _add_dense(total: Array, piece: Piece, d_logits: Array) -> None:
     for n in range(found.shape[0] if piece.count > 1 else 1):
         one = replace(piece, q=piece.q + n * piece.q_step, k=piece.k + n * piece.k_step, count=1)
         dense_part(total, one).add_(found[n : n + 1] if piece.count > 1 else found)
+
+
+def _add_rows(total: Array, bias: TableBias, piece: Piece, d_logits: Array) -> None:
+    b, _, q, k = indices(piece, d_logits.device)
+    rows = bias.rows(b, q, k)
+    rows = rows.reshape((1,) * (4 - rows.ndim) + tuple(rows.shape))
+    if rows.shape[0] == 1:
+        d_logits = d_logits.sum(0, keepdim=True)
+    columns = total.shape[1]
+    if columns == 1:
+        d_logits = d_logits.sum(1, keepdim=True)
+    rows = rows.expand(d_logits.shape[0], 1, *d_logits.shape[2:]).reshape(-1)
+    found = d_logits.new_zeros((total.shape[0], d_logits.shape[1]))
+    found.index_add_(0, rows, d_logits.movedim(1, -1).reshape(-1, d_logits.shape[1]))
+    heads = slice(piece.heads.start, piece.heads.stop, piece.heads.step) if columns > 1 else slice(None)
+    total[:, heads] += found

@@ -19,7 +19,7 @@ from maskattn import blocks
 from maskattn._fields import to_numpy
 from maskattn.masks import Dense, Mask
 from maskattn.masks.algebra import And, Not, Or
-from maskattn.pieces import MIXED, NO_LIMITS, TRIANGLE, Limits, Piece, cut, pieces
+from maskattn.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces
 from maskattn_torch.kernels.blockwise_spec import structure_of
 
 Array = Any
@@ -187,16 +187,17 @@ def reached(calls: tuple[Call, ...], mask: Mask | None, sizes: Sizes, bias: Any 
             added = bias(piece) if added is None else added + bias(piece)
         size = (max(piece.count, len(piece.batch)), len(piece.heads), piece.rows, piece.cols)
         keep = None if added is None else (added != -torch.inf).expand(size)
-        if piece.kind == TRIANGLE:
-            triangle = torch.ones(size, dtype=torch.bool).tril_()
-            keep = triangle if keep is None else keep & triangle
         shared = kv_range(piece, sizes)
         for n in range(piece.count):
             one = replace(piece, q=piece.q + n * piece.q_step, k=piece.k + n * piece.k_step, count=1)
             part = None if keep is None else keep[n : n + 1] if piece.count > 1 else keep
             row, key = window(rows, one, "q", piece.heads), window(keys, one, "k", shared)
-            row |= torch.ones_like(row) if part is None else part.any(-1)
-            key |= torch.ones_like(key) if part is None else part.any(2).unflatten(1, (len(shared), -1)).any(2)
+            if part is None:  # every row and key of an open piece, or a triangle, has an allowed pair
+                row.fill_(True)
+                key.fill_(True)
+            else:
+                row |= part.any(-1)
+                key |= part.any(2).unflatten(1, (len(shared), -1)).any(2)
     return rows, keys
 
 

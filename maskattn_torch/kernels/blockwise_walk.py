@@ -51,25 +51,29 @@ def forward(problem: Problem, q: Array, k: Array, v: Array) -> tuple[Array, Arra
 
 
 def backward(
-    problem: Problem, wanted: list[bool], q: Array, k: Array, v: Array, rows: list[Array]
+    problem: Problem,
+    wanted: list[bool],
+    q: Array,
+    k: Array,
+    v: Array,
+    d_out: Array,
+    out: Array,
+    lse: Array,
+    d_lse: Array | None,
 ) -> tuple[Array, Array, Array, list[Array]]:
-    """dq, dk, dv and the gradients of the bias's arrays that are wanted.
-
-    `rows`: d_out, out, lse and delta = sum(d_out * out) - d_lse of all queries, delta None where d_lse is 0.
-    """
-    lse = rows[2].masked_fill(rows[2] == -torch.inf, torch.inf)
-    rows = [*rows[:2], lse, *rows[3:]]
+    """dq, dk, dv and the gradients of the bias's arrays that are `wanted`; d_lse is None where it is 0."""
     # SDPA's operator has no argument for the cotangent of lse
-    sizes, found, terms = _prepared(problem, q, k, v, plain=rows[3] is not None)
-    if terms is not None and rows[3] is None:
-        rows[3] = (rows[0] * rows[1]).sum(-1)
-    *gradients, biases = _backward(problem, found, sizes, terms, wanted, q, k, v, rows)
-    if _exposed(problem, found) and not all(_finite(x) for x in gradients):
-        cleaned = _cleaned(problem, found, sizes, [q, rows[0]], [k, v])
+    sizes, found, terms = _prepared(problem, q, k, v, plain=d_lse is not None)
+    delta = (d_out * out).sum(-1) - (0 if d_lse is None else d_lse) if terms is not None else torch.zeros_like(lse)
+    rows = [d_out, out, lse.masked_fill(lse == -torch.inf, torch.inf), delta]
+    dq, dk, dv, biases = _backward(problem, found, sizes, terms, wanted, q, k, v, rows)
+    if _exposed(problem, found) and not all(_finite(x) for x in (dq, dk, dv)):
+        cleaned = _cleaned(problem, found, sizes, [q, d_out, delta.unsqueeze(-1)], [k, v])
         if cleaned is not None:
-            q, rows[0], k, v = cleaned
-            *gradients, biases = _backward(problem, found, sizes, terms, wanted, q, k, v, rows)
-    return *gradients, biases.results()  # type: ignore[return-value]
+            q, rows[0], delta, k, v = cleaned
+            rows[3] = delta[..., 0]
+            dq, dk, dv, biases = _backward(problem, found, sizes, terms, wanted, q, k, v, rows)
+    return dq, dk, dv, biases.results()
 
 
 def _prepared(
@@ -146,7 +150,7 @@ def _backward(
         piece, forbidden = call.piece, call.forbidden(problem.mask, q.dtype)
         heads = kv_range(piece, sizes)
         parts = (window(q, piece, "q", piece.heads), window(k, piece, "k", heads), window(v, piece, "k", heads))
-        of_rows = tuple(window(x, piece, "q", piece.heads) for x in rows if x is not None)
+        of_rows = tuple(window(x, piece, "q", piece.heads) for x in rows)
         if terms is None:
             shares = blockwise_flash.backward(problem.scale, piece, *parts, forbidden, of_rows)
         else:
