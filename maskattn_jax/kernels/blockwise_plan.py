@@ -51,7 +51,7 @@ class Layout:
     rows: int
     columns: int
     parts: tuple[int, int]
-    by_head: bool  # the mask reads heads: query heads are then not stacked, and `columns` is 1
+    by_head: bool  # the mask gives heads steps of their own: they are then not stacked, and `columns` is 1
 
     @property
     def group(self) -> int:
@@ -111,8 +111,9 @@ def layout(mask: Mask | None, batch: int, heads: int, kv_heads: int, q_len: int,
     """The tiles for a call of these sizes: those that `maskattn.blocks.forcing` asks for, or what runs fast."""
     chosen = blocks.forced()
     q_block, kv_block = chosen if chosen else (_even(q_len, _Q_BLOCK), _even(kv_len, _KV_BLOCK))
-    # tiles whose masks differ cannot share their steps
-    by_head, by_row = (mask is not None and axis in mask.depends for axis in "hb")
+    # tiles whose masks differ cannot share their steps; where there is one tile for each, they all take it
+    several = q_len > q_block or kv_len > kv_block
+    by_head, by_row = (several and mask is not None and axis in mask.depends for axis in "hb")
     group = 1 if by_head else heads // max(kv_heads, 1)
     room = max(1, _SCORES // (group * q_block * kv_block))
     columns = 1 if by_head else _divisor(kv_heads, room)
@@ -130,6 +131,9 @@ def plan(mask: Mask | None, layout: Layout) -> tuple[Steps, ...]:
     """
     states = _states(mask, layout)
     xp: Any = np if isinstance(states, np.ndarray) else jnp
+    if layout.q_tiles == layout.kv_tiles == 1:
+        least, most = (x.reshape(1, 1, 1, 1) for x in (states.min(), states.max()))
+        states = xp.where(least == most, most, tiles.MIXED)
     return tuple(_steps(states, xp))
 
 
