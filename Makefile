@@ -1,6 +1,6 @@
 # make parity   prove on this machine that both twins compute the same attention, masks and a real checkpoint included
 # make test     the whole test suite
-# make bench    what the exact kernel, long schedules and importing cost; figures go to benchmarks/results
+# make bench    attention beside its peers, schedules, exactness, importing: figures to benchmarks/results, pictures to docs
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
 # make lint     formatting, lint rules and types
 #
@@ -32,6 +32,11 @@ bench: $(STAMP)
 	@$(RUN) benchmarks/import_time.py
 	@$(RUN) benchmarks/schedule.py --json benchmarks/results/schedule.json
 	@$(RUN) benchmarks/exact_cost.py --json benchmarks/results/exact_cost.json
+	@$(RUN) benchmarks/contiguous.py --json benchmarks/results/contiguous.json
+	@$(RUN) benchmarks/attention_grid.py --json benchmarks/results/attention_grid.json
+	@$(RUN) benchmarks/attention_models.py --json benchmarks/results/attention_models.json
+	@$(RUN) benchmarks/attention_length.py --json benchmarks/results/attention_length.json
+	@$(RUN) benchmarks/plot.py
 
 bench-convert: $(STAMP)
 	@$(RUN) benchmarks/convert.py --json benchmarks/results/convert.json

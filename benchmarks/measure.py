@@ -12,28 +12,22 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-#: seconds below which a call is made once more before it is timed
-_SHORT = 0.05
-
 
 def alternate(calls: Mapping[str, Callable[[], Any]], repeat: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Seconds of each call, `repeat` times, one after the other, so that a slow moment of the machine meets them all.
 
-    A call returns when its result is there. What the first `warm_up` rounds take is not counted. A short call is made
-    once more before it is timed: it would otherwise find the caches as the call before it left them.
+    A call returns when its result is there. What the first `warm_up` rounds take is not counted. Each call is made once
+    more before it is timed: it would otherwise find caches, memory and the other framework's threads as the call before
+    it left them, which costs the next in line up to a third.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
-    quick = dict.fromkeys(calls, False)
     for turn in range(warm_up + repeat):
         for name, call in calls.items():
-            if quick[name]:
-                call()
+            call()
             start = time.perf_counter()
             call()
-            seconds = time.perf_counter() - start
-            quick[name] = seconds < _SHORT
             if turn >= warm_up:
-                times[name].append(seconds)
+                times[name].append(time.perf_counter() - start)
     return times
 
 

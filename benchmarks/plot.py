@@ -1,0 +1,110 @@
+"""Draws what the benchmarks of attention found: docs/attention_speed.png and docs/attention_length.png.
+
+python benchmarks/plot.py [--results DIR] [--out DIR]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).parent
+COLOURS = {"jax": "#3b6ea8", "torch": "#c8553d"}
+PEERS = {"jax": "jax.nn", "torch": "torch sdpa"}
+TITLES = {"forward": "forward, N = 4096", "both": "forward and backward, N = 2048"}
+
+
+def bars(axes: Any, names: list[str], values: dict[str, list[float]], log: bool) -> None:
+    """A pair of bars for each name, a twin each, with its number."""
+    for shift, (label, heights) in zip((-0.2, 0.2), values.items(), strict=True):
+        twin = label.split()[0]
+        at = [i + shift for i in range(len(names))]
+        axes.bar(at, heights, 0.38, label=label, color=COLOURS[twin])
+        for x, height in zip(at, heights, strict=True):
+            text = f"{height:.0%}" if not log else f"{height:.1f}" if height < 9.95 else f"{height:.0f}"
+            axes.annotate(text, (x, height), ha="center", va="bottom", fontsize=7)
+    axes.set_xticks(range(len(names)), names, fontsize=8)
+    if log:
+        axes.set_yscale("log")
+    axes.margins(y=0.18)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(frameon=False, fontsize=8)
+
+
+def speed(found: dict[str, Any], where: Path) -> None:
+    """Times faster than each framework's own attention, and the share of a large product's rate."""
+    figure, rows = plt.subplots(2, 2, figsize=(11, 6.4), layout="constrained")
+    for column, which in enumerate(("forward", "both")):
+        grid = found["results"][which]
+        names = list(grid)
+        ratios = {
+            f"{twin} against {peer}": [grid[n]["speed_up"][twin][peer] for n in names] for twin, peer in PEERS.items()
+        }
+        bars(rows[0][column], names, ratios, log=True)
+        rows[0][column].axhline(1, color="black", linewidth=0.7)
+        rows[0][column].set_title(TITLES[which], fontsize=10)
+        rows[0][column].set_ylabel("times faster")
+        bars(rows[1][column], names, {twin: [grid[n]["limit"][twin] for n in names] for twin in COLOURS}, log=False)
+        rows[1][column].set_ylabel("share of a large product's rate")
+        rows[1][column].yaxis.set_major_formatter(matplotlib.ticker.PercentFormatter(1))
+    figure.suptitle(
+        f'kernel="{found["kernel"]}", float32, H = 8, D = 64, {found["cores"]} cores ({found["processor"]}); '
+        f"jax {found['jax']}, torch {found['torch']}",
+        fontsize=9,
+    )
+    figure.savefig(where, dpi=110)
+    plt.close(figure)
+
+
+def length(found: dict[str, Any], where: Path) -> None:
+    """Time, peak memory and the first call against N."""
+    results = found["results"]
+    figure, (time, memory, first) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
+    markers = dict(zip(("window 256", "documents of 512", "chunked 512"), "os^", strict=True))
+    for name, line in results["time"].items():
+        mask, _, twin = name.rpartition(", ")
+        label = f"{name}: N^{line['exponent']:.2f}"
+        seconds = [1e3 * x for x in line["seconds"]]
+        time.loglog(line["lengths"], seconds, marker=markers[mask], color=COLOURS[twin], label=label, markersize=4)
+    time.set_ylabel("forward, milliseconds")
+    for twin, line in results["memory"].items():
+        lengths = [int(n) for n in line]
+        peaks = [line[n]["peak_bytes"] / 2**20 for n in line]
+        memory.plot(lengths, peaks, marker="o", color=COLOURS[twin], label=twin)
+    memory.axhline(512, color="grey", linewidth=0.8, linestyle="--")
+    memory.annotate("limit at N = 32768", (8192, 512), fontsize=7, va="bottom")
+    memory.set_ylabel("MB above inputs and results\nwindow of 1024, forward and backward")
+    memory.set_ylim(bottom=0)
+    for name, line in results["compile"].items():
+        first.plot([int(n) for n in line], list(line.values()), marker="o", label=name)
+    first.set_ylabel("first call in JAX less the second, seconds")
+    first.set_ylim(bottom=0)
+    for axes in (time, memory, first):
+        axes.set_xlabel("N")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=7)
+    figure.savefig(where, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--results", type=Path, default=ROOT / "results")
+    parser.add_argument("--out", type=Path, default=ROOT.parent / "docs")
+    arguments = parser.parse_args()
+    for name, draw in (("attention_grid", speed), ("attention_length", length)):
+        file = arguments.results / f"{name}.json"
+        picture = arguments.out / f"{name.replace('grid', 'speed')}.png"
+        draw(json.loads(file.read_text(encoding="utf-8")), picture)
+        print(f"{file} -> {picture}")
+
+
+if __name__ == "__main__":
+    main()
