@@ -29,7 +29,7 @@ _SHORT = 128
 #: The mask of so few pairs is evaluated rather than looked at in tiles.
 _FEW_PAIRS = 1 << 16
 #: What a call costs beside its products, in pairs.
-_CALL = 12000
+_CALL = 40000
 
 
 @dataclass(frozen=True)
