@@ -65,10 +65,9 @@ def attention(
     sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
     keywords: dict[str, Any] = {}
     if isinstance(bias, DenseBias):  # which may forbid by -inf
-        added = lower.bias(bias, *sizes)
-        allowed = added != -jnp.inf
-        if mask is not None:
-            allowed = allowed & lower.allowed(mask, *sizes)
+        added: Any = lower.bias(bias, *sizes)
+        kept, allowed = lower.allowed(mask, *sizes), added != -jnp.inf
+        allowed = allowed if kept is None else allowed & kept
         keywords = {"bias": jnp.where(allowed, added, 0).astype(query.dtype), "mask": allowed}
         rows, keys = jnp.any(allowed, -1), jnp.any(allowed, -2)
     else:
@@ -82,7 +81,8 @@ def attention(
         if not keywords and mask is not None:
             keywords = lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")
         if bias is not None and "bias" not in keywords:
-            keywords["bias"] = lower.bias(bias, *sizes).astype(query.dtype)
+            values: Any = lower.bias(bias, *sizes)
+            keywords["bias"] = values.astype(query.dtype)
         half = query.dtype in (jnp.bfloat16, jnp.float16)
         with jax.default_matmul_precision(precision):
             out = jax.nn.dot_product_attention(

@@ -71,8 +71,8 @@ def unsupported(query: Array, key: Array, value: Array, mask: Any, bias: Any) ->
 
 def _split(mask: Any) -> tuple[Mask, list[Mask]]:
     """The part of a mask that Splash plans with, and the parts that become segment ids."""
-    parts = mask.parts if isinstance(mask, And) else () if mask is None else (mask,)
-    per_row = [part for part in parts if isinstance(part, (Segments, KeyPadding, KeyMask))]
+    parts: tuple[Mask, ...] = mask.parts if isinstance(mask, And) else () if mask is None else (mask,)
+    per_row: list[Mask] = [part for part in parts if isinstance(part, (Segments, KeyPadding, KeyMask))]
     static = [part for part in parts if part not in per_row]
     return (functools.reduce(operator.and_, static) if static else Full()), per_row
 
@@ -89,8 +89,8 @@ def _segment_ids(per_row: list[Mask], batch: int, q_len: int, kv_len: int) -> tu
             k_ids = jnp.broadcast_to(jnp.where(others < 0, _NOTHING, others), k_ids.shape)
     for part in per_row:
         if not isinstance(part, Segments):
-            seen = lower.allowed(part, batch, 1, q_len, kv_len)[:, 0, 0]
-            k_ids = jnp.where(seen, k_ids, _NOTHING)
+            seen: Any = lower.allowed(part, batch, 1, q_len, kv_len)
+            k_ids = jnp.where(seen[:, 0, 0], k_ids, _NOTHING)
     return q_ids, k_ids
 
 

@@ -96,6 +96,20 @@ def test_what_the_vendors_lack_is_refused_by_name(attend):
         attend(q[:, :0], k, v, kernel="fused")
 
 
+@pytest.mark.parametrize("attend", [maskattn_jax.attention, maskattn_torch.attention], ids=["jax", "torch"])
+@pytest.mark.parametrize("mask", [None, masks.Full(), masks.Causal()], ids=repr)
+def test_an_array_as_bias_beside_any_mask(attend, mask):
+    given, added = arrays(2, 6, 6, 2, 1, 8), RNG.standard_normal((1, 2, 6, 6), np.float32)
+    added[..., 3, 4:] = -np.inf
+    make = jnp.asarray if attend is maskattn_jax.attention else torch.as_tensor
+    out = attend(*map(make, given), mask, bias=make(added), kernel="fused")
+    dense = np.broadcast_to((masks.Full() if mask is None else mask).dense(6, 6, 2, 2), (2, 2, 6, 6))
+    right = oracle.attention(*given, dense, bias=added).output
+    found = oracle.magnitudes(*given, dense, bias=added, d_output=np.ones_like(right), d_lse=None)
+    most = standards.tier2_limit("float32", float(found.output.max()), found.logit, 6)
+    assert np.abs(np.asarray(out) - right).max() <= most
+
+
 def test_bfloat16_is_no_worse_than_twice_the_vendors_own_error():
     given = arrays(2, 33, 47, 4, 2, 16)
     mask = masks.Causal(14) & masks.KeyPadding(np.array([40, 47]))
