@@ -9,6 +9,7 @@ import torch
 import maskattn_jax
 import maskattn_torch
 from maskattn import dropout, masks, oracle, rng
+from maskattn.parity import standards
 from maskattn_jax import dropout as jax_dropout
 from maskattn_torch import dropout as torch_dropout
 
@@ -124,20 +125,22 @@ def test_attention_drops_what_the_oracle_drops(twin, shared):
             out, lse = maskattn_torch.attention(*tensors, mask, dropout_key=8, **options)
             got = torch.autograd.grad(out, tensors, torch.from_numpy(d))
             out, lse = out.detach(), lse.detach()
-    for ours, right in zip((out, lse, *got), (expected.output, expected.lse, *grads[:3]), strict=True):
-        np.testing.assert_allclose(np.asarray(ours), right, rtol=1e-11, atol=1e-13)
+    sizes = oracle.magnitudes(q, k, v, mask.dense(9, 7), d_output=d, **kept)
+    rights = (expected.output, expected.lse, *grads[:3])
+    for ours, right, size in zip((out, lse, *got), rights, sizes[1:6], strict=True):
+        limit = standards.tier2_limit("float64", float(size.max()), sizes.logit, 9)
+        assert np.abs(np.asarray(ours) - right).max() <= limit
     without = oracle.attention(q, k, v, mask.dense(9, 7))
     np.testing.assert_array_equal(expected.lse, without.lse)
     assert not np.allclose(expected.output, without.output)
 
 
-@pytest.mark.parametrize("kernel", ["reference", "exact"])
 @pytest.mark.parametrize("twin", ATTENTION)
-def test_every_form_of_a_key_is_the_same_key(twin, kernel):
+def test_every_form_of_a_key_is_the_same_key(twin):
     q, k, v, _ = (to(twin, x) for x in problem())
     keys = [7, np.int64(7), rng.key(7), to(twin, rng.key(7)), *([jax.random.key(7)] if twin == "jax" else [])]
-    results = [ATTENTION[twin](q, k, v, dropout_rate=0.5, dropout_key=key, kernel=kernel) for key in keys]
-    other = ATTENTION[twin](q, k, v, dropout_rate=0.5, dropout_key=8, kernel=kernel)
+    results = [ATTENTION[twin](q, k, v, dropout_rate=0.5, dropout_key=key, kernel="reference") for key in keys]
+    other = ATTENTION[twin](q, k, v, dropout_rate=0.5, dropout_key=8, kernel="reference")
     assert all(np.array_equal(np.asarray(results[0]), np.asarray(x)) for x in results)
     assert not np.array_equal(np.asarray(results[0]), np.asarray(other))
 

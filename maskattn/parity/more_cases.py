@@ -57,9 +57,7 @@ def _option_cases() -> dict[str, dict[str, Any]]:
         "empty-error": {"empty_rows": "error"},
         "empty-mean-sinks": {"empty_rows": "mean", "sinks": True},
         "dropout": {"dropout_rate": RATE},
-        "dropout-shared": {"dropout_rate": RATE, "dropout_broadcast": ("batch", "heads")},
-        "dropout-mean": {"dropout_rate": RATE, "empty_rows": "mean"},
-        "dropout-all": {**_ALL, "dropout_rate": RATE, "dropout_broadcast": ("batch",)},
+        "dropout-all": {**_ALL, "dropout_rate": RATE, "dropout_broadcast": ("batch", "heads")},
         "empty-error-none": {"empty_rows": "error", "mask": masks.Causal()},
     }
 

@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from maskattn import exact, oracle
+from maskattn import dropout, exact, oracle
 
 RNG = np.random.default_rng(21)
 
@@ -26,7 +26,8 @@ def _same(a, b):
 
 @pytest.mark.parametrize("spread", [1.0, 4.0])
 @pytest.mark.parametrize(("softcap", "bias", "sinks"), [(None, False, False), (2.5, True, False), (None, True, True)])
-def test_float32_is_the_truth_rounded_once(spread, softcap, bias, sinks):
+@pytest.mark.parametrize(("empty_rows", "rate"), [("zero", 0.0), ("zero", 0.3), ("mean", 0.3), ("nan", 0.3)])
+def test_float32_is_the_truth_rounded_once(spread, softcap, bias, sinks, empty_rows, rate):
     batch, q_len, kv_len, heads, kv_heads = 2, 13, 17, 6, 3
     q, k, v = _normal(batch, q_len, heads, 5, spread=spread), _normal(batch, kv_len, kv_heads, 5), None
     v, d_output = _normal(batch, kv_len, kv_heads, 7), _normal(batch, q_len, heads, 7)
@@ -37,9 +38,13 @@ def test_float32_is_the_truth_rounded_once(spread, softcap, bias, sinks):
         "softcap": softcap,
         "bias": _normal(1, heads, 1, kv_len) if bias else None,
         "sinks": _normal(heads) if sinks else None,
+        "empty_rows": empty_rows,
     }
-    got = (*exact.attention(q, k, v, allowed, **options),)
-    got += exact.attention_backward(q, k, v, allowed, d_output, d_lse, **options)
+    keys = {"dropout_key": 9, "dropout_broadcast": ("heads",)} if rate else {}
+    got = (*exact.attention(q, k, v, allowed, **options, dropout_rate=rate, **keys),)
+    got += exact.attention_backward(q, k, v, allowed, d_output, d_lse, **options, dropout_rate=rate, **keys)
+    if rate:
+        options |= {"keep": dropout.dense(rate, 9, (batch, heads, q_len, kv_len), ("heads",)), "dropout_rate": rate}
     fine = {"dtype": np.longdouble, **options}
     true = (*oracle.attention(q, k, v, allowed, **fine),)
     true += (*oracle.backward(q, k, v, allowed, d_output=d_output, d_lse=d_lse, **fine),)
@@ -47,6 +52,7 @@ def test_float32_is_the_truth_rounded_once(spread, softcap, bias, sinks):
     for x, t, a in zip(got, true, sizes, strict=True):
         if x is None:
             continue
+        a = np.nan_to_num(a)
         finite = np.isfinite(t.astype(np.float64))
         assert np.array_equal(np.isfinite(x), finite)
         x, t = x[finite].astype(np.longdouble), t[finite]
