@@ -100,12 +100,15 @@ class Plan:
     """The calls that together do every pair that the mask allows.
 
     Attributes:
-        whole: one call has every row; its rectangles then follow one another.
+        calls: for the backward pass, whose memory they bound.
+        joined: for the forward pass: the same with fewer calls, which each cost time.
+        whole: one joined call has every row; its rectangles then follow one another.
         covered: every row is in a call.
         exposed: there may be rows, or keys, that no allowed pair has, in calls.
     """
 
     calls: tuple[Call, ...]
+    joined: tuple[Call, ...]
     whole: bool
     covered: bool
     exposed: bool
@@ -149,29 +152,46 @@ def _plan(mask: Mask | None, sizes: Sizes) -> tuple[Plan, int]:
     readable = None if mask is None else mask.map_data(to_numpy)
     s = sizes
     found = pieces(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, blocks.forced())
-    parts = [part for piece in found for part in cut(piece, s.heads // s.kv_heads, (1 << 20) // s.width, s.area)]
     calls: list[Call] = []
+    joined: list[Call] = []
     kept: dict[Any, Forbidden] = {}
     taken = 0
-    for part in parts:
-        if part.kind == MIXED and mask is not None and taken < _PLAN_BYTES:
-            keep = allowed(mask, part)
-            for axis in range(keep.ndim - 2):  # as a window's rectangles are: all alike
-                if keep.shape[axis] > 1 and bool((keep == keep.narrow(axis, 0, 1)).all()):
-                    keep = keep.narrow(axis, 0, 1)
-            name = (tuple(keep.shape), to_numpy(keep).tobytes())
-            if name not in kept:
-                kept[name] = _forbidden(keep, s.dtype)
-                taken += keep.numel() * s.dtype.itemsize
-            calls.append(Call(part, kept[name]))
-        else:
-            calls.append(Call(part))
-    first = sum(x.count * x.rows * len(x.batch) * len(x.heads) for x in parts if x.first)
+    for piece in found:
+        start = len(calls)
+        for part in cut(piece, s.heads // s.kv_heads, (1 << 20) // s.width, s.area):
+            if part.kind == MIXED and mask is not None and taken < _PLAN_BYTES:
+                keep = _alike(allowed(mask, part))
+                name = (tuple(keep.shape), to_numpy(keep).tobytes())
+                if name not in kept:
+                    kept[name] = _forbidden(keep, s.dtype)
+                    taken += keep.numel() * s.dtype.itemsize
+                calls.append(Call(part, kept[name]))
+            else:
+                calls.append(Call(part))
+        joined += _joined(piece, calls[start:]) if not s.area else calls[start:]
+    first = sum(x.count * x.rows * len(x.batch) * len(x.heads) for x in found if x.first)
     covered = first == s.batch * s.heads * s.q_len
     known = all(call.kept is not None or call.piece.kind != MIXED for call in calls)
     exposed = not known or not all(bool(x.all()) for x in reached(tuple(calls), mask, s))
-    whole = len(parts) == 1 and covered
-    return Plan(tuple(calls), whole, covered, exposed), taken
+    return Plan(tuple(calls), tuple(joined), len(joined) == 1 and covered, covered, exposed), taken
+
+
+def _alike(keep: Array) -> Array:
+    """`keep` with one entry on its first two axes where all are alike, as a window's rectangles are."""
+    for axis in (0, 1):
+        if keep.shape[axis] > 1 and bool((keep == keep.narrow(axis, 0, 1)).all()):
+            keep = keep.narrow(axis, 0, 1)
+    return keep
+
+
+def _joined(piece: Piece, parts: list[Call]) -> list[Call]:
+    """The parts of a piece as one call, where one mask serves all of it."""
+    kept = parts[0].kept
+    alike = all(call.kept is kept for call in parts)
+    shared = piece.kind != MIXED or kept is not None and kept.added is not None and kept.added.shape[:2] == (1, 1)
+    if len(parts) == 1 or not alike or not shared or min(piece.count, len(piece.batch)) > 1:
+        return parts
+    return [Call(piece, kept)]
 
 
 def reached(calls: tuple[Call, ...], mask: Mask | None, sizes: Sizes, bias: Any = None) -> tuple[Array, Array]:

@@ -100,7 +100,7 @@ def _forward(
     if not found.whole:
         out = make((*shape, v.shape[3]), dtype=q.dtype).transpose(1, 2)
         lse = torch.full(shape, -torch.inf, dtype=q.dtype).transpose(1, 2)
-    for call in found.calls:
+    for call in found.joined:
         piece, forbidden = call.piece, call.forbidden(problem.mask, q.dtype)
         heads = kv_range(piece, sizes)
         parts = (window(q, piece, "q", piece.heads), window(k, piece, "k", heads), window(v, piece, "k", heads))

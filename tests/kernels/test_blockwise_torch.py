@@ -172,7 +172,7 @@ def test_planted_faults_are_seen(fault, products, monkeypatch):
             calls = [replace(call, piece=piece) for call in found.calls if (piece := FAULTS[fault](call.piece))]
             if fault in ("a column less", "a mask left out", "keys one tile on"):
                 calls = [replace(call, kept=None) for call in calls]
-            return replace(found, calls=tuple(calls), covered=False)
+            return replace(found, calls=tuple(calls), joined=tuple(calls), covered=False)
 
         monkeypatch.setattr(blockwise_walk, "plan", planted)
         assert failures(given, cotangent_of_lse=products)
