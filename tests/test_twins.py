@@ -34,6 +34,8 @@ ALLOWED = {
     "kernels/blockwise_spec.py: only in maskattn_torch": CALLS,
     "kernels/blockwise_walk.py: only in maskattn_torch": CALLS,
     "kernels/blockwise_backward.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise_shards.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise_arrays.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise_forward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise_plan.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise_tile.py: only in maskattn_jax": LOOPS,

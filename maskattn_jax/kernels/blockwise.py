@@ -23,6 +23,7 @@ from maskattn_jax.kernels.blockwise_arrays import Operands, operands
 from maskattn_jax.kernels.blockwise_backward import backward, float_leaves
 from maskattn_jax.kernels.blockwise_forward import forward
 from maskattn_jax.kernels.blockwise_plan import Layout, layout, plan
+from maskattn_jax.kernels.blockwise_shards import Origin, divided, manual_axes, vary
 from maskattn_jax.kernels.blockwise_tile import Conditions, Options, padded
 
 Array = Any
@@ -46,16 +47,21 @@ def attention(
 
     `mask` (True = may attend) and `bias` are objects bound to JAX, or None. `precision` names a `jax.lax.Precision`.
     """
-    batch, q_len, heads, _ = query.shape
-    kv_len, kv_heads = key.shape[1], key.shape[2]
-    sizes = (batch, heads, q_len, kv_len)
+    whole = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
     for node in (mask, bias):
         if node is not None:
-            lower.check(node, *sizes)
-    tiles = layout(mask, batch, heads, kv_heads, q_len, kv_len)
+            lower.check(node, *whole)
     options = Options(scale, softcap, empty_rows, precision)
     floats, _ = float_leaves(bias)
-    return _attention(tiles, options, query, key, value, floats, sinks, (mask, bias, dropout, plan(mask, tiles)))
+
+    def run(query: Array, key: Array, value: Array, sinks: Any, rest: Any, origin: Origin) -> tuple[Array, Array]:
+        tiles = layout(rest[1], query, key, whole)
+        floats, mask, bias, dropout = rest
+        given = (query, key, value, floats, sinks, (mask, bias, dropout, plan(mask, tiles), origin))
+        # inside a shard_map: what every device has whole varies like the rest from here on
+        return _attention(tiles, options, *vary(given, manual_axes(given)))
+
+    return divided(run, query, key, value, sinks, (floats, mask, bias, dropout))
 
 
 def unsupported(
@@ -122,11 +128,12 @@ _gradients.defvjp(_no_second_derivative, _no_second_derivative)
 def _prepared(
     tiles: Layout, query: Array, key: Array, value: Array, floats: Any, rest: Any
 ) -> tuple[Operands, Conditions]:
-    mask, bias, dropout, _ = rest
+    mask, bias, dropout, _, origin = rest
     # 0 times a number is 0 but for what is not finite
     dirty = ~jnp.isfinite(sum(jnp.sum(x * 0, dtype=jnp.float32) for x in (key, value)))
     bias = float_leaves(bias)[1](floats)
-    return operands(tiles, query, key, value), Conditions(padded(mask, tiles), padded(bias, tiles), dropout, dirty)
+    conditions = Conditions(padded(mask, tiles), padded(bias, tiles), dropout, dirty, origin)
+    return operands(tiles, query, key, value), conditions
 
 
 def _unpadded(gradient: Array, leaf: Array) -> Array:

@@ -9,6 +9,7 @@ import numpy as np
 from jax import lax
 
 from maskattn_jax.kernels.blockwise_plan import Layout, Steps
+from maskattn_jax.kernels.blockwise_shards import Origin
 from maskattn_jax.kernels.blockwise_tile import Place, put_at, slice_at
 
 Array = Any
@@ -104,10 +105,10 @@ def key_tile(layout: Layout, x: Array, part: Part, first: Array, width: int, dty
     return jnp.swapaxes(slice_at(x, (part.place.row, first, part.kv_column, 0), sizes).astype(dtype), 1, 2)
 
 
-def steps_of(steps: Steps, at: Row) -> tuple[Array, Array]:
+def steps_of(layout: Layout, steps: Steps, origin: Origin, at: Row) -> tuple[Array, Array]:
     """(first, count) of one row: int32 [most], where each of its steps begins, and how many there are."""
-    batch = at.batch if steps.count.shape[0] > 1 else 0
-    head = at.head if steps.count.shape[1] > 1 else 0
+    batch = at.batch + origin.row if steps.count.shape[0] > 1 else 0
+    head = at.head + origin.column * (layout.heads // layout.kv_heads) if steps.count.shape[1] > 1 else 0
     most = steps.first.shape[-1]
     first = slice_at(jnp.asarray(steps.first), (batch, head, at.tile, 0), (1, 1, 1, most)).reshape(most)
     return first, slice_at(jnp.asarray(steps.count), (batch, head, at.tile), (1, 1, 1)).reshape(())

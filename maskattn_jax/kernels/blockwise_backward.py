@@ -32,6 +32,7 @@ from maskattn_jax.kernels.blockwise_arrays import (
     ungroup_heads,
 )
 from maskattn_jax.kernels.blockwise_plan import Layout, Steps
+from maskattn_jax.kernels.blockwise_shards import manual_axes, vary
 from maskattn_jax.kernels.blockwise_tile import Conditions, Options, Place, add_at, bias_values, kept, scores, window
 
 Array = Any
@@ -92,6 +93,7 @@ def backward(
         d_sinks = -jnp.sum(jnp.exp(sinks.astype(dtype) - lse) * delta, axis=(0, 1))
     per_query = [group_heads(layout, x) for x in (d_output, lse[..., None], delta[..., None])]
     floats, rebuild = float_leaves(conditions.bias)
+    axes = manual_axes(given)
     start = _Sums(
         jnp.zeros(given.query.shape, dtype),
         _transposed_zeros(given.key, dtype),
@@ -102,9 +104,9 @@ def backward(
     def attend(sums: _Sums, number: Array) -> tuple[_Sums, None]:
         at = row(layout, number)
         queries = [_queries(layout, options, given.query, per_query, part, dtype) for part in at.parts]
-        d_queries, rest = [jnp.zeros_like(one.query) for one in queries], sums
+        d_queries, rest = [vary(jnp.zeros_like(one.query), axes) for one in queries], sums
         for steps in plan:
-            first, count = steps_of(steps, at)
+            first, count = steps_of(layout, steps, conditions.origin, at)
 
             def step(n: Array, carry: Any, steps: Steps = steps, first: Array = first) -> Any:
                 d_queries, sums = list(carry[0]), carry[1]
@@ -122,7 +124,7 @@ def backward(
             whole = put_query_tile(layout, whole, d_query * jnp.asarray(options.scale, dtype), part)
         return rest._replace(query=whole), None
 
-    sums, _ = lax.scan(attend, start, rows(layout))
+    sums, _ = lax.scan(attend, vary(start, axes), rows(layout))
     d_query = jnp.where(empty[..., None], 0, ungroup_heads(layout, sums.query))  # a negative scale would make it -0
     d_key, d_value = (x[..., : layout.kv_len].transpose(0, 3, 1, 2) for x in (sums.key, sums.value))
     return Gradients(d_query, d_key, d_value, sums.bias, d_sinks)
@@ -177,7 +179,7 @@ def _step(
     found = scores(layout, options, conditions, place, queries.query, key, value, steps.masked)
     p = jnp.exp(found.logits - queries.lse[..., None])
     dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, found.value, precision=options.precision).reshape(p.shape)
-    factor = kept(layout, conditions.dropout, place, width)
+    factor = kept(layout, conditions, place, width)
     weights = p
     if factor is not None:
         factor = factor.astype(dtype)
@@ -196,23 +198,30 @@ def _step(
         sums.query,
         add_at(sums.key, d_key_t, starts),
         add_at(sums.value, d_value_t, starts),
-        _bias_sums(layout, conditions.bias, place, ds, sums.bias, floats, rebuild),
+        _bias_sums(layout, conditions, place, ds, sums.bias, floats, rebuild),
     )
 
 
 def _bias_sums(
-    layout: Layout, bias: Bias | None, place: Place, ds: Array, sums: list[Array], floats: list[Array], rebuild: Any
+    layout: Layout,
+    conditions: Conditions,
+    place: Place,
+    ds: Array,
+    sums: list[Array],
+    floats: list[Array],
+    rebuild: Any,
 ) -> list[Array]:
     """The gradients of the bias's arrays with those of one tile added; no array of L x S entries but the bias's own."""
+    bias, origin = conditions.bias, conditions.origin
     if bias is None or not floats:
         return sums
     if isinstance(bias, DenseBias):
-        starts, sizes = window(layout, floats[0].shape, place, ds.shape[-1])
+        starts, sizes = window(layout, floats[0].shape, origin, place, ds.shape[-1])
         d_values = ds.reshape(ds.shape[0], -1, *ds.shape[3:])
         axes = tuple(axis for axis, size in enumerate(floats[0].shape) if size == 1)
         part = jnp.sum(d_values, axis=axes, keepdims=True).reshape(sizes).astype(sums[0].dtype)
         return [add_at(sums[0], part, starts)]
-    values, pull = jax.vjp(lambda floats: bias_values(layout, rebuild(floats), place, ds.shape[-1]), floats)
+    values, pull = jax.vjp(lambda floats: bias_values(layout, rebuild(floats), origin, place, ds.shape[-1]), floats)
     axes = tuple(axis for axis, size in enumerate(values.shape) if size == 1)
     (parts,) = pull(jnp.sum(ds, axis=axes, keepdims=True).astype(values.dtype))
     return [total + part.astype(total.dtype) for total, part in zip(sums, parts, strict=True)]

@@ -26,6 +26,7 @@ from maskattn_jax.kernels.blockwise_arrays import (
     ungroup_heads,
 )
 from maskattn_jax.kernels.blockwise_plan import Layout, Steps
+from maskattn_jax.kernels.blockwise_shards import manual_axes, vary
 from maskattn_jax.kernels.blockwise_tile import Conditions, Options, kept, scores, slice_at
 
 Array = Any
@@ -48,11 +49,13 @@ def forward(
     dtype = computed_in(given.query)
     if sinks is not None:
         sinks = sinks.astype(dtype).reshape(-1, layout.group)
+    axes = manual_axes(given)
     nothing = _Sums(
         jnp.full(layout.tile, jnp.finfo(dtype).min, dtype),
         jnp.zeros(layout.tile, dtype),
         jnp.zeros((layout.rows, layout.columns, layout.group * layout.q_block, given.value.shape[-1]), dtype),
     )
+    nothing = vary(nothing, axes)
 
     def attend(results: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
         at = row(layout, number)
@@ -60,7 +63,7 @@ def forward(
         queries = [query_tile(layout, given.query, part, dtype) * scale for part in at.parts]
         sums = [nothing] * len(at.parts)
         for steps in plan:
-            first, count = steps_of(steps, at)
+            first, count = steps_of(layout, steps, conditions.origin, at)
 
             def step(n: Array, sums: list[_Sums], steps: Steps = steps, first: Array = first) -> list[_Sums]:
                 key = entry(first, n) * layout.kv_block
@@ -72,13 +75,13 @@ def forward(
         output, lse = results
         for part, one in zip(at.parts, sums, strict=True):
             sink = None if sinks is None else slice_at(sinks, (part.place.column, 0), layout.tile[1:3])[..., None]
-            found = _finish(options, *one, sink)
+            found = _finish(options, one, sink)
             output, lse = (put_query_tile(layout, x, y, part) for x, y in zip((output, lse), found, strict=True))
         return (output, lse), None
 
     shape = given.query.shape[:-1]
     start = jnp.zeros((*shape, given.value.shape[-1]), dtype), jnp.zeros((*shape, 1), dtype)
-    (output, lse), _ = lax.scan(attend, start, rows(layout))
+    (output, lse), _ = lax.scan(attend, vary(start, axes), rows(layout))
     return ungroup_heads(layout, output), ungroup_heads(layout, lse)[..., 0]
 
 
@@ -99,15 +102,16 @@ def _step(
     e = jnp.exp(found.logits - highest[..., None])
     shrink = jnp.exp(sums.highest - highest)
     total = sums.total * shrink + jnp.sum(e, axis=-1)
-    factor = kept(layout, conditions.dropout, part.place, width)
+    factor = kept(layout, conditions, part.place, width)
     e = e if factor is None else e * factor.astype(e.dtype)  # the denominator is that without dropout
     flat = (layout.rows, layout.columns, layout.group * layout.q_block)
     added = jnp.einsum("...qk,...kd->...qd", e.reshape(*flat, width), found.value, precision=options.precision)
     return _Sums(highest, total, sums.output * shrink.reshape(*flat, 1) + added)
 
 
-def _finish(options: Options, highest: Array, total: Array, output: Array, sink: Array | None) -> tuple[Array, Array]:
+def _finish(options: Options, sums: _Sums, sink: Array | None) -> tuple[Array, Array]:
     """The row's output [rows, columns, group * q_block, Dv] and log-sum-exp [rows, columns, group, q_block]."""
+    highest, total, output = sums
     shrink = jnp.ones_like(total)
     if sink is not None:
         most = jnp.maximum(highest, sink)

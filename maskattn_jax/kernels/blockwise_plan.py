@@ -36,9 +36,11 @@ _PARTS = 4
 
 @dataclass(frozen=True)
 class Layout:
-    """The sizes of a call and of its tiles. A tile has `rows` batch rows, `columns` key/value heads, the `group` query
-    heads of each stacked, `q_block` queries and, for each key tile of a step, `kv_block` keys. `parts` tiles along the
-    batch and along the heads are computed side by side.
+    """The sizes of a call (of a device's part of it) and of its tiles.
+
+    A tile has `rows` batch rows, `columns` key/value heads, the `group` query heads of each stacked, `q_block` queries
+    and, for each key tile of a step, `kv_block` keys. `parts` tiles along the batch and along the heads are computed
+    side by side.
     """
 
     batch: int
@@ -51,6 +53,7 @@ class Layout:
     rows: int
     columns: int
     parts: tuple[int, int]
+    whole: tuple[int, int, int, int]  # (B, H, L, S) on all devices
     by_head: bool  # the mask gives heads steps of their own: they are then not stacked, and `columns` is 1
 
     @property
@@ -83,11 +86,6 @@ class Layout:
         """The lengths rounded up to whole tiles: queries, keys."""
         return self.q_tiles * self.q_block, self.kv_tiles * self.kv_block
 
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """(B, H, L, S)."""
-        return self.batch, self.heads, self.q_len, self.kv_len
-
 
 @partial(jax.tree_util.register_dataclass, data_fields=("first", "count"), meta_fields=("width", "masked"))
 @dataclass(frozen=True)
@@ -107,8 +105,11 @@ class Steps:
     count: Array
 
 
-def layout(mask: Mask | None, batch: int, heads: int, kv_heads: int, q_len: int, kv_len: int) -> Layout:
-    """The tiles for a call of these sizes: those that `maskattn.blocks.forcing` asks for, or what runs fast."""
+def layout(mask: Mask | None, query: Array, key: Array, whole: tuple[int, int, int, int]) -> Layout:
+    """The tiles for these arrays: those that `maskattn.blocks.forcing` asks for, or what runs fast. `whole` is
+    (B, H, L, S) on all devices.
+    """
+    (batch, q_len, heads, _), (_, kv_len, kv_heads, _) = query.shape, key.shape
     chosen = blocks.forced()
     q_block, kv_block = chosen if chosen else (_even(q_len, _Q_BLOCK), _even(kv_len, _KV_BLOCK))
     # tiles whose masks differ cannot share their steps; where there is one tile for each, they all take it
@@ -122,7 +123,7 @@ def layout(mask: Mask | None, batch: int, heads: int, kv_heads: int, q_len: int,
     across = 1 if by_head else _divisor(kv_heads // columns, most)
     down = 1 if by_row else _divisor(batch // rows, most // across)
     parts = (down, across)
-    return Layout(batch, heads, kv_heads, q_len, kv_len, q_block, kv_block, rows, columns, parts, by_head)
+    return Layout(batch, heads, kv_heads, q_len, kv_len, q_block, kv_block, rows, columns, parts, whole, by_head)
 
 
 def plan(mask: Mask | None, layout: Layout) -> tuple[Steps, ...]:
@@ -157,7 +158,7 @@ def _states(mask: Mask | None, layout: Layout) -> Array:
     if mask is None or isinstance(mask, Full):
         states = np.full((1, 1, layout.q_tiles, layout.kv_tiles), tiles.FULL, np.int8)
     elif all(peek(leaf) is not None for leaf in jax.tree.leaves(mask)):
-        states = tiles.schedule(mask, *layout.sizes, layout.q_block, layout.kv_block).states()
+        states = tiles.schedule(mask, *layout.whole, layout.q_block, layout.kv_block).states()
     else:
         states = _traced_states(mask, layout)
         last = (np.arange(layout.kv_tiles) == layout.kv_tiles - 1) & padded
@@ -168,8 +169,8 @@ def _states(mask: Mask | None, layout: Layout) -> Array:
 
 
 def _traced_states(mask: Mask, layout: Layout) -> Array:
-    batch = layout.batch if "b" in mask.depends else 1
-    heads = layout.heads if "h" in mask.depends else 1
+    batch = layout.whole[0] if "b" in mask.depends else 1
+    heads = layout.whole[1] if "h" in mask.depends else 1
     b, h, i, j = (
         jnp.arange(n, dtype=jnp.int32).reshape([-1 if axis == at else 1 for at in range(4)])
         for axis, n in enumerate((batch, heads, layout.q_tiles, layout.kv_tiles))

@@ -16,6 +16,7 @@ from maskattn.masks import And, Dense, Mask, Not, Or
 from maskattn.masks._base import restrict
 from maskattn_jax.dropout import Dropout, keep
 from maskattn_jax.kernels.blockwise_plan import Layout
+from maskattn_jax.kernels.blockwise_shards import Origin
 
 Array = Any
 
@@ -38,12 +39,14 @@ class Conditions(NamedTuple):
         bias: with a DenseBias padded to whole tiles, or None.
         dropout: or None.
         dirty: bool []: some key or value is not finite.
+        origin: where this device's part of the batch and of the heads begins.
     """
 
     mask: Mask | None
     bias: Bias | None
     dropout: Dropout | None
     dirty: Array
+    origin: Origin
 
 
 class Place(NamedTuple):
@@ -80,8 +83,9 @@ def padded(node: Any, layout: Layout) -> Any:
     return node
 
 
-def indices(layout: Layout, place: Place, width: int) -> tuple[Array, Array, Array, Array]:
+def indices(layout: Layout, origin: Origin, place: Place, width: int) -> tuple[Array, Array, Array, Array]:
     """(b, h, q, k) of a tile's pairs, broadcasting to [rows, columns, group, q_block, width]."""
+    place = _whole(layout, origin, place)
     b = place.row + jnp.arange(layout.rows, dtype=jnp.int32)[:, None, None, None, None]
     column = place.column + jnp.arange(layout.columns, dtype=jnp.int32)[:, None, None, None]
     h = column * layout.group + jnp.arange(layout.group, dtype=jnp.int32)[:, None, None]
@@ -106,7 +110,7 @@ def scores(
     width = key.shape[-2]
     added = None
     if conditions.bias is not None:
-        added = bias_values(layout, conditions.bias, place, width).astype(query.dtype)
+        added = bias_values(layout, conditions.bias, conditions.origin, place, width).astype(query.dtype)
     allowed = _allowed(layout, conditions, place, width, masked)
     if allowed is not None:
 
@@ -130,23 +134,28 @@ def scores(
     return Scores(logits, allowed, slope, key, value)
 
 
-def kept(layout: Layout, dropout: Dropout | None, place: Place, width: int) -> Array | None:
+def kept(layout: Layout, conditions: Conditions, place: Place, width: int) -> Array | None:
     """What the tile's softmax weights are multiplied by, 0 or 1 / (1 - rate); None without dropout."""
+    dropout = conditions.dropout
     if dropout is None:
         return None
-    return keep(dropout, *indices(layout, place, width), layout.sizes) * (1.0 / (1.0 - dropout.rate))
+    index = indices(layout, conditions.origin, place, width)
+    return keep(dropout, *index, layout.whole) * (1.0 / (1.0 - dropout.rate))
 
 
-def bias_values(layout: Layout, bias: Bias, place: Place, width: int) -> Array:
+def bias_values(layout: Layout, bias: Bias, origin: Origin, place: Place, width: int) -> Array:
     """A bias, a DenseBias padded, on a tile: rank 5, broadcastable to [rows, columns, group, q_block, width]."""
     if isinstance(bias, DenseBias):
-        return _slice(layout, bias.array, place, width)
-    found = jnp.asarray(bias.values(*restrict(bias, *indices(layout, place, width))))
+        return _slice(layout, bias.array, origin, place, width)
+    found = jnp.asarray(bias.values(*restrict(bias, *indices(layout, origin, place, width))))
     return found.reshape((1,) * (5 - found.ndim) + found.shape)
 
 
-def window(layout: Layout, shape: tuple[int, ...], place: Place, width: int) -> tuple[list[Array], list[int]]:
+def window(
+    layout: Layout, shape: tuple[int, ...], origin: Origin, place: Place, width: int
+) -> tuple[list[Array], list[int]]:
     """Where the slice of an array [B or 1, H or 1, L or 1, S or 1], padded, that a tile reads starts, and its sizes."""
+    place = _whole(layout, origin, place)
     starts = [place.row, place.column * layout.group, place.query, place.key]
     sizes = [layout.rows, layout.columns * layout.group, layout.q_block, width]
     read = [(start, size) if n != 1 else (0, 1) for start, size, n in zip(starts, sizes, shape, strict=True)]
@@ -168,6 +177,12 @@ def add_at(x: Array, part: Array, starts: Sequence[Array | int]) -> Array:
     return put_at(x, slice_at(x, starts, part.shape) + part, starts)
 
 
+def _whole(layout: Layout, origin: Origin, place: Place) -> Place:
+    """The place in the whole arrays, of one in a device's part."""
+    columns = layout.heads // layout.kv_heads if layout.by_head else 1
+    return place._replace(row=place.row + origin.row, column=place.column + origin.column * columns)
+
+
 def _starts(starts: Sequence[Array | int]) -> list[Array]:
     return [jnp.asarray(start, jnp.int32) for start in starts]
 
@@ -180,33 +195,33 @@ def _allowed(layout: Layout, conditions: Conditions, place: Place, width: int, m
     found = None
     if masked:
         # the indices are arrays of their own: fused into what reads them, each entry would look its place up again
-        index = lax.optimization_barrier(indices(layout, place, width))
-        limits = zip(index[2:], layout.padded, layout.sizes[2:], strict=True)
+        index = lax.optimization_barrier(indices(layout, conditions.origin, place, width))
+        limits = zip(index[2:], layout.padded, layout.whole[2:], strict=True)
         parts = [at < length for at, whole, length in limits if whole != length]
         if conditions.mask is not None:
-            parts.append(_evaluate(layout, conditions.mask, place, index))
+            parts.append(_evaluate(layout, conditions.mask, conditions.origin, place, index))
         found = functools.reduce(operator.and_, parts)
         found = found.reshape((1,) * (5 - found.ndim) + found.shape)
     if conditions.bias is not None:
-        finite = bias_values(layout, conditions.bias, place, width) != -jnp.inf
+        finite = bias_values(layout, conditions.bias, conditions.origin, place, width) != -jnp.inf
         found = finite if found is None else found & finite
     return found
 
 
-def _evaluate(layout: Layout, mask: Mask, place: Place, index: tuple[Array, ...]) -> Array:
+def _evaluate(layout: Layout, mask: Mask, origin: Origin, place: Place, index: tuple[Array, ...]) -> Array:
     if isinstance(mask, Dense):
-        return _slice(layout, mask.keep, place, index[3].shape[-1])
+        return _slice(layout, mask.keep, origin, place, index[3].shape[-1])
     if isinstance(mask, Not):
-        return ~_evaluate(layout, mask.part, place, index)
+        return ~_evaluate(layout, mask.part, origin, place, index)
     if isinstance(mask, (And, Or)):
-        parts = [_evaluate(layout, part, place, index) for part in mask.parts]
+        parts = [_evaluate(layout, part, origin, place, index) for part in mask.parts]
         return functools.reduce(operator.and_ if isinstance(mask, And) else operator.or_, parts)
     return jnp.asarray(mask.allowed(*restrict(mask, *index)))
 
 
-def _slice(layout: Layout, array: Array, place: Place, width: int) -> Array:
+def _slice(layout: Layout, array: Array, origin: Origin, place: Place, width: int) -> Array:
     """A padded array [B or 1, H or 1, L or 1, S or 1] on a tile: [rows, columns, group, q_block, width], or 1."""
-    starts, sizes = window(layout, array.shape, place, width)
+    starts, sizes = window(layout, array.shape, origin, place, width)
     part = slice_at(array, starts, sizes)
     heads = (1, 1) if sizes[1] == 1 else (layout.columns, layout.group)
     return part.reshape(sizes[0], *heads, *sizes[2:])

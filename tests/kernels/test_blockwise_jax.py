@@ -1,0 +1,93 @@
+"""The blockwise kernel of the JAX twin: its plan, and its results against the float64 oracle."""
+
+import functools
+from dataclasses import replace
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+import maskattn_jax
+from maskattn import blocks, masks, tiles
+from maskattn.parity import cases, checks
+from maskattn.parity.cases import Case
+from maskattn.parity.draws import Draws
+from maskattn.parity.mask_table import Shape, compose
+from maskattn_jax.kernels import blockwise, blockwise_plan
+
+FEW = Shape(2, 20, 28, 8, 4, 5, 3)
+
+
+@pytest.mark.parametrize("xp", [np, jnp], ids=["numpy", "jax"])
+def test_each_tile_that_is_not_empty_is_in_one_step(xp):
+    draws = np.random.default_rng(0)
+    for _ in range(30):
+        states = draws.choice(3, (2, 1, 3, 13), p=draws.dirichlet([1, 1, 1])).astype(np.int8)
+        seen = np.zeros(states.shape, int)
+        for steps in blockwise_plan._steps(xp.asarray(states), xp):
+            for at in np.ndindex(np.shape(steps.count)):
+                for first in np.asarray(steps.first)[at][: int(steps.count[at])]:
+                    run = (*at, slice(first, first + steps.width))
+                    seen[run] += 1
+                    assert first + steps.width <= 13 and (steps.masked or (states[run] == tiles.FULL).all())
+        np.testing.assert_array_equal(seen, states != tiles.EMPTY)
+
+
+@functools.partial(jax.jit, static_argnums=5)
+def compiled(query, key, value, keep, cotangent, kernel):
+    def attend(query, key, value):
+        return maskattn_jax.attention(query, key, value, keep, kernel=kernel, return_lse=True)
+
+    results, pull = jax.vjp(attend, query, key, value)
+    return (*results, *pull(cotangent))
+
+
+def failures(case):
+    """What the suite's checks find wrong: one compilation serves every mask, which is given as an array."""
+    inputs, cotangent = cases.inputs(case), cases.cotangent(case)
+    given = (cotangent["output"], cotangent["lse"])
+    found = compiled(*(inputs[name] for name in ("query", "key", "value", "mask")), given, "blockwise")
+    got = dict(zip(("output", "lse", "d_query", "d_key", "d_value"), map(np.asarray, found), strict=True))
+    verdict = checks.judge(case, inputs, cotangent)
+    found = checks.form(case, "jax", got, verdict) + checks.tier0(case, "jax", got, verdict)
+    return [str(finding) for finding in found + checks.tier2(case, "jax", got, verdict) if not finding.held]
+
+
+def composition(number):
+    """Another random expression for each of eight heads."""
+    alone = replace(FEW, heads=1, kv_heads=1)
+    parts = [compose(alone, Draws(f"{number}/{head}"), depth=1 + head % 3) for head in range(8)]
+    dense = [part.dense(FEW.q_len, FEW.kv_len, FEW.batch, 1) for part in parts]
+    mask = masks.Dense(np.concatenate(dense, axis=1))
+    return Case(f"{number}", "blockwise", FEW, "float32", mask, seed=number)
+
+
+def test_200_random_compositions():
+    with blocks.forcing(8, 8):
+        found = [line for number in range(25) for line in failures(composition(number))]
+    assert not found, "\n".join(found)
+
+
+def test_a_tile_that_is_skipped_is_seen(monkeypatch):
+    real = blockwise.plan
+
+    def skipping(mask, layout):
+        return tuple(replace(steps, count=np.maximum(np.asarray(steps.count) - 1, 0)) for steps in real(mask, layout))
+
+    query, key, value = (
+        jnp.asarray(np.random.default_rng(n).standard_normal((1, 24, 2, 4), np.float32)) for n in (0, 1, 2)
+    )
+    with blocks.forcing(8, 8):
+        right = maskattn_jax.attention(query, key, value, masks.Causal(), kernel="blockwise")
+        monkeypatch.setattr(blockwise, "plan", skipping)
+        wrong = maskattn_jax.attention(query, key, value, masks.Causal(), kernel="blockwise")
+    assert float(jnp.abs(right - wrong).max()) > 0.1
+    reference = maskattn_jax.attention(query, key, value, masks.Causal(), kernel="reference")
+    np.testing.assert_allclose(right, reference, rtol=0, atol=1e-5)
+
+
+def test_an_average_over_all_keys_is_refused_by_name():
+    x = jnp.ones((1, 4, 1, 2))
+    with pytest.raises(ValueError, match='empty_rows "mean" averages all values'):
+        maskattn_jax.attention(x, x, x, masks.Causal(), empty_rows="mean", kernel="blockwise")
