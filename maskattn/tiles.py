@@ -177,7 +177,8 @@ def _reached(where: str, mask: Mask, *sizes: Any) -> tuple[Array, Array]:
     keys[plane[found.full], j[found.full]] = True
     open_ = ~found.full & ~(rows[plane, i, 0] & keys[plane, j, 0])
     plane, i, j = plane[open_], i[open_], j[open_]
-    for part, allowed, _ in _pairs(mask, layout, _Tiles(*np.divmod(plane, found.heads), i, j)):
+    b, h = np.divmod(plane, found.heads)
+    for part, allowed, _ in _pairs(mask, layout, _Tiles(b, h, i, j)):
         np.logical_or.at(rows, (plane[part], i[part]), allowed.any(2))
         np.logical_or.at(keys, (plane[part], j[part]), allowed.any(1))
     shape = (found.batch, found.heads)
