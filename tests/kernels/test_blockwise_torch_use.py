@@ -184,6 +184,8 @@ def attend(q, k, v, lengths, slopes):
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 def test_inside_a_compiled_model():
     """One graph, for any lengths: the plan is made when it runs."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()  # of the tests before
     arrays, slopes = tensors(70), torch.rand(4).requires_grad_()
     compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
     for lengths in (torch.tensor([50, 64]), torch.tensor([3, 70])):
