@@ -76,6 +76,11 @@ ALLOWED = {
     "multihead.MultiHeadAttention: set_view only in maskattn_jax": "what nnx.view calls; PyTorch has train()",
     "rng.words: device only in maskattn_torch": DEVICE,
     "seed.Attention.__init__: rngs only in maskattn_jax": RNGS,
+    "training_models.Autoencoder.__init__: rngs only in maskattn_jax": RNGS,
+    "training_models.Block.__init__: rngs only in maskattn_jax": RNGS,
+    "training_models.CausalLanguageModel.__init__: rngs only in maskattn_jax": RNGS,
+    "training_models.MaskedLanguageModel.__init__: rngs only in maskattn_jax": RNGS,
+    "training_models.ShiftedWindows.__init__: rngs only in maskattn_jax": RNGS,
     "adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
 }
 

@@ -29,9 +29,18 @@ __all__ = ["command"]
 @click.option("--against", metavar="PATH", help="A second checkpoint that must hold the same tensors.")
 @click.option("--real", is_flag=True, help="Prove it on a real checkpoint and real sentences (all-MiniLM-L6-v2).")
 @click.option("--faults", is_flag=True, help="Plant the known faults in each twin and show that each is caught.")
+@click.option(
+    "--training",
+    is_flag=True,
+    help="Train four models in both frameworks, step for step, and move runs across half way. --cases chooses among "
+    "them (mlm/adamw/float32), the kernel is reference unless given; with --faults, plant faults in training.",
+)
 @click.option("--list", "list_only", is_flag=True, help="List the cases and run none.")
 @click.option("--json", "json_path", type=click.Path(dir_okay=False, path_type=Path), help="Write the results here.")
 @click.option("--html", "html_path", type=click.Path(dir_okay=False, path_type=Path), help="Write a page of it here.")
+@click.option(
+    "--png", "png_path", type=click.Path(dir_okay=False, path_type=Path), help="Draw the losses of --training here."
+)
 @click.option("--verbose", is_flag=True, help="Show every failure, not the first 20.")
 def command(
     pattern: str | None,
@@ -45,9 +54,11 @@ def command(
     against: str | None,
     real: bool,
     faults: bool,
+    training: bool,
     list_only: bool,
     json_path: Path | None,
     html_path: Path | None,
+    png_path: Path | None,
     verbose: bool,
 ) -> None:
     """Run the same attention in every implementation and compare.
@@ -59,14 +70,23 @@ def command(
     from rich.console import Console
 
     console = Console()
-    kernel = kernel or ("given" if specs else "exact")
-    other = [name for name, on in {"--real": real, "--checkpoint": checkpoint, "--faults": faults}.items() if on]
-    of_cases = {"--cases": pattern, "--samples": samples, "--impl": specs, "--html": html_path, "--list": list_only}
+    kernel = kernel or ("given" if specs else "reference" if training else "exact")
+    runs = {"--real": real, "--checkpoint": checkpoint, "--training": training, "--faults": faults and not training}
+    other = [name for name, on in runs.items() if on]
+    of_cases = {"--samples": samples, "--impl": specs, "--html": html_path, "--list": list_only}
+    if not training or faults:
+        of_cases["--cases"] = pattern
+    if png_path is not None and (not training or faults):
+        raise click.UsageError("--png draws the runs of --training")
     _refuse_together(other, [name for name, on in of_cases.items() if on])
     _refuse_unknown(kernel, specs)
-    for path in (json_path, html_path):
+    for path in (json_path, html_path, png_path):
         if path is not None and not path.absolute().parent.is_dir():
             raise click.UsageError(f"cannot write {path}: there is no folder {path.absolute().parent}")
+    if training:
+        from maskattn.cli import _training
+
+        raise SystemExit(_training.main(pattern, kernel, faults, json_path, png_path, console))
     if real or checkpoint:
         from maskattn.parity import checkpoint as on_checkpoint
 

@@ -63,6 +63,18 @@ STANDARDS: tuple[Standard, ...] = (
         "training in float64, JAX against PyTorch: relative differences of losses and parameters",
         "rounding, and nothing else, may differ",
     ),
+    Standard("tier3.float64.first", 1e-13, "training in float64: losses over the first 10 steps", "as over all"),
+    Standard(
+        "tier3.float32",
+        3e-6,
+        "training in float32: relative differences of losses over 100 steps, of parameters by the norm of each tensor",
+        "rounding errors grow with the steps; AdamW makes of them, where a gradient happens to be near 0, up to 2 % of "
+        "a step in a single element",
+    ),
+    Standard("tier3.float32.first", 1e-6, "training in float32: losses over the first 10 steps", "8 eps"),
+    Standard(
+        "tier3.fell", 0.95, "training: the last losses by the first", "equal runs that learn nothing prove nothing"
+    ),
     Standard("module.peer", 2, "against another library's module: the sum of both bounds", "two computations err"),
     Standard("loss.base", 4, "losses and their gradients: times eps * (1 + the largest number)^2", "measured to hold"),
     Standard(

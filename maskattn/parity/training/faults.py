@@ -1,0 +1,188 @@
+"""Known mistakes, planted in one framework's training; each must be caught."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from maskattn import rng
+from maskattn.parity.training import run
+from maskattn.parity.training.run import Outcome, Setting
+from maskattn.parity.training.tasks import Optimizer
+
+#: Every fault is planted in this one; few steps show it.
+SETTING = Setting("mlm", "adamw", "float64")
+STEPS = 6
+
+Replacement = Callable[[str, Any], Callable[..., Any]]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """One mistake.
+
+    Attributes:
+        name, description: what is done wrong.
+        trainer: a twin's trainer -> one that does it wrong.
+        patches: (module of the twin, name) -> (twin, what was there) -> what replaces it.
+    """
+
+    name: str
+    description: str
+    trainer: Callable[[Any], Any] | None = None
+    patches: tuple[tuple[str, str, Replacement], ...] = ()
+
+
+class _Wrong:
+    """A trainer in which one method is another."""
+
+    def __init__(self, trainer: Any) -> None:
+        self._trainer = trainer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._trainer, name)
+
+
+class _SameKeyTwice(_Wrong):
+    def __init__(self, trainer: Any) -> None:
+        super().__init__(trainer)
+        self._steps = 0
+
+    def step(self, batch: Any) -> float:
+        key = self._trainer.key
+        loss = float(self._trainer.step(batch))
+        self._steps += 1
+        if self._steps % 2:
+            self._trainer.key = key
+        return loss
+
+
+class _MomentsDropped(_Wrong):
+    def load(self, tensors: Any, moments: Any, key: Any) -> None:
+        self._trainer.load(tensors, None, key)
+
+
+class _CountDropped(_Wrong):
+    def load(self, tensors: Any, moments: Any, key: Any) -> None:
+        self._trainer.load(tensors, None if moments is None else replace(moments, step=0), key)
+
+
+class _KeyDropped(_Wrong):
+    def load(self, tensors: Any, moments: Any, key: Any) -> None:
+        self._trainer.load(tensors, moments, rng.key(0))
+
+
+def _unscaled(twin: str, drop: Any) -> Callable[..., Any]:
+    def wrong(x: Any, rate: float, key: Any) -> Any:
+        return drop(x, rate, key) * (1.0 - rate)
+
+    return wrong
+
+
+def _by_all_positions(twin: str, cross_entropy: Any) -> Callable[..., Any]:
+    def wrong(logits: Any, labels: Any) -> Any:
+        return cross_entropy(logits, labels, reduction="sum") / float(np.prod(labels.shape))
+
+    return wrong
+
+
+def _coupled(twin: str, make_optimizer: Any) -> Callable[..., Any]:
+    """Adam with the decay in the gradient, where moments see it, in place of AdamW."""
+
+    def in_torch(settings: Optimizer, model: Any) -> Any:
+        import torch
+
+        options = {"betas": settings.betas, "eps": settings.epsilon, "weight_decay": settings.weight_decay}
+        return torch.optim.Adam(list(model.named_parameters()), settings.learning_rate, **options)
+
+    def in_jax(settings: Optimizer, model: Any) -> Any:
+        import optax
+        from flax import nnx
+
+        b1, b2 = settings.betas
+        adam = optax.adam(settings.learning_rate, b1=b1, b2=b2, eps=settings.epsilon)
+        return nnx.Optimizer(model, optax.chain(optax.add_decayed_weights(settings.weight_decay), adam), wrt=nnx.Param)
+
+    return {"torch": in_torch, "jax": in_jax}[twin]
+
+
+FAULTS: tuple[Fault, ...] = (
+    Fault("key-twice", "a key serves two steps", trainer=_SameKeyTwice),
+    Fault("moments-dropped", "the run goes on without its moments", trainer=_MomentsDropped),
+    Fault("count-dropped", "the run goes on with its moments, from step 0", trainer=_CountDropped),
+    Fault("key-dropped", "the run goes on with the key it began with", trainer=_KeyDropped),
+    Fault(
+        "decay-coupled", "weight decay goes through the moments", patches=(("training", "make_optimizer", _coupled),)
+    ),
+    Fault("dropout-unscaled", "what dropout keeps is not scaled", patches=(("training_models", "drop", _unscaled),)),
+    Fault(
+        "ignored-counted",
+        "the mean divides by ignored positions too",
+        patches=(("losses", "cross_entropy", _by_all_positions),),
+    ),
+)
+
+
+@contextlib.contextmanager
+def planted(fault: Fault, twin: str) -> Iterator[Callable[[str, Setting], Any]]:
+    """While it lasts, the twin's code is wrong; gives what makes trainers. Nothing stays changed afterwards."""
+    patches = [(f"maskattn_{twin}.{name}", attribute, wrong) for name, attribute, wrong in fault.patches]
+    if twin == "jax" and patches:  # what is compiled already would not see it, and what is compiled now must not stay
+        patches.append(("maskattn_jax.training", "_gradient", lambda twin, old: _fresh()))
+    places = [(importlib.import_module(name), attribute, wrong) for name, attribute, wrong in patches]
+    kept = [getattr(module, attribute) for module, attribute, _ in places]
+
+    def make(name: str, setting: Setting) -> Any:
+        trainer = run.trainer(name, setting)
+        return fault.trainer(trainer) if fault.trainer is not None and name == twin else trainer
+
+    try:
+        for (module, attribute, wrong), original in zip(places, kept, strict=True):
+            setattr(module, attribute, wrong(twin, original))
+        yield make
+    finally:
+        for (module, attribute, _), original in zip(places, kept, strict=True):
+            setattr(module, attribute, original)
+
+
+def _fresh() -> Any:
+    return importlib.import_module("maskattn_jax.training")._compiled_gradient()
+
+
+def caught(fault: Fault, twin: str) -> list[str]:
+    """The checks that saw the fault in this twin; [] where it went unseen."""
+    with planted(fault, twin) as make:
+        return failed(run.run(SETTING, STEPS, make=make))
+
+
+def failed(outcome: Outcome) -> list[str]:
+    """The checks that did not hold, each once; "learned" is none of them, since so few steps prove nothing."""
+    if outcome.error is not None:
+        return [f"error: {outcome.error}"]
+    seen = {f"{f.check} [{f.subject}]": None for f in outcome.findings if not f.held and f.check != "learned"}
+    return list(seen)
+
+
+def show(console: Any) -> int:
+    """A table of every fault in each twin and the checks that caught it; 0 where all were, and nothing without one."""
+    from rich.table import Table
+
+    table = Table(title="planted faults in training", title_justify="left", header_style="bold")
+    for column in ("fault", "what is done wrong", *run.TRAINERS):
+        table.add_column(column)
+    clean, missed = failed(run.run(SETTING, STEPS)), 0
+    for fault in FAULTS:
+        seen = [caught(fault, twin) for twin in run.TRAINERS]
+        missed += sum(not checks for checks in seen)
+        cells = (", ".join(checks).replace("[", r"\[") if checks else "[bold red]MISSED[/]" for checks in seen)
+        table.add_row(fault.name, fault.description, *cells)
+    console.print(table)
+    for check in clean:
+        console.print(f"seen with nothing planted: {check}", style="bold red", markup=False)
+    console.print(f"{len(FAULTS)} faults in {len(run.TRAINERS)} frameworks, {missed} missed", style="bold")
+    return 1 if missed or clean else 0

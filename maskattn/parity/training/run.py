@@ -1,0 +1,230 @@
+"""The same run in both frameworks, what crosses over half way, and what is compared."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maskattn import rng
+from maskattn.optimizers import OptimizerState
+from maskattn.parity.draws import Draws
+from maskattn.parity.findings import Finding
+from maskattn.parity.standards import value
+from maskattn.parity.training import names
+from maskattn.parity.training.tasks import OPTIMIZERS, TASKS
+
+Array = np.ndarray[Any, Any]
+
+#: Loaded when used, so that nothing imports both frameworks by itself.
+TRAINERS = {"torch": "maskattn_torch.training", "jax": "maskattn_jax.training"}
+
+STEPS = 100
+#: Over the first steps float32 is held to a limit of its own.
+FIRST = 10
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What is trained, by which optimizer, in which dtype, with which kernel."""
+
+    task: str
+    optimizer: str
+    dtype: str
+    kernel: str = "reference"
+
+    @property
+    def id(self) -> str:
+        """task/optimizer/dtype."""
+        return f"{self.task}/{self.optimizer}/{self.dtype}"
+
+
+@dataclass(frozen=True)
+class State:
+    """A run between two steps, in no framework: names are those of `names.to_neutral`.
+
+    Attributes:
+        step: updates made.
+        tensors: the parameters. moments: what the optimizer remembers; None before the first step.
+        key: uint32 [2], from which the keys of the steps to come are split.
+    """
+
+    step: int
+    tensors: Mapping[str, Array]
+    moments: OptimizerState | None
+    key: Array
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """One setting, run and judged.
+
+    Attributes:
+        curves: the losses of each run, float64: "torch" and "jax" from the start to the end, "torch to jax" and "jax
+            to torch" the second half of a run that crossed over.
+        apart: for each run but "torch", how far its parameters are at the end from the run that it is compared with:
+            the largest relative difference of a tensor by its norm, and the largest of an element.
+        error: what was raised, in words; None where nothing was.
+    """
+
+    setting: Setting
+    curves: dict[str, Array] = field(default_factory=dict)
+    apart: dict[str, tuple[float, float]] = field(default_factory=dict)
+    findings: tuple[Finding, ...] = ()
+    error: str | None = None
+
+    @property
+    def held(self) -> bool:
+        """Whether everything ran and every limit was kept."""
+        return self.error is None and bool(self.findings) and all(finding.held for finding in self.findings)
+
+    def difference(self, run: str) -> Array:
+        """|loss - other| / |other| at each step, against the run that this one is compared with."""
+        other = self.curves[against(run)][-len(self.curves[run]) :]
+        return np.asarray(np.abs(self.curves[run] - other) / np.abs(other))
+
+
+def settings(kernel: str = "reference") -> list[Setting]:
+    """Every task, optimizer and dtype."""
+    return [Setting(t, o, d, kernel) for t in TASKS for d in ("float64", "float32") for o in OPTIMIZERS]
+
+
+def against(run: str) -> str:
+    """The run that another one is compared with: PyTorch's, or the one that it left."""
+    return run.partition(" to ")[0] if " to " in run else "torch"
+
+
+def trainer(twin: str, setting: Setting) -> Any:
+    """A new trainer of `twin` ("torch" or "jax")."""
+    module = importlib.import_module(TRAINERS[twin])
+    return module.Trainer(TASKS[setting.task], OPTIMIZERS[setting.optimizer], setting.dtype, setting.kernel)
+
+
+def train(trainer: Any, setting: Setting, state: State, *stops: int) -> tuple[list[float], list[State]]:
+    """Goes on from `state` up to the last of `stops` without a break: the losses, and the state at each stop."""
+    task = TASKS[setting.task]
+    layers, moments = task.layers(), state.moments
+    if moments is not None:
+        moments = moments.map(lambda held: names.from_neutral(held, trainer.name, layers))
+    trainer.load(names.from_neutral(state.tensors, trainer.name, layers), moments, state.key)
+    losses, states = [], []
+    for step in range(state.step, stops[-1]):
+        losses.append(trainer.step(task.batch(step)))
+        if step + 1 in stops:
+            tensors, moments, key = trainer.dump()
+            moments = moments.map(lambda held: names.to_neutral(held, trainer.name, layers))
+            states.append(State(step + 1, names.to_neutral(tensors, trainer.name, layers), moments, key))
+    return losses, states
+
+
+def start(setting: Setting, trainers: Iterable[Any]) -> State:
+    """The parameters that both begin from, one NumPy draw by name.
+
+    Raises:
+        ValueError: the trainers' models have not the same parameters.
+    """
+    layers = TASKS[setting.task].layers()
+    shapes = []
+    for trainer in trainers:
+        zeros = {name: np.zeros(shape) for name, shape in trainer.shapes().items()}
+        neutral = names.to_neutral(zeros, trainer.name, layers)
+        shapes.append({name: array.shape for name, array in neutral.items()})
+    if any(other != shapes[0] for other in shapes):
+        raise ValueError(f"the models differ: {shapes}")
+    drawn = {name: _draw(name, shape).astype(setting.dtype) for name, shape in shapes[0].items()}
+    return State(0, drawn, None, rng.key(0))
+
+
+def _draw(name: str, shape: tuple[int, ...]) -> Array:
+    drawn: Array = Draws(name).normal(shape)
+    leaf = name.rpartition(".")[2]
+    if leaf == "kernel":
+        inputs = int(np.prod(shape[:-1])) if name.endswith("out.kernel") else shape[0]
+        return np.asarray(drawn / np.sqrt(inputs))
+    scales = {"scale": 0.1, "bias": 0.02}
+    return np.asarray(drawn * scales.get(leaf, 0.3) + (leaf == "scale"))
+
+
+def run(
+    setting: Setting,
+    steps: int = STEPS,
+    *,
+    make: Callable[[str, Setting], Any] = trainer,
+    progress: Callable[[str], None] = lambda text: None,
+) -> Outcome:
+    """Trains in both frameworks, crosses over half way in both directions, and judges.
+
+    Args:
+        steps: of each run; at least 2.
+        make: gives the trainer of a twin.
+        progress: told what is being run.
+    """
+    try:
+        trainers = {twin: make(twin, setting) for twin in TRAINERS}
+        begin, half = start(setting, trainers.values()), steps // 2
+        curves: dict[str, Array] = {}
+        middle: dict[str, State] = {}
+        ends: dict[str, State] = {}
+        for twin, runner in trainers.items():
+            progress(f"{setting.id} in {twin}")
+            losses, (middle[twin], ends[twin]) = train(runner, setting, begin, half, steps)
+            curves[twin] = np.array(losses)
+        for source, target in (("torch", "jax"), ("jax", "torch")):
+            name = f"{source} to {target}"
+            progress(f"{setting.id}, {name}")
+            losses, (ends[name],) = train(trainers[target], setting, middle[source], steps)
+            curves[name] = np.array(losses)
+    except ImportError:
+        raise
+    except Exception as error:
+        return Outcome(setting, error=f"{type(error).__name__}: {error}")
+    apart = {name: distance(ends[name].tensors, ends[against(name)].tensors) for name in ends if name != "torch"}
+    return judge(Outcome(setting, curves, apart))
+
+
+def distance(tensors: Mapping[str, Array], others: Mapping[str, Array]) -> tuple[float, float]:
+    """The largest |a - b| / |b| of a tensor by its Euclidean norm, and by its largest elements.
+
+    Key biases are left out: their gradient is 0 in exact arithmetic, and AdamW makes steps of its rounding errors.
+    """
+    norms, elements = [], []
+    for name in tensors:
+        if name.endswith("key.bias"):
+            continue
+        a, b = (np.asarray(held[name], np.float64) for held in (tensors, others))
+        norms.append(float(np.linalg.norm(a - b) / np.linalg.norm(b)))
+        elements.append(float(np.abs(a - b).max() / np.abs(b).max()))
+    # not max(): it would pass over a NaN
+    return float(np.max(norms)), float(np.max(elements))
+
+
+def judge(outcome: Outcome) -> Outcome:
+    """The outcome with its findings: losses, parameters, and whether there was anything to see."""
+    dtype, found = outcome.setting.dtype, []
+    for run, (norm, element) in outcome.apart.items():
+        subject = f"{run} = {against(run)}"
+        difference = outcome.difference(run)
+        limits = {f"{FIRST} steps": value(f"tier3.{dtype}.first")} if " to " not in run else {}
+        limits["every step"] = value(f"tier3.{dtype}")
+        for quantity, limit in limits.items():
+            judged = difference[:FIRST] if quantity != "every step" else difference
+            found.append(_finding("loss", subject, quantity, judged, limit, f"at step {int(judged.argmax()) + 1}"))
+        limit = value(f"tier3.{dtype}")
+        message = f"by norm, {element:.1e} by element"
+        found.append(_finding("parameters", subject, "at the end", np.array([norm]), limit, message))
+    curve = outcome.curves["torch"]
+    few = max(1, len(curve) // 10)
+    share = float(curve[-few:].mean() / curve[:few].mean())
+    learned = _finding(
+        "learned", "torch", "loss", np.array([share]), value("tier3.fell"), "the last losses by the first"
+    )
+    return Outcome(outcome.setting, outcome.curves, outcome.apart, (*found, learned))
+
+
+def _finding(check: str, subject: str, quantity: str, errors: Array, limit: float, where: str) -> Finding:
+    worst = float(errors.max())
+    message = f"{worst:.2e} against a limit of {limit:.0e}, {where}"
+    return Finding(check, subject, quantity, worst <= limit, message, worst, limit, errors.size)
