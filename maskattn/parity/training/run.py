@@ -134,7 +134,7 @@ def start(setting: Setting, trainers: Iterable[Any]) -> State:
         shapes.append({name: array.shape for name, array in neutral.items()})
     if any(other != shapes[0] for other in shapes):
         raise ValueError(f"the models differ: {shapes}")
-    drawn = {name: _draw(name, shape).astype(setting.dtype) for name, shape in shapes[0].items()}
+    drawn: dict[str, Array] = {name: _draw(name, shape).astype(setting.dtype) for name, shape in shapes[0].items()}
     return State(0, drawn, None, rng.key(0))
 
 
