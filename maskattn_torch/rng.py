@@ -180,7 +180,7 @@ def words(key: Any, device: Any = None) -> Array:
     problems.raise_if_any()
     if isinstance(key, Tensor):
         return key if device is None else key.to(device)
-    return torch.as_tensor(key if isinstance(key, np.ndarray) else rng.key(key), device=device).clone()
+    return torch.as_tensor(np.array(key if isinstance(key, np.ndarray) else rng.key(key)), device=device)
 
 
 def _shuffled(key: Array, x: Array, axis: int) -> Array:
