@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import platform
 import resource
 import shutil
 import statistics
@@ -21,9 +20,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.metadata import version
 from pathlib import Path
 
+import measure as report
 import ml_dtypes
 import numpy as np
 
@@ -165,16 +164,8 @@ def main() -> None:
                 f"peak {row['peak_bytes'] / 2**20:.0f} MiB of {row['allowed_bytes'] / 2**20:.0f} allowed",
                 flush=True,
             )
-    if arguments.json:
-        report = {
-            "form": {"from": "hf-llama", "to": "flax-linen", "dtype": "bfloat16", "file": "safetensors"},
-            "results": results,
-            "python": platform.python_version(),
-            "numpy": version("numpy"),
-            "machine": platform.machine(),
-            "cores": os.cpu_count(),
-        }
-        arguments.json.write_text(json.dumps(report, indent=2) + "\n")
+    form = {"from": "hf-llama", "to": "flax-linen", "dtype": "bfloat16", "file": "safetensors"}
+    report.write(arguments.json, report.report(results, form=form))
 
 
 if __name__ == "__main__":

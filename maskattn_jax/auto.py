@@ -14,7 +14,7 @@ Array = Any
 __all__ = ["choose"]
 
 #: Up to so many scores in a head, tiles cost more than they save: XLA's own attention does all windows of a Swin stage
-#: at once. With a mask for each batch row, `blockwise` takes the rows one by one, and the limit is higher.
+#: at once. The limit is higher for a mask that differs between batch rows, which costs `blockwise` more.
 _SMALL, _SMALL_BY_ROW = 64 * 64, 128 * 128
 
 

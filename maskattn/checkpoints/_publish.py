@@ -10,7 +10,7 @@ import contextlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,11 +26,10 @@ class Temporary:
 
     def __init__(self, path: Path) -> None:
         sweep(path)
-        self.path, self.place = path, _name_beside(path)
-        descriptor = os.open(self.place, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+        self.path = path
+        self.place, descriptor = _held(path, _new_file)
         self.file = os.fdopen(descriptor, "w+b")
         try:
-            _lock(descriptor)
             with contextlib.suppress(PermissionError, FileNotFoundError):
                 os.chmod(self.place, path.stat().st_mode & 0o777)  # what it replaces keeps its mode
         except BaseException:
@@ -60,12 +59,12 @@ class TemporaryFolder:
 
     def __init__(self, path: Path) -> None:
         sweep(path)
-        self.place = _name_beside(path)
-        self.place.mkdir()
         self._descriptor: int | None = None
         if os.name == "posix":
-            self._descriptor = os.open(self.place, os.O_RDONLY)
-            _lock(self._descriptor)
+            self.place, self._descriptor = _held(path, _new_folder)
+        else:
+            self.place = _name_beside(path)
+            self.place.mkdir()
 
     def discard(self) -> None:
         """Removes the folder and what is in it, unless it was renamed."""
@@ -125,7 +124,34 @@ def _escaped(name: str) -> str:
     return "".join(f"[{c}]" if c in "*?[" else c for c in name)
 
 
-def _lock(descriptor: int) -> None:
-    if fcntl is not None:
-        with contextlib.suppress(OSError):
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+def _held(path: Path, new: Callable[[Path], int]) -> tuple[Path, int]:
+    """A new place beside ``path`` and its descriptor, locked: nobody sweeps it any more.
+
+    Between its creation and its lock another writer may take it for a dead one's and remove it. What is locked is
+    therefore looked at once more, and made again where it is gone.
+    """
+    while True:
+        place = _name_beside(path)
+        try:
+            descriptor = new(place)
+        except FileNotFoundError:
+            if path.parent.is_dir():  # removed between the two steps that make and open a folder
+                continue
+            raise
+        if fcntl is None:
+            return place, descriptor
+        with contextlib.suppress(OSError):  # some network file systems lock nothing
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        with contextlib.suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(descriptor), os.stat(place)):
+                return place, descriptor
+        os.close(descriptor)
+
+
+def _new_file(place: Path) -> int:
+    return os.open(place, os.O_RDWR | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
+
+
+def _new_folder(place: Path) -> int:
+    place.mkdir()
+    return os.open(place, os.O_RDONLY)

@@ -7,14 +7,14 @@ from typing import Any
 
 import click
 
+from maskattn.cli._progress import counting
+
 
 def main(
     pattern: str | None, kernel: str, faults: bool, json_path: Path | None, png_path: Path | None, console: Any
 ) -> int:
     """Runs the settings whose id matches, or contains, `pattern`, or plants the faults; the exit code."""
     from fnmatch import fnmatchcase
-
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     from maskattn.parity.training import faults as faults_
     from maskattn.parity.training import report, run
@@ -26,8 +26,7 @@ def main(
     if not selected:
         raise click.UsageError(f"--cases {pattern!r} matches none of {', '.join(setting.id for setting in every)}")
     outcomes = []
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
+    with counting(console) as bar:
         task = bar.add_task("", total=len(selected))
         for setting in selected:
             try:

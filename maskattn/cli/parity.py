@@ -8,6 +8,8 @@ from typing import Any
 
 import click
 
+from maskattn.cli._progress import counting
+
 __all__ = ["command"]
 
 
@@ -139,13 +141,10 @@ def _run(
     html_path: Path | None,
     verbose: bool,
 ) -> int:
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
-
     from maskattn.parity import adapters, report, run
 
     implementations = _implementations(kernel, specs)
-    columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    with Progress(*columns, console=console, transient=True) as bar:
+    with counting(console) as bar:
         task = bar.add_task("", total=len(selected))
 
         def advance(case: adapters.Case, elements: int) -> None:
