@@ -22,7 +22,7 @@ from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.blockwise_arrays import Operands, operands
 from maskattn_jax.kernels.blockwise_backward import backward, float_leaves
 from maskattn_jax.kernels.blockwise_forward import forward
-from maskattn_jax.kernels.blockwise_plan import Layout, layout, plan
+from maskattn_jax.kernels.blockwise_plan import Layout, planned
 from maskattn_jax.kernels.blockwise_shards import Origin, divided, manual_axes, vary
 from maskattn_jax.kernels.blockwise_tile import Conditions, Options, padded
 
@@ -55,9 +55,9 @@ def attention(
     floats, _ = float_leaves(bias)
 
     def run(query: Array, key: Array, value: Array, sinks: Any, rest: Any, origin: Origin) -> tuple[Array, Array]:
-        tiles = layout(rest[1], query, key, whole)
         floats, mask, bias, dropout = rest
-        given = (query, key, value, floats, sinks, (mask, bias, dropout, plan(mask, tiles), origin))
+        tiles, plan = planned(mask, query, key, whole)
+        given = (query, key, value, floats, sinks, (mask, bias, dropout, plan, origin))
         # inside a shard_map: what every device has whole varies like the rest from here on
         return _attention(tiles, options, *vary(given, manual_axes(given)))
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax.numpy as jnp
@@ -82,7 +83,8 @@ def row(layout: Layout, number: Array) -> Row:
         column = (head * layout.parts[1] + across) * layout.columns
         # a query head h reads key/value head h // (H // K)
         kv_column = lax.div(column, jnp.int32(layout.heads // layout.kv_heads)) if layout.by_head else column
-        parts.append(Part(Place(first, column, tile * layout.q_block, tile * 0), kv_column))
+        nothing = tile * 0
+        parts.append(Part(Place(first, column, tile * layout.q_block, nothing, nothing, nothing), kv_column))
     return Row(batch, head, tile, parts)
 
 
@@ -99,21 +101,33 @@ def put_query_tile(layout: Layout, x: Array, tile: Array, part: Part) -> Array:
     return put_at(x, tile, (part.place.row, part.place.query, part.place.column, 0, 0))
 
 
-def key_tile(layout: Layout, x: Array, part: Part, first: Array, width: int, dtype: Any) -> Array:
+def key_tile(layout: Layout, x: Array, part: Part, width: int, dtype: Any) -> Array:
     """Keys or values of a step: [rows, columns, width, D] of [B, S, K, D]."""
     sizes = (layout.rows, width, layout.columns, x.shape[-1])
-    return jnp.swapaxes(slice_at(x, (part.place.row, first, part.kv_column, 0), sizes).astype(dtype), 1, 2)
+    return jnp.swapaxes(slice_at(x, (part.place.row, part.place.key, part.kv_column, 0), sizes).astype(dtype), 1, 2)
 
 
-def steps_of(layout: Layout, steps: Steps, origin: Origin, at: Row) -> tuple[Array, Array]:
-    """(first, count) of one row: int32 [most], where each of its steps begins, and how many there are."""
+def visit(
+    layout: Layout, steps: Steps, origin: Origin, at: Row, step: Callable[[list[Part], Any], Any], carry: Any
+) -> Any:
+    """`step(parts, carry)` for each step of one kind in a row of tiles: its parts at the step's keys."""
     batch = at.batch + origin.row if steps.count.shape[0] > 1 else 0
     head = at.head + origin.column * (layout.heads // layout.kv_heads) if steps.count.shape[1] > 1 else 0
     most = steps.first.shape[-1]
-    first = slice_at(jnp.asarray(steps.first), (batch, head, at.tile, 0), (1, 1, 1, most)).reshape(most)
-    return first, slice_at(jnp.asarray(steps.count), (batch, head, at.tile), (1, 1, 1)).reshape(())
+    first, stop = (
+        slice_at(jnp.asarray(x), (batch, head, at.tile, 0), (1, 1, 1, most)).reshape(most)
+        for x in (steps.first, steps.stop)
+    )
 
+    def one(n: Array | int, carry: Any) -> Any:
+        begin, end = (slice_at(x, (n,), (1,)).reshape(()) for x in (first, stop))
+        # a step that is wider than what is left begins earlier, where it would reach beyond the last tile
+        key = jnp.minimum(begin, layout.kv_tiles - steps.width) if steps.masked else begin
+        end = jnp.minimum(end * layout.kv_block, layout.kv_len)
+        place = {"key": key * layout.kv_block, "first": begin * layout.kv_block, "stop": end}
+        return step([part._replace(place=part.place._replace(**place)) for part in at.parts], carry)
 
-def entry(first: Array, n: Array) -> Array:
-    """first[n]."""
-    return slice_at(first, (n,), (1,)).reshape(())
+    if steps.once:
+        return one(0, carry)
+    count = slice_at(jnp.asarray(steps.count), (batch, head, at.tile), (1, 1, 1)).reshape(())
+    return lax.fori_loop(0, count, one, carry)

@@ -21,15 +21,14 @@ from maskattn_jax.kernels.blockwise_arrays import (
     Operands,
     Part,
     computed_in,
-    entry,
     group_heads,
     key_tile,
     put_query_tile,
     query_tile,
     row,
     rows,
-    steps_of,
     ungroup_heads,
+    visit,
 )
 from maskattn_jax.kernels.blockwise_plan import Layout, Steps
 from maskattn_jax.kernels.blockwise_shards import manual_axes, vary
@@ -106,19 +105,16 @@ def backward(
         queries = [_queries(layout, options, given.query, per_query, part, dtype) for part in at.parts]
         d_queries, rest = [vary(jnp.zeros_like(one.query), axes) for one in queries], sums
         for steps in plan:
-            first, count = steps_of(layout, steps, conditions.origin, at)
 
-            def step(n: Array, carry: Any, steps: Steps = steps, first: Array = first) -> Any:
+            def step(parts: list[Part], carry: Any, steps: Steps = steps) -> Any:
                 d_queries, sums = list(carry[0]), carry[1]
-                key = entry(first, n) * layout.kv_block
-                for i, part in enumerate(at.parts):
-                    part = part._replace(place=part.place._replace(key=key))
+                for i, part in enumerate(parts):
                     d_queries[i], sums = _step(
                         layout, options, conditions, given, part, queries[i], d_queries[i], sums, steps, floats, rebuild
                     )
                 return d_queries, sums
 
-            d_queries, rest = lax.fori_loop(0, count, step, (d_queries, rest))
+            d_queries, rest = visit(layout, steps, conditions.origin, at, step, (d_queries, rest))
         whole = sums.query
         for part, d_query in zip(at.parts, d_queries, strict=True):
             whole = put_query_tile(layout, whole, d_query * jnp.asarray(options.scale, dtype), part)
@@ -175,7 +171,7 @@ def _step(
     width, dtype = steps.width * layout.kv_block, queries.query.dtype
     place = part.place
     flat = (layout.rows, layout.columns, layout.group * layout.q_block, width)
-    key, value = (key_tile(layout, x, part, place.key, width, dtype) for x in (given.key, given.value))
+    key, value = (key_tile(layout, x, part, width, dtype) for x in (given.key, given.value))
     found = scores(layout, options, conditions, place, queries.query, key, value, steps.masked)
     p = jnp.exp(found.logits - queries.lse[..., None])
     dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, found.value, precision=options.precision).reshape(p.shape)

@@ -16,14 +16,13 @@ from maskattn_jax.kernels.blockwise_arrays import (
     Operands,
     Part,
     computed_in,
-    entry,
     key_tile,
     put_query_tile,
     query_tile,
     row,
     rows,
-    steps_of,
     ungroup_heads,
+    visit,
 )
 from maskattn_jax.kernels.blockwise_plan import Layout, Steps
 from maskattn_jax.kernels.blockwise_shards import manual_axes, vary
@@ -63,15 +62,12 @@ def forward(
         queries = [query_tile(layout, given.query, part, dtype) * scale for part in at.parts]
         sums = [nothing] * len(at.parts)
         for steps in plan:
-            first, count = steps_of(layout, steps, conditions.origin, at)
 
-            def step(n: Array, sums: list[_Sums], steps: Steps = steps, first: Array = first) -> list[_Sums]:
-                key = entry(first, n) * layout.kv_block
-                parts = [part._replace(place=part.place._replace(key=key)) for part in at.parts]
+            def step(parts: list[Part], sums: list[_Sums], steps: Steps = steps) -> list[_Sums]:
                 each = zip(parts, queries, sums, strict=True)
                 return [_step(layout, options, conditions, given, *one, steps) for one in each]
 
-            sums = lax.fori_loop(0, count, step, sums)
+            sums = visit(layout, steps, conditions.origin, at, step, sums)
         output, lse = results
         for part, one in zip(at.parts, sums, strict=True):
             sink = None if sinks is None else slice_at(sinks, (part.place.column, 0), layout.tile[1:3])[..., None]
@@ -96,7 +92,7 @@ def _step(
     steps: Steps,
 ) -> _Sums:
     width = steps.width * layout.kv_block
-    key, value = (key_tile(layout, x, part, part.place.key, width, query.dtype) for x in (given.key, given.value))
+    key, value = (key_tile(layout, x, part, width, query.dtype) for x in (given.key, given.value))
     found = scores(layout, options, conditions, part.place, query, key, value, steps.masked)
     highest = jnp.maximum(sums.highest, jnp.max(found.logits, axis=-1))
     e = jnp.exp(found.logits - highest[..., None])

@@ -1,8 +1,9 @@
 """What the blockwise kernel has to do: the sizes of its tiles, and for each row of tiles the key tiles to visit.
 
-A *step* takes one or several adjacent key tiles at once, since the products of XLA's CPU backend run on all cores only
-when they are large. The steps of a row come in kinds: so many tiles wide, and masked or not. Each kind is a rectangle
-of indices, with a count per row, so that the loops over it need no size that depends on the data of a mask.
+A *step* takes several adjacent key tiles at once, since the products of XLA's CPU backend run on all cores only when
+they are large. The steps of a row come in kinds: so many tiles wide, and masked or not. Each kind is a rectangle of
+indices, with a count per row, so that the loops over it need no size that depends on the data of a mask. A masked step
+may be wider than what is left of its run of tiles: it says which of its keys count.
 """
 
 from __future__ import annotations
@@ -23,12 +24,15 @@ from maskattn.masks import Full, Mask
 
 Array = Any
 
-#: A tile of queries has at most so many rows, one of keys so many columns.
-_Q_BLOCK, _KV_BLOCK = 512, 256
-#: How many key tiles a step may take at once; where no tile needs the mask, there is one kind more.
-_WIDTHS, _WIDTHS_FULL = (2, 1), (4, 2, 1)
+#: A tile of queries has at most so many rows (what the steps cost decides, where it can be known), one of keys so many
+#: columns.
+_Q_BLOCKS, _KV_BLOCK = (512, 256), 256
+#: How many key tiles a step takes at once; where no tile needs the mask, the steps have these widths.
+_WIDTH, _WIDTHS_FULL = 2, (4, 2, 1)
+#: What a step costs besides its scores, in scores (measured: rows of 256 take 0.57 of the time of 512, not 0.5).
+_STEP = 1 << 15
 #: Where sequences are short a tile takes several batch rows and heads, up to so many scores.
-_SCORES = 1 << 17
+_SCORES = 1 << 16
 #: How many tiles that share their steps the forward pass computes side by side: XLA runs operations at once that do not
 #: depend on each other. (The backward pass has enough of them in one tile.)
 _PARTS = 4
@@ -87,31 +91,60 @@ class Layout:
         return self.q_tiles * self.q_block, self.kv_tiles * self.kv_block
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("first", "count"), meta_fields=("width", "masked"))
+@partial(
+    jax.tree_util.register_dataclass, data_fields=("first", "stop", "count"), meta_fields=("width", "masked", "once")
+)
 @dataclass(frozen=True)
 class Steps:
     """All steps of one kind.
 
     Attributes:
-        width: the number of key tiles that a step takes.
+        width: the number of key tiles that a step reads.
         masked: whether the mask must be applied; otherwise every pair is allowed.
+        once: whether it is known that every row has exactly one.
         first: int32 [batch or 1, heads or 1, q_tiles, most]: the first key tile of each step; `count` of them matter.
+        stop: int32, the same shape: the key tile before which it ends, first + width or, masked, less.
         count: int32 [batch or 1, heads or 1, q_tiles].
     """
 
     width: int
     masked: bool
+    once: bool
     first: Array
+    stop: Array
     count: Array
 
 
-def layout(mask: Mask | None, query: Array, key: Array, whole: tuple[int, int, int, int]) -> Layout:
-    """The tiles for these arrays: those that `maskattn.blocks.forcing` asks for, or what runs fast. `whole` is
-    (B, H, L, S) on all devices.
+def planned(
+    mask: Mask | None, query: Array, key: Array, whole: tuple[int, int, int, int]
+) -> tuple[Layout, tuple[Steps, ...]]:
+    """The tiles for these arrays and what to do with them: tiles that `maskattn.blocks.forcing` asks for, or those that
+    cost least. `whole` is (B, H, L, S) on all devices.
     """
-    (batch, q_len, heads, _), (_, kv_len, kv_heads, _) = query.shape, key.shape
     chosen = blocks.forced()
-    q_block, kv_block = chosen if chosen else (_even(q_len, _Q_BLOCK), _even(kv_len, _KV_BLOCK))
+    if chosen:
+        q_blocks = [chosen[0]]
+    elif _is_known(mask):
+        q_blocks = sorted({_even(query.shape[1], most) for most in _Q_BLOCKS}, reverse=True)
+    else:
+        q_blocks = [_even(query.shape[1], _Q_BLOCKS[0])]
+    kv_block = chosen[1] if chosen else _even(key.shape[1], _KV_BLOCK)
+    layouts = [layout(mask, query, key, whole, q_block, kv_block) for q_block in q_blocks]
+    found = [(one, plan(mask, one)) for one in layouts]
+    return found[0] if len(found) == 1 else min(found, key=lambda one: cost(*one))
+
+
+def cost(layout: Layout, plan: tuple[Steps, ...]) -> int:
+    """What the steps of a plan in NumPy cost, in scores of one batch row and group of heads."""
+    rows = layout.group * layout.q_block
+    return sum(int(steps.count.sum()) * (rows * steps.width * layout.kv_block + _STEP) for steps in plan)
+
+
+def layout(
+    mask: Mask | None, query: Array, key: Array, whole: tuple[int, int, int, int], q_block: int, kv_block: int
+) -> Layout:
+    """How these arrays are divided into tiles of q_block queries by kv_block keys."""
+    (batch, q_len, heads, _), (_, kv_len, kv_heads, _) = query.shape, key.shape
     # tiles whose masks differ cannot share their steps; where there is one tile for each, they all take it
     several = q_len > q_block or kv_len > kv_block
     by_head, by_row = (several and mask is not None and axis in mask.depends for axis in "hb")
@@ -119,7 +152,7 @@ def layout(mask: Mask | None, query: Array, key: Array, whole: tuple[int, int, i
     room = max(1, _SCORES // (group * q_block * kv_block))
     columns = 1 if by_head else _divisor(kv_heads, room)
     rows = 1 if by_row or columns < kv_heads else _divisor(batch, room // columns)
-    most = 2 if chosen else _PARTS
+    most = 2 if blocks.forced() else _PARTS
     across = 1 if by_head else _divisor(kv_heads // columns, most)
     down = 1 if by_row else _divisor(batch // rows, most // across)
     parts = (down, across)
@@ -157,7 +190,7 @@ def _states(mask: Mask | None, layout: Layout) -> Array:
     padded = layout.padded[1] != layout.kv_len
     if mask is None or isinstance(mask, Full):
         states = np.full((1, 1, layout.q_tiles, layout.kv_tiles), tiles.FULL, np.int8)
-    elif all(peek(leaf) is not None for leaf in jax.tree.leaves(mask)):
+    elif _is_known(mask):
         states = tiles.schedule(mask, *layout.whole, layout.q_block, layout.kv_block).states()
     else:
         states = _traced_states(mask, layout)
@@ -182,46 +215,65 @@ def _traced_states(mask: Mask, layout: Layout) -> Array:
     return jnp.where(some, jnp.where(every, tiles.FULL, tiles.MIXED), tiles.EMPTY).astype(jnp.int8)
 
 
+def _is_known(mask: Mask | None) -> bool:
+    """Whether the data of a mask can be read now."""
+    return all(peek(leaf) is not None for leaf in jax.tree.leaves(mask))
+
+
 def _steps(states: Array, xp: Any) -> Iterator[Steps]:
-    """Runs of adjacent tiles, cut from the widest steps to single tiles: each tile that is not empty is in one step."""
+    """Runs of adjacent tiles cut into steps: each tile that is not empty is in one of them.
+
+    Full tiles come first, in whole steps; what remains of them is masked like its neighbours.
+    """
+    tile_count = states.shape[-1]
+    if xp is np and not (states == tiles.MIXED).any():
+        kinds = [(width, False) for width in _WIDTHS_FULL if width <= tile_count]
+    else:
+        kinds = [(min(_WIDTH, tile_count), masked) for masked in (False, True)]
     free = states != tiles.EMPTY
-    all_full = xp is np and not (states == tiles.MIXED).any()
-    for masked in (False, True):
-        for width in _WIDTHS_FULL if all_full else _WIDTHS:
-            if width > states.shape[-1]:
-                continue
-            begins, free = _cut(free, free if masked else free & (states == tiles.FULL), width, xp)
-            found = _listed(begins, width, masked, xp)
-            if found is not None:
-                yield found
+    for width, masked in kinds:
+        begins, stop = _cut(free if masked else free & (states == tiles.FULL), width, masked, xp)
+        found = _listed(begins, stop, width, masked, xp)
+        if found is not None:
+            yield found
+        free = free & ~_taken(begins, width, xp)
 
 
-def _cut(free: Array, wanted: Array, width: int, xp: Any) -> tuple[Array, Array]:
-    """(where steps of `width` tiles begin in the runs of `wanted`, what stays free): each run is cut from its start."""
-    if width == 1:
-        return wanted, free & ~wanted
+def _cut(wanted: Array, width: int, masked: bool, xp: Any) -> tuple[Array, Array]:
+    """(where steps begin, and before which tile such a step would end): each run of `wanted` is cut from its start into
+    steps of `width` tiles; the last of them may be shorter where it is masked.
+    """
     at = xp.arange(wanted.shape[-1], dtype=xp.int32)
-    latest = np.maximum.accumulate if xp is np else lax.cummax
-    start = latest(xp.where(wanted, -1, at), axis=wanted.ndim - 1) + 1
-    place = (at - start) % width
-    end = xp.concatenate([wanted[..., width - 1 :], xp.zeros_like(wanted[..., : width - 1])], -1)
-    # a step lies within its run where its last tile does and the run goes on from its first to there
-    whole = wanted & end & (xp.concatenate([start[..., width - 1 :], start[..., : width - 1]], -1) == start)
-    begins = whole & (place == 0)
+    last = wanted.ndim - 1
+    if xp is np:
+        start = np.maximum.accumulate(np.where(wanted, -1, at), axis=last) + 1
+        end = np.minimum.accumulate(np.where(wanted, at.size, at)[..., ::-1], axis=last)[..., ::-1]
+    else:
+        start = lax.cummax(jnp.where(wanted, -1, at), axis=last) + 1
+        end = lax.cummin(jnp.where(wanted, at.size, at), axis=last, reverse=True)
+    begins = wanted & ((at - start) % width == 0)
+    return begins if masked else begins & (at + width <= end), xp.minimum(at + width, end)
+
+
+def _taken(begins: Array, width: int, xp: Any) -> Array:
+    """The tiles of the steps that begin there."""
     taken = begins
     for n in range(1, width):
         taken = taken | xp.concatenate([xp.zeros_like(begins[..., :n]), begins[..., :-n]], -1)
-    return begins, free & ~taken
+    return taken
 
 
-def _listed(chosen: Array, width: int, masked: bool, xp: Any) -> Steps | None:
+def _listed(chosen: Array, stop: Array, width: int, masked: bool, xp: Any) -> Steps | None:
     """The steps of one kind from where they are; None where it is known that there are none."""
     count = chosen.sum(-1).astype(xp.int32)
     first = xp.argsort(~chosen, axis=-1, stable=True).astype(xp.int32)
+    once = False
     if xp is np:
         most = int(count.max(initial=0))
         if not most:
             return None
-        # a power of two, so that not every length of document is a compilation of its own
-        first = first[..., : 1 << (most - 1).bit_length()]
-    return Steps(width, masked, first, count)
+        # a power of two, so that not every length of document is a compilation of its own; two at least: with one, the
+        # body of the loop would not depend on its index, and XLA would move it out, to rows that have no such step
+        first = first[..., : max(2, 1 << (most - 1).bit_length())]
+        once = bool((count == 1).all())
+    return Steps(width, masked, once, first, xp.take_along_axis(stop, first, axis=-1).astype(xp.int32), count)

@@ -50,12 +50,16 @@ class Conditions(NamedTuple):
 
 
 class Place(NamedTuple):
-    """Where a tile begins: the first batch row, key/value head (query head where the mask reads heads), query, key."""
+    """Where a tile begins: the first batch row, key/value head (query head where the mask reads heads), query, key; of
+    the keys of a masked tile those from `first` to before `stop` count.
+    """
 
     row: Array
     column: Array
     query: Array
     key: Array
+    first: Array
+    stop: Array
 
 
 class Scores(NamedTuple):
@@ -188,7 +192,7 @@ def _starts(starts: Sequence[Array | int]) -> list[Array]:
 
 
 def _allowed(layout: Layout, conditions: Conditions, place: Place, width: int, masked: bool) -> Array | None:
-    """Where mask and bias allow and a key exists, rank 5; a query beyond the lengths may attend to nothing.
+    """Where mask and bias allow and a key counts, rank 5; a query beyond the lengths may attend to nothing.
 
     None where neither `masked` nor a bias leaves anything to ask.
     """
@@ -196,8 +200,9 @@ def _allowed(layout: Layout, conditions: Conditions, place: Place, width: int, m
     if masked:
         # the indices are arrays of their own: fused into what reads them, each entry would look its place up again
         index = lax.optimization_barrier(indices(layout, conditions.origin, place, width))
-        limits = zip(index[2:], layout.padded, layout.whole[2:], strict=True)
-        parts = [at < length for at, whole, length in limits if whole != length]
+        parts = [(index[3] >= place.first) & (index[3] < place.stop)]
+        if layout.padded[0] != layout.q_len:
+            parts.append(index[2] < layout.q_len)
         if conditions.mask is not None:
             parts.append(_evaluate(layout, conditions.mask, conditions.origin, place, index))
         found = functools.reduce(operator.and_, parts)

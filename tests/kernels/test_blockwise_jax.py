@@ -26,11 +26,14 @@ def test_each_tile_that_is_not_empty_is_in_one_step(xp):
         states = draws.choice(3, (2, 1, 3, 13), p=draws.dirichlet([1, 1, 1])).astype(np.int8)
         seen = np.zeros(states.shape, int)
         for steps in blockwise_plan._steps(xp.asarray(states), xp):
+            assert not steps.once or (np.asarray(steps.count) == 1).all()
             for at in np.ndindex(np.shape(steps.count)):
-                for first in np.asarray(steps.first)[at][: int(steps.count[at])]:
-                    run = (*at, slice(first, first + steps.width))
+                entries = (np.asarray(x)[at][: int(steps.count[at])] for x in (steps.first, steps.stop))
+                for first, stop in zip(*entries, strict=True):
+                    run = (*at, slice(first, stop))
                     seen[run] += 1
-                    assert first + steps.width <= 13 and (steps.masked or (states[run] == tiles.FULL).all())
+                    assert first < stop <= min(13, first + steps.width)
+                    assert steps.masked or stop == first + steps.width and (states[run] == tiles.FULL).all()
         np.testing.assert_array_equal(seen, states != tiles.EMPTY)
 
 
@@ -70,17 +73,19 @@ def test_200_random_compositions():
 
 
 def test_a_tile_that_is_skipped_is_seen(monkeypatch):
-    real = blockwise.plan
+    real = blockwise.planned
 
-    def skipping(mask, layout):
-        return tuple(replace(steps, count=np.maximum(np.asarray(steps.count) - 1, 0)) for steps in real(mask, layout))
+    def skipping(*arguments):
+        layout, plan = real(*arguments)
+        fewer = (replace(steps, count=np.maximum(np.asarray(steps.count) - 1, 0), once=False) for steps in plan)
+        return layout, tuple(fewer)
 
     query, key, value = (
         jnp.asarray(np.random.default_rng(n).standard_normal((1, 24, 2, 4), np.float32)) for n in (0, 1, 2)
     )
     with blocks.forcing(8, 8):
         right = maskattn_jax.attention(query, key, value, masks.Causal(), kernel="blockwise")
-        monkeypatch.setattr(blockwise, "plan", skipping)
+        monkeypatch.setattr(blockwise, "planned", skipping)
         wrong = maskattn_jax.attention(query, key, value, masks.Causal(), kernel="blockwise")
     assert float(jnp.abs(right - wrong).max()) > 0.1
     reference = maskattn_jax.attention(query, key, value, masks.Causal(), kernel="reference")
