@@ -12,17 +12,21 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+#: Seconds between two calls.
+SETTLE = 0.1
+
 
 def alternate(calls: Mapping[str, Callable[[], Any]], repeat: int, warm_up: int = 1) -> dict[str, list[float]]:
     """Seconds of each call, `repeat` times, one after the other, so that a slow moment of the machine meets them all.
 
-    A call returns when its result is there. What the first `warm_up` rounds take is not counted. Each call is made once
-    more before it is timed: it would otherwise find caches, memory and the other framework's threads as the call before
-    it left them, which costs the next in line up to a third.
+    A call returns when its result is there. What the first `warm_up` rounds take is not counted. Before it is timed,
+    each call waits until the system has taken back what the one before it left (for half a gigabyte of scores one core
+    needs 50 ms), and is made once more: it would otherwise find caches, memory and threads as the other left them.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warm_up + repeat):
         for name, call in calls.items():
+            time.sleep(SETTLE)
             call()
             start = time.perf_counter()
             call()
