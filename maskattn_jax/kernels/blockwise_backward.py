@@ -56,6 +56,7 @@ class _Queries(NamedTuple):
     d_output_t: Array
     lse: Array  # [rows, columns, group, q_block], 0 where the row is empty
     delta: Array
+    empty: Array
 
 
 class _Sums(NamedTuple):
@@ -83,14 +84,11 @@ def backward(
 ) -> Gradients:
     """The gradients, in the dtype of the computation, from what the forward pass returned and its cotangents."""
     dtype = computed_in(given.query)
-    empty = lse == -jnp.inf
-    d_output = jnp.where(empty[..., None], 0, d_output.astype(dtype))
-    delta = jnp.where(empty, 0, jnp.sum(d_output * output, axis=-1) - d_lse.astype(dtype))
-    lse = jnp.where(empty, 0, lse)
     d_sinks = None
     if sinks is not None:
-        d_sinks = -jnp.sum(jnp.exp(sinks.astype(dtype) - lse) * delta, axis=(0, 1))
-    per_query = [group_heads(layout, x) for x in (d_output, lse[..., None], delta[..., None])]
+        _, shift, delta = _from_output(output, d_output.astype(dtype), lse, d_lse.astype(dtype))
+        d_sinks = -jnp.sum(jnp.exp(sinks.astype(dtype) - shift) * delta, axis=(0, 1))
+    per_query = [group_heads(layout, x) for x in (output, d_output, lse[..., None], d_lse[..., None])]
     floats, rebuild = float_leaves(conditions.bias)
     axes = manual_axes(given)
     start = _Sums(
@@ -116,23 +114,37 @@ def backward(
 
             d_queries, rest = visit(layout, steps, conditions.origin, at, step, (d_queries, rest))
         whole = sums.query
-        for part, d_query in zip(at.parts, d_queries, strict=True):
-            whole = put_query_tile(layout, whole, d_query * jnp.asarray(options.scale, dtype), part)
+        for part, one, d_query in zip(at.parts, queries, d_queries, strict=True):
+            # a negative scale would make an empty row -0
+            d_query = jnp.where(
+                one.empty.reshape(*d_query.shape[:-1], 1), 0, d_query * jnp.asarray(options.scale, dtype)
+            )
+            whole = put_query_tile(layout, whole, d_query, part)
         return rest._replace(query=whole), None
 
     sums, _ = lax.scan(attend, vary(start, axes), rows(layout))
-    d_query = jnp.where(empty[..., None], 0, ungroup_heads(layout, sums.query))  # a negative scale would make it -0
     d_key, d_value = (x[..., : layout.kv_len].transpose(0, 3, 1, 2) for x in (sums.key, sums.value))
-    return Gradients(d_query, d_key, d_value, sums.bias, d_sinks)
+    return Gradients(ungroup_heads(layout, sums.query), d_key, d_value, sums.bias, d_sinks)
 
 
 def _queries(
     layout: Layout, options: Options, query: Array, per_query: list[Array], part: Part, dtype: Any
 ) -> _Queries:
-    query, d_output, lse, delta = (query_tile(layout, x, part, dtype) for x in (query, *per_query))
+    query, output, d_output, *rest = (query_tile(layout, x, part, dtype) for x in (query, *per_query))
+    lse, d_lse = (x[..., 0] for x in rest)
     query = query * jnp.asarray(options.scale, dtype)
+    d_output, shift, delta = _from_output(output, d_output, lse, d_lse)
     query_t, d_output_t = (jnp.swapaxes(x, -1, -2) for x in (query, d_output))
-    return _Queries(query, d_output, query_t, d_output_t, lse.reshape(layout.tile), delta.reshape(layout.tile))
+    shift, delta, empty = (x.reshape(layout.tile) for x in (shift, delta, lse == -jnp.inf))
+    return _Queries(query, d_output, query_t, d_output_t, shift, delta, empty)
+
+
+def _from_output(output: Array, d_output: Array, lse: Array, d_lse: Array) -> tuple[Array, Array, Array]:
+    """(d_output, lse, delta = sum(d_output * output) - d_lse), each 0 in rows that attend to nothing."""
+    empty = lse == -jnp.inf
+    d_output = jnp.where(empty[..., None], 0, d_output)
+    delta = jnp.where(empty, 0, jnp.sum(d_output * output, axis=-1) - d_lse)
+    return d_output, jnp.where(empty, 0, lse), delta
 
 
 def _transposed_zeros(x: Array, dtype: Any) -> Array:
