@@ -12,8 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-#: Seconds between two calls.
-SETTLE = 0.1
+#: Seconds of rest before a call, and that the calls of one figure take at least.
+SETTLE, SPAN = 0.1, 0.02
 
 
 def alternate(calls: Mapping[str, Callable[[], Any]], repeat: int, warm_up: int = 1) -> dict[str, list[float]]:
@@ -21,18 +21,26 @@ def alternate(calls: Mapping[str, Callable[[], Any]], repeat: int, warm_up: int 
 
     A call returns when its result is there. What the first `warm_up` rounds take is not counted. Before it is timed,
     each call waits until the system has taken back what the one before it left (for half a gigabyte of scores one core
-    needs 50 ms), and is made once more: it would otherwise find caches, memory and threads as the other left them.
+    needs 50 ms), and is made untimed: it would otherwise find caches, memory and threads as the other left them. Calls
+    shorter than `SPAN` are made several times, and the mean counts.
     """
     times: dict[str, list[float]] = {name: [] for name in calls}
     for turn in range(warm_up + repeat):
         for name, call in calls.items():
             time.sleep(SETTLE)
-            call()
-            start = time.perf_counter()
-            call()
+            _mean(call)
+            seconds = _mean(call)
             if turn >= warm_up:
-                times[name].append(time.perf_counter() - start)
+                times[name].append(seconds)
     return times
+
+
+def _mean(call: Callable[[], Any]) -> float:
+    count, start, seconds = 0, time.perf_counter(), 0.0
+    while seconds < SPAN:
+        call()
+        count, seconds = count + 1, time.perf_counter() - start
+    return seconds / count
 
 
 def medians(times: Mapping[str, list[float]]) -> dict[str, float]:

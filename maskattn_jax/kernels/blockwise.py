@@ -22,7 +22,7 @@ from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.blockwise_arrays import Operands, operands
 from maskattn_jax.kernels.blockwise_backward import backward, float_leaves
 from maskattn_jax.kernels.blockwise_forward import forward
-from maskattn_jax.kernels.blockwise_plan import Layout, planned
+from maskattn_jax.kernels.blockwise_plan import FEW, Layout, planned
 from maskattn_jax.kernels.blockwise_shards import Origin, divided, manual_axes, vary
 from maskattn_jax.kernels.blockwise_tile import Conditions, Options, padded
 
@@ -129,8 +129,10 @@ def _prepared(
     tiles: Layout, query: Array, key: Array, value: Array, floats: Any, rest: Any
 ) -> tuple[Operands, Conditions]:
     mask, bias, dropout, _, origin = rest
-    # 0 times a number is 0 but for what is not finite
-    dirty = ~jnp.isfinite(sum(jnp.sum(x * 0, dtype=jnp.float32) for x in (key, value)))
+    dirty = None
+    if tiles.q_len > FEW:
+        # 0 times a number is 0 but for what is not finite
+        dirty = ~jnp.isfinite(sum(jnp.sum(x * 0, dtype=jnp.float32) for x in (key, value)))
     bias = float_leaves(bias)[1](floats)
     conditions = Conditions(padded(mask, tiles), padded(bias, tiles), dropout, dirty, origin)
     return operands(tiles, query, key, value), conditions

@@ -25,8 +25,8 @@ from maskattn.masks import Full, Mask
 Array = Any
 
 #: A tile of queries has at most so many rows (what the steps cost decides, where it can be known), one of keys so many
-#: columns.
-_Q_BLOCKS, _KV_BLOCK = (512, 256), 256
+#: columns; more where there are at most so few queries, as in decoding: a step then costs more than its scores.
+_Q_BLOCKS, _KV_BLOCK, _KV_BLOCK_FEW, FEW = (512, 256), 256, 512, 32
 #: How many key tiles a step takes at once; where no tile needs the mask, the steps have these widths.
 _WIDTH, _WIDTHS_FULL = 2, (4, 2, 1)
 #: What a step costs besides its scores, in scores (measured: rows of 256 take 0.57 of the time of 512, not 0.5).
@@ -128,7 +128,8 @@ def planned(
         q_blocks = sorted({_even(query.shape[1], most) for most in _Q_BLOCKS}, reverse=True)
     else:
         q_blocks = [_even(query.shape[1], _Q_BLOCKS[0])]
-    kv_block = chosen[1] if chosen else _even(key.shape[1], _KV_BLOCK)
+    few = query.shape[1] <= FEW
+    kv_block = chosen[1] if chosen else _even(key.shape[1], _KV_BLOCK_FEW if few else _KV_BLOCK)
     layouts = [layout(mask, query, key, whole, q_block, kv_block) for q_block in q_blocks]
     found = [(one, plan(mask, one)) for one in layouts]
     return found[0] if len(found) == 1 else min(found, key=lambda one: cost(*one))

@@ -38,14 +38,14 @@ class Conditions(NamedTuple):
         mask: True = may attend; its Dense parts padded to whole tiles, or None.
         bias: with a DenseBias padded to whole tiles, or None.
         dropout: or None.
-        dirty: bool []: some key or value is not finite.
+        dirty: bool []: some key or value is not finite; None where looking for one would cost more than it saves.
         origin: where this device's part of the batch and of the heads begins.
     """
 
     mask: Mask | None
     bias: Bias | None
     dropout: Dropout | None
-    dirty: Array
+    dirty: Array | None
     origin: Origin
 
 
@@ -124,7 +124,10 @@ def scores(
             return jnp.where(some, key, 0), jnp.where(some, value, 0)
 
         # 0 times what is not finite would be NaN; where all is finite there is nothing to be done
-        key, value = lax.cond(conditions.dirty, clean, lambda key, value: (key, value), key, value)
+        if conditions.dirty is None:
+            key, value = clean(key, value)
+        else:
+            key, value = lax.cond(conditions.dirty, clean, lambda key, value: (key, value), key, value)
     logits = jnp.einsum("...qd,...kd->...qk", query, key, precision=options.precision)
     logits = logits.reshape(layout.rows, layout.columns, layout.group, layout.q_block, width)
     slope = None
