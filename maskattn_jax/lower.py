@@ -172,7 +172,10 @@ def _as_array(array: Array) -> Array:
     if hasattr(array, "detach"):
         found = f"{type(array).__name__} of dtype {dtype_name(array)}"
         raise TypeError(f"data must be of NumPy or JAX here, got {found}")
-    return jnp.asarray(array)
+    if not isinstance(array, np.ndarray):
+        return jnp.asarray(array)
+    with jax.ensure_compile_time_eval():  # NumPy data stay readable while a function is traced: plans can be made
+        return jnp.asarray(array)
 
 
 def _arange() -> Callable[[int], Array]:

@@ -5,7 +5,7 @@ An index may be an array or an int. Nothing here fails for an index outside the 
 
 from __future__ import annotations
 
-from maskattn._fields import Array
+from maskattn._fields import Array, peek
 
 
 def gather(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> tuple[Array, Array]:
@@ -58,15 +58,18 @@ def range_max(values: Array, b: Array, low: Array, high: Array) -> Array:
     """The largest of values[b, low..high]; `values` is [B or 1, N], and the bounds lie inside it.
 
     A sparse table: the maxima of all runs of 1, 2, 4, ... entries; a range is covered by two runs that may overlap.
+    Runs that no range needs, where the bounds can be read now, are not looked at.
     """
     length = high - low + 1
+    known = peek(length)
     size = values.shape[1]
     result: Array = 0
     table, run = values, 1
-    while run <= size:
-        first, _ = gather(table, b, low)
-        second, _ = gather(table, b, high - run + 1)
-        result = result + maximum(first, second) * ((length >= run) & (length < 2 * run))
+    while run <= size and (known is None or (known >= run).any()):
+        if known is None or ((known >= run) & (known < 2 * run)).any():
+            first, _ = gather(table, b, low)
+            second, _ = gather(table, b, high - run + 1)
+            result = result + maximum(first, second) * ((length >= run) & (length < 2 * run))
         kept = table.shape[1] - run
         if kept <= 0:
             break

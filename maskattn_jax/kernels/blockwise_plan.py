@@ -205,13 +205,12 @@ def _states(mask: Mask | None, layout: Layout) -> Array:
 def _traced_states(mask: Mask, layout: Layout) -> Array:
     batch = layout.whole[0] if "b" in mask.depends else 1
     heads = layout.whole[1] if "h" in mask.depends else 1
-    b, h, i, j = (
-        jnp.arange(n, dtype=jnp.int32).reshape([-1 if axis == at else 1 for at in range(4)])
-        for axis, n in enumerate((batch, heads, layout.q_tiles, layout.kv_tiles))
-    )
+    # in NumPy: what of a tile does not depend on the data is known while tracing, and takes no time to compile
+    grid = np.ogrid[:batch, :heads, : layout.q_tiles, : layout.kv_tiles]
+    b, h, i, j = (x.astype(np.int32) for x in grid)
     q_lo, k_lo = i * layout.q_block, j * layout.kv_block
-    q_hi = jnp.minimum(q_lo + layout.q_block, layout.q_len) - 1
-    k_hi = jnp.minimum(k_lo + layout.kv_block, layout.kv_len) - 1
+    q_hi = np.minimum(q_lo + layout.q_block, layout.q_len) - 1
+    k_hi = np.minimum(k_lo + layout.kv_block, layout.kv_len) - 1
     some, every = mask.tile(b, h, q_lo, q_hi, k_lo, k_hi)
     return jnp.where(some, jnp.where(every, tiles.FULL, tiles.MIXED), tiles.EMPTY).astype(jnp.int8)
 
