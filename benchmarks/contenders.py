@@ -51,6 +51,15 @@ class Problem:
         return mask.dense(self.q_len, self.kv_len, *sizes)
 
 
+def chosen(problem: Problem) -> dict[str, str]:
+    """The kernel that `auto` chooses in each framework."""
+    found = {}
+    for name, twin, array in (("jax", maskattn_jax, jnp.asarray), ("torch", maskattn_torch, torch.as_tensor)):
+        *qkv, _ = (array(x) for x in problem.arrays())
+        found[name] = twin.explain(*qkv, problem.mask(*(array(x) for x in problem.data)))[0]
+    return found
+
+
 def in_jax(problem: Problem, kernels: tuple[str, ...] = ("auto",)) -> dict[str, Call]:
     """Our kernels in JAX, jitted, `jax.nn.dot_product_attention` and Flax NNX's."""
     *qkv, cotangent = (jnp.asarray(x) for x in problem.arrays())
