@@ -56,7 +56,7 @@ def attention(
 
     def run(query: Array, key: Array, value: Array, sinks: Any, rest: Any, origin: Origin) -> tuple[Array, Array]:
         floats, mask, bias, dropout = rest
-        tiles, plan = planned(mask, query, key, whole)
+        tiles, plan = planned(mask, query, key, whole, origin)
         given = (query, key, value, floats, sinks, (mask, bias, dropout, plan, origin))
         # inside a shard_map: what every device has whole varies like the rest from here on
         return _attention(tiles, options, *vary(given, manual_axes(given)))

@@ -112,7 +112,7 @@ def visit(
 ) -> Any:
     """`step(parts, carry)` for each step of one kind in a row of tiles: its parts at the step's keys."""
     batch = at.batch + origin.row if steps.count.shape[0] > 1 else 0
-    head = at.head + origin.column * (layout.heads // layout.kv_heads) if steps.count.shape[1] > 1 else 0
+    head = at.head + origin.head if steps.count.shape[1] > 1 else 0
     most = steps.first.shape[-1]
     first, stop = (
         slice_at(jnp.asarray(x), (batch, head, at.tile, 0), (1, 1, 1, most)).reshape(most)

@@ -21,6 +21,7 @@ from jax import lax
 from maskattn import blocks, tiles
 from maskattn._fields import peek
 from maskattn.masks import Full, Mask
+from maskattn_jax.kernels.blockwise_shards import Origin
 
 Array = Any
 
@@ -86,6 +87,11 @@ class Layout:
         return -(-self.kv_len // self.kv_block)
 
     @property
+    def shards(self) -> int:
+        """Into how many devices' parts the queries are divided."""
+        return max(1, self.whole[2] // max(1, self.q_len))
+
+    @property
     def padded(self) -> tuple[int, int]:
         """The lengths rounded up to whole tiles: queries, keys."""
         return self.q_tiles * self.q_block, self.kv_tiles * self.kv_block
@@ -116,10 +122,11 @@ class Steps:
 
 
 def planned(
-    mask: Mask | None, query: Array, key: Array, whole: tuple[int, int, int, int]
+    mask: Mask | None, query: Array, key: Array, whole: tuple[int, int, int, int], origin: Origin
 ) -> tuple[Layout, tuple[Steps, ...]]:
     """The tiles for these arrays and what to do with them: tiles that `maskattn.blocks.forcing` asks for, or those that
-    cost least. `whole` is (B, H, L, S) on all devices.
+    cost least. `whole` is (B, H, L, S) on all devices; the plan is for this device's queries, in all batch rows and
+    heads.
     """
     chosen = blocks.forced()
     if chosen:
@@ -131,8 +138,20 @@ def planned(
     few = query.shape[1] <= FEW
     kv_block = chosen[1] if chosen else _even(key.shape[1], _KV_BLOCK_FEW if few else _KV_BLOCK)
     layouts = [layout(mask, query, key, whole, q_block, kv_block) for q_block in q_blocks]
-    found = [(one, plan(mask, one)) for one in layouts]
-    return found[0] if len(found) == 1 else min(found, key=lambda one: cost(*one))
+    found = [(one, plan(mask, one, origin)) for one in layouts]
+    best, steps = found[0] if len(found) == 1 else min(found, key=lambda one: cost(*one))
+    return best, steps if best.shards == 1 else _own(best, steps, origin)
+
+
+def _own(layout: Layout, plan: tuple[Steps, ...], origin: Origin) -> tuple[Steps, ...]:
+    """The rows of tiles of this device's queries, of a plan that may have those of all devices."""
+    tile = lax.div(origin.query, jnp.int32(layout.q_len)) * layout.q_tiles
+
+    def one(x: Array) -> Array:
+        has_all = x.shape[2] == layout.shards * layout.q_tiles
+        return lax.dynamic_slice_in_dim(jnp.asarray(x), tile, layout.q_tiles, axis=2) if has_all else x
+
+    return jax.tree.map(one, plan)
 
 
 def cost(layout: Layout, plan: tuple[Steps, ...]) -> int:
@@ -160,14 +179,14 @@ def layout(
     return Layout(batch, heads, kv_heads, q_len, kv_len, q_block, kv_block, rows, columns, parts, whole, by_head)
 
 
-def plan(mask: Mask | None, layout: Layout) -> tuple[Steps, ...]:
-    """Every kind of step that occurs. Where the mask's data can be read now, so is the plan; where they are traced, it
-    is traced too, from the mask's bounds for every tile.
+def plan(mask: Mask | None, layout: Layout, origin: Origin) -> tuple[Steps, ...]:
+    """Every kind of step that occurs. Where the mask's data can be read now, so is the plan, for the queries of all
+    devices; where they are traced, it is traced too, from the mask's bounds for every tile of this device's queries.
     """
-    states = _states(mask, layout)
+    states = _states(mask, layout, origin)
     xp: Any = np if isinstance(states, np.ndarray) else jnp
     if layout.q_tiles == layout.kv_tiles == 1:
-        least, most = (x.reshape(1, 1, 1, 1) for x in (states.min(), states.max()))
+        least, most = states.min((0, 1), keepdims=True), states.max((0, 1), keepdims=True)
         states = xp.where(least == most, most, tiles.MIXED)
     return tuple(_steps(states, xp))
 
@@ -183,8 +202,9 @@ def _divisor(count: int, most: int) -> int:
     return max((d for d in range(1, max(count, 1) + 1) if count % d == 0 and d <= most), default=1)
 
 
-def _states(mask: Mask | None, layout: Layout) -> Array:
-    """EMPTY, MIXED or FULL of every tile: [batch or 1, heads or 1, q_tiles, kv_tiles], in NumPy or traced.
+def _states(mask: Mask | None, layout: Layout, origin: Origin) -> Array:
+    """EMPTY, MIXED or FULL of every tile: in NumPy [batch or 1, heads or 1, shards * q_tiles, kv_tiles], those of each
+    device's queries one after the other (or [1, 1, q_tiles, kv_tiles] for all); traced, of this device's q_tiles.
 
     The last tile of keys is never full where it is padded.
     """
@@ -192,9 +212,11 @@ def _states(mask: Mask | None, layout: Layout) -> Array:
     if mask is None or isinstance(mask, Full):
         states = np.full((1, 1, layout.q_tiles, layout.kv_tiles), tiles.FULL, np.int8)
     elif _is_known(mask):
-        states = tiles.schedule(mask, *layout.whole, layout.q_block, layout.kv_block).states()
+        sizes = (*layout.whole[:2], layout.q_len, layout.kv_len, layout.q_block, layout.kv_block)
+        each = [mask.at(n * layout.q_len) for n in range(layout.shards)] if layout.shards > 1 else [mask]
+        states = np.concatenate([tiles.schedule(one, *sizes).states() for one in each], axis=2)
     else:
-        states = _traced_states(mask, layout)
+        states = _traced_states(mask, layout, origin)
         last = (np.arange(layout.kv_tiles) == layout.kv_tiles - 1) & padded
         return jnp.where(last & (states == tiles.FULL), tiles.MIXED, states)
     if padded:
@@ -202,7 +224,7 @@ def _states(mask: Mask | None, layout: Layout) -> Array:
     return states
 
 
-def _traced_states(mask: Mask, layout: Layout) -> Array:
+def _traced_states(mask: Mask, layout: Layout, origin: Origin) -> Array:
     batch = layout.whole[0] if "b" in mask.depends else 1
     heads = layout.whole[1] if "h" in mask.depends else 1
     # in NumPy: what of a tile does not depend on the data is known while tracing, and takes no time to compile
@@ -211,7 +233,8 @@ def _traced_states(mask: Mask, layout: Layout) -> Array:
     q_lo, k_lo = i * layout.q_block, j * layout.kv_block
     q_hi = np.minimum(q_lo + layout.q_block, layout.q_len) - 1
     k_hi = np.minimum(k_lo + layout.kv_block, layout.kv_len) - 1
-    some, every = mask.tile(b, h, q_lo, q_hi, k_lo, k_hi)
+    first = origin.query if layout.shards > 1 else 0
+    some, every = mask.tile(b, h, q_lo + first, q_hi + first, k_lo, k_hi)
     return jnp.where(some, jnp.where(every, tiles.FULL, tiles.MIXED), tiles.EMPTY).astype(jnp.int8)
 
 

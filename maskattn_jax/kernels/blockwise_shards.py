@@ -1,9 +1,13 @@
-"""Arrays on several devices: each attends for its own batch rows and heads, and nothing of them is gathered.
+"""Arrays on several devices: each attends for its own batch rows, heads and queries, which are not gathered.
 
 The compiler cannot divide a loop over slices of an axis that is sharded, so the division is made here, with
 `jax.shard_map`, where it is known: over a mesh with explicit axes (`jax.sharding.AxisType.Explicit`, the default of
-`jax.make_mesh`), or where the caller is inside a `shard_map` already. With automatic axes the shardings are not known
-when the loops are made: put the call into a `jax.shard_map`.
+`jax.make_mesh`), or where the caller is inside a `shard_map` already. Keys and values are gathered along their length,
+if they are sharded along it, and the data of mask and bias are whole on every device.
+
+With automatic axes the shardings are not known when the loops are made. Results are right, but XLA gathers query, key
+and value along batch and heads, and every device computes everything: put the call into a `jax.shard_map`, with
+`mask.at(first_query)` where a device has a part of the queries.
 """
 
 from __future__ import annotations
@@ -21,56 +25,72 @@ Array = Any
 
 
 class Origin(NamedTuple):
-    """Where a device's part begins: its first batch row and its first key/value head, int32 []."""
+    """Where a device's part begins: its first batch row, query head and query, int32 []."""
 
     row: Array
-    column: Array
+    head: Array
+    query: Array
 
 
 def divided(run: Callable[..., Any], query: Array, key: Array, value: Array, sinks: Array | None, rest: Any) -> Any:
     """run(query, key, value, sinks, rest, origin) -> (output [B, L, H, Dv], lse [B, L, H]), on each device's part of
     the arrays where they are sharded over explicit axes; `rest` is whole everywhere.
 
-    Lengths and widths are gathered where they are sharded, and heads where a device's share of the key/value heads
-    would not be whole.
+    Queries stay where they are, and so does what they give; keys and values are gathered along their length. Widths
+    are gathered where they are sharded, and heads where a device's share of the key/value heads would not be whole.
     """
     specs = [_spec(x) for x in (query, key, value)]
-    rows = jnp.arange(query.shape[0], dtype=jnp.int32)
-    columns = jnp.arange(key.shape[2], dtype=jnp.int32)
     if not any(entry is not None for spec in specs for entry in spec):
         zero = jnp.zeros((), jnp.int32)
-        return run(query, key, value, sinks, rest, Origin(zero, zero))
+        return run(query, key, value, sinks, rest, Origin(zero, zero, zero))
     mesh = next(jax.typeof(x).sharding.mesh for x, spec in zip((query, key, value), specs, strict=True) if any(spec))
-    batch, heads = (next((spec[axis] for spec in specs if spec[axis] is not None), None) for axis in (0, 2))
-    if heads is not None and key.shape[2] % math.prod(mesh.shape[name] for name in _names(heads)):
-        heads = None
-    whole = PartitionSpec(batch, None, heads, None)
+    batch, heads, length, kv_length = _division(specs, mesh, key.shape[2])
 
-    def placed(x: Array, spec: PartitionSpec) -> Array:
-        return jax.sharding.reshard(x, NamedSharding(mesh, spec))
+    def placed(x: Array, *spec: Any) -> Array:
+        return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    query, key, value = (placed(x, whole) for x in (query, key, value))
-    sinks = None if sinks is None else placed(sinks, PartitionSpec(heads))
-    rest = jax.tree.map(lambda x: placed(jnp.asarray(x), PartitionSpec(*[None] * jnp.ndim(x))), rest)
-    rows, columns = placed(rows, PartitionSpec(batch)), placed(columns, PartitionSpec(heads))
+    def local(query: Array, key: Array, value: Array, sinks: Any, rest: Any, *starts: Array) -> Any:
+        if kv_length is not None:
+            key, value = (lax.all_gather(x, kv_length, axis=1, tiled=True) for x in (key, value))
+        return run(query, key, value, sinks, rest, Origin(*(x[0] for x in starts)))
 
-    def local(query: Array, key: Array, value: Array, sinks: Any, rest: Any, rows: Array, columns: Array) -> Any:
-        return run(query, key, value, sinks, rest, Origin(rows[0], columns[0]))
-
+    queries, keys = (batch, length, heads, None), (batch, kv_length, heads, None)
+    query, key, value = placed(query, *queries), placed(key, *keys), placed(value, *keys)
+    sinks = None if sinks is None else placed(sinks, heads)
+    rest = jax.tree.map(lambda x: placed(jnp.asarray(x), *[None] * jnp.ndim(x)), rest)
+    along = ((query.shape[0], batch), (query.shape[2], heads), (query.shape[1], length))
+    starts = [placed(jnp.arange(size, dtype=jnp.int32), names) for size, names in along]
+    specs = [queries, keys, keys, (heads,), (), *((names,) for _, names in along)]
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(
-            whole,
-            whole,
-            whole,
-            PartitionSpec(heads),
-            PartitionSpec(),
-            PartitionSpec(batch),
-            PartitionSpec(heads),
-        ),
-        out_specs=(whole, PartitionSpec(batch, None, heads)),
-    )(query, key, value, sinks, rest, rows, columns)
+        in_specs=tuple(PartitionSpec(*spec) for spec in specs),
+        out_specs=(PartitionSpec(*queries), PartitionSpec(*queries[:3])),
+    )(query, key, value, sinks, rest, *starts)
+
+
+def _division(specs: list[tuple[Any, ...]], mesh: Any, kv_heads: int) -> tuple[Any, Any, Any, Any]:
+    """The mesh axes that divide batch, heads, queries and, until they are gathered, keys; none divides two of them."""
+    query, key, value = specs
+    used: set[str] = set()
+
+    def first(*entries: Any) -> Any:
+        for entry in entries:
+            if entry is not None and not used & set(_names(entry)):
+                used.update(_names(entry))
+                return entry
+        return None
+
+    def in_whole_heads(*entries: Any) -> list[Any]:
+        return [entry for entry in entries if not kv_heads % math.prod(mesh.shape[name] for name in _names(entry))]
+
+    # queries stay where they are, before anything else
+    batch, heads, length = first(query[0]), first(*in_whole_heads(query[2])), first(query[1])
+    batch = first(key[0], value[0]) if batch is None else batch
+    heads = first(*in_whole_heads(key[2], value[2])) if heads is None else heads
+    # along an axis that does not divide the queries every device needs all keys before it starts
+    kv_length = key[1] if key[1] is not None and set(_names(key[1])) <= set(_names(length)) else None
+    return batch, heads, length, kv_length
 
 
 def manual_axes(tree: Any) -> tuple[str, ...]:
@@ -100,4 +120,5 @@ def _spec(x: Array) -> tuple[Any, ...]:
 
 
 def _names(entry: Any) -> tuple[str, ...]:
-    return entry if isinstance(entry, tuple) else (entry,)
+    """The mesh axes of an entry of a PartitionSpec."""
+    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)

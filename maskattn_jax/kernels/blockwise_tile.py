@@ -39,7 +39,7 @@ class Conditions(NamedTuple):
         bias: with a DenseBias padded to whole tiles, or None.
         dropout: or None.
         dirty: bool []: some key or value is not finite; None where looking for one would cost more than it saves.
-        origin: where this device's part of the batch and of the heads begins.
+        origin: where this device's part of the batch, the heads and the queries begins.
     """
 
     mask: Mask | None
@@ -78,7 +78,10 @@ def padded(node: Any, layout: Layout) -> Any:
     """
     if isinstance(node, (Dense, DenseBias)):
         array = jnp.reshape(node.keep if isinstance(node, Dense) else node.array, node.shape)
-        more = [n - size if size > 1 else 0 for n, size in zip(layout.padded, array.shape[2:], strict=True)]
+        lengths = (layout.q_len, layout.kv_len)
+        more = [
+            n - part if size > 1 else 0 for n, part, size in zip(layout.padded, lengths, array.shape[2:], strict=True)
+        ]
         leaves, structure = node.flatten()
         return type(node).unflatten(structure, [jnp.pad(array, [(0, 0), (0, 0), *((0, n) for n in more)])])
     if isinstance(node, (And, Or, Not)):
@@ -88,13 +91,13 @@ def padded(node: Any, layout: Layout) -> Any:
 
 
 def indices(layout: Layout, origin: Origin, place: Place, width: int) -> tuple[Array, Array, Array, Array]:
-    """(b, h, q, k) of a tile's pairs, broadcasting to [rows, columns, group, q_block, width]."""
-    place = _whole(layout, origin, place)
-    b = place.row + jnp.arange(layout.rows, dtype=jnp.int32)[:, None, None, None, None]
-    column = place.column + jnp.arange(layout.columns, dtype=jnp.int32)[:, None, None, None]
-    h = column * layout.group + jnp.arange(layout.group, dtype=jnp.int32)[:, None, None]
-    q = place.query + jnp.arange(layout.q_block, dtype=jnp.int32)[:, None]
-    return b, h, q, place.key + jnp.arange(width, dtype=jnp.int32)
+    """(b, h, q, k) of a tile's pairs in the whole arrays, broadcasting to [rows, columns, group, q_block, width]."""
+    b, h, q, k = _starts_in_whole(layout, origin, place)
+    b = b + jnp.arange(layout.rows, dtype=jnp.int32)[:, None, None, None, None]
+    h = h + jnp.arange(layout.columns, dtype=jnp.int32)[:, None, None, None] * layout.group
+    h = h + jnp.arange(layout.group, dtype=jnp.int32)[:, None, None]
+    q = q + jnp.arange(layout.q_block, dtype=jnp.int32)[:, None]
+    return b, h, q, k + jnp.arange(width, dtype=jnp.int32)
 
 
 def scores(
@@ -162,8 +165,7 @@ def window(
     layout: Layout, shape: tuple[int, ...], origin: Origin, place: Place, width: int
 ) -> tuple[list[Array], list[int]]:
     """Where the slice of an array [B or 1, H or 1, L or 1, S or 1], padded, that a tile reads starts, and its sizes."""
-    place = _whole(layout, origin, place)
-    starts = [place.row, place.column * layout.group, place.query, place.key]
+    starts = _starts_in_whole(layout, origin, place)
     sizes = [layout.rows, layout.columns * layout.group, layout.q_block, width]
     read = [(start, size) if n != 1 else (0, 1) for start, size, n in zip(starts, sizes, shape, strict=True)]
     return [start for start, _ in read], [size for _, size in read]
@@ -184,10 +186,10 @@ def add_at(x: Array, part: Array, starts: Sequence[Array | int]) -> Array:
     return put_at(x, slice_at(x, starts, part.shape) + part, starts)
 
 
-def _whole(layout: Layout, origin: Origin, place: Place) -> Place:
-    """The place in the whole arrays, of one in a device's part."""
-    columns = layout.heads // layout.kv_heads if layout.by_head else 1
-    return place._replace(row=place.row + origin.row, column=place.column + origin.column * columns)
+def _starts_in_whole(layout: Layout, origin: Origin, place: Place) -> tuple[Array, Array, Array, Array]:
+    """The first (b, h, q, k) of a tile in the whole arrays, of a place in a device's part."""
+    head = place.column * layout.group + origin.head
+    return place.row + origin.row, head, place.query + origin.query, place.key
 
 
 def _starts(starts: Sequence[Array | int]) -> list[Array]:
@@ -205,13 +207,15 @@ def _allowed(layout: Layout, conditions: Conditions, place: Place, width: int, m
         index = lax.optimization_barrier(indices(layout, conditions.origin, place, width))
         parts = [(index[3] >= place.first) & (index[3] < place.stop)]
         if layout.padded[0] != layout.q_len:
-            parts.append(index[2] < layout.q_len)
+            parts.append(index[2] - conditions.origin.query < layout.q_len)
         if conditions.mask is not None:
             parts.append(_evaluate(layout, conditions.mask, conditions.origin, place, index))
         found = functools.reduce(operator.and_, parts)
         found = found.reshape((1,) * (5 - found.ndim) + found.shape)
     if conditions.bias is not None:
         finite = bias_values(layout, conditions.bias, conditions.origin, place, width) != -jnp.inf
+        if layout.shards > 1 and layout.padded[0] != layout.q_len:  # where the next device's queries follow
+            finite = finite & (place.query + jnp.arange(layout.q_block)[:, None] < layout.q_len)
         found = finite if found is None else found & finite
     return found
 
