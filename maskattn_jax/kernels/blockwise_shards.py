@@ -36,8 +36,9 @@ def divided(run: Callable[..., Any], query: Array, key: Array, value: Array, sin
     """run(query, key, value, sinks, rest, origin) -> (output [B, L, H, Dv], lse [B, L, H]), on each device's part of
     the arrays where they are sharded over explicit axes; `rest` is whole everywhere.
 
-    Queries stay where they are, and so does what they give; keys and values are gathered along their length. Widths
-    are gathered where they are sharded, and heads where a device's share of the key/value heads would not be whole.
+    Queries stay where they are, and so does what they give; keys and values are gathered along their length. Where
+    several devices share a key/value head, each has it. Widths are gathered where they are sharded, and query heads
+    where those of a device would be of parts of several key/value heads.
     """
     specs = [_spec(x) for x in (query, key, value)]
     if not any(entry is not None for spec in specs for entry in spec):
@@ -52,9 +53,15 @@ def divided(run: Callable[..., Any], query: Array, key: Array, value: Array, sin
     def local(query: Array, key: Array, value: Array, sinks: Any, rest: Any, *starts: Array) -> Any:
         if kv_length is not None:
             key, value = (lax.all_gather(x, kv_length, axis=1, tiled=True) for x in (key, value))
-        return run(query, key, value, sinks, rest, Origin(*(x[0] for x in starts)))
+        origin = Origin(*(x[0] for x in starts))
+        if shared:
+            kv_head = lax.div(origin.head, jnp.int32(group))
+            key, value = (lax.dynamic_slice_in_dim(x, kv_head, 1, axis=2) for x in (key, value))
+        return run(query, key, value, sinks, rest, origin)
 
-    queries, keys = (batch, length, heads, None), (batch, kv_length, heads, None)
+    group = query.shape[2] // max(1, key.shape[2])
+    shared = key.shape[2] % _size(mesh, heads) != 0
+    queries, keys = (batch, length, heads, None), (batch, kv_length, None if shared else heads, None)
     query, key, value = placed(query, *queries), placed(key, *keys), placed(value, *keys)
     sinks = None if sinks is None else placed(sinks, heads)
     rest = jax.tree.map(lambda x: placed(jnp.asarray(x), *[None] * jnp.ndim(x)), rest)
@@ -82,7 +89,8 @@ def _division(specs: list[tuple[Any, ...]], mesh: Any, kv_heads: int) -> tuple[A
         return None
 
     def in_whole_heads(*entries: Any) -> list[Any]:
-        return [entry for entry in entries if not kv_heads % math.prod(mesh.shape[name] for name in _names(entry))]
+        sizes = [_size(mesh, entry) for entry in entries]
+        return [entry for entry, size in zip(entries, sizes, strict=True) if not kv_heads % size or not size % kv_heads]
 
     # queries stay where they are, before anything else
     batch, heads, length = first(query[0]), first(*in_whole_heads(query[2])), first(query[1])
@@ -117,6 +125,11 @@ def _spec(x: Array) -> tuple[Any, ...]:
     """The explicit mesh axes that each of an array's four axes is sharded over; None where there are none."""
     spec = tuple(getattr(getattr(jax.typeof(x), "sharding", None), "spec", ()))
     return spec + (None,) * (4 - len(spec))
+
+
+def _size(mesh: Any, entry: Any) -> int:
+    """Into how many parts an entry of a PartitionSpec divides."""
+    return math.prod(mesh.shape[name] for name in _names(entry))
 
 
 def _names(entry: Any) -> tuple[str, ...]:

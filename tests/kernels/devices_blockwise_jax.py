@@ -28,43 +28,42 @@ def arrays(batch=4, q_len=120, kv_len=160, heads=8, kv_heads=4, dim=8):
     return [*(RNG.standard_normal(size, np.float32) for size in sizes), RNG.standard_normal(sizes[0][:3], np.float32)]
 
 
-def gradients(call, query, key, value, cotangent, d_lse, floats):
-    """The gradients by query, key, value and floats, then what `call` gives: output and log-sum-exp."""
+def results(call, *given, forward=False):
+    """The gradients by query, key, value and floats, of query, key, value, cotangents and floats; then output and
+    log-sum-exp. With `forward` no gradients.
+    """
+    query, key, value, cotangent, d_lse, floats = given
 
     def loss(query, key, value, floats):
         out, lse = call(query, key, value, floats)
         return (out * cotangent).sum() + (lse * d_lse).sum(), (out, lse)
 
+    if forward:
+        return (), call(query, key, value, floats)
     return jax.grad(loss, (0, 1, 2, 3), has_aux=True)(query, key, value, floats)
 
 
-def program(function, *given):
-    return jax.jit(function).lower(*given).compile()
-
-
-def sent(program):
-    """The operations between devices, each array of them as `all-gather f32[4,8]`, sorted."""
-    found = SENT.findall(program.as_text())
-    return sorted(f"{name} {shape}" for shapes, name in found for shape in re.findall(r"\w+\[[\d,]*\]", shapes))
-
-
-def held(call, given, specs, floats=(), axis_type=AxisType.Explicit, values_only=False):
+def held(call, given, specs, floats=(), axis_type=AxisType.Explicit, forward=False):
     """Whether query, key and value, sharded so, give what one device gives with the reference kernel, each result
-    sharded as what it belongs to. Returns what is sent by the forward pass alone, and by
-    forward and backward pass together; None with `values_only`.
+    sharded as what it belongs to.
+
+    Returns:
+        What the devices send: each array of such an operation as `all-gather f32[4,8]`, sorted.
     """
-    whole = functools.partial(call, kernel="reference")
-    wanted = jax.jit(functools.partial(gradients, whole))(*given, floats)
+    whole = functools.partial(results, functools.partial(call, kernel="reference"), forward=forward)
+    wanted = jax.jit(whole)(*given, floats)
     specs = (*specs, specs[0], P(*specs[0][:3]))
     placed = [jax.device_put(x, NamedSharding(MESH[axis_type], s)) for x, s in zip(given, specs, strict=True)]
-    both = program(functools.partial(gradients, call), *placed, floats)
-    got = both(*placed, floats)
+    program = jax.jit(functools.partial(results, call, forward=forward)).lower(*placed, floats).compile()
+    got = program(*placed, floats)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
     if axis_type is AxisType.Explicit:
-        for x, like in zip((*got[0][:3], *got[1]), (*placed[:3], *placed[3:]), strict=True):
+        likes = (*placed[: len(got[0][:3])], *placed[3:])
+        for x, like in zip((*got[0][:3], *got[1]), likes, strict=True):
             assert x.sharding.is_equivalent_to(like.sharding, x.ndim), (x.sharding, like.sharding)
-    return None if values_only else (sent(program(call, *placed[:3], floats)), sent(both))
+    found = SENT.findall(program.as_text())
+    return sorted(f"{name} {shape}" for shapes, name in found for shape in re.findall(r"\w+\[[\d,]*\]", shapes))
 
 
 def causal(query, key, value, floats, kernel="blockwise"):
@@ -73,35 +72,59 @@ def causal(query, key, value, floats, kernel="blockwise"):
 
 def batch_and_heads():
     for spec in (P("x", None, "y", None), P(("x", "y"), None, None, None)):
-        assert held(causal, arrays(batch=8), [spec] * 3) == ([], [])
+        assert held(causal, arrays(batch=8), [spec] * 3) == []
+
+
+def query_heads_that_share_a_key_head():
+    """Keys and values are whole on all devices; each head's gradient is summed over those that read it."""
+    masked = masks.PerHead((masks.Causal(20), masks.SlidingWindow(30, 9)) * 4)
+
+    def call(query, key, value, floats, kernel="blockwise"):
+        return attend(query, key, value, masked, bias=biases.ALiBi(8), sinks=floats, kernel=kernel)
+
+    sinks = RNG.standard_normal(8, np.float32)
+    for kv_heads in (1, 2):
+        specs = P(None, None, "y", None), P(), P()
+        assert held(call, arrays(kv_heads=kv_heads), specs, sinks) == [f"all-reduce f32[4,160,{kv_heads},8]"] * 2
+
+
+def automatic_axes():
+    """Right, if gathered; nothing is sent in a shard_map."""
+    specs, mesh = [P("x", None, "y", None)] * 3, MESH[AxisType.Auto]
+    held(causal, arrays(), specs, axis_type=AxisType.Auto)
+
+    def call(query, key, value, floats, kernel="blockwise"):
+        if kernel == "reference":
+            return causal(query, key, value, floats, kernel)
+        part = functools.partial(causal, floats=())
+        out_specs = (specs[0], P("x", None, "y"))
+        return jax.shard_map(part, mesh=mesh, in_specs=tuple(specs), out_specs=out_specs)(query, key, value)
+
+    assert held(call, arrays(), specs, axis_type=AxisType.Auto) == []
 
 
 def queries():
-    keys = ["all-gather f32[2,160,4,8]"] * 2
+    keys, specs = ["all-gather f32[2,160,4,8]"] * 2, [P("x", "y", None, None)] * 3
+    assert held(causal, arrays(), specs, forward=True) == keys
     # the gradients of keys and values are summed, and each device keeps its own part
-    both = [*keys, *["reduce-scatter f32[2,40,4,8]"] * 2]
-    assert held(causal, arrays(), [P("x", "y", None, None)] * 3) == (keys, both)
+    assert held(causal, arrays(), specs) == [*keys, *["reduce-scatter f32[2,40,4,8]"] * 2]
 
 
 def queries_alone():
     specs = P("x", "y", None, None), *[P("x", None, None, None)] * 2
-    assert held(causal, arrays(), specs) == ([], ["all-reduce f32[2,160,4,8]"] * 2)
+    assert held(causal, arrays(), specs) == ["all-reduce f32[2,160,4,8]"] * 2
 
 
 def queries_and_heads():
-    forward, _ = held(causal, arrays(), [P(None, "y", "x", None)] * 3)
-    assert forward == ["all-gather f32[4,160,2,8]"] * 2
-    forward, _ = held(causal, arrays(), [P(None, ("x", "y"), None, None)] * 3)
-    assert forward == ["all-gather f32[4,160,4,8]"] * 2
+    given = arrays()
+    assert held(causal, given, [P(None, "y", "x", None)] * 3, forward=True) == ["all-gather f32[4,160,2,8]"] * 2
+    everywhere = [P(None, ("x", "y"), None, None)] * 3
+    assert held(causal, given, everywhere, forward=True) == ["all-gather f32[4,160,4,8]"] * 2
 
 
 def shardings_that_are_not_alike():
-    held(
-        causal, arrays(), [P("x", None, None, None), P("x", "y", None, None), P("x", "y", None, None)], values_only=True
-    )
-    held(
-        causal, arrays(), [P("x", "y", None, None), P("y", "x", None, None), P(None, None, "y", None)], values_only=True
-    )
+    held(causal, arrays(), [P("x", None, None, None), P("x", "y", None, None), P("x", "y", None, None)])
+    held(causal, arrays(), [P("x", "y", None, None), P("y", "x", None, None), P(None, None, "y", None)])
 
 
 def tiles_that_the_parts_do_not_fill():
@@ -109,17 +132,15 @@ def tiles_that_the_parts_do_not_fill():
     given, specs = arrays(q_len=120, kv_len=100), [P("x", "y", None, None)] * 3
     lengths, keep = jnp.asarray([100, 7, 60, 50]), jnp.asarray(RNG.random((120, 100)) < 0.9)
     per_head = masks.PerHead((masks.Causal(20), masks.SlidingWindow(30, 9)) * 4)
-    known, traced = masks.SlidingWindow(30, 9), masks.KeyPadding(lengths) & (masks.Dense(keep) | per_head)
+    traced = masks.KeyPadding(lengths) & (masks.Dense(keep) | per_head)
     # values that would overflow, were those of another device's queries not left out
     bias, sinks = (RNG.standard_normal(size, np.float32) for size in ((8, 120, 100), (8,)))
     bias[:, ::30] += 200
     options = [
-        (known, {}),
-        (per_head, {}),
+        (per_head, {"dropout_rate": 0.3, "dropout_key": 5}),
         (traced, {"sinks": sinks}),
         (masks.Causal(20), {"bias": bias, "sinks": sinks}),
         (masks.Full(), {"bias": biases.ALiBi(8)}),
-        (known, {"dropout_rate": 0.3, "dropout_key": 5}),
     ]
     for mask, more in options:
         floats = {name: x for name, x in more.items() if isinstance(x, np.ndarray)}
@@ -128,7 +149,7 @@ def tiles_that_the_parts_do_not_fill():
             return attend(query, key, value, mask, kernel=kernel, **{**more, **floats})
 
         with blocks.forcing(16, 32):
-            held(call, given, specs, floats, values_only=True)
+            held(call, given, specs, floats)
 
 
 def a_part_attends_in_the_callers_shard_map():
@@ -148,12 +169,14 @@ def a_part_attends_in_the_callers_shard_map():
         return jax.shard_map(part, mesh=mesh, in_specs=(spec,) * 3, out_specs=(spec, spec))(query, key, value)
 
     with blocks.forcing(16, 32):
-        forward, _ = held(call, arrays(q_len=160), [P(None, ("x", "y"), None, None)] * 3, axis_type=AxisType.Auto)
-    assert forward == ["all-gather f32[4,160,4,8]"] * 2
+        found = held(call, arrays(q_len=160), [P(None, ("x", "y"), None, None)] * 3, axis_type=AxisType.Auto)
+    assert found == [*["all-gather f32[4,160,4,8]"] * 2, *["reduce-scatter f32[4,20,4,8]"] * 2]
 
 
 TESTS = [
     batch_and_heads,
+    query_heads_that_share_a_key_head,
+    automatic_axes,
     queries,
     queries_alone,
     queries_and_heads,
