@@ -13,7 +13,8 @@ _FORCED: ContextVar[tuple[int, int] | None] = ContextVar("maskattn_blocks", defa
 
 @contextmanager
 def forcing(q_block: int, kv_block: int) -> Iterator[None]:
-    """Inside, the blockwise kernels use tiles of q_block queries by kv_block keys, whatever the shape.
+    """Inside, the blockwise kernels use tiles of q_block queries by kv_block keys, whatever the shape. (In PyTorch,
+    rectangles that SDPA's operator does are put together of such tiles; those done by matrix products are no larger.)
 
     For tests: it makes short sequences have several tiles. A kernel that caches what depends on tile sizes (plans,
     compiled functions) keys it by `forced()`.

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from maskattn import blocks
 from maskattn.biases import Additive, ALiBi, Bias
 from maskattn.masks import Mask
 from maskattn.pieces import Limits, Piece
@@ -86,7 +87,7 @@ def _prepared(
     plain = plain or any(x is not None for x in other) or width != v.shape[3] or not blockwise_flash.available()
     if not plain:
         return sizes, plan(problem.mask, sizes), None
-    sizes = replace(sizes, limits=_LIMITS, area=_AREA)
+    sizes = replace(sizes, limits=Limits(*(blocks.forced() or _LIMITS)), area=_AREA)
     shape = (batch, heads, q_len, kv_len)
     terms = blockwise_products.Terms(problem.scale, problem.softcap, problem.bias, problem.dropout, shape)
     return sizes, plan(problem.mask, sizes), terms
