@@ -127,10 +127,10 @@ def _joined(x: Array, sizes: Sizes) -> Array:
 
 def _merge(out: Array, lse: Array, other: Array, other_lse: Array) -> None:
     """Take in, in place, the result over other keys."""
-    both = torch.logaddexp(lse, other_lse)
-    reference = both.masked_fill(both == -torch.inf, 0)
-    out.mul_((lse - reference).exp_().unsqueeze(-1)).addcmul_(other, (other_lse - reference).exp_().unsqueeze(-1))
-    lse.copy_(both)
+    # one weight and its complement: with one exponential for each, what lse lost by rounding would scale the output
+    share = torch.sigmoid(other_lse - lse).masked_fill_(other_lse == -torch.inf, 0)
+    out.lerp_(other, share.unsqueeze(-1))
+    lse.copy_(torch.logaddexp(lse, other_lse))
 
 
 def _backward(

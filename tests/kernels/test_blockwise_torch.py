@@ -15,10 +15,11 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from maskattn import biases, blocks, masks  # noqa: E402
-from maskattn.parity import cases, checks  # noqa: E402
+from maskattn.parity import cases, checks, standards  # noqa: E402
 from maskattn.parity.cases import Case  # noqa: E402
 from maskattn.parity.draws import Draws  # noqa: E402
 from maskattn.parity.mask_table import Shape, compose, families  # noqa: E402
+from maskattn_torch import attention  # noqa: E402
 from maskattn_torch.adapter import Adapter  # noqa: E402
 from maskattn_torch.kernels import blockwise_flash, blockwise_products, blockwise_walk  # noqa: E402
 
@@ -88,6 +89,16 @@ def test_random_compositions(lse):
             mask = compose(FEW, Draws(name), depth=1 + number % 3)
             found += failures(case(mask, FEW, name=name), cotangent_of_lse=lse)
     assert not found, "\n".join(found)
+
+
+def test_an_average_of_one_number_is_that_number():
+    """What a large log-sum-exp loses by rounding must not scale the output when partial results are merged."""
+    query, key = (torch.sin(n * torch.arange(1 * 40 * 2 * 8.0)).reshape(1, 40, 2, 8) for n in (1, 2))
+    query[..., 0], key[..., 0] = 1000, 3
+    value = torch.ones(1, 40, 2, 5)
+    with blocks.forcing(8, 8):
+        output = attention(query, key, value, masks.Causal(), kernel="blockwise")
+    assert float((output - 1).abs().max()) <= 40 * standards.eps("float32")
 
 
 LENGTHS = [(1, 1), (1, 129), (2, 3), (3, 2), (127, 127), (129, 127), (127, 1000), (1000, 1000), (1000, 3)]
