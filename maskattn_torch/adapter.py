@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -9,6 +10,7 @@ import ml_dtypes
 import numpy as np
 import torch
 
+from maskattn import blocks
 from maskattn.parity.adapters import CONVENTIONS
 from maskattn.parity.cases import Case
 from maskattn_torch import functional, lower, multihead, params
@@ -35,11 +37,14 @@ def to_numpy(array: torch.Tensor) -> np.ndarray[Any, Any]:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`kernel` is handed to attention and modules; `mode` is "eager" (PyTorch has no other here)."""
+    """`kernel` is handed to attention and modules; `mode` is "eager" (PyTorch has no other here). `blocks`: the tiles
+    that are forced on the blockwise kernel, queries by keys; None leaves them as they are.
+    """
 
     kernel: str = "reference"
     mode: str = "eager"
     name: str = "torch"
+    blocks: tuple[int, int] | None = None
     conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS), hash=False)
 
     def __post_init__(self) -> None:
@@ -58,8 +63,17 @@ class Adapter:
         cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
     ) -> dict[str, np.ndarray[Any, Any]]:
         """As `maskattn.parity.adapters.Adapter.run`."""
-        if case.config is not None:
-            return self._run_module(case, inputs, weights or {}, cotangent)
+        with blocks.forcing(*self.blocks) if self.blocks else contextlib.nullcontext():
+            if case.config is not None:
+                return self._run_module(case, inputs, weights or {}, cotangent)
+            return self._run_attention(case, inputs, cotangent)
+
+    def _run_attention(
+        self,
+        case: Case,
+        inputs: dict[str, np.ndarray[Any, Any]],
+        cotangent: dict[str, np.ndarray[Any, Any]] | None,
+    ) -> dict[str, np.ndarray[Any, Any]]:
         arrays = self._differentiated(case, inputs)
         bias = arrays["bias"] if "bias" in arrays else case.bias
         bias = replace(bias, table=arrays["table"]) if "table" in arrays else bias

@@ -18,7 +18,8 @@ __all__ = ["command"]
 @click.option(
     "--kernel",
     help="The twins' kernel. exact (the default): every bit equal; any other: within the bounds of the float64 oracle, "
-    "which is also what --impl is held to unless this says exact.",
+    "which is also what --impl is held to unless this says exact. blockwise: in tiles so small that most cases have "
+    "several.",
 )
 @click.option(
     "--samples", type=click.IntRange(min=0), default=0, metavar="N", help="Draw random cases until N numbers."

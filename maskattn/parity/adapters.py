@@ -41,6 +41,10 @@ CONVENTIONS = {
 #: The implementations that are judged when none is named: loaded when used, so that nothing imports both by itself.
 TWINS = {"torch": "maskattn_torch.adapter:ADAPTER", "jax": "maskattn_jax.adapter:ADAPTER"}
 
+#: The tiles in which the twins' blockwise kernels are judged, queries by keys; by themselves they would take a case of
+#: the suite in one. Every shape of `cases` but the smallest has several, and the last of a row or column is padded.
+TILES = (7, 5)
+
 
 @runtime_checkable
 class Adapter(Protocol):
@@ -99,9 +103,16 @@ class _Named:
         return getattr(self._adapter, attribute)
 
 
+def twin(name: str, kernel: str = "reference", **options: Any) -> Adapter:
+    """One of `TWINS` with this kernel, blockwise in small tiles; `options` are further fields of its adapter."""
+    if kernel == "blockwise":
+        options = {"blocks": TILES, **options}
+    return dataclasses.replace(load(TWINS[name]), kernel=kernel, **options)  # type: ignore[type-var]
+
+
 def twins(kernel: str = "reference", **options: Any) -> list[Adapter]:
-    """Both twins with this kernel; `options` are further fields of their adapters."""
-    return [dataclasses.replace(load(spec), kernel=kernel, **options) for spec in TWINS.values()]  # type: ignore[type-var]
+    """Both twins: see `twin`."""
+    return [twin(name, kernel, **options) for name in TWINS]
 
 
 class NumpyExact:

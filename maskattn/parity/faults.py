@@ -132,8 +132,7 @@ def _patched(twin: str, kernel: str, fault: Fault) -> Iterator[None]:
 def _adapter(fault: Fault, twin: str) -> Any:
     """The twin, run eagerly where a compiled program would hide what is patched (or outlive it)."""
     patched = fault.kernel is not None or fault.internals or fault.module or fault.weights is not None
-    changes = {"kernel": fault.uses} | ({"mode": "eager"} if patched else {})
-    return replace(adapters.load(adapters.TWINS[twin]), **changes)  # type: ignore[type-var]
+    return adapters.twin(twin, fault.uses, **({"mode": "eager"} if patched else {}))
 
 
 def caught(fault: Fault, twin: str) -> list[str]:

@@ -1,0 +1,35 @@
+"""The blockwise kernel in small tiles: cases and relations that cost few compilations. `--parity-kernel blockwise`, or
+`maskattn parity --kernel blockwise`, runs every case in both twins.
+"""
+
+from __future__ import annotations
+
+import pytest
+
+from maskattn.parity import adapters
+from maskattn.parity.cases import registry
+from maskattn.parity.findings import failures
+from maskattn.parity.relations import RELATIONS
+from maskattn.parity.run import run
+
+#: JAX compiles once a shape: it is asked about every mask on one.
+CHOSEN = {"torch": lambda case: True, "jax": lambda case: "/square/float32/" in case.id}
+
+
+@pytest.mark.parametrize("twin", adapters.TWINS)
+def test_cases(twin):
+    chosen = [case for case in registry() if CHOSEN[twin](case)]
+    result = run(chosen, [adapters.twin(twin, "blockwise")], kernel="blockwise")
+    assert not result.failures, "\n".join(result.failures[:30])
+    assert all('"mean"' in outcome.reasons[0] for outcome in result.not_run)
+    assert len(result.outcomes) - len(result.not_run) > 60
+
+
+@pytest.mark.parametrize("twin", adapters.TWINS)
+@pytest.mark.parametrize("relation", RELATIONS)
+def test_relation(relation, twin):
+    found = RELATIONS[relation](adapters.twin(twin, "blockwise"), 1)
+    # what is not finite is kept from the tiles that may not attend to it, not from every query of a mixed tile
+    found = [finding for finding in found if finding.check not in ("masked = NaN", "masked = inf")]
+    assert found
+    assert not failures(found), "\n".join(map(str, failures(found)))

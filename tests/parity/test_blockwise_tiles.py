@@ -1,0 +1,82 @@
+"""The suite runs the blockwise kernels in small tiles: what goes wrong between tiles shows, in both twins."""
+
+from __future__ import annotations
+
+import pickle
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from maskattn.parity import adapters, cases
+from maskattn.parity.cases import SHAPES, get
+from maskattn.parity.run import run
+from maskattn_jax.kernels import blockwise as in_jax
+from maskattn_torch.kernels import blockwise_walk as in_torch
+
+CASES = ("Causal/square/float32/0", "Full/wide/float32/0", "planted/nan/padding/float32")
+
+
+def first_tiles_only(monkeypatch):
+    """Plant in both twins: of a row of tiles only the first step is taken, so that one tile by itself is right."""
+    planned, plan = in_jax.planned, in_torch.plan
+
+    def fewer_steps(*arguments):
+        layout, steps = planned(*arguments)
+        seen, found = 0, []
+        for kind in steps:
+            count = np.clip(1 - seen, 0, kind.count)
+            seen, found = seen + kind.count, [*found, replace(kind, count=count.astype(np.int32), once=False)]
+        return layout, tuple(found)
+
+    def fewer_calls(*arguments):
+        found = plan(*arguments)
+        calls, joined = (tuple(c for c in some if c.piece.first) for some in (found.calls, found.joined))
+        return replace(found, calls=calls, joined=joined, whole=False, covered=False)
+
+    monkeypatch.setattr(in_jax, "planned", fewer_steps)
+    monkeypatch.setattr(in_torch, "plan", fewer_calls)
+
+
+def outcomes(case_id, **options):
+    """How each twin fares; eagerly, since a compiled function would hide what is planted, or outlive it."""
+    found = run([get(case_id)], adapters.twins("blockwise", mode="eager", **options), kernel="blockwise")
+    return {outcome.subject.partition("-")[0]: (outcome.status, outcome.failures) for outcome in found.outcomes}
+
+
+@pytest.mark.parametrize("case_id", CASES)
+def test_a_fault_between_tiles_is_reported(case_id, monkeypatch):
+    assert outcomes(case_id) == dict.fromkeys(adapters.TWINS, ("held", []))
+    first_tiles_only(monkeypatch)
+    assert outcomes(case_id, blocks=None) == dict.fromkeys(adapters.TWINS, ("held", []))
+    seen = outcomes(case_id)
+    assert {twin: status for twin, (status, _) in seen.items()} == dict.fromkeys(adapters.TWINS, "failed")
+    assert all(any("output" in line for line in lines) for _, lines in seen.values())
+
+
+def test_what_was_compiled_for_one_size_of_tile_is_not_used_for_another(monkeypatch):
+    planned, seen = in_jax.planned, []
+
+    def recording(*arguments):
+        layout, steps = planned(*arguments)
+        seen.append((layout.q_block, layout.kv_block))
+        return layout, steps
+
+    monkeypatch.setattr(in_jax, "planned", recording)
+    case = replace(get("Causal/square/float32/0"), scale=0.1875)  # a compilation of its own
+    small = adapters.twin("jax", "blockwise")
+    for adapter in (replace(small, blocks=None), small, replace(small, blocks=None), small):
+        adapter.run(case, cases.inputs(case), None, cases.cotangent(case))
+    assert seen == [(24, 24), adapters.TILES]
+
+
+def test_adapters_bring_their_tiles_along():
+    for adapter in adapters.standard("blockwise"):
+        assert adapter.blocks == adapters.TILES and pickle.loads(pickle.dumps(adapter)) == adapter
+    assert all(adapter.blocks is None for adapter in adapters.twins("reference"))
+
+
+def test_every_shape_but_the_smallest_has_several_tiles():
+    q_block, kv_block = adapters.TILES
+    tiles = {name: -(-s.q_len // q_block) * -(-s.kv_len // kv_block) for name, s in SHAPES.items()}
+    assert tiles == {"square": 20, "wide": 4, "tall": 4, "row": 3, "one": 1}
