@@ -46,26 +46,42 @@ def pairs(found: contenders.Problem) -> int:
     return found.q_len * found.kv_len if mask is None else int(mask.dense(found.q_len, found.kv_len, 1, 1).sum())
 
 
-def measured(name: str, which: str, kernel: str, repeat: int, flex: bool) -> dict[str, Any]:
+def measured(names: tuple[str, ...], which: str, kernel: str, repeat: int, flex: bool) -> dict[str, Any]:
+    """What each mask takes in one pass. All calls of all masks alternate: a slow minute of the machine meets one round
+    of each, and no median.
+    """
     length, products = PASSES[which]
-    found = problem(name, length, which == "both")
-    calls = {
-        **contenders.in_jax(found, (kernel,)),
-        **contenders.in_torch(found, (kernel,), flex),
-        **contenders.product(),
-    }
+    problems = {name: problem(name, length, which == "both") for name in names}
+    calls = {("", x): call for x, call in contenders.product().items()}
+    for name, found in problems.items():
+        each = {**contenders.in_jax(found, (kernel,)), **contenders.in_torch(found, (kernel,), flex)}
+        calls |= {(name, x): call for x, call in each.items()}
     times = measure.medians(measure.alternate(calls, repeat))
+    rates = {twin: 2 * 4096**3 / times["", f"{twin} product"] for twin in ("jax", "torch")}
+    return {name: summary(found, name, products, times, rates, kernel) for name, found in problems.items()}
+
+
+def summary(
+    found: contenders.Problem,
+    name: str,
+    products: int,
+    times: dict[tuple[str, str], float],
+    rates: dict[str, float],
+    kernel: str,
+) -> dict[str, Any]:
+    """Milliseconds, ratios to the peers, and shares of a product's rate, for one mask."""
+    own = {x: seconds for (mask, x), seconds in times.items() if mask == name}
     operations = products * 2 * pairs(found) * found.heads * found.head_dim
-    ours = {"jax": times[f"jax {kernel}"], "torch": times[f"torch {kernel}"]}
-    peers = {x: seconds for x, seconds in times.items() if seconds not in ours.values() and "product" not in x}
+    ours = {twin: own[f"{twin} {kernel}"] for twin in rates}
+    peers = {x: seconds for x, seconds in own.items() if not x.endswith(f" {kernel}")}
     return {
-        "milliseconds": {x: 1e3 * seconds for x, seconds in times.items()},
+        "milliseconds": {x: 1e3 * seconds for x, seconds in own.items()},
         "speed_up": {
             twin: {x: seconds / ours[twin] for x, seconds in peers.items() if x.startswith(twin) or x == "torch sdpa"}
             | ({"flax nnx": peers["flax nnx"] / ours["jax"]} if twin == "jax" and "flax nnx" in peers else {})
             for twin in ours
         },
-        "limit": {twin: operations / ours[twin] / (2 * 4096**3 / times[f"{twin} product"]) for twin in ours},
+        "limit": {twin: operations / ours[twin] / rate for twin, rate in rates.items()},
     }
 
 
@@ -80,11 +96,10 @@ def main() -> None:
     arguments = parser.parse_args()
     results: dict[str, dict[str, Any]] = {}
     for which in arguments.passes:
-        results[which] = {}
-        print(f"{which}, N = {PASSES[which][0]} (milliseconds; times faster than the peer)")
-        for name in arguments.masks:
-            flex = not arguments.no_flex and which == "forward"
-            found = results[which][name] = measured(name, which, arguments.kernel, arguments.repeat, flex)
+        print(f"{which}, N = {PASSES[which][0]} (milliseconds; times faster than the peer)", flush=True)
+        flex = not arguments.no_flex and which == "forward"
+        results[which] = measured(tuple(arguments.masks), which, arguments.kernel, arguments.repeat, flex)
+        for name, found in results[which].items():
             for twin, ratios in found["speed_up"].items():
                 own = found["milliseconds"][f"{twin} {arguments.kernel}"]
                 against = "  ".join(f"{peer} {ratio:5.2f}x" for peer, ratio in ratios.items())

@@ -131,7 +131,6 @@ def in_torch(problem: Problem, kernels: tuple[str, ...] = ("auto",), flex: bool 
 def _flex(problem: Problem, mask: masks.Mask | None) -> Callable[..., Array]:
     from torch.nn.attention.flex_attention import flex_attention
 
-    torch._dynamo.reset()  # one compilation for each problem, however many were compiled before
     compiled = torch.compile(flex_attention)
     sizes = (problem.batch, problem.heads, problem.q_len, problem.kv_len)
     blocks = None if mask is None else maskattn_torch.lower.to_block_mask(mask, *sizes)

@@ -10,13 +10,18 @@ import time
 from collections.abc import Callable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
+
+from rich.console import Console
+from rich.progress import track
+
+Name = TypeVar("Name")
 
 #: Seconds of rest before a call, and that the calls of one figure take at least.
 SETTLE, SPAN = 0.1, 0.02
 
 
-def alternate(calls: Mapping[str, Callable[[], Any]], repeat: int, warm_up: int = 1) -> dict[str, list[float]]:
+def alternate(calls: Mapping[Name, Callable[[], Any]], repeat: int, warm_up: int = 1) -> dict[Name, list[float]]:
     """Seconds of each call, `repeat` times, one after the other, so that a slow moment of the machine meets them all.
 
     A call returns when its result is there. What the first `warm_up` rounds take is not counted. Before it is timed,
@@ -24,8 +29,9 @@ def alternate(calls: Mapping[str, Callable[[], Any]], repeat: int, warm_up: int 
     needs 50 ms), and is made untimed: it would otherwise find caches, memory and threads as the other left them. Calls
     shorter than `SPAN` are made several times, and the mean counts.
     """
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for turn in range(warm_up + repeat):
+    times: dict[Name, list[float]] = {name: [] for name in calls}
+    console = Console(stderr=True)
+    for turn in track(range(warm_up + repeat), console=console, transient=True, disable=not console.is_terminal):
         for name, call in calls.items():
             time.sleep(SETTLE)
             _mean(call)
@@ -43,7 +49,7 @@ def _mean(call: Callable[[], Any]) -> float:
     return seconds / count
 
 
-def medians(times: Mapping[str, list[float]]) -> dict[str, float]:
+def medians(times: Mapping[Name, list[float]]) -> dict[Name, float]:
     """The median of each list."""
     return {name: statistics.median(values) for name, values in times.items()}
 

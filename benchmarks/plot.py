@@ -33,9 +33,9 @@ def bars(axes: Any, names: list[str], values: dict[str, list[float]], log: bool)
     axes.set_xticks(range(len(names)), names, fontsize=8)
     if log:
         axes.set_yscale("log")
-    axes.margins(y=0.18)
+    axes.margins(y=0.25)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", ncols=2)
 
 
 def speed(found: dict[str, Any], where: Path) -> None:
@@ -64,7 +64,7 @@ def speed(found: dict[str, Any], where: Path) -> None:
 
 
 def length(found: dict[str, Any], where: Path) -> None:
-    """Time, peak memory and the first call against N."""
+    """Time, peak memory and compilation against N."""
     results = found["results"]
     figure, (time, memory, first) = plt.subplots(1, 3, figsize=(12, 3.8), layout="constrained")
     markers = dict(zip(("window 256", "documents of 512", "chunked 512"), "os^", strict=True))
@@ -72,7 +72,8 @@ def length(found: dict[str, Any], where: Path) -> None:
         mask, _, twin = name.rpartition(", ")
         label = f"{name}: N^{line['exponent']:.2f}"
         seconds = [1e3 * x for x in line["seconds"]]
-        time.loglog(line["lengths"], seconds, marker=markers[mask], color=COLOURS[twin], label=label, markersize=4)
+        time.semilogy(line["lengths"], seconds, marker=markers[mask], color=COLOURS[twin], label=label, markersize=4)
+    time.set_yticks([30, 100, 300, 1000], ["30", "100", "300", "1000"])
     time.set_ylabel("forward, milliseconds")
     for twin, line in results["memory"].items():
         lengths = [int(n) for n in line]
@@ -84,9 +85,14 @@ def length(found: dict[str, Any], where: Path) -> None:
     memory.set_ylim(bottom=0)
     for name, line in results["compile"].items():
         first.plot([int(n) for n in line], list(line.values()), marker="o", label=name)
-    first.set_ylabel("first call in JAX less the second, seconds")
+    first.set_ylabel("tracing, planning and compiling in JAX, seconds")
     first.set_ylim(bottom=0)
-    for axes in (time, memory, first):
+    for axes, lines in ((time, results["time"]), (memory, results["memory"]), (first, results["compile"])):
+        some = next(iter(lines.values()))
+        lengths = some["lengths"] if axes is time else [int(n) for n in some]
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, [str(n) for n in lengths])
+        axes.minorticks_off()
         axes.set_xlabel("N")
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, fontsize=7)

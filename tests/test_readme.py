@@ -1,6 +1,7 @@
 """The README does what it says: its Python runs, and its commands exist."""
 
 import doctest
+import json
 import re
 import shlex
 import sys
@@ -99,3 +100,30 @@ def test_the_mask_of_the_contributing_guide_is_one(monkeypatch):
     assert "5 % 3 == 2 % 3 is true" in module.Congruent(3).why(0, 0, 5, 2)
     with pytest.raises(ValueError, match="modulus must be at least 1, got 0"):
         module.Congruent(0)
+
+
+def test_the_figures_are_those_of_the_benchmarks():
+    results = ROOT / "benchmarks" / "results"
+    grid = json.loads((results / "attention_grid.json").read_text(encoding="utf-8"))["results"]
+    for name in grid["forward"]:
+        peers = (("jax", "jax.nn"), ("torch", "torch sdpa"))
+        ratios = [grid[which][name]["speed_up"][twin][peer] for twin, peer in peers for which in ("forward", "both")]
+        assert f"| {name} | {' | '.join(f'{ratio:.1f}' for ratio in ratios)} |" in TEXT
+    text = " ".join(TEXT.split())
+    forward, both = ([f"{grid[which]['full']['limit'][twin]:.0%}" for twin in ("jax", "torch")] for which in grid)
+    rates = [rate.replace("%", " %") for rate in forward + both]
+    assert f"runs at {rates[0]} (JAX) and {rates[1]} (PyTorch)" in text
+    assert f"forward and backward at {rates[2]} and {rates[3]}" in text
+    assert f"{1 / grid['forward']['causal']['speed_up']['jax']['torch sdpa']:.2f} times SDPA's time" in text
+    flex = [grid["forward"][name]["speed_up"]["torch"]["torch flex"] for name in grid["forward"]]
+    assert f"takes {min(flex):.1f} to {max(flex):.1f} times as long" in text
+    found = json.loads((results / "attention_length.json").read_text(encoding="utf-8"))["results"]
+    exponents = [line["exponent"] for line in found["time"].values()]
+    assert f"(exponents {min(exponents):.2f} to {max(exponents):.2f} from N = 4096 to 65536)" in text
+    peaks = [found["memory"][twin]["32768"]["peak_bytes"] / 2**20 for twin in ("jax", "torch")]
+    assert f"{peaks[0]:.0f} MB (JAX) and {peaks[1]:.0f} MB (PyTorch)" in text
+    first = max(seconds for line in found["compile"].values() for seconds in line.values())
+    assert f"compiles in at most {first:.1f} s, at any length" in text
+    cost = json.loads((results / "exact_cost.json").read_text(encoding="utf-8"))["results"]
+    ratios = [f"{cost[twin]['ratio']:.0f}" for twin in ("torch", "jax")]
+    assert f"it takes {ratios[0]} times the time of `reference` in PyTorch and {ratios[1]} times in jitted JAX" in text
