@@ -14,7 +14,8 @@ from maskattn.parity import cases, checks
 from maskattn.parity.cases import Case
 from maskattn.parity.draws import Draws
 from maskattn.parity.mask_table import Shape, compose
-from maskattn_jax.kernels import blockwise, blockwise_plan
+from maskattn_jax import lower
+from maskattn_jax.kernels import blockwise, blockwise_plan, blockwise_shards
 
 FEW = Shape(2, 20, 28, 8, 4, 5, 3)
 
@@ -35,6 +36,25 @@ def test_each_tile_that_is_not_empty_is_in_one_step(xp):
                     assert first < stop <= min(13, first + steps.width)
                     assert steps.masked or stop == first + steps.width and (states[run] == tiles.FULL).all()
         np.testing.assert_array_equal(seen, states != tiles.EMPTY)
+
+
+def test_numpy_data_give_a_plan_in_numpy_while_a_function_is_traced():
+    """And data that are arguments of the function do not: their plan is traced."""
+    ids = np.repeat(np.arange(4), 300)[None]
+    array = jnp.zeros((1, 1200, 2, 4))
+    origin = blockwise_shards.Origin(*[jnp.zeros((), jnp.int32)] * 3)
+    kinds = []
+
+    @jax.jit
+    def function(given):
+        for data in (ids, given):
+            mask = lower.bind(masks.Segments(data))
+            tiles, plan = blockwise_plan.planned(mask, array, array, (1, 2, 1200, 1200), origin)
+            kinds.append((tiles.q_block, {type(steps.count) is np.ndarray for steps in plan}))
+        return given
+
+    function(jnp.asarray(ids))
+    assert kinds == [(240, {True}), (400, {False})]
 
 
 @functools.partial(jax.jit, static_argnums=5)
