@@ -128,8 +128,8 @@ def _joined(x: Array, sizes: Sizes) -> Array:
 def _merge(out: Array, lse: Array, other: Array, other_lse: Array) -> None:
     """Take in, in place, the result over other keys."""
     # one weight and its complement: with one exponential for each, what lse lost by rounding would scale the output
-    share = torch.sigmoid(other_lse - lse).masked_fill_(other_lse == -torch.inf, 0)
-    out.lerp_(other, share.unsqueeze(-1))
+    share = torch.sigmoid(other_lse - lse).masked_fill_(other_lse == -torch.inf, 0).unsqueeze(-1)
+    out.mul_(1 - share).addcmul_(other, share)  # not lerp_: it would make an infinite value NaN
     lse.copy_(torch.logaddexp(lse, other_lse))
 
 

@@ -101,6 +101,16 @@ def test_an_average_of_one_number_is_that_number():
     assert float((output - 1).abs().max()) <= 40 * standards.eps("float32")
 
 
+@pytest.mark.parametrize("softcap", [None, 50.0], ids=["SDPA's operator", "products"])
+def test_an_infinite_value_that_is_attended_to_stays_infinite(softcap):
+    query, key, value = (torch.sin(n * torch.arange(1 * 24 * 2 * 8.0)).reshape(1, 24, 2, 8) for n in (1, 2, 3))
+    value[0, 3, 0, 1] = torch.inf
+    with blocks.forcing(8, 8):
+        output = attention(query, key, value, masks.Causal(), softcap=softcap, kernel="blockwise")
+    assert (output[0, 8:, 0, 1] == torch.inf).all()
+    assert int(output[0, 8:].isfinite().logical_not().sum()) == 16
+
+
 LENGTHS = [(1, 1), (1, 129), (2, 3), (3, 2), (127, 127), (129, 127), (127, 1000), (1000, 1000), (1000, 3)]
 
 
