@@ -22,7 +22,7 @@ import tempfile
 import time
 from pathlib import Path
 
-import measure as report
+import measure
 import ml_dtypes
 import numpy as np
 
@@ -104,7 +104,7 @@ def resident(field: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def measure(folder: Path, gigabytes: float, sharded: bool, repeat: int) -> dict[str, float]:
+def measured(folder: Path, gigabytes: float, sharded: bool, repeat: int) -> dict[str, float]:
     source_folder = folder / "source"
     source_folder.mkdir()
     source = make(source_folder, gigabytes, sharded)
@@ -156,7 +156,7 @@ def main() -> None:
     for size in arguments.size:
         for files in arguments.files:
             with tempfile.TemporaryDirectory(dir=arguments.folder) as folder:
-                row = measure(Path(folder), size, files == "sharded", arguments.repeat)
+                row = measured(Path(folder), size, files == "sharded", arguments.repeat)
             results[f"{size:g} GB, {files}"] = row
             print(
                 f"{size:g} GB {files:8} copy {row['copy_gigabytes_per_second']:.2f} GB/s  "
@@ -165,7 +165,7 @@ def main() -> None:
                 flush=True,
             )
     form = {"from": "hf-llama", "to": "flax-linen", "dtype": "bfloat16", "file": "safetensors"}
-    report.write(arguments.json, report.report(results, form=form))
+    measure.write(arguments.json, measure.report(results, form=form))
 
 
 if __name__ == "__main__":

@@ -12,12 +12,12 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
+from fuzz import SUFFIXES
 
 from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo
 from maskattn.checkpoints import _writer as writing
 
-SUFFIXES = [".safetensors", ".safetensors.index.json", ".npz", ".msgpack", ".pt", ".orbax"]
 REPLACEABLE = [".safetensors", ".npz", ".msgpack", ".pt"]
 FLOAT = np.dtype(np.float32)
 

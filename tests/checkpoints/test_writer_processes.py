@@ -10,21 +10,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fuzz import SUFFIXES
 
 from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo, _publish
 
-SUFFIXES = [".safetensors", ".safetensors.index.json", ".npz", ".msgpack", ".pt", ".orbax"]
 REPLACEABLE = [".safetensors", ".npz", ".msgpack", ".pt"]
 FLOAT = np.dtype(np.float32)
-
-
-def infos_of(tensors):
-    return {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}
-
-
-def contents(folder):
-    return {str(file.relative_to(folder)): file.read_bytes() for file in folder.rglob("*") if file.is_file()}
 
 
 # Saves in a new process again and again; the n-th of them ends without warning at its n-th call that changes the disk.
