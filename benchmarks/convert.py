@@ -27,9 +27,9 @@ import ml_dtypes
 import numpy as np
 
 from maskattn import checkpoints
-from maskattn.carry_out import carry_out
 from maskattn.checkpoints import TensorInfo
-from maskattn.plan import plan
+from maskattn.convert._plan import plan
+from maskattn.convert._run import carry_out
 
 WIDTH, INNER, VOCABULARY, HEADS, KV_HEADS, HEAD = 2048, 8192, 32768, 32, 8, 64
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)

@@ -19,7 +19,7 @@ STATEMENTS = (
     "import numpy",
     "import maskattn",
     "from maskattn import masks, biases",
-    "import maskattn.rng",
+    "import maskattn.numerics.rng",
     "import maskattn.cli.main",
 )
 LINE = re.compile(r"import time:\s+\d+ \|\s+(\d+) \|( +)(\S+)")

@@ -15,11 +15,9 @@ import jax
 import measure
 import numpy as np
 
-from maskattn import dropout, rng
-from maskattn_jax import dropout as jax_dropout
-from maskattn_jax import rng as jax_rng
-from maskattn_torch import dropout as torch_dropout
-from maskattn_torch import rng as torch_rng
+from maskattn.numerics import dropout, rng
+from maskattn_jax import dropout as jax_dropout, rng as jax_rng
+from maskattn_torch import dropout as torch_dropout, rng as torch_rng
 
 RATE = 0.1
 

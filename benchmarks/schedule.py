@@ -16,7 +16,7 @@ import measure
 import numpy as np
 
 from maskattn import masks
-from maskattn.tiles import schedule
+from maskattn.schedule.tiles import schedule
 
 
 def cases(length: int) -> dict[str, masks.Mask]:

@@ -8,6 +8,10 @@ from __future__ import annotations
 import importlib
 from typing import Any
 
+from maskattn import _moved
+
+_moved.install()
+
 __version__ = "0.1.0"
 
 # name -> where it lives: "package.module" for a submodule, "package.module:name" for something inside one
@@ -17,10 +21,11 @@ _EXPORTS = {
     "checkpoints": "maskattn.checkpoints",
     "convert_tensors": "maskattn.convert:convert_tensors",
     "corruption": "maskattn.corruption",
-    "layouts": "maskattn.layouts",
+    "layouts": "maskattn.convert.layouts",
     "masks": "maskattn.masks",
     "optimizers": "maskattn.optimizers",
     "recipes": "maskattn.recipes",
+    "rng": "maskattn.numerics.rng",
 }
 
 __all__ = ["__version__", *_EXPORTS]

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import math
+import operator
 from collections.abc import Sequence
 from typing import Any
+
+import numpy as np
+
+from maskattn._fields import Array, dtype_name
+
+_KINDS = {"bool": ("bool",), "int": ("int", "uint"), "float": ("float", "bfloat")}
+_ARTICLE = {"bool": "a bool", "int": "an int", "float": "a float"}
 
 
 class Problems:
     """Gathers everything wrong with one call, so that one error can name it all.
 
-    `raise_if_any` raises a TypeError where an argument has the wrong type, otherwise a ValueError.
+    `raise_if_any` raises a TypeError where an argument has the wrong type, otherwise a ValueError. Values are read only
+    where the data are in NumPy: reading an array of a framework may wait for a device, or be impossible while tracing.
     """
 
     def __init__(self, where: str) -> None:
@@ -53,6 +62,63 @@ class Problems:
         elif value not in known:
             self.value(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
+    def integer(self, name: str, value: Any, minimum: int | None = None) -> Any:
+        """`value` as an int."""
+        try:
+            if isinstance(value, (bool, np.bool_)):
+                raise TypeError
+            number = operator.index(value)
+        except Exception:  # traced arrays refuse with exceptions of their own
+            self.type(f"{name} must be an int, got {describe(value)}")
+            return value
+        if minimum is not None and number < minimum:
+            self.value(f"{name} must be at least {minimum}, got {number}")
+        return number
+
+    def integers(self, name: str, value: Any, minimum: int | None = None, length: int | None = None) -> Any:
+        """`value` as a tuple of ints; where `length` is given, an int stands for itself on every axis."""
+        if length is not None and not isinstance(value, (Sequence, np.ndarray)):
+            number = self.integer(name, value, minimum)
+            return (number,) * length
+        if not isinstance(value, (Sequence, np.ndarray)) or isinstance(value, (str, bytes)):
+            self.type(f"{name} must be a tuple of ints, got {describe(value)}")
+            return value
+        if length is not None and len(value) != length:
+            self.value(f"{name} must have {length} entries, got {len(value)}")
+        return tuple(self.integer(f"{name}[{i}]", entry, minimum) for i, entry in enumerate(value))
+
+    def array(self, name: str, value: Any, kind: str, axes: str, ranks: tuple[int, ...]) -> Array:
+        """`value` as an array of `kind` ("bool", "int", "float"); NumPy data are copied, so that they cannot change.
+
+        `axes` says the expected shape in messages.
+        """
+        if not hasattr(value, "shape") or not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)):
+            try:
+                value = np.array(value)
+            except ValueError:
+                self.value(f"{name} must be {_ARTICLE[kind]} array {axes}, got a ragged {type(value).__name__}")
+                return value
+            if value.size == 0 and value.dtype == np.float64 and kind != "float":
+                value = value.astype(bool if kind == "bool" else np.int64)  # an empty list has no dtype of its own
+            if not value.dtype.isnative:
+                value = value.astype(value.dtype.newbyteorder("="))
+        found = dtype_name(value)
+        if not found.startswith(_KINDS[kind]):
+            self.type(f"{name} must be {_ARTICLE[kind]} array, got dtype {found}")
+        elif isinstance(value, np.ndarray) and value.dtype.kind == "u":
+            # comparing uint64 with int64 would go through float64
+            if value.size and int(value.max()) > np.iinfo(np.int64).max:
+                self.value(f"{name} must fit in int64, got {int(value.max())}")
+            value = value.astype(np.int64)
+        if len(value.shape) not in ranks:
+            self.value(f"{name} must have shape {axes}, got {list(value.shape)}")
+        return value
+
+    def not_negative(self, name: str, value: Any) -> None:
+        """Entries of `value`, where they can be read at once, are at least 0."""
+        if isinstance(value, np.ndarray) and value.dtype.kind == "i" and value.size and int(value.min()) < 0:
+            self.value(f"{name} must not be negative, got {int(value.min())}")
+
     def raise_if_any(self) -> None:
         """Raise one error with all reasons, or return."""
         if not self.faults:
@@ -75,3 +141,10 @@ def show(value: Any) -> str:
         return f"an array of shape {tuple(shape)}"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def describe(value: Any) -> str:
+    """A value in an error message: short, with its type."""
+    if hasattr(value, "shape") and hasattr(value, "dtype"):
+        return f"{type(value).__name__} of dtype {dtype_name(value)} and shape {list(value.shape)}"
+    return f"{show(value)} ({type(value).__name__})"

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskattn._problems import Problems
-from maskattn.checks import EMPTY_ROWS
+from maskattn.attention import EMPTY_ROWS
 
 _SIZES = ("embed_dim", "num_heads")
 _OPTIONAL_SIZES = ("num_kv_heads", "head_dim", "v_head_dim", "kdim", "vdim", "out_dim")

@@ -13,7 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskattn.rng import bernoulli_limit
+from maskattn.numerics.rng import bernoulli_limit
 from maskattn_jax import rng
 from maskattn_jax.rng import _threefry2x32
 

@@ -13,7 +13,7 @@ import numpy as np
 
 from maskattn import biases, masks
 from maskattn._problems import Problems
-from maskattn.checks import KernelCannot, check_attention, refuse_empty_rows
+from maskattn.attention import KernelCannot, check_attention, refuse_empty_rows
 from maskattn_jax import auto, lower, rng
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels import KERNELS

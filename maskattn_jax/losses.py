@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskattn import _loss_checks
+from maskattn.losses import arguments as _loss_checks
 
 Array = Any
 

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
-from maskattn.checks import check_config, check_inputs, complete_inputs
+from maskattn.attention import check_config, check_inputs, complete_inputs
 from maskattn.config import AttentionConfig
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import attention

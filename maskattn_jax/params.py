@@ -2,7 +2,7 @@
 
 Works on ``MultiHeadAttention`` and ``Attention`` of this package and on ``flax.nnx.MultiHeadAttention``; for Linen,
 whose modules hold no parameters, on variables. The canonical tensors are NumPy arrays by the names of
-``maskattn.layouts.canonical``.
+``maskattn.convert.layouts.canonical``.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskattn import layouts
 from maskattn.config import AttentionConfig
-from maskattn.layouts._base import Layout
-from maskattn.layouts._live import CANONICAL, check_canonical, check_targets, raise_if_any
+from maskattn.convert import layouts
+from maskattn.convert.layouts._base import Layout
+from maskattn.convert.layouts._live import CANONICAL, check_canonical, check_targets, raise_if_any
 
 Array = Any
 

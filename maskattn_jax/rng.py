@@ -19,9 +19,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskattn import _rng_checks, rng
 from maskattn._problems import Problems
-from maskattn.checks import broadcasts, check_key
+from maskattn.attention import broadcasts, check_key
+from maskattn.numerics import rng, rng_arguments as _rng_checks
 
 Array = Any
 
@@ -87,7 +87,7 @@ def uniform(
     maxval: float = 1.0,
     start: int = 0,
 ) -> Array:
-    """Random numbers in [minval, maxval), as `jax.random.uniform` returns them (see `maskattn.rng.uniform`).
+    """Random numbers in [minval, maxval), as `jax.random.uniform` returns them (see `maskattn.numerics.rng.uniform`).
 
     Args:
         key: uint32 [2].

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskattn.checks import check_attention_mask
+from maskattn.attention import check_attention_mask
 from maskattn.config import AttentionConfig
 from maskattn_jax.multihead import MultiHeadAttention
 

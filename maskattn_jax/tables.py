@@ -8,8 +8,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskattn.exact import table as exact_table
-from maskattn_jax.kernels.exact_ops import OPS
+from maskattn.numerics.exact import table as exact_table
+from maskattn_jax.kernels.exact.ops import OPS
 
 __all__ = ["look_up", "row_sums"]
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
-from maskattn import tiles
 from maskattn.masks import Causal, Full
+from maskattn.schedule import tiles
 from maskattn_torch.kernels import KERNELS
 
 Array = Any

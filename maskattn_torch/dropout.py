@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils import _pytree
 
-from maskattn.rng import bernoulli_limit
+from maskattn.numerics.rng import bernoulli_limit
 from maskattn_torch import rng
 from maskattn_torch._operators import map_over
 from maskattn_torch.rng import _piece, _schedule, _threefry2x32

@@ -12,7 +12,7 @@ import torch
 
 from maskattn import biases, masks
 from maskattn._problems import Problems
-from maskattn.checks import KernelCannot, check_attention, refuse_empty_rows
+from maskattn.attention import KernelCannot, check_attention, refuse_empty_rows
 from maskattn_torch import auto, lower, rng
 from maskattn_torch.dropout import Dropout
 from maskattn_torch.kernels import KERNELS

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskattn import _loss_checks
+from maskattn.losses import arguments as _loss_checks
 
 Array = Any
 

@@ -1,7 +1,7 @@
 """Live modules <-> canonical tensors, with no file between.
 
 Works on ``MultiHeadAttention`` and ``Attention`` of this package and on ``torch.nn.MultiheadAttention``. The canonical
-tensors are NumPy arrays by the names of ``maskattn.layouts.canonical``.
+tensors are NumPy arrays by the names of ``maskattn.convert.layouts.canonical``.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from maskattn import layouts
 from maskattn.config import AttentionConfig
-from maskattn.layouts._base import Layout
-from maskattn.layouts._live import CANONICAL, check_canonical, check_targets, raise_if_any
+from maskattn.convert import layouts
+from maskattn.convert.layouts._base import Layout
+from maskattn.convert.layouts._live import CANONICAL, check_canonical, check_targets, raise_if_any
 
 Array = Any
 

@@ -17,10 +17,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from maskattn import _rng_checks, rng
-from maskattn._fma import multiply_add
 from maskattn._problems import Problems
-from maskattn.checks import broadcasts, check_key
+from maskattn.attention import broadcasts, check_key
+from maskattn.numerics import rng, rng_arguments as _rng_checks
+from maskattn.numerics._fma import multiply_add
 from maskattn_torch._operators import map_over
 
 Array = Any
@@ -101,7 +101,7 @@ def uniform(
     maxval: float = 1.0,
     start: int = 0,
 ) -> Array:
-    """Random numbers in [minval, maxval), as `jax.random.uniform` returns them (see `maskattn.rng.uniform`).
+    """Random numbers in [minval, maxval), as `jax.random.uniform` returns them (see `maskattn.numerics.rng.uniform`).
 
     Args:
         key: uint32 [2].

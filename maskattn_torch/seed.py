@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from maskattn.checks import check_attention_mask
+from maskattn.attention import check_attention_mask
 from maskattn.config import AttentionConfig
 from maskattn_torch.multihead import MultiHeadAttention
 

@@ -7,8 +7,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from maskattn.exact import table as exact_table
-from maskattn_torch.kernels.exact_ops import OPS
+from maskattn.numerics.exact import table as exact_table
+from maskattn_torch.kernels.exact.ops import OPS
 
 __all__ = ["look_up", "row_sums"]
 

@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import pytest
 
-from maskattn.parity import adapters, standards
+from maskattn import standards
+from maskattn.parity import adapters
 from maskattn.parity.cases import fresh
 from maskattn.parity.run import run
 

@@ -7,8 +7,9 @@ from click.testing import CliRunner
 
 import maskattn_jax
 import maskattn_torch
-from maskattn import checkpoints, layouts, masks
+from maskattn import checkpoints, masks
 from maskattn.cli.main import main
+from maskattn.convert import layouts
 from maskattn.parity import adapters
 
 FAR = 2**31 - 1

@@ -8,8 +8,8 @@ import torch
 
 import maskattn_jax
 import maskattn_torch
-from maskattn import dropout, masks, oracle, rng
-from maskattn.parity import standards
+from maskattn import masks, standards
+from maskattn.numerics import dropout, oracle, rng
 from maskattn_jax import dropout as jax_dropout
 from maskattn_torch import dropout as torch_dropout
 

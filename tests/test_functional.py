@@ -9,7 +9,7 @@ import torch
 import maskattn_jax
 import maskattn_torch
 from maskattn import biases, masks
-from maskattn.checks import check_attention, refuse_empty_rows
+from maskattn.attention import check_attention, refuse_empty_rows
 from maskattn_jax import functional as jax_functional
 from maskattn_torch import functional as torch_functional
 

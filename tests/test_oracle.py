@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from maskattn import oracle
+from maskattn.numerics import oracle
 
 B, L, S, H, K, D, DV = 2, 3, 4, 4, 2, 5, 3
 

@@ -14,8 +14,8 @@ import maskattn_jax.linen
 import maskattn_jax.params
 import maskattn_torch
 import maskattn_torch.params
-from maskattn import layouts
 from maskattn.config import AttentionConfig
+from maskattn.convert import layouts
 
 GROUPED = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, out_dim=11, out_bias=False)
 CROSS = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, kdim=11, vdim=13, out_dim=17)

@@ -9,9 +9,10 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from maskattn import checkpoints, convert_tensors, layouts
+from maskattn import checkpoints, convert_tensors, standards
 from maskattn.config import AttentionConfig
-from maskattn.parity import checkpoint, checkpoint_report, live, minilm, standards
+from maskattn.convert import layouts
+from maskattn.parity import checkpoint, checkpoint_report, live, minilm
 from maskattn.parity.checkpoint_compare import compare
 
 PREFIX = "encoder.layer.{}.attention."

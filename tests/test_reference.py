@@ -8,13 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
 import maskattn_jax
 import maskattn_torch
-from maskattn import oracle
-from maskattn.parity import standards
+from maskattn import standards
+from maskattn.numerics import oracle
 
 NAMES = ("query", "key", "value", "bias", "sinks")
 TWINS = ("jax", "torch")

@@ -1,4 +1,4 @@
-"""maskattn.rng against jax.random, bit for bit, and against committed values, which need NumPy alone."""
+"""maskattn.numerics.rng against jax.random, bit for bit, and against committed values, which need NumPy alone."""
 
 import hashlib
 import math
@@ -7,10 +7,9 @@ import jax
 import ml_dtypes
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 
-from maskattn import rng
+from maskattn.numerics import rng
 
 SEEDS = [0, 1, 7, 123456789, 2**31 - 1]
 SHAPES = [(), (0,), (3, 0, 2), (1,), (7,), (3, 5, 7), (2, 33001)]

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from maskattn import rng
+from maskattn.numerics import rng
 from maskattn_jax import rng as jax_rng
 from maskattn_torch import rng as torch_rng
 

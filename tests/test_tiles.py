@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 import torch
 
-from maskattn import masks, tiles
+from maskattn import masks
 from maskattn.parity.draws import Draws
 from maskattn.parity.mask_table import Shape
-from maskattn.tiles import EMPTY, FULL, MIXED, empty_rows, reached, schedule
+from maskattn.schedule import tiles
+from maskattn.schedule.tiles import EMPTY, FULL, MIXED, empty_rows, reached, schedule
 
 CLASSES = [
     cls

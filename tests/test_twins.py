@@ -24,24 +24,24 @@ ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', "
     "'lower', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', "
     "'explain', 'losses', 'lower', 'optimizers', 'params'] in maskattn_torch": "linen.py, see below",
-    "adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "how most people run each",
+    "testing.adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "as most do",
     "corruption.corrupt: device only in maskattn_torch": DEVICE,
-    "kernels/blockwise_bias.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise_calls.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise_flash.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise_flex.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise_products.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise_spec.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise_walk.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise_backward.py: only in maskattn_jax": LOOPS,
-    "kernels/blockwise_shards.py: only in maskattn_jax": LOOPS,
-    "kernels/blockwise_arrays.py: only in maskattn_jax": LOOPS,
-    "kernels/blockwise_forward.py: only in maskattn_jax": LOOPS,
-    "kernels/blockwise_plan.py: only in maskattn_jax": LOOPS,
-    "kernels/blockwise_tile.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/bias.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/calls.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/flash.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/flex.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/products.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/spec.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/walk.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/backward.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/shards.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/arrays.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/forward.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/plan.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/tile.py: only in maskattn_jax": LOOPS,
     "kernels.fused: for_platform only in maskattn_jax": EXPORT,
     "kernels.fused: platform only in maskattn_jax": EXPORT,
-    "kernels/fused_splash.py: only in maskattn_jax": TPU,
+    "kernels/fused/splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
     "losses.accuracy: axis_name only in maskattn_jax": DEVICES,
@@ -59,11 +59,11 @@ ALLOWED = {
     "lower: __all__ ['allowed', 'bias', 'bind', 'check', 'register', 'to_additive', 'to_dense', "
     "'to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['allowed', 'bias', 'bind', 'check', 'register', "
     "'to_additive', 'to_block_mask', 'to_dense'] in maskattn_torch": TARGETS,
-    "lower_backends: __all__ ['to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['to_block_mask'] in "
+    "lower.backends: __all__ ['to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['to_block_mask'] in "
     "maskattn_torch": TARGETS,
-    "lower_backends: to_block_mask only in maskattn_torch": TARGETS,
-    "lower_backends: to_dot_product_attention only in maskattn_jax": TARGETS,
-    "lower_backends: to_splash_mask only in maskattn_jax": TARGETS,
+    "lower.backends: to_block_mask only in maskattn_torch": TARGETS,
+    "lower.backends: to_dot_product_attention only in maskattn_jax": TARGETS,
+    "lower.backends: to_splash_mask only in maskattn_jax": TARGETS,
     "lower.allowed: device only in maskattn_torch": DEVICE,
     "lower.bias: device only in maskattn_torch": DEVICE,
     "lower.bind: device only in maskattn_torch": DEVICE,
@@ -76,12 +76,12 @@ ALLOWED = {
     "multihead.MultiHeadAttention: set_view only in maskattn_jax": "what nnx.view calls; PyTorch has train()",
     "rng.words: device only in maskattn_torch": DEVICE,
     "seed.Attention.__init__: rngs only in maskattn_jax": RNGS,
-    "training_models.Autoencoder.__init__: rngs only in maskattn_jax": RNGS,
-    "training_models.Block.__init__: rngs only in maskattn_jax": RNGS,
-    "training_models.CausalLanguageModel.__init__: rngs only in maskattn_jax": RNGS,
-    "training_models.MaskedLanguageModel.__init__: rngs only in maskattn_jax": RNGS,
-    "training_models.ShiftedWindows.__init__: rngs only in maskattn_jax": RNGS,
-    "adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
+    "testing.models.Autoencoder.__init__: rngs only in maskattn_jax": RNGS,
+    "testing.models.Block.__init__: rngs only in maskattn_jax": RNGS,
+    "testing.models.CausalLanguageModel.__init__: rngs only in maskattn_jax": RNGS,
+    "testing.models.MaskedLanguageModel.__init__: rngs only in maskattn_jax": RNGS,
+    "testing.models.ShiftedWindows.__init__: rngs only in maskattn_jax": RNGS,
+    "testing.adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
 }
 
 # How the twins name what is called when a module is called.
@@ -162,7 +162,7 @@ def differences(*packages):
 
 
 def test_the_twins_differ_only_where_it_is_said_and_why():
-    assert {"functional.py", "lower.py", "kernels/exact.py"} <= files("maskattn_jax").keys()
+    assert {"functional.py", "lower/__init__.py", "kernels/exact/__init__.py"} <= files("maskattn_jax").keys()
     found = set(differences("maskattn_jax", "maskattn_torch"))
     assert sorted(found - ALLOWED.keys()) == []
     assert sorted(ALLOWED.keys() - found) == [], "these are no differences any more: take them from the list"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.biases._base import Bias
 from maskattn.masks._lookup import gather
 
@@ -12,7 +12,7 @@ class TableBias(Bias):
     """values(b, h, q, k) = table[rows(b, q, k), h], with `table` [rows, H], or [rows, 1] for every head alike.
 
     A subclass declares `table: Array = data()` and defines `rows`. Lowered, the gradient of the table is summed in one
-    stated order, so that it has the same bits in NumPy, JAX and PyTorch (`maskattn.exact.table`).
+    stated order, so that it has the same bits in NumPy, JAX and PyTorch (`maskattn.numerics.exact.table`).
     """
 
     table: Array
@@ -34,11 +34,11 @@ class TableBias(Bias):
         return {} if heads == 1 else {"heads": heads}
 
 
-def query_offset(inputs: Inputs, value: Array) -> Array:
+def query_offset(problems: Problems, value: Array) -> Array:
     """The argument `offset`, checked: an int, or an int array [] or [B]."""
     if hasattr(value, "__len__") or hasattr(value, "dtype"):
-        return inputs.array("offset", value, "int", "[] or [B]", (0, 1))
-    return inputs.integer("offset", value)
+        return problems.array("offset", value, "int", "[] or [B]", (0, 1))
+    return problems.integer("offset", value)
 
 
 def offset_at(offset: Array, b: Array) -> Array:

@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from maskattn._fields import Array, part
-from maskattn._inputs import Inputs, describe
+from maskattn._problems import Problems, describe
 from maskattn.biases._base import Bias
 from maskattn.masks._base import Mask, restrict
 
@@ -31,16 +31,16 @@ class Additive(Bias):
     value: float = -10000.0
 
     def __post_init__(self) -> None:
-        inputs = Inputs("Additive")
+        problems = Problems("Additive")
         mask: Any = self.mask
         value: Any = self.value
         if not isinstance(mask, Mask):
-            inputs.fault(f"mask must be a Mask, got {describe(mask)}", of_type=True)
+            problems.type(f"mask must be a Mask, got {describe(mask)}")
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
-            inputs.fault(f"value must be a number, got {describe(value)}", of_type=True)
+            problems.type(f"value must be a number, got {describe(value)}")
         elif not abs(float(value)) <= float(np.finfo(np.float32).max):
-            inputs.fault(f"value must be finite in float32 (to forbid, use the mask as mask=), got {value}")
-        inputs.done()
+            problems.value(f"value must be finite in float32 (to forbid, use the mask as mask=), got {value}")
+        problems.raise_if_any()
         object.__setattr__(self, "value", float(np.float32(value)))
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:

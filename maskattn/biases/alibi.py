@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.biases._base import Bias
 from maskattn.biases._table import offset_at, offset_rows, query_offset
 from maskattn.masks._lookup import gather
@@ -51,18 +51,18 @@ class ALiBi(Bias):
     offset: Array = data(default=0)
 
     def __post_init__(self) -> None:
-        inputs = Inputs("ALiBi")
-        heads = inputs.integer("heads", self.heads, minimum=1)
-        inputs.choice("form", self.form, _FORMS)
-        offset = query_offset(inputs, self.offset)
+        problems = Problems("ALiBi")
+        heads = problems.integer("heads", self.heads, minimum=1)
+        problems.choice("form", self.form, _FORMS)
+        offset = query_offset(problems, self.offset)
         slopes = self.slopes
         if slopes is not None:
-            slopes = inputs.array("slopes", slopes, "float", "[heads]", (1,))
+            slopes = problems.array("slopes", slopes, "float", "[heads]", (1,))
             if not str(slopes.dtype).endswith("float32"):
-                inputs.fault(f"slopes must be float32, got dtype {slopes.dtype}", of_type=True)
+                problems.type(f"slopes must be float32, got dtype {slopes.dtype}")
             if tuple(slopes.shape) != (heads,):
-                inputs.fault(f"slopes must be one per head, [{heads}], got {list(slopes.shape)}")
-        inputs.done()
+                problems.value(f"slopes must be one per head, [{heads}], got {list(slopes.shape)}")
+        problems.raise_if_any()
         object.__setattr__(self, "heads", heads)
         object.__setattr__(self, "offset", offset)
         object.__setattr__(self, "slopes", np.array(_slopes(heads), np.float32) if slopes is None else slopes)

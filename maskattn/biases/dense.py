@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.biases._base import Bias
 from maskattn.masks._base import AXES
 from maskattn.masks._lookup import gather
@@ -30,10 +30,10 @@ class DenseBias(Bias):
     array: Array = data()
 
     def __post_init__(self) -> None:
-        inputs = Inputs("DenseBias")
+        problems = Problems("DenseBias")
         axes = "broadcastable to [B, H, L, S]"
-        value = inputs.array("array", self.array, "float", axes, (0, 1, 2, 3, 4))
-        inputs.done()
+        value = problems.array("array", self.array, "float", axes, (0, 1, 2, 3, 4))
+        problems.raise_if_any()
         object.__setattr__(self, "array", value)
 
     @property

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.biases._table import TableBias
 from maskattn.masks._grid import coordinates
 
@@ -36,16 +36,18 @@ class RelativeTable(TableBias):
     window: Any = ()
 
     def __post_init__(self) -> None:
-        inputs = Inputs("RelativeTable")
-        table = inputs.array("table", self.table, "float", "[offsets, H]", (2,))
-        window = inputs.integers("window", self.window, minimum=1)
-        if not inputs.faults and not 1 <= len(window) <= 3:
-            inputs.fault(f"window must have 1 to 3 axes, got {window}")
-        if not inputs.faults:
+        problems = Problems("RelativeTable")
+        table = problems.array("table", self.table, "float", "[offsets, H]", (2,))
+        window = problems.integers("window", self.window, minimum=1)
+        if not problems.faults and not 1 <= len(window) <= 3:
+            problems.value(f"window must have 1 to 3 axes, got {window}")
+        if not problems.faults:
             offsets = math.prod([2 * n - 1 for n in window])
             if table.shape[0] != offsets:
-                inputs.fault(f"table must have {offsets} rows, one per offset in window {window}, got {table.shape[0]}")
-        inputs.done()
+                problems.value(
+                    f"table must have {offsets} rows, one per offset in window {window}, got {table.shape[0]}"
+                )
+        problems.raise_if_any()
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "window", window)
 

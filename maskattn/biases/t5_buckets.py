@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs, describe
+from maskattn._problems import Problems, describe
 from maskattn.biases._table import TableBias, offset_at, offset_rows, query_offset
 
 
@@ -42,21 +42,21 @@ class T5Buckets(TableBias):
     offset: Array = data(default=0)
 
     def __post_init__(self) -> None:
-        inputs = Inputs("T5Buckets")
-        table = inputs.array("table", self.table, "float", "[buckets, H]", (2,))
-        far = inputs.integer("max_distance", self.max_distance)
-        offset = query_offset(inputs, self.offset)
+        problems = Problems("T5Buckets")
+        table = problems.array("table", self.table, "float", "[buckets, H]", (2,))
+        far = problems.integer("max_distance", self.max_distance)
+        offset = query_offset(problems, self.offset)
         bidirectional: Any = self.bidirectional
         if not isinstance(bidirectional, bool):
-            inputs.fault(f"bidirectional must be True or False, got {describe(bidirectional)}", of_type=True)
-        if not inputs.faults:
+            problems.type(f"bidirectional must be True or False, got {describe(bidirectional)}")
+        if not problems.faults:
             least = 4 if self.bidirectional else 2
             if table.shape[0] < least:
-                inputs.fault(f"table must have at least {least} buckets, got {table.shape[0]}")
+                problems.value(f"table must have at least {least} buckets, got {table.shape[0]}")
             exact = table.shape[0] // least
             if far <= exact:
-                inputs.fault(f"max_distance must exceed {exact}, below which each distance has a bucket, got {far}")
-        inputs.done()
+                problems.value(f"max_distance must exceed {exact}, below which each distance has a bucket, got {far}")
+        problems.raise_if_any()
         object.__setattr__(self, "table", table)
         object.__setattr__(self, "max_distance", far)
         object.__setattr__(self, "offset", offset)

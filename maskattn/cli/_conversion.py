@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from maskattn import checkpoints, layouts
+from maskattn import checkpoints
 from maskattn.checkpoints import Reader
-from maskattn.parity import probe as probing
-from maskattn.parity.conversion import Verification
-from maskattn.plan import Move, Plan
+from maskattn.convert import _probe as probing, layouts
+from maskattn.convert._plan import Move, Plan
+from maskattn.convert._verify import Verification
 
 _LISTED = 20
 
@@ -85,7 +85,7 @@ def settle(
     console: Any,
 ) -> str:
     """The form named, or the only layout under which the first layer computes the output in the file ``probe``."""
-    from maskattn import families
+    from maskattn.convert import families
 
     with checkpoints.open(probe) as file:
         arrays = {name: file[name] for name in file}

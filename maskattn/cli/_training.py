@@ -16,8 +16,7 @@ def main(
     """Runs the settings whose id matches, or contains, `pattern`, or plants the faults; the exit code."""
     from fnmatch import fnmatchcase
 
-    from maskattn.parity.training import faults as faults_
-    from maskattn.parity.training import report, run
+    from maskattn.parity.training import faults as faults_, report, run
 
     if faults:
         return faults_.show(console)

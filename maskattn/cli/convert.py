@@ -92,10 +92,10 @@ def command(
     from rich.console import Console
 
     from maskattn import checkpoints
-    from maskattn.carry_out import carry_out
     from maskattn.cli import _conversion
-    from maskattn.parity.conversion import verify
-    from maskattn.plan import plan
+    from maskattn.convert._plan import plan
+    from maskattn.convert._run import carry_out
+    from maskattn.convert._verify import verify
 
     console = Console()
     with refusing():

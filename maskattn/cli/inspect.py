@@ -71,7 +71,7 @@ def command(
 
 def _form(reader: Any, family: str | None, config: Mapping[str, Any], heads: Any, kv_heads: Any, console: Any) -> None:
     from maskattn.cli import _conversion
-    from maskattn.plan import plan
+    from maskattn.convert._plan import plan
 
     try:
         options: dict[str, Any] = {"family": family, "config": config, "provenance": reader.provenance}
@@ -124,7 +124,7 @@ def _dtypes(infos: Mapping[str, Any]) -> list[tuple[str, int, int]]:
 def _strange(reader: Any, progress: Any) -> dict[str, str]:
     import numpy as np
 
-    from maskattn.layouts._check import DTYPES
+    from maskattn.convert.layouts._check import DTYPES
 
     found: dict[str, str] = {}
     for name, array in reader.ahead(list(reader)):

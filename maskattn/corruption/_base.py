@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 
 Array = Any
 
@@ -36,44 +36,44 @@ class Scheme:
         return f"{type(self).__name__}({', '.join(f'{name}={value!r}' for name, value in given)})"
 
 
-def fraction(inputs: Inputs, name: str, value: Any, low: float = 0.0, high: float = 1.0) -> Any:
+def fraction(problems: Problems, name: str, value: Any, low: float = 0.0, high: float = 1.0) -> Any:
     """`value` as a float in [low, high]."""
-    found = inputs.number(name, value)
+    found = problems.number(name, value)
     if found is not None and not low <= found <= high:
-        inputs.fault(f"{name} must be in [{low:g}, {high:g}], got {found}")
+        problems.value(f"{name} must be in [{low:g}, {high:g}], got {found}")
     return value if found is None else found
 
 
-def between(inputs: Inputs, name: str, value: Any, fits: Callable[[float], bool], says: str) -> Any:
+def between(problems: Problems, name: str, value: Any, fits: Callable[[float], bool], says: str) -> Any:
     """`value` as (low, high), two floats in order that fit."""
     try:
         low, high = value
     except (TypeError, ValueError):
-        inputs.fault(f"{name} must be (low, high), got {value!r}", of_type=True)
+        problems.type(f"{name} must be (low, high), got {value!r}")
         return value
-    found = inputs.number(f"{name}[0]", low), inputs.number(f"{name}[1]", high)
+    found = problems.number(f"{name}[0]", low), problems.number(f"{name}[1]", high)
     if found[0] is not None and found[1] is not None:
         if not (found[0] <= found[1] and fits(found[0]) and fits(found[1])):
-            inputs.fault(f"{name} must be (low, high), low <= high, {says}, got {found}")
+            problems.value(f"{name} must be (low, high), low <= high, {says}, got {found}")
     return found
 
 
-def flag(inputs: Inputs, name: str, value: Any) -> None:
+def flag(problems: Problems, name: str, value: Any) -> None:
     """`value` is a bool."""
     if not isinstance(value, bool):
-        inputs.fault(f"{name} must be a bool, got {value!r}", of_type=True)
+        problems.type(f"{name} must be a bool, got {value!r}")
 
 
-def ready(inputs: Inputs, scheme: Scheme, **values: Any) -> None:
+def ready(problems: Problems, scheme: Scheme, **values: Any) -> None:
     """Raise what was found, else set the checked values."""
-    inputs.done()
+    problems.raise_if_any()
     for name, value in values.items():
         object.__setattr__(scheme, name, value)
 
 
 def batch_size(where: str, batch: Any) -> int:
     """`batch` as an int of at least 0, or the error."""
-    inputs = Inputs(where)
-    batch = inputs.integer("batch", batch, minimum=0)
-    inputs.done()
+    problems = Problems(where)
+    batch = problems.integer("batch", batch, minimum=0)
+    problems.raise_if_any()
     return int(batch)

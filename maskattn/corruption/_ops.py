@@ -12,7 +12,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from maskattn import rng
+from maskattn.numerics import rng
 
 Array = Any
 

@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.corruption._base import Array, Scheme, batch_size, ready
 from maskattn.corruption._blocks import rectangle
 from maskattn.corruption._ops import BITS, NUMPY, Ops
@@ -63,24 +63,24 @@ class BEiT(Scheme):
     max_aspect: float | None = None
 
     def __post_init__(self) -> None:
-        inputs = Inputs("BEiT")
-        grid = inputs.integers("grid", self.grid, minimum=1, length=2)
-        patches = inputs.integer("patches", self.patches, minimum=1)
-        smallest = inputs.integer("min_block", self.min_block, minimum=1)
-        largest = patches if self.max_block is None else inputs.integer("max_block", self.max_block, minimum=1)
-        low = inputs.number("min_aspect", self.min_aspect)
-        high = 1 / (low or 1.0) if self.max_aspect is None else inputs.number("max_aspect", self.max_aspect)
+        problems = Problems("BEiT")
+        grid = problems.integers("grid", self.grid, minimum=1, length=2)
+        patches = problems.integer("patches", self.patches, minimum=1)
+        smallest = problems.integer("min_block", self.min_block, minimum=1)
+        largest = patches if self.max_block is None else problems.integer("max_block", self.max_block, minimum=1)
+        low = problems.number("min_aspect", self.min_aspect)
+        high = 1 / (low or 1.0) if self.max_aspect is None else problems.number("max_aspect", self.max_aspect)
         if low is not None and high is not None and not 0 < low <= high < math.inf:
-            inputs.fault(f"min_aspect, max_aspect must be positive and in order, got {low} and {high}")
-        if not inputs.faults:
+            problems.value(f"min_aspect, max_aspect must be positive and in order, got {low} and {high}")
+        if not problems.faults:
             total = grid[0] * grid[1]
             if total >= 2**15:
-                inputs.fault(f"grid must have fewer than {2**15} patches, got {total}")
+                problems.value(f"grid must have fewer than {2**15} patches, got {total}")
             if patches >= total:
-                inputs.fault(f"patches must be fewer than the {total} of the grid, or none is left, got {patches}")
+                problems.value(f"patches must be fewer than the {total} of the grid, or none is left, got {patches}")
             if smallest > largest:
-                inputs.fault(f"min_block must be at most {largest}, the largest block, got {smallest}")
-        ready(inputs, self, grid=grid, patches=patches, min_block=smallest)
+                problems.value(f"min_block must be at most {largest}, the largest block, got {smallest}")
+        ready(problems, self, grid=grid, patches=patches, min_block=smallest)
 
     def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> Blocks:
         """Draw what is hidden from `batch` images.

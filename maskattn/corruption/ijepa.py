@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.corruption._base import Array, Scheme, batch_size, between, flag, ready
 from maskattn.corruption._blocks import rectangle
 from maskattn.corruption._ops import BITS, NUMPY, Ops, indices
@@ -78,24 +78,26 @@ class IJEPA(Scheme):
     allow_overlap: bool = False
 
     def __post_init__(self) -> None:
-        inputs = Inputs("IJEPA")
+        problems = Problems("IJEPA")
         values = {
-            "grid": inputs.integers("grid", self.grid, minimum=2, length=2),
-            "targets": inputs.integer("targets", self.targets, minimum=1),
-            "min_keep": inputs.integer("min_keep", self.min_keep, minimum=0),
+            "grid": problems.integers("grid", self.grid, minimum=2, length=2),
+            "targets": problems.integer("targets", self.targets, minimum=1),
+            "min_keep": problems.integer("min_keep", self.min_keep, minimum=0),
         }
         for name in ("target_scale", "context_scale"):
-            values[name] = between(inputs, name, getattr(self, name), lambda x: 0 < x <= 1, "in (0, 1]")
+            values[name] = between(problems, name, getattr(self, name), lambda x: 0 < x <= 1, "in (0, 1]")
         values["target_aspect"] = between(
-            inputs, "target_aspect", self.target_aspect, lambda x: 0 < x < float("inf"), "positive and finite"
+            problems, "target_aspect", self.target_aspect, lambda x: 0 < x < float("inf"), "positive and finite"
         )
-        flag(inputs, "allow_overlap", self.allow_overlap)
-        if not inputs.faults:
+        flag(problems, "allow_overlap", self.allow_overlap)
+        if not problems.faults:
             for name, aspect in (("target", values["target_aspect"]), ("context", (1.0, 1.0))):
                 least = int(_sizes(values["grid"], values[f"{name}_scale"], aspect)[1].prod(axis=1).min())
                 if least <= values["min_keep"]:
-                    inputs.fault(f"min_keep must be below {least}, the smallest {name} block, got {values['min_keep']}")
-        ready(inputs, self, **values)
+                    problems.value(
+                        f"min_keep must be below {least}, the smallest {name} block, got {values['min_keep']}"
+                    )
+        ready(problems, self, **values)
 
     def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> ContextTargets:
         """Draw context and targets of `batch` images.

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.corruption._base import Array, Scheme, fraction, ready
 from maskattn.corruption._ops import NUMPY, Ops
 from maskattn.masks import Mask
@@ -58,11 +58,11 @@ class MAE(Scheme):
     prefix: int = 0
 
     def __post_init__(self) -> None:
-        inputs = Inputs("MAE")
-        ratio = fraction(inputs, "ratio", self.ratio)
+        problems = Problems("MAE")
+        ratio = fraction(problems, "ratio", self.ratio)
         if ratio == 1:
-            inputs.fault(f"ratio must be below 1, or no patch is kept, got {self.ratio}")
-        ready(inputs, self, ratio=ratio, prefix=inputs.integer("prefix", self.prefix, minimum=0))
+            problems.value(f"ratio must be below 1, or no patch is kept, got {self.ratio}")
+        ready(problems, self, ratio=ratio, prefix=problems.integer("prefix", self.prefix, minimum=0))
 
     def apply(self, key: Array, batch: int, length: int, *, ops: Ops = NUMPY) -> Removed:
         """Draw what is removed from `batch` rows of `length` patches.
@@ -70,12 +70,12 @@ class MAE(Scheme):
         Raises:
             ValueError: a size is negative, or no patch would be kept. TypeError: it is not an int.
         """
-        inputs = Inputs("MAE")
-        batch, length = inputs.integer("batch", batch, minimum=0), inputs.integer("length", length, minimum=1)
-        kept = 0 if inputs.faults else int(length * (1 - self.ratio))
-        if not inputs.faults and not kept:
-            inputs.fault(f"ratio must keep at least one of {length} patches, got {self.ratio}")
-        inputs.done()
+        problems = Problems("MAE")
+        batch, length = problems.integer("batch", batch, minimum=0), problems.integer("length", length, minimum=1)
+        kept = 0 if problems.faults else int(length * (1 - self.ratio))
+        if not problems.faults and not kept:
+            problems.value(f"ratio must keep at least one of {length} patches, got {self.ratio}")
+        problems.raise_if_any()
         order = ops.argsort(ops.words(ops.key(key), (batch, length)))
         restore = ops.argsort(order)
         removed = restore >= kept

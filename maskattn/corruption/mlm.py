@@ -5,10 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from maskattn import rng
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.corruption._base import Array, Scheme, flag, fraction, ready
 from maskattn.corruption._ops import BITS, NUMPY, Ops, chance, previous, rank
+from maskattn.numerics import rng
 
 
 class Masked(NamedTuple):
@@ -66,23 +66,23 @@ class MLM(Scheme):
     ignore_index: int = -100
 
     def __post_init__(self) -> None:
-        inputs = Inputs("MLM")
-        mask_id = inputs.integer("mask_id", self.mask_id, minimum=0)
-        vocab_size = inputs.integer("vocab_size", self.vocab_size, minimum=1)
-        if not inputs.faults and not mask_id < vocab_size < 2**31:
-            inputs.fault(f"vocab_size must be in (mask_id {mask_id}, 2**31), got {vocab_size}")
-        rate = fraction(inputs, "rate", self.rate)
+        problems = Problems("MLM")
+        mask_id = problems.integer("mask_id", self.mask_id, minimum=0)
+        vocab_size = problems.integer("vocab_size", self.vocab_size, minimum=1)
+        if not problems.faults and not mask_id < vocab_size < 2**31:
+            problems.value(f"vocab_size must be in (mask_id {mask_id}, 2**31), got {vocab_size}")
+        rate = fraction(problems, "rate", self.rate)
         if rate == 0:
-            inputs.fault("rate must be above 0, or nothing is ever to be predicted, got 0")
-        shares = [fraction(inputs, name, getattr(self, name)) for name in ("mask_share", "random_share")]
-        if not inputs.faults and sum(shares) > 1:
-            inputs.fault(f"mask_share + random_share must be at most 1, got {shares[0]} + {shares[1]}")
+            problems.value("rate must be above 0, or nothing is ever to be predicted, got 0")
+        shares = [fraction(problems, name, getattr(self, name)) for name in ("mask_share", "random_share")]
+        if not problems.faults and sum(shares) > 1:
+            problems.value(f"mask_share + random_share must be at most 1, got {shares[0]} + {shares[1]}")
         for name in ("whole_words", "exact_count"):
-            flag(inputs, name, getattr(self, name))
-        ignore_index = inputs.integer("ignore_index", self.ignore_index)
-        if not inputs.faults and 0 <= ignore_index < vocab_size:
-            inputs.fault(f"ignore_index must be no token of the vocabulary, got {ignore_index}")
-        ready(inputs, self, mask_id=mask_id, vocab_size=vocab_size, ignore_index=ignore_index, rate=rate)
+            flag(problems, name, getattr(self, name))
+        ignore_index = problems.integer("ignore_index", self.ignore_index)
+        if not problems.faults and 0 <= ignore_index < vocab_size:
+            problems.value(f"ignore_index must be no token of the vocabulary, got {ignore_index}")
+        ready(problems, self, mask_id=mask_id, vocab_size=vocab_size, ignore_index=ignore_index, rate=rate)
         for name, share in zip(("mask_share", "random_share"), shares, strict=True):
             object.__setattr__(self, name, share)
 
@@ -101,19 +101,21 @@ class MLM(Scheme):
         Raises:
             ValueError, TypeError: shapes or dtypes are wrong, or words are missing or given for nothing.
         """
-        inputs = Inputs("MLM")
-        tokens = inputs.array("tokens", tokens, "int", "[B, L]", (2,))
+        problems = Problems("MLM")
+        tokens = problems.array("tokens", tokens, "int", "[B, L]", (2,))
         given = {"special": special, "words": words}
         for name, kind in (("special", "bool"), ("words", "int")):
             if given[name] is not None:
-                given[name] = inputs.array(name, given[name], kind, "[B, L]", (2,))
-                if not inputs.faults and tuple(given[name].shape) != tuple(tokens.shape):
-                    inputs.fault(
+                given[name] = problems.array(name, given[name], kind, "[B, L]", (2,))
+                if not problems.faults and tuple(given[name].shape) != tuple(tokens.shape):
+                    problems.value(
                         f"{name} must have the shape {list(tokens.shape)} of tokens, got {list(given[name].shape)}"
                     )
         if self.whole_words != (words is not None):
-            inputs.fault(f"words must {'' if self.whole_words else 'not '}be given, whole_words is {self.whole_words}")
-        inputs.done()
+            problems.value(
+                f"words must {'' if self.whole_words else 'not '}be given, whole_words is {self.whole_words}"
+            )
+        problems.raise_if_any()
         tokens = ops.array(tokens)
         spared = tokens != tokens if special is None else ops.array(given["special"])
         key = ops.key(key)

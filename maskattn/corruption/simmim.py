@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.corruption._base import Array, Scheme, batch_size, fraction, ready
 from maskattn.corruption._ops import NUMPY, Ops, rank
 
@@ -50,22 +50,22 @@ class SimMIM(Scheme):
     ratio: float = 0.6
 
     def __post_init__(self) -> None:
-        inputs = Inputs("SimMIM")
-        sides = inputs.integers("image_size", self.image_size, minimum=1, length=2)
-        unit, patch = inputs.integer("unit", self.unit, minimum=1), inputs.integer("patch", self.patch, minimum=1)
-        ratio = fraction(inputs, "ratio", self.ratio)
-        if not inputs.faults:
+        problems = Problems("SimMIM")
+        sides = problems.integers("image_size", self.image_size, minimum=1, length=2)
+        unit, patch = problems.integer("unit", self.unit, minimum=1), problems.integer("patch", self.patch, minimum=1)
+        ratio = fraction(problems, "ratio", self.ratio)
+        if not problems.faults:
             if any(side % unit for side in sides):
-                inputs.fault(f"image_size must be a multiple of unit {unit}, got {sides}")
+                problems.value(f"image_size must be a multiple of unit {unit}, got {sides}")
             if unit % patch:
-                inputs.fault(f"unit must be a multiple of patch {patch}, got {unit}")
-        if not inputs.faults:
+                problems.value(f"unit must be a multiple of patch {patch}, got {unit}")
+        if not problems.faults:
             units = sides[0] * sides[1] // unit**2
             if ratio == 0:
-                inputs.fault("ratio must be above 0, or nothing is hidden, got 0")
+                problems.value("ratio must be above 0, or nothing is hidden, got 0")
             elif math.ceil(units * ratio) == units:
-                inputs.fault(f"ratio must keep at least one of {units} units, got {ratio}")
-        ready(inputs, self, image_size=sides, unit=unit, patch=patch, ratio=ratio)
+                problems.value(f"ratio must keep at least one of {units} units, got {ratio}")
+        ready(problems, self, image_size=sides, unit=unit, patch=patch, ratio=ratio)
 
     def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> Units:
         """Draw what is hidden from `batch` images.

@@ -6,7 +6,7 @@ from typing import NamedTuple
 import numpy as np
 
 from maskattn._fields import peek
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.corruption._base import Array, Scheme, fraction, ready
 from maskattn.corruption._ops import NUMPY, Ops, previous, rank
 
@@ -66,25 +66,25 @@ class T5Spans(Scheme):
     pad_id: int = 0
 
     def __post_init__(self) -> None:
-        inputs = Inputs("T5Spans")
+        problems = Problems("T5Spans")
         values = {
-            "first_sentinel": inputs.integer("first_sentinel", self.first_sentinel, minimum=0),
-            "sentinels": inputs.integer("sentinels", self.sentinels, minimum=1),
-            "pad_id": inputs.integer("pad_id", self.pad_id, minimum=0),
-            "rate": fraction(inputs, "rate", self.rate),
+            "first_sentinel": problems.integer("first_sentinel", self.first_sentinel, minimum=0),
+            "sentinels": problems.integer("sentinels", self.sentinels, minimum=1),
+            "pad_id": problems.integer("pad_id", self.pad_id, minimum=0),
+            "rate": fraction(problems, "rate", self.rate),
         }
         if self.eos_id is not None:
-            values["eos_id"] = inputs.integer("eos_id", self.eos_id, minimum=0)
+            values["eos_id"] = problems.integer("eos_id", self.eos_id, minimum=0)
         if values["rate"] in (0, 1):
-            inputs.fault(f"rate must be above 0 and below 1, or nothing is hidden or nothing left, got {self.rate}")
-        mean = inputs.number("mean_span", self.mean_span)
+            problems.value(f"rate must be above 0 and below 1, or nothing is hidden or nothing left, got {self.rate}")
+        mean = problems.number("mean_span", self.mean_span)
         if mean is not None and not 1 <= mean < float("inf"):
-            inputs.fault(f"mean_span must be at least 1 and finite, got {mean}")
-        if not inputs.faults and values["sentinels"] > values["first_sentinel"] + 1:
-            inputs.fault(
+            problems.value(f"mean_span must be at least 1 and finite, got {mean}")
+        if not problems.faults and values["sentinels"] > values["first_sentinel"] + 1:
+            problems.value(
                 f"sentinels must be at most first_sentinel + 1 = {values['first_sentinel'] + 1}, got {self.sentinels}"
             )
-        ready(inputs, self, mean_span=mean, **values)
+        ready(problems, self, mean_span=mean, **values)
 
     def counts(self, length: int) -> tuple[int, int]:
         """How many tokens of `length` are corrupted, and in how many spans."""
@@ -124,23 +124,23 @@ class T5Spans(Scheme):
         return Spans(inputs, targets, n_inputs, n_targets, hidden)
 
     def _checked(self, tokens: Array, lengths: Array) -> tuple[Array, Array]:
-        inputs = Inputs("T5Spans")
-        tokens = inputs.array("tokens", tokens, "int", "[B, L]", (2,))
+        problems = Problems("T5Spans")
+        tokens = problems.array("tokens", tokens, "int", "[B, L]", (2,))
         if lengths is not None:
-            lengths = inputs.array("lengths", lengths, "int", "[B]", (1,))
-        if not inputs.faults:
+            lengths = problems.array("lengths", lengths, "int", "[B]", (1,))
+        if not problems.faults:
             batch, length = tokens.shape
             if lengths is not None and lengths.shape[0] != batch:
-                inputs.fault(
+                problems.value(
                     f"lengths must have shape [{batch}], one for each row of tokens, got {list(lengths.shape)}"
                 )
             read = None if lengths is None else peek(lengths)
             if read is not None and read.size and not 0 <= int(read.min()) <= int(read.max()) <= length:
-                inputs.fault(f"lengths must be in [0, {length}], got {int(read.min())} to {int(read.max())}")
+                problems.value(f"lengths must be in [0, {length}], got {int(read.min())} to {int(read.max())}")
             spans = self.counts(length)[1]
             if spans > self.sentinels:
-                inputs.fault(f"tokens of length {length} need {spans} sentinels, got {self.sentinels}")
-        inputs.done()
+                problems.value(f"tokens of length {length} need {spans} sentinels, got {self.sentinels}")
+        problems.raise_if_any()
         return tokens, lengths
 
     def _hidden(

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from maskattn._fields import Array, Spec, fill, to_numpy
-from maskattn._inputs import Inputs, describe
+from maskattn._problems import Problems, describe
 from maskattn.masks._examples import Draws, Sizes
 
 AXES = ("batch", "heads", "q_len", "kv_len")
@@ -104,15 +104,15 @@ class Mask(Spec):
             ValueError: a size is negative or conflicts with the data; every conflict is named.
         """
         found = self.sizes()
-        inputs = Inputs(f"sizes of {type(self).__name__}")
+        problems = Problems(f"sizes of {type(self).__name__}")
         sizes = {
             "batch": found.get("batch", found.get("batch_multiple", 1)) if batch is None else batch,
             "heads": found.get("heads", 1) if heads is None else heads,
             "q_len": q_len,
             "kv_len": kv_len,
         }
-        sizes = {axis: inputs.integer(axis, size, minimum=0) for axis, size in sizes.items()}
-        inputs.done()
+        sizes = {axis: problems.integer(axis, size, minimum=0) for axis, size in sizes.items()}
+        problems.raise_if_any()
         faults = self.conflicts(sizes)
         if faults:
             raise ValueError("; ".join(faults))
@@ -153,14 +153,14 @@ class Mask(Spec):
         """In words: which parts of the expression allow or forbid query q of row b, head h, to attend to key k."""
         from maskattn.masks._why import explain
 
-        inputs = Inputs("why")
+        problems = Problems("why")
         sizes = self.sizes()
         for name, index, axis in zip("bhqk", (b, h, q, k), AXES, strict=True):
-            number = inputs.integer(name, index, minimum=0)
+            number = problems.integer(name, index, minimum=0)
             # beyond the data a position is forbidden, which is an answer; a row or head that is not there has none
             if name in "bh" and axis in sizes and isinstance(number, int) and number >= sizes[axis]:
-                inputs.fault(f"{name} must be less than {axis} {sizes[axis]}, got {number}")
-        inputs.done()
+                problems.value(f"{name} must be less than {axis} {sizes[axis]}, got {number}")
+        problems.raise_if_any()
         return explain(self, b, h, q, k)
 
     def to_json(self) -> str:

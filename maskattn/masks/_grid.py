@@ -7,24 +7,24 @@ from collections.abc import Iterator
 from typing import Any
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 
 
-def check_windows(inputs: Inputs, grid: Any, window: Any, shift: Any) -> tuple[Any, Any, Any]:
+def check_windows(problems: Problems, grid: Any, window: Any, shift: Any) -> tuple[Any, Any, Any]:
     """grid, window and shift as tuples of ints; window must divide grid, and 0 <= shift < window, on every axis."""
-    grid = inputs.integers("grid", grid, minimum=1)
-    if inputs.faults:
+    grid = problems.integers("grid", grid, minimum=1)
+    if problems.faults:
         return grid, window, shift
     if not grid:
-        inputs.fault("grid must have at least one axis, got ()")
+        problems.value("grid must have at least one axis, got ()")
         return grid, window, shift
-    window = inputs.integers("window", window, minimum=1, length=len(grid))
-    shift = inputs.integers("shift", shift, length=len(grid))
-    if not inputs.faults:
+    window = problems.integers("window", window, minimum=1, length=len(grid))
+    shift = problems.integers("shift", shift, length=len(grid))
+    if not problems.faults:
         if any(n % w for n, w in zip(grid, window, strict=True)):
-            inputs.fault(f"grid must be a multiple of window on every axis, got grid {grid} and window {window}")
+            problems.value(f"grid must be a multiple of window on every axis, got grid {grid} and window {window}")
         if any(not 0 <= s < w for s, w in zip(shift, window, strict=True)):
-            inputs.fault(f"shift must be at least 0 and less than window on every axis, got {shift} and {window}")
+            problems.value(f"shift must be at least 0 and less than window on every axis, got {shift} and {window}")
     return grid, window, shift
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes, factors
 from maskattn.masks._grid import coordinates, inside, spans
@@ -42,17 +42,17 @@ class Axial(Mask):
     rule: ClassVar[str] = "q and k lie on one line along axis of the grid"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("Axial")
-        grid: Any = inputs.integers("grid", self.grid, minimum=1)
-        axis = inputs.integer("axis", self.axis)
-        if not inputs.faults:
+        problems = Problems("Axial")
+        grid: Any = problems.integers("grid", self.grid, minimum=1)
+        axis = problems.integer("axis", self.axis)
+        if not problems.faults:
             if not 1 <= len(grid) <= 3:
-                inputs.fault(f"grid must have 1 to 3 axes, got {grid}")
+                problems.value(f"grid must have 1 to 3 axes, got {grid}")
             elif not -len(grid) <= axis < len(grid):
-                inputs.fault(f"axis must be one of the {len(grid)} of grid, got {axis}")
+                problems.value(f"axis must be one of the {len(grid)} of grid, got {axis}")
             else:
                 axis %= len(grid)
-        inputs.done()
+        problems.raise_if_any()
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "axis", axis)
 

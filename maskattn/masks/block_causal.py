@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 
@@ -36,9 +36,9 @@ class BlockCausal(Mask):
     rule: ClassVar[str] = "k // size <= q // size"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("BlockCausal")
-        object.__setattr__(self, "size", inputs.integer("size", self.size, minimum=1))
-        inputs.done()
+        problems = Problems("BlockCausal")
+        object.__setattr__(self, "size", problems.integer("size", self.size, minimum=1))
+        problems.raise_if_any()
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import clip, gather, lookup
@@ -41,10 +41,10 @@ class BlockSparse(Mask):
     rule: ClassVar[str] = "layout[h, q // block_size, k // block_size]"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("BlockSparse")
-        layout = inputs.array("layout", self.layout, "bool", "[QB, KB] or [H, QB, KB]", (2, 3))
-        block_size = inputs.integers("block_size", self.block_size, minimum=1, length=2)
-        inputs.done()
+        problems = Problems("BlockSparse")
+        layout = problems.array("layout", self.layout, "bool", "[QB, KB] or [H, QB, KB]", (2, 3))
+        block_size = problems.integers("block_size", self.block_size, minimum=1, length=2)
+        problems.raise_if_any()
         object.__setattr__(self, "layout", layout)
         object.__setattr__(self, "block_size", block_size)
 

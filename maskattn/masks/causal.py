@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 
@@ -41,9 +41,9 @@ class Causal(Mask):
     rule: ClassVar[str] = "k <= q + offset"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("Causal")
-        object.__setattr__(self, "offset", inputs.integer("offset", self.offset))
-        inputs.done()
+        problems = Problems("Causal")
+        object.__setattr__(self, "offset", problems.integer("offset", self.offset))
+        problems.raise_if_any()
 
     @classmethod
     def end_aligned(cls, q_len: int, kv_len: int) -> Causal:
@@ -52,9 +52,9 @@ class Causal(Mask):
         Raises:
             ValueError: a length is negative. TypeError: a length is not an int.
         """
-        inputs = Inputs("Causal.end_aligned")
-        q_len, kv_len = inputs.integer("q_len", q_len, minimum=0), inputs.integer("kv_len", kv_len, minimum=0)
-        inputs.done()
+        problems = Problems("Causal.end_aligned")
+        q_len, kv_len = problems.integer("q_len", q_len, minimum=0), problems.integer("kv_len", kv_len, minimum=0)
+        problems.raise_if_any()
         return cls(kv_len - q_len)
 
     @classmethod

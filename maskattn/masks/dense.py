@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import AXES, Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import clip, gather, lookup
@@ -35,9 +35,9 @@ class Dense(Mask):
     rule: ClassVar[str] = "keep[b, h, q, k]"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("Dense")
-        value = inputs.array("keep", self.keep, "bool", "broadcastable to [B, H, L, S]", (0, 1, 2, 3, 4))
-        inputs.done()
+        problems = Problems("Dense")
+        value = problems.array("keep", self.keep, "bool", "broadcastable to [B, H, L, S]", (0, 1, 2, 3, 4))
+        problems.raise_if_any()
         object.__setattr__(self, "keep", value)
 
     @property

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import maximum
@@ -42,10 +42,10 @@ class Dilated(Mask):
     rule: ClassVar[str] = "abs(k - q) <= window * dilation and (k - q) % dilation == 0"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("Dilated")
-        object.__setattr__(self, "window", inputs.integer("window", self.window, minimum=0))
-        object.__setattr__(self, "dilation", inputs.integer("dilation", self.dilation, minimum=1))
-        inputs.done()
+        problems = Problems("Dilated")
+        object.__setattr__(self, "window", problems.integer("window", self.window, minimum=0))
+        object.__setattr__(self, "dilation", problems.integer("dilation", self.dilation, minimum=1))
+        problems.raise_if_any()
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:

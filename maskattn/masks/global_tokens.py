@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import count, gather
@@ -36,9 +36,9 @@ class Global(Mask):
     rule: ClassVar[str] = "tokens[b, q] or tokens[b, k]"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("Global")
-        value = inputs.array("tokens", self.tokens, "bool", "[S] or [B, S]", (1, 2))
-        inputs.done()
+        problems = Problems("Global")
+        value = problems.array("tokens", self.tokens, "bool", "[S] or [B, S]", (1, 2))
+        problems.raise_if_any()
         object.__setattr__(self, "tokens", value)
 
     @classmethod

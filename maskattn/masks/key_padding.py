@@ -7,7 +7,7 @@ from typing import ClassVar
 import numpy as np
 
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import gather
@@ -37,10 +37,10 @@ class KeyPadding(Mask):
     rule: ClassVar[str] = "0 <= k < lengths[b]"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("KeyPadding")
-        value = inputs.array("lengths", self.lengths, "int", "[B]", (1,))
-        inputs.not_negative("lengths", value)
-        inputs.done()
+        problems = Problems("KeyPadding")
+        value = problems.array("lengths", self.lengths, "int", "[B]", (1,))
+        problems.not_negative("lengths", value)
+        problems.raise_if_any()
         object.__setattr__(self, "lengths", value)
 
     @classmethod

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes, factors
 from maskattn.masks._grid import coordinates, inside, spans
@@ -49,18 +49,18 @@ class Neighborhood(Mask):
     rule: ClassVar[str] = "k is in the neighborhood of q on every axis of the grid"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("Neighborhood")
+        problems = Problems("Neighborhood")
         given: Any = self.grid
-        grid = inputs.integers("grid", given, minimum=1, length=None if hasattr(given, "__len__") else 1)
+        grid = problems.integers("grid", given, minimum=1, length=None if hasattr(given, "__len__") else 1)
         kernel, dilation = self.kernel, self.dilation
-        if not inputs.faults and not 1 <= len(grid) <= 3:
-            inputs.fault(f"grid must have 1 to 3 axes, got {grid}")
-        elif not inputs.faults:
-            kernel = inputs.integers("kernel", kernel, minimum=1, length=len(grid))
-            dilation = inputs.integers("dilation", dilation, minimum=1, length=len(grid))
-            if not inputs.faults and any(w * d > n for n, w, d in zip(grid, kernel, dilation, strict=True)):
-                inputs.fault(f"kernel * dilation must fit in grid {grid} on every axis, got {kernel} and {dilation}")
-        inputs.done()
+        if not problems.faults and not 1 <= len(grid) <= 3:
+            problems.value(f"grid must have 1 to 3 axes, got {grid}")
+        elif not problems.faults:
+            kernel = problems.integers("kernel", kernel, minimum=1, length=len(grid))
+            dilation = problems.integers("dilation", dilation, minimum=1, length=len(grid))
+            if not problems.faults and any(w * d > n for n, w, d in zip(grid, kernel, dilation, strict=True)):
+                problems.value(f"kernel * dilation must fit in grid {grid} on every axis, got {kernel} and {dilation}")
+        problems.raise_if_any()
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "kernel", kernel)
         object.__setattr__(self, "dilation", dilation)

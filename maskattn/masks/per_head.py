@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._fields import Array, part
-from maskattn._inputs import Inputs, describe
+from maskattn._problems import Problems, describe
 from maskattn.masks._base import Mask, restrict
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks.causal import Causal
@@ -39,17 +39,17 @@ class PerHead(Mask):
     rule: ClassVar[str] = "head h follows mask h"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("PerHead")
+        problems = Problems("PerHead")
         given: Any = self.parts
         if not isinstance(given, (list, tuple)):
-            inputs.fault(f"parts must be a list of masks, got {describe(given)}", of_type=True)
+            problems.type(f"parts must be a list of masks, got {describe(given)}")
         else:
             for i, mask in enumerate(given):
                 if not isinstance(mask, Mask):
-                    inputs.fault(f"parts[{i}] must be a mask, got {describe(mask)}", of_type=True)
+                    problems.type(f"parts[{i}] must be a mask, got {describe(mask)}")
             if not given:
-                inputs.fault("parts must have one mask per head, got []")
-        inputs.done()
+                problems.value("parts must have one mask per head, got []")
+        problems.raise_if_any()
         object.__setattr__(self, "parts", tuple(given))
 
     @classmethod

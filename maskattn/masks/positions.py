@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._fields import Array, data, literal, part
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask, restrict
 from maskattn.masks._lookup import clip, gather, range_max
 from maskattn.masks.algebra import And, Not, Or, complement, conjunction, disjunction
@@ -27,15 +27,15 @@ class At(Mask):
     k_offset: Array = data(default=0)
 
     def __post_init__(self) -> None:
-        inputs = Inputs("at")
+        problems = Problems("at")
         for name in ("q_offset", "k_offset"):
             value = getattr(self, name)
             if hasattr(value, "__len__") or hasattr(value, "dtype"):
-                value = inputs.array(name, value, "int", "[] or [B]", (0, 1))
+                value = problems.array(name, value, "int", "[] or [B]", (0, 1))
             else:
-                value = inputs.integer(name, value)
+                value = problems.integer(name, value)
             object.__setattr__(self, name, value)
-        inputs.done()
+        problems.raise_if_any()
 
     def _offset(self, name: str, b: Array) -> Array:
         value = getattr(self, name)
@@ -112,12 +112,12 @@ class Positioned(Mask):
     rule: ClassVar[str] = "q and k have positions"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("with_positions")
-        q_pos = inputs.array("q_pos", self.q_pos, "int", "[B, L]", (2,))
-        k_pos = inputs.array("k_pos", self.k_pos, "int", "[B, S]", (2,))
-        if not inputs.faults and q_pos.shape[0] != k_pos.shape[0] and 1 not in (q_pos.shape[0], k_pos.shape[0]):
-            inputs.fault(f"q_pos and k_pos must have one batch, got {q_pos.shape[0]} and {k_pos.shape[0]}")
-        inputs.done()
+        problems = Problems("with_positions")
+        q_pos = problems.array("q_pos", self.q_pos, "int", "[B, L]", (2,))
+        k_pos = problems.array("k_pos", self.k_pos, "int", "[B, S]", (2,))
+        if not problems.faults and q_pos.shape[0] != k_pos.shape[0] and 1 not in (q_pos.shape[0], k_pos.shape[0]):
+            problems.value(f"q_pos and k_pos must have one batch, got {q_pos.shape[0]} and {k_pos.shape[0]}")
+        problems.raise_if_any()
         object.__setattr__(self, "q_pos", q_pos)
         object.__setattr__(self, "k_pos", k_pos)
 

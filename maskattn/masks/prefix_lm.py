@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import gather
@@ -37,13 +37,13 @@ class PrefixLM(Mask):
     rule: ClassVar[str] = "k < prefix[b] or k <= q"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("PrefixLM")
+        problems = Problems("PrefixLM")
         if hasattr(self.prefix, "__len__") or hasattr(self.prefix, "shape") and tuple(self.prefix.shape) != ():
-            value = inputs.array("prefix", self.prefix, "int", "[B]", (1,))
-            inputs.not_negative("prefix", value)
+            value = problems.array("prefix", self.prefix, "int", "[B]", (1,))
+            problems.not_negative("prefix", value)
         else:
-            value = inputs.integer("prefix", self.prefix, minimum=0)
-        inputs.done()
+            value = problems.integer("prefix", self.prefix, minimum=0)
+        problems.raise_if_any()
         object.__setattr__(self, "prefix", value)
 
     def _prefix(self, b: Array) -> Array:

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import count, lookup
@@ -37,9 +37,9 @@ class QueryMask(Mask):
     rule: ClassVar[str] = "keep[b, q]"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("QueryMask")
-        value = inputs.array("keep", self.keep, "bool", "[B, L]", (2,))
-        inputs.done()
+        problems = Problems("QueryMask")
+        value = problems.array("keep", self.keep, "bool", "[B, L]", (2,))
+        problems.raise_if_any()
         object.__setattr__(self, "keep", value)
 
     @classmethod

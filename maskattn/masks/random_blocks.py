@@ -6,12 +6,12 @@ from typing import ClassVar
 
 import numpy as np
 
-from maskattn import rng
 from maskattn._fields import Array, data
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import gather
+from maskattn.numerics import rng
 
 _MOST = 1 << 24  # blocks drawn for one mask: a size that came from a file must not take all memory
 
@@ -58,18 +58,18 @@ class RandomBlocks(Mask):
     rule: ClassVar[str] = "the block of k is one of those drawn for the block of q"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("RandomBlocks")
-        seed = inputs.integer("seed", self.seed, minimum=0)
-        block_size = inputs.integer("block_size", self.block_size, minimum=1)
-        count = inputs.integer("blocks_per_row", self.blocks_per_row, minimum=0)
-        kv_blocks = inputs.integer("kv_blocks", self.kv_blocks, minimum=1)
-        if not inputs.faults and seed >= 2**31:
-            inputs.fault(f"seed must be less than 2**31, got {seed}")
-        if not inputs.faults and count > kv_blocks:
-            inputs.fault(f"blocks_per_row must be at most kv_blocks {kv_blocks}, got {count}")
-        if not inputs.faults and kv_blocks * count > _MOST:
-            inputs.fault(f"kv_blocks * blocks_per_row must be at most {_MOST}, got {kv_blocks * count}")
-        inputs.done()
+        problems = Problems("RandomBlocks")
+        seed = problems.integer("seed", self.seed, minimum=0)
+        block_size = problems.integer("block_size", self.block_size, minimum=1)
+        count = problems.integer("blocks_per_row", self.blocks_per_row, minimum=0)
+        kv_blocks = problems.integer("kv_blocks", self.kv_blocks, minimum=1)
+        if not problems.faults and seed >= 2**31:
+            problems.value(f"seed must be less than 2**31, got {seed}")
+        if not problems.faults and count > kv_blocks:
+            problems.value(f"blocks_per_row must be at most kv_blocks {kv_blocks}, got {count}")
+        if not problems.faults and kv_blocks * count > _MOST:
+            problems.value(f"kv_blocks * blocks_per_row must be at most {_MOST}, got {kv_blocks * count}")
+        problems.raise_if_any()
         for name, value in zip(self._of_kind("static"), (seed, block_size, count, kv_blocks), strict=True):
             object.__setattr__(self, name, value)
         object.__setattr__(self, "blocks", _draw(seed, count, kv_blocks))

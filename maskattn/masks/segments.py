@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from maskattn._fields import Array, data, to_numpy
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import clip, count, gather, range_max
@@ -40,15 +40,15 @@ class Segments(Mask):
     rule: ClassVar[str] = "q_ids[b, q] == k_ids[b, k] >= 0"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("Segments")
-        q_ids = inputs.array("q_ids", self.q_ids, "int", "[B, L]", (2,))
+        problems = Problems("Segments")
+        q_ids = problems.array("q_ids", self.q_ids, "int", "[B, L]", (2,))
         k_ids = self.k_ids
         if k_ids is not None:
-            k_ids = inputs.array("k_ids", k_ids, "int", "[B, S]", (2,))
-        if k_ids is not None and not inputs.faults and q_ids.shape[0] != k_ids.shape[0]:
+            k_ids = problems.array("k_ids", k_ids, "int", "[B, S]", (2,))
+        if k_ids is not None and not problems.faults and q_ids.shape[0] != k_ids.shape[0]:
             if 1 not in (q_ids.shape[0], k_ids.shape[0]):
-                inputs.fault(f"q_ids and k_ids must have one batch, got {q_ids.shape[0]} and {k_ids.shape[0]}")
-        inputs.done()
+                problems.value(f"q_ids and k_ids must have one batch, got {q_ids.shape[0]} and {k_ids.shape[0]}")
+        problems.raise_if_any()
         object.__setattr__(self, "q_ids", q_ids)
         object.__setattr__(self, "k_ids", k_ids)
 
@@ -59,16 +59,16 @@ class Segments(Mask):
         Raises:
             ValueError: a size is negative, or the number of documents differs. TypeError: the sizes are not ints.
         """
-        inputs = Inputs("Segments.from_sizes")
+        problems = Problems("Segments.from_sizes")
         given = {"q_sizes": q_sizes} if k_sizes is None else {"q_sizes": q_sizes, "k_sizes": k_sizes}
         found = {
-            name: inputs.array(name, _concrete(sizes), "int", "[documents]", (1,)) for name, sizes in given.items()
+            name: problems.array(name, _concrete(sizes), "int", "[documents]", (1,)) for name, sizes in given.items()
         }
         for name, sizes in found.items():
-            inputs.not_negative(name, sizes)
-        if not inputs.faults and len({len(sizes) for sizes in found.values()}) > 1:
-            inputs.fault(f"one size per document is needed on both sides, got {[len(s) for s in found.values()]}")
-        inputs.done()
+            problems.not_negative(name, sizes)
+        if not problems.faults and len({len(sizes) for sizes in found.values()}) > 1:
+            problems.value(f"one size per document is needed on both sides, got {[len(s) for s in found.values()]}")
+        problems.raise_if_any()
         return cls(*(np.repeat(np.arange(len(sizes)), sizes)[None] for sizes in found.values()))
 
     @classmethod
@@ -78,17 +78,17 @@ class Segments(Mask):
         Raises:
             ValueError: one does not start at 0 or decreases. TypeError: they are not ints.
         """
-        inputs = Inputs("Segments.from_cu_seqlens")
+        problems = Problems("Segments.from_cu_seqlens")
         given = {"cu_seqlens_q": cu_seqlens_q}
         if cu_seqlens_k is not None:
             given["cu_seqlens_k"] = cu_seqlens_k
         sizes = []
         for name, cumulative in given.items():
-            ends = inputs.array(name, _concrete(cumulative), "int", "[documents + 1]", (1,))
-            if not inputs.faults and (len(ends) == 0 or ends[0] != 0 or (np.diff(ends) < 0).any()):
-                inputs.fault(f"{name} must start at 0 and not decrease, got {ends.tolist()}")
+            ends = problems.array(name, _concrete(cumulative), "int", "[documents + 1]", (1,))
+            if not problems.faults and (len(ends) == 0 or ends[0] != 0 or (np.diff(ends) < 0).any()):
+                problems.value(f"{name} must start at 0 and not decrease, got {ends.tolist()}")
             sizes.append(ends)
-        inputs.done()
+        problems.raise_if_any()
         return cls.from_sizes(*(np.diff(ends) for ends in sizes))
 
     @classmethod

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 
@@ -43,12 +43,12 @@ class SlidingWindow(Mask):
     rule: ClassVar[str] = "-left <= k - q <= right"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("SlidingWindow")
+        problems = Problems("SlidingWindow")
         for name in ("left", "right"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, inputs.integer(f"{name} (None = unbounded)", value, minimum=0))
-        inputs.done()
+                object.__setattr__(self, name, problems.integer(f"{name} (None = unbounded)", value, minimum=0))
+        problems.raise_if_any()
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:

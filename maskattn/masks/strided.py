@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import maximum
@@ -42,9 +42,9 @@ class Strided(Mask):
     rule: ClassVar[str] = "k <= q and (q - k) % stride == 0"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("Strided")
-        object.__setattr__(self, "stride", inputs.integer("stride", self.stride, minimum=1))
-        inputs.done()
+        problems = Problems("Strided")
+        object.__setattr__(self, "stride", problems.integer("stride", self.stride, minimum=1))
+        problems.raise_if_any()
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:

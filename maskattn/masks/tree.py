@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from maskattn._fields import Array, data, literal, peek
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import gather
@@ -48,15 +48,15 @@ class Tree(Mask):
     rule: ClassVar[str] = "key is the query or one of its ancestors"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("Tree")
-        parents = inputs.array("parents", self.parents, "int", "[N] or [B, N]", (1, 2))
-        inputs.done()
+        problems = Problems("Tree")
+        parents = problems.array("parents", self.parents, "int", "[N] or [B, N]", (1, 2))
+        problems.raise_if_any()
         rows = parents if len(parents.shape) == 2 else parents[None]
         values = peek(rows)
         intervals = None
         if values is not None:
-            intervals = _number(inputs, values)
-            inputs.done()
+            intervals = _number(problems, values)
+            problems.raise_if_any()
         if intervals is None or not isinstance(rows, np.ndarray):
             intervals = _number_by_arithmetic(rows)
         object.__setattr__(self, "parents", parents)
@@ -99,11 +99,11 @@ class Tree(Mask):
         return f"Tree({literal(self.parents)})"
 
 
-def _number(inputs: Inputs, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
+def _number(problems: Problems, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
     """(first, last) of every node, int64 [B, N]; faults are noted in `inputs`."""
     nodes = parents.shape[1]
     if parents.size and not (-1 <= int(parents.min()) and int(parents.max()) < nodes):
-        inputs.fault(f"parents must be -1 or one of {nodes} nodes, got {int(parents.min())} to {int(parents.max())}")
+        problems.value(f"parents must be -1 or one of {nodes} nodes, got {int(parents.min())} to {int(parents.max())}")
         return None
     first = np.full(parents.shape, -1, np.int64)
     last = np.zeros(parents.shape, np.int64)
@@ -119,7 +119,7 @@ def _number(inputs: Inputs, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray
             order.append(node)
             stack.extend(children[node])
         if len(order) < nodes:
-            inputs.fault(f"parents must have no cycle, got one that node {int(first[row].argmin())} leads to")
+            problems.value(f"parents must have no cycle, got one that node {int(first[row].argmin())} leads to")
             return None
         last[row] = first[row]
         for node in reversed(order):

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks._examples import Draws, Sizes, factors
 from maskattn.masks._grid import check_windows, coordinates, spans
@@ -55,9 +55,9 @@ class WindowPartition(Mask):
     rule: ClassVar[str] = "q and k lie in the same window of the shifted grid"
 
     def __post_init__(self) -> None:
-        inputs = Inputs("WindowPartition")
-        grid, window, shift = check_windows(inputs, self.grid, self.window, self.shift)
-        inputs.done()
+        problems = Problems("WindowPartition")
+        grid, window, shift = check_windows(problems, self.grid, self.window, self.shift)
+        problems.raise_if_any()
         object.__setattr__(self, "grid", grid)
         object.__setattr__(self, "window", window)
         object.__setattr__(self, "shift", shift)

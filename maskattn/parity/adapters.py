@@ -39,7 +39,7 @@ CONVENTIONS = {
 }
 
 #: The implementations that are judged when none is named: loaded when used, so that nothing imports both by itself.
-TWINS = {"torch": "maskattn_torch.adapter:ADAPTER", "jax": "maskattn_jax.adapter:ADAPTER"}
+TWINS = {"torch": "maskattn_torch.testing.adapter:ADAPTER", "jax": "maskattn_jax.testing.adapter:ADAPTER"}
 
 #: The tiles in which the twins' blockwise kernels are judged, queries by keys; by themselves they would take a case of
 #: the suite in one. Every shape of `cases` but the smallest has several, and the last of a row or column is padded.
@@ -133,8 +133,8 @@ class NumpyExact:
         cotangent: dict[str, Array] | None = None,
     ) -> dict[str, Array]:
         """As `Adapter.run`."""
-        from maskattn import exact
-        from maskattn.exact.table import row_sums
+        from maskattn.numerics import exact
+        from maskattn.numerics.exact.table import row_sums
         from maskattn.parity import numpy_module
         from maskattn.parity.cases import bias_rows
         from maskattn.parity.checks import options

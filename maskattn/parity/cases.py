@@ -14,9 +14,10 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from maskattn import biases, dropout, masks, rng
+from maskattn import biases, masks
 from maskattn.config import AttentionConfig
 from maskattn.masks._base import grid
+from maskattn.numerics import dropout, rng
 from maskattn.parity.draws import Draws
 from maskattn.parity.mask_table import Shape, compose, families
 

@@ -16,10 +16,9 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import checkpoints
+from maskattn import checkpoints, standards
 from maskattn.config import AttentionConfig
-from maskattn.layouts._base import Layout
-from maskattn.parity import standards
+from maskattn.convert.layouts._base import Layout
 from maskattn.parity.checkpoint_compare import canonical_layer, compare, configs_of, layers_of
 from maskattn.parity.findings import Finding, bits_equal
 
@@ -269,8 +268,7 @@ def main(
     ``kernel="exact"`` stands for the reference kernel: exact is always judged too.
     """
     from rich.console import Console
-    from rich.progress import Progress as Bar
-    from rich.progress import SpinnerColumn, TextColumn, TimeElapsedColumn
+    from rich.progress import Progress as Bar, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     from maskattn.parity import checkpoint_report, minilm
 

@@ -9,10 +9,11 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import checkpoints, layouts
+from maskattn import checkpoints
 from maskattn.config import AttentionConfig
-from maskattn.layouts._base import Layout
-from maskattn.layouts.canonical import Canonical
+from maskattn.convert import layouts
+from maskattn.convert.layouts._base import Layout
+from maskattn.convert.layouts.canonical import Canonical
 from maskattn.parity.findings import bits_equal
 
 Array = np.ndarray[Any, Any]

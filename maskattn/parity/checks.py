@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import oracle
-from maskattn.parity import standards
+from maskattn import standards
+from maskattn.numerics import oracle
 from maskattn.parity.cases import Case, bias_rows, bias_values
 from maskattn.parity.findings import Finding, bits_equal
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskattn import masks
 from maskattn.config import AttentionConfig
-from maskattn.convert import convert_tensors
+from maskattn.convert._tensors import convert_tensors
 
 Array = np.ndarray[Any, Any]
 
@@ -25,7 +25,7 @@ class TorchTwin:
 
     def __init__(self, tensors: Mapping[str, Array], source: str, config: AttentionConfig) -> None:
         import maskattn_torch
-        from maskattn_torch.adapter import from_numpy
+        from maskattn_torch.testing.adapter import from_numpy
 
         converted = convert_tensors(tensors, source=source, target="maskattn-torch", config=config)
         state = {name: from_numpy(array) for name, array in converted.items()}
@@ -44,7 +44,7 @@ class TorchTwin:
         """
         import torch
 
-        from maskattn_torch.adapter import from_numpy, to_numpy
+        from maskattn_torch.testing.adapter import from_numpy, to_numpy
 
         mask = masks.KeyPadding(from_numpy(lengths)) if isinstance(lengths, np.ndarray) else lengths
         with torch.inference_mode():

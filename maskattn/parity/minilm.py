@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskattn import checkpoints
-from maskattn.parity import standards
+from maskattn import checkpoints, standards
 from maskattn.parity.checkpoint import CheckpointResult, Progress, examine_layer, heads_beside
 from maskattn.parity.checkpoint_compare import canonical_layer, layers_of
 

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import oracle, rng
-from maskattn.parity import standards
+from maskattn import standards
+from maskattn.numerics import oracle, rng
 from maskattn.parity.cases import Case
 from maskattn.parity.findings import Finding
 

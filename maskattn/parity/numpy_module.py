@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import exact, rng
+from maskattn.numerics import exact, rng
 from maskattn.parity.cases import Case
 
 Array = np.ndarray[Any, Any]

@@ -8,7 +8,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from maskattn.parity import report, standards
+from maskattn import standards
+from maskattn.parity import report
 from maskattn.parity.cases import Case
 from maskattn.parity.run import Result
 

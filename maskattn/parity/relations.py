@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import masks
-from maskattn.parity import checks, standards
+from maskattn import masks, standards
+from maskattn.parity import checks
 from maskattn.parity.adapters import Adapter
 from maskattn.parity.cases import Case, cotangent, inputs
 from maskattn.parity.draws import Draws

@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.checks import KernelCannot
-from maskattn.parity import cases as cases_
-from maskattn.parity import checks, plain, standards
+from maskattn import standards
+from maskattn.attention import KernelCannot
+from maskattn.parity import cases as cases_, checks, plain
 from maskattn.parity.adapters import Adapter
 from maskattn.parity.cases import Case
 from maskattn.parity.findings import Finding, bits_equal

@@ -5,9 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 
-from maskattn import biases as biases_
-from maskattn import masks
-from maskattn import recipes as recipes_
+from maskattn import biases as biases_, masks, recipes as recipes_
 from maskattn.parity.cases import Case
 from maskattn.parity.draws import Draws
 from maskattn.parity.mask_table import Shape

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from maskattn._fields import Array, peek
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks import Causal, KeyMask, KeyPadding, Mask, Segments, Tree
 
 
@@ -33,12 +33,12 @@ def packed_documents(sizes: Any = None, *, ids: Array = None, causal: bool = Tru
     --##-
     --###
     """
-    inputs = Inputs("packed_documents")
+    problems = Problems("packed_documents")
     if (sizes is None) == (ids is None):
-        inputs.fault(f"either sizes or ids must be given, got {'neither' if sizes is None else 'both'}")
+        problems.value(f"either sizes or ids must be given, got {'neither' if sizes is None else 'both'}")
     if causal not in (True, False):
-        inputs.fault(f"causal must be a bool, got {causal!r}", of_type=True)
-    inputs.done()
+        problems.type(f"causal must be a bool, got {causal!r}")
+    problems.raise_if_any()
     documents = Segments.from_sizes(sizes) if ids is None else Segments(ids)
     return Causal() & documents if causal else documents
 
@@ -65,13 +65,13 @@ def left_padding(lengths: Array, kv_len: int) -> Mask:
     --##-
     --###
     """
-    inputs = Inputs("left_padding")
-    lengths = inputs.array("lengths", lengths, "int", "[B]", (1,))
-    kv_len = inputs.integer("kv_len", kv_len, minimum=0)
-    values = None if inputs.faults else peek(lengths)
+    problems = Problems("left_padding")
+    lengths = problems.array("lengths", lengths, "int", "[B]", (1,))
+    kv_len = problems.integer("kv_len", kv_len, minimum=0)
+    values = None if problems.faults else peek(lengths)
     if values is not None and values.size and not 0 <= int(values.min()) <= int(values.max()) <= kv_len:
-        inputs.fault(f"lengths must be from 0 to kv_len {kv_len}, got {values.min()} to {values.max()}")
-    inputs.done()
+        problems.value(f"lengths must be from 0 to kv_len {kv_len}, got {values.min()} to {values.max()}")
+    problems.raise_if_any()
     return KeyPadding(lengths).at(k_offset=lengths - kv_len)
 
 
@@ -111,10 +111,10 @@ def shared_prefix(prefix_len: int, *branches: int) -> Mask:
     ##--##-
     ##--###
     """
-    inputs = Inputs("shared_prefix")
-    sizes = [inputs.integer("prefix_len", prefix_len, minimum=0)]
-    sizes += [inputs.integer(f"branches[{i}]", size, minimum=0) for i, size in enumerate(branches)]
-    inputs.done()
+    problems = Problems("shared_prefix")
+    sizes = [problems.integer("prefix_len", prefix_len, minimum=0)]
+    sizes += [problems.integer(f"branches[{i}]", size, minimum=0) for i, size in enumerate(branches)]
+    problems.raise_if_any()
     prefix = KeyMask([np.arange(sum(sizes)) < sizes[0]])
     return Causal() & (prefix | Segments.from_sizes(sizes))
 
@@ -140,13 +140,13 @@ def speculative_tree(prefix_len: Array, parents: Array) -> Mask:
     ###-#-
     ####-#
     """
-    inputs = Inputs("speculative_tree")
+    problems = Problems("speculative_tree")
     if hasattr(prefix_len, "__len__") or hasattr(prefix_len, "shape") and tuple(prefix_len.shape) != ():
-        prefix_len = inputs.array("prefix_len", prefix_len, "int", "[B]", (1,))
-        inputs.not_negative("prefix_len", prefix_len)
+        prefix_len = problems.array("prefix_len", prefix_len, "int", "[B]", (1,))
+        problems.not_negative("prefix_len", prefix_len)
         lengths = prefix_len
     else:
-        prefix_len = inputs.integer("prefix_len", prefix_len, minimum=0)
+        prefix_len = problems.integer("prefix_len", prefix_len, minimum=0)
         lengths = [prefix_len]
-    inputs.done()
+    problems.raise_if_any()
     return KeyPadding(lengths) | Tree(parents).at(k_offset=-prefix_len)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks import BlockCausal, Causal, Chunked, KeyMask, Mask, PrefixLM, QueryMask, SlidingWindow
 
 
@@ -25,9 +25,9 @@ def mistral(window: int = 4096) -> Mask:
     -##-
     --##
     """
-    inputs = Inputs("mistral")
-    window = inputs.integer("window", window, minimum=1)
-    inputs.done()
+    problems = Problems("mistral")
+    window = problems.integer("window", window, minimum=1)
+    problems.raise_if_any()
     return SlidingWindow(window - 1)
 
 
@@ -43,9 +43,9 @@ def gemma2(layer: int, window: int = 4096) -> Mask:
     >>> recipes.gemma2(0), recipes.gemma2(1)
     (SlidingWindow(4095), Causal())
     """
-    inputs = Inputs("gemma2")
-    layer, window = inputs.integer("layer", layer, minimum=0), inputs.integer("window", window, minimum=1)
-    inputs.done()
+    problems = Problems("gemma2")
+    layer, window = problems.integer("layer", layer, minimum=0), problems.integer("window", window, minimum=1)
+    problems.raise_if_any()
     return Causal() if layer % 2 else SlidingWindow(window - 1)
 
 
@@ -62,9 +62,9 @@ def llama4(layer: int, chunk: int = 8192) -> Mask:
     >>> recipes.llama4(0), recipes.llama4(3)
     (Causal() & Chunked(8192), Causal())
     """
-    inputs = Inputs("llama4")
-    layer, chunk = inputs.integer("layer", layer, minimum=0), inputs.integer("chunk", chunk, minimum=1)
-    inputs.done()
+    problems = Problems("llama4")
+    layer, chunk = problems.integer("layer", layer, minimum=0), problems.integer("chunk", chunk, minimum=1)
+    problems.raise_if_any()
     return Causal() if (layer + 1) % 4 == 0 else Causal() & Chunked(chunk)
 
 
@@ -106,11 +106,11 @@ def block_diffusion(length: int, block: int) -> Mask:
     ----####
     ----####
     """
-    inputs = Inputs("block_diffusion")
-    length, block = inputs.integer("length", length, minimum=1), inputs.integer("block", block, minimum=1)
-    if not inputs.faults and length % block:
-        inputs.fault(f"length must be a multiple of block {block}, got {length}")
-    inputs.done()
+    problems = Problems("block_diffusion")
+    length, block = problems.integer("length", length, minimum=1), problems.integer("block", block, minimum=1)
+    if not problems.faults and length % block:
+        problems.value(f"length must be a multiple of block {block}, got {length}")
+    problems.raise_if_any()
     clean = [np.arange(2 * length) >= length]
     # the block of k, counted in the clean half, is before that of q
     before = BlockCausal(block).at(q_offset=-block, k_offset=-length)

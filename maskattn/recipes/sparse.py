@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks import (
     BlockCausal,
     Causal,
@@ -43,12 +43,12 @@ def longformer(window: int, global_tokens: Array, dilation: int = 1) -> Mask:
     #--###
     #---##
     """
-    inputs = Inputs("longformer")
-    window = inputs.integer("window", window, minimum=0)
-    dilation = inputs.integer("dilation", dilation, minimum=1)
-    if not inputs.faults and window % 2:
-        inputs.fault(f"window must be even, got {window}")
-    inputs.done()
+    problems = Problems("longformer")
+    window = problems.integer("window", window, minimum=0)
+    dilation = problems.integer("dilation", dilation, minimum=1)
+    if not problems.faults and window % 2:
+        problems.value(f"window must be even, got {window}")
+    problems.raise_if_any()
     half = window // 2
     local: Mask = SlidingWindow(half, half) if dilation == 1 else Dilated(half, dilation)
     return local | Global(global_tokens)
@@ -80,10 +80,10 @@ def bigbird(length: int, block_size: int = 64, random_blocks: int = 3, seed: int
     #----###
     ########
     """
-    inputs = Inputs("bigbird")
-    length = inputs.integer("length", length, minimum=1)
-    block_size = inputs.integer("block_size", block_size, minimum=1)
-    inputs.done()
+    problems = Problems("bigbird")
+    length = problems.integer("length", length, minimum=1)
+    block_size = problems.integer("block_size", block_size, minimum=1)
+    problems.raise_if_any()
     blocks = -(-length // block_size)
     block = np.arange(length) // block_size
     # k's block is at most one after q's, and not two or more before it
@@ -135,10 +135,10 @@ def sparse_transformer_fixed(stride: int, c: int, kv_len: int) -> Mask:
     --#--##-
     --#--###
     """
-    inputs = Inputs("sparse_transformer_fixed")
-    stride, c = inputs.integer("stride", stride, minimum=1), inputs.integer("c", c, minimum=1)
-    kv_len = inputs.integer("kv_len", kv_len, minimum=0)
-    if not inputs.faults and c > stride:
-        inputs.fault(f"c must be at most stride {stride}, got {c}")
-    inputs.done()
+    problems = Problems("sparse_transformer_fixed")
+    stride, c = problems.integer("stride", stride, minimum=1), problems.integer("c", c, minimum=1)
+    kv_len = problems.integer("kv_len", kv_len, minimum=0)
+    if not problems.faults and c > stride:
+        problems.value(f"c must be at most stride {stride}, got {c}")
+    problems.raise_if_any()
     return Causal() & (Chunked(stride) | KeyMask([np.arange(kv_len) % stride >= stride - c]))

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from maskattn._fields import Array, peek
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks import KeyMask, Mask, Neighborhood, QueryMask, Segments, ShiftedWindow
 
 
@@ -32,14 +32,14 @@ def swin(grid: tuple[int, int], window: int, shift: int = 0) -> Mask:
     #-#-
     -#-#
     """
-    inputs = Inputs("swin")
-    sides: Any = inputs.integers("grid", grid, minimum=1)
-    window, shift = inputs.integer("window", window, minimum=1), inputs.integer("shift", shift, minimum=0)
-    if not inputs.faults and len(sides) != 2:
-        inputs.fault(f"grid must be (height, width), got {sides}")
-    if not inputs.faults and shift >= window:
-        inputs.fault(f"shift must be less than window {window}, got {shift}")
-    inputs.done()
+    problems = Problems("swin")
+    sides: Any = problems.integers("grid", grid, minimum=1)
+    window, shift = problems.integer("window", window, minimum=1), problems.integer("shift", shift, minimum=0)
+    if not problems.faults and len(sides) != 2:
+        problems.value(f"grid must be (height, width), got {sides}")
+    if not problems.faults and shift >= window:
+        problems.value(f"shift must be less than window {window}, got {shift}")
+    problems.raise_if_any()
     if min(sides) <= window:
         window, shift = min(sides), 0
     return ShiftedWindow(sides, window, shift)
@@ -104,18 +104,18 @@ def flamingo(image_positions: Array, tokens_per_image: int, images: int | None =
     --##
     --##
     """
-    inputs = Inputs("flamingo")
-    positions = inputs.array("image_positions", image_positions, "bool", "[B, L]", (2,))
-    size = inputs.integer("tokens_per_image", tokens_per_image, minimum=1)
+    problems = Problems("flamingo")
+    positions = problems.array("image_positions", image_positions, "bool", "[B, L]", (2,))
+    size = problems.integer("tokens_per_image", tokens_per_image, minimum=1)
     if images is not None:
-        images = inputs.integer("images", images, minimum=0)
-    values = None if inputs.faults else peek(positions)
+        images = problems.integer("images", images, minimum=0)
+    values = None if problems.faults else peek(positions)
     if values is not None:
         most = int(values.sum(axis=1).max(initial=0))
         images = most if images is None else images
         if images < most:
-            inputs.fault(f"images must be at least the {most} that a row has, got {images}")
-    elif not inputs.faults and images is None:
-        inputs.fault("images must be given where image_positions is traced, got None")
-    inputs.done()
+            problems.value(f"images must be at least the {most} that a row has, got {images}")
+    elif not problems.faults and images is None:
+        problems.value("images must be given where image_positions is traced, got None")
+    problems.raise_if_any()
     return Segments(positions.cumsum(1) - 1, [np.repeat(np.arange(images or 0), size)])

@@ -16,10 +16,10 @@ from typing import Any
 
 import torch
 
-from maskattn import tiles
 from maskattn._fields import peek
 from maskattn.biases import DenseBias
 from maskattn.masks import Causal, KeyPadding
+from maskattn.schedule import tiles
 from maskattn_torch import lower
 from maskattn_torch.dropout import Dropout
 

@@ -12,9 +12,10 @@ import maskattn_jax
 import maskattn_jax.tables
 import maskattn_torch
 import maskattn_torch.tables
-from maskattn import biases, exact, masks
+from maskattn import biases, masks
 from maskattn._fields import to_numpy
-from maskattn.exact import table as exact_table
+from maskattn.numerics import exact
+from maskattn.numerics.exact import table as exact_table
 
 RNG = np.random.default_rng(0)
 B, H, K, D = 2, 4, 2, 3

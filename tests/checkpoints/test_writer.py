@@ -15,8 +15,7 @@ import pytest
 from fuzz import SUFFIXES
 
 from maskattn import checkpoints
-from maskattn.checkpoints import TensorInfo
-from maskattn.checkpoints import _writer as writing
+from maskattn.checkpoints import TensorInfo, _writer as writing
 
 REPLACEABLE = [".safetensors", ".npz", ".msgpack", ".pt"]
 FLOAT = np.dtype(np.float32)

@@ -8,11 +8,11 @@ import pytest
 from click.testing import CliRunner
 
 from maskattn import checkpoints
-from maskattn.carry_out import carry_out
 from maskattn.cli.main import main
+from maskattn.convert._plan import plan
+from maskattn.convert._run import carry_out
+from maskattn.convert._verify import verify
 from maskattn.parity import minilm
-from maskattn.parity.conversion import verify
-from maskattn.plan import plan
 from tests.conversion.models import saved
 
 
@@ -121,9 +121,9 @@ def test_verify_sees_what_was_planted(name, change, attention, qwen, tmp_path):
 
 def test_a_probe_settles_what_names_leave_open(tmp_path):
     """Blocks or heads: GPT-NeoX and Megatron's first checkpoints have the same names and shapes."""
-    from maskattn import convert_tensors, layouts
+    from maskattn import convert_tensors, standards
     from maskattn.config import AttentionConfig
-    from maskattn.parity import standards
+    from maskattn.convert import layouts
 
     config, draw = AttentionConfig(15, 5), np.random.default_rng(4)
     shapes = layouts.get("megatron-v0").shapes(config)

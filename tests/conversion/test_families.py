@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 
-from maskattn import checkpoints, families
-from maskattn.carry_out import carry_out
-from maskattn.parity.conversion import verify
-from maskattn.plan import plan
+from maskattn import checkpoints
+from maskattn.convert import families
+from maskattn.convert._plan import plan
+from maskattn.convert._run import carry_out
+from maskattn.convert._verify import verify
 from tests.conversion.models import MODELS, build, saved
 
 # The same model as another library has it. A pair stands where every tensor has its place in both.

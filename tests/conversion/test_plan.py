@@ -8,11 +8,12 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from maskattn import checkpoints, families
-from maskattn.carry_out import Source, carry_out
+from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo
-from maskattn.parity.conversion import verify
-from maskattn.plan import in_order, plan
+from maskattn.convert import families
+from maskattn.convert._plan import in_order, plan
+from maskattn.convert._run import Source, carry_out
+from maskattn.convert._verify import verify
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 CONFIG = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}

@@ -10,8 +10,9 @@ import torch
 from published import beit, greedy_words, ijepa, ijepa_size, spans
 
 import maskattn_torch
-from maskattn import corruption, recipes, rng
+from maskattn import corruption, recipes
 from maskattn.corruption import ijepa as ijepa_module
+from maskattn.numerics import rng
 
 ERRORS = 4.5  # standard errors that a share of independent draws may be off
 

@@ -10,7 +10,8 @@ import torch
 
 import maskattn_jax
 import maskattn_torch
-from maskattn import corruption, rng
+from maskattn import corruption
+from maskattn.numerics import rng
 
 ROWS, LENGTH = 6, 40
 DRAW = np.random.default_rng(0)

@@ -7,9 +7,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from maskattn import exact
-from maskattn.exact import bits, elementary, pair
-from maskattn.exact.pair import Pair
+from maskattn.numerics import exact
+from maskattn.numerics.exact import bits, elementary, pair
+from maskattn.numerics.exact.pair import Pair
 
 OPS = exact.NumpyOps()
 FINE = Context(prec=50)

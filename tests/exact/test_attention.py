@@ -4,7 +4,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from maskattn import dropout, exact, oracle
+from maskattn.numerics import dropout, exact, oracle
 
 RNG = np.random.default_rng(21)
 

@@ -9,7 +9,8 @@ import torch
 
 import maskattn_jax
 import maskattn_torch
-from maskattn import biases, exact, masks, rng
+from maskattn import biases, masks
+from maskattn.numerics import exact, rng
 from maskattn_jax.kernels import exact as jax_exact
 from maskattn_torch.kernels import exact as torch_exact
 

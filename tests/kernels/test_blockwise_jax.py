@@ -9,13 +9,15 @@ import numpy as np
 import pytest
 
 import maskattn_jax
-from maskattn import blocks, masks, tiles
+from maskattn import blocks, masks
 from maskattn.parity import cases, checks
 from maskattn.parity.cases import Case
 from maskattn.parity.draws import Draws
 from maskattn.parity.mask_table import Shape, compose
+from maskattn.schedule import tiles
 from maskattn_jax import lower
-from maskattn_jax.kernels import blockwise, blockwise_plan, blockwise_shards
+from maskattn_jax.kernels import blockwise
+from maskattn_jax.kernels.blockwise import plan as blockwise_plan, shards as blockwise_shards
 
 FEW = Shape(2, 20, 28, 8, 4, 5, 3)
 

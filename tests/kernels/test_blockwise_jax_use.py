@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import maskattn_jax
-from maskattn import masks, oracle
-from maskattn.parity import standards
+from maskattn import masks, standards
+from maskattn.numerics import oracle
 
 RNG = np.random.default_rng(11)
 attend = functools.partial(maskattn_jax.attention, kernel="blockwise")

@@ -14,14 +14,18 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from maskattn import biases, blocks, masks  # noqa: E402
-from maskattn.parity import cases, checks, standards  # noqa: E402
-from maskattn.parity.cases import Case  # noqa: E402
-from maskattn.parity.draws import Draws  # noqa: E402
-from maskattn.parity.mask_table import Shape, compose, families  # noqa: E402
-from maskattn_torch import attention  # noqa: E402
-from maskattn_torch.adapter import Adapter  # noqa: E402
-from maskattn_torch.kernels import blockwise_flash, blockwise_products, blockwise_walk  # noqa: E402
+from maskattn import biases, blocks, masks, standards
+from maskattn.parity import cases, checks
+from maskattn.parity.cases import Case
+from maskattn.parity.draws import Draws
+from maskattn.parity.mask_table import Shape, compose, families
+from maskattn_torch import attention
+from maskattn_torch.kernels.blockwise import (
+    flash as blockwise_flash,
+    products as blockwise_products,
+    walk as blockwise_walk,
+)
+from maskattn_torch.testing.adapter import Adapter
 
 TWIN = Adapter(kernel="blockwise")
 

@@ -10,11 +10,15 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-import maskattn_torch  # noqa: E402
-from maskattn import biases, blocks, masks  # noqa: E402
-from maskattn._fields import data  # noqa: E402
-from maskattn.parity import standards  # noqa: E402
-from maskattn_torch.kernels import blockwise_calls, blockwise_flash, blockwise_flex, blockwise_walk  # noqa: E402
+import maskattn_torch
+from maskattn import biases, blocks, masks, standards
+from maskattn._fields import data
+from maskattn_torch.kernels.blockwise import (
+    calls as blockwise_calls,
+    flash as blockwise_flash,
+    flex as blockwise_flex,
+    walk as blockwise_walk,
+)
 
 
 def tensors(length=200, batch=2, heads=4, kv_heads=2, width=16, dtype=torch.float32):

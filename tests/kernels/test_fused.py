@@ -8,10 +8,11 @@ import torch
 
 import maskattn_jax
 import maskattn_torch
-from maskattn import biases, masks, oracle
-from maskattn.parity import adapters, cases, run, standards
+from maskattn import biases, masks, standards
+from maskattn.numerics import oracle
+from maskattn.parity import adapters, cases, run
 from maskattn_jax.kernels import fused as fused_jax
-from maskattn_jax.kernels import fused_splash
+from maskattn_jax.kernels.fused import splash as fused_splash
 
 RNG = np.random.default_rng(5)
 

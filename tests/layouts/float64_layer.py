@@ -5,8 +5,8 @@ Written from the models' papers, to judge weights that were converted; the libra
 
 import numpy as np
 
-from maskattn import oracle
-from maskattn.parity import standards
+from maskattn import standards
+from maskattn.numerics import oracle
 
 
 def layer(x, canonical, allowed, *, key=None, bias=None, scale=None, rotary=None, norm=None, cosine=False):

@@ -3,10 +3,10 @@
 import ml_dtypes
 import numpy as np
 
-from maskattn import layouts
 from maskattn.config import AttentionConfig
-from maskattn.layouts._buffers import position_index
-from maskattn.layouts._extras import sizes
+from maskattn.convert import layouts
+from maskattn.convert.layouts._buffers import position_index
+from maskattn.convert.layouts._extras import sizes
 
 DTYPES = [np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 

@@ -3,9 +3,8 @@
 import numpy as np
 from layout_cases import assert_same, normal
 
-from maskattn import convert_tensors
+from maskattn import convert_tensors, standards
 from maskattn.config import AttentionConfig
-from maskattn.parity import standards
 
 PLAIN = AttentionConfig(35, 5)
 WIDE = AttentionConfig(35, 5, head_dim=3, v_head_dim=2, kdim=11, vdim=13, out_dim=17)

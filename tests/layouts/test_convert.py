@@ -2,8 +2,9 @@ import numpy as np
 import pytest
 from layout_cases import assert_same, tensors_for
 
-from maskattn import convert_tensors, layouts
+from maskattn import convert_tensors
 from maskattn.config import AttentionConfig
+from maskattn.convert import layouts
 
 CONFIG = AttentionConfig(35, 5)
 GROUPED = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, out_dim=11)

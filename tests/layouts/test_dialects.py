@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 import transformers as hf
 
-from maskattn import checkpoints, convert_tensors, layouts
+from maskattn import checkpoints, convert_tensors
 from maskattn.config import AttentionConfig
+from maskattn.convert import layouts
 
 SIZE = {"hidden_size": 35, "num_attention_heads": 5, "num_hidden_layers": 2, "image_size": 4, "patch_size": 2}
 SWIN = {"image_size": 8, "patch_size": 2, "embed_dim": 35, "depths": [2], "num_heads": [5], "window_size": 2}

@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 from layout_cases import assert_same, normal, tensors_for
 
-from maskattn import checkpoints, convert_tensors, layouts
+from maskattn import checkpoints, convert_tensors
 from maskattn.config import AttentionConfig
-from maskattn.layouts._buffers import position_index
-from maskattn.layouts._extras import CANONICAL, Extra
+from maskattn.convert import layouts
+from maskattn.convert.layouts._buffers import position_index
+from maskattn.convert.layouts._extras import CANONICAL, Extra
 from maskattn.parity.checkpoint import verify_checkpoint
 from maskattn.parity.checkpoint_compare import compare
 

@@ -28,8 +28,9 @@ from transformers.models.swinv2.modeling_swinv2 import Swinv2Attention
 from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.vit.modeling_vit import ViTAttention
 
-from maskattn import biases, convert_tensors, layouts
+from maskattn import biases, convert_tensors
 from maskattn.config import AttentionConfig
+from maskattn.convert import layouts
 
 B, N = 2, 9
 KEYS = 11

@@ -22,8 +22,9 @@ from flax import nnx
 from layout_cases import CONFIGS, assert_same, tensors_for
 from peer_cases import ALLOWED, GROUPED, PLAIN, WIDE, attend, converted, heads, inputs_of, judge
 
-from maskattn import convert_tensors, layouts
+from maskattn import convert_tensors
 from maskattn.config import AttentionConfig
+from maskattn.convert import layouts
 
 
 @pytest.mark.parametrize("config", [PLAIN, WIDE], ids=["plain", "every width its own"])

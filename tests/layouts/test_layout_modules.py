@@ -11,9 +11,9 @@ from layout_cases import normal
 from transformers import BertConfig
 from transformers.models.bert.modeling_bert import BertAttention
 
-from maskattn import convert_tensors, layouts
+from maskattn import convert_tensors, standards
 from maskattn.config import AttentionConfig
-from maskattn.parity import standards
+from maskattn.convert import layouts
 
 CONFIG = AttentionConfig(35, 5)
 X = np.random.default_rng(7).standard_normal((2, 11, 35)).astype(np.float32)

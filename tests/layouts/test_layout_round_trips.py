@@ -2,12 +2,12 @@ import itertools
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from layout_cases import CONFIGS, DTYPES, assert_same, tensors_for
 
-from maskattn import convert_tensors, layouts
+from maskattn import convert_tensors
 from maskattn.config import AttentionConfig
+from maskattn.convert import layouts
 
 # Layouts that do arithmetic, which random bits do not survive: test_maxtext.py.
 MOVING = [name for name in layouts.names() if name not in ("maxtext-scaled", "maxtext-llama")]

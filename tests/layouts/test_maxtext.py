@@ -6,10 +6,10 @@ import pytest
 from layout_cases import assert_same, normal, tensors_for
 from peer_cases import attend, converted, heads, inputs_of
 
-from maskattn import convert_tensors, layouts, optimizers
+from maskattn import convert_tensors, optimizers, standards
 from maskattn.config import AttentionConfig
+from maskattn.convert import layouts
 from maskattn.optimizers import OptimizerState
-from maskattn.parity import standards
 
 
 def rotated(x, interleaved):

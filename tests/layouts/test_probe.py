@@ -6,9 +6,10 @@ from layout_cases import normal, tensors_for
 from transformers import BloomConfig
 from transformers.models.bloom.modeling_bloom import BloomAttention
 
-from maskattn import convert_tensors, layouts
+from maskattn import convert_tensors
 from maskattn.config import AttentionConfig
-from maskattn.parity.probe import probe
+from maskattn.convert import layouts
+from maskattn.convert._probe import probe
 
 CONFIG = AttentionConfig(35, 5)
 X = np.random.default_rng(1).standard_normal((2, 11, 35)).astype(np.float32)

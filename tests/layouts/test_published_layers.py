@@ -10,9 +10,10 @@ from flax import nnx
 from float64_layer import angles, layer, share
 from layout_cases import extra_shapes
 
-from maskattn import biases, convert_tensors, layouts
+from maskattn import biases, convert_tensors
 from maskattn.config import AttentionConfig
-from maskattn.layouts._buffers import position_index
+from maskattn.convert import layouts
+from maskattn.convert.layouts._buffers import position_index
 
 CONFIG = AttentionConfig(35, 5)
 X = np.random.default_rng(7).standard_normal((2, 9, 35)).astype(np.float32)

@@ -9,8 +9,8 @@ import pytest
 from layout_cases import assert_same, tensors_for
 from peer_cases import GROUPED, PLAIN, inputs_of
 
-from maskattn import convert_tensors, layouts
-from maskattn.parity import standards
+from maskattn import convert_tensors, standards
+from maskattn.convert import layouts
 
 
 class Block(nn.Module):

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.parity import standards
+from maskattn import standards
 
 JAX, TORCH = "jax", "torch"
 EPS = {"float32": 2.0**-23, "float64": 2.0**-52}

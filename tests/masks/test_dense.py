@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from mask_cases import RELATIONAL, SLOTS, brute, leaves, pair, shaped_expressions, sizes
 
 from maskattn import masks

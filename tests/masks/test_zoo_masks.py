@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
+from hypothesis import given, settings, strategies as st
 from zoo_cases import NAMES, Draws, Sizes, brute, neighbours, pair, zoo_masks
 
 import maskattn_jax

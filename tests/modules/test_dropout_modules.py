@@ -9,14 +9,11 @@ from flax import nnx
 
 import maskattn_jax
 import maskattn_torch
-from maskattn import exact, masks, rng
+from maskattn import masks
 from maskattn.config import AttentionConfig
-from maskattn_jax import dropout as jax_dropout
-from maskattn_jax import linen
-from maskattn_jax import params as jax_params
-from maskattn_jax import rng as jax_rng
-from maskattn_torch import dropout as torch_dropout
-from maskattn_torch import params as torch_params
+from maskattn.numerics import exact, rng
+from maskattn_jax import dropout as jax_dropout, linen, params as jax_params, rng as jax_rng
+from maskattn_torch import dropout as torch_dropout, params as torch_params
 
 CONFIG = AttentionConfig(12, 3, dropout_rate=0.3, out_dropout_rate=0.2)
 X = np.random.default_rng(0).standard_normal((2, 7, 12)).astype(np.float32)
@@ -163,10 +160,10 @@ def test_a_compiled_training_step(kernel):
 def test_exact_drop_has_the_same_bits_and_is_its_own_gradient(name):
     import ml_dtypes
 
-    from maskattn_jax.adapter import from_numpy as to_jax
     from maskattn_jax.kernels import exact as jax_exact
-    from maskattn_torch.adapter import from_numpy, to_numpy
+    from maskattn_jax.testing.adapter import from_numpy as to_jax
     from maskattn_torch.kernels import exact as torch_exact
+    from maskattn_torch.testing.adapter import from_numpy, to_numpy
 
     dtype = np.dtype(getattr(ml_dtypes, name, name))
     x = np.random.default_rng(3).standard_normal((3, 50)).astype(dtype)

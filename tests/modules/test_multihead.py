@@ -10,9 +10,9 @@ from flax import nnx
 
 import maskattn_jax
 import maskattn_torch
-from maskattn import layouts, masks
+from maskattn import masks, standards
 from maskattn.config import AttentionConfig
-from maskattn.parity import standards
+from maskattn.convert import layouts
 from maskattn_jax import linen
 
 RNG = np.random.default_rng(0)

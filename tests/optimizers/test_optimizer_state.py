@@ -14,8 +14,9 @@ from flax import nnx
 
 import maskattn_jax.optimizers
 import maskattn_torch.optimizers
-from maskattn import layouts, optimizers
+from maskattn import optimizers
 from maskattn.config import AttentionConfig
+from maskattn.convert import layouts
 from maskattn.optimizers import OptimizerState
 
 CONFIG = AttentionConfig(10, 6, num_kv_heads=2, head_dim=5, v_head_dim=3, out_dim=7)

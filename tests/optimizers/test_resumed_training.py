@@ -16,9 +16,9 @@ import maskattn_jax.params
 import maskattn_torch
 import maskattn_torch.optimizers
 import maskattn_torch.params
-from maskattn import layouts, optimizers
+from maskattn import optimizers, standards
 from maskattn.config import AttentionConfig
-from maskattn.parity import standards
+from maskattn.convert import layouts
 
 CONFIG = AttentionConfig(10, 6, num_kv_heads=2, head_dim=5, v_head_dim=3, out_dim=7)
 DRAW = np.random.default_rng(0)

@@ -12,7 +12,7 @@ from maskattn.parity import adapters, cases
 from maskattn.parity.cases import SHAPES, get
 from maskattn.parity.run import run
 from maskattn_jax.kernels import blockwise as in_jax
-from maskattn_torch.kernels import blockwise_walk as in_torch
+from maskattn_torch.kernels.blockwise import walk as in_torch
 
 CASES = ("Causal/square/float32/0", "Full/wide/float32/0", "planted/nan/padding/float32")
 

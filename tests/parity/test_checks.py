@@ -4,8 +4,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from maskattn import masks, oracle
-from maskattn.parity import adapters, checks, standards
+from maskattn import masks, standards
+from maskattn.numerics import oracle
+from maskattn.parity import adapters, checks
 from maskattn.parity.cases import DTYPES, Case, cotangent, get, inputs, registry, select, unreached
 from maskattn.parity.draws import Draws
 from maskattn.parity.findings import bits_equal

@@ -10,10 +10,10 @@ from rich.console import Console
 
 from maskattn.cli.parity import command
 from maskattn.corruption import MLM
-from maskattn.parity.standards import value
 from maskattn.parity.training import data, faults, names, picture, report, run
 from maskattn.parity.training.run import Outcome, Setting
 from maskattn.parity.training.tasks import TASKS
+from maskattn.standards import value
 
 STEPS = 12
 

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 
 from maskattn._fields import Array, dtype_name, peek, to_numpy
-from maskattn._inputs import Inputs, describe
+from maskattn._problems import Problems, describe
 from maskattn.masks._base import AXES, Mask
 from maskattn.masks._evaluate import evaluate
 
@@ -21,29 +21,29 @@ def kind_of(array: Array) -> str:
     return _KINDS.get(name.rstrip("0123456789"), name)
 
 
-def as_array(inputs: Inputs, name: str, value: Any, kinds: tuple[str, ...], ranks: dict[int, str]) -> Array | None:
+def as_array(problems: Problems, name: str, value: Any, kinds: tuple[str, ...], ranks: dict[int, str]) -> Array | None:
     """`value` as an array whose values can be read, of one of these kinds and ranks; None where a fault was noted."""
     found = np.array(value) if not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)) else value
-    before = len(inputs.faults)
+    before = len(problems.faults)
     if kind_of(found) not in kinds:
-        inputs.fault(f"{name} must be of dtype {' or '.join(kinds)}, got {describe(found)}", of_type=True)
+        problems.type(f"{name} must be of dtype {' or '.join(kinds)}, got {describe(found)}")
     if len(found.shape) not in ranks:
-        inputs.fault(f"{name} must be {' or '.join(dict.fromkeys(ranks.values()))}, got shape {list(found.shape)}")
+        problems.value(f"{name} must be {' or '.join(dict.fromkeys(ranks.values()))}, got shape {list(found.shape)}")
     if peek(found) is None:
-        inputs.fault(f"{name} is traced, and its values must be read: import it outside jit")
-    return found if len(inputs.faults) == before else None
+        problems.value(f"{name} is traced, and its values must be read: import it outside jit")
+    return found if len(problems.faults) == before else None
 
 
-def is_one(inputs: Inputs, name: str, array: Array) -> Array:
+def is_one(problems: Problems, name: str, array: Array) -> Array:
     """Where a bool array, or one of 0 and 1, is 1; any other value is a fault."""
     if kind_of(array) == "bool":
         return array
     values = to_numpy(array)
-    refuse_other(inputs, name, values, (values == 0) | (values == 1), "0 or 1")
+    refuse_other(problems, name, values, (values == 0) | (values == 1), "0 or 1")
     return array == 1
 
 
-def is_zero(inputs: Inputs, name: str, bias: Array, drop_at: float | None = None) -> Array:
+def is_zero(problems: Problems, name: str, bias: Array, drop_at: float | None = None) -> Array:
     """Where an additive mask is 0; elsewhere it must be -inf, the minimum of its dtype, or `drop_at`."""
     values = to_numpy(bias)
     lowest = ml_dtypes.finfo(values.dtype).min
@@ -52,11 +52,11 @@ def is_zero(inputs: Inputs, name: str, bias: Array, drop_at: float | None = None
     if drop_at is not None:
         known |= values == np.asarray(drop_at).astype(values.dtype)
         expected = f"0 (may attend), {drop_at}, -inf or {lowest} (may not)"
-    refuse_other(inputs, name, values, known, expected)
+    refuse_other(problems, name, values, known, expected)
     return bias == 0
 
 
-def refuse_other(inputs: Inputs, name: str, values: np.ndarray, known: np.ndarray, expected: str) -> None:
+def refuse_other(problems: Problems, name: str, values: np.ndarray, known: np.ndarray, expected: str) -> None:
     """Note the first value that is not known, its place, and how many there are."""
     if known.all():
         return
@@ -64,7 +64,7 @@ def refuse_other(inputs: Inputs, name: str, values: np.ndarray, known: np.ndarra
     where = f"[{', '.join(map(str, place))}]" if place else ""
     count = int((~known).sum())
     more = "" if count == 1 else f" (the first of {count} such values)"
-    inputs.fault(f"{name}{where} is {values[place]}{more}: it must be {expected}")
+    problems.value(f"{name}{where} is {values[place]}{more}: it must be {expected}")
 
 
 def as_dtype(owner: str, dtype: Any, kinds: tuple[str, ...]) -> np.dtype:

@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks.dense import Dense
 from maskattn.masks.interop._values import as_array, as_dtype, compact, expanded, is_zero
@@ -28,12 +28,12 @@ def from_additive(bias: Array, drop_at: float | None = None) -> Mask:
     Raises:
         ValueError: any other value, with its place; or the array is traced. TypeError: it is not of floats.
     """
-    inputs = Inputs("from_additive")
-    found = as_array(inputs, "bias", bias, ("float",), _RANKS)
+    problems = Problems("from_additive")
+    found = as_array(problems, "bias", bias, ("float",), _RANKS)
     if drop_at is not None:
-        drop_at = inputs.number("drop_at", drop_at)
-    keep = None if found is None else is_zero(inputs, "bias", found, drop_at)
-    inputs.done()
+        drop_at = problems.number("drop_at", drop_at)
+    keep = None if found is None else is_zero(problems, "bias", found, drop_at)
+    problems.raise_if_any()
     return Dense(keep)
 
 

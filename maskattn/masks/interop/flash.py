@@ -2,7 +2,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._band import band
 from maskattn.masks._base import Mask
 from maskattn.masks.causal import Causal
@@ -25,17 +25,17 @@ def from_flash_window(window: tuple[int | None, int | None], q_len: int, kv_len:
     Raises:
         ValueError: a bound is below -1, or a length negative. TypeError: one is not an int.
     """
-    inputs = Inputs("from_flash_window")
+    problems = Problems("from_flash_window")
     bounds: list[int | None] = []
     sides: Any = window
     if not isinstance(sides, (tuple, list)) or len(sides) != 2:
-        inputs.fault(f"window must be (left, right), got {window!r}", of_type=True)
+        problems.type(f"window must be (left, right), got {window!r}")
         sides = ()
     for name, side in zip(("left", "right"), sides, strict=False):
-        bound = None if side is None else inputs.integer(f"window: {name} (-1 = unbounded)", side, minimum=-1)
+        bound = None if side is None else problems.integer(f"window: {name} (-1 = unbounded)", side, minimum=-1)
         bounds.append(None if bound == -1 else bound)
-    lengths = [inputs.integer(name, n, minimum=0) for name, n in (("q_len", q_len), ("kv_len", kv_len))]
-    inputs.done()
+    lengths = [problems.integer(name, n, minimum=0) for name, n in (("q_len", q_len), ("kv_len", kv_len))]
+    problems.raise_if_any()
     left, right = bounds
     offset = lengths[1] - lengths[0]
     if left is None and right is None:
@@ -53,17 +53,17 @@ def to_flash_window(mask: Mask, q_len: int, kv_len: int) -> tuple[int, int]:
         ValueError: the mask is not a band around the diagonal by its construction (Full, Causal, SlidingWindow, moved
             by ints, or an & of these), or the band misses the bottom-right diagonal, which no window_size can.
     """
-    inputs = Inputs("to_flash_window")
+    problems = Problems("to_flash_window")
     limits = band(mask)
     if limits is None:
-        inputs.fault(f"window_size can only say a band around the diagonal, not {mask!r}")
-        inputs.done()
+        problems.value(f"window_size can only say a band around the diagonal, not {mask!r}")
+        problems.raise_if_any()
         raise AssertionError
     diagonal = kv_len - q_len
     left = -1 if limits[0] is None else diagonal - limits[0]
     right = -1 if limits[1] is None else limits[1] - diagonal
     for name, side, limit in (("left", left, limits[0]), ("right", right, limits[1])):
         if limit is not None and side < 0:
-            inputs.fault(f"{name} would be {side}: {mask!r} does not hold the diagonal k - q = {diagonal}")
-    inputs.done()
+            problems.value(f"{name} would be {side}: {mask!r} does not hold the diagonal k - q = {diagonal}")
+    problems.raise_if_any()
     return left, right

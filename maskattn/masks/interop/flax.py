@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks.dense import Dense
 from maskattn.masks.full import Full
@@ -27,11 +27,11 @@ def from_flax(mask: Array | None) -> Mask:
     """
     if mask is None:
         return Full()
-    inputs = Inputs("from_flax")
+    problems = Problems("from_flax")
     ranks = dict.fromkeys(range(5), "broadcastable to [B, H, L, S]")
-    found = as_array(inputs, "mask", mask, ("bool", "int", "float"), ranks)
-    keep = None if found is None else is_one(inputs, "mask", found)
-    inputs.done()
+    found = as_array(problems, "mask", mask, ("bool", "int", "float"), ranks)
+    keep = None if found is None else is_one(problems, "mask", found)
+    problems.raise_if_any()
     return Dense(keep)
 
 

@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 
 from maskattn._fields import Array
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks.dense import Dense
 from maskattn.masks.full import Full
@@ -33,16 +33,16 @@ def from_hf(attention_mask: Array | None) -> Mask:
     """
     if attention_mask is None:
         return Full()
-    inputs = Inputs("from_hf")
-    found = as_array(inputs, "attention_mask", attention_mask, ("bool", "int", "float"), {2: _KEYS, 4: _PAIRS})
+    problems = Problems("from_hf")
+    found = as_array(problems, "attention_mask", attention_mask, ("bool", "int", "float"), {2: _KEYS, 4: _PAIRS})
     mask: Mask = Full()
     if found is not None and len(found.shape) == 2:
-        mask = KeyMask(is_one(inputs, "attention_mask", found))
+        mask = KeyMask(is_one(problems, "attention_mask", found))
     elif found is not None and kind_of(found) == "int":
-        inputs.fault(f"attention_mask {_PAIRS} must be of dtype bool or float, got {found.dtype}", of_type=True)
+        problems.type(f"attention_mask {_PAIRS} must be of dtype bool or float, got {found.dtype}")
     elif found is not None:
-        mask = Dense(found if kind_of(found) == "bool" else is_zero(inputs, "attention_mask", found))
-    inputs.done()
+        mask = Dense(found if kind_of(found) == "bool" else is_zero(problems, "attention_mask", found))
+    problems.raise_if_any()
     return mask
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from maskattn._fields import Array, to_numpy
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks.full import Full
 from maskattn.masks.interop._values import as_array, is_zero
@@ -31,12 +31,12 @@ def from_swin(attn_mask: Array | None) -> Mask:
     """
     if attn_mask is None:
         return Full()
-    inputs = Inputs("from_swin")
-    found = as_array(inputs, "attn_mask", attn_mask, ("float",), {3: "[windows, N, N]"})
+    problems = Problems("from_swin")
+    found = as_array(problems, "attn_mask", attn_mask, ("float",), {3: "[windows, N, N]"})
     if found is not None and (found.shape[1] != found.shape[2] or 0 in found.shape):
-        inputs.fault(f"attn_mask must be [windows, N, N], got shape {list(found.shape)}")
-    keep = None if found is None or inputs.faults else to_numpy(is_zero(inputs, "attn_mask", found, -100.0))
-    inputs.done()
+        problems.value(f"attn_mask must be [windows, N, N], got shape {list(found.shape)}")
+    keep = None if found is None or problems.faults else to_numpy(is_zero(problems, "attn_mask", found, -100.0))
+    problems.raise_if_any()
     assert keep is not None
     windows, size = keep.shape[:2]
     for candidate in _candidates(keep):
@@ -52,13 +52,13 @@ def to_swin(mask: Mask, *, drop_at: float = -100.0) -> np.ndarray:
         ValueError: the mask does not have windows as its batch (an expression with a ShiftedWindow has), or differs
             between heads.
     """
-    inputs = Inputs("to_swin")
+    problems = Problems("to_swin")
     sizes = mask.sizes()
     if not {"batch_multiple", "q_len", "kv_len"} <= sizes.keys() or "batch" in sizes:
-        inputs.fault(f"Swin's windows are the batch, as in ShiftedWindow; {mask!r} has no windows of its own")
+        problems.value(f"Swin's windows are the batch, as in ShiftedWindow; {mask!r} has no windows of its own")
     if "h" in mask.depends:
-        inputs.fault(f"Swin's mask serves all heads alike; {mask!r} differs between them")
-    inputs.done()
+        problems.value(f"Swin's mask serves all heads alike; {mask!r} differs between them")
+    problems.raise_if_any()
     keep = mask.dense(sizes["q_len"], sizes["kv_len"], sizes["batch_multiple"], 1)[:, 0]
     return filled(keep, np.dtype(np.float32), drop_at)
 

@@ -6,7 +6,7 @@ import operator
 import numpy as np
 
 from maskattn._fields import Array, to_numpy
-from maskattn._inputs import Inputs
+from maskattn._problems import Problems
 from maskattn.masks._base import Mask
 from maskattn.masks.algebra import And
 from maskattn.masks.dense import Dense
@@ -31,20 +31,20 @@ def from_torch_mha(
         ValueError: a float mask holds any other value, named with its place; a shape is wrong; or one is traced.
         TypeError: a mask is neither bool nor float.
     """
-    inputs = Inputs("from_torch_mha")
+    problems = Problems("from_torch_mha")
     keep = padding = None
     if attn_mask is not None:
-        found = as_array(inputs, "attn_mask", attn_mask, ("bool", "float"), {2: "[L, S]", 3: "[B * num_heads, L, S]"})
+        found = as_array(problems, "attn_mask", attn_mask, ("bool", "float"), {2: "[L, S]", 3: "[B * num_heads, L, S]"})
         if found is not None:
-            keep = _kept(inputs, "attn_mask", found)
+            keep = _kept(problems, "attn_mask", found)
         if keep is not None and len(keep.shape) == 3:
-            keep = _by_head(inputs, keep, num_heads)
+            keep = _by_head(problems, keep, num_heads)
     if key_padding_mask is not None:
-        found = as_array(inputs, "key_padding_mask", key_padding_mask, ("bool", "float"), {1: "[S]", 2: "[B, S]"})
+        found = as_array(problems, "key_padding_mask", key_padding_mask, ("bool", "float"), {1: "[S]", 2: "[B, S]"})
         if found is not None:
-            padding = _kept(inputs, "key_padding_mask", found)
+            padding = _kept(problems, "key_padding_mask", found)
             padding = padding[None] if len(padding.shape) == 1 else padding
-    inputs.done()
+    problems.raise_if_any()
     mask: Mask = Full() if keep is None else Dense(keep)
     return mask if padding is None else mask & KeyMask(padding)
 
@@ -79,17 +79,19 @@ def to_torch_mha(
     return attn_mask, key_padding_mask
 
 
-def _kept(inputs: Inputs, name: str, array: Array) -> Array:
-    return array ^ True if kind_of(array) == "bool" else is_zero(inputs, name, array)
+def _kept(problems: Problems, name: str, array: Array) -> Array:
+    return array ^ True if kind_of(array) == "bool" else is_zero(problems, name, array)
 
 
-def _by_head(inputs: Inputs, keep: Array, num_heads: int | None) -> Array | None:
+def _by_head(problems: Problems, keep: Array, num_heads: int | None) -> Array | None:
     """[B * H, L, S] -> [B, H, L, S]."""
     if num_heads is None:
-        inputs.fault("num_heads must be given with an attn_mask [B * num_heads, L, S]", of_type=True)
+        problems.type("num_heads must be given with an attn_mask [B * num_heads, L, S]")
         return None
-    heads = inputs.integer("num_heads", num_heads, minimum=1)
-    if inputs.faults or keep.shape[0] % heads:
-        inputs.fault(f"attn_mask must have a multiple of num_heads {num_heads} as its first axis, got {keep.shape[0]}")
+    heads = problems.integer("num_heads", num_heads, minimum=1)
+    if problems.faults or keep.shape[0] % heads:
+        problems.value(
+            f"attn_mask must have a multiple of num_heads {num_heads} as its first axis, got {keep.shape[0]}"
+        )
         return None
     return keep.reshape((keep.shape[0] // heads, heads, *keep.shape[1:]))

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import rng
+from maskattn.numerics import rng
 
 Array = np.ndarray[Any, Any]
 

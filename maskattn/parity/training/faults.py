@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import rng
+from maskattn.numerics import rng
 from maskattn.parity.training import run
 from maskattn.parity.training.run import Outcome, Setting
 from maskattn.parity.training.tasks import Optimizer
@@ -117,9 +117,11 @@ FAULTS: tuple[Fault, ...] = (
     Fault("count-dropped", "the run goes on with its moments, from step 0", trainer=_CountDropped),
     Fault("key-dropped", "the run goes on with the key it began with", trainer=_KeyDropped),
     Fault(
-        "decay-coupled", "weight decay goes through the moments", patches=(("training", "make_optimizer", _coupled),)
+        "decay-coupled",
+        "weight decay goes through the moments",
+        patches=(("testing.training", "make_optimizer", _coupled),),
     ),
-    Fault("dropout-unscaled", "what dropout keeps is not scaled", patches=(("training_models", "drop", _unscaled),)),
+    Fault("dropout-unscaled", "what dropout keeps is not scaled", patches=(("testing.models", "drop", _unscaled),)),
     Fault(
         "ignored-counted",
         "the mean divides by ignored positions too",
@@ -133,7 +135,7 @@ def planted(fault: Fault, twin: str) -> Iterator[Callable[[str, Setting], Any]]:
     """While it lasts, the twin's code is wrong; gives what makes trainers. Nothing stays changed afterwards."""
     patches = [(f"maskattn_{twin}.{name}", attribute, wrong) for name, attribute, wrong in fault.patches]
     if twin == "jax" and patches:  # what is compiled already would not see it, and what is compiled now must not stay
-        patches.append(("maskattn_jax.training", "_gradient", lambda twin, old: _fresh()))
+        patches.append(("maskattn_jax.testing.training", "_gradient", lambda twin, old: _fresh()))
     places = [(importlib.import_module(name), attribute, wrong) for name, attribute, wrong in patches]
     kept = [getattr(module, attribute) for module, attribute, _ in places]
 
@@ -151,7 +153,7 @@ def planted(fault: Fault, twin: str) -> Iterator[Callable[[str, Setting], Any]]:
 
 
 def _fresh() -> Any:
-    return importlib.import_module("maskattn_jax.training")._compiled_gradient()
+    return importlib.import_module("maskattn_jax.testing.training")._compiled_gradient()
 
 
 def caught(fault: Fault, twin: str) -> list[str]:

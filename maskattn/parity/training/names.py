@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from maskattn.config import AttentionConfig
-from maskattn.convert import convert_tensors
+from maskattn.convert._tensors import convert_tensors
 
 Array = np.ndarray[Any, Any]
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.parity.standards import value
 from maskattn.parity.training.run import FIRST, Outcome
 from maskattn.parity.training.tasks import OPTIMIZERS, TASKS
 from maskattn.show.picture import INK, LINE, TEXT, new_figure
+from maskattn.standards import value
 
 #: One colour for each optimizer; a line style for each dtype.
 COLOURS = dict(zip(OPTIMIZERS, (INK, "#a8470b"), strict=True))

@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from typing import Any
 
 from maskattn.parity.report import environment
-from maskattn.parity.standards import value
 from maskattn.parity.training.run import FIRST, Outcome
 from maskattn.parity.training.tasks import TASKS
+from maskattn.standards import value
 
 _NOTE = (
     "loss: the largest |JAX - PyTorch| / PyTorch over the first {first} steps, and over all. parameters: at the end, "

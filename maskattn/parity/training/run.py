@@ -9,18 +9,18 @@ from typing import Any
 
 import numpy as np
 
-from maskattn import rng
+from maskattn.numerics import rng
 from maskattn.optimizers import OptimizerState
 from maskattn.parity.draws import Draws
 from maskattn.parity.findings import Finding
-from maskattn.parity.standards import value
 from maskattn.parity.training import names
 from maskattn.parity.training.tasks import OPTIMIZERS, TASKS
+from maskattn.standards import value
 
 Array = np.ndarray[Any, Any]
 
 #: Loaded when used, so that nothing imports both frameworks by itself.
-TRAINERS = {"torch": "maskattn_torch.training", "jax": "maskattn_jax.training"}
+TRAINERS = {"torch": "maskattn_torch.testing.training", "jax": "maskattn_jax.testing.training"}
 
 STEPS = 100
 #: Over the first steps float32 is held to a limit of its own.

@@ -1,0 +1,205 @@
+"""Whether a conversion lost anything: the file read back, undone and compared, then attention run on both sides.
+
+Every tensor of the source is made again from the file that was written, and its SHA-256 compared with that of the
+source. Then, for each shape of attention layer, PyTorch runs one on the source's weights and JAX on those of the file,
+under a padding and a causal mask, and both are held to their limits (``maskattn.standards``).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.util
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from maskattn import masks
+from maskattn.checkpoints import Reader, sha256
+from maskattn.config import AttentionConfig
+from maskattn.convert._plan import Move, Plan, back, in_order
+from maskattn.convert._run import each
+from maskattn.convert.layouts._check import DTYPES
+from maskattn.convert.layouts.canonical import Canonical
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[str, int], None]
+
+LENGTHS = (9, 4, 1)
+_MOVED = ("reshape", "transpose", "take", "concatenate", "stack", "moveaxis", "cast", "computed")
+
+
+@dataclass(frozen=True)
+class Ran:
+    """One attention layer in one framework: its largest error, the limit there, and the largest error / limit."""
+
+    layer: str
+    sizes: str
+    mask: str
+    twin: str
+    weights: str
+    error: float
+    limit: float
+    share: float
+
+    @property
+    def held(self) -> bool:
+        """Whether every number kept its limit; NaN keeps none."""
+        return self.share <= 1
+
+
+@dataclass
+class Verification:
+    """What was compared.
+
+    Attributes:
+      same: tensors that came back byte for byte. different: those that did not, and how.
+      near: tensors that a step changed on the way, with their largest difference relative to the largest number.
+      absent: tensors of the source that are not carried over. ran: attention in both frameworks.
+      notes: what was not run, and why.
+    """
+
+    same: list[str] = field(default_factory=list)
+    different: dict[str, str] = field(default_factory=dict)
+    near: dict[str, float] = field(default_factory=dict)
+    absent: list[str] = field(default_factory=list)
+    ran: list[Ran] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def held(self) -> bool:
+        """Whether every tensor came back and every layer kept its limit."""
+        return bool(self.same) and not self.different and all(ran.held for ran in self.ran)
+
+
+def verify(
+    plan: Plan, source: Reader, written: Reader, *, attention: bool = True, progress: Progress | None = None
+) -> Verification:
+    """Compares ``written``, which carrying out ``plan`` gave, with ``source``, which it was made from.
+
+    Under a cast, each tensor is compared with the source's cast in the same way. ``attention=False`` leaves the
+    frameworks out. ``progress`` is called with each tensor of the source that was compared, and its bytes.
+
+    Raises:
+        ValueError: the file does not hold what was planned, or is damaged.
+    """
+    expected = plan.outputs
+    wrong = [name for name in {**expected, **written.infos} if expected.get(name) != written.infos.get(name)]
+    if wrong:
+        raise ValueError(f"{written.path}: not what was planned: {', '.join(sorted(wrong)[:5])}")
+    result, undo = Verification(), back(plan)
+    moves = list(in_order(undo, tuple(move.target for move in undo.moves)))
+    lock = threading.Lock()
+
+    def compare(move: Move, read: Callable[[str], Array]) -> None:
+        original = _cast(source[move.target], plan.dtype)
+        outcome = _compare(original, move.array.evaluate(read), move.array.operations, plan.exact)
+        with lock:
+            _note(result, move.target, outcome)
+            if progress is not None:
+                progress(move.target, source.infos[move.target].nbytes)
+
+    each(moves, undo.infos, written, compare)
+    compared = {move.target for move in moves}
+    result.absent = [name for name in source.infos if name not in compared]
+    not_said = [name for name in result.absent if name not in plan.dropped]
+    result.different.update(dict.fromkeys(not_said, "cannot be made again from the file"))
+    if attention:
+        result.ran += _attention(plan, undo, source, written, result.notes)
+    return result
+
+
+def _compare(original: Array, made: Array, operations: tuple[str, ...], exact: bool) -> str | float | None:
+    """None where both are the same byte for byte; how far apart they are where a step changed them; or what differs."""
+    if (original.dtype, original.shape) != (made.dtype, made.shape):
+        return f"{made.dtype} {list(made.shape)} for {original.dtype} {list(original.shape)}"
+    if sha256(made) == sha256(original):
+        return None
+    if not exact and not all(what.startswith(_MOVED) for what in operations):
+        wide = original.astype(np.float64)
+        largest = float(np.abs(wide).max(initial=0)) or 1.0
+        return float(np.abs(made.astype(np.float64) - wide).max(initial=0)) / largest
+    return f"{int((_bytes(original) != _bytes(made)).sum())} of {original.nbytes} bytes differ"
+
+
+def _note(result: Verification, name: str, outcome: str | float | None) -> None:
+    if outcome is None:
+        result.same.append(name)
+    elif isinstance(outcome, float):
+        result.near[name] = outcome
+    else:
+        result.different[name] = outcome
+
+
+def _attention(plan: Plan, undo: Plan, source: Reader, written: Reader, notes: list[str]) -> Iterator[Ran]:
+    absent = [name for name in ("torch", "jax", "flax") if importlib.util.find_spec(name) is None]
+    if absent:
+        notes.append(f"attention was not run: {', '.join(absent)} not installed")
+        return
+    seen: set[tuple[AttentionConfig, str]] = set()
+    for name, layer in plan.layers.items():
+        needed = Canonical().shapes(layer.config)
+        dtype = plan.dtype or layer.tensors["query.kernel"].dtype
+        if (layer.config, dtype.name) in seen or name not in undo.layers or dtype not in DTYPES:
+            continue
+        seen.add((layer.config, dtype.name))
+        left = {part: _cast(layer.tensors[part].evaluate(source.__getitem__), plan.dtype) for part in needed}
+        right = {part: undo.layers[name].tensors[part].evaluate(written.__getitem__) for part in needed}
+        beside = [part for part in layer.tensors if part not in needed]
+        if beside:
+            notes.append(f"{name}: run without {', '.join(beside)}, which the modules do not have")
+        yield from _run(name, layer.config, left, right)
+
+
+def _run(layer: str, config: AttentionConfig, left: dict[str, Array], right: dict[str, Array]) -> Iterator[Ran]:
+    """PyTorch with the source's weights, JAX with the file's, on the same random inputs."""
+    from maskattn import standards
+    from maskattn.parity.live import JaxTwin, TorchTwin
+
+    dtypes = {array.dtype for array in left.values()}
+    wide = max(dtypes, key=lambda dtype: dtype.itemsize)
+    left, right = ({part: array.astype(wide) for part, array in side.items()} for side in (left, right))
+    length, draw = max(LENGTHS), np.random.default_rng(0)
+    widths = [config.embed_dim, config.key_dim, config.value_dim]
+    widths = widths[:1] if len(set(widths)) == 1 else widths
+    inputs = tuple(draw.standard_normal((len(LENGTHS), length, width)).astype(wide) for width in widths)
+    others: dict[str, Any] = {} if len(inputs) == 1 else {"key": inputs[1], "value_input": inputs[2]}
+    others |= {"scale": config.scale, "empty_rows": config.empty_rows}
+    padding = (np.arange(length) < np.array(LENGTHS)[:, None])[:, None, None, :]
+    causal = np.tri(length, dtype=bool)[None, None]
+    sides = (TorchTwin(left, "canonical", config), "the source's"), (JaxTwin(right, "canonical", config), "the file's")
+    for label, mask, allowed in (
+        ("padding", np.array(LENGTHS, np.int32), padding),
+        ("causal", masks.Causal(), causal),
+    ):
+        judge = standards.module_oracle(inputs[0], left, allowed, wide.name, **others)
+        limit = standards.module_limit(inputs[0], left, allowed, wide.name, **others)
+        for module, weights in sides:
+            error = np.abs(module(inputs, mask, "reference").astype(np.float64) - judge)
+            if standards.is_narrow(wide):  # one rounding at the end is allowed on top
+                error = np.maximum(error - standards.value("tier2.half_ulp") * standards.ulp(judge, wide), 0)
+            with np.errstate(divide="ignore", invalid="ignore"):
+                share = np.nan_to_num(np.where(error == 0, 0, error / limit), nan=np.inf)
+            at = int(np.argmax(share))
+            numbers = float(error.flat[at]), float(limit.flat[at]), float(share.flat[at])
+            yield Ran(layer, _sizes(config, wide), label, module.name, weights, *numbers)
+
+
+def _sizes(config: AttentionConfig, dtype: np.dtype[Any]) -> str:
+    kv = "" if config.kv_heads == config.num_heads else f", {config.kv_heads} key/value"
+    return f"{config.embed_dim} wide, {config.num_heads} heads{kv} of {config.qk_head_dim}, {dtype}"
+
+
+def _cast(array: Array, dtype: np.dtype[Any] | None) -> Array:
+    return array if dtype is None or array.dtype not in DTYPES else array.astype(dtype, copy=False)
+
+
+def _bytes(array: Array) -> Array:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
+
+
+def as_dict(result: Verification) -> Mapping[str, Any]:
+    """The result as plain data."""
+    return dataclasses.asdict(result) | {"held": result.held}

@@ -1,0 +1,161 @@
+"""A family in one of the ways its tensors can be stored: its own, or its module names with another attention layout."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+from maskattn.convert import layouts
+from maskattn.convert.families._spec import Family, Rule
+from maskattn.convert.layouts._extras import CANONICAL
+
+GENERIC = {"flax-nnx": "flax", "flax-linen": "flax", "maskattn-torch": "torch", "torch-mha": "torch"}
+"""Layouts that any family can be stored with, and the style its other modules then have."""
+
+LEAVES = {
+    "torch": {"kernel": "weight", "scale": "weight", "embedding": "weight", "bias": "bias"},
+    "flax": {"kernel": "kernel", "scale": "scale", "embedding": "embedding", "bias": "bias"},
+}
+
+_STAR = re.compile(r"\*(\+\d+)?")
+
+
+@dataclass(frozen=True)
+class Form:
+    """How a checkpoint of `family` is stored.
+
+    `layout` replaces the family's own attention layout, and with it the style of the other modules; None: its own.
+    `scan`: the tensors of all layers are stacked into one. `prefix` stands before the names of the body.
+    """
+
+    family: Family
+    layout: str | None = None
+    scan: bool = False
+    prefix: str = ""
+
+    @property
+    def style(self) -> str:
+        """ "torch" or "flax"."""
+        return GENERIC.get(self.layout or "", self.family.style)
+
+    @property
+    def separator(self) -> str:
+        """What joins the names of modules."""
+        return self.family.separator if self.layout is None else layouts.get(self.layout).separator
+
+    @property
+    def scan_axis(self) -> int:
+        """Which axis of a stacked tensor counts layers."""
+        return self.family.scan_axis if self.layout is None else 0
+
+    def layout_of(self, rule: Rule) -> layouts.Layout:
+        """The layout of the attention layers of ``rule``."""
+        return layouts.get(rule.layout if self.layout is None else self.layout)
+
+    def stacked(self, rule: Rule) -> bool:
+        """Whether one tensor holds those of all layers."""
+        return self.scan and "*" in rule.pattern and not rule.sparse
+
+    def transposed(self, rule: Rule) -> bool:
+        """Whether a dense matrix is stored the other way round than is usual in this style."""
+        return rule.transposed and self.layout is None
+
+    def leaf(self, part: str) -> str:
+        """The name of a module's part, with the separator before it; empty for a tensor that is no module."""
+        return self.separator + LEAVES[self.style][part] if part else ""
+
+    def attention(self, rule: Rule, indices: Sequence[int], local: str) -> str:
+        """The name of a tensor of an attention layer, `local` its name in the layer."""
+        module = self.module(rule, indices)
+        return module + self.layout_of(rule).separator + local if module else local
+
+    def module(self, rule: Rule, indices: Sequence[int]) -> str:
+        """The name of a module, or of a raw tensor. ``indices``: those of its layer; of stacked ones the last is left
+        out.
+        """
+        pattern, given = self._patterns[rule], iter(indices)
+        return _STAR.sub(lambda star: str(next(given) + int(star[1] or 0)), pattern)
+
+    @cached_property
+    def plain_names(self) -> tuple[frozenset[str], tuple[str, ...]]:
+        """The names of this form, `#` for numbers: those of tensors, and what those of attention begin with."""
+        whole: set[str] = set()
+        within: list[str] = []
+        for rule, pattern in self._patterns.items():
+            plain = re.sub(r"\d+", "#", _STAR.sub("#", pattern))
+            if rule.kind == "attention":
+                within.append(plain + self.layout_of(rule).separator if plain else "")
+            else:
+                whole.update(plain + self.leaf(part) for part in rule.parts)
+        return frozenset(whole), tuple(within)
+
+    def find(self, name: str) -> tuple[Rule, tuple[int, ...], str] | None:
+        """What a tensor is: its rule, the indices of its layer, and its part (for attention: its name in the layer)."""
+        for rule, expression in self._expressions:
+            found = expression.match(name)
+            if found is None:
+                continue
+            *numbers, rest = found.groups()
+            part, indices = self._part(rule, rest), _indices(self._patterns[rule], numbers)
+            if part is not None and min(indices, default=0) >= 0:
+                return rule, indices, part
+        return None
+
+    def _part(self, rule: Rule, rest: str) -> str | None:
+        if rule.kind == "attention":
+            separator = self.layout_of(rule).separator if self._patterns[rule] else ""
+            local = rest.removeprefix(separator)
+            return local if rest.startswith(separator) and local in self._within[rule] else None
+        for part in rule.parts:
+            if rest == self.leaf(part):
+                return part
+        return None
+
+    @cached_property
+    def _within(self) -> dict[Rule, frozenset[str]]:
+        """The names that a tensor of an attention layer can have in it."""
+        known: dict[Rule, frozenset[str]] = {}
+        for rule in self.family.rules:
+            if rule.kind == "attention":
+                layout = self.layout_of(rule)
+                names = {part.name for group in (layout.projections, layout.extras, layout.buffers) for part in group}
+                if self.layout in GENERIC:  # what has no place in the layer stands beside it
+                    names |= {name.replace(".", layout.separator) for name in CANONICAL}
+                known[rule] = frozenset(names)
+        return known
+
+    @cached_property
+    def _patterns(self) -> dict[Rule, str]:
+        return {rule: self._pattern(rule) for rule in self.family.rules}
+
+    def _pattern(self, rule: Rule) -> str:
+        pattern = (self.prefix if rule.prefixed else "") + rule.pattern
+        if self.separator != self.family.separator:
+            pattern = pattern.replace(self.family.separator, self.separator)
+        if self.stacked(rule):
+            start, end = list(_STAR.finditer(pattern))[-1].span()
+            pattern = pattern[:start].rstrip("._/-") + pattern[end:]
+        return pattern
+
+    @cached_property
+    def _expressions(self) -> list[tuple[Rule, re.Pattern[str]]]:
+        """Attention last: what lies within a layer's prefix and is named by no other rule belongs to the layer."""
+        rules = sorted(self.family.rules, key=lambda rule: rule.kind == "attention")
+        tail = r"(|[./].+)\Z"
+        return [
+            (rule, re.compile(expression(p) + (tail if p else r"(.+)\Z")))
+            for rule in rules
+            for p in [self._patterns[rule]]
+        ]
+
+
+def expression(pattern: str) -> str:
+    """A regular expression for ``pattern``, with one group for each index."""
+    return r"(0|[1-9]\d{0,5})".join(re.escape(text) for text in _STAR.sub("\0", pattern).split("\0"))
+
+
+def _indices(pattern: str, numbers: Sequence[str]) -> tuple[int, ...]:
+    shifts = [int(star[1] or 0) for star in _STAR.finditer(pattern)]
+    return tuple(int(number) - shift for number, shift in zip(numbers, shifts, strict=True))

@@ -1,0 +1,23 @@
+"""Flax NNX multi-head attention, Flax's own and ours: ``query.kernel`` [E, H, D] ... ``out.kernel`` [H, Dv, out].
+
+With normalize_qk, ``query_ln.scale`` and ``key_ln.scale`` [D]: Flax's norms have no biases.
+"""
+
+from __future__ import annotations
+
+from maskattn.convert.layouts._base import Extra
+from maskattn.convert.layouts.canonical import Canonical
+
+
+def norms(separator: str) -> tuple[Extra, ...]:
+    """The norms of queries and keys that Flax's multi-head attention may hold."""
+    return tuple(Extra(f"{role}_norm.scale", f"{role}_ln{separator}scale", ("D",)) for role in ("query", "key"))
+
+
+class FlaxNNX(Canonical):
+    """Names as the attribute paths of an NNX module, joined by a dot."""
+
+    name = "flax-nnx"
+    aliases = ("nnx",)
+    extras = norms(".")
+    detectable = True

@@ -1,0 +1,1 @@
+"""Losses under a mask: what both twins check of their arguments."""

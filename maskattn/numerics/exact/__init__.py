@@ -1,0 +1,132 @@
+"""Arithmetic that gives the same bits on NumPy, PyTorch and XLA, and attention written in it.
+
+The functions here are the NumPy ones. The twins run the same text (``attend.py``, ``project.py``) on their own
+arrays, as ``kernel="exact"``.
+
+Results of float32 and narrower inputs are the true values rounded once (to 0.51 ulp; what cancels below 2^-26 of the
+terms' size is right to that size). float64 results carry some 53 bits of the terms' size. float64 inputs below 2^-250
+count as 0 and softmax weights below 2^-298 of the largest as 0; products that overflow float64 give NaN.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+
+from maskattn.numerics import dropout
+from maskattn.numerics.exact import attend, drop as _drop, project
+from maskattn.numerics.exact._ops import FORMATS, NumpyOps, Ops
+from maskattn.numerics.exact.attend import Options
+
+__all__ = [
+    "FORMATS",
+    "NumpyOps",
+    "Options",
+    "Ops",
+    "attention",
+    "attention_backward",
+    "drop",
+    "linear",
+    "linear_backward",
+]
+
+Array = np.ndarray[Any, Any]
+_OPS = NumpyOps()
+
+
+def _rank4(x: Any) -> Array | None:
+    if x is None:
+        return None
+    x = np.asarray(x)
+    return x.reshape((1,) * (4 - x.ndim) + x.shape)
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array | None = None,
+    *,
+    bias: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    empty_rows: str = "zero",
+    dropout_rate: float = 0.0,
+    dropout_key: Any = None,
+    dropout_broadcast: tuple[str, ...] = (),
+) -> tuple[Array, Array]:
+    """Exact attention in NumPy: ``query`` [B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv] of one floating
+    type.
+
+    ``allowed`` (bool, True = may attend) and ``bias`` broadcast to [B, H, L, S], ``sinks`` is [H]. Returns the output
+    [B, L, H, Dv] in the inputs' type and the log-sum-exp [B, L, H] in float32 (float64 for float64 inputs).
+    ``dropout_key``: a seed or uint32 [2]; the other options as in the twins' ``attention``.
+    """
+    options = _options(query, scale, softcap, empty_rows, dropout_rate)
+    keep = _keep(query, key, dropout_rate, dropout_key, dropout_broadcast)
+    with np.errstate(all="ignore"):
+        return attend.forward(_OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, keep, options)
+
+
+def attention_backward(
+    query: Array,
+    key: Array,
+    value: Array,
+    allowed: Array | None,
+    d_output: Array,
+    d_lse: Array | None = None,
+    *,
+    bias: Array | None = None,
+    scale: float | None = None,
+    softcap: float | None = None,
+    sinks: Array | None = None,
+    empty_rows: str = "zero",
+    dropout_rate: float = 0.0,
+    dropout_key: Any = None,
+    dropout_broadcast: tuple[str, ...] = (),
+) -> tuple[Array, Array, Array, Array | None, Array | None]:
+    """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their
+    types.
+    """
+    options = _options(query, scale, softcap, empty_rows, dropout_rate)
+    keep = _keep(query, key, dropout_rate, dropout_key, dropout_broadcast)
+    with np.errstate(all="ignore"):
+        dq, dk, dv, dbias, dsinks = attend.backward(
+            _OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, keep, d_output, d_lse, options
+        )
+    return dq, dk, dv, None if bias is None or dbias is None else dbias.reshape(np.shape(bias)), dsinks
+
+
+def _options(query: Array, scale: float | None, softcap: float | None, empty_rows: str, rate: float) -> Options:
+    return Options(1 / math.sqrt(query.shape[-1]) if scale is None else float(scale), softcap, empty_rows, 1.0 - rate)
+
+
+def _keep(query: Array, key: Array, rate: float, words: Any, shared: tuple[str, ...]) -> Array | None:
+    if not rate:
+        return None
+    return dropout.dense(rate, words, (query.shape[0], query.shape[2], query.shape[1], key.shape[1]), shared)
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """``x @ weight + bias``, rounded once: ``x`` [..., in], ``weight`` [in, out], ``bias`` [out], of one floating
+    type.
+    """
+    with np.errstate(all="ignore"):
+        flat = project.forward(_OPS, x.reshape(-1, x.shape[-1]), weight, bias)
+    return flat.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def linear_backward(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
+    """Gradients of x, weight and bias for ``d_out`` [..., out]."""
+    with np.errstate(all="ignore"):
+        flat = project.backward(_OPS, x.reshape(-1, x.shape[-1]), weight, d_out.reshape(-1, weight.shape[1]))
+    return flat[0].reshape(x.shape), flat[1], flat[2]
+
+
+def drop(x: Array, keep: Array, rate: float) -> Array:
+    """``x * keep / (1 - rate)``, rounded once; ``keep`` (bool) has the shape of ``x``. Also its own gradient."""
+    with np.errstate(all="ignore"):
+        return _drop.drop(_OPS, x, keep, 1.0 - rate)

@@ -1,0 +1,91 @@
+"""The argument checks of random numbers, written once for `maskattn.rng` and the twins'."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+Array = np.ndarray[Any, Any]
+
+_WIDTHS = (8, 16, 32, 64)
+_FLOATS = ("float32", "float64", "float16", "bfloat16")
+_WORD = 0xFFFFFFFF
+
+
+def check_numbers(data: Any) -> Array:
+    """What `fold_in` takes, checked: uint32."""
+    numbers = np.asarray(data)
+    if numbers.dtype.kind not in "iu":
+        raise TypeError(f"data: expected integers in [0, 2**32), got dtype {numbers.dtype}")
+    if numbers.size:
+        check_data(int(numbers.min()), int(numbers.max()))
+    return numbers.astype(np.uint32)
+
+
+def check_data(least: int, most: int) -> None:
+    """Raise a ValueError unless both are in [0, 2**32)."""
+    if not 0 <= least <= most <= _WORD:
+        raise ValueError(f"data: expected integers in [0, 2**32), got {least} to {most}")
+
+
+def check_width(width: Any) -> None:
+    """Raise a ValueError unless words of `width` bits can be drawn."""
+    if width not in _WIDTHS:
+        raise ValueError(f"width: expected 8, 16, 32 or 64, got {width!r}")
+
+
+def check_part(shape: Any, start: Any) -> tuple[tuple[int, ...], int]:
+    """A shape and the place of its first element, checked: no element is beyond 2**63."""
+    dims, low = check_shape("shape", shape), check_integer("start", start)
+    if not 0 <= low <= 2**63 - math.prod(dims):
+        raise ValueError(f"start: expected a place from 0 with all of shape {dims} below 2**63, got {low}")
+    return dims, low
+
+
+def float_dtype(name: str) -> Any:
+    """The NumPy dtype of this name, bfloat16 that of ml_dtypes."""
+    return np.dtype(getattr(ml_dtypes, name, name))
+
+
+def check_axis(axis: Any, ndim: int) -> int:
+    """An axis of an array of `ndim` axes, counted from the first."""
+    number = check_integer("axis", axis)
+    if not -ndim <= number < ndim:
+        raise ValueError(f"axis: expected one of {ndim} axes, got {number}")
+    return number % ndim
+
+
+def check_bounds(dtype: Any, minval: Any, maxval: Any) -> tuple[Array, Array]:
+    """The bounds of `uniform`, checked: minval and maxval - minval in `dtype`."""
+    if dtype.name not in _FLOATS:
+        raise TypeError(f"dtype: expected float32, float64, float16 or bfloat16, got {dtype}")
+    if not (math.isfinite(minval) and math.isfinite(maxval) and minval <= maxval):
+        raise ValueError(f"minval, maxval: expected finite numbers, minval <= maxval, got {minval!r} and {maxval!r}")
+    # XLA narrows to 16 bits by way of float32, as JAX does with x64 off.
+    wide: Any = np.float64 if dtype == np.float64 else np.float32
+    with np.errstate(over="ignore"):
+        low, high = np.asarray(wide(minval), dtype), np.asarray(wide(maxval), dtype)
+        span = np.asarray(high - low, dtype)
+    if not np.isfinite(span):
+        raise ValueError(f"minval, maxval: expected maxval - minval finite in {dtype}, got {minval!r} and {maxval!r}")
+    return low, span
+
+
+def check_integer(name: str, value: Any) -> int:
+    """A Python int, or a TypeError."""
+    if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
+        raise TypeError(f"{name}: expected an integer, got {value!r}")
+    return int(value.__index__())
+
+
+def check_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
+    """A shape, or a length taken for a shape of one axis, checked."""
+    sizes = shape if isinstance(shape, Sequence) else (shape,)
+    dims = tuple(check_integer(name, size) for size in sizes)
+    if any(size < 0 for size in dims):
+        raise ValueError(f"{name}: expected sizes of at least 0, got {dims}")
+    return dims

@@ -1,0 +1,272 @@
+"""The score matrix as few, large rectangles: what a kernel does that hands whole blocks to a library.
+
+A `schedule` lists small tiles. Here neighbouring tiles become one rectangle, and rectangles of one shape that stand at
+regular distances (a window's, a document's, those of several batch rows) become one `Piece`, which strided views can
+hand over in one call.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maskattn.masks._base import Mask
+from maskattn.schedule.rectangles import MIXED, OPEN, TRIANGLE, Planes, Rectangle, coarser, exact, from_tiles
+from maskattn.schedule.tiles import schedule
+
+__all__ = ["MIXED", "NO_LIMITS", "OPEN", "TRIANGLE", "Limits", "Piece", "cut", "pieces"]
+
+Array = np.ndarray[Any, Any]
+
+#: Tiles of this many queries and keys; wider ones of the second are taken where they cost less.
+_FINE, _COARSE = 64, 256
+#: Up to this length a call that evaluates the mask for every pair may be the cheapest.
+_SHORT = 128
+#: The mask of so few pairs is evaluated rather than looked at in tiles.
+_FEW_PAIRS = 1 << 16
+#: What a call costs beside its products, in pairs.
+_CALL = 40000
+
+
+@dataclass(frozen=True)
+class Piece:
+    """`count` rectangles of rows x cols pairs, for each of some batch rows and heads.
+
+    Rectangle n holds queries q + n * q_step and following, keys k + n * k_step and following; rectangles share no
+    query.
+
+    Attributes:
+        batch, heads: the batch rows and (query) heads.
+        kind: which of the pairs are allowed: OPEN, all; TRIANGLE, those with k - first key <= q - first query;
+            MIXED, the mask must be asked.
+        first: whether no piece before this one holds any of its queries.
+    """
+
+    batch: range
+    heads: range
+    q: int
+    k: int
+    q_step: int
+    k_step: int
+    count: int
+    rows: int
+    cols: int
+    kind: int
+    first: bool = False
+
+
+class Limits(NamedTuple):
+    """The most queries and keys that a rectangle may have; both 0 for no limits. With limits there is no TRIANGLE."""
+
+    rows: int
+    cols: int
+
+
+NO_LIMITS = Limits(0, 0)
+
+
+def pieces(
+    mask: Mask | None,
+    batch: int,
+    heads: int,
+    kv_heads: int,
+    q_len: int,
+    kv_len: int,
+    limits: Limits = NO_LIMITS,
+    blocks: tuple[int, int] | None = None,
+) -> list[Piece]:
+    """The rectangles that `mask` (True = may attend; data in NumPy) leaves to do. None allows everything.
+
+    Heads of a piece read one key/value head, or they are all heads, or there are as many of both kinds.
+
+    Args:
+        blocks: the tiles to start from, queries by keys; None chooses.
+    """
+    if not (batch and heads and q_len and kv_len):
+        return []
+    sizes = _Sizes(batch, heads, kv_heads, limits, 1, 1)
+    if mask is None:
+        return _first(_placed({(0, 0): [Rectangle(0, q_len, 0, kv_len, OPEN)]}, sizes), 1, 1, q_len)
+    sizes = sizes._replace(rows=batch if "b" in mask.depends else 1, columns=heads if "h" in mask.depends else 1)
+    at_once = {plane: [Rectangle(0, q_len, 0, kv_len, MIXED)] for plane in np.ndindex(sizes.rows, sizes.columns)}
+    candidates: list[Planes | None] = []
+    if blocks is None:
+        candidates.append(at_once if max(q_len, kv_len) <= _SHORT else None)
+        if sizes.rows * sizes.columns * q_len * kv_len <= _FEW_PAIRS:
+            return _first(_placed(at_once, sizes), sizes.rows, sizes.columns, q_len)
+    found = schedule(mask, batch, heads, q_len, kv_len, *(blocks or (_FINE, _FINE)))
+    if blocks is None:
+        planes = exact(mask, found)
+        candidates.append(planes)
+        if planes is None or any(r.kind == MIXED for rectangles in planes.values() for r in rectangles):
+            candidates += [from_tiles(found), from_tiles(coarser(found, _COARSE // _FINE))]
+    else:
+        candidates.append(from_tiles(found))
+    placed = [list(_placed(planes, sizes)) for planes in candidates if planes is not None]
+    return _first(min(placed, key=_cost), sizes.rows, sizes.columns, q_len)
+
+
+def cut(piece: Piece, group: int, entries: int, area: int = 0) -> Iterator[Piece]:
+    """The piece in parts that have one rectangle, or one batch row.
+
+    Rectangles that have keys in common are done a few at once, at most `entries` keys of one head in a part, since the
+    gradients of each are made before they are added up; if `area` is not 0, a part has at most so many pairs, if not
+    of one head of one rectangle.
+
+    `group` is the number of heads that read one key/value head: a part has some of one group, or whole groups.
+    """
+    apart = piece.count == 1 or piece.k_step >= piece.cols
+    most = len(piece.heads) * max(piece.count, len(piece.batch))
+    at_once = most if apart else max(1, min(most, entries // piece.cols))
+    if area:
+        at_once = max(1, min(at_once, area // (piece.rows * piece.cols)))
+    width = min(len(piece.heads), at_once)
+    if len(piece.heads) > group:
+        width = width // group * group or max(n for n in range(1, width + 1) if group % n == 0)
+    step = max(1, at_once // width)
+    for start in range(0, len(piece.heads), width):
+        part = replace(piece, heads=piece.heads[start : start + width])
+        if piece.count == 1 or piece.count < len(piece.batch):
+            for n in range(piece.count):
+                one = replace(part, q=piece.q + n * piece.q_step, k=piece.k + n * piece.k_step, count=1)
+                for low in range(0, len(piece.batch), step):
+                    yield replace(one, batch=piece.batch[low : low + step])
+        else:
+            for b in piece.batch:
+                for n in range(0, piece.count, step):
+                    q, k = piece.q + n * piece.q_step, piece.k + n * piece.k_step
+                    yield replace(part, batch=range(b, b + 1), count=min(step, piece.count - n), q=q, k=k)
+
+
+class _Sizes(NamedTuple):
+    """`rows`, `columns`: of how many batch rows and heads the mask has rectangles, 1 where it does not read them."""
+
+    batch: int
+    heads: int
+    kv_heads: int
+    limits: Limits
+    rows: int
+    columns: int
+
+
+def _cost(found: Iterable[Piece]) -> float:
+    """The time that pieces take, in pairs: products of few rows are slower, a mask and a call cost something."""
+    total = 0.0
+    for x in found:
+        pairs = (x.rows + 20) * (x.cols + 8) * x.count * len(x.batch) * len(x.heads)
+        share = {OPEN: 1.0, TRIANGLE: 0.5 + 64 / (x.rows + 64), MIXED: 1.08}[x.kind]
+        total += pairs * share + _CALL * min(x.count, len(x.batch)) * (1.0 if x.first else 2.0)
+    return total
+
+
+def _limited(rectangles: Iterable[Rectangle], limits: Limits) -> Iterator[Rectangle]:
+    """The rectangles cut to the limits; a triangle's blocks are open, but for those on its diagonal."""
+    for r in rectangles:
+        if limits == NO_LIMITS:
+            yield r
+            continue
+        for q in range(r.q_lo, r.q_hi, limits.rows):
+            q_hi, end = min(q + limits.rows, r.q_hi), r.k_hi
+            if r.kind == TRIANGLE:
+                end = r.k_lo + q - r.q_lo
+                yield Rectangle(q, q_hi, end, end + q_hi - q, MIXED)
+            for k in range(r.k_lo, end, limits.cols):
+                yield Rectangle(q, q_hi, k, min(k + limits.cols, end), OPEN if r.kind == TRIANGLE else r.kind)
+
+
+class _Series(NamedTuple):
+    """`repeats` rectangles like `head`, each q_step queries and k_step keys after the one before."""
+
+    head: Rectangle
+    q_step: int
+    k_step: int
+    repeats: int
+
+
+def _series(rectangles: Iterable[Rectangle]) -> list[_Series]:
+    """The rectangles of one plane as series at regular distances."""
+    done: list[_Series] = []
+    waiting: dict[Any, list[int]] = {}  # single rectangles, by shape
+    expected: dict[Any, int] = {}  # longer series, by the rectangle that would continue them
+    for r in rectangles:
+        shape = (r.q_hi - r.q_lo, r.k_hi - r.k_lo, r.kind)
+        at = expected.pop(r, None)
+        if at is None:
+            singles = waiting.setdefault(shape, [])
+            # only the latest: rectangles without a pattern must not be compared each with each
+            before = [n for n in singles[-4:] if done[n].head.q_hi <= r.q_lo and done[n].head.k_lo <= r.k_lo]
+            if not before:
+                singles.append(len(done))
+                done.append(_Series(r, 0, 0, 1))
+                continue
+            at = before[-1]
+            singles.remove(at)
+            head = done[at].head
+            done[at] = _Series(head, r.q_lo - head.q_lo, r.k_lo - head.k_lo, 1)
+        found = done[at] = done[at]._replace(repeats=done[at].repeats + 1)
+        q, k = found.q_step, found.k_step
+        expected[Rectangle(r.q_lo + q, r.q_hi + q, r.k_lo + k, r.k_hi + k, r.kind)] = at
+    return done
+
+
+def _placed(planes: Planes, sizes: _Sizes) -> Iterator[Piece]:
+    """Pieces: series that several batch rows or heads have in common, once."""
+    where: dict[_Series, dict[int, list[int]]] = {}
+    for (b, h), rectangles in sorted(planes.items()):
+        for series in _series(_limited(rectangles, sizes.limits)):
+            where.setdefault(series, {}).setdefault(b, []).append(h)
+    for series, by_row in where.items():
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for b, having in by_row.items():
+            alike.setdefault(tuple(having), []).append(b)
+        for found, batch_rows in alike.items():
+            some_heads = [range(sizes.heads)] if sizes.columns == 1 else _together(found, sizes.heads, sizes.kv_heads)
+            some_rows = [range(sizes.batch)] if sizes.rows == 1 else _progressions(batch_rows)
+            r, lengths = series.head, (series.head.q_hi - series.head.q_lo, series.head.k_hi - series.head.k_lo)
+            for heads, rows in itertools.product(some_heads, some_rows):
+                yield Piece(rows, heads, r.q_lo, r.k_lo, series.q_step, series.k_step, series.repeats, *lengths, r.kind)
+
+
+def _together(found: Sequence[int], heads: int, kv_heads: int) -> Iterator[range]:
+    """Heads whose keys a strided view holds."""
+    if kv_heads == heads or len(found) == heads:
+        yield from _progressions(found)
+        return
+    group = heads // kv_heads
+    for kv_head in dict.fromkeys(h // group for h in found):
+        yield from _progressions([h for h in found if h // group == kv_head])
+
+
+def _progressions(numbers: Sequence[int]) -> Iterator[range]:
+    """Ascending numbers as arithmetic progressions."""
+    start = 0
+    while start < len(numbers):
+        step = numbers[start + 1] - numbers[start] if start + 1 < len(numbers) else 1
+        end = start + 1
+        while end < len(numbers) and numbers[end] - numbers[end - 1] == step:
+            end += 1
+        if end - start == 2 and step > 1:  # two numbers far apart are no pattern
+            end, step = start + 1, 1
+        yield range(numbers[start], numbers[end - 1] + 1, step)
+        start = end
+
+
+def _first(found: Iterable[Piece], rows: int, columns: int, q_len: int) -> list[Piece]:
+    """The pieces, each marked where it is the first for its queries."""
+    begun: dict[tuple[int, int], Array] = {}
+    marked = []
+    for piece in found:
+        fresh = True
+        for b in piece.batch if rows > 1 else (0,):
+            for h in piece.heads if columns > 1 else (0,):
+                seen = begun.setdefault((b, h), np.zeros(q_len, bool))
+                for n in range(piece.count):
+                    start = piece.q + n * piece.q_step
+                    fresh &= not seen[start : start + piece.rows].any()
+                    seen[start : start + piece.rows] = True
+        marked.append(replace(piece, first=fresh))
+    return marked

@@ -1,0 +1,171 @@
+"""Rectangles that cover what a mask allows: from its tiles, or from what each of its rows allows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maskattn.masks._base import Mask
+from maskattn.schedule.tiles import Schedule, _Layout, _pairs, _Tiles
+
+__all__ = ["MIXED", "OPEN", "TRIANGLE", "Planes", "Rectangle", "coarser", "exact", "from_tiles"]
+
+Array = np.ndarray[Any, Any]
+
+#: What the mask allows of a rectangle: every pair; those with k - k_lo <= q - q_lo; or it must be asked.
+OPEN, TRIANGLE, MIXED = 0, 1, 2
+
+#: Leaving the mask out of so many keys of a row pays for merging one more partial result.
+_WORTH_A_MERGE = 512
+#: Fewer rows in a row are no rectangle of their own.
+_LEAST_ROWS = 16
+#: The most pairs that `exact` evaluates.
+_EVALUATED = 1 << 23
+
+
+class Rectangle(NamedTuple):
+    """Queries q_lo <= q < q_hi, keys k_lo <= k < k_hi, and which of their pairs are allowed."""
+
+    q_lo: int
+    q_hi: int
+    k_lo: int
+    k_hi: int
+    kind: int
+
+
+#: Rectangles of each (batch row, head) that the mask tells apart; no two share a pair.
+Planes = dict[tuple[int, int], list[Rectangle]]
+
+
+def coarser(found: Schedule, factor: int) -> Schedule:
+    """The schedule with tiles of `factor` times as many queries: full where all of their parts are."""
+    plane, i = np.divmod(found._rows(), max(found.q_tiles, 1))
+    tiles = -(-found.q_tiles // factor)
+    keys = (plane * tiles + i // factor) * found.kv_tiles + found.indices
+    keys, inverse = np.unique(keys, return_inverse=True)
+    row, index = np.divmod(keys, found.kv_tiles)
+    parts = np.minimum(factor, found.q_tiles - row % tiles * factor)
+    full = np.bincount(inverse, found.full, len(keys)) == parts
+    indptr = np.searchsorted(row, np.arange(found.batch * found.heads * tiles + 1))
+    return replace(found, q_block=found.q_block * factor, indptr=indptr, indices=index.astype(np.int32), full=full)
+
+
+def from_tiles(found: Schedule) -> Planes:
+    """Runs of adjacent key tiles in each row of tiles; those that adjacent rows have in common as one rectangle."""
+    rows, index, full = found._rows(), found.indices, found.full
+    if not len(index):
+        return {}
+    apart = np.ones(len(index), bool)
+    apart[1:] = (rows[1:] != rows[:-1]) | (index[1:] != index[:-1] + 1)
+    differs = apart.copy()
+    differs[1:] |= full[1:] != full[:-1]
+    run = np.cumsum(apart) - 1
+    parts, whole = np.bincount(run, differs), np.bincount(run, full)
+    # a run of full and mixed tiles is divided where leaving the mask out of the full ones is worth it
+    divided = whole * found.kv_block >= _WORTH_A_MERGE * (parts - 1)
+    starts = np.flatnonzero(apart | differs & divided[run])
+    ends = np.append(starts[1:], len(index))
+    mixed = np.add.reduceat(~full, starts) > 0
+    plane, i = np.divmod(rows[starts], found.q_tiles)
+    planes: Planes = {}
+    open_: dict[tuple[int, int, int, bool], int] = {}
+    columns = (index[starts], index[ends - 1] + 1)
+    for p, row, low, high, masked in zip(*(x.tolist() for x in (plane, i, *columns, mixed)), strict=True):
+        rectangles = planes.setdefault(divmod(p, found.heads), [])
+        q_lo, q_hi = row * found.q_block, min((row + 1) * found.q_block, found.q_len)
+        at = open_.get((p, low, high, masked))
+        if at is not None and rectangles[at].q_hi == q_lo:
+            rectangles[at] = rectangles[at]._replace(q_hi=q_hi)
+            continue
+        open_[p, low, high, masked] = len(rectangles)
+        k_lo, k_hi = low * found.kv_block, min(high * found.kv_block, found.kv_len)
+        rectangles.append(Rectangle(q_lo, q_hi, k_lo, k_hi, MIXED if masked else OPEN))
+    return planes
+
+
+def exact(mask: Mask, found: Schedule) -> Planes | None:
+    """Rectangles and triangles that hold allowed pairs only, where rows allow one run of keys each (documents, padding,
+    causal, a prefix); tiles for the other rows. None where it would take long to find out.
+    """
+    if int((~found.full).sum()) * found.q_block * found.kv_block > _EVALUATED:
+        return None
+    low, high, count = _extents(mask, found)
+    planes: Planes = {}
+    for p, tiled in _complete(from_tiles(found), found):
+        b, h = divmod(p, found.heads)
+        rectangles, rest = _runs_of_rows(low[p], high[p], count[p])
+        rectangles += [x for r in tiled for x in _within(r, rest)]
+        planes[b, h] = sorted(rectangles)
+    return planes
+
+
+def _complete(planes: Planes, found: Schedule) -> Iterator[tuple[int, list[Rectangle]]]:
+    for (b, h), rectangles in planes.items():
+        yield b * found.heads + h, rectangles
+
+
+def _extents(mask: Mask, found: Schedule) -> tuple[Array, Array, Array]:
+    """The first allowed key of each row, the last plus 1, and how many there are: int64 [planes, q_len]."""
+    shape = (found.batch * found.heads * found.q_tiles, found.q_block)
+    low, high, count = np.full(shape, found.kv_len), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    rows, begin = found._rows(), found.indices.astype(np.int64) * found.kv_block
+    end = np.minimum(begin + found.kv_block, found.kv_len)
+    full = found.full
+    # entries of a row of tiles are in ascending order, so of the full ones the first, and the last, written last, stay
+    low[rows[full][::-1]] = begin[full][::-1, None]
+    high[rows[full]] = end[full][:, None]
+    np.add.at(count, rows[full], (end - begin)[full][:, None])
+    mixed = np.flatnonzero(~full)
+    plane, i = np.divmod(rows[mixed], max(found.q_tiles, 1))
+    layout = _Layout(found.batch, found.heads, found.q_len, found.kv_len, found.q_block, found.kv_block)
+    tiles = _Tiles(*np.divmod(plane, found.heads), i, found.indices[mixed].astype(np.int64))
+    for part, allowed, _ in _pairs(mask, layout, tiles):
+        which = rows[mixed[part]]
+        some, start = allowed.any(-1), begin[mixed[part]][:, None]
+        first, last = allowed.argmax(-1), found.kv_block - allowed[..., ::-1].argmax(-1)
+        np.minimum.at(low, which, np.where(some, start + first, found.kv_len))
+        np.maximum.at(high, which, np.where(some, start + last, 0))
+        np.add.at(count, which, allowed.sum(-1))
+    planes = (found.batch * found.heads, found.q_tiles * found.q_block)
+    return tuple(x.reshape(planes)[:, : found.q_len] for x in (low, high, count))  # type: ignore[return-value]
+
+
+def _runs_of_rows(low: Array, high: Array, count: Array) -> tuple[list[Rectangle], Array]:
+    """The rectangles of adjacent rows that allow the same run of keys, or one key more each; and the other rows."""
+    empty = count == 0
+    low, high = np.where(empty, 0, low), np.where(empty, 0, high)
+    joined = (np.diff(low) == 0) & (count == high - low)[1:] & (count == high - low)[:-1]
+    # what leads from each row to the next: 0, the same keys; 1, one more; -1, something else
+    grows = np.diff(high)
+    step = np.where(joined & (grows == 0), 0, np.where(joined & (grows == 1) & ~empty[:-1], 1, -1))
+    bounds = np.concatenate([[0], np.flatnonzero(np.diff(step)) + 1, [len(step)]]) if len(step) else np.array([0, 0])
+    rectangles, rest = [], np.ones(len(low), bool)
+    after = 0
+    for start, end in zip(bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
+        # rows start .. end; the first may belong to the run before
+        first, kind = max(start, after), int(step[start]) if len(step) else 0
+        if kind < 0 or end + 1 - first < _LEAST_ROWS:
+            continue
+        after = end + 1
+        rest[first:after] = False
+        k_lo, k_hi = int(low[first]), int(high[first])
+        if kind == 0 and k_hi > k_lo:
+            rectangles.append(Rectangle(first, after, k_lo, k_hi, OPEN))
+        if kind == 1:
+            if k_hi - 1 > k_lo:
+                rectangles.append(Rectangle(first, after, k_lo, k_hi - 1, OPEN))
+            rectangles.append(Rectangle(first, after, k_hi - 1, k_hi - 1 + after - first, TRIANGLE))
+    rest &= ~empty
+    return rectangles, rest
+
+
+def _within(r: Rectangle, rows: Array) -> Iterator[Rectangle]:
+    """The parts of a rectangle in the rows that are True."""
+    chosen = np.flatnonzero(rows[r.q_lo : r.q_hi]) + r.q_lo
+    if not len(chosen):
+        return
+    for part in np.split(chosen, np.flatnonzero(np.diff(chosen) > 1) + 1):
+        yield r._replace(q_lo=int(part[0]), q_hi=int(part[-1]) + 1)

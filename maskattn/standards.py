@@ -1,0 +1,245 @@
+"""Every limit of the parity suite, in one table. No test and no check carries a number of its own.
+
+eps is 2^-23 for float32 and 2^-52 for float64; A is the largest entry of the oracle's formula with every factor and
+difference replaced by its absolute value (`oracle.magnitudes`); Lambda is the largest finite |logit| after
+bias.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from maskattn.numerics import oracle
+
+Array = np.ndarray[Any, Any]
+
+
+@dataclass(frozen=True)
+class Standard:
+    """One limit: its name, its number, where it holds and why it is what it is."""
+
+    name: str
+    value: float
+    holds: str
+    why: str
+
+
+STANDARDS: tuple[Standard, ...] = (
+    Standard(
+        "tier0.bits", 0, "masks, dense forms, converted weights; what a mask or an empty row makes 0", "identical"
+    ),
+    Standard(
+        "tier1.bits", 0, "exact: NumPy, PyTorch, JAX jitted and not; output, lse, gradients, modules", "identical"
+    ),
+    Standard("tier1.ulp", 0.51, "exact, float32 and narrower: ulps from the oracle", "one rounding, at the end"),
+    Standard(
+        "tier1.floor", 2.0**-26, "exact: results below floor * A are judged absolutely", "cancellation has no ulp"
+    ),
+    Standard("tier2.base", 16, "reference, float32 and float64: (base + slope * Lambda) * eps * A", "measured to hold"),
+    Standard(
+        "tier2.slope", 0.5, "reference: the part of the limit that grows with the logits", "errors of exp's argument"
+    ),
+    Standard(
+        "tier2.length", 512, "lengths above it scale limits by sqrt(length / 512)", "rounding errors add like noise"
+    ),
+    Standard(
+        "tier2.half_ulp", 0.5, "reference, bfloat16 and float16: plus the float32 limit", "one rounding, at the end"
+    ),
+    Standard("tier2.equal.bfloat16", 0.999, "reference: share equal to the rounded oracle", "float32 inside"),
+    Standard("tier2.equal.float16", 0.995, "reference: share equal to the rounded oracle", "float32 inside"),
+    Standard(
+        "tier2.plain", 2, "reference: largest error <= 2 * the plain computation's + eps * A", "no worse than usual"
+    ),
+    Standard(
+        "module.narrow", 1, "modules in bfloat16 and float16: eps of the dtype for each rounding", "flips at ties"
+    ),
+    Standard("module.gradient", 4, "gradients of modules: times the limit of one product", "four roundings in a row"),
+    Standard(
+        "tier3.float64",
+        1e-13,
+        "training in float64, JAX against PyTorch: relative differences of losses and parameters",
+        "rounding, and nothing else, may differ",
+    ),
+    Standard("tier3.float64.first", 1e-13, "training in float64: losses over the first 10 steps", "as over all"),
+    Standard(
+        "tier3.float32",
+        3e-6,
+        "training in float32: relative differences of losses over 100 steps, of parameters by the norm of each tensor",
+        "rounding errors grow with the steps; AdamW makes of them, where a gradient happens to be near 0, up to 2 % of "
+        "a step in a single element",
+    ),
+    Standard("tier3.float32.first", 1e-6, "training in float32: losses over the first 10 steps", "8 eps"),
+    Standard(
+        "tier3.fell", 0.95, "training: the last losses by the first", "equal runs that learn nothing prove nothing"
+    ),
+    Standard("module.peer", 2, "against another library's module: the sum of both bounds", "two computations err"),
+    Standard("loss.base", 4, "losses and their gradients: times eps * (1 + the largest number)^2", "measured to hold"),
+    Standard(
+        "suite.plain_numbers",
+        5000,
+        "numbers needed before the largest errors are compared with the plain computation's",
+        "the largest of few is chance: 132 numbers of d_value gave 2.25e-7 against a limit of 2.24e-7",
+    ),
+    Standard("suite.cases", 1, "the number of cases that must at least have run", "nothing run proves nothing"),
+    Standard("suite.equal_elements", 20000, "elements needed before a share is judged", "a share of few is noise"),
+)
+
+_VALUES = {standard.name: standard.value for standard in STANDARDS}
+
+_MANTISSA = {"float64": 52, "float32": 23, "bfloat16": 7, "float16": 10}
+_LOWEST = {"float64": -1022, "float32": -126, "bfloat16": -126, "float16": -14}
+
+
+def value(name: str) -> float:
+    """The number of the standard of this name."""
+    return _VALUES[name]
+
+
+def eps(dtype: Any) -> float:
+    """The distance from 1 to the next number of `dtype` (a name or a dtype)."""
+    return float(2.0 ** -_MANTISSA[np.dtype(dtype).name if not isinstance(dtype, str) else dtype])
+
+
+def is_narrow(dtype: Any) -> bool:
+    """Whether `dtype` is computed in float32 and rounded once."""
+    return str(dtype) in ("bfloat16", "float16")
+
+
+def ulp(numbers: Array, dtype: Any) -> Array:
+    """The spacing of `dtype` at each of `numbers` (float64 or longdouble), elementwise, of their shape."""
+    name = str(dtype)
+    _, exponent = np.frexp(np.where(np.isfinite(numbers), numbers, 0))
+    exponent = np.where(numbers == 0, _LOWEST[name], np.maximum(exponent - 1, _LOWEST[name]))
+    return np.ldexp(np.ones((), numbers.dtype), exponent - _MANTISSA[name])
+
+
+def _length_factor(length: int) -> float:
+    return float(np.sqrt(max(1.0, length / value("tier2.length"))))
+
+
+def tier2_limit(dtype: Any, magnitude: float, logit: float, length: int, rounded_inside: bool = False) -> float:
+    """(16 + Lambda/2) * eps * A, times sqrt(length / 512) above 512: the absolute error `reference` may have.
+
+    A narrow dtype is held to the float32 limit, to which the caller adds half an ulp of each result; with
+    `rounded_inside` (a vendor's function that rounds weights to the narrow dtype) to the same form in its own eps.
+    """
+    unit = eps("float32") if is_narrow(dtype) and not rounded_inside else eps(dtype)
+    return (value("tier2.base") + value("tier2.slope") * logit) * unit * magnitude * _length_factor(length)
+
+
+def plain_limit(plain_error: float) -> float:
+    """2 * the plain computation's largest error in the same dtype + 1, in units of eps * A * (1 + Lambda/32)."""
+    return value("tier2.plain") * plain_error + 1.0
+
+
+def module_limit(
+    query: Any,
+    weights: dict[str, Array],
+    allowed: Any,
+    dtype: Any,
+    *,
+    key: Any = None,
+    value_input: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    empty_rows: str = "zero",
+    keep: Any = None,
+    dropout_rate: float = 0.0,
+) -> Array:
+    """How far a module's output may be from `module_oracle`, elementwise, float64 [B, L, out].
+
+    The bounds of the projections, each (16 eps) * (|x| |W| + |b|), carried through attention to first order
+    (|d out| <= sum p |v - out| |d logit| + sum p |d v|; with dropout, which makes p into p', the first sum is
+    sum p' |v| |d logit| + |out| sum p |d logit|), plus attention's own bound, carried through the output
+    projection, plus that projection's. Arguments as for `module_oracle`; `allowed` True = may attend. Against another
+    library's module take `value("module.peer")` times this: both may err.
+    """
+    inputs = _module_inputs(query, key, value_input)
+    w = {name: np.asarray(array).astype(np.float64) for name, array in weights.items()}
+    unit = value("tier2.base") * (eps("float32") if is_narrow(dtype) else eps(dtype))
+    narrow = value("module.narrow") * eps(dtype) if is_narrow(dtype) else 0.0
+    parts, errors = [], []
+    for name, x in zip(("query", "key", "value"), inputs, strict=True):
+        parts.append(_project(x, w, name))
+        size = _project(np.abs(x), {n: np.abs(a) for n, a in w.items()}, name)
+        errors.append((unit * _length_factor(x.shape[-1]) + narrow) * size)
+    (q, k, v), (dq, dk, dv) = parts, errors
+    scale = q.shape[-1] ** -0.5 if scale is None else scale
+    groups = q.shape[2] // k.shape[2]
+    k, v, dk, dv = (np.repeat(x, groups, axis=2) for x in (k, v, dk, dv))
+    options = {"bias": bias, "scale": scale, "empty_rows": empty_rows}
+    dropped = {"keep": keep, "dropout_rate": dropout_rate}
+    forward = oracle.attention(q, k, v, allowed, **options, **dropped)
+    sizes = oracle.magnitudes(q, k, v, allowed, **options, **dropped)
+    p = _probabilities(q, k, allowed, options)
+    d_logit = abs(scale) * (np.einsum("blhd,bshd->bhls", dq, np.abs(k)) + np.einsum("blhd,bshd->bhls", np.abs(q), dk))
+    values, outputs = v.transpose(0, 2, 1, 3)[:, :, None], forward.output.transpose(0, 2, 1, 3)[:, :, :, None]
+    if keep is None:
+        carried = np.einsum("bhls,bhlsd->blhd", p * d_logit, np.abs(values - outputs))
+    else:
+        moved = np.einsum("bhls,bhlsd->blhd", p * d_logit, np.broadcast_to(np.abs(outputs), (*p.shape, v.shape[-1])))
+        p = _probabilities(q, k, allowed, options | dropped)
+        carried = moved + np.einsum("bhls,bshd->blhd", p * d_logit, np.abs(v))
+    carried = carried + np.einsum("bhls,bshd->blhd", p, dv)
+    own = tier2_limit(dtype, float(sizes.output.max(initial=0)), sizes.logit, k.shape[1])
+    d_out = carried + own + narrow * np.abs(forward.output)
+    if "out.kernel" not in w:
+        return d_out.reshape(*d_out.shape[:2], -1)
+    kernel = np.abs(w["out.kernel"])
+    size = np.einsum("blhd,hdo->blo", np.abs(forward.output), kernel) + np.abs(w.get("out.bias", 0.0))
+    last = unit * _length_factor(kernel.shape[0] * kernel.shape[1]) + narrow
+    return np.asarray(np.einsum("blhd,hdo->blo", d_out, kernel) + last * size)
+
+
+def module_oracle(
+    query: Any,
+    weights: dict[str, Array],
+    allowed: Any,
+    dtype: Any = "float64",
+    *,
+    key: Any = None,
+    value_input: Any = None,
+    bias: Any = None,
+    scale: float | None = None,
+    empty_rows: str = "zero",
+    keep: Any = None,
+    dropout_rate: float = 0.0,
+) -> Array:
+    """Multi-head attention with canonical `weights` in float64, rounded to `dtype` where a module of that dtype rounds:
+    after each projection and after attention. `query` [B, L, E] (`key`, `value_input` default to it) -> [B, L, out]."""
+    rounded = _rounder(dtype)
+    w = {name: np.asarray(array).astype(np.float64) for name, array in weights.items()}
+    names = ("query", "key", "value")
+    inputs = _module_inputs(query, key, value_input)
+    q, k, v = (rounded(_project(x, w, name)) for name, x in zip(names, inputs, strict=True))
+    options = {"bias": bias, "scale": scale, "empty_rows": empty_rows, "keep": keep, "dropout_rate": dropout_rate}
+    output = rounded(oracle.attention(q, k, v, allowed, **options).output)
+    if "out.kernel" not in w:
+        return np.asarray(output.reshape(*output.shape[:2], -1))
+    return np.asarray(np.einsum("blhd,hdo->blo", output, w["out.kernel"]) + w.get("out.bias", 0.0))
+
+
+def _module_inputs(query: Any, key: Any, value_input: Any) -> list[Array]:
+    key = query if key is None else key
+    return [np.asarray(x).astype(np.float64) for x in (query, key, key if value_input is None else value_input)]
+
+
+def _project(x: Array, w: dict[str, Array], name: str) -> Array:
+    return np.asarray(np.einsum("ble,ehd->blhd", x, w[f"{name}.kernel"]) + w.get(f"{name}.bias", 0.0))
+
+
+def _probabilities(q: Array, k: Array, allowed: Any, options: dict[str, Any]) -> Array:
+    """The weights [B, H, L, S]: attention over the identity as values."""
+    eye = np.broadcast_to(np.eye(k.shape[1])[None, :, None], (k.shape[0], k.shape[1], k.shape[2], k.shape[1]))
+    forward = oracle.attention(q, k, eye, allowed, **options)
+    return forward.output.transpose(0, 2, 1, 3)
+
+
+def _rounder(dtype: Any) -> Any:
+    import ml_dtypes
+
+    kept = np.dtype(getattr(ml_dtypes, str(dtype), dtype))
+    return lambda x: x.astype(kept).astype(np.float64)

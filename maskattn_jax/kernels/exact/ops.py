@@ -1,0 +1,86 @@
+"""The array operations of ``maskattn.numerics.exact``, in JAX. To be used inside ``jax.enable_x64(True)``."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from maskattn.numerics.exact import FORMATS
+
+__all__ = ["OPS"]
+
+Array = Any
+
+
+class _JaxOps:
+    """See ``maskattn.numerics.exact.Ops``."""
+
+    limit: int | None = None
+
+    def bits(self, x: Array) -> Array:
+        width = FORMATS[self.dtype(x)][2]
+        return lax.bitcast_convert_type(x, jnp.dtype(f"int{width}")).astype(jnp.int64)
+
+    def from_bits(self, x: Array, dtype: str) -> Array:
+        narrow = jnp.asarray(x).astype(jnp.dtype(f"int{FORMATS[dtype][2]}"))
+        return lax.bitcast_convert_type(narrow, jnp.dtype(dtype))
+
+    def dtype(self, x: Array) -> str:
+        return str(x.dtype)
+
+    def to_int(self, x: Array) -> Array:
+        return x.astype(jnp.int64)
+
+    def to_float(self, x: Array) -> Array:
+        return x.astype(jnp.float64)
+
+    def floor(self, x: Array) -> Array:
+        return jnp.floor(x)
+
+    def absolute(self, x: Array) -> Array:
+        return jnp.abs(x)
+
+    def isfinite(self, x: Array) -> Array:
+        return jnp.isfinite(x)
+
+    def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
+        return jnp.where(condition, x, y)
+
+    def max(self, x: Array) -> Array:
+        return jnp.max(x, axis=-1, keepdims=True, initial=-jnp.inf)
+
+    def any(self, x: Array, axis: int) -> Array:
+        return jnp.any(x, axis=axis, keepdims=True)
+
+    def take(self, table: np.ndarray[Any, Any], index: Array) -> Array:
+        return jnp.asarray(table)[index]
+
+    def meet(self, a: Array, b: Array) -> Array:
+        return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32)) > 0
+
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
+        return jnp.concatenate(arrays, axis)
+
+    def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
+        return jnp.broadcast_to(x, tuple(shape))
+
+    def reshape(self, x: Array, shape: Sequence[int]) -> Array:
+        return jnp.reshape(x, tuple(shape))
+
+    def moveaxis(self, x: Array, source: int, target: int) -> Array:
+        return jnp.moveaxis(x, source, target)
+
+    def zeros(self, shape: Sequence[int], like: Array) -> Array:
+        return jnp.zeros(tuple(shape), jnp.float64)
+
+    def scan(self, step: Callable[[Any, Any], Any], carry: Any, xs: Sequence[Array]) -> Any:
+        if xs[0].shape[0] == 0:
+            return carry
+        return lax.scan(lambda c, x: (step(c, x), None), carry, tuple(xs))[0]
+
+
+OPS = _JaxOps()

@@ -1,0 +1,179 @@
+"""The fused kernel: what each platform's vendor gives, called with what the mask says in the vendor's own words.
+
+On CPUs and GPUs that is `jax.nn.dot_product_attention` (cuDNN for 16-bit inputs on a GPU), on TPUs Splash attention
+(`fused_splash.py`). What a vendor's function cannot express is refused by name. Its errors are the vendor's own.
+
+Two things are made good, since the vendors leave them open: a row that may attend to nothing gives 0 (jax.nn gives it
+the average of all values), and keys and values that no query of their batch row may attend to are taken as 0, so that
+what is not finite in them reaches nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from maskattn.biases import DenseBias
+from maskattn.schedule import tiles
+from maskattn_jax import lower
+from maskattn_jax.dropout import Dropout
+from maskattn_jax.kernels.fused import splash as fused_splash
+
+Array = Any
+
+#: Where the parity suite must not expect what the other kernels promise.
+CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
+
+_PLATFORM: ContextVar[str | None] = ContextVar("maskattn_platform", default=None)
+
+
+@contextlib.contextmanager
+def for_platform(name: str) -> Iterator[None]:
+    """Trace for "cpu", "gpu" or "tpu", whatever this process runs on: for `jax.export` to another platform."""
+    token = _PLATFORM.set(name)
+    try:
+        yield
+    finally:
+        _PLATFORM.reset(token)
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any,
+    bias: Any,
+    sinks: Array | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    dropout: Dropout | None,
+    empty_rows: str,
+    precision: str,
+) -> tuple[Array, None]:
+    """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse.
+
+    `mask` (True = may attend) and `bias` are objects bound to JAX, or None.
+    """
+    sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+    keywords: dict[str, Any] = {}
+    if isinstance(bias, DenseBias):  # which may forbid by -inf
+        added: Any = lower.bias(bias, *sizes)
+        kept, allowed = lower.allowed(mask, *sizes), added != -jnp.inf
+        allowed = allowed if kept is None else allowed & kept
+        keywords = {"bias": jnp.where(allowed, added, 0).astype(query.dtype), "mask": allowed}
+        rows, keys = jnp.any(allowed, -1), jnp.any(allowed, -2)
+    else:
+        rows, keys = _reached(mask, sizes)
+    key, value = _cleared(key, keys), _cleared(value, keys)
+    width, v_dim = max(query.shape[-1], value.shape[-1]), value.shape[-1]
+    query, key, value = (_widened(x, width) for x in (query, key, value))
+    if platform() == "tpu":
+        out = fused_splash.attention(query, key, value, mask, sinks, scale, softcap)
+    else:
+        if not keywords and mask is not None:
+            keywords = lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")
+        if bias is not None and "bias" not in keywords:
+            values: Any = lower.bias(bias, *sizes)
+            keywords["bias"] = values.astype(query.dtype)
+        half = query.dtype in (jnp.bfloat16, jnp.float16)
+        with jax.default_matmul_precision(precision):
+            out = jax.nn.dot_product_attention(
+                query,
+                key,
+                value,
+                scale=scale,
+                implementation="cudnn" if half and platform() == "gpu" else "xla",
+                **keywords,
+            )
+    out = out[..., :v_dim]
+    if rows is not None:
+        empty = jnp.swapaxes(~rows, 1, 2)[..., None]
+        out = jnp.where(empty, jnp.nan if empty_rows == "nan" else 0, out)
+    return out, None
+
+
+def unsupported(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any,
+    bias: Any,
+    sinks: Array | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    dropout: Dropout | None,
+    empty_rows: str,
+    precision: str,
+    return_lse: bool = False,
+) -> list[str]:
+    """Everything that the vendor's function on this platform cannot express; [] where it runs the call."""
+    reasons = []
+    name = "Splash attention" if platform() == "tpu" else "jax.nn.dot_product_attention"
+    if dropout is not None:
+        reasons.append(f"{name} has no dropout from a key")
+    if return_lse:
+        reasons.append(f"return_lse: {name} gives no log-sum-exp in float32 that has a gradient")
+    if empty_rows == "mean":
+        reasons.append('empty_rows="mean": only "reference" and "exact" average all values')
+    if query.dtype == jnp.float64:
+        reasons.append(f"{name} computes the softmax of float64 inputs in float32")
+    if 0 in (*query.shape, *key.shape):
+        reasons.append(f"{name} takes no empty arrays, got query {query.shape} and key {key.shape}")
+    if platform() == "tpu":
+        return reasons + fused_splash.unsupported(query, key, value, mask, bias)
+    if query.dtype == jnp.float16 and platform() != "gpu":
+        reasons.append(f"{name} computes float16 on GPUs only")
+    if sinks is not None:
+        reasons.append(f"{name} has no sinks")
+    if softcap is not None:
+        reasons.append(f"{name} has no softcap")
+    return reasons
+
+
+def _widened(x: Array, width: int) -> Array:
+    """x [..., D] with zeros up to [..., width]: the vendors want keys and values of one width."""
+    return jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])]) if x.shape[-1] < width else x
+
+
+def _reached(mask: Any, sizes: tuple[int, int, int, int]) -> tuple[Array | None, Array | None]:
+    """Which rows may attend to something, bool [B, H, L], and which keys something may attend to, bool [B, H, S].
+
+    Axes that the mask does not read have size 1. None where all are.
+    """
+    if mask is None:
+        return None, None
+    if not mask.flatten()[0]:
+        rows, keys = _reached_statically(mask, sizes)
+        return (None if rows.all() else rows), (None if keys.all() else keys)
+    allowed = lower.allowed(mask, *sizes)
+    return jnp.any(allowed, -1), jnp.any(allowed, -2)
+
+
+def _cleared(x: Array, keys: Array | None) -> Array:
+    """x [B, S, K, D] with 0 at the keys that nothing may attend to; `keys` bool [B or 1, H or 1, S or 1], or None."""
+    if keys is None:
+        return x
+    keys = jnp.asarray(keys)
+    kv_heads = x.shape[2]
+    if keys.shape[1] > 1:  # head h reads key/value head h // (H // K)
+        keys = jnp.any(keys.reshape(keys.shape[0], kv_heads, -1, keys.shape[2]), 2)
+    return jnp.where(jnp.swapaxes(keys, 1, 2)[..., None], x, 0)
+
+
+@functools.lru_cache(maxsize=64)
+def _reached_statically(mask: Any, sizes: tuple[int, int, int, int]) -> tuple[np.ndarray[Any, Any], ...]:
+    return tiles.reached(mask, *sizes)
+
+
+def platform() -> str:
+    """Where what is traced now will run: "cpu", "gpu" or "tpu"."""
+    return _PLATFORM.get() or jax.default_backend()

@@ -1,0 +1,115 @@
+"""The blockwise kernel on CUDA: FlexAttention, whose BlockMask is made from the tiles of the mask.
+
+What was run: the BlockMask, the functions of scores and the merging of sinks, against the reference kernel, with
+FlexAttention's uncompiled form on the CPU. No GPU was at hand: the compiled form, and its gradients, were not run.
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from maskattn.biases import Bias, T5Buckets
+from maskattn.biases._table import offset_at
+from maskattn.masks import Full, Mask
+from maskattn.schedule import tiles
+from maskattn_torch import lower
+
+Array = Any
+
+__all__ = ["attention", "unsupported"]
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Mask | None,
+    bias: Bias | None,
+    sinks: Array | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    compiled: bool = True,
+) -> tuple[Array, Array]:
+    """query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H]; empty rows 0, -inf.
+
+    The mask's data are read now (from the device, if they are there): once for each call.
+    """
+    batch, q_len, heads, _ = query.shape
+    sizes = (batch, heads, q_len, key.shape[1])
+    blocks = None
+    if mask is not None and not isinstance(mask, Full):
+        blocks = lower.to_block_mask(mask, *sizes, device=query.device)
+        key, value = _reachable(mask, sizes, key, value)
+    out, lse = _flex(compiled)(
+        *(x.transpose(1, 2) for x in (query, key, value)),
+        score_mod=_scores(bias, softcap),
+        block_mask=blocks,
+        scale=scale,
+        enable_gqa=heads != key.shape[2],
+        return_lse=True,
+    )
+    if sinks is not None:
+        total = torch.logaddexp(lse, sinks[:, None])
+        out, lse = out * torch.exp(lse - total).unsqueeze(-1).to(out.dtype), total
+    return out.transpose(1, 2), lse.transpose(1, 2)
+
+
+def unsupported(query: Array, key: Array, value: Array, dropout: Any) -> list[str]:
+    """Every reason why FlexAttention cannot run a call."""
+    reasons = []
+    if dropout is not None:
+        reasons.append("dropout: FlexAttention draws none")
+    if query.dtype == torch.float64:
+        reasons.append("float64: FlexAttention has no kernel for it")
+    if 0 in (*query.shape, *key.shape, *value.shape):
+        reasons.append("FlexAttention takes no empty tensors")
+    return reasons
+
+
+def _reachable(mask: Mask, sizes: tuple[int, int, int, int], key: Array, value: Array) -> tuple[Array, Array]:
+    """Keys and values, 0 where no query of the batch row may attend to them: garbage there must not show."""
+    keys = torch.as_tensor(tiles.reached(mask, *sizes)[1].any(1))
+    if bool(keys.all()):
+        return key, value
+    keys = keys.to(key.device)[:, :, None, None]
+    return torch.where(keys, key, 0), torch.where(keys, value, 0)
+
+
+def _scores(bias: Bias | None, softcap: float | None) -> Any:
+    """softcap, then bias, as FlexAttention's function of a score and its place; None where there is neither."""
+    if bias is None and softcap is None:
+        return None
+    values = None if bias is None else _t5_values(bias) if isinstance(bias, T5Buckets) else bias.values
+
+    def score(x: Array, b: Array, h: Array, q: Array, k: Array) -> Array:
+        if softcap is not None:
+            x = softcap * torch.tanh(x / softcap)
+        return x if values is None else x + values(b, h, q, k).to(x.dtype)
+
+    return score
+
+
+def _t5_values(bias: T5Buckets) -> Any:
+    """`bias.values` by a table of the bucket of each distance: its own rule compares with some 30 bounds, and makes
+    them of integers that a compiler cannot hold."""
+    far, device = bias.max_distance, bias.table.device
+    rows = replace(bias, offset=0).rows(0, torch.zeros((), dtype=torch.int64), torch.arange(-far, far + 1)).to(device)
+
+    def values(b: Array, h: Array, q: Array, k: Array) -> Array:
+        apart = torch.clamp(k - q - offset_at(bias.offset, b), -far, far)
+        return bias.table[rows[apart + far], h if bias.table.shape[1] > 1 else 0]
+
+    return values
+
+
+@functools.cache
+def _flex(compiled: bool) -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    # uncompiled it computes the whole score matrix: for tests alone
+    return torch.compile(flex_attention) if compiled else flex_attention

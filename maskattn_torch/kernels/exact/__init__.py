@@ -1,0 +1,227 @@
+"""The exact kernel: the arithmetic of ``maskattn.numerics.exact`` on PyTorch tensors, and its gradients.
+
+The same bits as NumPy and JAX, forward and backward, in eager mode, under torch.func.vmap, and inside a compiled
+model, where it is an opaque operator (a compiler that looked inside would be free to fuse what must stay apart).
+Second derivatives are not defined: ``reference`` has them.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from maskattn.numerics.exact import Options, attend, project
+from maskattn.numerics.exact.drop import drop as _exact_drop
+from maskattn_torch import lower
+from maskattn_torch._operators import map_over
+from maskattn_torch.dropout import Dropout, dense
+from maskattn_torch.kernels.exact.ops import OPS
+
+Array = Any
+
+
+def attention(
+    query: Array,
+    key: Array,
+    value: Array,
+    mask: Any,
+    bias: Any,
+    sinks: Array | None,
+    *,
+    scale: float,
+    softcap: float | None,
+    dropout: Dropout | None,
+    empty_rows: str,
+    precision: str,
+) -> tuple[Array, Array]:
+    """Attend exactly: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
+
+    `mask` (True = may attend) and `bias` are objects bound to PyTorch, or None. `precision` is met by every result.
+    """
+    sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+    allowed = None if mask is None else lower.allowed(mask, *sizes, device=query.device)
+    added = None if bias is None else lower.bias(bias, *sizes, device=query.device)
+    keep, kept = (None, 1.0) if dropout is None else (dense(dropout, sizes), 1.0 - dropout.rate)
+    return _Attention.apply(query, key, value, allowed, added, sinks, keep, scale, softcap, empty_rows, kept)
+
+
+def unsupported(*args: Any, **kwargs: Any) -> list[str]:
+    """Why this kernel cannot run a call: it runs every call."""
+    return []
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """``x @ weight + bias`` rounded once: x [..., in], weight [in, out], bias [out] or None -> [..., out] in x's
+    dtype.
+    """
+    weight = weight.to(x.dtype)
+    bias = None if bias is None else bias.to(x.dtype)
+    flat = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    return flat.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def drop(x: Array, keep: Array, rate: float) -> Array:
+    """``x * keep / (1 - rate)`` rounded once; ``keep`` (bool) has the shape of ``x``."""
+    return _Drop.apply(x, keep, 1.0 - rate)
+
+
+@torch.library.custom_op("maskattn::exact_attention", mutates_args=())
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    keep: Tensor | None,
+    scale: float,
+    softcap: float | None,
+    empty_rows: str,
+    kept: float,
+) -> tuple[Tensor, Tensor]:
+    options = Options(scale, softcap, empty_rows, kept)
+    output, lse = attend.forward(OPS, query, key, value, allowed, bias, sinks, keep, options)
+    return output.contiguous(), lse.contiguous()
+
+
+@_attention.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+    wide = torch.float64 if query.dtype == torch.float64 else torch.float32
+    output = query.new_empty((*query.shape[:3], value.shape[3]))
+    return output, query.new_empty(query.shape[:3], dtype=wide)
+
+
+@torch.library.custom_op("maskattn::exact_attention_gradients", mutates_args=())
+def _attention_gradients(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    allowed: Tensor | None,
+    bias: Tensor | None,
+    sinks: Tensor | None,
+    keep: Tensor | None,
+    d_output: Tensor,
+    d_lse: Tensor,
+    scale: float,
+    softcap: float | None,
+    empty_rows: str,
+    kept: float,
+) -> list[Tensor]:
+    options = Options(scale, softcap, empty_rows, kept)
+    grads = attend.backward(OPS, query, key, value, allowed, bias, sinks, keep, d_output, d_lse, options)
+    return [g.contiguous() for g in grads if g is not None]
+
+
+@_attention_gradients.register_fake
+def _(query: Tensor, key: Tensor, value: Tensor, allowed: Any, bias: Any, sinks: Any, *rest: Any) -> list[Tensor]:
+    return [x.new_empty(x.shape) for x in (query, key, value, bias, sinks) if x is not None]
+
+
+class _Attention(torch.autograd.Function):
+    """The operators as one differentiable function: torch.func needs this form, torch.compile takes it as well."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        allowed: Tensor | None,
+        bias: Tensor | None,
+        sinks: Tensor | None,
+        keep: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        empty_rows: str,
+        kept: float,
+    ) -> tuple[Tensor, Tensor]:
+        return _attention(query, key, value, allowed, bias, sinks, keep, scale, softcap, empty_rows, kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs[:7])
+        ctx.options = inputs[7:]
+
+    @staticmethod
+    def backward(ctx: Any, d_output: Tensor, d_lse: Tensor) -> tuple[Any, ...]:
+        inputs = ctx.saved_tensors
+        grads = list(_attention_gradients(*inputs, d_output, d_lse, *ctx.options))
+        d_sinks = None if inputs[5] is None else grads.pop()
+        d_bias = None if inputs[4] is None else grads.pop()
+        return *grads, None, d_bias, d_sinks, *[None] * 5
+
+
+@torch.library.custom_op("maskattn::exact_linear", mutates_args=())
+def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return project.forward(OPS, x, weight, bias).contiguous()
+
+
+@_linear.register_fake
+def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    return x.new_empty((x.shape[0], weight.shape[1]))
+
+
+@torch.library.custom_op("maskattn::exact_linear_gradients", mutates_args=())
+def _linear_gradients(x: Tensor, weight: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    d_x, d_weight, d_bias = project.backward(OPS, x, weight, d_out)
+    return d_x.contiguous(), d_weight.contiguous(), d_bias.contiguous()
+
+
+@_linear_gradients.register_fake
+def _(x: Tensor, weight: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty((weight.shape[1],))
+
+
+class _Linear(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return _linear(x, weight, bias)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        x, weight, bias = inputs
+        ctx.save_for_backward(x, weight)
+        ctx.has_bias = bias is not None
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
+        x, weight = ctx.saved_tensors
+        d_x, d_weight, d_bias = _linear_gradients(x, weight, d_out)
+        return d_x, d_weight, d_bias if ctx.has_bias else None
+
+
+@torch.library.custom_op("maskattn::exact_drop", mutates_args=())
+def _drop(x: Tensor, keep: Tensor, kept: float) -> Tensor:
+    return _exact_drop(OPS, x.contiguous(), keep, kept).contiguous()
+
+
+@_drop.register_fake
+def _(x: Tensor, keep: Tensor, kept: float) -> Tensor:
+    return x.new_empty(x.shape)
+
+
+class _Drop(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Tensor, keep: Tensor, kept: float) -> Tensor:
+        return _drop(x, keep, kept)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _, keep, ctx.kept = inputs
+        ctx.save_for_backward(keep)
+
+    @staticmethod
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
+        (keep,) = ctx.saved_tensors
+        return _drop(d_out, keep, ctx.kept), None, None
+
+
+for _operator in (_attention, _attention_gradients, _linear, _linear_gradients, _drop):
+    map_over(_operator)

@@ -1,0 +1,89 @@
+"""The array operations of ``maskattn.numerics.exact``, in PyTorch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from maskattn.numerics.exact import FORMATS
+
+__all__ = ["OPS"]
+
+Array = Any
+_INTEGERS = {16: torch.int16, 32: torch.int32, 64: torch.int64}
+
+
+class _TorchOps:
+    """See ``maskattn.numerics.exact.Ops``."""
+
+    limit: int | None = 1 << 15
+
+    def bits(self, x: Array) -> Array:
+        width = FORMATS[self.dtype(x)][2]
+        return x.view(_INTEGERS[width]).to(torch.int64)
+
+    def from_bits(self, x: Array, dtype: str) -> Array:
+        return x.to(_INTEGERS[FORMATS[dtype][2]]).view(getattr(torch, dtype))
+
+    def dtype(self, x: Array) -> str:
+        return str(x.dtype).removeprefix("torch.")
+
+    def to_int(self, x: Array) -> Array:
+        return x.to(torch.int64)
+
+    def to_float(self, x: Array) -> Array:
+        return x.to(torch.float64)
+
+    def floor(self, x: Array) -> Array:
+        return torch.floor(x)
+
+    def absolute(self, x: Array) -> Array:
+        return torch.abs(x)
+
+    def isfinite(self, x: Array) -> Array:
+        return torch.isfinite(x)
+
+    def where(self, condition: Array, x: Array | float, y: Array | float) -> Array:
+        if isinstance(x, float) and isinstance(y, float):
+            x = condition.new_full((), x, dtype=torch.float64)
+        return torch.where(condition, x, y)
+
+    def max(self, x: Array) -> Array:
+        if x.shape[-1] == 0:
+            return x.new_full((*x.shape[:-1], 1), -float("inf"))
+        return x.amax(dim=-1, keepdim=True)
+
+    def any(self, x: Array, axis: int) -> Array:
+        return x.any(dim=axis, keepdim=True)
+
+    def take(self, table: np.ndarray[Any, Any], index: Array) -> Array:
+        return torch.as_tensor(table, device=index.device)[index]
+
+    def meet(self, a: Array, b: Array) -> Array:
+        return a.to(torch.float32) @ b.to(torch.float32) > 0
+
+    def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
+        return torch.cat(tuple(arrays), axis)
+
+    def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
+        return x.expand(tuple(shape))
+
+    def reshape(self, x: Array, shape: Sequence[int]) -> Array:
+        return x.reshape(tuple(shape))
+
+    def moveaxis(self, x: Array, source: int, target: int) -> Array:
+        return x.movedim(source, target)
+
+    def zeros(self, shape: Sequence[int], like: Array) -> Array:
+        return torch.zeros(tuple(shape), dtype=torch.float64, device=like.device)
+
+    def scan(self, step: Callable[[Any, Any], Any], carry: Any, xs: Sequence[Array]) -> Any:
+        for row in zip(*xs, strict=True):
+            carry = step(carry, row)
+        return carry
+
+
+OPS = _TorchOps()
