@@ -11,8 +11,8 @@ from rich.console import Console
 
 from maskattn import checkpoints, convert_tensors, standards
 from maskattn.config import AttentionConfig
-from maskattn.convert import layouts
-from maskattn.parity import checkpoint, checkpoint_report, live, minilm
+from maskattn.convert import layouts, twins
+from maskattn.parity import checkpoint, checkpoint_report, minilm
 from maskattn.parity.checkpoint_compare import compare
 
 PREFIX = "encoder.layer.{}.attention."
@@ -98,7 +98,7 @@ FAULTS = {
 @pytest.mark.parametrize(("change", "mask", "holds"), FAULTS.values(), ids=FAULTS)
 def test_the_limits_against_hugging_face_see_faults(first_layer, change, mask, holds):
     tensors, config, hidden, lengths, right, limit = first_layer
-    for twin in live.twins(change(tensors), "hf-bert", config):
+    for twin in twins.both(change(tensors), "hf-bert", config):
         output = twin((hidden,), mask(lengths), "reference")
         assert checkpoint._judge(twin.name, "reference", output, right, limit).held == holds
 
@@ -158,7 +158,7 @@ def test_what_differs_is_named_by_layer_and_tensor(tmp_path, monkeypatch, fault)
     write(tmp_path / "a.safetensors", "hf-bert", PLAIN)
     built = []
 
-    class Faulty(live.TorchTwin):
+    class Faulty(twins.TorchTwin):
         name = "jax"
 
         def __init__(self, *given):
@@ -180,7 +180,7 @@ def test_what_differs_is_named_by_layer_and_tensor(tmp_path, monkeypatch, fault)
                 output[0, 1, 2] = np.nan
             return output
 
-    monkeypatch.setattr(live, "JaxTwin", Faulty)
+    monkeypatch.setattr(twins, "JaxTwin", Faulty)
     result = checkpoint.verify_checkpoint(tmp_path / "a.safetensors", num_heads=5)
     assert result.exit_code == 1
     assert result.layers[0].first_difference is None

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch.utils import _pytree
 
 from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
+from maskattn.arrays import to_torch
 from maskattn.biases import Additive, Bias, DenseBias, TableBias
 from maskattn.masks import Full, Mask
 from maskattn.masks._base import AXES, grid, require_mask
@@ -140,9 +140,7 @@ def _as_array(array: Array, device: Any) -> Array:
     if not isinstance(array, np.ndarray):
         found = f"{type(array).__name__} of dtype {dtype_name(array)}"
         raise TypeError(f"data must be of NumPy or PyTorch here, got {found}")
-    if not torch.compiler.is_compiling() and array.dtype == ml_dtypes.bfloat16:
-        return torch.as_tensor(array.view(np.int16), device=device).view(torch.bfloat16)
-    return torch.as_tensor(array, device=device)
+    return torch.as_tensor(array, device=device) if torch.compiler.is_compiling() else to_torch(array, device)
 
 
 def _arange(node: Any, device: Any) -> Callable[[int], Array]:
