@@ -18,7 +18,7 @@ from flax import nnx
 
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
-from maskattn.convert.layouts._base import Layout
+from maskattn.convert.layouts import Layout
 from maskattn.convert.layouts._live import CANONICAL, check_canonical, check_targets, raise_if_any
 
 Array = Any
@@ -74,7 +74,7 @@ def dump(module: Any) -> dict[str, Array]:
         layout, config = _describe(module)
         held = {name: np.asarray(parameter.get_value()) for name, parameter in _parameters(module).items()}
         name_of = _name(module)
-    raise_if_any(layouts.problems(layout, held, config), name_of)
+    raise_if_any(layouts.faults(layout, held, config), name_of)
     canonical = layout.to_canonical(held, config)
     names = CANONICAL.shapes(config, layout.extras_of(held, config))
     return {name: np.array(canonical[name], order="C", copy=True) for name in names}

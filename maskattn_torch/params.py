@@ -15,7 +15,7 @@ import torch
 from maskattn.arrays import to_numpy, to_torch
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
-from maskattn.convert.layouts._base import Layout
+from maskattn.convert.layouts import Layout
 from maskattn.convert.layouts._live import CANONICAL, check_canonical, check_targets, raise_if_any
 
 Array = Any
@@ -55,7 +55,7 @@ def dump(module: Any) -> dict[str, Array]:
     """
     layout, config = _describe(module)
     held = {name: to_numpy(parameter) for name, parameter in module.named_parameters()}
-    raise_if_any(layouts.problems(layout, held, config), _name(module))
+    raise_if_any(layouts.faults(layout, held, config), _name(module))
     canonical = layout.to_canonical(held, config)
     names = CANONICAL.shapes(config, layout.extras_of(held, config))
     return {name: np.array(canonical[name], order="C", copy=True) for name in names}

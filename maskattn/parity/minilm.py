@@ -16,7 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskattn import checkpoints, standards
-from maskattn.parity.checkpoint import CheckpointResult, Progress, examine_layer, heads_beside
+from maskattn.convert import config_json
+from maskattn.parity.checkpoint import CheckpointResult, Progress, examine_layer
 from maskattn.parity.checkpoint_compare import canonical_layer, layers_of
 
 Array = np.ndarray[Any, Any]
@@ -107,7 +108,7 @@ def verify_minilm(
             if progress is not None:
                 progress(prefix)
             tensors = {name: reader[full] for name, full in names.items()}
-            config = kind.infer(tensors, heads_beside(folder)[0], None)
+            config = kind.infer(tensors, config_json.heads(config_json.beside(folder))[0], None)
             canonical = canonical_layer(kind, tensors, config, prefix)
             limit = standards.value("module.peer") * standards.module_limit(hidden, canonical, allowed, "float32")
             results.append(

@@ -9,10 +9,8 @@ import numpy as np
 
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts._base import Layout
-from maskattn.convert.layouts._check import mixed_dtypes, problems
-from maskattn.convert.layouts.canonical import Canonical
-
-CANONICAL = Canonical()
+from maskattn.convert.layouts._check import faults, mixed_dtypes
+from maskattn.convert.layouts.canonical import CANONICAL
 
 
 def check_canonical(
@@ -26,7 +24,7 @@ def check_canonical(
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of canonical names to NumPy arrays, got {type(tensors).__name__}")
     given = dict(tensors.items())
-    found = problems(CANONICAL, given, config)
+    found = faults(CANONICAL, given, config)
     arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
     held = set(dtypes)
     if len(held) == 1:
@@ -34,7 +32,7 @@ def check_canonical(
         wrong = [name for name in CANONICAL.shapes(config) if name in arrays and str(arrays[name].dtype) != dtype]
         found += [f"{name}: the module holds dtype {dtype}, got {arrays[name].dtype}" for name in wrong]
     else:
-        found += mixed_dtypes(arrays, "tensors")
+        found += [f"tensors: {reason}" for reason in mixed_dtypes(arrays)]
     found += layout.misfits(CANONICAL.extras_of(arrays, config), config)
     raise_if_any(found, module)
     return given
