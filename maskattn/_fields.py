@@ -214,6 +214,14 @@ def broadcast_shape(*indices: Array) -> tuple[int, ...]:
     return tuple(result)
 
 
+def broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether an array of a shape broadcasts to another, without making it larger."""
+    if len(shape) > len(full):
+        return False
+    aligned = full[len(full) - len(shape) :]
+    return all(n == 1 or n == m for n, m in zip(shape, aligned, strict=True))
+
+
 def fill(result: Array, *indices: Array) -> Array:
     """`result` broadcast to the shape of all the indices together, by arithmetic alone."""
     plain = not hasattr(result, "shape") and any(hasattr(index, "shape") for index in indices)
