@@ -10,14 +10,13 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Mask, complement, conjunction, disjunction
 from maskattn.masks._names import known_classes, makers, snake_case
 from maskattn.masks._scan import Scanner, Token
-from maskattn.masks.algebra import complement, conjunction, disjunction
+from maskattn.masks._to_json import DTYPES
 
 ALIASES = {"window": "SlidingWindow", "padding": "KeyPadding", "prefix": "PrefixLM", "documents": "Segments"}
 CONSTANTS = {"None": None, "none": None, "True": True, "true": True, "False": False, "false": False}
-DTYPES = {name: np.dtype(name) for name in ("bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))}
 METHODS = ("at", "with_positions")
 #: These are written with & | ~ and methods.
 _OPERATORS = ("And", "Or", "Not", "At", "Positioned")
