@@ -15,8 +15,8 @@ import ml_dtypes
 import numpy as np
 
 from maskattn import biases, masks
+from maskattn._pairs import grid
 from maskattn.config import AttentionConfig
-from maskattn.masks._base import grid
 from maskattn.numerics import dropout, rng
 from maskattn.parity.draws import Draws
 from maskattn.parity.mask_table import Shape, compose, families

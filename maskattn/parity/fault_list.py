@@ -16,20 +16,9 @@ from maskattn.parity.faults import Array, Fault, Framework
 Kernel = Callable[[Call], tuple[Any, Any]]
 
 
-def rewrite(mask: Any, kind: type[masks.Mask], change: Callable[[Any], masks.Mask]) -> Any:
-    """The expression with every mask of a class replaced by `change` of it."""
-    if isinstance(mask, kind):
-        return change(mask)
-    leaves, structure = mask.flatten()
-    count = len(mask.data_fields())
-    return type(mask).unflatten(
-        structure, [*leaves[:count], *(rewrite(child, kind, change) for child in leaves[count:])]
-    )
-
-
 def on(kind: type[masks.Mask], change: Callable[[Any, Case], masks.Mask]) -> Callable[[masks.Mask, Case], masks.Mask]:
     """A change of one class of masks, wherever in an expression it stands."""
-    return lambda mask, case: rewrite(mask, kind, lambda part: change(part, case))
+    return lambda mask, case: masks.rebuild(mask, lambda part: change(part, case) if isinstance(part, kind) else None)
 
 
 def option(name: str, change: Callable[[Call], Any]) -> Callable[[Kernel, Framework], Kernel]:

@@ -18,7 +18,7 @@ from maskattn.parity.mask_table import Shape, families
 FILE = '''
 from dataclasses import dataclass
 
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Mask
 
 
 @dataclass(frozen=True)
