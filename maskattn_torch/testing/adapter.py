@@ -11,8 +11,8 @@ import numpy as np
 import torch
 
 from maskattn import blocks
-from maskattn.parity.adapters import CONVENTIONS
-from maskattn.parity.cases import Case
+from maskattn.parity.attention.adapters import CONVENTIONS
+from maskattn.parity.attention.case import Case
 from maskattn_torch import functional, lower, multihead, params
 from maskattn_torch.kernels import KERNELS
 
@@ -62,7 +62,7 @@ class Adapter:
         weights: dict[str, np.ndarray[Any, Any]] | None = None,
         cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """As `maskattn.parity.adapters.Adapter.run`."""
+        """As `maskattn.parity.attention.adapters.Adapter.run`."""
         with blocks.forcing(*self.blocks) if self.blocks else contextlib.nullcontext():
             if case.config is not None:
                 return self._run_module(case, inputs, weights or {}, cotangent)
