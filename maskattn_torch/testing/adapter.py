@@ -9,8 +9,8 @@ import ml_dtypes
 import numpy as np
 import torch
 
-from maskattn.parity.adapters import CONVENTIONS
-from maskattn.parity.cases import Case
+from maskattn.parity.attention.adapters import CONVENTIONS
+from maskattn.parity.attention.case import Case
 from maskattn_torch import functional, lower, multihead, params
 from maskattn_torch.kernels import KERNELS
 
@@ -60,7 +60,7 @@ class Adapter:
         weights: dict[str, np.ndarray[Any, Any]] | None = None,
         cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """As `maskattn.parity.adapters.Adapter.run`."""
+        """As `maskattn.parity.attention.adapters.Adapter.run`."""
         if case.config is not None:
             return self._run_module(case, inputs, weights or {}, cotangent)
         return self._run_attention(case, inputs, cotangent)

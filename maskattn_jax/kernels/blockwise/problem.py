@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from maskattn.biases import Bias, DenseBias
-from maskattn.masks import And, Dense, Mask, Not, Or
+from maskattn.masks import Dense, Mask, fold
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.blockwise.shards import Origin
 from maskattn_jax.kernels.blockwise.steps import Steps
@@ -88,7 +88,8 @@ def prepared(
         # 0 times a number is 0 but for what is not finite
         dirty = ~jnp.isfinite(sum(jnp.sum(x * 0, dtype=jnp.float32) for x in (key, value)))
     bias = float_leaves(conditions.bias)[1](floats)
-    conditions = conditions._replace(mask=_padded(conditions.mask, tiling), bias=_padded(bias, tiling))
+    mask = None if conditions.mask is None else fold(conditions.mask, lambda part: _padded(part, tiling))
+    conditions = conditions._replace(mask=mask, bias=_padded(bias, tiling))
     more = tiling.padded[1] - tiling.kv_len
     key, value = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) if more else x for x in (key, value))
     return Problem(tiling, options, group_heads(tiling, query), key, value, sinks, conditions, dirty)
@@ -121,18 +122,12 @@ def ungroup_heads(tiling: Tiling, x: Array) -> Array:
 
 
 def _padded(node: Any, tiling: Tiling) -> Any:
-    """The mask or bias with Dense arrays as [B or 1, H or 1, L or 1, S or 1], padded to whole tiles, nothing allowed
-    there: a slice of them never moves.
+    """A Dense mask or a DenseBias as [B or 1, H or 1, L or 1, S or 1], padded to whole tiles, nothing allowed there: a
+    slice of it never moves. Others as they are.
     """
-    if isinstance(node, (Dense, DenseBias)):
-        array = jnp.reshape(node.keep if isinstance(node, Dense) else node.array, node.shape)
-        lengths = (tiling.q_len, tiling.kv_len)
-        more = [
-            n - part if size > 1 else 0 for n, part, size in zip(tiling.padded, lengths, array.shape[2:], strict=True)
-        ]
-        _, structure = node.flatten()
-        return type(node).unflatten(structure, [jnp.pad(array, [(0, 0), (0, 0), *((0, n) for n in more)])])
-    if isinstance(node, (And, Or, Not)):
-        parts, structure = node.flatten()
-        return type(node).unflatten(structure, [_padded(part, tiling) for part in parts])
-    return node
+    if not isinstance(node, (Dense, DenseBias)):
+        return node
+    array = jnp.reshape(node.keep if isinstance(node, Dense) else node.array, node.shape)
+    lengths = zip(tiling.padded, (tiling.q_len, tiling.kv_len), array.shape[2:], strict=True)
+    more = [(0, n - length if size > 1 else 0) for n, length, size in lengths]
+    return node.map_data(lambda _: jnp.pad(array, [(0, 0), (0, 0), *more]))

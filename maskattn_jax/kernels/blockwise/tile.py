@@ -9,9 +9,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from maskattn._pairs import restrict
 from maskattn.biases import Bias, DenseBias
-from maskattn.masks import And, Dense, Mask, Not, Or
-from maskattn.masks._base import restrict
+from maskattn.masks import Dense, Mask, fold
 from maskattn_jax.dropout import keep
 from maskattn_jax.kernels.blockwise.arrays import Place, slice_at
 from maskattn_jax.kernels.blockwise.problem import Problem
@@ -128,7 +128,7 @@ def _allowed(problem: Problem, place: Place, width: int, masked: bool) -> Array 
         if tiling.padded[0] != tiling.q_len:
             parts.append(index[2] - conditions.origin.query < tiling.q_len)
         if conditions.mask is not None:
-            parts.append(_evaluate(problem, conditions.mask, place, index))
+            parts.append(fold(conditions.mask, lambda mask: _evaluate(problem, mask, place, index)))
         found = _rank_5(functools.reduce(operator.and_, parts))
     if conditions.bias is not None:
         finite = bias_values(problem, conditions.bias, place, width) != -jnp.inf
@@ -139,13 +139,9 @@ def _allowed(problem: Problem, place: Place, width: int, masked: bool) -> Array 
 
 
 def _evaluate(problem: Problem, mask: Mask, place: Place, index: tuple[Array, ...]) -> Array:
+    """Where one part of a mask's expression allows, on the axes that it reads."""
     if isinstance(mask, Dense):
         return _slice(problem, mask.keep, place, index[3].shape[-1])
-    if isinstance(mask, Not):
-        return ~_evaluate(problem, mask.part, place, index)
-    if isinstance(mask, (And, Or)):
-        parts = [_evaluate(problem, part, place, index) for part in mask.parts]
-        return functools.reduce(operator.and_ if isinstance(mask, And) else operator.or_, parts)
     return jnp.asarray(mask.allowed(*restrict(mask, *index)))
 
 

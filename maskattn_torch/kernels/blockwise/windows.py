@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from dataclasses import replace
 from typing import Any
 
 import torch
 
-from maskattn.masks import Dense, Mask
-from maskattn.masks.algebra import And, Not, Or
+from maskattn.masks import Dense, Mask, fold
 from maskattn.schedule.pieces import Piece
 
 Array = Any
@@ -66,15 +63,14 @@ def read_indices(node: Any, piece: Piece, device: Any = None) -> list[Array]:
 
 def allowed(mask: Mask, piece: Piece) -> Array:
     """Where the mask allows, bool, broadcasting to [count, heads, rows, cols]: each part on the axes that it reads."""
-    if isinstance(mask, (And, Or)):
-        combine = operator.and_ if isinstance(mask, And) else operator.or_
-        return functools.reduce(combine, [allowed(part, piece) for part in mask.parts])
-    if isinstance(mask, Not):
-        return ~allowed(mask.part, piece)
-    if isinstance(mask, Dense):
-        return dense_part(mask.keep.reshape(mask.shape), piece)
-    # no device: a mask's data may be on the CPU only, as the patches are
-    return mask.allowed(*read_indices(mask, piece))
+
+    def one(part: Mask) -> Array:
+        if isinstance(part, Dense):
+            return dense_part(part.keep.reshape(part.shape), piece)
+        # no device: a mask's data may be on the CPU only, as the patches are
+        return part.allowed(*read_indices(part, piece))
+
+    return fold(mask, one)
 
 
 def dense_part(array: Array, piece: Piece) -> Array:
