@@ -327,3 +327,29 @@ def _untraced(name: str, node: Any, concrete: Callable[[Any], Any]) -> Any:
         return array
 
     return node.map_data(convert)
+
+
+def check_merge(given: Mapping[str, Any], kinds: tuple[type, ...], operand: str) -> None:
+    """Check "out" and "out2" [B, L, H, Dv], "lse" and "lse2" [B, L, H], which are to be `kinds`, in words `operand`.
+
+    Raises:
+        TypeError, ValueError: one error that lists everything wrong with them.
+    """
+    problems = Problems("merge")
+    for name, x in given.items():
+        if not isinstance(x, kinds):
+            problems.type(f"{name} must be {operand}, got {type(x).__name__}")
+    problems.raise_if_any()
+    shapes, dtypes = {n: tuple(x.shape) for n, x in given.items()}, {n: dtype_name(x) for n, x in given.items()}
+    if len(shapes["out"]) != 4:
+        problems.value(f"out must have the four axes [B, L, H, Dv], got shape {shapes['out']}")
+    for name in ("out2", "lse", "lse2"):
+        expected = shapes["out"] if name == "out2" else shapes["out"][:-1]
+        if shapes[name] != expected:
+            problems.value(f"{name} must have the shape {expected}, as out has {shapes['out']}, got {shapes[name]}")
+    for name, allowed in (("out", FLOAT_DTYPES), ("lse", FLOAT_DTYPES[:2])):
+        if dtypes[name] not in allowed:
+            problems.type(f"{name} must be one of {', '.join(allowed)}, got {dtypes[name]}")
+        if dtypes[f"{name}2"] != dtypes[name]:
+            problems.value(f"{name} and {name}2 must have one dtype, got {dtypes[name]} and {dtypes[f'{name}2']}")
+    problems.raise_if_any()
