@@ -213,7 +213,7 @@ class _Combination(Mask):
 
     @property
     def depends(self) -> frozenset[str]:
-        return frozenset().union(*(mask.depends for mask in self.children()))
+        return frozenset().union(*[mask.depends for mask in self.children()])
 
 
 @dataclass(frozen=True)

@@ -139,7 +139,7 @@ def _readable(array: Array) -> Array:
 
 def _check_integers(node: Any) -> None:
     """Positions are int32 here: an int that is added to one must leave it room."""
-    _, (_, _, static) = node.flatten()
+    _, (_, static) = node.flatten()
     # a seed is used up when the mask is made
     given = [(name, value) for name, value in static if name != "seed"]
     if isinstance(node, At) and not jax.config.jax_enable_x64:
@@ -189,10 +189,7 @@ def _register(cls: type[Spec]) -> None:
 
     def flatten_with_keys(node: Any) -> tuple[list[Any], Any]:
         leaves, structure = node.flatten()
-        names, counts, _ = structure
-        keys = [GetAttrKey(name) for name in names]
-        for name, count in counts:
-            keys += [GetAttrKey(name if count is None else f"{name}[{i}]") for i in range(count or 1)]
+        keys = [GetAttrKey(name if place is None else f"{name}[{place}]") for name, place in structure[0]]
         return list(zip(keys, leaves, strict=True)), structure
 
     jax.tree_util.register_pytree_with_keys(
