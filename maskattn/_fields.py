@@ -31,7 +31,9 @@ def part(**options: Any) -> Any:
 
 
 def on_subclass(callback: Callable[[type[Spec]], None]) -> None:
-    """Call `callback` with every class of mask and bias: those that exist now, and later ones as they are defined."""
+    """Call `callback`, once, with every class of mask and bias: those that exist now, and later ones when defined."""
+    if callback in _LISTENERS:
+        return
     for cls in _SUBCLASSES:
         callback(cls)
     _LISTENERS.append(callback)

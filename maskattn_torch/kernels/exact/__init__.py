@@ -17,7 +17,7 @@ from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
 from maskattn_torch._operators import map_over
 from maskattn_torch.dropout import Dropout, dense
-from maskattn_torch.kernels.exact.ops import OPS
+from maskattn_torch.exact_ops import OPS
 
 Array = Any
 
