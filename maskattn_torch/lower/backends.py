@@ -7,9 +7,11 @@ from typing import Any
 import torch
 
 from maskattn._fields import Array
-from maskattn._problems import Problems, describe
+from maskattn._problems import Problems
 from maskattn.masks import Mask
+from maskattn.masks._core import check_mask
 from maskattn.schedule import tiles
+from maskattn_torch.lower._binding import bind, device_of
 
 __all__ = ["to_block_mask"]
 
@@ -43,10 +45,8 @@ def to_block_mask(
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    from maskattn_torch import lower
-
     problems = Problems("to_block_mask")
-    _check_mask(problems, mask)
+    check_mask(problems, mask)
     blocks = problems.integers("block_size", block_size, minimum=1, length=2)
     for name, length in (("q_len", q_len), ("kv_len", kv_len)):
         if problems.integer(name, length) == 0:
@@ -57,8 +57,8 @@ def to_block_mask(
     # FlexAttention counts what lies beyond the lengths as forbidden: a block cut short by them is never full
     full[:, :, -1] &= q_len % blocks[0] == 0
     full[:, :, :, -1] &= kv_len % blocks[1] == 0
-    bound = lower.bind(mask, device=device)
-    place = lower._device(bound) if device is None else device
+    bound = bind(mask, device=device)
+    place = device_of(bound) if device is None else device
     partial = (states != tiles.EMPTY) & ~full
     # not `allowed` itself: FlexAttention counts arguments, `self` among them
     return BlockMask.from_kv_blocks(
@@ -68,11 +68,6 @@ def to_block_mask(
         mask_mod=lambda b, h, q, k: bound.allowed(b, h, q, k),
         seq_lengths=(q_len, kv_len),
     )
-
-
-def _check_mask(problems: Problems, mask: Any) -> None:
-    if not isinstance(mask, Mask):
-        problems.type(f"mask must be a Mask, got {describe(mask)}")
 
 
 def _ordered(chosen: Array) -> tuple[Array, Array]:
