@@ -7,8 +7,8 @@ from typing import Any
 
 import torch
 
+from maskattn import schedule
 from maskattn.masks import Causal, Full
-from maskattn.schedule import tiles
 from maskattn_torch.kernels import KERNELS
 
 Array = Any
@@ -68,4 +68,4 @@ def _saves(query: Array, key: Array, value: Array, mask: Any) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _skipped(mask: Any, sizes: tuple[int, int, int, int]) -> float:
-    return tiles.schedule(mask, *sizes, _TILE, _TILE).skipped
+    return schedule.Schedule.of(mask, *sizes, _TILE, _TILE).skipped

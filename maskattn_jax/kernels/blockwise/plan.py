@@ -18,10 +18,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from maskattn import blocks
+from maskattn import blocks, schedule
 from maskattn._fields import peek
 from maskattn.masks import Full, Mask
-from maskattn.schedule import tiles
 from maskattn_jax.kernels.blockwise.shards import Origin
 
 Array = Any
@@ -188,7 +187,7 @@ def plan(mask: Mask | None, layout: Layout, origin: Origin) -> tuple[Steps, ...]
     xp: Any = np if isinstance(states, np.ndarray) else jnp
     if layout.q_tiles == layout.kv_tiles == 1:
         least, most = states.min((0, 1), keepdims=True), states.max((0, 1), keepdims=True)
-        states = xp.where(least == most, most, tiles.MIXED)
+        states = xp.where(least == most, most, schedule.MIXED)
     return tuple(_steps(states, xp))
 
 
@@ -211,17 +210,17 @@ def _states(mask: Mask | None, layout: Layout, origin: Origin) -> Array:
     """
     padded = layout.padded[1] != layout.kv_len
     if mask is None or isinstance(mask, Full):
-        states = np.full((1, 1, layout.q_tiles, layout.kv_tiles), tiles.FULL, np.int8)
+        states = np.full((1, 1, layout.q_tiles, layout.kv_tiles), schedule.FULL, np.int8)
     elif _is_known(mask):
         sizes = (*layout.whole[:2], layout.q_len, layout.kv_len, layout.q_block, layout.kv_block)
         each = [mask.at(n * layout.q_len) for n in range(layout.shards)] if layout.shards > 1 else [mask]
-        states = np.concatenate([tiles.schedule(one, *sizes).states() for one in each], axis=2)
+        states = np.concatenate([schedule.Schedule.of(one, *sizes).states() for one in each], axis=2)
     else:
         states = _traced_states(mask, layout, origin)
         last = (np.arange(layout.kv_tiles) == layout.kv_tiles - 1) & padded
-        return jnp.where(last & (states == tiles.FULL), tiles.MIXED, states)
+        return jnp.where(last & (states == schedule.FULL), schedule.MIXED, states)
     if padded:
-        states[..., -1] = np.minimum(states[..., -1], tiles.MIXED)
+        states[..., -1] = np.minimum(states[..., -1], schedule.MIXED)
     return states
 
 
@@ -236,7 +235,7 @@ def _traced_states(mask: Mask, layout: Layout, origin: Origin) -> Array:
     k_hi = np.minimum(k_lo + layout.kv_block, layout.kv_len) - 1
     first = origin.query if layout.shards > 1 else 0
     some, every = mask.tile(b, h, q_lo + first, q_hi + first, k_lo, k_hi)
-    return jnp.where(some, jnp.where(every, tiles.FULL, tiles.MIXED), tiles.EMPTY).astype(jnp.int8)
+    return jnp.where(some, jnp.where(every, schedule.FULL, schedule.MIXED), schedule.EMPTY).astype(jnp.int8)
 
 
 def _is_known(mask: Mask | None) -> bool:
@@ -250,13 +249,13 @@ def _steps(states: Array, xp: Any) -> Iterator[Steps]:
     Full tiles come first, in whole steps; what remains of them is masked like its neighbours.
     """
     tile_count = states.shape[-1]
-    if xp is np and not (states == tiles.MIXED).any():
+    if xp is np and not (states == schedule.MIXED).any():
         kinds = [(width, False) for width in _WIDTHS_FULL if width <= tile_count]
     else:
         kinds = [(min(_WIDTH, tile_count), masked) for masked in (False, True)]
-    free = states != tiles.EMPTY
+    free = states != schedule.EMPTY
     for width, masked in kinds:
-        begins, stop = _cut(free if masked else free & (states == tiles.FULL), width, masked, xp)
+        begins, stop = _cut(free if masked else free & (states == schedule.FULL), width, masked, xp)
         found = _listed(begins, stop, width, masked, xp)
         if found is not None:
             yield found

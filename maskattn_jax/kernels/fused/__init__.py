@@ -20,8 +20,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskattn import schedule
 from maskattn.biases import DenseBias
-from maskattn.schedule import tiles
 from maskattn_jax import lower
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.fused import splash as fused_splash
@@ -171,7 +171,7 @@ def _cleared(x: Array, keys: Array | None) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _reached_statically(mask: Any, sizes: tuple[int, int, int, int]) -> tuple[np.ndarray[Any, Any], ...]:
-    return tiles.reached(mask, *sizes)
+    return schedule.reached(mask, *sizes)
 
 
 def platform() -> str:

@@ -19,7 +19,7 @@ from maskattn import blocks
 from maskattn._fields import to_numpy
 from maskattn.masks import Dense, Mask
 from maskattn.masks.algebra import And, Not, Or
-from maskattn.schedule.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces
+from maskattn.schedule.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces_of
 from maskattn_torch.kernels.blockwise.spec import structure_of
 
 Array = Any
@@ -151,7 +151,7 @@ def _plan(mask: Mask | None, sizes: Sizes) -> tuple[Plan, int]:
     """The plan, and the bytes that it holds."""
     readable = None if mask is None else mask.map_data(to_numpy)
     s = sizes
-    found = pieces(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, blocks.forced())
+    found = pieces_of(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, blocks.forced())
     calls: list[Call] = []
     joined: list[Call] = []
     kept: dict[Any, Forbidden] = {}
