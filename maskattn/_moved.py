@@ -19,6 +19,8 @@ _MOVED = {
     "maskattn.families": "maskattn.convert.families",
     "maskattn.layouts": "maskattn.convert.layouts",
     "maskattn.oracle": "maskattn.numerics.oracle",
+    "maskattn.parity.adapters": "maskattn.parity.attention.adapters",
+    "maskattn.parity.cases": "maskattn.parity.attention.cases",
     "maskattn.parity.standards": "maskattn.standards",
     "maskattn.pieces": "maskattn.schedule.pieces",
     "maskattn.rng": "maskattn.numerics.rng",

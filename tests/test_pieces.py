@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from maskattn import masks
+from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose
 from maskattn.schedule.pieces import MIXED, NO_LIMITS, OPEN, TRIANGLE, Limits, cut, pieces_of
 
 SHAPES = [Shape(3, 40, 56, 4, 2, 8, 8), Shape(2, 130, 130, 2, 2, 8, 8), Shape(1, 33, 7, 3, 1, 8, 8)]

@@ -10,8 +10,8 @@ from test_tiles import CLASSES
 
 from maskattn import biases, masks
 from maskattn.attention import refuse_empty_rows
+from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose
 from maskattn.schedule import reach
 
 SHAPES = [Shape(2, 11, 17, 3, 3, 4, 4), Shape(4, 36, 36, 2, 2, 4, 4), Shape(1, 140, 270, 2, 2, 4, 4)]

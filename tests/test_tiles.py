@@ -12,8 +12,8 @@ import pytest
 import torch
 
 from maskattn import masks
+from maskattn.parity.attention.cases import Shape
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape
 from maskattn.schedule import EMPTY, FULL, MIXED, Schedule, empty_rows, reached
 
 CLASSES = [

@@ -1,6 +1,6 @@
 """What `Mask.examples` is given, and what several masks need to make theirs.
 
-The protocols are met by `maskattn.parity.mask_table.Shape` and `maskattn.parity.draws.Draws`; masks import neither.
+The protocols are met by `Shape` and `Draws` of the parity suite; masks import neither.
 """
 
 from __future__ import annotations

@@ -7,7 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.masks._base import Mask, restrict
+from maskattn._pairs import restrict
+from maskattn.masks._core import Mask
 from maskattn.schedule.tiles import PAIRS, Schedule, Tiles, Tiling, inside, readable, settled
 
 __all__ = ["empty_rows", "known_rows", "reached"]

@@ -9,11 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from maskattn._fields import to_numpy
-from maskattn.masks._base import Mask, require_mask
-from maskattn.masks._evaluate import evaluate
-from maskattn.masks.algebra import And, Not, Or
-from maskattn.masks.empty import Empty
-from maskattn.masks.full import Full
+from maskattn.masks._core import And, Empty, Full, Mask, Not, Or, evaluate, require_mask
 from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding
 from maskattn.masks.positions import At

@@ -10,10 +10,9 @@ import pytest
 
 import maskattn_jax
 from maskattn import blocks, masks
-from maskattn.parity import cases, checks
-from maskattn.parity.cases import Case
+from maskattn.parity.attention import cases, checks
+from maskattn.parity.attention.cases import Case, Shape, compose
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose
 from maskattn.schedule import tiles
 from maskattn_jax import lower
 from maskattn_jax.kernels import blockwise

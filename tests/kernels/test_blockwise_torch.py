@@ -15,10 +15,9 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from maskattn import biases, blocks, masks, standards
-from maskattn.parity import cases, checks
-from maskattn.parity.cases import Case
+from maskattn.parity.attention import cases, checks
+from maskattn.parity.attention.cases import Case, Shape, compose, families
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose, families
 from maskattn_torch import attention
 from maskattn_torch.kernels.blockwise import (
     flash as blockwise_flash,

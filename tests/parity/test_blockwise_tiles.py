@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from maskattn.parity import adapters, cases
-from maskattn.parity.cases import SHAPES, get
-from maskattn.parity.run import run
+from maskattn.parity.attention import adapters, cases
+from maskattn.parity.attention.cases import SHAPES, get
+from maskattn.parity.attention.run import run_cases
 from maskattn_jax.kernels import blockwise as in_jax
 from maskattn_torch.kernels.blockwise import walk as in_torch
 
@@ -40,7 +40,7 @@ def first_tiles_only(monkeypatch):
 
 def outcomes(case_id, **options):
     """How each twin fares; eagerly, since a compiled function would hide what is planted, or outlive it."""
-    found = run([get(case_id)], adapters.twins("blockwise", mode="eager", **options), kernel="blockwise")
+    found = run_cases([get(case_id)], adapters.twins("blockwise", mode="eager", **options), kernel="blockwise")
     return {outcome.subject.partition("-")[0]: (outcome.status, outcome.failures) for outcome in found.outcomes}
 
 

@@ -11,14 +11,13 @@ from pathlib import Path
 import pytest
 
 import maskattn
-from maskattn.parity.cases import registry
+from maskattn.parity.attention.cases import Shape, families, registry
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, families
 
 FILE = '''
 from dataclasses import dataclass
 
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Mask
 
 
 @dataclass(frozen=True)
@@ -65,10 +64,10 @@ COMMAND = ("-m", "maskattn.cli.main")
 
 
 def test_the_registry_and_the_command_have_it(run):
-    listed = run(*COMMAND, "parity", "--list", "--cases", "AntiDiagonal").stdout.split()
+    listed = run(*COMMAND, "parity", "list", "--cases", "AntiDiagonal").stdout.split()
     assert {f"AntiDiagonal/{name}/float32/0" for name in ("square", "wide", "tall")} <= set(listed)
     assert "AntiDiagonal/square/bfloat16/0" in listed
-    numpy = ("--impl", "maskattn.parity.adapters:NumpyExact")
+    numpy = ("--impl", "maskattn.parity.attention.adapters:NumpyExact")
     found = run(*COMMAND, "parity", *numpy, "--cases", "AntiDiagonal/*")
     assert found.returncode == 0 and "every case ran and held" in found.stdout, found.stdout + found.stderr
 
