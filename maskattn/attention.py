@@ -18,8 +18,9 @@ import numpy as np
 from maskattn._fields import Array, Spec, broadcasts, dtype_name
 from maskattn._problems import Problems, show
 from maskattn.biases import Bias, DenseBias
-from maskattn.masks import Dense, Mask
+from maskattn.masks import Dense, Full, Mask
 from maskattn.numerics.dropout import check_dropout
+from maskattn.schedule.reach import empty_rows
 
 EMPTY_ROWS = ("zero", "mean", "nan", "error")
 PRECISIONS = ("default", "high", "highest")
@@ -300,16 +301,11 @@ def refuse_empty_rows(mask: Any, bias: Any, full: Shape, concrete: Callable[[Any
     Raises:
         ValueError: there is such a row; names the first, and how many there are. Or the data are traced.
     """
-    batch, heads, q_len, kv_len = full
-    allowed = np.ones(full, bool)
-    if mask is not None:
-        allowed = _untraced("mask", mask, concrete).dense(q_len, kv_len, batch, heads)
-    if bias is not None:
-        index = (np.arange(n).reshape([-1 if i == axis else 1 for i in range(4)]) for axis, n in enumerate(full))
-        allowed = allowed & (_untraced("bias", bias, concrete).values(*index) != -np.inf)
-    empty = ~allowed.any(axis=-1)
+    mask = Full() if mask is None else _untraced("mask", mask, concrete)
+    bias = None if bias is None else _untraced("bias", bias, concrete)
+    empty = np.broadcast_to(empty_rows(mask, *full, bias=bias), full[:3])
     if empty.any():
-        first = tuple(int(i) for i in np.argwhere(empty)[0])
+        first = tuple(int(i) for i in np.unravel_index(np.argmax(empty), empty.shape))
         raise ValueError(
             f'attention: empty_rows="error": {int(empty.sum())} of {empty.size} rows may attend to no key; '
             f"the first is (batch, head, query) = {first}"

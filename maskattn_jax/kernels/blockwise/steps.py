@@ -26,9 +26,9 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from maskattn import schedule
 from maskattn._fields import peek
 from maskattn.masks import Full, Mask
-from maskattn.schedule import tiles
 from maskattn_jax.kernels.blockwise.shards import Origin
 from maskattn_jax.kernels.blockwise.tiling import Tiling, block_sizes, divide
 
@@ -95,10 +95,10 @@ def steps_of(mask: Mask | None, tiling: Tiling, origin: Origin) -> tuple[Steps, 
     states, xp = _states(mask, tiling, origin)
     if tiling.padded[1] != tiling.kv_len:  # the last key tile holds keys that do not exist: it is never full
         last = np.arange(tiling.kv_tiles) == tiling.kv_tiles - 1
-        states = xp.where(last & (states == tiles.FULL), tiles.MIXED, states)
+        states = xp.where(last & (states == schedule.FULL), schedule.MIXED, states)
     if tiling.q_tiles == tiling.kv_tiles == 1:  # one tile for all batch rows and heads
         least, most = states.min((0, 1), keepdims=True), states.max((0, 1), keepdims=True)
-        states = xp.where(least == most, most, tiles.MIXED)
+        states = xp.where(least == most, most, schedule.MIXED)
     return tuple(_steps(states, xp))
 
 
@@ -124,13 +124,13 @@ def _states(mask: Mask | None, tiling: Tiling, origin: Origin) -> tuple[Array, A
     traced, JAX's of this device's q_tiles.
     """
     if mask is None or isinstance(mask, Full):
-        return np.full((1, 1, tiling.q_tiles, tiling.kv_tiles), tiles.FULL, np.int8), np
+        return np.full((1, 1, tiling.q_tiles, tiling.kv_tiles), schedule.FULL, np.int8), np
     if not _is_known(mask):
         return _traced_states(mask, tiling, origin), jnp
     sizes = (*tiling.whole[:2], tiling.q_len, tiling.kv_len, tiling.q_block, tiling.kv_block)
     shards = range(tiling.shards)
     each = [mask.at(tiling.q_len * n) for n in shards] if len(shards) > 1 else [mask]
-    return np.concatenate([tiles.schedule(one, *sizes).states() for one in each], axis=2), np
+    return np.concatenate([schedule.Schedule.of(one, *sizes).states() for one in each], axis=2), np
 
 
 def _traced_states(mask: Mask, tiling: Tiling, origin: Origin) -> Array:
@@ -144,15 +144,15 @@ def _traced_states(mask: Mask, tiling: Tiling, origin: Origin) -> Array:
     k_hi = np.minimum(k_lo + tiling.kv_block, tiling.kv_len) - 1
     first = origin.query if tiling.shards > 1 else 0
     some, every = mask.tile(b, h, q_lo + first, q_hi + first, k_lo, k_hi)
-    return jnp.where(some, jnp.where(every, tiles.FULL, tiles.MIXED), tiles.EMPTY).astype(jnp.int8)
+    return jnp.where(some, jnp.where(every, schedule.FULL, schedule.MIXED), schedule.EMPTY).astype(jnp.int8)
 
 
 def _steps(states: Array, xp: Any) -> Iterator[Steps]:
     """The steps of every kind: each tile that is not empty is in one of them."""
     at = xp.arange(states.shape[-1], dtype=xp.int32)
-    left = states != tiles.EMPTY
+    left = states != schedule.EMPTY
     for width, masked in _kinds(states, xp):
-        wanted = left if masked else left & (states == tiles.FULL)
+        wanted = left if masked else left & (states == schedule.FULL)
         start, end = _runs(wanted, xp)
         first = at - (at - start) % width  # of the step that a tile would be in: each run is cut from its start
         taken = wanted if masked else wanted & (first + width <= end)
@@ -163,7 +163,7 @@ def _steps(states: Array, xp: Any) -> Iterator[Steps]:
 def _kinds(states: Array, xp: Any) -> list[tuple[int, bool]]:
     """(width, masked) of the kinds of steps that these tiles may need, in their order."""
     tile_count = states.shape[-1]
-    if xp is np and not (states == tiles.MIXED).any():
+    if xp is np and not (states == schedule.MIXED).any():
         return [(width, False) for width in _WIDTHS_FULL if width <= tile_count]
     return [(min(_WIDTH, tile_count), masked) for masked in (False, True)]
 

@@ -12,11 +12,11 @@ from typing import Any
 
 import torch
 
+from maskattn import schedule
 from maskattn.attention import Call
 from maskattn.biases import Bias, T5Buckets
 from maskattn.biases._table import offset_at
 from maskattn.masks import Full, Mask
-from maskattn.schedule import tiles
 from maskattn_torch import lower
 
 Array = Any
@@ -62,7 +62,7 @@ def unsupported(call: Call) -> list[str]:
 
 def _reachable(mask: Mask, sizes: tuple[int, int, int, int], key: Array, value: Array) -> tuple[Array, Array]:
     """Keys and values, 0 where no query of the batch row may attend to them: garbage there must not show."""
-    keys = torch.as_tensor(tiles.reached(mask, *sizes)[1].any(1))
+    keys = torch.as_tensor(schedule.reached(mask, *sizes)[1].any(1))
     if bool(keys.all()):
         return key, value
     keys = keys.to(key.device)[:, :, None, None]

@@ -29,7 +29,7 @@ import torch
 
 from maskattn._fields import to_numpy
 from maskattn.masks import Mask
-from maskattn.schedule.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces
+from maskattn.schedule.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces_of
 from maskattn_torch.kernels.blockwise.spec import structure_of
 from maskattn_torch.kernels.blockwise.windows import allowed, kv_range, rectangle, window
 
@@ -159,7 +159,7 @@ def _key(mask: Mask | None, sizes: Sizes) -> Any:
 def _made(mask: Mask | None, sizes: Sizes) -> Patches:
     s = sizes
     readable = None if mask is None else mask.map_data(to_numpy)
-    found = pieces(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, s.blocks)
+    found = pieces_of(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, s.blocks)
     memory = _Memory(mask, s.dtype)
     backward: list[Patch] = []
     forward: list[Patch] = []
