@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from maskattn.arrays import to_numpy as to_numpy
+
 Array = Any  # of NumPy, JAX (also traced) or PyTorch
 Key = tuple[str, int | None]  # a field, and the place in it where it holds a tuple
 
@@ -179,17 +181,6 @@ def literal(value: Any) -> str:
         return f"{dtype_name(value)}{list(value.shape)}"
     listed = repr(value.tolist())
     return listed if value.ndim and value.dtype in (np.bool_, np.int64) else f"{dtype_name(value)}({listed})"
-
-
-def to_numpy(array: Array) -> np.ndarray:
-    """The array in NumPy; fails for traced arrays, each framework in its own words."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        if dtype_name(array) == "bfloat16":
-            import ml_dtypes
-
-            return array.contiguous().view(sys.modules["torch"].int16).numpy().view(ml_dtypes.bfloat16)
-    return np.asarray(array)
 
 
 def peek(array: Array) -> np.ndarray | None:
