@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -68,6 +68,11 @@ class Spec:
             value = getattr(self, name)
             found.extend(value if isinstance(value, tuple) else (value,))
         return tuple(found)
+
+    def with_children(self, children: Sequence[Any]) -> Any:
+        """The same but for its masks; nothing is validated."""
+        leaves, structure = self.flatten()
+        return type(self).unflatten(structure, [*leaves[: len(self.data_fields())], *children])
 
     def map_data(self, function: Callable[[Array], Array]) -> Any:
         """The same expression with `function` applied to every array in it; nothing is validated."""
@@ -202,25 +207,9 @@ def same_array(one: Array, other: Array) -> bool:
     return first is not None and second is not None and first.tobytes() == second.tobytes()
 
 
-def broadcast_shape(*indices: Array) -> tuple[int, ...]:
-    """The shape that the indices (arrays or ints) broadcast to."""
-    shapes = [tuple(getattr(index, "shape", ())) for index in indices]
-    rank = max(len(shape) for shape in shapes)
-    result = [1] * rank
-    for shape in shapes:
-        for axis, size in enumerate(shape, start=rank - len(shape)):
-            if size != 1:
-                result[axis] = size
-    return tuple(result)
-
-
-def fill(result: Array, *indices: Array) -> Array:
-    """`result` broadcast to the shape of all the indices together, by arithmetic alone."""
-    plain = not hasattr(result, "shape") and any(hasattr(index, "shape") for index in indices)
-    if not plain and tuple(getattr(result, "shape", ())) == broadcast_shape(*indices):
-        return result
-    zero = indices[0] * 0
-    for index in indices[1:]:
-        zero = zero + index * 0
-    boolean = isinstance(result, bool) or dtype_name(result) == "bool"
-    return result & (zero == 0) if boolean else result * (zero == 0)
+def broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether an array of a shape broadcasts to another, without making it larger."""
+    if len(shape) > len(full):
+        return False
+    aligned = full[len(full) - len(shape) :]
+    return all(n == 1 or n == m for n, m in zip(shape, aligned, strict=True))

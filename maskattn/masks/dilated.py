@@ -5,7 +5,7 @@ from typing import ClassVar
 
 from maskattn._fields import Array
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import maximum
 

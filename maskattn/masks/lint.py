@@ -10,11 +10,8 @@ from typing import Any
 import numpy as np
 
 from maskattn._fields import to_numpy
-from maskattn.masks._base import AXES, Mask, require_mask
-from maskattn.masks._evaluate import evaluate
-from maskattn.masks.algebra import And, Not, Or
-from maskattn.masks.empty import Empty
-from maskattn.masks.full import Full
+from maskattn._pairs import AXES
+from maskattn.masks._core import And, Empty, Full, Mask, Not, Or, evaluate, require_mask
 from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding
 from maskattn.masks.positions import At

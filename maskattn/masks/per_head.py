@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._fields import Array, part
+from maskattn._pairs import restrict
 from maskattn._problems import Problems, describe
-from maskattn.masks._base import Mask, restrict
+from maskattn.masks._core import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks.causal import Causal
 from maskattn.masks.sliding_window import SlidingWindow

@@ -8,7 +8,7 @@ import numpy as np
 
 from maskattn._fields import Array, data
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Mask
 from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import gather
 from maskattn.numerics import rng

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Mask
 from maskattn.schedule.tiles import Schedule, _Layout, _pairs, _Tiles
 
 __all__ = ["MIXED", "OPEN", "TRIANGLE", "Planes", "Rectangle", "coarser", "exact", "from_tiles"]

@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskattn._fields import peek
+from maskattn._pairs import restrict
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask, require_mask, restrict
+from maskattn.masks._core import Mask, require_mask
 
 __all__ = ["EMPTY", "FULL", "MIXED", "Schedule", "empty_rows", "reached", "schedule"]
 

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskattn._fields import to_numpy
+from maskattn._pairs import restrict
 from maskattn.masks import Mask
-from maskattn.masks._base import restrict
 
 Array = np.ndarray
 _CALL = 1 << 20  # pairs, or tiles, in one call of a mask: bounds the memory

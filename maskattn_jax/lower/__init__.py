@@ -11,10 +11,10 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
+from maskattn._pairs import AXES, grid
 from maskattn.biases import Additive, Bias, DenseBias, TableBias
 from maskattn.masks import At, Full, Mask
-from maskattn.masks._base import AXES, grid, require_mask
-from maskattn.masks._evaluate import evaluate
+from maskattn.masks._core import evaluate, require_mask
 from maskattn_jax.lower.backends import to_dot_product_attention, to_splash_mask
 
 __all__ = [

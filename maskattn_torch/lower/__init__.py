@@ -11,10 +11,10 @@ import torch
 from torch.utils import _pytree
 
 from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
+from maskattn._pairs import AXES, grid
 from maskattn.biases import Additive, Bias, DenseBias, TableBias
 from maskattn.masks import Full, Mask
-from maskattn.masks._base import AXES, grid, require_mask
-from maskattn.masks._evaluate import evaluate
+from maskattn.masks._core import evaluate, require_mask
 from maskattn_torch.lower.backends import to_block_mask
 
 __all__ = ["allowed", "bias", "bind", "check", "register", "to_additive", "to_block_mask", "to_dense"]

@@ -188,6 +188,17 @@ def test_masks_of_others_are_named_only_where_they_are_passed():
         masks.parse("causal", classes=[type("Causal", (Even,), {"__dataclass_fields__": {}})])
 
 
+def test_functions_of_others_are_called_where_they_are_passed():
+    names = {"mine": {"pattern": lambda width: masks.SlidingWindow(width) & A}}
+    assert masks.parse("mine.pattern(3) | recipes.mistral(2)", names=names) == (
+        masks.SlidingWindow(3) & A | recipes.mistral(2)
+    )
+    with pytest.raises(ValueError, match=r'column 6: expected a recipe \(pattern\), got "other"'):
+        masks.parse("mine.other(3)", names=names)
+    with pytest.raises(ValueError, match="there is no mask 'mine'"):
+        masks.parse("mine.pattern(3)")
+
+
 def test_repr_leaves_out_large_data_and_says_so():
     mask = masks.KeyMask(np.ones((2, 17), bool))
     assert repr(mask) == "KeyMask(bool[2, 17])"

@@ -17,7 +17,7 @@ from maskattn.parity.draws import Draws
 FILE = '''
 from dataclasses import dataclass
 
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Mask
 
 
 @dataclass(frozen=True)

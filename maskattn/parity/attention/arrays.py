@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from maskattn import biases
-from maskattn.masks._base import grid
+from maskattn._pairs import grid
 from maskattn.parity.attention.case import Case, Shape
 from maskattn.parity.draws import Draws
 

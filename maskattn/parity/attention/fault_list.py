@@ -9,43 +9,29 @@ from typing import Any
 import numpy as np
 
 from maskattn import biases, masks
+from maskattn.attention import Call
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.faults import Array, Fault, Framework
 
-Kernel = Callable[..., tuple[Any, Any]]
-
-
-def rewrite(mask: Any, kind: type[masks.Mask], change: Callable[[Any], masks.Mask]) -> Any:
-    """The expression with every mask of a class replaced by `change` of it."""
-    if isinstance(mask, kind):
-        return change(mask)
-    leaves, structure = mask.flatten()
-    count = len(mask.data_fields())
-    return type(mask).unflatten(
-        structure, [*leaves[:count], *(rewrite(child, kind, change) for child in leaves[count:])]
-    )
+Kernel = Callable[[Call], tuple[Any, Any]]
 
 
 def on(kind: type[masks.Mask], change: Callable[[Any, Case], masks.Mask]) -> Callable[[masks.Mask, Case], masks.Mask]:
     """A change of one class of masks, wherever in an expression it stands."""
-    return lambda mask, case: rewrite(mask, kind, lambda part: change(part, case))
+    return lambda mask, case: masks.rebuild(mask, lambda part: change(part, case) if isinstance(part, kind) else None)
 
 
-def option(name: str, change: Callable[[Any, Any], Any]) -> Callable[[Kernel, Framework], Kernel]:
-    """A kernel that runs with one option changed: `change(value, query)`."""
-
-    def plant(kernel: Kernel, _: Framework) -> Kernel:
-        return lambda *arrays, **options: kernel(*arrays, **{**options, name: change(options[name], arrays[0])})
-
-    return plant
+def option(name: str, change: Callable[[Call], Any]) -> Callable[[Kernel, Framework], Kernel]:
+    """A kernel that runs with one argument of the call changed."""
+    return lambda kernel, _: lambda call: kernel(replace(call, **{name: change(call)}))
 
 
 def _mask_after_softmax(kernel: Kernel, framework: Framework) -> Kernel:
     """softmax over everything, then weights times mask: the rows no longer sum to 1."""
 
-    def attend(query: Any, key: Any, value: Any, mask: Any, bias: Any, sinks: Any, **options: Any) -> tuple[Any, Any]:
-        output, lse = kernel(query, key, value, mask, bias, sinks, **options)
-        _, full = kernel(query, key, value, None, bias, sinks, **options)
+    def attend(call: Call) -> tuple[Any, Any]:
+        output, lse = kernel(call)
+        _, full = kernel(replace(call, mask=None))
         return output * framework.exp(lse - full)[..., None], lse
 
     return attend
@@ -55,9 +41,8 @@ def _fill(number: float) -> Callable[[Kernel, Framework], Kernel]:
     """Masked logits get `number` added in place of being forbidden: 0 is a bool mask added as a number."""
 
     def plant(kernel: Kernel, framework: Framework) -> Kernel:
-        def attend(query: Any, key: Any, value: Any, mask: Any, bias: Any, *rest: Any, **options: Any) -> Any:
-            added = framework.bind(biases.Additive(mask, number), query)
-            return kernel(query, key, value, None, added, *rest, **options)
+        def attend(call: Call) -> tuple[Any, Any]:
+            return kernel(replace(call, mask=None, bias=framework.bind(biases.Additive(call.mask, number), call.query)))
 
         return attend
 
@@ -67,10 +52,9 @@ def _fill(number: float) -> Callable[[Kernel, Framework], Kernel]:
 def _dropout_before_softmax(kernel: Kernel, framework: Framework) -> Kernel:
     """Logits are dropped, not weights: what is left sums to 1."""
 
-    def attend(query: Any, key: Any, value: Any, mask: Any, *rest: Any, **options: Any) -> tuple[Any, Any]:
-        sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
-        kept = masks.Dense(framework.dropout.dense(options["dropout"], sizes))
-        return kernel(query, key, value, kept if mask is None else mask & kept, *rest, **{**options, "dropout": None})
+    def attend(call: Call) -> tuple[Any, Any]:
+        kept = masks.Dense(framework.dropout.dense(call.dropout, call.sizes))
+        return kernel(replace(call, mask=kept if call.mask is None else call.mask & kept, dropout_rate=0.0))
 
     return attend
 
@@ -78,9 +62,9 @@ def _dropout_before_softmax(kernel: Kernel, framework: Framework) -> Kernel:
 def _dropout_unscaled(kernel: Kernel, _: Framework) -> Kernel:
     """Kept weights are not divided by 1 - rate."""
 
-    def attend(*arrays: Any, **options: Any) -> tuple[Any, Any]:
-        output, lse = kernel(*arrays, **options)
-        return output * (1 - options["dropout"].rate), lse
+    def attend(call: Call) -> tuple[Any, Any]:
+        output, lse = kernel(call)
+        return output * (1 - call.dropout_rate), lse
 
     return attend
 
@@ -88,20 +72,11 @@ def _dropout_unscaled(kernel: Kernel, _: Framework) -> Kernel:
 def _tiled(kernel: Kernel, framework: Framework) -> Kernel:
     """Query head h reads kv head h % K, not h // (H // K)."""
 
-    def attend(query: Any, key: Any, value: Any, *rest: Any, **options: Any) -> tuple[Any, Any]:
-        index = framework.arrays.arange(query.shape[2]) % key.shape[2]
-        return kernel(query, key[:, :, index], value[:, :, index], *rest, **options)
+    def attend(call: Call) -> tuple[Any, Any]:
+        index = framework.arrays.arange(call.query.shape[2]) % call.key.shape[2]
+        return kernel(replace(call, key=call.key[:, :, index], value=call.value[:, :, index]))
 
     return attend
-
-
-def _without(position: int) -> Callable[[Kernel, Framework], Kernel]:
-    """A kernel that ignores the argument at this position (4: bias, 5: sinks)."""
-
-    def plant(kernel: Kernel, _: Framework) -> Kernel:
-        return lambda *arrays, **options: kernel(*arrays[:position], None, *arrays[position + 1 :], **options)
-
-    return plant
 
 
 def _exchanged(first: str, second: str) -> Callable[[dict[str, Array]], dict[str, Array]]:
@@ -190,28 +165,30 @@ FAULTS: tuple[Fault, ...] = (
         "empty-mean",
         "an empty row is the average of the values",
         _PLAIN,
-        kernel=option("empty_rows", lambda *_: "mean"),
+        kernel=option("empty_rows", lambda call: "mean"),
     ),
-    Fault("scale-missing", "no scale", _PLAIN, kernel=option("scale", lambda *_: 1.0)),
-    Fault("scale-twice", "scale applied twice", _PLAIN, kernel=option("scale", lambda scale, _: scale * scale)),
+    Fault("scale-missing", "no scale", _PLAIN, kernel=option("scale", lambda call: 1.0)),
+    Fault("scale-twice", "scale applied twice", _PLAIN, kernel=option("scale", lambda call: call.scale**2)),
     Fault(
         "scale-embed",
         "scale by the embedding's width, not the head's",
         _PLAIN,
-        kernel=option("scale", lambda _, query: float(query.shape[2] * query.shape[3]) ** -0.5),
+        kernel=option("scale", lambda call: float(call.query.shape[2] * call.query.shape[3]) ** -0.5),
     ),
     Fault(
-        "softcap-dropped", "softcap ignored", ("options/softcap/float32",), kernel=option("softcap", lambda *_: None)
+        "softcap-dropped", "softcap ignored", ("options/softcap/float32",), kernel=option("softcap", lambda call: None)
     ),
-    Fault("bias-dropped", "attention bias ignored", ("options/bias/float32",), kernel=_without(4)),
-    Fault("sinks-dropped", "sinks ignored", ("options/sinks/float32",), kernel=_without(5)),
+    Fault(
+        "bias-dropped", "attention bias ignored", ("options/bias/float32",), kernel=option("bias", lambda call: None)
+    ),
+    Fault("sinks-dropped", "sinks ignored", ("options/sinks/float32",), kernel=option("sinks", lambda call: None)),
     Fault("dropout-before", "dropout before the softmax", _DROPOUT, kernel=_dropout_before_softmax),
     Fault("dropout-unscaled", "kept weights not divided by 1 - rate", _DROPOUT, kernel=_dropout_unscaled),
     Fault(
         "dropout-shared",
         "one draw for all heads and rows of the batch",
         _DROPOUT,
-        kernel=option("dropout", lambda dropout, _: replace(dropout, shared=("batch", "heads"))),
+        kernel=option("dropout_broadcast", lambda call: ("batch", "heads")),
     ),
     Fault(
         "dropout-inverted",

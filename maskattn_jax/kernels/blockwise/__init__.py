@@ -10,6 +10,7 @@ attend to, within one; between the pairs of a mixed tile that holds both, only w
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import replace
 from functools import partial
 from typing import Any
@@ -17,6 +18,8 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskattn import blocks
+from maskattn.attention import Call
 from maskattn_jax import lower
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.blockwise.arrays import Operands, operands
@@ -29,7 +32,21 @@ from maskattn_jax.kernels.blockwise.tile import Conditions, Options, padded
 Array = Any
 
 
-def attention(
+def attention(call: Call) -> tuple[Array, Array]:
+    """Attend by tiles. (Bridge: this file's own form comes next.)"""
+    with blocks.forcing(*call.blocks) if call.blocks else contextlib.nullcontext():
+        arrays = (call.query, call.key, call.value, call.mask, call.bias, call.sinks)
+        options = {name: getattr(call, name) for name in ("scale", "softcap", "dropout", "empty_rows", "precision")}
+        return _attend(*arrays, **options)
+
+
+def unsupported(call: Call) -> list[str]:
+    """Why this kernel cannot run a call. (Bridge.)"""
+    arrays = (call.query, call.key, call.value, call.mask, call.bias, call.sinks)
+    return _unsupported(*arrays, empty_rows=call.empty_rows, dropout=call.dropout)
+
+
+def _attend(
     query: Array,
     key: Array,
     value: Array,
@@ -64,7 +81,7 @@ def attention(
     return divided(run, query, key, value, sinks, (floats, mask, bias, dropout))
 
 
-def unsupported(
+def _unsupported(
     query: Array, key: Array, value: Array, mask: Any, bias: Any, sinks: Array | None, **options: Any
 ) -> list[str]:
     """Why this kernel cannot run a call: an average over all keys is what it exists to avoid."""

@@ -11,9 +11,9 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
+from maskattn._pairs import restrict
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import And, Dense, Mask, Not, Or
-from maskattn.masks._base import restrict
 from maskattn_jax.dropout import Dropout, keep
 from maskattn_jax.kernels.blockwise.plan import Layout
 from maskattn_jax.kernels.blockwise.shards import Origin

@@ -15,11 +15,14 @@ are not defined: `reference` has them.
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from maskattn import blocks
+from maskattn.attention import Call
 from maskattn_torch.dropout import Dropout
 from maskattn_torch.kernels.blockwise import bias as blockwise_bias, flex as blockwise_flex, walk as blockwise_walk
 from maskattn_torch.kernels.blockwise.spec import pack, unpack
@@ -27,7 +30,21 @@ from maskattn_torch.kernels.blockwise.spec import pack, unpack
 Array = Any
 
 
-def attention(
+def attention(call: Call) -> tuple[Array, Array]:
+    """Attend by tiles. (Bridge: this file's own form comes next.)"""
+    with blocks.forcing(*call.blocks) if call.blocks else contextlib.nullcontext():
+        arrays = (call.query, call.key, call.value, call.mask, call.bias, call.sinks)
+        options = {name: getattr(call, name) for name in ("scale", "softcap", "dropout", "empty_rows", "precision")}
+        return _attend(*arrays, **options)
+
+
+def unsupported(call: Call) -> list[str]:
+    """Why this kernel cannot run a call. (Bridge.)"""
+    arrays = (call.query, call.key, call.value, call.mask, call.bias, call.sinks)
+    return _unsupported(*arrays, empty_rows=call.empty_rows, dropout=call.dropout)
+
+
+def _attend(
     query: Array,
     key: Array,
     value: Array,
@@ -60,7 +77,7 @@ def attention(
     return out.to(query.dtype), lse
 
 
-def unsupported(
+def _unsupported(
     query: Array, key: Array, value: Array, mask: Any, bias: Any, sinks: Array | None, **options: Any
 ) -> list[str]:
     """Every reason why this kernel cannot run a call; [] where it can."""

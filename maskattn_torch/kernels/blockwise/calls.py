@@ -18,7 +18,7 @@ import torch
 from maskattn import blocks
 from maskattn._fields import to_numpy
 from maskattn.masks import Dense, Mask
-from maskattn.masks.algebra import And, Not, Or
+from maskattn.masks._core import And, Not, Or
 from maskattn.schedule.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces
 from maskattn_torch.kernels.blockwise.spec import structure_of
 
