@@ -1,17 +1,13 @@
 """The README does what it says: its Python runs, and its commands exist."""
 
-import doctest
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import click
 import pytest
 
-from maskattn import masks
 from maskattn.cli.main import main
 from maskattn.parity.attention.cases import registry
 from maskattn.parity.attention.run import run_cases
@@ -87,23 +83,6 @@ def test_every_kernel_has_its_line():
 
     listed = re.findall(r'^\| `"([a-z]+)"` \|', TEXT, re.MULTILINE)
     assert sorted(listed) == sorted(["auto", *maskattn_jax.kernels.KERNELS])
-
-
-def test_the_mask_of_the_contributing_guide_is_one(monkeypatch):
-    (code,) = (
-        block for block in blocks("python", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")) if "Mask" in block
-    )
-    module = ModuleType("congruent")
-    monkeypatch.setitem(sys.modules, "congruent", module)
-    exec(compile(code, "CONTRIBUTING.md", "exec"), vars(module))
-    monkeypatch.setattr(masks, "Congruent", module.Congruent, raising=False)
-    for found in doctest.DocTestFinder().find(module.Congruent, "Congruent"):
-        assert not doctest.DocTestRunner().run(found).failed
-    mask = module.Congruent(3) & masks.Causal()
-    assert mask.dense(4, 4)[0, 0].astype(int).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]
-    assert "5 % 3 == 2 % 3 is true" in module.Congruent(3).why(0, 0, 5, 2)
-    with pytest.raises(ValueError, match="modulus must be at least 1, got 0"):
-        module.Congruent(0)
 
 
 def test_the_figures_are_those_of_the_benchmarks():

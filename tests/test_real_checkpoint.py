@@ -13,8 +13,7 @@ from rich.console import Console
 from maskattn import checkpoints, convert_tensors, standards
 from maskattn.cli.parity import command
 from maskattn.config import AttentionConfig
-from maskattn.convert import layouts
-from maskattn.parity import live
+from maskattn.convert import layouts, twins
 from maskattn.parity.checkpoint import minilm, verify
 from maskattn.parity.checkpoint.against import compare
 from maskattn.parity.checkpoint.result import CheckpointResult
@@ -104,7 +103,7 @@ FAULTS = {
 @pytest.mark.parametrize(("change", "mask", "holds"), FAULTS.values(), ids=FAULTS)
 def test_the_limits_against_hugging_face_see_faults(first_layer, change, mask, holds):
     tensors, config, hidden, lengths, right, limit = first_layer
-    for twin in live.twins(change(tensors), "hf-bert", config):
+    for twin in twins.both(change(tensors), "hf-bert", config):
         output = twin((hidden,), mask(lengths), "reference")
         assert verify._judge(twin.name, "reference", output, right, limit).held == holds
 
@@ -160,7 +159,7 @@ def test_what_differs_is_named_by_layer_and_tensor(tmp_path, monkeypatch, fault)
     write(tmp_path / "a.safetensors", "hf-bert", PLAIN)
     built = []
 
-    class Faulty(live.TorchTwin):
+    class Faulty(twins.TorchTwin):
         name = "jax"
 
         def __init__(self, *given):
@@ -182,7 +181,7 @@ def test_what_differs_is_named_by_layer_and_tensor(tmp_path, monkeypatch, fault)
                 output[0, 1, 2] = np.nan
             return output
 
-    monkeypatch.setattr(live, "JaxTwin", Faulty)
+    monkeypatch.setattr(twins, "JaxTwin", Faulty)
     result = verify_checkpoint(tmp_path / "a.safetensors", num_heads=5)
     assert result.exit_code == 1
     assert result.layers[0].first_difference is None

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, on_subclass, part, to_numpy
 from maskattn._pairs import AXES, Pairwise, filled, grid, restrict
 from maskattn._problems import Problems, describe
-from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._to_json import to_json
 from maskattn.masks._why import explain
 
@@ -188,10 +188,17 @@ def is_mask(cls: type) -> bool:
     return issubclass(cls, Mask) and "__dataclass_fields__" in vars(cls)
 
 
+def check_mask(problems: Problems, mask: Any) -> None:
+    """Note an argument `mask` that is no mask."""
+    if not isinstance(mask, Mask):
+        problems.type(f"mask must be a Mask, got {describe(mask)}")
+
+
 def require_mask(where: str, mask: Any) -> None:
     """A TypeError that names the argument where it is no mask."""
-    if not isinstance(mask, Mask):
-        raise TypeError(f"{where}: mask must be a Mask, got {describe(mask)}")
+    problems = Problems(where)
+    check_mask(problems, mask)
+    problems.raise_if_any()
 
 
 def _refuse_array(other: Any) -> None:
@@ -213,7 +220,7 @@ class _Combination(Mask):
 
     @property
     def depends(self) -> frozenset[str]:
-        return frozenset().union(*(mask.depends for mask in self.children()))
+        return frozenset().union(*[mask.depends for mask in self.children()])
 
 
 @dataclass(frozen=True)

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, literal, peek
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import extent, gather
 
 

@@ -17,6 +17,7 @@ import numpy as np
 from maskattn import checkpoints, standards
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts._base import Layout
+from maskattn.convert.twins import both, random_inputs
 from maskattn.parity.checkpoint.against import compare
 from maskattn.parity.checkpoint.layers import canonical_layer, configs_of, layers_of
 from maskattn.parity.checkpoint.result import CheckpointResult, Judged, LayerResult
@@ -123,10 +124,8 @@ def examine_layer(
         right, limit: the judge's output [B, L, out], float64, and how far from it one may be, elementwise.
         kernels: judged beside ``exact``.
     """
-    from maskattn.parity.live import twins
-
     canonical = canonical_layer(kind, tensors, config, layer)
-    modules = twins(tensors, kind.name, config)
+    modules = both(tensors, kind.name, config)
     weights = []
     for module in modules:
         held = module.dump()
@@ -150,10 +149,8 @@ def examine_layer(
 
 def _judge(twin: str, kernel: str, output: Array, right: Array, limit: Array) -> Judged:
     error = np.abs(output.astype(np.float64) - right)
-    if standards.is_narrow(output.dtype):  # one rounding at the end is allowed on top
-        error = np.maximum(error - standards.value("tier2.half_ulp") * standards.ulp(right, output.dtype), 0)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.nan_to_num(np.where(error == 0, 0, error / limit), nan=np.inf)
+    error = standards.beyond_rounding(error, right, output.dtype)
+    share = standards.share(error, limit)
     at = int(np.argmax(np.nan_to_num(error, nan=np.inf)))
     return Judged(twin, kernel, float(error.flat[at]), float(limit.flat[at]), float(share.max(initial=0)))
 
@@ -167,13 +164,8 @@ def _verify_layer(
         raise ValueError(f"layer {prefix!r} holds {', '.join(beside)}: what is run here is attention without them")
     dtype = canonical["query.kernel"].dtype
     lengths = np.array(LENGTHS, np.int32)
-    draw = np.random.default_rng(seed)
-    widths = [config.embed_dim, config.key_dim, config.value_dim]
-    widths = widths[:1] if len(set(widths)) == 1 else widths
-    inputs = tuple(draw.standard_normal((len(LENGTHS), max(LENGTHS), width)).astype(dtype) for width in widths)
+    inputs, others = random_inputs(config, LENGTHS, dtype, seed)
     allowed = (np.arange(max(LENGTHS)) < lengths[:, None])[:, None, None, :]
-    others: dict[str, Any] = {} if len(inputs) == 1 else {"key": inputs[1], "value_input": inputs[2]}
-    others |= {"scale": config.scale, "empty_rows": config.empty_rows}
     right = standards.module_oracle(inputs[0], canonical, allowed, dtype.name, **others)
     limit = standards.module_limit(inputs[0], canonical, allowed, dtype.name, **others)
     return examine_layer(prefix, kind, tensors, config, inputs, lengths, right, limit, (kernel,))

@@ -13,8 +13,8 @@ WINDOW = Shape(batch=2, q_len=6, kv_len=6, heads=4, kv_heads=2, head_dim=3, v_he
 
 
 def entries() -> Iterator[Case]:
-    """ALiBi in both forms, T5's buckets and Swin's table, under a mask that leaves an empty row; tables are
-    differentiated."""
+    """ALiBi in both forms, T5's buckets and Swin's table, and what further biases give as `examples`, under a mask that
+    leaves an empty row; tables are differentiated."""
     for dtype in ("float32", "float64"):
         draws = Draws(f"bias/{dtype}")
 
@@ -31,8 +31,12 @@ def entries() -> Iterator[Case]:
                 "alibi-key": biases.ALiBi(WINDOW.heads, form="key"),
                 "t5-causal": biases.T5Buckets(table(6, 1), max_distance=5, bidirectional=False, offset=2),
             }
-        for name, bias in made.items():
-            mask = masks.Causal(1) & masks.KeyPadding([WINDOW.kv_len, 0])
-            case_id = f"bias/{name}/{dtype}"
-            seed = Draws(case_id).integer(0, 1 << 30)
-            yield Case(case_id, "bias", WINDOW, dtype, mask, bias=bias, seed=seed)
+        yield from (_case(f"bias/{name}/{dtype}", dtype, bias) for name, bias in made.items())
+    for name in biases.__all__:
+        for number, bias in enumerate(getattr(biases, name).examples(WINDOW, Draws(f"bias/{name}"))):
+            yield _case(f"bias/{name}/float32/{number}", "float32", bias)
+
+
+def _case(case_id: str, dtype: str, bias: biases.Bias) -> Case:
+    mask = masks.Causal(1) & masks.KeyPadding([WINDOW.kv_len, 0])
+    return Case(case_id, "bias", WINDOW, dtype, mask, bias=bias, seed=Draws(case_id).integer(0, 1 << 30))

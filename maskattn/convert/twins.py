@@ -1,21 +1,23 @@
-"""One layer's weights in live modules of both twins, called with NumPy at the boundary."""
+"""One layer's weights in live modules of both twins, called with NumPy at the boundary.
+
+The one place of the core that knows the twins: by name, when they are used.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from maskattn import masks
+from maskattn.arrays import to_numpy, to_torch
 from maskattn.config import AttentionConfig
 from maskattn.convert._tensors import convert_tensors
 
 Array = np.ndarray[Any, Any]
-
-TWINS = ("torch", "jax")
 
 
 class TorchTwin:
@@ -25,10 +27,9 @@ class TorchTwin:
 
     def __init__(self, tensors: Mapping[str, Array], source: str, config: AttentionConfig) -> None:
         import maskattn_torch
-        from maskattn_torch.testing.adapter import from_numpy
 
         converted = convert_tensors(tensors, source=source, target="maskattn-torch", config=config)
-        state = {name: from_numpy(array) for name, array in converted.items()}
+        state = {name: to_torch(array) for name, array in converted.items()}
         self._module = maskattn_torch.MultiHeadAttention(config, dtype=next(iter(state.values())).dtype).eval()
         self._module.load_state_dict(state, strict=True)
 
@@ -44,11 +45,9 @@ class TorchTwin:
         """
         import torch
 
-        from maskattn_torch.testing.adapter import from_numpy, to_numpy
-
-        mask = masks.KeyPadding(from_numpy(lengths)) if isinstance(lengths, np.ndarray) else lengths
+        mask = masks.KeyPadding(to_torch(lengths)) if isinstance(lengths, np.ndarray) else lengths
         with torch.inference_mode():
-            return to_numpy(self._module(*map(from_numpy, inputs), mask=mask, kernel=kernel))
+            return to_numpy(self._module(*map(to_torch, inputs), mask=mask, kernel=kernel))
 
 
 class JaxTwin:
@@ -92,7 +91,21 @@ class JaxTwin:
         return jax.enable_x64(True) if self._wide else contextlib.nullcontext()
 
 
-def twins(tensors: Mapping[str, Array], source: str, config: AttentionConfig) -> tuple[TorchTwin, JaxTwin]:
+def random_inputs(
+    config: AttentionConfig, lengths: Sequence[int], dtype: np.dtype[Any], seed: int = 0
+) -> tuple[tuple[Array, ...], dict[str, Any]]:
+    """Padded inputs [B, longest, width] for a layer, one where query, key and value are of one width; and what
+    ``standards.module_oracle`` and ``module_limit`` are told beside the first.
+    """
+    draw = np.random.default_rng(seed)
+    widths = [config.embed_dim, config.key_dim, config.value_dim]
+    widths = widths[:1] if len(set(widths)) == 1 else widths
+    inputs = tuple(draw.standard_normal((len(lengths), max(lengths), width)).astype(dtype) for width in widths)
+    options: dict[str, Any] = {} if len(inputs) == 1 else {"key": inputs[1], "value_input": inputs[2]}
+    return inputs, options | {"scale": config.scale, "empty_rows": config.empty_rows}
+
+
+def both(tensors: Mapping[str, Array], source: str, config: AttentionConfig) -> tuple[TorchTwin, JaxTwin]:
     """Both twins with one layer's ``tensors``, named as in layout ``source`` without prefix."""
     return TorchTwin(tensors, source, config), JaxTwin(tensors, source, config)
 

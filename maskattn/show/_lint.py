@@ -5,18 +5,18 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import numpy as np
 
 from maskattn._fields import to_numpy
-from maskattn._pairs import AXES
 from maskattn.masks._core import And, Empty, Full, Mask, Not, Or, evaluate, require_mask
 from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding
 from maskattn.masks.positions import At
 from maskattn.masks.query_mask import QueryMask
 from maskattn.masks.sliding_window import SlidingWindow
+from maskattn.schedule.reach import empty_rows
+from maskattn.schedule.tiles import Schedule
 
 Place = Callable[[Mask], Mask]  # puts a part where it stands in the whole: moved by the `at` around it
 _GROUPS = 3  # of rows, named in one warning
@@ -80,7 +80,7 @@ def _nodes(mask: Mask, place: Place = lambda m: m, sense: str = "plain") -> Iter
 class _Judge:
     def __init__(self, mask: Mask, sizes: dict[str, int], budget: int) -> None:
         self.mask, self.sizes = mask, sizes
-        self.shape = tuple(sizes[axis] for axis in AXES)
+        self.shape = (sizes["batch"], sizes["heads"], sizes["q_len"], sizes["kv_len"])
         entries = 1
         for name, size in zip("bhqk", self.shape, strict=True):
             entries *= size if name in mask.depends else 1
@@ -95,16 +95,9 @@ class _Judge:
         """Whether the mask allows everything (True) or nothing (False) here; None where neither, or not known."""
         if self.dense:
             value = self.value(mask)
-            some, every = value.any(), value.all()
-        else:
-            some, every = self.tile(mask, np.array([[0]]), np.array([[self.sizes["q_len"] - 1]]))
-            some, every = some.any(), every.all()
-        return True if every else (None if some else False)
-
-    def tile(self, mask: Mask, q_lo: np.ndarray, q_hi: np.ndarray) -> tuple[Any, Any]:
-        b = np.arange(self.sizes["batch"] if "b" in mask.depends else 1)[:, None, None]
-        h = np.arange(self.sizes["heads"] if "h" in mask.depends else 1)[:, None]
-        return mask.tile(b, h, q_lo, q_hi, 0, self.sizes["kv_len"] - 1)
+            return True if value.all() else (None if value.any() else False)
+        counts = Schedule.of(mask, *self.shape, *self.shape[2:]).counts  # the whole is one tile
+        return None if counts["mixed"] or counts["full"] and counts["empty"] else counts["full"] > 0
 
     def whole(self) -> list[str]:
         verdict = self.always(self.mask)
@@ -118,13 +111,11 @@ class _Judge:
     def empty_rows(self) -> np.ndarray | None:
         """bool [batch or 1, heads or 1, q_len]: what is known to be empty."""
         if self.dense:
-            value = self.value(self.mask)
-            return np.broadcast_to(~value.any(axis=3), (*value.shape[:2], self.sizes["q_len"]))
+            return empty_rows(self.mask, *self.shape)
         if self.shape[0] * self.shape[1] * self.shape[2] > 1 << 22:
             return None
-        q = np.arange(self.sizes["q_len"])
-        some, _ = self.tile(self.mask, q, q)
-        return ~some
+        rows = Schedule.of(self.mask, *self.shape, 1, self.shape[3])
+        return np.diff(rows.indptr).reshape(rows.batch, rows.heads, rows.q_len) == 0
 
     def operands(self, node: And | Or, place: Place) -> list[str]:
         """Operands that could be left out, found from the last to the first, each against those that are kept."""

@@ -1,6 +1,6 @@
-"""What `Mask.examples` is given, and what several masks need to make theirs.
+"""What `Mask.examples` and `Bias.examples` are given, and what several masks need to make theirs.
 
-The protocols are met by `Shape` and `Draws` of the parity suite; masks import neither.
+The protocols are met by `Shape` and `Draws` of the parity suite; masks and biases import neither.
 """
 
 from __future__ import annotations
@@ -39,6 +39,9 @@ class Draws(Protocol):
 
     def booleans(self, shape: tuple[int, ...], share: float) -> np.ndarray:
         """bool of `shape`, True with probability `share`."""
+
+    def normal(self, shape: tuple[int, ...]) -> np.ndarray:
+        """float64 of `shape`, from the standard normal distribution."""
 
 
 def factors(size: int) -> tuple[int, int]:

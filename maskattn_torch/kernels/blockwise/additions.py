@@ -9,7 +9,7 @@ import torch
 
 from maskattn.biases import Additive, ALiBi, Bias, DenseBias, TableBias
 from maskattn.schedule.pieces import Piece
-from maskattn_torch.kernels.blockwise.calls import allowed, dense_part, indices
+from maskattn_torch.kernels.blockwise.windows import allowed, dense_part, indices, read_indices, rectangle
 
 Array = Any
 
@@ -22,7 +22,7 @@ def values(bias: Bias, piece: Piece, dtype: torch.dtype, device: Any) -> Array:
         return dense_part(bias.array.reshape(bias.shape), piece).to(dtype)
     if isinstance(bias, Additive):
         return (~allowed(bias.mask, piece)).to(dtype) * bias.value
-    return bias.values(*_restricted(bias, piece, device)).to(dtype)
+    return bias.values(*read_indices(bias, piece, device)).to(dtype)
 
 
 def undifferentiated(bias: Bias | None) -> list[str]:
@@ -56,7 +56,7 @@ class Gradients:
             _add_rows(total, self.bias, piece, d_logits)
         elif isinstance(self.bias, ALiBi):
             ones = replace(self.bias, slopes=torch.ones_like(self.bias.slopes))
-            apart = ones.values(*_restricted(ones, piece, d_logits.device)).to(d_logits.dtype)
+            apart = ones.values(*read_indices(ones, piece, d_logits.device)).to(d_logits.dtype)
             by_head = (d_logits * apart).sum((0, 2, 3)).double()
             heads = total.shape[0]
             numbers = torch.arange(piece.heads.start, piece.heads.stop, piece.heads.step, device=d_logits.device)
@@ -76,12 +76,6 @@ def leaves_of(bias: Bias | None) -> list[Array]:
     return found
 
 
-def _restricted(bias: Bias, piece: Piece, device: Any) -> list[Array]:
-    """The indices of a call, 0 in place of those that the bias does not read."""
-    zero = torch.zeros((1, 1, 1, 1), dtype=torch.int64, device=device)
-    return [x if name in bias.depends else zero for name, x in zip("bhqk", indices(piece, device), strict=True)]
-
-
 def _add_dense(total: Array, piece: Piece, d_logits: Array) -> None:
     reduced = [axis for axis in range(4) if total.shape[axis] == 1 and d_logits.shape[axis] > 1]
     q_step, k_step = piece.q_step * (total.shape[2] > 1), piece.k_step * (total.shape[3] > 1)
@@ -92,8 +86,7 @@ def _add_dense(total: Array, piece: Piece, d_logits: Array) -> None:
         reduced = [axis for axis in reduced if axis != 0]
     found = d_logits.sum(reduced, keepdim=True) if reduced else d_logits
     for n in range(found.shape[0] if piece.count > 1 else 1):
-        one = replace(piece, q=piece.q + n * piece.q_step, k=piece.k + n * piece.k_step, count=1)
-        dense_part(total, one).add_(found[n : n + 1] if piece.count > 1 else found)
+        dense_part(total, rectangle(piece, n)).add_(found[n : n + 1] if piece.count > 1 else found)
 
 
 def _add_rows(total: Array, bias: TableBias, piece: Piece, d_logits: Array) -> None:
