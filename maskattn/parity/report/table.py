@@ -55,7 +55,7 @@ def mark(figure: str, held: bool) -> Text:
     return Text(figure, "green" if held else "bold red")
 
 
-def share(number: float) -> str:
+def share_text(number: float) -> str:
     """An error as a share of its limit."""
     return f"{number:.3f}" if number < 1000 else f"{number:.0e}"
 

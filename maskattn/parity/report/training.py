@@ -8,11 +8,11 @@ from collections.abc import Sequence
 import numpy as np
 from rich.console import Console
 
+from maskattn import standards
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.table import print_table, say, share
+from maskattn.parity.report.table import print_table, say, share_text
 from maskattn.parity.training.run import FIRST, Outcome, exit_code
 from maskattn.parity.training.tasks import TASKS
-from maskattn.standards import value
 
 _NOTE = (
     "loss: the largest |JAX - PyTorch| / PyTorch over the first {first} steps, and over all. parameters: at the end, "
@@ -57,10 +57,10 @@ def _row(outcome: Outcome, wide: bool) -> list[str]:
     cells = [f"{figure:.1e}" for figure in figures]
     if wide:
         cells[2] += f" ({element:.1e})"
-        limits = (value(f"tier3.{outcome.setting.dtype}{part}") for part in (".first", ""))
+        limits = (standards.value(f"tier3.{outcome.setting.dtype}{part}") for part in (".first", ""))
         cells.append(" / ".join(f"{limit:.0e}" for limit in limits))
-    worst = max(finding.worst / finding.limit for finding in outcome.findings if finding.check != "learned")
-    return [name, *cells, share(worst), verdict]
+    errors = [(finding.worst, finding.limit) for finding in outcome.findings if finding.check != "learned"]
+    return [name, *cells, share_text(standards.share(*np.array(errors).T).max()), verdict]
 
 
 def as_json(outcomes: Sequence[Outcome]) -> str:
