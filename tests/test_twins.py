@@ -78,11 +78,8 @@ ALLOWED = {
     "multihead.MultiHeadAttention: set_view only in maskattn_jax": "what nnx.view calls; PyTorch has train()",
     "rng.words: device only in maskattn_torch": DEVICE,
     "seed.Attention.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.Autoencoder.__init__: rngs only in maskattn_jax": RNGS,
     "testing.models.Block.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.CausalLanguageModel.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.MaskedLanguageModel.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.ShiftedWindows.__init__: rngs only in maskattn_jax": RNGS,
+    "testing.models.Model.__init__: rngs only in maskattn_jax": RNGS,
     "testing.adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
 }
 
