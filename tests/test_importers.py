@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from maskattn import masks
+from maskattn.parity.attention.cases import Shape
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape
 
 CLASSES = [
     cls

@@ -15,8 +15,8 @@ from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 import maskattn_jax
 import maskattn_torch
 from maskattn import masks
+from maskattn.parity.attention.cases import Shape
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape
 
 CLASSES = [
     cls

@@ -3,9 +3,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskattn._fields import Array, data
+from maskattn._pairs import AXES
 from maskattn._problems import Problems
 from maskattn.biases._base import Bias
-from maskattn.masks._base import AXES
 from maskattn.masks._lookup import gather
 
 

@@ -62,6 +62,7 @@ class _Size(click.ParamType):
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--verify", "check", is_flag=True, help="Read back, undo, compare every tensor, run attention on both.")
 @click.option("--verbose", is_flag=True, help="List every tensor of the plan, not one for all layers.")
+@click.option("--wide", is_flag=True, help="One line for each fact, however long.")
 def command(
     source: Path,
     target: Path,
@@ -79,6 +80,7 @@ def command(
     dry_run: bool,
     check: bool,
     verbose: bool,
+    wide: bool,
 ) -> None:
     """Convert the checkpoint SRC to DST; their names say the file formats.
 
@@ -95,7 +97,7 @@ def command(
     from maskattn.cli import _conversion
     from maskattn.convert import config_json, plan, run, verify
 
-    console = Console()
+    console = Console(soft_wrap=wide)
     with refusing():
         config = config_json.beside(source, config_path)
         with checkpoints.open(source) as reader:
@@ -122,7 +124,7 @@ def command(
             options["metadata"] = metadata if ".safetensors" in target.name else None
             with bar(console, "writing", planned.bytes_written) as progress:
                 written = run(planned, reader, target, progress=progress, **options)
-            console.print(f"wrote {written}", highlight=False, markup=False, soft_wrap=True)
+            _conversion.say(console, f"wrote {written}")
             if not check:
                 return
             with bar(console, "verifying", planned.bytes_read) as progress, checkpoints.open(written) as back:

@@ -75,3 +75,16 @@ def range_max(values: Array, b: Array, low: Array, high: Array) -> Array:
             break
         table, run = maximum(table[:, :kept], table[:, run:]), 2 * run
     return result
+
+
+def extent(positions: Array, b: Array, low: Array, high: Array) -> tuple[Array, Array, Array, Array]:
+    """(least, most, some, every): of positions[b, low..high]; whether some of the range, or all, is inside the data."""
+    size = positions.shape[1]
+    rows = True if positions.shape[0] == 1 else (b >= 0) & (b < positions.shape[0])
+    some, every = (high >= 0) & (low < size) & rows, (low >= 0) & (high < size) & rows
+    if 0 in positions.shape:
+        nothing = (low + high + b) * 0
+        return nothing, nothing, some & False, every & False
+    low, high = clip(low, 0, size - 1), clip(high, 0, size - 1)
+    # -1 - x reverses the order and cannot overflow
+    return -1 - range_max(-1 - positions, b, low, high), range_max(positions, b, low, high), some, every

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
+from maskattn._pairs import AXES
 from maskattn._problems import Problems
-from maskattn.masks._base import AXES, Mask
-from maskattn.masks._examples import Draws, Sizes
+from maskattn.masks._core import Mask
 from maskattn.masks._lookup import clip, gather, lookup
 
 
@@ -54,6 +56,10 @@ class Dense(Mask):
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return lookup(self.keep.reshape(self.shape), b, h, q, k, stretch=(0, 1, 2, 3))
+
+    def on_grid(self, shape: tuple[int, ...], arange: Callable[[int], Array]) -> Array:
+        # the array as it is: looking up each of its entries would copy it
+        return self.keep.reshape(self.shape)
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         *_, rows, columns = shape = self.shape

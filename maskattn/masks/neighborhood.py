@@ -4,10 +4,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
-from maskattn.masks._examples import Draws, Sizes, factors
+from maskattn.masks._core import Mask
 from maskattn.masks._grid import coordinates, inside, spans
 from maskattn.masks._lookup import clip, maximum
 

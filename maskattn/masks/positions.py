@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from maskattn._fields import Array, data, literal, part
+from maskattn._pairs import restrict
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask, restrict
-from maskattn.masks._lookup import clip, gather, range_max
-from maskattn.masks.algebra import And, Not, Or, complement, conjunction, disjunction
+from maskattn.masks._core import MOVES, And, Mask, Not, Or, rebuild
+from maskattn.masks._lookup import extent, gather
 
 
 @dataclass(frozen=True)
@@ -131,8 +131,8 @@ class Positioned(Mask):
         return [(self.part, (b, h, int(q_at), int(k_at)))] if q_inside and k_inside else []
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        q_least, q_most, q_some, q_every = _extent(self.q_pos, b, q_lo, q_hi)
-        k_least, k_most, k_some, k_every = _extent(self.k_pos, b, k_lo, k_hi)
+        q_least, q_most, q_some, q_every = extent(self.q_pos, b, q_lo, q_hi)
+        k_least, k_most, k_some, k_every = extent(self.k_pos, b, k_lo, k_hi)
         some, every = self.part.tile(b, h, q_least, q_most, k_least, k_most)
         return some & q_some & k_some, every & q_every & k_every
 
@@ -175,46 +175,27 @@ def positioned(mask: Mask, q_pos: Array, k_pos: Array) -> Mask:
     """`mask.with_positions(q_pos, k_pos)`: relational leaves get the positions, other leaves stay as they are."""
     given = Positioned(mask, q_pos, k_pos)  # checks and converts the positions once
 
-    def place(leaf: Mask) -> Mask:
-        if isinstance(leaf, Positioned):
-            return place(leaf.part)
-        if isinstance(leaf, At):
-            return _rebuild(place(leaf.part), lambda inner: _moved_like(leaf, inner))
-        if leaf.children():
-            return _rebuild(leaf, place)
-        return Positioned(leaf, given.q_pos, given.k_pos) if leaf.relational and leaf.depends else leaf
+    def place(part: Mask) -> Mask | None:
+        if isinstance(part, Positioned):
+            return rebuild(part.part, place)
+        if isinstance(part, At):
+            return _moved(rebuild(part.part, place), part)
+        if part.children():
+            return None
+        return Positioned(part, given.q_pos, given.k_pos) if part.relational and part.depends else part
 
-    return place(mask)
+    return rebuild(mask, place)
 
 
-def _moved_like(at: At, leaf: Mask) -> Mask:
+def _moved(mask: Mask, at: At) -> Mask:
     """Data keep the slots that `at` gave them; positions that were just given are not moved again."""
-    return leaf if isinstance(leaf, Positioned) else shifted(leaf, at.q_offset, at.k_offset)
+
+    def move(part: Mask) -> Mask | None:
+        if isinstance(part, Positioned):
+            return part
+        return shifted(part, at.q_offset, at.k_offset) if isinstance(part, At) or not part.children() else None
+
+    return rebuild(mask, move)
 
 
-def _rebuild(mask: Mask, function: Any) -> Mask:
-    """The same combination with `function` applied to what is combined."""
-    if isinstance(mask, And):
-        return conjunction(*(_rebuild(child, function) for child in mask.parts))
-    if isinstance(mask, Or):
-        return disjunction(*(_rebuild(child, function) for child in mask.parts))
-    if isinstance(mask, Not):
-        return complement(_rebuild(mask.part, function))
-    if mask.children() and not isinstance(mask, (At, Positioned)):
-        leaves, structure = mask.flatten()
-        own = len(mask.data_fields())
-        return type(mask).unflatten(structure, leaves[:own] + [_rebuild(leaf, function) for leaf in leaves[own:]])
-    return function(mask)
-
-
-def _extent(positions: Array, b: Array, low: Array, high: Array) -> tuple[Array, Array, Array, Array]:
-    """(least, most, some, every): of positions[b, low..high]; whether some of the range, or all, is inside the data."""
-    size = positions.shape[1]
-    rows = True if positions.shape[0] == 1 else (b >= 0) & (b < positions.shape[0])
-    some, every = (high >= 0) & (low < size) & rows, (low >= 0) & (high < size) & rows
-    if 0 in positions.shape:
-        nothing = (low + high + b) * 0
-        return nothing, nothing, some & False, every & False
-    low, high = clip(low, 0, size - 1), clip(high, 0, size - 1)
-    # -1 - x reverses the order and cannot overflow
-    return -1 - range_max(-1 - positions, b, low, high), range_max(positions, b, low, high), some, every
+MOVES.update(at=shifted, with_positions=positioned)

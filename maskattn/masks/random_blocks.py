@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
-from maskattn.masks._examples import Draws, Sizes
+from maskattn.masks._core import Mask
 from maskattn.masks._lookup import gather
 from maskattn.numerics import rng
 
@@ -70,9 +70,8 @@ class RandomBlocks(Mask):
         if not problems.faults and kv_blocks * count > _MOST:
             problems.value(f"kv_blocks * blocks_per_row must be at most {_MOST}, got {kv_blocks * count}")
         problems.raise_if_any()
-        for name, value in zip(self._of_kind("static"), (seed, block_size, count, kv_blocks), strict=True):
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "blocks", _draw(seed, count, kv_blocks))
+        blocks = _draw(seed, count, kv_blocks)
+        self._set(seed=seed, block_size=block_size, blocks_per_row=count, kv_blocks=kv_blocks, blocks=blocks)
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:

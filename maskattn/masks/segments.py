@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, to_numpy
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
-from maskattn.masks._examples import Draws, Sizes
+from maskattn.masks._core import Mask
 from maskattn.masks._lookup import clip, count, gather, range_max
 
 

@@ -5,12 +5,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, literal, peek
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
-from maskattn.masks._examples import Draws, Sizes
-from maskattn.masks._lookup import gather
-from maskattn.masks.positions import _extent
+from maskattn.masks._core import Mask
+from maskattn.masks._lookup import extent, gather
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,9 @@ class Tree(Mask):
         return (first <= number) & (number <= last) & q_inside & k_inside
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        q_least, q_most, q_some, q_every = _extent(self.first, b, q_lo, q_hi)
-        k_least, k_most, k_some, k_every = _extent(self.first, b, k_lo, k_hi)
-        end_least, end_most, _, _ = _extent(self.last, b, k_lo, k_hi)
+        q_least, q_most, q_some, q_every = extent(self.first, b, q_lo, q_hi)
+        k_least, k_most, k_some, k_every = extent(self.first, b, k_lo, k_hi)
+        end_least, end_most, _, _ = extent(self.last, b, k_lo, k_hi)
         some = (k_least <= q_most) & (q_least <= end_most) & q_some & k_some
         return some, (k_most <= q_least) & (q_most <= end_least) & q_every & k_every
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import torch
 
-from maskattn import blocks
 from maskattn.arrays import to_numpy, to_torch
-from maskattn.parity.adapters import CONVENTIONS
-from maskattn.parity.cases import Case
+from maskattn.parity.attention.adapters import CONVENTIONS
+from maskattn.parity.attention.case import Case
 from maskattn_torch import functional, lower, multihead, params
 from maskattn_torch.kernels import KERNELS
 
@@ -27,8 +25,8 @@ def from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Adapter:
-    """`kernel` is handed to attention and modules; `mode` is "eager" (PyTorch has no other here). `blocks`: the tiles
-    that are forced on the blockwise kernel, queries by keys; None leaves them as they are.
+    """`kernel` is handed to attention and modules; `mode` is "eager" (PyTorch has no other here). `blocks`: the
+    size of tiles, queries by keys, in calls of attention (modules choose); None leaves it to the kernel.
     """
 
     kernel: str = "reference"
@@ -52,11 +50,10 @@ class Adapter:
         weights: dict[str, np.ndarray[Any, Any]] | None = None,
         cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """As `maskattn.parity.adapters.Adapter.run`."""
-        with blocks.forcing(*self.blocks) if self.blocks else contextlib.nullcontext():
-            if case.config is not None:
-                return self._run_module(case, inputs, weights or {}, cotangent)
-            return self._run_attention(case, inputs, cotangent)
+        """As `maskattn.parity.attention.adapters.Adapter.run`."""
+        if case.config is not None:
+            return self._run_module(case, inputs, weights or {}, cotangent)
+        return self._run_attention(case, inputs, cotangent)
 
     def _run_attention(
         self,
@@ -83,6 +80,7 @@ class Adapter:
             empty_rows=case.empty_rows,
             kernel=self.kernel,
             return_lse=wants_lse,
+            blocks=self.blocks,
         )
         found = found if wants_lse else (found,)
         results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}

@@ -6,8 +6,7 @@ import numpy as np
 
 from maskattn._fields import Array, to_numpy
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
-from maskattn.masks.full import Full
+from maskattn.masks._core import Full, Mask
 from maskattn.masks.interop._values import as_array, is_zero
 from maskattn.masks.interop.additive import filled
 from maskattn.masks.shifted_window import ShiftedWindow

@@ -7,10 +7,8 @@ import numpy as np
 
 from maskattn._fields import Array, to_numpy
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
-from maskattn.masks.algebra import And
+from maskattn.masks._core import And, Full, Mask
 from maskattn.masks.dense import Dense
-from maskattn.masks.full import Full
 from maskattn.masks.interop._values import as_array, compact, expanded, is_zero, kind_of
 from maskattn.masks.key_mask import KeyMask
 

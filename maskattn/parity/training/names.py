@@ -19,7 +19,7 @@ from maskattn.convert import families, plan
 
 Array = np.ndarray[Any, Any]
 
-FAMILY = families.read(Path(__file__).with_name("models.toml"))
+FAMILY = families.read(Path(__file__).with_suffix(".toml"))
 _NEUTRAL = "flax-nnx"
 _FORMS = {"torch": FAMILY.name, "jax": _NEUTRAL}
 
