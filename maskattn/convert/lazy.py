@@ -112,7 +112,7 @@ class Lazy:
     def __array__(self, *args: Any, **kwargs: Any) -> Array:
         raise NeedsNumbers("a planned array has no numbers yet: only operations that need none can be planned")
 
-    __bool__ = __array__
+    __bool__ = __float__ = __array__
 
     def __getattr__(self, name: str) -> Any:
         if hasattr(np.ndarray, name) and not name.startswith("_"):
