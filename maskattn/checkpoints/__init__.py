@@ -17,9 +17,10 @@ import numpy as np
 from maskattn.checkpoints import _seal, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader, sha256
+from maskattn.checkpoints._seal import PENDING
 from maskattn.checkpoints._writer import Writer, checked, names_problems, plain
 
-__all__ = ["Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
+__all__ = ["PENDING", "Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
 
 _FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack, pytorch, orbax)
 
