@@ -12,6 +12,7 @@ from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
+from maskattn.arrays import dtype_named
 from maskattn.numerics import oracle
 
 Array = np.ndarray[Any, Any]
@@ -254,7 +255,5 @@ def _probabilities(q: Array, k: Array, allowed: Any, options: dict[str, Any]) ->
 
 
 def _rounder(dtype: Any) -> Any:
-    import ml_dtypes
-
-    kept = np.dtype(getattr(ml_dtypes, str(dtype), dtype))
+    kept = dtype_named(dtype)
     return lambda x: x.astype(kept).astype(np.float64)

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from maskattn._fields import broadcasts
 from maskattn._problems import Problems
+from maskattn.arrays import dtype_named
 from maskattn.numerics import rng, rng_arguments as _rng_checks
 from maskattn.numerics._fma import multiply_add
 from maskattn_torch._operators import map_over
@@ -221,9 +222,7 @@ def _(key: Tensor, start: int, count: int, width: int) -> Tensor:
 @torch.library.custom_op("maskattn::random_uniform", mutates_args=())
 def _uniform(key: Tensor, start: int, count: int, dtype: torch.dtype, minval: float, maxval: float) -> Tensor:
     """Elements start to start + count - 1 of the flat `uniform`."""
-    low, span = map(
-        float, _rng_checks.check_bounds(_rng_checks.float_dtype(str(dtype).removeprefix("torch.")), minval, maxval)
-    )
+    low, span = map(float, _rng_checks.check_bounds(dtype_named(str(dtype).removeprefix("torch.")), minval, maxval))
     drawn, explicit, integer = _FLOATS[dtype]
     one = torch.ones((), dtype=dtype, device=key.device)
     out = torch.empty(count, dtype=dtype, device=key.device)

@@ -10,7 +10,7 @@ from typing import Any
 from maskattn import checkpoints
 from maskattn._text import wrapped
 from maskattn.checkpoints import Reader
-from maskattn.convert import Plan, Verification, config_json, layouts, probe as probe_layer
+from maskattn.convert import Move, Plan, Verification, config_json, layouts, probe as probe_layer
 
 _LISTED = 20
 
@@ -36,7 +36,7 @@ def show_plan(plan: Plan, reader: Reader, console: Any, *, verbose: bool, full: 
 
 
 def _moves(plan: Plan, console: Any, verbose: bool) -> None:
-    groups: dict[tuple[Any, ...], list[Any]] = {}
+    groups: dict[tuple[Any, ...], list[Move]] = {}
     for move in plan.moves:
         alike = (_plain(move.target), move.operation, move.array.shape, move.array.dtype)
         groups.setdefault((move.target,) if verbose else alike, []).append(move)

@@ -112,7 +112,7 @@ def _agrees(
 def _enter(model: Model, rule: Rule, indices: Indices, part: str, lazy: Lazy) -> None:
     if rule.kind == "attention":
         key, layout = rule.shared(indices), model.form.layout_of(rule)
-        layer = model.layers.setdefault(key, Layer(rule, indices, f"{key} ({lazy.sources[0]}): ", layout, {}))
+        layer = model.layers.setdefault(key, Layer(rule, indices, f"{key} ({layout.name}): ", layout, {}))
         layer.tensors[part] = lazy
     else:
         model.tensors[rule.shared(indices, part)] = model.form.as_flax(rule, part, lazy)

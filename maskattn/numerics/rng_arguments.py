@@ -6,7 +6,6 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from maskattn._problems import Problems, show
@@ -46,11 +45,6 @@ def check_part(shape: Any, start: Any) -> tuple[tuple[int, ...], int]:
     if not 0 <= low <= 2**63 - math.prod(dims):
         raise ValueError(f"start: expected a place from 0 with all of shape {dims} below 2**63, got {low}")
     return dims, low
-
-
-def float_dtype(name: str) -> Any:
-    """The NumPy dtype of this name, bfloat16 that of ml_dtypes."""
-    return np.dtype(getattr(ml_dtypes, name, name))
 
 
 def check_axis(axis: Any, ndim: int) -> int:

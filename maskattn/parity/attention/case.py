@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
 from maskattn import biases, masks
+from maskattn.arrays import dtype_named
 from maskattn.config import AttentionConfig
 from maskattn.numerics import dropout, rng
 
@@ -74,7 +74,7 @@ class Case:
     @property
     def numpy_dtype(self) -> np.dtype[Any]:
         """The dtype of query, key, value and output."""
-        return np.dtype(getattr(ml_dtypes, self.dtype, self.dtype))
+        return dtype_named(self.dtype)
 
     @property
     def lse_dtype(self) -> np.dtype[Any]:
