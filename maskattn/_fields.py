@@ -13,6 +13,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from maskattn.arrays import to_numpy as to_numpy
+
 Array = Any  # of NumPy, JAX (also traced) or PyTorch
 Key = tuple[str, int | None]  # a field, and the place in it where it holds a tuple
 
@@ -181,17 +183,6 @@ def literal(value: Any) -> str:
     return listed if value.ndim and value.dtype in (np.bool_, np.int64) else f"{dtype_name(value)}({listed})"
 
 
-def to_numpy(array: Array) -> np.ndarray:
-    """The array in NumPy; fails for traced arrays, each framework in its own words."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        if dtype_name(array) == "bfloat16":
-            import ml_dtypes
-
-            return array.contiguous().view(sys.modules["torch"].int16).numpy().view(ml_dtypes.bfloat16)
-    return np.asarray(array)
-
-
 def peek(array: Array) -> np.ndarray | None:
     """The array in NumPy where its values can be read now, else None (traced, batched by vmap, being compiled)."""
     if isinstance(array, np.ndarray):
@@ -213,3 +204,11 @@ def same_array(one: Array, other: Array) -> bool:
         return False
     first, second = peek(one), peek(other)
     return first is not None and second is not None and first.tobytes() == second.tobytes()
+
+
+def broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
+    """Whether an array of a shape broadcasts to another, without making it larger."""
+    if len(shape) > len(full):
+        return False
+    aligned = full[len(full) - len(shape) :]
+    return all(n == 1 or n == m for n, m in zip(shape, aligned, strict=True))

@@ -1,21 +1,31 @@
-"""`Call`, the one description of a call of attention, and its checks: written once for both twins."""
+"""`Call`, the one description of a call of attention; how it is checked, prepared and run: once, for both twins.
+
+attend(call)       prepare, choose, run: what `attention` of a twin does, given what its `Framework` says
+prepare(call)      checked, bound to the framework, every option settled: what a kernel is given
+choose(call)       which kernel runs it, and why
+"""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 
+from maskattn._fields import Array, Spec, broadcasts, dtype_name
 from maskattn._problems import Problems, show
+from maskattn.biases import Bias, DenseBias
+from maskattn.masks import Dense, Full, Mask
+from maskattn.numerics.dropout import check_dropout
+from maskattn.schedule.reach import empty_rows
 
 EMPTY_ROWS = ("zero", "mean", "nan", "error")
 PRECISIONS = ("default", "high", "highest")
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
-DROPOUT_AXES = ("batch", "heads")
 
-Array = Any  # of NumPy, JAX (also traced) or PyTorch
 Shape = tuple[int, ...]
 
 
@@ -40,9 +50,9 @@ class Dropout:
 class Call:
     """One call of attention: what a kernel is given, and what `auto` and `explain` are asked about.
 
-    Its fields are the arguments of `attention`, by the same names. As `prepared` returns it, they are checked, arrays
+    Its fields are the arguments of `attention`, by the same names. As `prepare` returns it, they are checked, arrays
     are the framework's, `mask` and `bias` are a Mask and a Bias bound to it (or None), `scale` is a number, "error" in
-    `empty_rows` is settled, and `dropout_key` is the key's two words.
+    `empty_rows` is settled, and `dropout_key` is the key's two words (or None where nothing is dropped).
 
     Attributes:
         query: [B, L, H, D]. key: [B, S, K, D]. value: [B, S, K, Dv]. sinks: [H], or None.
@@ -55,7 +65,7 @@ class Call:
     value: Array
     mask: Any = None
     bias: Any = None
-    scale: float | None = None
+    scale: Any = None
     softcap: float | None = None
     sinks: Array | None = None
     dropout_rate: float = 0.0
@@ -79,6 +89,38 @@ class Call:
         return Dropout(self.dropout_rate, self.dropout_key, self.dropout_broadcast) if self.dropout_rate else None
 
 
+@dataclass(frozen=True)
+class Framework:
+    """What the functions here ask of a framework; each twin's `functional.py` has its own.
+
+    Attributes:
+        kernels: by name, modules with `attention(call) -> (output, lse)` and `unsupported(call) -> list[str]`.
+        auto: (kernel, why) for a prepared call that names none.
+        operand: what query, key, value and sinks must be, in words.
+        is_operand, is_array: whether something is that; whether it may be a mask, a bias or a key.
+        keys: what `dropout_key` may be, in words.
+        check: notes what only this framework asks of an operand: (problems, its name, the operand, the query).
+        convert: an operand as the framework's array.
+        bind: (a mask or bias, the query) -> it, with its data in the framework's arrays, where the query is.
+        words: (key, the query) -> its two words, where the query is.
+        concrete: an array as NumPy, or None where it is traced.
+        compiling: whether a compiler reads along: values, those of NumPy data too, cannot be read then.
+    """
+
+    kernels: Mapping[str, ModuleType]
+    auto: Callable[[Call], tuple[str, str]]
+    operand: str
+    is_operand: Callable[[Any], bool]
+    is_array: Callable[[Any], bool]
+    keys: str
+    check: Callable[[Problems, str, Array, Any], None]
+    convert: Callable[[Array], Array]
+    bind: Callable[[Any, Array], Any]
+    words: Callable[[Any, Array], Array]
+    concrete: Callable[[Array], Any]
+    compiling: Callable[[], bool]
+
+
 class KernelCannot(ValueError):
     """A kernel that was asked for by name cannot run a call; `reasons` has every reason."""
 
@@ -88,50 +130,119 @@ class KernelCannot(ValueError):
         super().__init__(f"attention: kernel {kernel!r} cannot run this call: {listed}")
 
 
-def check_attention(
-    shapes: Mapping[str, Shape],
-    dtypes: Mapping[str, str],
-    *,
-    objects: Sequence[Any] = (),
-    scale: Any = None,
-    softcap: Any = None,
-    dropout_rate: Any = 0.0,
-    dropout_key: Any = None,
-    dropout_broadcast: Any = (),
-    empty_rows: Any = "zero",
-    precision: Any = "highest",
-    return_lse: Any = False,
-    kernel: Any = "auto",
-    kernels: Sequence[str] = (),
-) -> None:
-    """Check a call of attention(...) and raise one error that names everything wrong with it.
+def attend(call: Call, framework: Framework) -> Any:
+    """The output of a call, or (output, lse), by the kernel that it names or `auto` chooses.
 
-    Args:
-        shapes: shapes of "query" [B, L, H, D], "key" [B, S, K, D], "value" [B, S, K, Dv] and, where given, of
-            "sinks" [H], and of "mask" and "bias" where they are arrays (broadcastable to [B, H, L, S]).
-        dtypes: their dtype names.
-        objects: the Mask and the Bias, where mask and bias are not arrays; asked whether the sizes conflict with them.
-        kernels: the names that `kernel` may take besides "auto".
+    Raises:
+        TypeError, ValueError: as `prepare` and `choose`.
+    """
+    call = prepare(call, framework)
+    output, lse = framework.kernels[choose(call, framework)[0]].attention(call)
+    return (output, lse) if call.return_lse else output
+
+
+def choose(call: Call, framework: Framework) -> tuple[str, str]:
+    """The kernel that runs a prepared call, and why.
+
+    Raises:
+        KernelCannot: a ValueError: a kernel asked for by name cannot run the call; lists every reason.
+    """
+    if call.kernel == "auto":
+        return framework.auto(call)
+    reasons = framework.kernels[call.kernel].unsupported(call)
+    if reasons:
+        raise KernelCannot(call.kernel, reasons)
+    return call.kernel, "it was asked for by name"
+
+
+def prepare(call: Call, framework: Framework) -> Call:
+    """The call as kernels take it: see `Call`.
+
+    Raises:
+        TypeError, ValueError: one error that lists everything wrong with the arguments.
+    """
+    check_attention(call, framework)
+    query, sinks, empty_rows, rate = call.query, call.sinks, call.empty_rows, float(call.dropout_rate)
+    mask = call.mask if call.mask is None or isinstance(call.mask, Mask) else Dense(call.mask)
+    bias = call.bias if call.bias is None or isinstance(call.bias, Bias) else DenseBias(call.bias)
+    if empty_rows == "error":
+        if sinks is None and framework.compiling():
+            raise ValueError('attention: empty_rows="error" cannot be checked inside a compiled graph: check outside')
+        if sinks is None:
+            refuse_empty_rows(mask, bias, call.sizes, framework.concrete)
+        empty_rows = "zero"
+    return replace(
+        call,
+        query=framework.convert(query),
+        key=framework.convert(call.key),
+        value=framework.convert(call.value),
+        mask=None if mask is None else framework.bind(mask, query),
+        bias=None if bias is None else framework.bind(bias, query),
+        scale=1.0 / math.sqrt(query.shape[-1]) if call.scale is None else float(call.scale),
+        softcap=None if call.softcap is None else float(call.softcap),
+        sinks=None if sinks is None else framework.convert(sinks),
+        dropout_rate=rate,
+        dropout_key=framework.words(call.dropout_key, query) if rate else None,
+        empty_rows=empty_rows,
+    )
+
+
+def check_attention(call: Call, framework: Framework) -> None:
+    """Raise one error that names everything wrong with a call.
 
     Raises:
         TypeError: an argument of the wrong type (an additive mask given as `mask`, say).
         ValueError: anything else.
     """
     problems = Problems("attention")
-    _check_arrays(problems, shapes, dtypes)
-    full = _full_shape(shapes)
-    if full is not None:
-        _check_against_full(problems, shapes, objects, full)
-    for name, value in (("scale", scale), ("softcap", softcap)):
+    _check_types(problems, call, framework)
+    problems.raise_if_any()
+    arrays = {name: getattr(call, name) for name in ("query", "key", "value", "sinks", "mask", "bias")}
+    parts = [x for x in arrays.values() if isinstance(x, Spec)]
+    arrays = {name: x for name, x in arrays.items() if x is not None and not isinstance(x, Spec)}
+    shapes = {name: tuple(x.shape) for name, x in arrays.items()}
+    _check_arrays(problems, shapes, {name: dtype_name(x) for name, x in arrays.items()})
+    if len(shapes["query"]) == len(shapes["key"]) == len(shapes["value"]) == 4:
+        # compiled code cannot read the values of NumPy data, only shapes
+        parts = [framework.bind(x, call.query) for x in parts] if framework.compiling() else parts
+        _check_against_full(problems, shapes, parts, call.sizes)
+    for name, value in (("scale", call.scale), ("softcap", call.softcap)):
         if value is not None:
             problems.finite(name, problems.number(name, value), positive=name == "softcap")
-    check_dropout(problems, dropout_rate, dropout_key, dropout_broadcast)
-    problems.choice("empty_rows", empty_rows, EMPTY_ROWS)
-    problems.choice("precision", precision, PRECISIONS)
-    problems.choice("kernel", kernel, ("auto", *kernels))
+    check_dropout(problems, call.dropout_rate, call.dropout_key, call.dropout_broadcast)
+    problems.choice("empty_rows", call.empty_rows, EMPTY_ROWS)
+    problems.choice("precision", call.precision, PRECISIONS)
+    problems.choice("kernel", call.kernel, ("auto", *framework.kernels))
+    return_lse: Any = call.return_lse
     if not isinstance(return_lse, bool):
         problems.type(f"return_lse must be True or False, got {show(return_lse)}")
+    _check_blocks(problems, call.blocks)
     problems.raise_if_any()
+
+
+def _check_blocks(problems: Problems, blocks: Any) -> None:
+    if isinstance(blocks, tuple) and len(blocks) == 2:
+        problems.integers("blocks", blocks, minimum=1)
+    elif blocks is not None:
+        problems.type(f"blocks must be two ints, the queries and keys of a tile, got {show(blocks)}")
+
+
+def _check_types(problems: Problems, call: Call, framework: Framework) -> None:
+    for name in ("query", "key", "value", "sinks"):
+        x = getattr(call, name)
+        if x is None and name == "sinks":
+            continue
+        if not framework.is_operand(x):
+            problems.type(f"{name} must be {framework.operand}, got {type(x).__name__}")
+        else:
+            framework.check(problems, name, x, call.query)
+    mask, bias, key = call.mask, call.bias, call.dropout_key
+    if mask is not None and not isinstance(mask, Mask) and not framework.is_array(mask):
+        problems.type(f"mask must be a Mask or a bool array (True = may attend), got {type(mask).__name__}")
+    if bias is not None and not isinstance(bias, Bias) and not framework.is_array(bias):
+        problems.type(f"bias must be a Bias or a float array, got {type(bias).__name__}")
+    if hasattr(key, "dtype") and not isinstance(key, np.generic) and not framework.is_array(key):
+        problems.type(f"dropout_key must be {framework.keys}, got {type(key).__name__}")
 
 
 def _check_arrays(problems: Problems, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> None:
@@ -155,15 +266,7 @@ def _check_arrays(problems: Problems, shapes: Mapping[str, Shape], dtypes: Mappi
         problems.value(f"sinks must have the one axis [H], got shape {shapes['sinks']}")
 
 
-def _full_shape(shapes: Mapping[str, Shape]) -> Shape | None:
-    """[B, H, L, S], where the ranks allow it to be read."""
-    query, key = shapes["query"], shapes["key"]
-    if len(query) != 4 or len(key) != 4 or len(shapes["value"]) != 4:
-        return None
-    return (query[0], query[2], query[1], key[1])
-
-
-def _check_against_full(problems: Problems, shapes: Mapping[str, Shape], objects: Sequence[Any], full: Shape) -> None:
+def _check_against_full(problems: Problems, shapes: Mapping[str, Shape], parts: Sequence[Any], full: Shape) -> None:
     query, key, value = shapes["query"], shapes["key"], shapes["value"]
     if not query[0] == key[0] == value[0]:
         problems.value(f"query, key and value must agree in batch, got {query[0]}, {key[0]} and {value[0]}")
@@ -183,48 +286,9 @@ def _check_against_full(problems: Problems, shapes: Mapping[str, Shape], objects
         if name in shapes and not broadcasts(shapes[name], full):
             problems.value(f"{name} must broadcast to [B, H, L, S] = {full}, got shape {shapes[name]}")
     sizes = {"batch": full[0], "heads": full[1], "q_len": full[2], "kv_len": full[3]}
-    for part in objects:
+    for part in parts:
         for reason in part.conflicts(sizes):
             problems.value(reason)
-
-
-def broadcasts(shape: Shape, full: Shape) -> bool:
-    """Whether an array of a shape broadcasts to another, without making it larger."""
-    if len(shape) > len(full):
-        return False
-    aligned = full[len(full) - len(shape) :]
-    return all(n == 1 or n == m for n, m in zip(shape, aligned, strict=True))
-
-
-def check_dropout(problems: Problems, rate: Any, key: Any, broadcast: Any) -> None:
-    """Note what is wrong with a rate, the key that a rate above 0 needs, and the axes that share a draw."""
-    number = problems.number("dropout_rate", rate)
-    if number is not None and not 0.0 <= number < 1.0:
-        problems.value(f"dropout_rate must lie in [0, 1), got {number}")
-    elif number and key is None:
-        problems.value(f"dropout_key must be given where dropout_rate is above 0, got None and {number}")
-    if key is not None:
-        check_key(problems, "dropout_key", key)
-    if not isinstance(broadcast, tuple) or not all(isinstance(axis, str) for axis in broadcast):
-        problems.type(f"dropout_broadcast must be a tuple of axis names, got {show(broadcast)}")
-    elif not set(broadcast) <= set(DROPOUT_AXES) or len(set(broadcast)) != len(broadcast):
-        problems.value(f"dropout_broadcast may hold {' and '.join(DROPOUT_AXES)}, each once, got {broadcast}")
-
-
-def check_key(problems: Problems, name: str, key: Any) -> None:
-    """Note what is wrong with a key of random numbers: a seed, two uint32 words, or a `jax.random.key`."""
-    wanted = f"{name} must be a seed in [0, 2**31) or two uint32 words"
-    shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")
-    if dtype.startswith("key<"):
-        if dtype != "key<fry>" or shape != ():
-            problems.value(f"{name} must be one key of the implementation threefry2x32, got {dtype}{list(shape)}")
-    elif dtype == "uint32" and shape:
-        if tuple(shape) != (2,):
-            problems.value(f"{wanted}, got shape {tuple(shape)}")
-    elif shape or isinstance(key, bool) or not isinstance(key, (int, np.integer)):
-        problems.type(f"{wanted}, got {f'{dtype}{list(shape)}' if dtype else show(key)}")
-    elif not 0 <= key < 2**31:
-        problems.value(f"{wanted}, got {key}")
 
 
 def refuse_empty_rows(mask: Any, bias: Any, full: Shape, concrete: Callable[[Any], Any]) -> None:
@@ -237,16 +301,11 @@ def refuse_empty_rows(mask: Any, bias: Any, full: Shape, concrete: Callable[[Any
     Raises:
         ValueError: there is such a row; names the first, and how many there are. Or the data are traced.
     """
-    batch, heads, q_len, kv_len = full
-    allowed = np.ones(full, bool)
-    if mask is not None:
-        allowed = _untraced("mask", mask, concrete).dense(q_len, kv_len, batch, heads)
-    if bias is not None:
-        index = (np.arange(n).reshape([-1 if i == axis else 1 for i in range(4)]) for axis, n in enumerate(full))
-        allowed = allowed & (_untraced("bias", bias, concrete).values(*index) != -np.inf)
-    empty = ~allowed.any(axis=-1)
+    mask = Full() if mask is None else _untraced("mask", mask, concrete)
+    bias = None if bias is None else _untraced("bias", bias, concrete)
+    empty = np.broadcast_to(empty_rows(mask, *full, bias=bias), full[:3])
     if empty.any():
-        first = tuple(int(i) for i in np.argwhere(empty)[0])
+        first = tuple(int(i) for i in np.unravel_index(np.argmax(empty), empty.shape))
         raise ValueError(
             f'attention: empty_rows="error": {int(empty.sum())} of {empty.size} rows may attend to no key; '
             f"the first is (batch, head, query) = {first}"
@@ -266,57 +325,27 @@ def _untraced(name: str, node: Any, concrete: Callable[[Any], Any]) -> Any:
     return node.map_data(convert)
 
 
-def check_inputs(where: str, config: Any, shapes: Mapping[str, Shape], dropout_key: Any, deterministic: bool) -> None:
-    """Check the inputs of a module: "query" [B, L, embed_dim], "key" [B, S, kdim], "value" [B, S, vdim], and the key of
-    its dropout.
+def check_merge(given: Mapping[str, Any], kinds: tuple[type, ...], operand: str) -> None:
+    """Check "out" and "out2" [B, L, H, Dv], "lse" and "lse2" [B, L, H], which are to be `kinds`, in words `operand`.
 
     Raises:
-        TypeError, ValueError: lists every wrong shape, a bad key, and a key that is missing where dropout is on.
+        TypeError, ValueError: one error that lists everything wrong with them.
     """
-    problems = Problems(where)
-    widths = {"query": config.embed_dim, "key": config.key_dim, "value": config.value_dim}
-    for name, width in widths.items():
-        if len(shapes[name]) != 3 or shapes[name][2] != width:
-            problems.value(f"{name} must be [batch, length, {width}], got shape {shapes[name]}")
-    rates = [f"{name} {rate}" for name in ("dropout_rate", "out_dropout_rate") if (rate := getattr(config, name))]
-    if dropout_key is not None:
-        check_key(problems, "dropout_key", dropout_key)
-    elif rates and not deterministic:
-        problems.value(
-            f"dropout_key must be given where dropout is on, got None and {', '.join(rates)}; in eval mode, or with "
-            "deterministic=True, it is off"
-        )
+    problems = Problems("merge")
+    for name, x in given.items():
+        if not isinstance(x, kinds):
+            problems.type(f"{name} must be {operand}, got {type(x).__name__}")
     problems.raise_if_any()
-
-
-def complete_inputs(where: str, query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
-    """A module's key defaults to its query and its value to its key; a value without a key is an error."""
-    if key is None and value is not None:
-        raise ValueError(f"{where}: value is given without key: give both, or only key")
-    key = query if key is None else key
-    return query, key, key if value is None else value
-
-
-def check_config(where: str, config: Any) -> None:
-    """Raise a TypeError unless `config` is an AttentionConfig."""
-    from maskattn.config import AttentionConfig
-
-    if not isinstance(config, AttentionConfig):
-        raise TypeError(f"{where}: config must be an AttentionConfig, got {show(config)}")
-
-
-def check_attention_mask(shape: Shape, inputs: Shape, heads: int) -> None:
-    """Check the mask of the seed module: [B, N], or broadcastable to [B, H, N, N], for inputs [B, N, dim]; 1 = keep.
-
-    Raises:
-        ValueError: any other shape.
-    """
-    if len(inputs) != 3:
-        raise ValueError(f"Attention: x must be [batch, length, dim], got shape {inputs}")
-    batch, length, _ = inputs
-    expanded = (shape[0], 1, 1, shape[1]) if len(shape) == 2 else shape
-    if not broadcasts(expanded, (batch, heads, length, length)):
-        raise ValueError(
-            f"Attention: attention_mask must be [B, N] = {(batch, length)} or broadcast to [B, H, N, N] = "
-            f"{(batch, heads, length, length)}, got shape {shape}"
-        )
+    shapes, dtypes = {n: tuple(x.shape) for n, x in given.items()}, {n: dtype_name(x) for n, x in given.items()}
+    if len(shapes["out"]) != 4:
+        problems.value(f"out must have the four axes [B, L, H, Dv], got shape {shapes['out']}")
+    for name in ("out2", "lse", "lse2"):
+        expected = shapes["out"] if name == "out2" else shapes["out"][:-1]
+        if shapes[name] != expected:
+            problems.value(f"{name} must have the shape {expected}, as out has {shapes['out']}, got {shapes[name]}")
+    for name, allowed in (("out", FLOAT_DTYPES), ("lse", FLOAT_DTYPES[:2])):
+        if dtypes[name] not in allowed:
+            problems.type(f"{name} must be one of {', '.join(allowed)}, got {dtypes[name]}")
+        if dtypes[f"{name}2"] != dtypes[name]:
+            problems.value(f"{name} and {name}2 must have one dtype, got {dtypes[name]} and {dtypes[f'{name}2']}")
+    problems.raise_if_any()

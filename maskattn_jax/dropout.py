@@ -6,13 +6,12 @@ row-major order, depends on the key and on i only, so a kernel's tile draws its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
+from maskattn.attention import Dropout
 from maskattn.numerics.rng import bernoulli_limit
 from maskattn_jax import rng
 from maskattn_jax.rng import _threefry2x32
@@ -22,22 +21,7 @@ Array = Any
 __all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
 
 
-@partial(jax.tree_util.register_dataclass, data_fields=("words",), meta_fields=("rate", "shared"))
-@dataclass(frozen=True)
-class Dropout:
-    """Dropout of attention weights: each is multiplied by keep / (1 - rate) after the softmax.
-
-    A pytree: `words` is its leaf.
-
-    Attributes:
-        rate: the probability of being dropped, in (0, 1).
-        words: the key, uint32 [2].
-        shared: the axes, of "batch" and "heads", whose entries all share one draw.
-    """
-
-    rate: float
-    words: Array
-    shared: tuple[str, ...] = ()
+jax.tree_util.register_dataclass(Dropout, data_fields=("words",), meta_fields=("rate", "shared"))
 
 
 def keep(dropout: Dropout, b: Array, h: Array, q: Array, k: Array, sizes: tuple[int, int, int, int]) -> Array:

@@ -2,25 +2,20 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import math
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from maskattn import biases, masks
 from maskattn._problems import Problems
-from maskattn.attention import KernelCannot, check_attention, refuse_empty_rows
+from maskattn.attention import Call, Framework, attend, choose, prepare
 from maskattn_jax import auto, lower, rng
-from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels import KERNELS
 
 Array = Any
 
-__all__ = ["attention", "choose", "explain"]
+__all__ = ["FRAMEWORK", "attention", "explain"]
 
 
 def attention(
@@ -40,6 +35,7 @@ def attention(
     kernel: str = "auto",
     precision: str = "highest",
     return_lse: bool = False,
+    blocks: tuple[int, int] | None = None,
 ) -> Any:
     """Masked multi-head attention: softmax(softcap(scale * q.k) + bias) v, over the keys that the mask allows.
 
@@ -67,6 +63,7 @@ def attention(
             here runs, or raises with every reason why it cannot; another never takes its place.
         precision: "highest", "high" or "default", the `jax.lax.Precision` of the products (the CPU's are always full).
         return_lse: also return the log-sum-exp of each row.
+        blocks: (queries, keys) of a tile, for a kernel that works in tiles; None leaves it the choice.
 
     Returns:
         The output [B, L, H, Dv] in the dtype of the inputs, or (output, lse) with lse [B, L, H] in float64 for float64
@@ -75,7 +72,7 @@ def attention(
     Raises:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
-    arguments, options = _prepared(
+    call = Call(
         query,
         key,
         value,
@@ -91,10 +88,9 @@ def attention(
         kernel=kernel,
         precision=precision,
         return_lse=return_lse,
+        blocks=blocks,
     )
-    name, _ = choose(kernel, *arguments, return_lse=return_lse, **options)
-    output, lse = KERNELS[name].attention(*arguments, **options)
-    return (output, lse) if return_lse else output
+    return attend(call, FRAMEWORK)
 
 
 def explain(query: Array, key: Array, value: Array, mask: Any = None, **keywords: Any) -> tuple[str, str]:
@@ -103,122 +99,35 @@ def explain(query: Array, key: Array, value: Array, mask: Any = None, **keywords
     Raises:
         TypeError, ValueError: as `attention`; nothing is computed.
     """
-    given = {**_defaults(), **keywords}
-    arguments, options = _prepared(query, key, value, mask, **given)
-    return choose(given["kernel"], *arguments, return_lse=given["return_lse"], **options)
-
-
-def choose(kernel: str, *arguments: Any, return_lse: bool = False, **options: Any) -> tuple[str, str]:
-    """The kernel that runs a call, and why: `arguments` and `options` are those of the kernels.
-
-    Raises:
-        KernelCannot: a ValueError: a kernel asked for by name cannot run the call; lists every reason.
-    """
-    if kernel == "auto":
-        return auto.choose(*arguments, return_lse=return_lse, **options)
-    reasons = KERNELS[kernel].unsupported(*arguments, **options, return_lse=return_lse)
-    if reasons:
-        raise KernelCannot(kernel, reasons)
-    return kernel, "it was asked for by name"
-
-
-def _prepared(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any,
-    *,
-    bias: Any,
-    scale: float | None,
-    softcap: float | None,
-    sinks: Array | None,
-    dropout_rate: float,
-    dropout_key: Any,
-    dropout_broadcast: tuple[str, ...],
-    empty_rows: str,
-    kernel: str,
-    precision: str,
-    return_lse: bool,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments and options of a kernel, checked and bound."""
-    _check_types(query=query, key=key, value=value, sinks=sinks, mask=mask, bias=bias, dropout_key=dropout_key)
-    arrays = {"query": query, "key": key, "value": value, "sinks": sinks, "mask": mask, "bias": bias}
-    objects = {name: x for name, x in arrays.items() if isinstance(x, (masks.Mask, biases.Bias))}
-    arrays = {name: x for name, x in arrays.items() if x is not None and name not in objects}
-    check_attention(
-        {name: tuple(x.shape) for name, x in arrays.items()},
-        {name: _dtype_name(x) for name, x in arrays.items()},
-        objects=list(objects.values()),
-        scale=scale,
-        softcap=softcap,
-        dropout_rate=dropout_rate,
-        dropout_key=dropout_key,
-        dropout_broadcast=dropout_broadcast,
-        empty_rows=empty_rows,
-        precision=precision,
-        return_lse=return_lse,
-        kernel=kernel,
-        kernels=tuple(KERNELS),
-    )
-    query, key, value = jnp.asarray(query), jnp.asarray(key), jnp.asarray(value)
-    sinks = None if sinks is None else jnp.asarray(sinks)
-    mask = masks.Dense(mask) if "mask" in arrays else mask
-    bias = biases.DenseBias(bias) if "bias" in arrays else bias
-    batch, q_len, heads, head_dim = query.shape
-    if empty_rows == "error":
-        if sinks is None:
-            refuse_empty_rows(mask, bias, (batch, heads, q_len, key.shape[1]), _concrete)
-        empty_rows = "zero"
-    mask = None if mask is None else lower.bind(mask)
-    bias = None if bias is None else lower.bind(bias)
-    arguments = (query, key, value, mask, bias, sinks)
-    dropout = None
-    if dropout_rate:
-        dropout = Dropout(float(dropout_rate), rng.words(dropout_key), dropout_broadcast)
-    options = {
-        "scale": 1.0 / math.sqrt(head_dim) if scale is None else float(scale),
-        "softcap": None if softcap is None else float(softcap),
-        "dropout": dropout,
-        "empty_rows": empty_rows,
-        "precision": precision,
-    }
-    return arguments, options
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    parameters = inspect.signature(attention).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def _check_types(*, mask: Any, bias: Any, dropout_key: Any, **given: Any) -> None:
-    problems = Problems("attention")
-    for name, x in given.items():
-        if x is None and name == "sinks":
-            continue
-        if not _is_array(x):
-            problems.type(f"{name} must be a JAX or NumPy array, got {type(x).__name__}")
-        elif x.dtype == np.float64 and not jax.config.jax_enable_x64:
-            problems.value(f"{name} is float64, which JAX holds only where jax_enable_x64 is on")
-    if mask is not None and not isinstance(mask, masks.Mask) and not _is_array(mask):
-        problems.type(f"mask must be a Mask or a bool array (True = may attend), got {type(mask).__name__}")
-    if bias is not None and not isinstance(bias, biases.Bias) and not _is_array(bias):
-        problems.type(f"bias must be a Bias or a float array, got {type(bias).__name__}")
-    if hasattr(dropout_key, "dtype") and not isinstance(dropout_key, np.generic) and not _is_array(dropout_key):
-        wanted = "a seed, two uint32 words of JAX or NumPy, or a jax.random.key"
-        problems.type(f"dropout_key must be {wanted}, got {type(dropout_key).__name__}")
-    problems.raise_if_any()
+    return choose(prepare(Call(query, key, value, mask, **keywords), FRAMEWORK), FRAMEWORK)
 
 
 def _is_array(x: Any) -> bool:
     return isinstance(x, (jax.Array, np.ndarray))
 
 
-def _dtype_name(x: Any) -> str:
-    return str(x.dtype)
+def _check(problems: Problems, name: str, x: Array, query: Any) -> None:
+    if x.dtype == np.float64 and not jax.config.jax_enable_x64:
+        problems.value(f"{name} is float64, which JAX holds only where jax_enable_x64 is on")
 
 
 def _concrete(x: Any) -> Any:
     """The data of a mask or bias as NumPy, or None where they are traced."""
     x = jax.lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
     return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
+
+
+FRAMEWORK = Framework(
+    kernels=KERNELS,
+    auto=auto.choose,
+    operand="a JAX or NumPy array",
+    is_operand=_is_array,
+    is_array=_is_array,
+    keys="a seed, two uint32 words of JAX or NumPy, or a jax.random.key",
+    check=_check,
+    convert=jnp.asarray,
+    bind=lambda node, query: lower.bind(node),
+    words=lambda key, query: rng.words(key),
+    concrete=_concrete,
+    compiling=lambda: False,
+)

@@ -7,8 +7,8 @@ from typing import Any
 import flax.linen as nn
 import jax.numpy as jnp
 
-from maskattn.attention import check_config
 from maskattn.config import AttentionConfig
+from maskattn.modules import check_config
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.multihead import _attend, _own, _prepare, _project_by, _project_in, _rates
 from maskattn_jax.rng import words

@@ -11,8 +11,8 @@ import jax.numpy as jnp
 from flax import nnx
 from flax.nnx.nn.dtypes import promote_dtype
 
-from maskattn.attention import check_config, check_inputs, complete_inputs
 from maskattn.config import AttentionConfig
+from maskattn.modules import check_config, check_inputs, complete_inputs
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import attention
 from maskattn_jax.kernels import KERNELS

@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskattn._fields import broadcasts
 from maskattn._problems import Problems
-from maskattn.attention import broadcasts, check_key
 from maskattn.numerics import rng, rng_arguments as _rng_checks
 
 Array = Any
@@ -155,7 +155,7 @@ def words(key: Any) -> Array:
         TypeError, ValueError: for anything else.
     """
     problems = Problems("random numbers")
-    check_key(problems, "key", key)
+    _rng_checks.check_key(problems, "key", key)
     if not problems and not isinstance(key, (int, np.generic, np.ndarray, jax.Array)):
         problems.type(f"key must be of JAX or NumPy, got {type(key).__name__}")
     problems.raise_if_any()

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskattn.attention import check_attention_mask
 from maskattn.config import AttentionConfig
+from maskattn.modules import check_attention_mask
 from maskattn_jax.multihead import MultiHeadAttention
 
 Array = Any

@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 
+from maskattn import schedule
+from maskattn.attention import Call
 from maskattn.masks import Causal, Full
-from maskattn.schedule import tiles
 from maskattn_torch.kernels import KERNELS
-
-Array = Any
 
 __all__ = ["choose"]
 
@@ -21,51 +20,41 @@ _WORTH = 1e8
 _TILE = 64
 
 
-def choose(
-    query: Array, key: Array, value: Array, mask: Any, bias: Any, sinks: Array | None, **options: Any
-) -> tuple[str, str]:
-    """(kernel, why) for the arguments of a kernel. What is chosen can run the call.
+def choose(call: Call) -> tuple[str, str]:
+    """(kernel, why) for a prepared call. What is chosen can run it.
 
     On CPUs (measured) `fused` where SDPA skips what can be skipped, or a dense mask costs less than planning;
     `blockwise` otherwise. On GPUs (not measured) `fused` where it can express the call: FlexAttention, which
     `blockwise` is there, is never compiled unasked.
     """
-    arguments = (query, key, value, mask, bias, sinks)
-
-    def can(kernel: str) -> bool:
-        return not KERNELS[kernel].unsupported(*arguments, **options)
-
-    if query.is_cuda:
-        if can("fused"):
+    mask, fused = call.mask, not KERNELS["fused"].unsupported(call)
+    if call.query.is_cuda:
+        if fused:
             return "fused", "SDPA can express this call"
         return "reference", "SDPA cannot express this call, and FlexAttention is not compiled unasked"
-    if (
-        bias is None
-        and (mask is None or isinstance(mask, Full) or isinstance(mask, Causal) and mask.offset == 0)
-        and can("fused")
-    ):
+    plain = mask is None or isinstance(mask, Full) or isinstance(mask, Causal) and mask.offset == 0
+    if fused and plain and call.bias is None:
         return "fused", "SDPA's own kernel does exactly this call"
-    if can("fused") and not _saves(query, key, value, mask):
+    if fused and not _saves(call):
         return "fused", "what the mask saves is less than planning costs: SDPA with a dense mask"
-    if can("blockwise"):
+    if not KERNELS["blockwise"].unsupported(call):
         return "blockwise", "rectangles that the mask empties are skipped, in linear memory"
     return "reference", "the other kernels cannot express this call"
 
 
-def _saves(query: Array, key: Array, value: Array, mask: Any) -> bool:
+def _saves(call: Call) -> bool:
     """Whether skipping what the mask empties saves more than planning costs."""
-    if mask is None:
+    if call.mask is None:
         return False
-    batch, q_len, heads, dim = query.shape
-    kv_len = key.shape[1]
-    work = 2 * batch * heads * q_len * kv_len * (dim + value.shape[-1])
+    batch, heads, q_len, kv_len = call.sizes
+    work = 2 * batch * heads * q_len * kv_len * (call.query.shape[-1] + call.value.shape[-1])
     if work < _WORTH:
         return False
-    if mask.flatten()[0] or torch.compiler.is_compiling():
+    if call.mask.flatten()[0] or torch.compiler.is_compiling():
         return True  # the share is not known without reading the data
-    return work * _skipped(mask, (batch, heads, q_len, kv_len)) > _WORTH
+    return work * _skipped(call.mask, call.sizes) > _WORTH
 
 
 @functools.lru_cache(maxsize=64)
 def _skipped(mask: Any, sizes: tuple[int, int, int, int]) -> float:
-    return tiles.schedule(mask, *sizes, _TILE, _TILE).skipped
+    return schedule.Schedule.of(mask, *sizes, _TILE, _TILE).skipped

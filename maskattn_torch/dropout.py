@@ -6,13 +6,13 @@ row-major order, depends on the key and on i only, so a kernel's tile draws its 
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils import _pytree
 
+from maskattn.attention import Dropout
 from maskattn.numerics.rng import bernoulli_limit
 from maskattn_torch import rng
 from maskattn_torch._operators import map_over
@@ -21,23 +21,6 @@ from maskattn_torch.rng import _piece, _schedule, _threefry2x32
 Array = Any
 
 __all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Dropout of attention weights: each is multiplied by keep / (1 - rate) after the softmax.
-
-    A pytree: `words` is its leaf.
-
-    Attributes:
-        rate: the probability of being dropped, in (0, 1).
-        words: the key, uint32 [2], on the device of the call.
-        shared: the axes, of "batch" and "heads", whose entries all share one draw.
-    """
-
-    rate: float
-    words: Array
-    shared: tuple[str, ...] = ()
 
 
 _pytree.register_pytree_node(

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import functools
-import inspect
-import math
 from typing import Any
 
 import numpy as np
 import torch
 
-from maskattn import biases, masks
 from maskattn._problems import Problems
-from maskattn.attention import KernelCannot, check_attention, refuse_empty_rows
+from maskattn.attention import Call, Framework, attend, choose, prepare
 from maskattn_torch import auto, lower, rng
-from maskattn_torch.dropout import Dropout
 from maskattn_torch.kernels import KERNELS
 
 Array = Any
 
-__all__ = ["attention", "choose", "explain"]
+__all__ = ["FRAMEWORK", "attention", "explain"]
 
 
 def attention(
@@ -39,6 +34,7 @@ def attention(
     kernel: str = "auto",
     precision: str = "highest",
     return_lse: bool = False,
+    blocks: tuple[int, int] | None = None,
 ) -> Any:
     """Masked multi-head attention: softmax(softcap(scale * q.k) + bias) v, over the keys that the mask allows.
 
@@ -67,6 +63,7 @@ def attention(
         precision: "highest", "high" or "default", PyTorch's float32 matmul precision on CUDA devices ("default" leaves
             the process's setting); on the CPU it changes nothing.
         return_lse: also return the log-sum-exp of each row.
+        blocks: (queries, keys) of a tile, for a kernel that works in tiles; None leaves it the choice.
 
     Returns:
         The output [B, L, H, Dv] in the dtype of the inputs, or (output, lse) with lse [B, L, H] in float64 for float64
@@ -75,7 +72,7 @@ def attention(
     Raises:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
-    arguments, options = _prepared(
+    call = Call(
         query,
         key,
         value,
@@ -91,10 +88,9 @@ def attention(
         kernel=kernel,
         precision=precision,
         return_lse=return_lse,
+        blocks=blocks,
     )
-    name, _ = choose(kernel, *arguments, return_lse=return_lse, **options)
-    output, lse = KERNELS[name].attention(*arguments, **options)
-    return (output, lse) if return_lse else output
+    return attend(call, FRAMEWORK)
 
 
 def explain(query: Array, key: Array, value: Array, mask: Any = None, **keywords: Any) -> tuple[str, str]:
@@ -103,121 +99,16 @@ def explain(query: Array, key: Array, value: Array, mask: Any = None, **keywords
     Raises:
         TypeError, ValueError: as `attention`; nothing is computed.
     """
-    given = {**_defaults(), **keywords}
-    arguments, options = _prepared(query, key, value, mask, **given)
-    return choose(given["kernel"], *arguments, return_lse=given["return_lse"], **options)
+    return choose(prepare(Call(query, key, value, mask, **keywords), FRAMEWORK), FRAMEWORK)
 
 
-def choose(kernel: str, *arguments: Any, return_lse: bool = False, **options: Any) -> tuple[str, str]:
-    """The kernel that runs a call, and why: `arguments` and `options` are those of the kernels.
-
-    Raises:
-        KernelCannot: a ValueError: a kernel asked for by name cannot run the call; lists every reason.
-    """
-    if kernel == "auto":
-        return auto.choose(*arguments, return_lse=return_lse, **options)
-    reasons = KERNELS[kernel].unsupported(*arguments, **options, return_lse=return_lse)
-    if reasons:
-        raise KernelCannot(kernel, reasons)
-    return kernel, "it was asked for by name"
+def _is_tensor(x: Any) -> bool:
+    return isinstance(x, torch.Tensor)
 
 
-def _prepared(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any,
-    *,
-    bias: Any,
-    scale: float | None,
-    softcap: float | None,
-    sinks: Array | None,
-    dropout_rate: float,
-    dropout_key: Any,
-    dropout_broadcast: tuple[str, ...],
-    empty_rows: str,
-    kernel: str,
-    precision: str,
-    return_lse: bool,
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """The arguments and options of a kernel, checked and bound."""
-    _check_types(query=query, key=key, value=value, sinks=sinks, mask=mask, bias=bias, dropout_key=dropout_key)
-    arrays = {"query": query, "key": key, "value": value, "sinks": sinks, "mask": mask, "bias": bias}
-    objects = {name: x for name, x in arrays.items() if isinstance(x, (masks.Mask, biases.Bias))}
-    arrays = {name: x for name, x in arrays.items() if x is not None and name not in objects}
-    check_attention(
-        {name: tuple(x.shape) for name, x in arrays.items()},
-        {name: _dtype_name(x) for name, x in arrays.items()},
-        # compiled code cannot read the values of NumPy data, only shapes
-        objects=[lower.bind(x) if torch.compiler.is_compiling() else x for x in objects.values()],
-        scale=scale,
-        softcap=softcap,
-        dropout_rate=dropout_rate,
-        dropout_key=dropout_key,
-        dropout_broadcast=dropout_broadcast,
-        empty_rows=empty_rows,
-        precision=precision,
-        return_lse=return_lse,
-        kernel=kernel,
-        kernels=tuple(KERNELS),
-    )
-    mask = masks.Dense(mask) if "mask" in arrays else mask
-    bias = biases.DenseBias(bias) if "bias" in arrays else bias
-    batch, q_len, heads, head_dim = query.shape
-    if empty_rows == "error":
-        if sinks is None and torch.compiler.is_compiling():
-            raise ValueError('attention: empty_rows="error" cannot be checked inside a compiled graph: check outside')
-        if sinks is None:
-            refuse_empty_rows(mask, bias, (batch, heads, q_len, key.shape[1]), _concrete)
-        empty_rows = "zero"
-    mask = None if mask is None else lower.bind(mask, device=query.device)
-    bias = None if bias is None else lower.bind(bias, device=query.device)
-    arguments = (query, key, value, mask, bias, sinks)
-    dropout = None
-    if dropout_rate:
-        dropout = Dropout(float(dropout_rate), rng.words(dropout_key, query.device), dropout_broadcast)
-    options = {
-        "scale": 1.0 / math.sqrt(head_dim) if scale is None else float(scale),
-        "softcap": None if softcap is None else float(softcap),
-        "dropout": dropout,
-        "empty_rows": empty_rows,
-        "precision": precision,
-    }
-    return arguments, options
-
-
-@functools.cache
-def _defaults() -> dict[str, Any]:
-    parameters = inspect.signature(attention).parameters.values()
-    return {parameter.name: parameter.default for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY}
-
-
-def _check_types(*, mask: Any, bias: Any, dropout_key: Any, **given: Any) -> None:
-    problems = Problems("attention")
-    for name, x in given.items():
-        if x is None and name == "sinks":
-            continue
-        if not isinstance(x, torch.Tensor):
-            problems.type(f"{name} must be a torch.Tensor, got {type(x).__name__}")
-        elif isinstance(given["query"], torch.Tensor) and x.device != given["query"].device:
-            problems.value(f"{name} is on {x.device}, but query on {given['query'].device}")
-    if mask is not None and not isinstance(mask, masks.Mask) and not _is_array(mask):
-        problems.type(f"mask must be a Mask or a bool array (True = may attend), got {type(mask).__name__}")
-    if bias is not None and not isinstance(bias, biases.Bias) and not _is_array(bias):
-        problems.type(f"bias must be a Bias or a float array, got {type(bias).__name__}")
-    if hasattr(dropout_key, "dtype") and not isinstance(dropout_key, np.generic) and not _is_array(dropout_key):
-        problems.type(
-            f"dropout_key must be a seed or two uint32 words of PyTorch or NumPy, got {type(dropout_key).__name__}"
-        )
-    problems.raise_if_any()
-
-
-def _is_array(x: Any) -> bool:
-    return isinstance(x, (torch.Tensor, np.ndarray))
-
-
-def _dtype_name(x: Any) -> str:
-    return str(x.dtype).removeprefix("torch.")
+def _check(problems: Problems, name: str, x: Array, query: Any) -> None:
+    if isinstance(query, torch.Tensor) and x.device != query.device:
+        problems.value(f"{name} is on {x.device}, but query on {query.device}")
 
 
 def _concrete(x: Any) -> Any:
@@ -231,3 +122,19 @@ def _concrete(x: Any) -> Any:
         return (x.double() if x.is_floating_point() else x).numpy()
     except (RuntimeError, TypeError, NotImplementedError):
         return None
+
+
+FRAMEWORK = Framework(
+    kernels=KERNELS,
+    auto=auto.choose,
+    operand="a torch.Tensor",
+    is_operand=_is_tensor,
+    is_array=lambda x: isinstance(x, (torch.Tensor, np.ndarray)),
+    keys="a seed or two uint32 words of PyTorch or NumPy",
+    check=_check,
+    convert=lambda x: x,
+    bind=lambda node, query: lower.bind(node, device=query.device),
+    words=lambda key, query: rng.words(key, query.device),
+    concrete=_concrete,
+    compiling=torch.compiler.is_compiling,
+)

@@ -8,8 +8,8 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from maskattn.attention import check_config, check_inputs, complete_inputs
 from maskattn.config import AttentionConfig
+from maskattn.modules import check_config, check_inputs, complete_inputs
 from maskattn_torch import rng
 from maskattn_torch.dropout import drop, module_keys
 from maskattn_torch.functional import attention

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
+from maskattn.arrays import to_numpy, to_torch
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts._base import Layout
@@ -40,7 +40,7 @@ def load(module: Any, tensors: Mapping[str, Array]) -> None:
     raise_if_any(
         [f"{name}: on the meta device, without memory" for name, p in held.items() if p.is_meta], _name(module)
     )
-    ready = {name: _to_torch(np.array(array, order="C", copy=True)) for name, array in new.items()}
+    ready = {name: to_torch(np.array(array, order="C", copy=True)) for name, array in new.items()}
     with torch.no_grad():
         for name, parameter in held.items():
             parameter.copy_(ready[name])
@@ -54,7 +54,7 @@ def dump(module: Any) -> dict[str, Array]:
         TypeError: a module of a kind not known here.
     """
     layout, config = _describe(module)
-    held = {name: _to_numpy(parameter) for name, parameter in module.named_parameters()}
+    held = {name: to_numpy(parameter) for name, parameter in module.named_parameters()}
     raise_if_any(layouts.problems(layout, held, config), _name(module))
     canonical = layout.to_canonical(held, config)
     names = CANONICAL.shapes(config, layout.extras_of(held, config))
@@ -91,19 +91,6 @@ def _mha_config(module: torch.nn.MultiheadAttention) -> AttentionConfig:
         out_bias=module.out_proj.bias is not None,
         dropout_rate=module.dropout,
     )
-
-
-def _to_numpy(tensor: torch.Tensor) -> Array:
-    tensor = tensor.detach().cpu().contiguous()
-    if tensor.dtype == torch.bfloat16:  # NumPy itself has no such dtype: the bits travel as integers
-        return tensor.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return tensor.numpy()
-
-
-def _to_torch(array: Array) -> torch.Tensor:
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
 
 
 def _dtype_name(parameter: torch.Tensor) -> str:

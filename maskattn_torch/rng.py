@@ -17,8 +17,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from maskattn._fields import broadcasts
 from maskattn._problems import Problems
-from maskattn.attention import broadcasts, check_key
 from maskattn.numerics import rng, rng_arguments as _rng_checks
 from maskattn.numerics._fma import multiply_add
 from maskattn_torch._operators import map_over
@@ -174,7 +174,7 @@ def words(key: Any, device: Any = None) -> Array:
         TypeError, ValueError: for anything else.
     """
     problems = Problems("random numbers")
-    check_key(problems, "key", key)
+    _rng_checks.check_key(problems, "key", key)
     if not problems and not isinstance(key, (int, np.generic, np.ndarray, Tensor)):
         problems.type(f"key must be of PyTorch or NumPy, got {type(key).__name__}")
     problems.raise_if_any()

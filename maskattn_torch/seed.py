@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from maskattn.attention import check_attention_mask
 from maskattn.config import AttentionConfig
+from maskattn.modules import check_attention_mask
 from maskattn_torch.multihead import MultiHeadAttention
 
 Array = Any

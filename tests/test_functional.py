@@ -1,5 +1,8 @@
 """attention(...) in both twins: what it takes, what it refuses, and the transformations it passes through."""
 
+import dataclasses
+import inspect
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +12,7 @@ import torch
 import maskattn_jax
 import maskattn_torch
 from maskattn import biases, masks
-from maskattn.attention import check_attention, refuse_empty_rows
+from maskattn.attention import Call, check_attention, choose, refuse_empty_rows
 from maskattn_jax import functional as jax_functional
 from maskattn_torch import functional as torch_functional
 
@@ -62,6 +65,7 @@ WRONG_VALUES = [
     ({"empty_rows": "none"}, ["empty_rows must be one of zero, mean, nan, error, got 'none'"]),
     ({"precision": "low"}, ["precision must be one of default, high, highest, got 'low'"]),
     ({"kernel": "flash"}, ["kernel must be one of auto, reference, exact", "'flash'"]),
+    ({"blocks": (0, 2)}, ["blocks[0] must be at least 1, got 0"]),
 ]
 
 WRONG_TYPES = [
@@ -79,6 +83,9 @@ WRONG_TYPES = [
     ({"empty_rows": None}, ["empty_rows must be one of", "None"]),
     ({"return_lse": 1}, ["return_lse must be True or False, got 1"]),
     ({"kernel": 3}, ["kernel must be one of", "3"]),
+    ({"blocks": 2}, ["blocks must be two ints, the queries and keys of a tile, got 2"]),
+    ({"blocks": (2, 2, 2)}, ["blocks must be two ints", "(2, 2, 2)"]),
+    ({"blocks": (2.0, 2)}, ["blocks[0] must be an int, got 2.0"]),
 ]
 
 
@@ -195,7 +202,36 @@ def test_a_kernel_asked_for_by_name_says_why_it_cannot_run(module, monkeypatch):
         call(twin, kernel="refusing")
     for word in ("'refusing'", "it cannot do this", "nor that"):
         assert word in str(caught.value)
-    assert module.choose("reference") == ("reference", "it was asked for by name")
+    named = Call(QUERY, KEY, VALUE, kernel="reference")
+    assert choose(named, module.FRAMEWORK) == ("reference", "it was asked for by name")
+
+
+@pytest.mark.parametrize("module", [jax_functional, torch_functional])
+def test_an_argument_of_attention_is_a_field_of_call(module, monkeypatch):
+    """Each in its place, with its default, and every one is handed on."""
+    given = inspect.signature(module.attention).parameters
+    fields = {field.name: field.default for field in dataclasses.fields(Call)}
+    assert list(given) == list(fields)
+    empty = inspect.Parameter.empty
+    assert [x.default for x in given.values()] == [empty if x is dataclasses.MISSING else x for x in fields.values()]
+    monkeypatch.setattr(module, "attend", lambda call, framework: call)
+    values = {name: object() for name in given}
+    assert vars(module.attention(**values)) == values
+
+
+@pytest.mark.parametrize("twin", TWINS)
+@pytest.mark.parametrize("kernel", ["reference", "exact", "blockwise", "fused"])
+def test_the_size_of_tiles_is_an_argument(twin, kernel):
+    want, got = (np.asarray(call(twin, mask=masks.Causal(2), kernel=kernel, blocks=x)) for x in (None, (2, 4)))
+    assert np.allclose(got, want, rtol=0, atol=1e-6) if kernel == "blockwise" else np.array_equal(got, want)
+
+
+def test_explain_takes_what_attention_takes():
+    q, k, v = (torch.tensor(x) for x in (QUERY, KEY, VALUE))
+    with pytest.raises(TypeError, match="unexpected keyword argument 'windows'"):
+        maskattn_torch.explain(q, k, v, windows=2)
+    with pytest.raises(ValueError, match="blocks"):
+        maskattn_torch.explain(q, k, v, blocks=(2, -1))
 
 
 @pytest.mark.parametrize("twin", ["jax", "torch"])
@@ -302,10 +338,9 @@ def test_autocast_does_not_lower_the_kernel():
 
 
 def test_the_checks_stand_alone():
-    shapes = {"query": (1, 2, 3, 4), "key": (1, 5, 3, 4), "value": (1, 5, 3, 6)}
-    check_attention(shapes, dict.fromkeys(shapes, "float32"), kernel="auto")
+    check_attention(Call(QUERY, KEY, VALUE), jax_functional.FRAMEWORK)
     with pytest.raises(ValueError, match="sinks must have one entry"):
-        check_attention(shapes | {"sinks": (4,)}, dict.fromkeys(shapes, "float32") | {"sinks": "float32"})
+        check_attention(Call(QUERY, KEY, VALUE, sinks=np.zeros(2, np.float32)), jax_functional.FRAMEWORK)
     refuse_empty_rows(masks.Causal(), None, (1, 1, 3, 3), np.asarray)
     with pytest.raises(ValueError, match=r"2 of 3 rows .* \(0, 0, 1\)"):
         refuse_empty_rows(

@@ -17,7 +17,7 @@ DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTo
 DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a process group"
 TPU = "Splash attention is a function of JAX alone"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
-EXPORT = "jax.export compiles for a platform that is not there; PyTorch runs where its tensors are"
+PLATFORM = "JAX traces for a platform; PyTorch runs where its tensors are"
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 ALLOWED = {
@@ -39,8 +39,7 @@ ALLOWED = {
     "kernels/blockwise/forward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/plan.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tile.py: only in maskattn_jax": LOOPS,
-    "kernels.fused: for_platform only in maskattn_jax": EXPORT,
-    "kernels.fused: platform only in maskattn_jax": EXPORT,
+    "kernels.fused: platform only in maskattn_jax": PLATFORM,
     "kernels/fused/splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._pairs import Pairwise, filled
 
@@ -19,6 +20,11 @@ class Bias(Pairwise):
         if "values" in vars(cls):
             cls.values = filled(vars(cls)["values"])  # type: ignore[method-assign]
         super().__init_subclass__(**options)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Bias]:
+        """Biases of this class that fit these sizes, chosen with `draws`: the parity suite runs them."""
+        return []
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         """What is added for query q and key k of batch row b and head h.

@@ -101,6 +101,7 @@ def command(
 
 
 def _print(mask: Any, sizes: dict[str, int], row: int, head: int, tile: int, ascii_only: bool) -> None:
+    from maskattn import masks
     from maskattn.show import drawing, statistics
 
     q_len, kv_len, batch, heads = sizes["q_len"], sizes["kv_len"], sizes["batch"], sizes["heads"]
@@ -118,9 +119,7 @@ def _print(mask: Any, sizes: dict[str, int], row: int, head: int, tile: int, asc
         click.echo(drawing(mask, q_len, kv_len, row, head, ascii_only=ascii_only, **size))
     for name, value in _figures(found):
         click.echo(f"{name:<12}{value}")
-    from maskattn.masks.lint import lint
-
-    for warning in lint(mask, q_len, kv_len, batch, heads):
+    for warning in masks.lint(mask, q_len, kv_len, batch, heads):
         click.echo(f"{'warning':<12}{warning}")
 
 

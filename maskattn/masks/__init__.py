@@ -5,6 +5,9 @@ Masks combine with `&`, `|` and `~`; see `Mask` for what all of them can do. `fo
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from maskattn._fields import data, on_subclass, part
 from maskattn.masks._core import And, Empty, Full, Mask, Not, Or, fold, rebuild
 from maskattn.masks._draw import draw
@@ -25,7 +28,6 @@ from maskattn.masks.interop.torch_mha import from_torch_mha, to_torch_mha
 from maskattn.masks.json import from_json
 from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding
-from maskattn.masks.lint import lint
 from maskattn.masks.neighborhood import Neighborhood
 from maskattn.masks.per_head import PerHead
 from maskattn.masks.positions import At, Positioned
@@ -92,3 +94,10 @@ __all__ = [
     "to_swin",
     "to_torch_mha",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # it reads schedules, which are made of masks
+    if name == "lint":
+        return import_module("maskattn.show._lint").lint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import count, lookup
 
 

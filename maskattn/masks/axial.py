@@ -3,10 +3,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._examples import Draws, Sizes, factors
 from maskattn.masks._grid import GridMask, Span, check_grid, equal
 
 

@@ -6,11 +6,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import gather
 
 

@@ -4,11 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, part
 from maskattn._pairs import restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._core import Mask
-from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks.causal import Causal
 from maskattn.masks.sliding_window import SlidingWindow
 

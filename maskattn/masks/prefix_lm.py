@@ -3,10 +3,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import at_row, rows_of
 
 

@@ -5,11 +5,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, to_numpy
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._examples import Draws, Sizes
 from maskattn.masks._lookup import clip, count, gather, range_max
 
 

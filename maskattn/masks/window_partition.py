@@ -3,9 +3,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
 from maskattn.masks._core import Mask
-from maskattn.masks._examples import Draws, Sizes, factors
 from maskattn.masks._grid import Span, WindowMask, equal
 
 

@@ -7,13 +7,16 @@ from typing import Any
 
 import numpy as np
 
-from maskattn._problems import Problems
-from maskattn.attention import check_dropout
+from maskattn._problems import Problems, show
 from maskattn.numerics import rng
+from maskattn.numerics.rng_arguments import check_key
 
 Array = np.ndarray[Any, Any]
 
-__all__ = ["dense"]
+__all__ = ["check_dropout", "dense"]
+
+#: The axes along which one draw may be shared.
+_AXES = ("batch", "heads")
 
 
 def dense(rate: float, key: Any, sizes: Sequence[int], shared: Sequence[str] = ()) -> Array:
@@ -34,3 +37,18 @@ def dense(rate: float, key: Any, sizes: Sequence[int], shared: Sequence[str] = (
     words = key if isinstance(key, np.ndarray) else rng.key(key)
     drawn = [1 if axis in shared else n for axis, n in zip(("batch", "heads", "", ""), sizes, strict=True)]
     return rng.bernoulli(words, 1.0 - rate, drawn)
+
+
+def check_dropout(problems: Problems, rate: Any, key: Any, broadcast: Any) -> None:
+    """Note what is wrong with a rate, the key that a rate above 0 needs, and the axes that share a draw."""
+    number = problems.number("dropout_rate", rate)
+    if number is not None and not 0.0 <= number < 1.0:
+        problems.value(f"dropout_rate must lie in [0, 1), got {number}")
+    elif number and key is None:
+        problems.value(f"dropout_key must be given where dropout_rate is above 0, got None and {number}")
+    if key is not None:
+        check_key(problems, "dropout_key", key)
+    if not isinstance(broadcast, tuple) or not all(isinstance(axis, str) for axis in broadcast):
+        problems.type(f"dropout_broadcast must be a tuple of axis names, got {show(broadcast)}")
+    elif not set(broadcast) <= set(_AXES) or len(set(broadcast)) != len(broadcast):
+        problems.value(f"dropout_broadcast may hold {' and '.join(_AXES)}, each once, got {broadcast}")

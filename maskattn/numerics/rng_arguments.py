@@ -9,6 +9,8 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from maskattn._problems import Problems, show
+
 Array = np.ndarray[Any, Any]
 
 _WIDTHS = (8, 16, 32, 64)
@@ -89,3 +91,19 @@ def check_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
     if any(size < 0 for size in dims):
         raise ValueError(f"{name}: expected sizes of at least 0, got {dims}")
     return dims
+
+
+def check_key(problems: Problems, name: str, key: Any) -> None:
+    """Note what is wrong with a key of random numbers: a seed, two uint32 words, or a `jax.random.key`."""
+    wanted = f"{name} must be a seed in [0, 2**31) or two uint32 words"
+    shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")
+    if dtype.startswith("key<"):
+        if dtype != "key<fry>" or shape != ():
+            problems.value(f"{name} must be one key of the implementation threefry2x32, got {dtype}{list(shape)}")
+    elif dtype == "uint32" and shape:
+        if tuple(shape) != (2,):
+            problems.value(f"{wanted}, got shape {tuple(shape)}")
+    elif shape or isinstance(key, bool) or not isinstance(key, (int, np.integer)):
+        problems.type(f"{wanted}, got {f'{dtype}{list(shape)}' if dtype else show(key)}")
+    elif not 0 <= key < 2**31:
+        problems.value(f"{wanted}, got {key}")

@@ -18,52 +18,37 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskattn.attention import Call
 from maskattn_jax import lower
-from maskattn_jax.dropout import Dropout, dense
+from maskattn_jax.dropout import dense
 
 Array = Any
 
 
-def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any,
-    bias: Any,
-    sinks: Array | None,
-    *,
-    scale: float,
-    softcap: float | None,
-    dropout: Dropout | None,
-    empty_rows: str,
-    precision: str,
-) -> tuple[Array, Array]:
-    """Attend densely: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
-
-    `mask` (True = may attend) and `bias` are objects bound to JAX, or None. `precision` names a `jax.lax.Precision`.
-    """
+def attention(call: Call) -> tuple[Array, Array]:
+    """Attend densely: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H]."""
+    query, key, value, sinks = call.query, call.key, call.value, call.sinks
     dtype = jnp.float64 if query.dtype == jnp.float64 else jnp.float32
-    batch, q_len, heads, _ = query.shape
-    kv_len, kv_heads = key.shape[1], key.shape[2]
-    sizes = (batch, heads, q_len, kv_len)
+    batch, heads, q_len, kv_len = sizes = call.sizes
+    kv_heads = key.shape[2]
 
     q = _heads_first(query.astype(dtype))
     k = _heads_first(key.astype(dtype))
     v = _heads_first(value.astype(dtype))
 
-    allowed = None if mask is None else lower.allowed(mask, *sizes)
+    allowed = lower.allowed(call.mask, *sizes)
     allowed = jnp.ones((1, 1, 1, kv_len), bool) if allowed is None else allowed
-    added = None if bias is None else lower.bias(bias, *sizes)
+    added = lower.bias(call.bias, *sizes)
     if added is not None:
         added = added.astype(dtype)
         allowed = allowed & (added != -jnp.inf)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:3], kv_len))
 
     # head h reads key/value head h // (H // K): the queries of one group are stacked, so k and v are never repeated
-    logits = _ungroup(pair_products(_group(q, kv_heads), k, precision), sizes)
-    logits = jnp.where(allowed, scale * logits, 0)
-    if softcap is not None:
-        logits = softcap * jnp.tanh(logits / softcap)
+    logits = _ungroup(pair_products(_group(q, kv_heads), k, call.precision), sizes)
+    logits = jnp.where(allowed, call.scale * logits, 0)
+    if call.softcap is not None:
+        logits = call.softcap * jnp.tanh(logits / call.softcap)
     if added is not None:
         logits = logits + jnp.where(allowed, added, 0)
     logits = jnp.where(allowed, logits, -jnp.inf)
@@ -82,17 +67,18 @@ def attention(
     p = jnp.where(allowed, e / total, 0)
     lse = jnp.where(empty, -jnp.inf, highest + jnp.log(total))
 
-    if empty_rows == "mean" and sink is None and kv_len:
+    if call.empty_rows == "mean" and sink is None and kv_len:
         p = jnp.where(empty, 1 / kv_len, p)
+    dropout = call.dropout
     if dropout is not None:
         p = jnp.where(dense(dropout, sizes), p / (1.0 - dropout.rate), 0)
-    out = _ungroup(weighted_sum(_group(p, kv_heads), v, precision), (batch, heads, q_len, v.shape[-1]))
-    if empty_rows == "nan" and sink is None:
+    out = _ungroup(weighted_sum(_group(p, kv_heads), v, call.precision), (batch, heads, q_len, v.shape[-1]))
+    if call.empty_rows == "nan" and sink is None:
         out = jnp.where(empty, jnp.nan, out)
     return _heads_first(out).astype(query.dtype), jnp.swapaxes(lse[..., 0], 1, 2)
 
 
-def unsupported(*args: Any, **kwargs: Any) -> list[str]:
+def unsupported(call: Call) -> list[str]:
     """Why this kernel cannot run a call: it runs every call."""
     return []
 

@@ -9,12 +9,12 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from maskattn import schedule
 from maskattn._fields import Array, peek
 from maskattn._problems import Problems
 from maskattn.masks import And, KeyMask, KeyPadding, Mask, Or, QueryMask
 from maskattn.masks._band import Band, band, intersection
 from maskattn.masks._core import check_mask, require_mask
-from maskattn.schedule import tiles
 from maskattn_jax.lower._binding import check
 from maskattn_jax.lower._dense import allowed
 
@@ -96,7 +96,7 @@ def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> Any:
         problems.value(f"{part!r} differs between batch rows: give padding and documents to the kernel as segment_ids")
     problems.raise_if_any()
     mask = mask.map_data(peek)
-    rows = tiles.empty_rows(mask, 1, heads, q_len, kv_len)
+    rows = schedule.empty_rows(mask, 1, heads, q_len, kv_len)
     if rows.any():
         problems.value(f"{_count(rows)}: what Splash gives there is undefined")
     problems.raise_if_any()
@@ -142,7 +142,7 @@ def _prefix_lengths(keep: Array) -> Array | None:
 
 def _refuse_empty_rows(mask: Mask, sizes: tuple[int, int, int, int], query_lengths: list[Array]) -> None:
     try:
-        rows = tiles.empty_rows(mask, *sizes)
+        rows = schedule.empty_rows(mask, *sizes)
     except ValueError as error:
         raise ValueError(
             'to_dot_product_attention: empty_rows="error" cannot be checked where the data are traced: check outside '

@@ -13,9 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskattn import blocks
-from maskattn.parity.adapters import CONVENTIONS
-from maskattn.parity.cases import Case
+from maskattn.parity.attention.adapters import CONVENTIONS
+from maskattn.parity.attention.case import Case
 from maskattn_jax import functional, lower, multihead, params
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels import KERNELS
@@ -37,8 +36,8 @@ def to_numpy(array: jax.Array) -> np.ndarray[Any, Any]:
 class Adapter:
     """`kernel` is handed to attention and modules. `mode`: "eager"; "jit", the call and its gradients under one
     `jax.jit`, given the mask as the bool array this twin lowers it to, so that masks of one shape share a compilation;
-    "jit-mask", the same with the mask object itself as the argument; or "disable_jit". `blocks`: the tiles that are
-    forced on the blockwise kernel, queries by keys; None leaves them as they are.
+    "jit-mask", the same with the mask object itself as the argument; or "disable_jit". `blocks`: the size of tiles,
+    queries by keys, in calls of attention (modules choose); None leaves it to the kernel.
 
     `empty_rows="error"` cannot be checked under a jit whose argument is the mask: such cases run eagerly.
     """
@@ -64,7 +63,7 @@ class Adapter:
         weights: dict[str, np.ndarray[Any, Any]] | None = None,
         cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """As `maskattn.parity.adapters.Adapter.run`."""
+        """As `maskattn.parity.attention.adapters.Adapter.run`."""
         with self._settings(case):
             if case.config is not None:
                 return self._run_module(case, inputs, weights or {}, cotangent)
@@ -78,9 +77,8 @@ class Adapter:
             if self.mode == "jit" and jitted:
                 mask = dense
             bias = None if "bias" in arrays else case.bias
-            # with the tiles among them: what was compiled for others must not be used again
-            tiles, wants_lse = blocks.forced(), self.conventions["lse"] == "given"
-            options = (case.scale, case.softcap, case.empty_rows, self.kernel, wants_lse, tiles)
+            wants_lse = self.conventions["lse"] == "given"
+            options = (case.scale, case.softcap, case.empty_rows, self.kernel, wants_lse, self.blocks)
             dropout = Dropout(case.dropout_rate, from_numpy(case.dropout_key), case.dropout_broadcast)
             found, gradients = (_compiled if jitted else _attend)(arrays, mask, bias, dropout, given, options)
             results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
@@ -94,8 +92,6 @@ class Adapter:
     @contextlib.contextmanager
     def _settings(self, case: Case) -> Iterator[None]:
         with contextlib.ExitStack() as stack:
-            if self.blocks is not None:
-                stack.enter_context(blocks.forcing(*self.blocks))
             if case.dtype == "float64":
                 stack.enter_context(jax.enable_x64(True))
             if self.mode == "disable_jit":
@@ -142,7 +138,7 @@ def _attend(
     arrays: dict[str, jax.Array], mask: Any, bias: Any, dropout: Dropout, cotangent: Any, options: tuple[Any, ...]
 ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
     """((output, lse) or (output,), gradients by name: {} without a cotangent)."""
-    scale, softcap, empty_rows, kernel, wants_lse, _ = options
+    scale, softcap, empty_rows, kernel, wants_lse, blocks = options
 
     def forward(arrays: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         added = replace(bias, table=arrays["table"]) if "table" in arrays else bias
@@ -161,6 +157,7 @@ def _attend(
             empty_rows=empty_rows,
             kernel=kernel,
             return_lse=wants_lse,
+            blocks=blocks,
         )
         return found if wants_lse else (found,)
 

@@ -16,12 +16,12 @@ from typing import Any
 
 import torch
 
+from maskattn import schedule
 from maskattn._fields import peek
+from maskattn.attention import Call
 from maskattn.biases import DenseBias
 from maskattn.masks import Causal, KeyPadding
-from maskattn.schedule import tiles
 from maskattn_torch import lower
-from maskattn_torch.dropout import Dropout
 
 Array = Any
 
@@ -32,25 +32,9 @@ _KEPT = 1 << 20
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
 
-def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any,
-    bias: Any,
-    sinks: Array | None,
-    *,
-    scale: float,
-    softcap: float | None,
-    dropout: Dropout | None,
-    empty_rows: str,
-    precision: str,
-) -> tuple[Array, None]:
-    """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse.
-
-    `mask` (True = may attend) and `bias` are objects bound to PyTorch, or None.
-    """
-    sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+def attention(call: Call) -> tuple[Array, None]:
+    """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
+    query, key, value, mask, bias, sizes = call.query, call.key, call.value, call.mask, call.bias, call.sizes
     if bias is None and isinstance(mask, KeyPadding):
         mask, key, value = _trimmed(mask, key, value)
         sizes = (*sizes[:3], key.shape[1])
@@ -58,7 +42,7 @@ def attention(
     if causal:  # every row sees key 0, and none sees what comes after the last query
         key, value = key[:, : sizes[2]], value[:, : sizes[2]]
     allowed, rows, keys = _settled(None if causal else mask, sizes, query.device)
-    added = None if bias is None else lower.bias(bias, *sizes, device=query.device)
+    added = lower.bias(bias, *sizes, device=query.device)
     if isinstance(bias, DenseBias):  # which may forbid by -inf
         finite = added != -math.inf
         allowed = finite if allowed is None else finite & allowed
@@ -75,48 +59,35 @@ def attention(
             _cleared(value, keys).transpose(1, 2),
             attn_mask=dense,
             is_causal=causal,
-            scale=scale,
+            scale=call.scale,
             enable_gqa=query.shape[2] != key.shape[2],
         ).transpose(1, 2)
     # on the CPU every implementation of PyTorch's gives an empty row 0 (tested)
-    if rows is not None and (empty_rows == "nan" or out.device.type != "cpu"):
+    if rows is not None and (call.empty_rows == "nan" or out.device.type != "cpu"):
         empty = (~rows).transpose(1, 2)[..., None]
-        out = torch.where(empty, math.nan if empty_rows == "nan" else 0.0, out)
+        out = torch.where(empty, math.nan if call.empty_rows == "nan" else 0.0, out)
     return out, None
 
 
-def unsupported(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any,
-    bias: Any,
-    sinks: Array | None,
-    *,
-    scale: float,
-    softcap: float | None,
-    dropout: Dropout | None,
-    empty_rows: str,
-    precision: str,
-    return_lse: bool = False,
-) -> list[str]:
+def unsupported(call: Call) -> list[str]:
     """Everything that the vendor's function on this platform cannot express; [] where it runs the call."""
     reasons = []
     name = "scaled_dot_product_attention"
-    if dropout is not None:
+    if call.dropout_rate:
         reasons.append(f"{name} has no dropout from a key")
-    if return_lse:
+    if call.return_lse:
         reasons.append(f"return_lse: {name} gives no log-sum-exp")
-    if empty_rows == "mean":
+    if call.empty_rows == "mean":
         reasons.append('empty_rows="mean": only "reference" and "exact" average all values')
-    if query.is_cuda and precision != "default":
-        reasons.append(f"precision={precision!r}: on a GPU {name} has the process's setting, which is 'default'")
-    if 0 in (*query.shape, *key.shape, *value.shape):
-        shapes = f"query {tuple(query.shape)}, key {tuple(key.shape)} and value {tuple(value.shape)}"
+    if call.query.is_cuda and call.precision != "default":
+        reasons.append(f"precision={call.precision!r}: on a GPU {name} has the process's setting, which is 'default'")
+    query, key, value = (tuple(x.shape) for x in (call.query, call.key, call.value))
+    if 0 in (*query, *key, *value):
+        shapes = f"query {query}, key {key} and value {value}"
         reasons.append(f"{name} takes no empty tensors, got {shapes}")
-    if sinks is not None:
+    if call.sinks is not None:
         reasons.append(f"{name} has no sinks")
-    if softcap is not None:
+    if call.softcap is not None:
         reasons.append(f"{name} has no softcap")
     return reasons
 
@@ -139,7 +110,7 @@ def _settled(
 
 @functools.lru_cache(maxsize=16)
 def _settled_once(mask: Any, sizes: tuple[int, int, int, int], device: Any) -> Any:
-    reached = (None if x.all() else torch.as_tensor(x, device=device) for x in tiles.reached(mask, *sizes))
+    reached = (None if x.all() else torch.as_tensor(x, device=device) for x in schedule.reached(mask, *sizes))
     return lower.allowed(mask, *sizes, device=device), *reached
 
 

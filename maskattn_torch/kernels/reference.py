@@ -17,52 +17,37 @@ from typing import Any
 
 import torch
 
+from maskattn.attention import Call
 from maskattn_torch import lower
-from maskattn_torch.dropout import Dropout, dense
+from maskattn_torch.dropout import dense
 
 Array = Any
 
 
-def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any,
-    bias: Any,
-    sinks: Array | None,
-    *,
-    scale: float,
-    softcap: float | None,
-    dropout: Dropout | None,
-    empty_rows: str,
-    precision: str,
-) -> tuple[Array, Array]:
-    """Attend densely: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
-
-    `mask` (True = may attend) and `bias` are objects bound to PyTorch, or None. `precision`: see `_matmul`.
-    """
+def attention(call: Call) -> tuple[Array, Array]:
+    """Attend densely: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H]."""
+    query, key, value, sinks = call.query, call.key, call.value, call.sinks
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
-    batch, q_len, heads, _ = query.shape
-    kv_len, kv_heads = key.shape[1], key.shape[2]
-    sizes = (batch, heads, q_len, kv_len)
+    batch, heads, q_len, kv_len = sizes = call.sizes
+    kv_heads = key.shape[2]
 
     q = _heads_first(query.to(dtype))
     k = _heads_first(key.to(dtype))
     v = _heads_first(value.to(dtype))
 
-    allowed = None if mask is None else lower.allowed(mask, *sizes, device=query.device)
+    allowed = lower.allowed(call.mask, *sizes, device=query.device)
     allowed = torch.ones((1, 1, 1, kv_len), dtype=torch.bool, device=q.device) if allowed is None else allowed
-    added = None if bias is None else lower.bias(bias, *sizes, device=query.device)
+    added = lower.bias(call.bias, *sizes, device=query.device)
     if added is not None:
         added = added.to(dtype)
         allowed = allowed & (added != -math.inf)
     allowed = allowed.expand(*allowed.shape[:3], kv_len)
 
     # head h reads key/value head h // (H // K): the queries of one group are stacked, so k and v are never repeated
-    logits = _ungroup(pair_products(_group(q, kv_heads), k, precision), sizes)
-    logits = torch.where(allowed, scale * logits, 0)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
+    logits = _ungroup(pair_products(_group(q, kv_heads), k, call.precision), sizes)
+    logits = torch.where(allowed, call.scale * logits, 0)
+    if call.softcap is not None:
+        logits = call.softcap * torch.tanh(logits / call.softcap)
     if added is not None:
         logits = logits + torch.where(allowed, added, 0)
     logits = torch.where(allowed, logits, -math.inf)
@@ -83,17 +68,18 @@ def attention(
     p = torch.where(allowed, e / total, 0)
     lse = torch.where(empty, -math.inf, highest + torch.log(total))
 
-    if empty_rows == "mean" and sink is None and kv_len:
+    if call.empty_rows == "mean" and sink is None and kv_len:
         p = torch.where(empty, 1 / kv_len, p)
+    dropout = call.dropout
     if dropout is not None:
         p = torch.where(dense(dropout, sizes), p / (1.0 - dropout.rate), 0)
-    out = _ungroup(weighted_sum(_group(p, kv_heads), v, precision), (batch, heads, q_len, v.shape[-1]))
-    if empty_rows == "nan" and sink is None:
+    out = _ungroup(weighted_sum(_group(p, kv_heads), v, call.precision), (batch, heads, q_len, v.shape[-1]))
+    if call.empty_rows == "nan" and sink is None:
         out = torch.where(empty, math.nan, out)
     return _heads_first(out).to(query.dtype), lse[..., 0].transpose(1, 2)
 
 
-def unsupported(*args: Any, **kwargs: Any) -> list[str]:
+def unsupported(call: Call) -> list[str]:
     """Why this kernel cannot run a call: it runs every call."""
     return []
 

@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 from torch.utils import _pytree
 
 from maskattn import lowering
 from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
+from maskattn.arrays import to_torch
 
 
 def register() -> None:
@@ -63,9 +63,7 @@ def _as_array(array: Array, device: Any) -> Array:
     if not isinstance(array, np.ndarray):
         found = f"{type(array).__name__} of dtype {dtype_name(array)}"
         raise TypeError(f"data must be of NumPy or PyTorch here, got {found}")
-    if not torch.compiler.is_compiling() and array.dtype == ml_dtypes.bfloat16:
-        return torch.as_tensor(array.view(np.int16), device=device).view(torch.bfloat16)
-    return torch.as_tensor(array, device=device)
+    return torch.as_tensor(array, device=device) if torch.compiler.is_compiling() else to_torch(array, device)
 
 
 def _register(cls: type[Spec]) -> None:

@@ -6,11 +6,11 @@ from typing import Any
 
 import torch
 
+from maskattn import schedule
 from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks import Mask
 from maskattn.masks._core import check_mask
-from maskattn.schedule import tiles
 from maskattn_torch.lower._binding import bind, device_of
 
 __all__ = ["to_block_mask"]
@@ -52,14 +52,14 @@ def to_block_mask(
         if problems.integer(name, length) == 0:
             problems.value(f"{name} must be at least 1: FlexAttention has no BlockMask of length 0")
     problems.raise_if_any()
-    states = tiles.schedule(mask, batch, heads, q_len, kv_len, *blocks, exact=exact).states()
-    full = states == tiles.FULL
+    states = schedule.Schedule.of(mask, batch, heads, q_len, kv_len, *blocks, exact=exact).states()
+    full = states == schedule.FULL
     # FlexAttention counts what lies beyond the lengths as forbidden: a block cut short by them is never full
     full[:, :, -1] &= q_len % blocks[0] == 0
     full[:, :, :, -1] &= kv_len % blocks[1] == 0
     bound = bind(mask, device=device)
     place = device_of(bound) if device is None else device
-    partial = (states != tiles.EMPTY) & ~full
+    partial = (states != schedule.EMPTY) & ~full
     # not `allowed` itself: FlexAttention counts arguments, `self` among them
     return BlockMask.from_kv_blocks(
         *_ordered(torch.as_tensor(partial, device=place)),

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
-from maskattn import blocks
-from maskattn.parity.adapters import CONVENTIONS
-from maskattn.parity.cases import Case
+from maskattn.arrays import to_numpy, to_torch
+from maskattn.parity.attention.adapters import CONVENTIONS
+from maskattn.parity.attention.case import Case
 from maskattn_torch import functional, lower, multihead, params
 from maskattn_torch.kernels import KERNELS
 
@@ -21,24 +19,14 @@ __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
 
 def from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
     """A tensor with a copy of the array's bytes, bfloat16 included."""
-    array = np.array(array, order="C")
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def to_numpy(array: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The tensor's bytes as an array, bfloat16 as that of ml_dtypes."""
-    array = array.detach().contiguous()
-    if array.dtype == torch.bfloat16:
-        return array.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return array.numpy()
+    tensor: torch.Tensor = to_torch(np.array(array, order="C"))
+    return tensor
 
 
 @dataclass(frozen=True)
 class Adapter:
-    """`kernel` is handed to attention and modules; `mode` is "eager" (PyTorch has no other here). `blocks`: the tiles
-    that are forced on the blockwise kernel, queries by keys; None leaves them as they are.
+    """`kernel` is handed to attention and modules; `mode` is "eager" (PyTorch has no other here). `blocks`: the
+    size of tiles, queries by keys, in calls of attention (modules choose); None leaves it to the kernel.
     """
 
     kernel: str = "reference"
@@ -62,11 +50,10 @@ class Adapter:
         weights: dict[str, np.ndarray[Any, Any]] | None = None,
         cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """As `maskattn.parity.adapters.Adapter.run`."""
-        with blocks.forcing(*self.blocks) if self.blocks else contextlib.nullcontext():
-            if case.config is not None:
-                return self._run_module(case, inputs, weights or {}, cotangent)
-            return self._run_attention(case, inputs, cotangent)
+        """As `maskattn.parity.attention.adapters.Adapter.run`."""
+        if case.config is not None:
+            return self._run_module(case, inputs, weights or {}, cotangent)
+        return self._run_attention(case, inputs, cotangent)
 
     def _run_attention(
         self,
@@ -93,6 +80,7 @@ class Adapter:
             empty_rows=case.empty_rows,
             kernel=self.kernel,
             return_lse=wants_lse,
+            blocks=self.blocks,
         )
         found = found if wants_lse else (found,)
         results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}

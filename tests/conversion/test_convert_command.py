@@ -12,7 +12,7 @@ from maskattn.cli.main import main
 from maskattn.convert._plan import plan
 from maskattn.convert._run import carry_out
 from maskattn.convert._verify import verify
-from maskattn.parity import minilm
+from maskattn.parity.checkpoint import minilm
 from tests.conversion.models import saved
 
 

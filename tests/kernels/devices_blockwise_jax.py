@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import maskattn_jax
-from maskattn import biases, blocks, masks
+from maskattn import biases, masks
 
 RNG = np.random.default_rng(3)
 attend = functools.partial(maskattn_jax.attention, return_lse=True)
@@ -145,10 +145,9 @@ def tiles_that_the_parts_do_not_fill():
         floats = {name: x for name, x in more.items() if isinstance(x, np.ndarray)}
 
         def call(query, key, value, floats, kernel="blockwise", mask=mask, more=more):
-            return attend(query, key, value, mask, kernel=kernel, **{**more, **floats})
+            return attend(query, key, value, mask, kernel=kernel, blocks=(16, 32), **{**more, **floats})
 
-        with blocks.forcing(16, 32):
-            held(call, given, specs, floats)
+        held(call, given, specs, floats)
 
 
 def a_part_attends_in_the_callers_shard_map():
@@ -159,7 +158,7 @@ def a_part_attends_in_the_callers_shard_map():
     def part(query, key, value):
         start = jax.lax.axis_index(("x", "y")) * query.shape[1]
         key, value = (jax.lax.all_gather(x, ("x", "y"), axis=1, tiled=True) for x in (key, value))
-        return attend(query, key, value, mask.at(start), kernel="blockwise")
+        return attend(query, key, value, mask.at(start), kernel="blockwise", blocks=(16, 32))
 
     def call(query, key, value, floats, kernel="blockwise"):
         if kernel == "reference":
@@ -167,8 +166,7 @@ def a_part_attends_in_the_callers_shard_map():
         mesh = MESH[AxisType.Auto]
         return jax.shard_map(part, mesh=mesh, in_specs=(spec,) * 3, out_specs=(spec, spec))(query, key, value)
 
-    with blocks.forcing(16, 32):
-        found = held(call, arrays(q_len=160), [P(None, ("x", "y"), None, None)] * 3, axis_type=AxisType.Auto)
+    found = held(call, arrays(q_len=160), [P(None, ("x", "y"), None, None)] * 3, axis_type=AxisType.Auto)
     assert found == [*["all-gather f32[4,160,4,8]"] * 2, *["reduce-scatter f32[4,20,4,8]"] * 2]
 
 

@@ -9,8 +9,9 @@ import torch
 import maskattn_jax
 import maskattn_torch
 from maskattn import biases, masks, standards
+from maskattn.attention import Call
 from maskattn.numerics import oracle
-from maskattn.parity import adapters, cases, run
+from maskattn.parity.attention import adapters, cases, run
 from maskattn_jax.kernels import fused as fused_jax
 from maskattn_jax.kernels.fused import splash as fused_splash
 
@@ -33,7 +34,7 @@ def limit(given, mask, sizes):
 
 def test_the_cases_that_stand_for_all_hold_where_the_vendor_can_run_them():
     chosen = [case for case in cases.select(tag="smoke") if case.dtype != "float64"][::6]
-    result = run.run(chosen, adapters.twins("fused"), kernel="fused")
+    result = run.run_cases(chosen, adapters.twins("fused"), kernel="fused")
     assert not result.failures, "\n".join(result.failures)
     held = {twin: sum(o.subject == twin and o.status == "held" for o in result.outcomes) for twin in ("torch", "jax")}
     assert held["torch"] >= 5 and held["jax"] >= 5, held
@@ -54,33 +55,34 @@ def test_the_cases_that_stand_for_all_hold_where_the_vendor_can_run_them():
 def test_splash_attention_interpreted_is_attention(mask):
     given = arrays(2, 256, 384, 4, 2, 64)
     bound = maskattn_jax.lower.bind(mask)
-    out = fused_splash.attention(*map(jnp.asarray, given), bound, None, 0.125, None, interpret=True)
+    out = fused_splash.attention(Call(*map(jnp.asarray, given), bound, scale=0.125), interpret=True)
     right, most = limit(given, mask, (2, 4))
     reached = mask.dense(256, 384, 2, 4).any(-1).transpose(0, 2, 1)  # Splash gives anything elsewhere
     assert np.abs(np.asarray(out) - right)[reached].max() <= most
 
 
 @pytest.mark.parametrize("mask", [masks.Causal(), masks.Causal() & masks.KeyPadding(np.array([200, 256]))], ids=repr)
-def test_exported_for_a_tpu_forward_and_backward_it_calls_splash(mask):
+def test_exported_for_a_tpu_forward_and_backward_it_calls_splash(mask, monkeypatch):
     def loss(q, k, v):
         return maskattn_jax.attention(q, k, v, mask, kernel="fused", softcap=20.0).sum()
 
     shapes = [jax.ShapeDtypeStruct((2, 256, heads, 64), jnp.bfloat16) for heads in (4, 2, 2)]
-    with fused_jax.for_platform("tpu"):
-        text = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=["tpu"])(*shapes).mlir_module()
+    monkeypatch.setattr(fused_jax, "platform", lambda: "tpu")
+    text = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=["tpu"])(*shapes).mlir_module()
     assert text.count("tpu_custom_call") >= 3  # forward, dQ, dK and dV
     assert "4x256x256" not in text  # the scores are never an array
 
 
-def test_splash_says_what_it_cannot_express():
+def test_splash_says_what_it_cannot_express(monkeypatch):
+    monkeypatch.setattr(fused_jax, "platform", lambda: "tpu")
     q, k, v = map(jnp.asarray, arrays(2, 130, 128, 2, 2, 8))
     ids = np.zeros((2, 130), np.int32), np.zeros((2, 128), np.int32)
     mask = masks.Segments(*ids) & masks.Segments(ids[0], ids[1] + 1)
-    with fused_jax.for_platform("tpu"), pytest.raises(ValueError) as caught:
+    with pytest.raises(ValueError) as caught:
         maskattn_jax.attention(q, k, v, mask, bias=biases.ALiBi(2), kernel="fused", return_lse=True)
     for part in ("multiples of 128, got query 130", "no bias", "several Segments", "return_lse"):
         assert part in str(caught.value)
-    with fused_jax.for_platform("tpu"), pytest.raises(ValueError, match="traced|differs between batch rows"):
+    with pytest.raises(ValueError, match="traced|differs between batch rows"):
         maskattn_jax.attention(k, k, k, masks.QueryMask(np.ones((2, 128), bool)), kernel="fused")
 
 

@@ -9,8 +9,8 @@ from mask_cases import shaped_expressions
 
 from maskattn import masks, recipes
 from maskattn.masks._names import library_classes, snake_case
+from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose
 
 SHAPES = [Shape(2, 4, 4, 2, 1, 8, 8), Shape(1, 1, 1, 1, 1, 8, 8), Shape(4, 3, 5, 2, 1, 8, 8)]
 

@@ -1,7 +1,7 @@
 """The fused kernel: what each platform's vendor gives, called with what the mask says in the vendor's own words.
 
 On CPUs and GPUs that is `jax.nn.dot_product_attention` (cuDNN for 16-bit inputs on a GPU), on TPUs Splash attention
-(`fused_splash.py`). What a vendor's function cannot express is refused by name. Its errors are the vendor's own.
+(`splash.py`). What a vendor's function cannot express is refused by name. Its errors are the vendor's own.
 
 Two things are made good, since the vendors leave them open: a row that may attend to nothing gives 0 (jax.nn gives it
 the average of all values), and keys and values that no query of their batch row may attend to are taken as 0, so that
@@ -10,59 +10,29 @@ what is not finite in them reaches nothing.
 
 from __future__ import annotations
 
-import contextlib
 import functools
-from collections.abc import Iterator
-from contextvars import ContextVar
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskattn import schedule
+from maskattn.attention import Call
 from maskattn.biases import DenseBias
-from maskattn.schedule import tiles
 from maskattn_jax import lower
-from maskattn_jax.dropout import Dropout
-from maskattn_jax.kernels.fused import splash as fused_splash
+from maskattn_jax.kernels.fused import splash
 
 Array = Any
 
 #: Where the parity suite must not expect what the other kernels promise.
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
-_PLATFORM: ContextVar[str | None] = ContextVar("maskattn_platform", default=None)
 
-
-@contextlib.contextmanager
-def for_platform(name: str) -> Iterator[None]:
-    """Trace for "cpu", "gpu" or "tpu", whatever this process runs on: for `jax.export` to another platform."""
-    token = _PLATFORM.set(name)
-    try:
-        yield
-    finally:
-        _PLATFORM.reset(token)
-
-
-def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any,
-    bias: Any,
-    sinks: Array | None,
-    *,
-    scale: float,
-    softcap: float | None,
-    dropout: Dropout | None,
-    empty_rows: str,
-    precision: str,
-) -> tuple[Array, None]:
-    """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse.
-
-    `mask` (True = may attend) and `bias` are objects bound to JAX, or None.
-    """
-    sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
+def attention(call: Call) -> tuple[Array, None]:
+    """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
+    query, key, value, mask, bias, sizes = call.query, call.key, call.value, call.mask, call.bias, call.sizes
     keywords: dict[str, Any] = {}
     if isinstance(bias, DenseBias):  # which may forbid by -inf
         added: Any = lower.bias(bias, *sizes)
@@ -76,7 +46,7 @@ def attention(
     width, v_dim = max(query.shape[-1], value.shape[-1]), value.shape[-1]
     query, key, value = (_widened(x, width) for x in (query, key, value))
     if platform() == "tpu":
-        out = fused_splash.attention(query, key, value, mask, sinks, scale, softcap)
+        out = splash.attention(replace(call, query=query, key=key, value=value))
     else:
         if not keywords and mask is not None:
             keywords = lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")
@@ -84,57 +54,44 @@ def attention(
             values: Any = lower.bias(bias, *sizes)
             keywords["bias"] = values.astype(query.dtype)
         half = query.dtype in (jnp.bfloat16, jnp.float16)
-        with jax.default_matmul_precision(precision):
+        with jax.default_matmul_precision(call.precision):
             out = jax.nn.dot_product_attention(
                 query,
                 key,
                 value,
-                scale=scale,
+                scale=call.scale,
                 implementation="cudnn" if half and platform() == "gpu" else "xla",
                 **keywords,
             )
     out = out[..., :v_dim]
     if rows is not None:
         empty = jnp.swapaxes(~rows, 1, 2)[..., None]
-        out = jnp.where(empty, jnp.nan if empty_rows == "nan" else 0, out)
+        out = jnp.where(empty, jnp.nan if call.empty_rows == "nan" else 0, out)
     return out, None
 
 
-def unsupported(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any,
-    bias: Any,
-    sinks: Array | None,
-    *,
-    scale: float,
-    softcap: float | None,
-    dropout: Dropout | None,
-    empty_rows: str,
-    precision: str,
-    return_lse: bool = False,
-) -> list[str]:
+def unsupported(call: Call) -> list[str]:
     """Everything that the vendor's function on this platform cannot express; [] where it runs the call."""
     reasons = []
     name = "Splash attention" if platform() == "tpu" else "jax.nn.dot_product_attention"
-    if dropout is not None:
+    if call.dropout_rate:
         reasons.append(f"{name} has no dropout from a key")
-    if return_lse:
+    if call.return_lse:
         reasons.append(f"return_lse: {name} gives no log-sum-exp in float32 that has a gradient")
-    if empty_rows == "mean":
+    if call.empty_rows == "mean":
         reasons.append('empty_rows="mean": only "reference" and "exact" average all values')
-    if query.dtype == jnp.float64:
+    if call.query.dtype == jnp.float64:
         reasons.append(f"{name} computes the softmax of float64 inputs in float32")
-    if 0 in (*query.shape, *key.shape):
-        reasons.append(f"{name} takes no empty arrays, got query {query.shape} and key {key.shape}")
+    query, key = call.query.shape, call.key.shape
+    if 0 in (*query, *key):
+        reasons.append(f"{name} takes no empty arrays, got query {query} and key {key}")
     if platform() == "tpu":
-        return reasons + fused_splash.unsupported(query, key, value, mask, bias)
-    if query.dtype == jnp.float16 and platform() != "gpu":
+        return reasons + splash.unsupported(call)
+    if call.query.dtype == jnp.float16 and platform() != "gpu":
         reasons.append(f"{name} computes float16 on GPUs only")
-    if sinks is not None:
+    if call.sinks is not None:
         reasons.append(f"{name} has no sinks")
-    if softcap is not None:
+    if call.softcap is not None:
         reasons.append(f"{name} has no softcap")
     return reasons
 
@@ -171,9 +128,9 @@ def _cleared(x: Array, keys: Array | None) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _reached_statically(mask: Any, sizes: tuple[int, int, int, int]) -> tuple[np.ndarray[Any, Any], ...]:
-    return tiles.reached(mask, *sizes)
+    return schedule.reached(mask, *sizes)
 
 
 def platform() -> str:
     """Where what is traced now will run: "cpu", "gpu" or "tpu"."""
-    return _PLATFORM.get() or jax.default_backend()
+    return jax.default_backend()

@@ -13,6 +13,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from maskattn.attention import Call
 from maskattn.masks import And, Full, KeyMask, KeyPadding, Mask, Segments
 from maskattn_jax import lower
 
@@ -22,48 +23,40 @@ _BLOCK = 128
 _NOTHING = -1  # the segment of a key that nothing may attend to: no query has it
 
 
-def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any,
-    sinks: Array | None,
-    scale: float,
-    softcap: float | None,
-    interpret: bool = False,
-) -> Array:
+def attention(call: Call, interpret: bool = False) -> Array:
     """Splash attention: query [B, L, H, D], key and value [B, S, K, D] -> [B, L, H, D].
 
     Rows that may attend to nothing give anything. `interpret` runs the kernel without a TPU, slowly.
     """
     from jax.experimental.pallas.ops.tpu.splash_attention import SegmentIds
 
-    batch, q_len, heads, _ = query.shape
-    kv_len = key.shape[1]
-    static, per_row = _split(mask)
-    kernel = _kernel(static, heads, q_len, kv_len, softcap, interpret)
-    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (query * jnp.asarray(scale, query.dtype), key, value))
+    batch, heads, q_len, kv_len = call.sizes
+    static, per_row = _split(call.mask)
+    kernel = _kernel(static, heads, q_len, kv_len, call.softcap, interpret)
+    scaled = call.query * jnp.asarray(call.scale, call.query.dtype)
+    q, k, v = (jnp.swapaxes(x, 1, 2) for x in (scaled, call.key, call.value))
     if per_row:
         ids = SegmentIds(*_segment_ids(per_row, batch, q_len, kv_len))
-        out = jax.vmap(kernel, (0, 0, 0, 0, None))(q, k, v, ids, sinks)
+        out = jax.vmap(kernel, (0, 0, 0, 0, None))(q, k, v, ids, call.sinks)
     else:
-        out = jax.vmap(kernel, (0, 0, 0, None, None))(q, k, v, None, sinks)
+        out = jax.vmap(kernel, (0, 0, 0, None, None))(q, k, v, None, call.sinks)
     return jnp.swapaxes(out, 1, 2)
 
 
-def unsupported(query: Array, key: Array, value: Array, mask: Any, bias: Any) -> list[str]:
+def unsupported(call: Call) -> list[str]:
     """Everything that Splash attention cannot express; [] where it runs the call."""
     reasons = []
-    for name, length in (("query", query.shape[1]), ("key", key.shape[1])):
+    _, heads, q_len, kv_len = call.sizes
+    for name, length in (("query", q_len), ("key", kv_len)):
         if length % _BLOCK:
             reasons.append(f"Splash attention needs lengths that are multiples of {_BLOCK}, got {name} {length}")
-    if bias is not None:
+    if call.bias is not None:
         reasons.append("Splash attention has no bias")
-    static, per_row = _split(mask)
+    static, per_row = _split(call.mask)
     if sum(isinstance(part, Segments) for part in per_row) > 1:
         reasons.append("Splash attention takes one pair of segment ids, and the mask has several Segments")
     try:
-        lower.to_splash_mask(static, query.shape[2], query.shape[1], key.shape[1])
+        lower.to_splash_mask(static, heads, q_len, kv_len)
     except (TypeError, ValueError) as error:
         reasons.append(str(error))
     return reasons

@@ -12,42 +12,32 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from maskattn.attention import Call
 from maskattn.numerics.exact import Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
 from maskattn_torch._operators import map_over
-from maskattn_torch.dropout import Dropout, dense
+from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
 
 Array = Any
 
 
-def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any,
-    bias: Any,
-    sinks: Array | None,
-    *,
-    scale: float,
-    softcap: float | None,
-    dropout: Dropout | None,
-    empty_rows: str,
-    precision: str,
-) -> tuple[Array, Array]:
+def attention(call: Call) -> tuple[Array, Array]:
     """Attend exactly: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
 
-    `mask` (True = may attend) and `bias` are objects bound to PyTorch, or None. `precision` is met by every result.
+    `precision` is met by every result.
     """
-    sizes = (query.shape[0], query.shape[2], query.shape[1], key.shape[1])
-    allowed = None if mask is None else lower.allowed(mask, *sizes, device=query.device)
-    added = None if bias is None else lower.bias(bias, *sizes, device=query.device)
-    keep, kept = (None, 1.0) if dropout is None else (dense(dropout, sizes), 1.0 - dropout.rate)
-    return _Attention.apply(query, key, value, allowed, added, sinks, keep, scale, softcap, empty_rows, kept)
+    device = call.query.device
+    allowed = lower.allowed(call.mask, *call.sizes, device=device)
+    added = lower.bias(call.bias, *call.sizes, device=device)
+    dropout = call.dropout
+    keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
+    arrays = (call.query, call.key, call.value, allowed, added, call.sinks, keep)
+    return _Attention.apply(*arrays, call.scale, call.softcap, call.empty_rows, kept)
 
 
-def unsupported(*args: Any, **kwargs: Any) -> list[str]:
+def unsupported(call: Call) -> list[str]:
     """Why this kernel cannot run a call: it runs every call."""
     return []
 
