@@ -42,6 +42,7 @@ ALLOWED = {
     "kernels.fused: platform only in maskattn_jax": PLATFORM,
     "kernels/fused/splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
+    "_layers.py: only in maskattn_jax": "what its two module systems share",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
     "losses.accuracy: axis_name only in maskattn_jax": DEVICES,
     "losses.accuracy: group only in maskattn_torch": DEVICES,
@@ -77,11 +78,8 @@ ALLOWED = {
     "multihead.MultiHeadAttention: set_view only in maskattn_jax": "what nnx.view calls; PyTorch has train()",
     "rng.words: device only in maskattn_torch": DEVICE,
     "seed.Attention.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.Autoencoder.__init__: rngs only in maskattn_jax": RNGS,
     "testing.models.Block.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.CausalLanguageModel.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.MaskedLanguageModel.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.ShiftedWindows.__init__: rngs only in maskattn_jax": RNGS,
+    "testing.models.Model.__init__: rngs only in maskattn_jax": RNGS,
     "testing.adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
 }
 
