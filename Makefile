@@ -22,7 +22,7 @@ help:
 
 parity: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity
-	@$(RUN) -m maskattn.cli.main parity --real
+	@$(RUN) -m maskattn.cli.main parity real
 
 # One thread for each test process: with one per core in each, PyTorch's workers mostly wait for one another.
 test: $(STAMP)

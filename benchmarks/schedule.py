@@ -16,7 +16,7 @@ import measure
 import numpy as np
 
 from maskattn import masks
-from maskattn.schedule.tiles import schedule
+from maskattn.schedule import Schedule
 
 
 def cases(length: int) -> dict[str, masks.Mask]:
@@ -43,14 +43,14 @@ def main() -> None:
     sizes = (1, 1, arguments.length, arguments.length, arguments.block, arguments.block)
     results = {}
     for name, mask in cases(arguments.length).items():
-        schedule(mask, *sizes)
+        Schedule.of(mask, *sizes)
         times = []
         for _ in range(arguments.repeat):
             start = time.perf_counter()
-            found = schedule(mask, *sizes)
+            found = Schedule.of(mask, *sizes)
             times.append(time.perf_counter() - start)
         tracemalloc.start()
-        schedule(mask, *sizes)
+        Schedule.of(mask, *sizes)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
         median = statistics.median(times)

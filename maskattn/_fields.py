@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import dataclasses
 import sys
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar
 
 import numpy as np
 
+from maskattn.arrays import to_numpy as to_numpy
+
 Array = Any  # of NumPy, JAX (also traced) or PyTorch
+Key = tuple[str, int | None]  # a field, and the place in it where it holds a tuple
 
 _SUBCLASSES: list[type[Spec]] = []
 _LISTENERS: list[Callable[[type[Spec]], None]] = []
@@ -30,7 +33,9 @@ def part(**options: Any) -> Any:
 
 
 def on_subclass(callback: Callable[[type[Spec]], None]) -> None:
-    """Call `callback` with every class of mask and bias: those that exist now, and later ones as they are defined."""
+    """Call `callback`, once, with every class of mask and bias: those that exist now, and later ones when defined."""
+    if callback in _LISTENERS:
+        return
     for cls in _SUBCLASSES:
         callback(cls)
     _LISTENERS.append(callback)
@@ -39,8 +44,16 @@ def on_subclass(callback: Callable[[type[Spec]], None]) -> None:
 class Spec:
     """Base of `Mask` and `Bias`. A subclass is a `@dataclass(frozen=True)`."""
 
+    _kinds: ClassVar[dict[str, str]] = {}  # of the fields that are not static: "data" or "part"
+
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        own = {
+            name: value.metadata.get("kind")
+            for name, value in vars(cls).items()
+            if isinstance(value, dataclasses.Field)
+        }
+        cls._kinds = cls._kinds | {name: kind for name, kind in own.items() if kind}
         # dataclass() generates these three unless the class has them; arrays need the versions below.
         for name in ("__eq__", "__hash__", "__repr__"):
             if name not in vars(cls):
@@ -49,64 +62,66 @@ class Spec:
         for callback in _LISTENERS:
             callback(cls)
 
-    def _of_kind(self, kind: str) -> list[str]:
-        fields = dataclasses.fields(self)  # type: ignore[arg-type]
-        return [field.name for field in fields if field.metadata.get("kind", "static") == kind]
+    def _set(self, **values: Any) -> None:
+        """Fields as `__post_init__` has checked them: a frozen class sets none by itself."""
+        for name, value in values.items():
+            object.__setattr__(self, name, value)
 
     def data_fields(self) -> tuple[str, ...]:
         """Names of the fields that hold an array in this object (a data field may also hold None or an int)."""
         # After unflattening a leaf can be anything, so the names are then those of the object that was flattened.
         if "_leaves" in self.__dict__:
             return self.__dict__["_leaves"]
-        names = self._of_kind("data")
-        return tuple(name for name in names if not isinstance(getattr(self, name), (int, type(None))))
+        names = [name for name, kind in self._kinds.items() if kind == "data"]
+        return tuple([name for name in names if not isinstance(getattr(self, name), (int, type(None)))])
+
+    def _parts(self) -> list[tuple[Key, Any]]:
+        """The masks this one is made of, each with the field it is in, and its place where that is a tuple."""
+        found: list[tuple[Key, Any]] = []
+        for name in [name for name, kind in self._kinds.items() if kind == "part"]:
+            value = getattr(self, name)
+            if isinstance(value, tuple):
+                found += [((name, place), mask) for place, mask in enumerate(value)]
+            else:
+                found.append(((name, None), value))
+        return found
 
     def children(self) -> tuple[Any, ...]:
         """The masks this one is made of."""
-        found: list[Any] = []
-        for name in self._of_kind("part"):
-            value = getattr(self, name)
-            found.extend(value if isinstance(value, tuple) else (value,))
-        return tuple(found)
+        return tuple([mask for _, mask in self._parts()])
+
+    def with_children(self, children: Sequence[Any]) -> Any:
+        """The same but for its masks; nothing is validated."""
+        leaves, structure = self.flatten()
+        return type(self).unflatten(structure, [*leaves[: len(leaves) - len(children)], *children])
 
     def map_data(self, function: Callable[[Array], Array]) -> Any:
         """The same expression with `function` applied to every array in it; nothing is validated."""
         leaves, structure = self.flatten()
-        count = len(self.data_fields())
-        mapped = [function(leaf) for leaf in leaves[:count]]
-        mapped += [child.map_data(function) for child in leaves[count:]]
-        return type(self).unflatten(structure, mapped)
+        return type(self).unflatten(
+            structure, [leaf.map_data(function) if isinstance(leaf, Spec) else function(leaf) for leaf in leaves]
+        )
 
-    def flatten(self) -> tuple[list[Any], tuple[Any, ...]]:
-        """(children, structure): this object's arrays, then its masks; and the rest, which is hashable."""
-        names = self.data_fields()
-        leaves = [getattr(self, name) for name in names]
-        counts = []
-        for name in self._of_kind("part"):
-            value = getattr(self, name)
-            counts.append((name, len(value) if isinstance(value, tuple) else None))
-            leaves.extend(value if isinstance(value, tuple) else (value,))
-        rest = [*self._of_kind("static"), *(name for name in self._of_kind("data") if name not in names)]
-        static = tuple((name, getattr(self, name)) for name in rest)
-        return leaves, (names, tuple(counts), static)
+    def flatten(self) -> tuple[list[Any], tuple[tuple[Key, ...], tuple[tuple[str, Any], ...]]]:
+        """(leaves, structure). Leaves are this object's arrays, then its masks; the structure, which is hashable, says
+        where each stands, and what the other fields hold."""
+        found: list[tuple[Key, Any]] = [((name, None), getattr(self, name)) for name in self.data_fields()]
+        found += self._parts()
+        taken = {name for (name, _), _ in found}
+        names = [field.name for field in dataclasses.fields(self) if field.name not in taken]  # type: ignore[arg-type]
+        rest = tuple([(name, getattr(self, name)) for name in names])
+        return [leaf for _, leaf in found], (tuple([key for key, _ in found]), rest)
 
     @classmethod
-    def unflatten(cls, structure: tuple[Any, ...], leaves: Any) -> Any:
+    def unflatten(cls, structure: tuple[tuple[Key, ...], tuple[tuple[str, Any], ...]], leaves: Iterable[Any]) -> Any:
         """The inverse of `flatten`. It never validates: frameworks put placeholders where arrays were."""
-        names, counts, static = structure
-        leaves = list(leaves)
+        keys, rest = structure
+        values = dict(rest)
+        for (name, place), leaf in zip(keys, leaves, strict=True):
+            values[name] = leaf if place is None else (*values.get(name, ()), leaf)
         new = object.__new__(cls)
-        for name, value in static:
-            object.__setattr__(new, name, value)
-        for name, value in zip(names, leaves, strict=False):
-            object.__setattr__(new, name, value)
-        start = len(names)
-        for name, count in counts:
-            size = 1 if count is None else count
-            children = tuple(leaves[start : start + size])
-            object.__setattr__(new, name, children[0] if count is None else children)
-            start += size
-        object.__setattr__(new, "_leaves", names)
+        new._set(**values)
+        new._set(_leaves=tuple([name for name, _ in keys if cls._kinds[name] == "data"]))
         return new
 
     def __eq__(self, other: object) -> bool:
@@ -168,17 +183,6 @@ def literal(value: Any) -> str:
     return listed if value.ndim and value.dtype in (np.bool_, np.int64) else f"{dtype_name(value)}({listed})"
 
 
-def to_numpy(array: Array) -> np.ndarray:
-    """The array in NumPy; fails for traced arrays, each framework in its own words."""
-    if hasattr(array, "detach"):
-        array = array.detach().cpu()
-        if dtype_name(array) == "bfloat16":
-            import ml_dtypes
-
-            return array.contiguous().view(sys.modules["torch"].int16).numpy().view(ml_dtypes.bfloat16)
-    return np.asarray(array)
-
-
 def peek(array: Array) -> np.ndarray | None:
     """The array in NumPy where its values can be read now, else None (traced, batched by vmap, being compiled)."""
     if isinstance(array, np.ndarray):
@@ -202,33 +206,9 @@ def same_array(one: Array, other: Array) -> bool:
     return first is not None and second is not None and first.tobytes() == second.tobytes()
 
 
-def broadcast_shape(*indices: Array) -> tuple[int, ...]:
-    """The shape that the indices (arrays or ints) broadcast to."""
-    shapes = [tuple(getattr(index, "shape", ())) for index in indices]
-    rank = max(len(shape) for shape in shapes)
-    result = [1] * rank
-    for shape in shapes:
-        for axis, size in enumerate(shape, start=rank - len(shape)):
-            if size != 1:
-                result[axis] = size
-    return tuple(result)
-
-
 def broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
     """Whether an array of a shape broadcasts to another, without making it larger."""
     if len(shape) > len(full):
         return False
     aligned = full[len(full) - len(shape) :]
     return all(n == 1 or n == m for n, m in zip(shape, aligned, strict=True))
-
-
-def fill(result: Array, *indices: Array) -> Array:
-    """`result` broadcast to the shape of all the indices together, by arithmetic alone."""
-    plain = not hasattr(result, "shape") and any(hasattr(index, "shape") for index in indices)
-    if not plain and tuple(getattr(result, "shape", ())) == broadcast_shape(*indices):
-        return result
-    zero = indices[0] * 0
-    for index in indices[1:]:
-        zero = zero + index * 0
-    boolean = isinstance(result, bool) or dtype_name(result) == "bool"
-    return result & (zero == 0) if boolean else result * (zero == 0)

@@ -6,8 +6,10 @@ import importlib
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from importlib.abc import Loader, MetaPathFinder
 from importlib.machinery import ModuleSpec
+from operator import attrgetter
 from types import ModuleType
 from typing import Any
 
@@ -17,12 +19,24 @@ _MOVED = {
     "maskattn.families": "maskattn.convert.families",
     "maskattn.layouts": "maskattn.convert.layouts",
     "maskattn.oracle": "maskattn.numerics.oracle",
+    "maskattn.parity.adapters": "maskattn.parity.attention.adapters",
+    "maskattn.parity.cases": "maskattn.parity.attention.cases",
     "maskattn.parity.standards": "maskattn.standards",
     "maskattn.pieces": "maskattn.schedule.pieces",
     "maskattn.rng": "maskattn.numerics.rng",
     "maskattn.tiles": "maskattn.schedule.tiles",
     "maskattn_jax.adapter": "maskattn_jax.testing.adapter",
     "maskattn_torch.adapter": "maskattn_torch.testing.adapter",
+}
+
+#: Functions that an old module had by another name, or that its new one has not: old module -> name -> where it is.
+_RENAMED = {
+    "maskattn.pieces": {"pieces": "maskattn.schedule:pieces_of"},
+    "maskattn.tiles": {
+        "empty_rows": "maskattn.schedule:empty_rows",
+        "reached": "maskattn.schedule:reached",
+        "schedule": "maskattn.schedule:Schedule.of",
+    },
 }
 
 
@@ -38,13 +52,27 @@ class _Finder(MetaPathFinder, Loader):
         return ModuleSpec(name, self, loader_state=new)
 
     def create_module(self, spec: ModuleSpec) -> ModuleType:
-        module = importlib.import_module(spec.loader_state)
+        module: Any = importlib.import_module(spec.loader_state)
+        if spec.name in _RENAMED:
+            module.__getattr__ = partial(_renamed, spec.name)
         spec.loader_state = module.__spec__
         return module
 
     def exec_module(self, module: ModuleType) -> None:
         old: Any = module.__spec__
         module.__spec__ = old.loader_state
+
+
+def _renamed(module: str, name: str) -> Any:
+    if name not in _RENAMED[module]:
+        raise AttributeError(f"module {module!r} has no attribute {name!r}")
+    where, _, path = _RENAMED[module][name].partition(":")
+    warnings.warn(
+        f"{module}.{name} is now {where}.{path}; the old name goes with the next version",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return attrgetter(path)(importlib.import_module(where))
 
 
 def install() -> None:

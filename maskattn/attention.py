@@ -18,8 +18,9 @@ import numpy as np
 from maskattn._fields import Array, Spec, broadcasts, dtype_name
 from maskattn._problems import Problems, show
 from maskattn.biases import Bias, DenseBias
-from maskattn.masks import Dense, Mask
+from maskattn.masks import Dense, Full, Mask
 from maskattn.numerics.dropout import check_dropout
+from maskattn.schedule.reach import empty_rows
 
 EMPTY_ROWS = ("zero", "mean", "nan", "error")
 PRECISIONS = ("default", "high", "highest")
@@ -302,16 +303,11 @@ def refuse_empty_rows(mask: Any, bias: Any, full: Shape, concrete: Callable[[Any
     Raises:
         ValueError: there is such a row; names the first, and how many there are. Or the data are traced.
     """
-    batch, heads, q_len, kv_len = full
-    allowed = np.ones(full, bool)
-    if mask is not None:
-        allowed = _untraced("mask", mask, concrete).dense(q_len, kv_len, batch, heads)
-    if bias is not None:
-        index = (np.arange(n).reshape([-1 if i == axis else 1 for i in range(4)]) for axis, n in enumerate(full))
-        allowed = allowed & (_untraced("bias", bias, concrete).values(*index) != -np.inf)
-    empty = ~allowed.any(axis=-1)
+    mask = Full() if mask is None else _untraced("mask", mask, concrete)
+    bias = None if bias is None else _untraced("bias", bias, concrete)
+    empty = np.broadcast_to(empty_rows(mask, *full, bias=bias), full[:3])
     if empty.any():
-        first = tuple(int(i) for i in np.argwhere(empty)[0])
+        first = tuple(int(i) for i in np.unravel_index(np.argmax(empty), empty.shape))
         raise ValueError(
             f'attention: empty_rows="error": {int(empty.sum())} of {empty.size} rows may attend to no key; '
             f"the first is (batch, head, query) = {first}"
@@ -329,3 +325,29 @@ def _untraced(name: str, node: Any, concrete: Callable[[Any], Any]) -> Any:
         return array
 
     return node.map_data(convert)
+
+
+def check_merge(given: Mapping[str, Any], kinds: tuple[type, ...], operand: str) -> None:
+    """Check "out" and "out2" [B, L, H, Dv], "lse" and "lse2" [B, L, H], which are to be `kinds`, in words `operand`.
+
+    Raises:
+        TypeError, ValueError: one error that lists everything wrong with them.
+    """
+    problems = Problems("merge")
+    for name, x in given.items():
+        if not isinstance(x, kinds):
+            problems.type(f"{name} must be {operand}, got {type(x).__name__}")
+    problems.raise_if_any()
+    shapes, dtypes = {n: tuple(x.shape) for n, x in given.items()}, {n: dtype_name(x) for n, x in given.items()}
+    if len(shapes["out"]) != 4:
+        problems.value(f"out must have the four axes [B, L, H, Dv], got shape {shapes['out']}")
+    for name in ("out2", "lse", "lse2"):
+        expected = shapes["out"] if name == "out2" else shapes["out"][:-1]
+        if shapes[name] != expected:
+            problems.value(f"{name} must have the shape {expected}, as out has {shapes['out']}, got {shapes[name]}")
+    for name, allowed in (("out", FLOAT_DTYPES), ("lse", FLOAT_DTYPES[:2])):
+        if dtypes[name] not in allowed:
+            problems.type(f"{name} must be one of {', '.join(allowed)}, got {dtypes[name]}")
+        if dtypes[f"{name}2"] != dtypes[name]:
+            problems.value(f"{name} and {name}2 must have one dtype, got {dtypes[name]} and {dtypes[f'{name}2']}")
+    problems.raise_if_any()

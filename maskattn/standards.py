@@ -8,7 +8,7 @@ bias.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict, Unpack
 
 import numpy as np
 
@@ -130,9 +130,32 @@ def tier2_limit(dtype: Any, magnitude: float, logit: float, length: int, rounded
     return (value("tier2.base") + value("tier2.slope") * logit) * unit * magnitude * _length_factor(length)
 
 
+def share(error: Array, limit: Any) -> Array:
+    """error / limit, elementwise: at most 1 where the limit is kept, 0 where nothing is wrong, huge for NaN."""
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return np.nan_to_num(np.where(error == 0, 0, error / limit), nan=np.inf)
+
+
+def beyond_rounding(error: Array, right: Array, dtype: Any) -> Array:
+    """What is left of `error` where a narrow dtype may round `right` once, at the end; for a wide one, all of it."""
+    if not is_narrow(dtype):
+        return error
+    return np.maximum(error - value("tier2.half_ulp") * ulp(right, dtype), 0)
+
+
 def plain_limit(plain_error: float) -> float:
     """2 * the plain computation's largest error in the same dtype + 1, in units of eps * A * (1 + Lambda/32)."""
     return value("tier2.plain") * plain_error + 1.0
+
+
+class Options(TypedDict, total=False):
+    """Arguments of attention that a module hands on, as `oracle.attention` has them."""
+
+    bias: Any
+    scale: float | None
+    empty_rows: str
+    keep: Any
+    dropout_rate: float
 
 
 def module_limit(
@@ -143,11 +166,7 @@ def module_limit(
     *,
     key: Any = None,
     value_input: Any = None,
-    bias: Any = None,
-    scale: float | None = None,
-    empty_rows: str = "zero",
-    keep: Any = None,
-    dropout_rate: float = 0.0,
+    **options: Unpack[Options],
 ) -> Array:
     """How far a module's output may be from `module_oracle`, elementwise, float64 [B, L, out].
 
@@ -167,21 +186,22 @@ def module_limit(
         size = _project(np.abs(x), {n: np.abs(a) for n, a in w.items()}, name)
         errors.append((unit * _length_factor(x.shape[-1]) + narrow) * size)
     (q, k, v), (dq, dk, dv) = parts, errors
+    scale = options.get("scale")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
+    given: dict[str, Any] = {**options, "scale": scale}
+    undropped = {name: option for name, option in given.items() if name not in ("keep", "dropout_rate")}
     groups = q.shape[2] // k.shape[2]
     k, v, dk, dv = (np.repeat(x, groups, axis=2) for x in (k, v, dk, dv))
-    options = {"bias": bias, "scale": scale, "empty_rows": empty_rows}
-    dropped = {"keep": keep, "dropout_rate": dropout_rate}
-    forward = oracle.attention(q, k, v, allowed, **options, **dropped)
-    sizes = oracle.magnitudes(q, k, v, allowed, **options, **dropped)
-    p = _probabilities(q, k, allowed, options)
+    forward = oracle.attention(q, k, v, allowed, **given)
+    sizes = oracle.magnitudes(q, k, v, allowed, **given)
+    p = _probabilities(q, k, allowed, undropped)
     d_logit = abs(scale) * (np.einsum("blhd,bshd->bhls", dq, np.abs(k)) + np.einsum("blhd,bshd->bhls", np.abs(q), dk))
     values, outputs = v.transpose(0, 2, 1, 3)[:, :, None], forward.output.transpose(0, 2, 1, 3)[:, :, :, None]
-    if keep is None:
+    if options.get("keep") is None:
         carried = np.einsum("bhls,bhlsd->blhd", p * d_logit, np.abs(values - outputs))
     else:
         moved = np.einsum("bhls,bhlsd->blhd", p * d_logit, np.broadcast_to(np.abs(outputs), (*p.shape, v.shape[-1])))
-        p = _probabilities(q, k, allowed, options | dropped)
+        p = _probabilities(q, k, allowed, given)
         carried = moved + np.einsum("bhls,bshd->blhd", p * d_logit, np.abs(v))
     carried = carried + np.einsum("bhls,bshd->blhd", p, dv)
     own = tier2_limit(dtype, float(sizes.output.max(initial=0)), sizes.logit, k.shape[1])
@@ -202,11 +222,7 @@ def module_oracle(
     *,
     key: Any = None,
     value_input: Any = None,
-    bias: Any = None,
-    scale: float | None = None,
-    empty_rows: str = "zero",
-    keep: Any = None,
-    dropout_rate: float = 0.0,
+    **options: Unpack[Options],
 ) -> Array:
     """Multi-head attention with canonical `weights` in float64, rounded to `dtype` where a module of that dtype rounds:
     after each projection and after attention. `query` [B, L, E] (`key`, `value_input` default to it) -> [B, L, out]."""
@@ -215,7 +231,6 @@ def module_oracle(
     names = ("query", "key", "value")
     inputs = _module_inputs(query, key, value_input)
     q, k, v = (rounded(_project(x, w, name)) for name, x in zip(names, inputs, strict=True))
-    options = {"bias": bias, "scale": scale, "empty_rows": empty_rows, "keep": keep, "dropout_rate": dropout_rate}
     output = rounded(oracle.attention(q, k, v, allowed, **options).output)
     if "out.kernel" not in w:
         return np.asarray(output.reshape(*output.shape[:2], -1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 from maskattn_jax import linen, losses, lower, optimizers, params
 from maskattn_jax.corruption import corrupt
 from maskattn_jax.functional import attention, explain
+from maskattn_jax.kernels.merging import merge
 from maskattn_jax.multihead import MultiHeadAttention
 from maskattn_jax.seed import Attention
 
@@ -22,6 +23,7 @@ __all__ = [
     "linen",
     "losses",
     "lower",
+    "merge",
     "optimizers",
     "params",
 ]

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from maskattn.numerics.exact import table as exact_table
-from maskattn_jax.kernels.exact.ops import OPS
+from maskattn_jax.exact_ops import OPS
 
 __all__ = ["look_up", "row_sums"]
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 from maskattn_torch import losses, lower, optimizers, params
 from maskattn_torch.corruption import corrupt
 from maskattn_torch.functional import attention, explain
+from maskattn_torch.kernels.merging import merge
 from maskattn_torch.multihead import MultiHeadAttention
 from maskattn_torch.seed import Attention
 
@@ -21,6 +22,7 @@ __all__ = [
     "explain",
     "losses",
     "lower",
+    "merge",
     "optimizers",
     "params",
 ]

@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
+from maskattn import schedule
 from maskattn.attention import Call
 from maskattn.masks import Causal, Full
-from maskattn.schedule import tiles
 from maskattn_torch.kernels import KERNELS
 
 __all__ = ["choose"]
@@ -57,4 +57,4 @@ def _saves(call: Call) -> bool:
 
 @functools.lru_cache(maxsize=64)
 def _skipped(mask: Any, sizes: tuple[int, int, int, int]) -> float:
-    return tiles.schedule(mask, *sizes, _TILE, _TILE).skipped
+    return schedule.Schedule.of(mask, *sizes, _TILE, _TILE).skipped

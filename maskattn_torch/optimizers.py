@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from maskattn import arrays
 from maskattn.optimizers import OptimizerState, from_torch, to_torch
-from maskattn_torch.params import _to_numpy, _to_torch
 
 __all__ = ["dump", "load"]
 
@@ -45,7 +45,7 @@ def load(optimizer: Any, state: OptimizerState, names: Sequence[str] | None = No
     held = dict(zip(ordered, parameters, strict=False))
     new = to_torch(state, template, held, None if names is None else ordered)
     for entry in new["state"].values():
-        entry.update({key: _to_torch(np.array(array, order="C", copy=True)) for key, array in entry.items()})
+        entry.update({key: arrays.to_torch(np.array(array, order="C", copy=True)) for key, array in entry.items()})
     optimizer.load_state_dict(new)
 
 
@@ -61,4 +61,4 @@ def _state_dict(optimizer: Any) -> dict[str, Any]:
 
 
 def _copied(value: Any) -> Any:
-    return np.array(_to_numpy(value), copy=True) if isinstance(value, torch.Tensor) else value
+    return np.array(arrays.to_numpy(value), copy=True) if isinstance(value, torch.Tensor) else value

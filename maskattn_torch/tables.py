@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from maskattn.numerics.exact import table as exact_table
-from maskattn_torch.kernels.exact.ops import OPS
+from maskattn_torch.exact_ops import OPS
 
 __all__ = ["look_up", "row_sums"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskattn.parity.cases import Case, registry
+from maskattn.parity.attention.cases import Case, registry
 from maskattn.parity.plugin import kernels
 
 

@@ -6,11 +6,11 @@ from __future__ import annotations
 
 import pytest
 
-from maskattn.parity import adapters
-from maskattn.parity.cases import registry
+from maskattn.parity.attention import adapters
+from maskattn.parity.attention.cases import registry
+from maskattn.parity.attention.relations import RELATIONS
+from maskattn.parity.attention.run import run_cases
 from maskattn.parity.findings import failures
-from maskattn.parity.relations import RELATIONS
-from maskattn.parity.run import run
 
 #: JAX compiles once a shape: it is asked about every mask on one.
 CHOSEN = {"torch": lambda case: True, "jax": lambda case: "/square/float32/" in case.id}
@@ -19,7 +19,7 @@ CHOSEN = {"torch": lambda case: True, "jax": lambda case: "/square/float32/" in 
 @pytest.mark.parametrize("twin", adapters.TWINS)
 def test_cases(twin):
     chosen = [case for case in registry() if CHOSEN[twin](case)]
-    result = run(chosen, [adapters.twin(twin, "blockwise")], kernel="blockwise")
+    result = run_cases(chosen, [adapters.twin(twin, "blockwise")], kernel="blockwise")
     assert not result.failures, "\n".join(result.failures[:30])
     assert all('"mean"' in outcome.reasons[0] for outcome in result.not_run)
     assert len(result.outcomes) - len(result.not_run) > 60

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from maskattn.parity import adapters, faults
-from maskattn.parity.fault_list import FAULTS
+from maskattn.parity.attention import adapters, faults
+from maskattn.parity.attention.fault_list import FAULTS
 
 
 @pytest.mark.parametrize("twin", adapters.TWINS)

@@ -1,4 +1,4 @@
-"""Committed hashes of exact results. After a wanted change: `python -m maskattn.parity.golden`, and say why."""
+"""Committed hashes of exact results. After a wanted change, run `maskattn.parity.attention.golden`, and say why."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from maskattn.parity import adapters, golden
+from maskattn.parity.attention import adapters, golden
 
 EXPECTED = json.loads(Path(__file__).with_name("golden.json").read_text())
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from maskattn.parity import adapters
-from maskattn.parity.cases import get
-from maskattn.parity.run import run
+from maskattn.parity.attention import adapters
+from maskattn.parity.attention.cases import get
+from maskattn.parity.attention.run import run_cases
 
 #: Each case is a compilation of its own in each mode (or, without jit, a thousand small ones), so few stand for all.
 CASES = {
@@ -19,7 +19,7 @@ CASES = {
 @pytest.mark.parametrize("mode", CASES)
 def test_exact_in_every_mode_of_jax(mode):
     jax = adapters.twins("exact", mode=mode)[1]
-    result = run([get(name) for name in CASES[mode]], [adapters.NumpyExact(), jax], kernel="exact")
+    result = run_cases([get(name) for name in CASES[mode]], [adapters.NumpyExact(), jax], kernel="exact")
     assert not result.failures, "\n".join(result.failures)
     assert not result.not_run
     assert result.elements > 500

@@ -8,9 +8,9 @@ from __future__ import annotations
 import pytest
 
 from maskattn import standards
-from maskattn.parity import adapters
-from maskattn.parity.cases import fresh
-from maskattn.parity.run import run
+from maskattn.parity.attention import adapters
+from maskattn.parity.attention.cases import fresh
+from maskattn.parity.attention.run import run_cases
 
 SAMPLES = 600_000
 
@@ -33,7 +33,7 @@ def _skip_if_none_ran(result, parity_impls: list) -> None:
 
 
 def test_cases(group, kernel, parity_impls):
-    result = run(group, _implementations(parity_impls, kernel), kernel=kernel)
+    result = run_cases(group, _implementations(parity_impls, kernel), kernel=kernel)
     _skip_if_none_ran(result, parity_impls)
     _assert_held(result, expect_all=not parity_impls)
     if not parity_impls:
@@ -48,7 +48,7 @@ def test_random_compositions_agree_bit_for_bit(stream, parity_impls, parity_kern
     implementations = _implementations(parity_impls, kernel)
     elements, ran = 0, 0
     while elements < samples:
-        result = run([next(cases) for _ in range(10)], implementations, kernel=kernel)
+        result = run_cases([next(cases) for _ in range(10)], implementations, kernel=kernel)
         _skip_if_none_ran(result, parity_impls)
         _assert_held(result, expect_all=not parity_impls)
         assert result.elements

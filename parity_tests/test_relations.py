@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from maskattn.parity import adapters
+from maskattn.parity.attention import adapters
+from maskattn.parity.attention.relations import RELATIONS
 from maskattn.parity.findings import failures
-from maskattn.parity.relations import RELATIONS
 
 #: NumPy stands for all in exact: the twins' exact bits are NumPy's, case by case, in test_parity. JAX compiles once a
 #: shape, so it is asked about those relations that keep the shape.

@@ -10,7 +10,7 @@ import maskattn_torch
 from maskattn import checkpoints, masks
 from maskattn.cli.main import main
 from maskattn.convert import layouts
-from maskattn.parity import adapters
+from maskattn.parity.attention import adapters
 
 FAR = 2**31 - 1
 CALLS = {
@@ -86,8 +86,8 @@ def test_an_adapter_needs_no_name():
     ("arguments", "message"),
     [
         (["--kernel", "foo"], "--kernel must be one of reference, exact"),
-        (["--real", "--impl", "a:b"], "--impl belong to a run of cases: not with --real"),
-        (["--checkpoint", "x", "--faults"], "are runs of their own"),
+        (["real", "--impl", "a:b"], "No such option"),
+        (["checkpoint"], "Missing argument 'PATH'"),
         (["--cases", "Full/one*", "--json", "/no/such/folder/x.json"], "cannot write"),
     ],
 )

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from maskattn import masks
+from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose
-from maskattn.schedule.pieces import MIXED, NO_LIMITS, OPEN, TRIANGLE, Limits, cut, pieces
+from maskattn.schedule.pieces import MIXED, NO_LIMITS, OPEN, TRIANGLE, Limits, cut, pieces_of
 
 SHAPES = [Shape(3, 40, 56, 4, 2, 8, 8), Shape(2, 130, 130, 2, 2, 8, 8), Shape(1, 33, 7, 3, 1, 8, 8)]
 
@@ -49,7 +49,7 @@ def test_random_masks(shape, blocks, limits):
     for number in range(12):
         mask = compose(shape, Draws(number), depth=number % 3)
         sizes = (shape.batch, shape.heads, shape.kv_heads, shape.q_len, shape.kv_len)
-        found = pieces(mask, *sizes, limits, blocks)
+        found = pieces_of(mask, *sizes, limits, blocks)
         assert faults(mask, shape, found) == [], mask
         group = shape.heads // shape.kv_heads
         parts = [part for piece in found for part in cut(piece, group, entries=64, area=1000 if limits.rows else 0)]
@@ -68,7 +68,7 @@ def sum_of(parts, shape):
 def test_the_checker_sees_faults():
     shape = SHAPES[0]
     mask = masks.Causal() & masks.SlidingWindow(9)
-    found = pieces(mask, 3, 4, 2, 40, 56, blocks=(8, 8))
+    found = pieces_of(mask, 3, 4, 2, 40, 56, blocks=(8, 8))
     assert faults(mask, shape, found) == []
     moved = [p.__class__(**{**vars(p), "k": p.k + 1}) for p in found if p.k + p.cols < 56 - 8]
     assert "a pair is missing" in faults(mask, shape, [*moved, *found[len(moved) :]])
@@ -93,7 +93,7 @@ DOCUMENTS = np.repeat([0, 1, 2, 3], [100, 17, 300, 95])[None]
 )
 def test_known_masks_need_no_evaluation(mask, shapes):
     """Documents, padding, chunks and causal masks become exact rectangles and triangles, whatever the tiles."""
-    found = pieces(mask, 1, 8, 8, 512, 512)
+    found = pieces_of(mask, 1, 8, 8, 512, 512)
     area = sum((p.rows * (p.cols + 1) // 2 if p.kind == TRIANGLE else p.rows * p.cols) * p.count for p in found)
     assert {p.kind for p in found} <= {OPEN, TRIANGLE}
     assert area == mask.dense(512, 512).sum() == sum(r * (c + 1) // 2 if k == TRIANGLE else r * c for k, r, c in shapes)
@@ -101,10 +101,10 @@ def test_known_masks_need_no_evaluation(mask, shapes):
 
 
 def test_a_window_is_one_series():
-    found = pieces(masks.SlidingWindow(255), 2, 8, 8, 8192, 8192)
+    found = pieces_of(masks.SlidingWindow(255), 2, 8, 8, 8192, 8192)
     assert [(p.kind, p.rows, p.cols, p.count) for p in found] == [(TRIANGLE, 256, 256, 1), (MIXED, 64, 320, 124)]
 
 
 def test_nothing_to_do():
-    assert pieces(masks.Empty(), 2, 4, 4, 300, 300) == []
-    assert pieces(None, 2, 4, 4, 0, 5) == pieces(masks.Causal(), 2, 4, 4, 5, 0) == []
+    assert pieces_of(masks.Empty(), 2, 4, 4, 300, 300) == []
+    assert pieces_of(None, 2, 4, 4, 0, 5) == pieces_of(masks.Causal(), 2, 4, 4, 5, 0) == []

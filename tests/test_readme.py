@@ -1,20 +1,16 @@
 """The README does what it says: its Python runs, and its commands exist."""
 
-import doctest
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
-from types import ModuleType
 
 import click
 import pytest
 
-from maskattn import masks
 from maskattn.cli.main import main
-from maskattn.parity.cases import registry
-from maskattn.parity.run import run
+from maskattn.parity.attention.cases import registry
+from maskattn.parity.attention.run import run_cases
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -42,7 +38,7 @@ def test_the_python_blocks_run_one_after_the_other(names):
 def test_the_adapter_holds_where_it_runs_and_says_why_elsewhere(names):
     families = {"Full", "Causal", "Segments", "options", "planted", "MultiHeadAttention"}
     cases = [case for case in registry() if case.family in families and case.dtype in ("float32", "float16")]
-    result = run(cases, [names["ADAPTER"]], kernel="reference")
+    result = run_cases(cases, [names["ADAPTER"]], kernel="reference")
     assert not result.failures, "\n".join(result.failures)
     held = {outcome.case.family for outcome in result.outcomes if outcome.status == "held"}
     assert {"Full", "Causal", "options"} <= held and result.elements > 1000
@@ -56,9 +52,13 @@ def test_the_commands_and_their_options_exist():
     called = [shlex.split(line.removeprefix("PYTHONPATH=. "), comments=True) for line in lines]
     called = [words for words in called if words[0] == "maskattn"]
     assert {words[1] for words in called} == {"convert", "inspect", "parity", "show"}
-    for name, *arguments in (words[1:] for words in called):
-        command = main.get_command(click.Context(main), name)
-        assert command is not None, name
+    for _, *arguments in called:
+        command: click.Command = main
+        while isinstance(command, click.Group):
+            name = arguments.pop(0) if arguments and not arguments[0].startswith("-") else "run"
+            found = command.get_command(click.Context(command), name)
+            assert found is not None, name
+            command = found
         known = {option for parameter in command.params for option in parameter.opts}
         assert {argument for argument in arguments if argument.startswith("-")} <= known
 
@@ -83,23 +83,6 @@ def test_every_kernel_has_its_line():
 
     listed = re.findall(r'^\| `"([a-z]+)"` \|', TEXT, re.MULTILINE)
     assert sorted(listed) == sorted(["auto", *maskattn_jax.kernels.KERNELS])
-
-
-def test_the_mask_of_the_contributing_guide_is_one(monkeypatch):
-    (code,) = (
-        block for block in blocks("python", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")) if "Mask" in block
-    )
-    module = ModuleType("congruent")
-    monkeypatch.setitem(sys.modules, "congruent", module)
-    exec(compile(code, "CONTRIBUTING.md", "exec"), vars(module))
-    monkeypatch.setattr(masks, "Congruent", module.Congruent, raising=False)
-    for found in doctest.DocTestFinder().find(module.Congruent, "Congruent"):
-        assert not doctest.DocTestRunner().run(found).failed
-    mask = module.Congruent(3) & masks.Causal()
-    assert mask.dense(4, 4)[0, 0].astype(int).tolist() == [[1, 0, 0, 0], [0, 1, 0, 0], [0, 0, 1, 0], [1, 0, 0, 1]]
-    assert "5 % 3 == 2 % 3 is true" in module.Congruent(3).why(0, 0, 5, 2)
-    with pytest.raises(ValueError, match="modulus must be at least 1, got 0"):
-        module.Congruent(0)
 
 
 def test_the_figures_are_those_of_the_benchmarks():

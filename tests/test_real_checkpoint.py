@@ -7,13 +7,18 @@ import json
 import ml_dtypes
 import numpy as np
 import pytest
+from click.testing import CliRunner
 from rich.console import Console
 
 from maskattn import checkpoints, convert_tensors, standards
+from maskattn.cli.parity import command
 from maskattn.config import AttentionConfig
-from maskattn.convert import layouts
-from maskattn.parity import checkpoint, checkpoint_report, live, minilm
-from maskattn.parity.checkpoint_compare import compare
+from maskattn.convert import layouts, twins
+from maskattn.parity.checkpoint import minilm, verify
+from maskattn.parity.checkpoint.against import compare
+from maskattn.parity.checkpoint.result import CheckpointResult
+from maskattn.parity.checkpoint.verify import verify_checkpoint
+from maskattn.parity.report import checkpoint as report
 
 PREFIX = "encoder.layer.{}.attention."
 GROUPED = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, out_dim=11)
@@ -22,7 +27,7 @@ PLAIN = AttentionConfig(35, 5)
 
 def printed(result):
     out = io.StringIO()
-    checkpoint_report.render(result, Console(file=out, width=80))
+    report.render(result, Console(file=out, width=80))
     return out.getvalue()
 
 
@@ -53,7 +58,7 @@ def test_minilm_is_reported(real):
     assert "6 attention layers, 36,864 numbers of output bit-equal in both twins: all held" in text
     assert "weights: 96 of 96 tensors" in text
     assert max(map(len, text.splitlines())) <= 80
-    data = json.loads(checkpoint_report.as_json(real))
+    data = json.loads(report.as_json(real))
     assert data["exit_code"] == 0 and len(data["layers"]) == 6 and data["environment"]["torch"]
 
 
@@ -98,9 +103,9 @@ FAULTS = {
 @pytest.mark.parametrize(("change", "mask", "holds"), FAULTS.values(), ids=FAULTS)
 def test_the_limits_against_hugging_face_see_faults(first_layer, change, mask, holds):
     tensors, config, hidden, lengths, right, limit = first_layer
-    for twin in live.twins(change(tensors), "hf-bert", config):
+    for twin in twins.both(change(tensors), "hf-bert", config):
         output = twin((hidden,), mask(lengths), "reference")
-        assert checkpoint._judge(twin.name, "reference", output, right, limit).held == holds
+        assert verify._judge(twin.name, "reference", output, right, limit).held == holds
 
 
 def write(path, layout, config, layers=("0", "1"), dtype=np.float32, seed=0, change=None):
@@ -121,32 +126,28 @@ def write(path, layout, config, layers=("0", "1"), dtype=np.float32, seed=0, cha
 
 
 def test_any_checkpoint_of_a_known_layout(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "LENGTHS", (5, 2))
+    monkeypatch.setattr(verify, "LENGTHS", (5, 2))
     write(tmp_path / "a.safetensors", "timm", GROUPED, layers=("2", "10"))
     write(tmp_path / "b.npz", "flax-linen", GROUPED, layers=("2", "10"))
     seen = []
     given = {"num_heads": 6, "num_kv_heads": 2}
-    result = checkpoint.verify_checkpoint(
-        tmp_path / "a.safetensors", against=tmp_path / "b.npz", progress=seen.append, **given
-    )
+    result = verify_checkpoint(tmp_path / "a.safetensors", against=tmp_path / "b.npz", progress=seen.append, **given)
     assert result.exit_code == 0, result.first_difference
     assert seen == [layer.layer for layer in result.layers] == [PREFIX.format(i) for i in ("2", "10")]
     assert all(layer.twins.elements == 2 * 5 * 11 for layer in result.layers)
     assert "the same tensors, byte for byte" in printed(result).replace("\n", " ")
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 6, "num_key_value_heads": 2}))
-    out = io.StringIO()
-    code = checkpoint.main(
-        str(tmp_path / "a.safetensors"), json_path=tmp_path / "out.json", console=Console(file=out, width=80)
-    )
-    assert code == 0 and "2 attention layers" in out.getvalue()
+    arguments = ["checkpoint", str(tmp_path / "a.safetensors"), "--json", str(tmp_path / "out.json")]
+    found = CliRunner().invoke(command, arguments)
+    assert found.exit_code == 0 and "2 attention layers" in found.output
     assert json.loads((tmp_path / "out.json").read_text())["judge"] == "float64 oracle"
 
 
 def test_cross_attention_in_bfloat16(tmp_path, monkeypatch):
-    monkeypatch.setattr(checkpoint, "LENGTHS", (3, 1))
+    monkeypatch.setattr(verify, "LENGTHS", (3, 1))
     config = AttentionConfig(35, 5, kdim=11, vdim=13)
     write(tmp_path / "a.safetensors", "torch-mha", config, layers=("0",), dtype=ml_dtypes.bfloat16)
-    result = checkpoint.verify_checkpoint(tmp_path / "a.safetensors", num_heads=5)
+    result = verify_checkpoint(tmp_path / "a.safetensors", num_heads=5)
     assert result.exit_code == 0, result.first_difference
     assert result.layout == "torch-mha" and len(result.layers) == 1
 
@@ -154,11 +155,11 @@ def test_cross_attention_in_bfloat16(tmp_path, monkeypatch):
 @pytest.mark.parametrize("fault", ["weights", "output", "alone", "nan"])
 def test_what_differs_is_named_by_layer_and_tensor(tmp_path, monkeypatch, fault):
     """The faults are planted in one twin's second layer."""
-    monkeypatch.setattr(checkpoint, "LENGTHS", (3, 2))
+    monkeypatch.setattr(verify, "LENGTHS", (3, 2))
     write(tmp_path / "a.safetensors", "hf-bert", PLAIN)
     built = []
 
-    class Faulty(live.TorchTwin):
+    class Faulty(twins.TorchTwin):
         name = "jax"
 
         def __init__(self, *given):
@@ -180,8 +181,8 @@ def test_what_differs_is_named_by_layer_and_tensor(tmp_path, monkeypatch, fault)
                 output[0, 1, 2] = np.nan
             return output
 
-    monkeypatch.setattr(live, "JaxTwin", Faulty)
-    result = checkpoint.verify_checkpoint(tmp_path / "a.safetensors", num_heads=5)
+    monkeypatch.setattr(twins, "JaxTwin", Faulty)
+    result = verify_checkpoint(tmp_path / "a.safetensors", num_heads=5)
     assert result.exit_code == 1
     assert result.layers[0].first_difference is None
     expected = {
@@ -193,16 +194,16 @@ def test_what_differs_is_named_by_layer_and_tensor(tmp_path, monkeypatch, fault)
     assert result.first_difference.startswith(PREFIX.format(1) + expected[fault])
     text = " ".join(printed(result).split())
     assert "FAILED, first at " + PREFIX.format(1) in text
-    assert json.loads(checkpoint_report.as_json(result))["exit_code"] == 1
+    assert json.loads(report.as_json(result))["exit_code"] == 1
 
 
 def test_no_layer_is_a_failure(tmp_path):
     with pytest.raises(ValueError, match="no attention layer of a known layout"):
         checkpoints.save(tmp_path / "a.npz", {"x": np.ones(3)})
-        checkpoint.verify_checkpoint(tmp_path / "a.npz")
+        verify_checkpoint(tmp_path / "a.npz")
     with pytest.raises(ValueError, match=r"no attention layer of layout hf-bert found among 1 tensors"):
-        checkpoint.verify_checkpoint(tmp_path / "a.npz", layout="hf-bert")
-    empty = checkpoint.CheckpointResult("a.npz", "hf-bert", "nobody", "nothing", ())
+        verify_checkpoint(tmp_path / "a.npz", layout="hf-bert")
+    empty = CheckpointResult("a.npz", "hf-bert", "nobody", "nothing", ())
     assert empty.exit_code == 1 and "no layer was compared" in printed(empty)
 
 
@@ -210,13 +211,13 @@ def test_unknown_heads_and_broken_layers_are_named(tmp_path):
     path = tmp_path / "a.safetensors"
     tensors = write(path, "hf-bert", PLAIN)
     with pytest.raises(ValueError, match=r"layer 'encoder\.layer\.0\.attention\.': num_heads is needed"):
-        checkpoint.verify_checkpoint(path)
+        verify_checkpoint(path)
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(ValueError, match=r"config\.json is not valid JSON"):
-        checkpoint.verify_checkpoint(path)
+        verify_checkpoint(path)
     (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
     with pytest.raises(ValueError, match="35 is not a multiple of 4"):
-        checkpoint.verify_checkpoint(path)
+        verify_checkpoint(path)
     del tensors[PREFIX.format(1) + "self.key.bias"]
     checkpoints.save(path, tensors)
     tensors[PREFIX.format(0) + "self.key.bias"] = np.ones(3)
@@ -224,10 +225,9 @@ def test_unknown_heads_and_broken_layers_are_named(tmp_path):
     with pytest.raises(
         ValueError, match=r"(?s)0\.attention\.self\.key\.bias: expected.*1\.attention\.self\.key\.bias: missing"
     ):
-        checkpoint.verify_checkpoint(path, num_heads=5, layout="hf-bert")
-    out = io.StringIO()
-    assert checkpoint.main(str(tmp_path / "b.npz"), console=Console(file=out)) == 2
-    assert "nothing was proven: path: no checkpoint at" in out.getvalue()
+        verify_checkpoint(path, num_heads=5, layout="hf-bert")
+    found = CliRunner().invoke(command, ["checkpoint", str(tmp_path / "b.npz")])
+    assert found.exit_code == 2 and "nothing was proven: path: no checkpoint at" in found.output
 
 
 def moves(layout):

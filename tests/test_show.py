@@ -16,8 +16,8 @@ from maskattn import masks, recipes
 from maskattn.cli._gallery import COLUMNS, panels, write_gallery
 from maskattn.cli.main import main
 from maskattn.masks._names import library_classes
+from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose
 from maskattn.show import drawing, shrink, statistics
 from maskattn.show.picture import write_png
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tracemalloc
 
 import jax
@@ -12,16 +11,12 @@ import pytest
 import torch
 
 from maskattn import masks
+from maskattn.parity.attention.cases import Shape
+from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape
-from maskattn.schedule import tiles
-from maskattn.schedule.tiles import EMPTY, FULL, MIXED, empty_rows, reached, schedule
+from maskattn.schedule import EMPTY, FULL, MIXED, Schedule, empty_rows, reached
 
-CLASSES = [
-    cls
-    for cls in map(masks.__dict__.get, masks.__all__)
-    if inspect.isclass(cls) and "examples" in vars(cls) and cls is not masks.Mask
-]
+CLASSES = list(families().values())
 SHAPES = [(4, 24, 24, 2), (2, 11, 17, 3), (4, 36, 36, 2), (1, 13, 5, 1), (2, 7, 1, 1), (1, 1, 1, 1)]
 
 
@@ -41,11 +36,11 @@ def truth(mask, shape, q_block, kv_block):
 def check(mask, shape, q_block, kv_block):
     dense, states = truth(mask, shape, q_block, kv_block)
     sizes = (shape.batch, shape.heads, shape.q_len, shape.kv_len)
-    bounds = schedule(mask, *sizes, q_block, kv_block)
+    bounds = Schedule.of(mask, *sizes, q_block, kv_block)
     found = np.broadcast_to(bounds.states(), states.shape)
     assert ((found == EMPTY) <= (states == EMPTY)).all(), "called empty, but something in it is allowed"
     assert ((found == FULL) <= (states == FULL)).all(), "called full, but something in it is not allowed"
-    decided = schedule(mask, *sizes, q_block, kv_block, exact=True)
+    decided = Schedule.of(mask, *sizes, q_block, kv_block, exact=True)
     np.testing.assert_array_equal(np.broadcast_to(decided.states(), states.shape), states)
     assert decided.indptr[0] == 0 and decided.indptr[-1] == len(decided.indices) == len(decided.full)
     for b, h, i in np.ndindex(states.shape[:3]):
@@ -89,7 +84,7 @@ def test_compositions_and_moved_masks():
 
 @pytest.mark.parametrize("sizes", [(1, 1, 0, 5), (1, 1, 5, 0), (0, 2, 5, 5), (2, 0, 5, 5)])
 def test_lengths_of_zero(sizes):
-    found = schedule(masks.Causal() & masks.Dense(np.ones((1, 1, 1, 1), bool)), *sizes, 2, 2)
+    found = Schedule.of(masks.Causal() & masks.Dense(np.ones((1, 1, 1, 1), bool)), *sizes, 2, 2)
     assert found.counts["full"] == found.counts["mixed"] == 0 and 0 <= found.skipped <= 1
     assert found.states().shape == (found.batch, found.heads, found.q_tiles, found.kv_tiles)
     rows = empty_rows(masks.Causal(), *sizes)
@@ -100,7 +95,7 @@ def test_a_long_window_costs_neither_the_matrix_nor_its_tiles():
     n = 1 << 20  # 8192 x 8192 tiles, 2^40 pairs
     mask = masks.Causal() & masks.SlidingWindow(300)
     tracemalloc.start()
-    found = schedule(mask, 1, 1, n, n)
+    found = Schedule.of(mask, 1, 1, n, n)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 8e6
@@ -116,10 +111,10 @@ def test_a_long_window_costs_neither_the_matrix_nor_its_tiles():
 
 
 def test_axes_that_the_mask_does_not_read_stay_at_one():
-    found = schedule(masks.Causal(), 8, 4, 64, 64, 16, 16)
+    found = Schedule.of(masks.Causal(), 8, 4, 64, 64, 16, 16)
     assert (found.batch, found.heads) == (1, 1) and found.counts == {"empty": 6, "mixed": 4, "full": 6}
     assert found.skipped == 6 / 16 and found.row(7, 3, 1)[0].tolist() == [0, 1]
-    per_row = schedule(masks.KeyPadding([3, 64]), None, None, 64, 64, 16, 16)
+    per_row = Schedule.of(masks.KeyPadding([3, 64]), None, None, 64, 64, 16, 16)
     assert (per_row.batch, per_row.heads) == (2, 1)
     assert per_row.row(0, 3, 2)[0].tolist() == [0] and per_row.row(1, 0, 2)[0].tolist() == [0, 1, 2, 3]
 
@@ -129,29 +124,27 @@ def test_data_of_the_frameworks(asarray):
     mask = masks.KeyPadding(asarray(np.array([5, 9]))) & masks.Causal()
     same = masks.KeyPadding([5, 9]) & masks.Causal()
     sizes = (2, 1, 9, 9, 4, 4)
-    np.testing.assert_array_equal(schedule(mask, *sizes).states(), schedule(same, *sizes).states())
+    np.testing.assert_array_equal(Schedule.of(mask, *sizes).states(), Schedule.of(same, *sizes).states())
 
 
 @pytest.mark.parametrize(
     "call, error, message",
     [
-        (lambda: schedule(np.ones((3, 3), bool), 1, 1, 3, 3), TypeError, "mask must be a Mask, got ndarray"),
+        (lambda: Schedule.of(np.ones((3, 3), bool), 1, 1, 3, 3), TypeError, "mask must be a Mask, got ndarray"),
         (
-            lambda: schedule(masks.Full(), 1, 1, 3, 3, 0, 2.5),
+            lambda: Schedule.of(masks.Full(), 1, 1, 3, 3, 0, 2.5),
             TypeError,
             "q_block must be at least 1, got 0(.|\n)*kv_block",
         ),
-        (lambda: schedule(masks.KeyMask([[True]]), 1, 1, 3, 3), ValueError, "expects kv_len 1, got 3"),
-        (lambda: schedule(masks.Full(), 1, 1, -3, 3), ValueError, "q_len must be at least 0"),
+        (lambda: Schedule.of(masks.KeyMask([[True]]), 1, 1, 3, 3), ValueError, "expects kv_len 1, got 3"),
+        (lambda: Schedule.of(masks.Full(), 1, 1, -3, 3), ValueError, "q_len must be at least 0"),
         (
-            lambda: jax.jit(lambda x: schedule(masks.KeyPadding(x), 1, 1, 3, 3).full)(np.array([2])),
+            lambda: jax.jit(lambda x: Schedule.of(masks.KeyPadding(x), 1, 1, 3, 3).full)(np.array([2])),
             ValueError,
             r"schedule: the data of KeyPadding\(int32\[1\]\) are traced",
         ),
         (
-            lambda: torch.func.vmap(lambda x: tiles.empty_rows(masks.KeyPadding(x), 1, 1, 3, 3))(
-                torch.ones(2, 1).int()
-            ),
+            lambda: torch.func.vmap(lambda x: empty_rows(masks.KeyPadding(x), 1, 1, 3, 3))(torch.ones(2, 1).int()),
             ValueError,
             "empty_rows: the data of KeyPadding.* are traced",
         ),

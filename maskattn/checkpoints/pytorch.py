@@ -22,6 +22,7 @@ import ml_dtypes
 import numpy as np
 
 from maskattn._contiguous import contiguous
+from maskattn.arrays import to_numpy
 from maskattn.checkpoints import _seal, _zip
 from maskattn.checkpoints._base import Array, TensorInfo
 from maskattn.checkpoints._reader import Reader
@@ -73,11 +74,8 @@ class PyTorchReader(Reader):
     def _read(self, name: str, info: TensorInfo) -> Array:
         if os.path.getsize(self.path) < self._size:
             raise ValueError(f"{self.path}: the file was cut short after it was opened")
-        torch = _torch()
         tensor = self._tensors[name].detach().resolve_conj().resolve_neg()
-        if str(tensor.dtype).removeprefix("torch.") in ("bfloat16", "float8_e4m3fn", "float8_e5m2"):
-            tensor = tensor.view(torch.int16 if info.dtype.itemsize == 2 else torch.uint8)
-        return contiguous(tensor.numpy().view(info.dtype), self._memory.empty(info.shape, info.dtype))
+        return contiguous(to_numpy(tensor), self._memory.empty(info.shape, info.dtype))
 
     def _close(self) -> None:
         self._tensors = {}

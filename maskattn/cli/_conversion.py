@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from maskattn import checkpoints
+from maskattn._text import wrapped
 from maskattn.checkpoints import Reader
 from maskattn.convert import _probe as probing, layouts
 from maskattn.convert._plan import Move, Plan
@@ -70,9 +71,8 @@ def show_verification(result: Verification, console: Any) -> None:
         if ran.layer != layer:
             layer = ran.layer
             say(console, f"attention of {layer}: {ran.sizes}")
-        outcome = "held" if ran.held else "FAILED"
-        numbers = f"error {ran.error:.2e}  limit {ran.limit:.2e}  {outcome}"
-        say(console, f"  {ran.mask:8} {ran.twin:6} with {ran.weights:12} weights  {numbers}")
+        figures = f"error {ran.error:.2e}  limit {ran.limit:.2e}  {'held' if ran.held else 'FAILED'}"
+        say(console, f"  {ran.mask:8} {ran.twin:6} {ran.weights:12} weights  {figures}")
 
 
 def settle(
@@ -125,5 +125,6 @@ def _plain(name: str) -> str:
 
 
 def say(console: Any, text: str) -> None:
-    """A line as it is: nothing in it is markup, nothing is wrapped."""
+    """A line, in as many as the console's width asks for, with --wide in one."""
+    text = text if console.soft_wrap else wrapped(text, console.width)
     console.print(text, highlight=False, markup=False, soft_wrap=True)

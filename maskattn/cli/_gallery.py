@@ -11,8 +11,8 @@ import numpy as np
 
 from maskattn import masks
 from maskattn.masks._names import library_classes
+from maskattn.parity.attention.cases import Shape
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape
 from maskattn.show.picture import LINE, TEXT, new_figure, paint
 
 SHAPE = Shape(batch=4, q_len=24, kv_len=24, heads=2, kv_heads=1, head_dim=8, v_head_dim=8)

@@ -1,4 +1,4 @@
-"""The progress bar of commands that count what they have done."""
+"""The progress bars of commands: gone when all is done."""
 
 from __future__ import annotations
 
@@ -6,8 +6,16 @@ from typing import Any
 
 
 def counting(console: Any) -> Any:
-    """A bar with a count, the time taken and a description, gone when it is done: a `rich.progress.Progress`."""
+    """A bar with a count, the time taken and a description: a `rich.progress.Progress`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
     columns = (BarColumn(), MofNCompleteColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
-    return Progress(*columns, console=console, transient=True)
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+def spinning(console: Any) -> Any:
+    """The time taken and a description, where nobody knows how much is to come: a `rich.progress.Progress`."""
+    from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+
+    columns = (SpinnerColumn(), TimeElapsedColumn(), TextColumn("{task.description}"))
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)

@@ -63,6 +63,7 @@ class _Size(click.ParamType):
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--verify", "check", is_flag=True, help="Read back, undo, compare every tensor, run attention on both.")
 @click.option("--verbose", is_flag=True, help="List every tensor of the plan, not one for all layers.")
+@click.option("--wide", is_flag=True, help="One line for each fact, however long.")
 def command(
     source: Path,
     target: Path,
@@ -80,6 +81,7 @@ def command(
     dry_run: bool,
     check: bool,
     verbose: bool,
+    wide: bool,
 ) -> None:
     """Convert the checkpoint SRC to DST; their names say the file formats.
 
@@ -97,7 +99,7 @@ def command(
     from maskattn.convert._run import carry_out
     from maskattn.convert._verify import verify
 
-    console = Console()
+    console = Console(soft_wrap=wide)
     with refusing():
         config = read_config(config_path, source)
         with checkpoints.open(source) as reader:
@@ -124,7 +126,7 @@ def command(
             options["metadata"] = metadata if ".safetensors" in target.name else None
             with bar(console, "writing", planned.bytes_written) as progress:
                 written = carry_out(planned, reader, target, progress=progress, **options)
-            console.print(f"wrote {written}", highlight=False, markup=False, soft_wrap=True)
+            _conversion.say(console, f"wrote {written}")
             if not check:
                 return
             with bar(console, "verifying", planned.bytes_read) as progress, checkpoints.open(written) as back:

@@ -20,6 +20,7 @@ __all__ = ["command"]
 @click.option("--kv-heads", type=click.IntRange(min=1), help="Key/value heads, where fewer.")
 @click.option("--no-read", is_flag=True, help="Read names and shapes only: no search for non-finite values.")
 @click.option("--verbose", is_flag=True, help="List every tensor.")
+@click.option("--wide", is_flag=True, help="One line for each fact, however long.")
 def command(
     path: Path,
     config_path: Path | None,
@@ -28,6 +29,7 @@ def command(
     kv_heads: int | None,
     no_read: bool,
     verbose: bool,
+    wide: bool,
 ) -> None:
     """List what the checkpoint PATH holds: the form it is in and what shows it, attention layers, types, bytes.
 
@@ -41,7 +43,7 @@ def command(
     from maskattn.cli import _conversion
     from maskattn.cli.convert import bar, read_config, refusing
 
-    console = Console()
+    console = Console(soft_wrap=wide)
     say = _conversion.say
     with refusing():
         config = read_config(config_path, path)

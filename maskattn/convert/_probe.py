@@ -85,15 +85,13 @@ def _judge(
     options |= {"scale": config.scale, "empty_rows": config.empty_rows}
     right = standards.module_oracle(given["query"], canonical, allowed, dtype.name, **options)
     limit = standards.module_limit(given["query"], canonical, allowed, dtype.name, **options)
-    limit = standards.value("module.peer") * limit
     if wanted.shape != right.shape:
         return (prefix,), [f"output: expected shape {list(right.shape)}, got {list(wanted.shape)}"], 0.0
+    limit = standards.value("module.peer") * limit
     if standards.is_narrow(dtype):
         limit = limit + standards.value("tier2.half_ulp") * standards.ulp(right, dtype)
     error = np.abs(wanted.astype(np.float64) - right)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        share = np.where(error == 0, 0, error / limit)
-    return (prefix,), [], float(np.nan_to_num(share, nan=np.inf).max(initial=0))
+    return (prefix,), [], float(standards.share(error, limit).max(initial=0))
 
 
 def _checked(inputs: Mapping[str, Any], output: Any, config: AttentionConfig) -> dict[str, Array]:

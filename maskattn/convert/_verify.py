@@ -7,22 +7,22 @@ under a padding and a causal mask, and both are held to their limits (``maskattn
 
 from __future__ import annotations
 
-import dataclasses
 import importlib.util
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from maskattn import masks
+from maskattn import masks, standards
 from maskattn.checkpoints import Reader, sha256
 from maskattn.config import AttentionConfig
 from maskattn.convert._plan import Move, Plan, back, in_order
 from maskattn.convert._run import each
 from maskattn.convert.layouts._check import DTYPES
 from maskattn.convert.layouts.canonical import Canonical
+from maskattn.convert.twins import JaxTwin, TorchTwin, random_inputs
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int], None]
@@ -155,18 +155,11 @@ def _attention(plan: Plan, undo: Plan, source: Reader, written: Reader, notes: l
 
 def _run(layer: str, config: AttentionConfig, left: dict[str, Array], right: dict[str, Array]) -> Iterator[Ran]:
     """PyTorch with the source's weights, JAX with the file's, on the same random inputs."""
-    from maskattn import standards
-    from maskattn.parity.live import JaxTwin, TorchTwin
-
     dtypes = {array.dtype for array in left.values()}
     wide = max(dtypes, key=lambda dtype: dtype.itemsize)
     left, right = ({part: array.astype(wide) for part, array in side.items()} for side in (left, right))
-    length, draw = max(LENGTHS), np.random.default_rng(0)
-    widths = [config.embed_dim, config.key_dim, config.value_dim]
-    widths = widths[:1] if len(set(widths)) == 1 else widths
-    inputs = tuple(draw.standard_normal((len(LENGTHS), length, width)).astype(wide) for width in widths)
-    others: dict[str, Any] = {} if len(inputs) == 1 else {"key": inputs[1], "value_input": inputs[2]}
-    others |= {"scale": config.scale, "empty_rows": config.empty_rows}
+    length = max(LENGTHS)
+    inputs, others = random_inputs(config, LENGTHS, wide)
     padding = (np.arange(length) < np.array(LENGTHS)[:, None])[:, None, None, :]
     causal = np.tri(length, dtype=bool)[None, None]
     sides = (TorchTwin(left, "canonical", config), "the source's"), (JaxTwin(right, "canonical", config), "the file's")
@@ -178,10 +171,8 @@ def _run(layer: str, config: AttentionConfig, left: dict[str, Array], right: dic
         limit = standards.module_limit(inputs[0], left, allowed, wide.name, **others)
         for module, weights in sides:
             error = np.abs(module(inputs, mask, "reference").astype(np.float64) - judge)
-            if standards.is_narrow(wide):  # one rounding at the end is allowed on top
-                error = np.maximum(error - standards.value("tier2.half_ulp") * standards.ulp(judge, wide), 0)
-            with np.errstate(divide="ignore", invalid="ignore"):
-                share = np.nan_to_num(np.where(error == 0, 0, error / limit), nan=np.inf)
+            error = standards.beyond_rounding(error, judge, wide)
+            share = standards.share(error, limit)
             at = int(np.argmax(share))
             numbers = float(error.flat[at]), float(limit.flat[at]), float(share.flat[at])
             yield Ran(layer, _sizes(config, wide), label, module.name, weights, *numbers)
@@ -198,8 +189,3 @@ def _cast(array: Array, dtype: np.dtype[Any] | None) -> Array:
 
 def _bytes(array: Array) -> Array:
     return np.ascontiguousarray(array).reshape(-1).view(np.uint8)
-
-
-def as_dict(result: Verification) -> Mapping[str, Any]:
-    """The result as plain data."""
-    return dataclasses.asdict(result) | {"held": result.held}

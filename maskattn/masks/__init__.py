@@ -1,13 +1,16 @@
 """What may attend to what: one mask per file. True = may attend, everywhere.
 
-Masks combine with `&`, `|` and `~`; see `Mask` for what all of them can do.
+Masks combine with `&`, `|` and `~`; see `Mask` for what all of them can do. `fold` and `rebuild` walk an expression.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
 from maskattn._fields import data, on_subclass, part
-from maskattn.masks._base import Mask, draw
-from maskattn.masks.algebra import And, Not, Or
+from maskattn.masks._core import And, Empty, Full, Mask, Not, Or, fold, rebuild
+from maskattn.masks._draw import draw
 from maskattn.masks.axial import Axial
 from maskattn.masks.block_causal import BlockCausal
 from maskattn.masks.block_sparse import BlockSparse
@@ -15,27 +18,16 @@ from maskattn.masks.causal import Causal
 from maskattn.masks.chunked import Chunked
 from maskattn.masks.dense import Dense
 from maskattn.masks.dilated import Dilated
-from maskattn.masks.empty import Empty
-from maskattn.masks.full import Full
 from maskattn.masks.global_tokens import Global
-from maskattn.masks.interop import (
-    from_additive,
-    from_flash_window,
-    from_flax,
-    from_hf,
-    from_swin,
-    from_torch_mha,
-    to_additive,
-    to_flash_window,
-    to_flax,
-    to_hf,
-    to_swin,
-    to_torch_mha,
-)
+from maskattn.masks.interop.additive import from_additive, to_additive
+from maskattn.masks.interop.flash import from_flash_window, to_flash_window
+from maskattn.masks.interop.flax import from_flax, to_flax
+from maskattn.masks.interop.hugging_face import from_hf, to_hf
+from maskattn.masks.interop.swin import from_swin, to_swin
+from maskattn.masks.interop.torch_mha import from_torch_mha, to_torch_mha
 from maskattn.masks.json import from_json
 from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding
-from maskattn.masks.lint import lint
 from maskattn.masks.neighborhood import Neighborhood
 from maskattn.masks.per_head import PerHead
 from maskattn.masks.positions import At, Positioned
@@ -82,6 +74,7 @@ __all__ = [
     "WindowPartition",
     "data",
     "draw",
+    "fold",
     "from_additive",
     "from_flash_window",
     "from_flax",
@@ -93,6 +86,7 @@ __all__ = [
     "on_subclass",
     "parse",
     "part",
+    "rebuild",
     "to_additive",
     "to_flash_window",
     "to_flax",
@@ -100,3 +94,10 @@ __all__ = [
     "to_swin",
     "to_torch_mha",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # it reads schedules, which are made of masks
+    if name == "lint":
+        return import_module("maskattn.show._lint").lint
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from maskattn.masks._base import Mask
-from maskattn.masks.algebra import And
+from maskattn.masks._core import And, Full, Mask
 from maskattn.masks.causal import Causal
-from maskattn.masks.full import Full
 from maskattn.masks.positions import At
 from maskattn.masks.sliding_window import SlidingWindow
 

@@ -5,16 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 
-from maskattn._fields import on_subclass
-from maskattn.masks._base import Mask
-
-_RECORDED: list[type] = []
-on_subclass(_RECORDED.append)
-
-
-def library_classes() -> dict[str, type[Mask]]:
-    """The masks of this library by class name. A class defined elsewhere is never found through a text alone."""
-    return {cls.__name__: cls for cls in _RECORDED if cls.__module__.startswith("maskattn.") and _is_mask(cls)}
+from maskattn.masks._core import Mask, is_mask, library_classes
 
 
 def known_classes(where: str, extra: Iterable[type[Mask]]) -> dict[str, type[Mask]]:
@@ -25,7 +16,7 @@ def known_classes(where: str, extra: Iterable[type[Mask]]) -> dict[str, type[Mas
     """
     known = library_classes()
     for cls in extra:
-        if not (isinstance(cls, type) and _is_mask(cls)):
+        if not (isinstance(cls, type) and is_mask(cls)):
             raise TypeError(f"{where}: classes must hold dataclasses derived from Mask, got {cls!r}")
         if known.setdefault(cls.__name__, cls) is not cls:
             raise ValueError(f"{where}: two classes are named {cls.__name__}")
@@ -35,10 +26,6 @@ def known_classes(where: str, extra: Iterable[type[Mask]]) -> dict[str, type[Mas
 def snake_case(name: str) -> str:
     """SlidingWindow -> sliding_window, PrefixLM -> prefix_lm."""
     return re.sub(r"(?<=[a-z0-9])(?=[A-Z])|(?<=[A-Z])(?=[A-Z][a-z])", "_", name).lower()
-
-
-def _is_mask(cls: type) -> bool:
-    return issubclass(cls, Mask) and "__dataclass_fields__" in vars(cls)
 
 
 def makers(cls: type[Mask]) -> list[str]:

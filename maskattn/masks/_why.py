@@ -2,30 +2,31 @@
 
 from __future__ import annotations
 
-import re
-from typing import Any
+import ast
+from collections.abc import Sequence
+from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
-from maskattn._fields import to_numpy
-from maskattn.masks._base import Mask
 
-#: A name, perhaps with an index: lengths[b], keep[b, h, q, k], offset, q.
-_NAME = re.compile(r"\b([A-Za-z_]\w*)(?:\[([^\[\]]*)\])?")
-#: Two words in a row, which no formula has.
-_WORDS = re.compile(r"[A-Za-z]\w* [A-Za-z]")
-_CONNECTIVES = re.compile(r"\b(or|and|not)\b")
+class Rule(Protocol):
+    """What is asked of a mask here."""
+
+    rule: ClassVar[str]
+
+    def allowed(self, b: Any, h: Any, q: Any, k: Any) -> Any: ...
+    def asks(self, b: int, h: int, q: int, k: int) -> Sequence[tuple[Rule, tuple[int, int, int, int]]]: ...
+    def reads(self) -> dict[str, Any]: ...
 
 
-def explain(mask: Mask, b: int, h: int, q: int, k: int) -> str:
+def explain(mask: Rule, b: int, h: int, q: int, k: int) -> str:
     """What the whole expression says of one pair, then, indented, what each part says; the text of `Mask.why`."""
-    mask = mask.map_data(to_numpy)
     verdict = "may" if mask.allowed(b, h, q, k) else "may not"
     head = f"query {q} {verdict} attend to key {k} (batch row {b}, head {h})"
     return "\n".join([head, *("  " + line for line in _lines(mask, b, h, q, k))])
 
 
-def _lines(mask: Mask, b: int, h: int, q: int, k: int) -> list[str]:
+def _lines(mask: Rule, b: int, h: int, q: int, k: int) -> list[str]:
     allows = bool(mask.allowed(b, h, q, k))
     text = f"{mask!r} {'allows' if allows else 'forbids'} it"
     asked = mask.asks(b, h, q, k)
@@ -39,37 +40,61 @@ def _lines(mask: Mask, b: int, h: int, q: int, k: int) -> list[str]:
     return lines
 
 
-def _reason(mask: Mask, allows: bool, indices: dict[str, int]) -> str:
+def _reason(mask: Rule, allows: bool, indices: dict[str, int]) -> str:
     """The mask's rule for this pair: a formula with the numbers in it, or the words."""
     rule = mask.rule
     if not rule:
         return ""
-    known = mask.reads()
-    prose = bool(_WORDS.search(_CONNECTIVES.sub("|", rule)))
-    spoken = {"q": f"query {indices['q']}", "k": f"key {indices['k']}"}
-
-    def value(match: re.Match[str]) -> str:
-        name, inside = match[1], match[2]
-        if inside is not None and name in known:
-            return _entry(known[name], [index.strip() for index in inside.split(",")], indices)
-        if name in indices:
-            return spoken.get(name, str(indices[name])) if prose else str(indices[name])
-        if prose or name not in known or not isinstance(known[name], (int, tuple, type(None))):
-            return match[0]
-        return "inf" if known[name] is None else str(known[name])
-
-    filled = _NAME.sub(value, rule)
-    if filled == rule:
+    formula = _formula(rule)
+    if formula is None:
+        spoken = {"b": indices["b"], "h": indices["h"], "q": f"query {indices['q']}", "k": f"key {indices['k']}"}
+        said = " ".join(str(spoken.get(word, word)) for word in rule.split(" "))
+    else:
+        said = ast.unparse(_Numbers(mask.reads(), indices).visit(formula))
+    if said == rule:
         return f": it allows {rule}"
-    entry = _NAME.fullmatch(rule)
-    if entry and entry[2] is not None:  # a lookup is its own verdict
-        where = [index.strip() for index in entry[2].split(",")]
+    if formula is None:
+        return f": {said}" if allows else f": it is not so that {said}"
+    lookup = _formula(rule)
+    if isinstance(lookup, ast.Subscript):  # its own verdict
+        where = _names(lookup)
         plain = all(index in indices for index in where)
-        shown = f"{entry[1]}[{', '.join(str(indices[index]) for index in where)}]" if plain else rule
+        shown = f"{ast.unparse(lookup.value)}[{', '.join(str(indices[index]) for index in where)}]" if plain else rule
         return f": {shown} is {allows}"
-    if prose:
-        return f": {filled}" if allows else f": it is not so that {filled}"
-    return f": {filled} is {'true' if allows else 'false'} ({rule})"
+    return f": {said} is {'true' if allows else 'false'} ({rule})"
+
+
+def _formula(rule: str) -> ast.expr | None:
+    """The rule where it can be read as a formula; None where it is in words."""
+    try:
+        return ast.parse(rule, mode="eval").body
+    except SyntaxError:
+        return None
+
+
+class _Numbers(ast.NodeTransformer):
+    """Puts what is known in place of the names of a formula: an index, an int of the mask, an entry of its data."""
+
+    def __init__(self, known: dict[str, Any], indices: dict[str, int]) -> None:
+        self.known, self.indices = known, indices
+
+    def visit_Subscript(self, node: ast.Subscript) -> ast.expr:
+        name = ast.unparse(node.value)
+        return ast.Name(_entry(self.known[name], _names(node), self.indices)) if name in self.known else node
+
+    def visit_Name(self, node: ast.Name) -> ast.expr:
+        if node.id in self.indices:
+            return ast.Name(str(self.indices[node.id]))
+        value = self.known.get(node.id, node)
+        if not isinstance(value, (int, tuple, type(None))):
+            return node
+        return ast.Name("inf" if value is None else str(value))
+
+
+def _names(lookup: ast.Subscript) -> list[str]:
+    """What stands between the brackets: ["b", "k"] of keep[b, k]."""
+    where = lookup.slice
+    return [ast.unparse(index) for index in (where.elts if isinstance(where, ast.Tuple) else (where,))]
 
 
 def _entry(array: Any, where: list[str], indices: dict[str, int]) -> str:

@@ -14,7 +14,6 @@ before memory is taken, and what it builds goes through the constructors.
 from __future__ import annotations
 
 import binascii
-import dataclasses
 import json
 import math
 import re
@@ -23,31 +22,17 @@ from typing import Any
 
 import numpy as np
 
-from maskattn._fields import dtype_name, to_numpy
-from maskattn.masks._base import Mask
-from maskattn.masks._names import known_classes, library_classes
-
-VERSION = 1
-DTYPES = {name: np.dtype(name) for name in ("bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))}
+from maskattn.masks._core import Mask
+from maskattn.masks._names import known_classes
+from maskattn.masks._to_json import DTYPES, LIMIT, VERSION, given
 
 MAX_CHARACTERS = 64 << 20
 MAX_DEPTH = 100
 MAX_BRACKETS = 200_000
 _ARRAY_KEYS = ("dtype", "shape", "base64")
-_LIMIT = 1 << 63  # of integers
 
 #: A whole string, closed or not (so that no text makes the search start over), or a bracket.
 _BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
-
-
-def to_json(mask: Mask) -> str:
-    """The mask as JSON text, with its data; the text that `from_json` reads.
-
-    Raises:
-        ValueError: data cannot be read (traced) or have a dtype other than bool and the integers, an integer does not
-            fit in 64 bits, or a class has the name of one of the library's.
-    """
-    return json.dumps({"maskattn": VERSION, "mask": _write(mask)})
 
 
 def from_json(text: str | bytes, classes: Iterable[type[Mask]] = (), max_characters: int = MAX_CHARACTERS) -> Mask:
@@ -76,46 +61,6 @@ def from_json(text: str | bytes, classes: Iterable[type[Mask]] = (), max_charact
     if len(text) > max_characters:
         raise ValueError(f"from_json: text must have at most {max_characters} characters, got {len(text)}")
     return _Reader(known_classes("from_json", classes)).document(text)
-
-
-def _write(mask: Mask) -> dict[str, Any]:
-    cls = type(mask)
-    if library_classes().get(cls.__name__, cls) is not cls:
-        raise ValueError(f"to_json: {cls.__module__}.{cls.__qualname__} has the name of one of the library's masks")
-    fields = {}
-    for field in _given(cls):
-        value, where = getattr(mask, field.name), f"{cls.__name__}.{field.name}"
-        fields[field.name] = _array(value, where) if field.name in mask.data_fields() else _value(value, where)
-    return {cls.__name__: fields}
-
-
-def _given(cls: type[Mask]) -> list[dataclasses.Field[Any]]:
-    """The fields that the constructor takes; others follow from them."""
-    return [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
-
-
-def _value(value: Any, where: str) -> Any:
-    if isinstance(value, Mask):
-        return _write(value)
-    if isinstance(value, (tuple, list)):
-        return [_value(entry, f"{where}[{i}]") for i, entry in enumerate(value)]
-    if isinstance(value, int) and not -_LIMIT <= value < _LIMIT:
-        raise ValueError(f"to_json: {where} must fit in 64 bits, got {value}")
-    if value is None or isinstance(value, int):
-        return value
-    raise ValueError(f"to_json: {where} must be an int, a bool, None, or a tuple of them, got {type(value).__name__}")
-
-
-def _array(value: Any, where: str) -> dict[str, Any]:
-    if dtype_name(value) not in DTYPES:
-        raise ValueError(f"to_json: {where} must be bool or an integer array, got dtype {dtype_name(value)}")
-    try:
-        array = to_numpy(value)
-    except Exception as error:  # every framework refuses to read a traced array with an exception of its own
-        raise ValueError(f"to_json: {where} cannot be read here: {str(error).splitlines()[0]}") from error
-    data = array.astype(array.dtype.newbyteorder("<")).tobytes()
-    text = binascii.b2a_base64(data, newline=False).decode()
-    return {"dtype": dtype_name(value), "shape": list(array.shape), "base64": text}
 
 
 class _Reader:
@@ -147,15 +92,15 @@ class _Reader:
             known = ", ".join(sorted(self.classes))
             raise _fault(where, f"there is no mask {_short(name)}; there are {known}")
         where = f"{where}.{name}"
-        declared = {field.name: field for field in _given(cls)}
-        given = self.keys(fields, tuple(declared), where)
+        declared = {field.name: field for field in given(cls)}
+        found = self.keys(fields, tuple(declared), where)
         values = {}
         for key, field in declared.items():
             kind, at = field.metadata.get("kind", "static"), f"{where}.{key}"
             if kind == "part":
-                values[key] = self.part(given[key], str(field.type), at)
+                values[key] = self.part(found[key], str(field.type), at)
             else:
-                values[key] = self.data(given[key], at) if kind == "data" else self.static(given[key], at)
+                values[key] = self.data(found[key], at) if kind == "data" else self.static(found[key], at)
         try:
             return cls(**values)
         except (ValueError, TypeError, OverflowError) as error:
@@ -243,7 +188,7 @@ def _no_number(text: str) -> Any:
 
 
 def _integer(text: str) -> int:
-    if len(text) > 20 or not -_LIMIT <= int(text) < _LIMIT:
+    if len(text) > 20 or not -LIMIT <= int(text) < LIMIT:
         raise ValueError(f"from_json: expected integers of 64 bits, got {text[:40]}")
     return int(text)
 

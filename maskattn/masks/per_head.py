@@ -4,10 +4,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, part
+from maskattn._pairs import restrict
 from maskattn._problems import Problems, describe
-from maskattn.masks._base import Mask, restrict
-from maskattn.masks._examples import Draws, Sizes
+from maskattn.masks._core import Mask
 from maskattn.masks.causal import Causal
 from maskattn.masks.sliding_window import SlidingWindow
 
@@ -38,8 +39,7 @@ class PerHead(Mask):
 
     rule: ClassVar[str] = "head h follows mask h"
 
-    def __post_init__(self) -> None:
-        problems = Problems("PerHead")
+    def _check(self, problems: Problems) -> None:
         given: Any = self.parts
         if not isinstance(given, (list, tuple)):
             problems.type(f"parts must be a list of masks, got {describe(given)}")
@@ -49,13 +49,7 @@ class PerHead(Mask):
                     problems.type(f"parts[{i}] must be a mask, got {describe(mask)}")
             if not given:
                 problems.value("parts must have one mask per head, got []")
-        problems.raise_if_any()
-        object.__setattr__(self, "parts", tuple(given))
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        made = [SlidingWindow(draws.integer(0, 4), draws.integer(0, 2)) for _ in range(shape.heads - 1)]
-        return [cls((Causal(), *made))]
+            self._set(parts=tuple(given))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         result: Array = h != h  # nothing yet
@@ -104,3 +98,8 @@ class PerHead(Mask):
         if sizes["heads"] not in (None, len(self.parts)):
             faults.append(f"{self!r} expects heads {len(self.parts)}, got {sizes['heads']}")
         return faults
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        made = [SlidingWindow(draws.integer(0, 4), draws.integer(0, 2)) for _ in range(shape.heads - 1)]
+        return [cls((Causal(), *made))]

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from maskattn._fields import Array, data, literal, part
+from maskattn._pairs import restrict
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask, restrict
-from maskattn.masks._lookup import clip, gather, range_max
-from maskattn.masks.algebra import And, Not, Or, complement, conjunction, disjunction
+from maskattn.masks._core import MOVES, And, Mask, Not, Or, rebuild
+from maskattn.masks._lookup import at_row, extent, gather, rows_of
 
 
 @dataclass(frozen=True)
@@ -28,40 +28,23 @@ class At(Mask):
 
     def __post_init__(self) -> None:
         problems = Problems("at")
-        for name in ("q_offset", "k_offset"):
-            value = getattr(self, name)
-            if hasattr(value, "__len__") or hasattr(value, "dtype"):
-                value = problems.array(name, value, "int", "[] or [B]", (0, 1))
-            else:
-                value = problems.integer(name, value)
-            object.__setattr__(self, name, value)
+        q_offset, k_offset = problems.by_row("q_offset", self.q_offset), problems.by_row("k_offset", self.k_offset)
         problems.raise_if_any()
+        self._set(q_offset=q_offset, k_offset=k_offset)
 
-    def _offset(self, name: str, b: Array) -> Array:
-        value = getattr(self, name)
-        if name not in self.data_fields() or len(value.shape) == 0:
-            return value
-        found, inside = gather(value, b)
-        return found * inside
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        return self.part.allowed(*restrict(self.part, b, h, q + at_row(self.q_offset, b), k + at_row(self.k_offset, b)))
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        q_by, k_by = at_row(self.q_offset, b), at_row(self.k_offset, b)
+        return self.part.tile(b, h, q_lo + q_by, q_hi + q_by, k_lo + k_by, k_hi + k_by)
 
     def asks(self, b: int, h: int, q: int, k: int) -> list[tuple[Mask, tuple[int, int, int, int]]]:
-        return [(self.part, (b, h, int(q + self._offset("q_offset", b)), int(k + self._offset("k_offset", b))))]
-
-    def _moves(self, name: str) -> bool:
-        return name in self.data_fields() or getattr(self, name) != 0
+        return [(self.part, (b, h, int(q + at_row(self.q_offset, b)), int(k + at_row(self.k_offset, b))))]
 
     def _rows(self) -> list[int]:
         """Lengths of the offsets that differ between rows."""
-        offsets = [getattr(self, name) for name in ("q_offset", "k_offset") if name in self.data_fields()]
-        return [int(o.shape[0]) for o in offsets if len(o.shape) == 1 and o.shape[0] != 1]
-
-    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        moved = (b, h, q + self._offset("q_offset", b), k + self._offset("k_offset", b))
-        return self.part.allowed(*restrict(self.part, *moved))
-
-    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        q_by, k_by = self._offset("q_offset", b), self._offset("k_offset", b)
-        return self.part.tile(b, h, q_lo + q_by, q_hi + q_by, k_lo + k_by, k_hi + k_by)
+        return [size for offset in (self.q_offset, self.k_offset) for size in rows_of(offset).values()]
 
     @property
     def depends(self) -> frozenset[str]:
@@ -77,10 +60,10 @@ class At(Mask):
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         inner, whole = dict(sizes), self.part.sizes()
-        for axis, name in (("q_len", "q_offset"), ("kv_len", "k_offset")):
+        for axis, offset in (("q_len", self.q_offset), ("kv_len", self.k_offset)):
             size = sizes[axis]
             exceeds = size is not None and axis in whole and size > whole[axis]
-            if self._moves(name) or not exceeds:
+            if _moves(offset) or not exceeds:
                 inner[axis] = None
         faults = self.part.conflicts(inner)
         for rows in self._rows():
@@ -89,13 +72,14 @@ class At(Mask):
         return faults
 
     def __repr__(self) -> str:
-        shown = []
-        for name in ("q_offset", "k_offset"):
-            value = getattr(self, name)
-            if self._moves(name):
-                shown.append(f"{name}={literal(value)}")
+        offsets = {"q_offset": self.q_offset, "k_offset": self.k_offset}
+        shown = [f"{name}={literal(offset)}" for name, offset in offsets.items() if _moves(offset)]
         inner = f"({self.part!r})" if isinstance(self.part, (And, Or, Not)) else repr(self.part)
         return f"{inner}.at({', '.join(shown)})"
+
+
+def _moves(offset: Array) -> bool:
+    return not isinstance(offset, int) or offset != 0
 
 
 @dataclass(frozen=True)
@@ -115,11 +99,10 @@ class Positioned(Mask):
         problems = Problems("with_positions")
         q_pos = problems.array("q_pos", self.q_pos, "int", "[B, L]", (2,))
         k_pos = problems.array("k_pos", self.k_pos, "int", "[B, S]", (2,))
-        if not problems.faults and q_pos.shape[0] != k_pos.shape[0] and 1 not in (q_pos.shape[0], k_pos.shape[0]):
+        if not problems and q_pos.shape[0] != k_pos.shape[0] and 1 not in (q_pos.shape[0], k_pos.shape[0]):
             problems.value(f"q_pos and k_pos must have one batch, got {q_pos.shape[0]} and {k_pos.shape[0]}")
         problems.raise_if_any()
-        object.__setattr__(self, "q_pos", q_pos)
-        object.__setattr__(self, "k_pos", k_pos)
+        self._set(q_pos=q_pos, k_pos=k_pos)
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         q_at, q_inside = gather(self.q_pos, b, q)
@@ -131,8 +114,8 @@ class Positioned(Mask):
         return [(self.part, (b, h, int(q_at), int(k_at)))] if q_inside and k_inside else []
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        q_least, q_most, q_some, q_every = _extent(self.q_pos, b, q_lo, q_hi)
-        k_least, k_most, k_some, k_every = _extent(self.k_pos, b, k_lo, k_hi)
+        q_least, q_most, q_some, q_every = extent(self.q_pos, b, q_lo, q_hi)
+        k_least, k_most, k_some, k_every = extent(self.k_pos, b, k_lo, k_hi)
         some, every = self.part.tile(b, h, q_least, q_most, k_least, k_most)
         return some & q_some & k_some, every & q_every & k_every
 
@@ -175,46 +158,27 @@ def positioned(mask: Mask, q_pos: Array, k_pos: Array) -> Mask:
     """`mask.with_positions(q_pos, k_pos)`: relational leaves get the positions, other leaves stay as they are."""
     given = Positioned(mask, q_pos, k_pos)  # checks and converts the positions once
 
-    def place(leaf: Mask) -> Mask:
-        if isinstance(leaf, Positioned):
-            return place(leaf.part)
-        if isinstance(leaf, At):
-            return _rebuild(place(leaf.part), lambda inner: _moved_like(leaf, inner))
-        if leaf.children():
-            return _rebuild(leaf, place)
-        return Positioned(leaf, given.q_pos, given.k_pos) if leaf.relational and leaf.depends else leaf
+    def place(part: Mask) -> Mask | None:
+        if isinstance(part, Positioned):
+            return rebuild(part.part, place)
+        if isinstance(part, At):
+            return _moved(rebuild(part.part, place), part)
+        if part.children():
+            return None
+        return Positioned(part, given.q_pos, given.k_pos) if part.relational and part.depends else part
 
-    return place(mask)
+    return rebuild(mask, place)
 
 
-def _moved_like(at: At, leaf: Mask) -> Mask:
+def _moved(mask: Mask, at: At) -> Mask:
     """Data keep the slots that `at` gave them; positions that were just given are not moved again."""
-    return leaf if isinstance(leaf, Positioned) else shifted(leaf, at.q_offset, at.k_offset)
+
+    def move(part: Mask) -> Mask | None:
+        if isinstance(part, Positioned):
+            return part
+        return shifted(part, at.q_offset, at.k_offset) if isinstance(part, At) or not part.children() else None
+
+    return rebuild(mask, move)
 
 
-def _rebuild(mask: Mask, function: Any) -> Mask:
-    """The same combination with `function` applied to what is combined."""
-    if isinstance(mask, And):
-        return conjunction(*(_rebuild(child, function) for child in mask.parts))
-    if isinstance(mask, Or):
-        return disjunction(*(_rebuild(child, function) for child in mask.parts))
-    if isinstance(mask, Not):
-        return complement(_rebuild(mask.part, function))
-    if mask.children() and not isinstance(mask, (At, Positioned)):
-        leaves, structure = mask.flatten()
-        own = len(mask.data_fields())
-        return type(mask).unflatten(structure, leaves[:own] + [_rebuild(leaf, function) for leaf in leaves[own:]])
-    return function(mask)
-
-
-def _extent(positions: Array, b: Array, low: Array, high: Array) -> tuple[Array, Array, Array, Array]:
-    """(least, most, some, every): of positions[b, low..high]; whether some of the range, or all, is inside the data."""
-    size = positions.shape[1]
-    rows = True if positions.shape[0] == 1 else (b >= 0) & (b < positions.shape[0])
-    some, every = (high >= 0) & (low < size) & rows, (low >= 0) & (high < size) & rows
-    if 0 in positions.shape:
-        nothing = (low + high + b) * 0
-        return nothing, nothing, some & False, every & False
-    low, high = clip(low, 0, size - 1), clip(high, 0, size - 1)
-    # -1 - x reverses the order and cannot overflow
-    return -1 - range_max(-1 - positions, b, low, high), range_max(positions, b, low, high), some, every
+MOVES.update(at=shifted, with_positions=positioned)

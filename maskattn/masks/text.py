@@ -3,21 +3,21 @@
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
 
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Mask, complement, conjunction, disjunction
 from maskattn.masks._names import known_classes, makers, snake_case
 from maskattn.masks._scan import Scanner, Token
-from maskattn.masks.algebra import complement, conjunction, disjunction
+from maskattn.masks._to_json import DTYPES
 
 ALIASES = {"window": "SlidingWindow", "padding": "KeyPadding", "prefix": "PrefixLM", "documents": "Segments"}
 CONSTANTS = {"None": None, "none": None, "True": True, "true": True, "False": False, "false": False}
-DTYPES = {name: np.dtype(name) for name in ("bool", *(f"{u}int{bits}" for u in ("", "u") for bits in (8, 16, 32, 64)))}
 METHODS = ("at", "with_positions")
 #: These are written with & | ~ and methods.
 _OPERATORS = ("And", "Or", "Not", "At", "Positioned")
@@ -27,7 +27,10 @@ MAX_DEPTH = 50
 MAX_OPERANDS = 1000
 
 
-def parse(text: str, classes: Iterable[type[Mask]] = ()) -> Mask:
+Functions = Mapping[str, Callable[..., Any]]
+
+
+def parse(text: str, classes: Iterable[type[Mask]] = (), names: Mapping[str, Functions] | None = None) -> Mask:
     """The mask that a text describes. Nothing is evaluated as Python.
 
     - A mask is called by its class name or the same in snake_case: `Causal()`, `prefix_lm(4)`. The parentheses may be
@@ -45,6 +48,8 @@ def parse(text: str, classes: Iterable[type[Mask]] = ()) -> Mask:
     Args:
         text: at most 65536 characters.
         classes: further classes of masks that the text may name, besides the library's.
+        names: further functions that return masks, by the name that stands before the dot, as `recipes` does:
+            {"mine": {"pattern": function}} for `mine.pattern(3)`.
 
     Raises:
         ValueError: the text is not a mask: what was expected, and a line that points at the place. TypeError: it is
@@ -64,12 +69,19 @@ def parse(text: str, classes: Iterable[type[Mask]] = ()) -> Mask:
         raise TypeError(f"masks.parse: text must be a str, got {type(text).__name__}")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"masks.parse: text must have at most {MAX_CHARACTERS} characters, got {len(text)}")
-    return _Parser(text, known_classes("masks.parse", classes)).parse()
+    return _Parser(text, known_classes("masks.parse", classes), {"recipes": _recipes(), **(names or {})}).parse()
+
+
+def _recipes() -> Functions:
+    """Reached by name, as recipes are made of masks."""
+    module = importlib.import_module("maskattn.recipes")
+    return {name: getattr(module, name) for name in module.__all__ if name.islower()}
 
 
 class _Parser(Scanner):
-    def __init__(self, text: str, classes: dict[str, type[Mask]]) -> None:
+    def __init__(self, text: str, classes: dict[str, type[Mask]], recipes: Mapping[str, Functions]) -> None:
         super().__init__(text)
+        self.recipes = recipes
         self.names = {name: cls for name, cls in classes.items() if name not in _OPERATORS}
         self.names |= {snake_case(name): cls for name, cls in self.names.items()}
         self.names |= {alias: classes[name] for alias, name in ALIASES.items()}
@@ -144,8 +156,8 @@ class _Parser(Scanner):
             return CONSTANTS[token.text]
         if token.text in DTYPES:
             return self.array(DTYPES[token.text], token)
-        if token.text == "recipes":
-            return self.recipe()
+        if token.text in self.recipes:
+            return self.recipe(self.recipes[token.text])
         if token.text not in self.names:
             near = difflib.get_close_matches(token.text, self.names, n=1)
             listed = sorted(name for name in self.names if name.islower())
@@ -162,18 +174,15 @@ class _Parser(Scanner):
             return self.apply(cls, token, [], {})
         return self.call(cls, token)
 
-    def recipe(self) -> Any:
-        """.name(arguments) of maskattn.recipes, which are functions that return masks."""
-        from maskattn import recipes
-
-        names = [name for name in recipes.__all__ if name.islower()]
+    def recipe(self, functions: Functions) -> Any:
+        """.name(arguments) of functions that return masks."""
         if not self.accept("."):
             self.expected('"." and the name of a recipe')
         name = self.token
-        if name.text not in names:
-            self.expected(f"a recipe ({', '.join(names)})")
+        if name.text not in functions:
+            self.expected(f"a recipe ({', '.join(functions)})")
         self.advance()
-        return self.call(getattr(recipes, name.text), name)
+        return self.call(functions[name.text], name)
 
     def number(self) -> int:
         start = self.token

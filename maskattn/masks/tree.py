@@ -5,12 +5,12 @@ from typing import ClassVar
 
 import numpy as np
 
+from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, literal, peek
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
-from maskattn.masks._examples import Draws, Sizes
-from maskattn.masks._lookup import gather
-from maskattn.masks.positions import _extent
+from maskattn.masks._core import Mask
+from maskattn.masks._lookup import extent, gather
 
 
 @dataclass(frozen=True)
@@ -47,21 +47,41 @@ class Tree(Mask):
 
     rule: ClassVar[str] = "key is the query or one of its ancestors"
 
-    def __post_init__(self) -> None:
-        problems = Problems("Tree")
+    def _check(self, problems: Problems) -> None:
         parents = problems.array("parents", self.parents, "int", "[N] or [B, N]", (1, 2))
-        problems.raise_if_any()
+        if problems:
+            return
         rows = parents if len(parents.shape) == 2 else parents[None]
         values = peek(rows)
-        intervals = None
-        if values is not None:
-            intervals = _number(problems, values)
-            problems.raise_if_any()
-        if intervals is None or not isinstance(rows, np.ndarray):
-            intervals = _number_by_arithmetic(rows)
-        object.__setattr__(self, "parents", parents)
-        object.__setattr__(self, "first", intervals[0])
-        object.__setattr__(self, "last", intervals[1])
+        numbers = None if values is None else _number(problems, values)
+        if not problems and not isinstance(rows, np.ndarray):
+            numbers = _number_by_arithmetic(rows)
+        if numbers is not None:
+            self._set(parents=parents, first=numbers[0], last=numbers[1])
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        number, q_inside = gather(self.first, b, q)
+        first, k_inside = gather(self.first, b, k)
+        last, _ = gather(self.last, b, k)
+        return (first <= number) & (number <= last) & q_inside & k_inside
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        q_least, q_most, q_some, q_every = extent(self.first, b, q_lo, q_hi)
+        k_least, k_most, k_some, k_every = extent(self.first, b, k_lo, k_hi)
+        end_least, end_most, _, _ = extent(self.last, b, k_lo, k_hi)
+        some = (k_least <= q_most) & (q_least <= end_most) & q_some & k_some
+        return some, (k_most <= q_least) & (q_most <= end_least) & q_every & k_every
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("qk") if self.first.shape[0] == 1 else frozenset("bqk")
+
+    def sizes(self) -> dict[str, int]:
+        batch, nodes = self.first.shape
+        return fixed(batch, q_len=nodes, kv_len=nodes)
+
+    def __repr__(self) -> str:
+        return f"Tree({literal(self.parents)})"
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
@@ -73,34 +93,9 @@ class Tree(Mask):
         opposite = [[nodes - 1 - parent if parent >= 0 else -1 for parent in reversed(tree)] for tree in trees]
         return [cls(trees[0]), cls(opposite)]
 
-    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        number, q_inside = gather(self.first, b, q)
-        first, k_inside = gather(self.first, b, k)
-        last, _ = gather(self.last, b, k)
-        return (first <= number) & (number <= last) & q_inside & k_inside
-
-    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        q_least, q_most, q_some, q_every = _extent(self.first, b, q_lo, q_hi)
-        k_least, k_most, k_some, k_every = _extent(self.first, b, k_lo, k_hi)
-        end_least, end_most, _, _ = _extent(self.last, b, k_lo, k_hi)
-        some = (k_least <= q_most) & (q_least <= end_most) & q_some & k_some
-        return some, (k_most <= q_least) & (q_most <= end_least) & q_every & k_every
-
-    @property
-    def depends(self) -> frozenset[str]:
-        return frozenset("qk") if self.first.shape[0] == 1 else frozenset("bqk")
-
-    def sizes(self) -> dict[str, int]:
-        batch, nodes = (int(size) for size in self.first.shape)
-        lengths = {"q_len": nodes, "kv_len": nodes}
-        return lengths if batch == 1 else {"batch": batch, **lengths}
-
-    def __repr__(self) -> str:
-        return f"Tree({literal(self.parents)})"
-
 
 def _number(problems: Problems, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(first, last) of every node, int64 [B, N]; faults are noted in `inputs`."""
+    """(first, last) of every node, int64 [B, N]; None where a fault was noted."""
     nodes = parents.shape[1]
     if parents.size and not (-1 <= int(parents.min()) and int(parents.max()) < nodes):
         problems.value(f"parents must be -1 or one of {nodes} nodes, got {int(parents.min())} to {int(parents.max())}")

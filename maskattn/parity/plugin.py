@@ -27,7 +27,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(scope="session")
 def parity_impls(request: pytest.FixtureRequest) -> list[Any]:
     """The adapters named by --parity-impl; [] where the twins are meant."""
-    from maskattn.parity import adapters
+    from maskattn.parity.attention import adapters
 
     return [adapters.load(spec) for spec in request.config.getoption("--parity-impl")]
 

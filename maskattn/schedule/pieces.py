@@ -1,6 +1,6 @@
 """The score matrix as few, large rectangles: what a kernel does that hands whole blocks to a library.
 
-A `schedule` lists small tiles. Here neighbouring tiles become one rectangle, and rectangles of one shape that stand at
+A `Schedule` lists small tiles. Here neighbouring tiles become one rectangle, and rectangles of one shape that stand at
 regular distances (a window's, a document's, those of several batch rows) become one `Piece`, which strided views can
 hand over in one call.
 """
@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskattn.masks._base import Mask
-from maskattn.schedule.rectangles import MIXED, OPEN, TRIANGLE, Planes, Rectangle, coarser, exact, from_tiles
-from maskattn.schedule.tiles import schedule
+from maskattn.masks._core import Mask
+from maskattn.schedule.rectangles import MIXED, OPEN, TRIANGLE, Planes, Rectangle, coarser, from_rows, from_tiles
+from maskattn.schedule.tiles import Schedule
 
-__all__ = ["MIXED", "NO_LIMITS", "OPEN", "TRIANGLE", "Limits", "Piece", "cut", "pieces"]
+__all__ = ["MIXED", "NO_LIMITS", "OPEN", "TRIANGLE", "Limits", "Piece", "cut", "pieces_of"]
 
 Array = np.ndarray[Any, Any]
 
@@ -58,6 +58,10 @@ class Piece:
     kind: int
     first: bool = False
 
+    def taking(self, batch: range, n: int, count: int) -> Piece:
+        """The `count` rectangles from the n-th on, for some of the batch rows."""
+        return replace(self, batch=batch, q=self.q + n * self.q_step, k=self.k + n * self.k_step, count=count)
+
 
 class Limits(NamedTuple):
     """The most queries and keys that a rectangle may have; both 0 for no limits. With limits there is no TRIANGLE."""
@@ -69,7 +73,7 @@ class Limits(NamedTuple):
 NO_LIMITS = Limits(0, 0)
 
 
-def pieces(
+def pieces_of(
     mask: Mask | None,
     batch: int,
     heads: int,
@@ -88,26 +92,16 @@ def pieces(
     """
     if not (batch and heads and q_len and kv_len):
         return []
-    sizes = _Sizes(batch, heads, kv_heads, limits, 1, 1)
+    depends = frozenset() if mask is None else mask.depends
+    sizes = _Sizes(batch, heads, kv_heads, batch if "b" in depends else 1, heads if "h" in depends else 1)
     if mask is None:
-        return _first(_placed({(0, 0): [Rectangle(0, q_len, 0, kv_len, OPEN)]}, sizes), 1, 1, q_len)
-    sizes = sizes._replace(rows=batch if "b" in mask.depends else 1, columns=heads if "h" in mask.depends else 1)
-    at_once = {plane: [Rectangle(0, q_len, 0, kv_len, MIXED)] for plane in np.ndindex(sizes.rows, sizes.columns)}
-    candidates: list[Planes | None] = []
-    if blocks is None:
-        candidates.append(at_once if max(q_len, kv_len) <= _SHORT else None)
-        if sizes.rows * sizes.columns * q_len * kv_len <= _FEW_PAIRS:
-            return _first(_placed(at_once, sizes), sizes.rows, sizes.columns, q_len)
-    found = schedule(mask, batch, heads, q_len, kv_len, *(blocks or (_FINE, _FINE)))
-    if blocks is None:
-        planes = exact(mask, found)
-        candidates.append(planes)
-        if planes is None or any(r.kind == MIXED for rectangles in planes.values() for r in rectangles):
-            candidates += [from_tiles(found), from_tiles(coarser(found, _COARSE // _FINE))]
+        ways = [{(0, 0): [Rectangle(0, q_len, 0, kv_len, OPEN)]}]
+    elif blocks is not None:
+        ways = [from_tiles(Schedule.of(mask, batch, heads, q_len, kv_len, *blocks))]
     else:
-        candidates.append(from_tiles(found))
-    placed = [list(_placed(planes, sizes)) for planes in candidates if planes is not None]
-    return _first(min(placed, key=_cost), sizes.rows, sizes.columns, q_len)
+        ways = list(_ways(mask, sizes, q_len, kv_len))
+    placed = [list(_placed(planes, sizes, limits)) for planes in ways]
+    return _marked(min(placed, key=_cost), sizes, q_len)
 
 
 def cut(piece: Piece, group: int, entries: int, area: int = 0) -> Iterator[Piece]:
@@ -119,27 +113,27 @@ def cut(piece: Piece, group: int, entries: int, area: int = 0) -> Iterator[Piece
 
     `group` is the number of heads that read one key/value head: a part has some of one group, or whole groups.
     """
-    apart = piece.count == 1 or piece.k_step >= piece.cols
-    most = len(piece.heads) * max(piece.count, len(piece.batch))
-    at_once = most if apart else max(1, min(most, entries // piece.cols))
+    at_once = len(piece.heads) * max(piece.count, len(piece.batch))
+    if piece.count > 1 and piece.k_step < piece.cols:
+        at_once = max(1, min(at_once, entries // piece.cols))
     if area:
         at_once = max(1, min(at_once, area // (piece.rows * piece.cols)))
     width = min(len(piece.heads), at_once)
     if len(piece.heads) > group:
         width = width // group * group or max(n for n in range(1, width + 1) if group % n == 0)
     step = max(1, at_once // width)
-    for start in range(0, len(piece.heads), width):
-        part = replace(piece, heads=piece.heads[start : start + width])
+    for heads in _slices(piece.heads, width):
+        some = replace(piece, heads=heads)
         if piece.count == 1 or piece.count < len(piece.batch):
             for n in range(piece.count):
-                one = replace(part, q=piece.q + n * piece.q_step, k=piece.k + n * piece.k_step, count=1)
-                for low in range(0, len(piece.batch), step):
-                    yield replace(one, batch=piece.batch[low : low + step])
+                yield from (some.taking(batch, n, 1) for batch in _slices(piece.batch, step))
         else:
-            for b in piece.batch:
-                for n in range(0, piece.count, step):
-                    q, k = piece.q + n * piece.q_step, piece.k + n * piece.k_step
-                    yield replace(part, batch=range(b, b + 1), count=min(step, piece.count - n), q=q, k=k)
+            for batch in _slices(piece.batch, 1):
+                yield from (some.taking(batch, n, min(step, piece.count - n)) for n in range(0, piece.count, step))
+
+
+def _slices(numbers: range, step: int) -> Iterator[range]:
+    return (numbers[start : start + step] for start in range(0, len(numbers), step))
 
 
 class _Sizes(NamedTuple):
@@ -148,9 +142,24 @@ class _Sizes(NamedTuple):
     batch: int
     heads: int
     kv_heads: int
-    limits: Limits
     rows: int
     columns: int
+
+
+def _ways(mask: Mask, sizes: _Sizes, q_len: int, kv_len: int) -> Iterator[Planes]:
+    """Ways to cover what the mask allows, of which the cheapest is taken."""
+    few = sizes.rows * sizes.columns * q_len * kv_len <= _FEW_PAIRS
+    if few or max(q_len, kv_len) <= _SHORT:
+        yield {plane: [Rectangle(0, q_len, 0, kv_len, MIXED)] for plane in np.ndindex(sizes.rows, sizes.columns)}
+    if few:
+        return
+    found = Schedule.of(mask, sizes.batch, sizes.heads, q_len, kv_len, _FINE, _FINE)
+    planes = from_rows(mask, found)
+    if planes is not None:
+        yield planes
+    if planes is None or any(r.kind == MIXED for rectangles in planes.values() for r in rectangles):
+        yield from_tiles(found)
+        yield from_tiles(coarser(found, _COARSE // _FINE))
 
 
 def _cost(found: Iterable[Piece]) -> float:
@@ -182,53 +191,60 @@ class _Series(NamedTuple):
     """`repeats` rectangles like `head`, each q_step queries and k_step keys after the one before."""
 
     head: Rectangle
-    q_step: int
-    k_step: int
-    repeats: int
+    q_step: int = 0
+    k_step: int = 0
+    repeats: int = 1
+
+    def nth(self, n: int) -> Rectangle:
+        return self.head.moved(n * self.q_step, n * self.k_step)
+
+    def with_next(self, r: Rectangle) -> _Series:
+        last = self.nth(self.repeats - 1)
+        return _Series(self.head, r.q_lo - last.q_lo, r.k_lo - last.k_lo, self.repeats + 1)
 
 
 def _series(rectangles: Iterable[Rectangle]) -> list[_Series]:
-    """The rectangles of one plane as series at regular distances."""
+    """The rectangles of one plane as series at regular distances.
+
+    A rectangle continues the series that leads to it. Where none does, it makes one with a single rectangle of its
+    shape that lies before it; where there is none either, it is the next single one.
+    """
     done: list[_Series] = []
-    waiting: dict[Any, list[int]] = {}  # single rectangles, by shape
-    expected: dict[Any, int] = {}  # longer series, by the rectangle that would continue them
+    expected: dict[Rectangle, int] = {}  # what would continue a series -> where that is in `done`
+    singles: dict[tuple[int, int, int], list[int]] = {}  # by shape, where in `done`
     for r in rectangles:
-        shape = (r.q_hi - r.q_lo, r.k_hi - r.k_lo, r.kind)
         at = expected.pop(r, None)
         if at is None:
-            singles = waiting.setdefault(shape, [])
+            alike = singles.setdefault(r.shape, [])
             # only the latest: rectangles without a pattern must not be compared each with each
-            before = [n for n in singles[-4:] if done[n].head.q_hi <= r.q_lo and done[n].head.k_lo <= r.k_lo]
+            before = [n for n in alike[-4:] if done[n].head.q_hi <= r.q_lo and done[n].head.k_lo <= r.k_lo]
             if not before:
-                singles.append(len(done))
-                done.append(_Series(r, 0, 0, 1))
+                alike.append(len(done))
+                done.append(_Series(r))
                 continue
             at = before[-1]
-            singles.remove(at)
-            head = done[at].head
-            done[at] = _Series(head, r.q_lo - head.q_lo, r.k_lo - head.k_lo, 1)
-        found = done[at] = done[at]._replace(repeats=done[at].repeats + 1)
-        q, k = found.q_step, found.k_step
-        expected[Rectangle(r.q_lo + q, r.q_hi + q, r.k_lo + k, r.k_hi + k, r.kind)] = at
+            alike.remove(at)
+        done[at] = done[at].with_next(r)
+        expected[done[at].nth(done[at].repeats)] = at
     return done
 
 
-def _placed(planes: Planes, sizes: _Sizes) -> Iterator[Piece]:
+def _placed(planes: Planes, sizes: _Sizes, limits: Limits) -> Iterator[Piece]:
     """Pieces: series that several batch rows or heads have in common, once."""
-    where: dict[_Series, dict[int, list[int]]] = {}
+    having: dict[_Series, dict[int, list[int]]] = {}  # series -> batch row -> heads
     for (b, h), rectangles in sorted(planes.items()):
-        for series in _series(_limited(rectangles, sizes.limits)):
-            where.setdefault(series, {}).setdefault(b, []).append(h)
-    for series, by_row in where.items():
-        alike: dict[tuple[int, ...], list[int]] = {}
-        for b, having in by_row.items():
-            alike.setdefault(tuple(having), []).append(b)
-        for found, batch_rows in alike.items():
-            some_heads = [range(sizes.heads)] if sizes.columns == 1 else _together(found, sizes.heads, sizes.kv_heads)
-            some_rows = [range(sizes.batch)] if sizes.rows == 1 else _progressions(batch_rows)
-            r, lengths = series.head, (series.head.q_hi - series.head.q_lo, series.head.k_hi - series.head.k_lo)
-            for heads, rows in itertools.product(some_heads, some_rows):
-                yield Piece(rows, heads, r.q_lo, r.k_lo, series.q_step, series.k_step, series.repeats, *lengths, r.kind)
+        for series in _series(_limited(rectangles, limits)):
+            having.setdefault(series, {}).setdefault(b, []).append(h)
+    for series, heads_of in having.items():
+        rows_of: dict[tuple[int, ...], list[int]] = {}  # heads -> the batch rows in which these have the series
+        for b, some in heads_of.items():
+            rows_of.setdefault(tuple(some), []).append(b)
+        r = series.head
+        for some_heads, some_rows in rows_of.items():
+            heads = [range(sizes.heads)] if sizes.columns == 1 else _together(some_heads, sizes.heads, sizes.kv_heads)
+            rows = [range(sizes.batch)] if sizes.rows == 1 else _progressions(some_rows)
+            for columns, batch in itertools.product(heads, rows):
+                yield Piece(batch, columns, r.q_lo, r.k_lo, *series[1:], *r.shape)
 
 
 def _together(found: Sequence[int], heads: int, kv_heads: int) -> Iterator[range]:
@@ -255,14 +271,14 @@ def _progressions(numbers: Sequence[int]) -> Iterator[range]:
         start = end
 
 
-def _first(found: Iterable[Piece], rows: int, columns: int, q_len: int) -> list[Piece]:
+def _marked(found: Iterable[Piece], sizes: _Sizes, q_len: int) -> list[Piece]:
     """The pieces, each marked where it is the first for its queries."""
     begun: dict[tuple[int, int], Array] = {}
     marked = []
     for piece in found:
         fresh = True
-        for b in piece.batch if rows > 1 else (0,):
-            for h in piece.heads if columns > 1 else (0,):
+        for b in piece.batch if sizes.rows > 1 else (0,):
+            for h in piece.heads if sizes.columns > 1 else (0,):
                 seen = begun.setdefault((b, h), np.zeros(q_len, bool))
                 for n in range(piece.count):
                     start = piece.q + n * piece.q_step

@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskattn.masks._base import Mask
-from maskattn.schedule.tiles import Schedule, _Layout, _pairs, _Tiles
+from maskattn.masks._core import Mask
+from maskattn.schedule.tiles import Schedule, pairs
 
-__all__ = ["MIXED", "OPEN", "TRIANGLE", "Planes", "Rectangle", "coarser", "exact", "from_tiles"]
+__all__ = ["MIXED", "OPEN", "TRIANGLE", "Planes", "Rectangle", "coarser", "from_rows", "from_tiles"]
 
 Array = np.ndarray[Any, Any]
 
@@ -22,7 +22,7 @@ OPEN, TRIANGLE, MIXED = 0, 1, 2
 _WORTH_A_MERGE = 512
 #: Fewer rows in a row are no rectangle of their own.
 _LEAST_ROWS = 16
-#: The most pairs that `exact` evaluates.
+#: The most pairs that `from_rows` evaluates.
 _EVALUATED = 1 << 23
 
 
@@ -35,6 +35,15 @@ class Rectangle(NamedTuple):
     k_hi: int
     kind: int
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(queries, keys, kind)."""
+        return self.q_hi - self.q_lo, self.k_hi - self.k_lo, self.kind
+
+    def moved(self, q: int, k: int) -> Rectangle:
+        """The same rectangle, q queries and k keys further."""
+        return Rectangle(self.q_lo + q, self.q_hi + q, self.k_lo + k, self.k_hi + k, self.kind)
+
 
 #: Rectangles of each (batch row, head) that the mask tells apart; no two share a pair.
 Planes = dict[tuple[int, int], list[Rectangle]]
@@ -42,7 +51,7 @@ Planes = dict[tuple[int, int], list[Rectangle]]
 
 def coarser(found: Schedule, factor: int) -> Schedule:
     """The schedule with tiles of `factor` times as many queries: full where all of their parts are."""
-    plane, i = np.divmod(found._rows(), max(found.q_tiles, 1))
+    plane, i = np.divmod(found.entry_rows, max(found.q_tiles, 1))
     tiles = -(-found.q_tiles // factor)
     keys = (plane * tiles + i // factor) * found.kv_tiles + found.indices
     keys, inverse = np.unique(keys, return_inverse=True)
@@ -55,7 +64,7 @@ def coarser(found: Schedule, factor: int) -> Schedule:
 
 def from_tiles(found: Schedule) -> Planes:
     """Runs of adjacent key tiles in each row of tiles; those that adjacent rows have in common as one rectangle."""
-    rows, index, full = found._rows(), found.indices, found.full
+    rows, index, full = found.entry_rows, found.indices, found.full
     if not len(index):
         return {}
     apart = np.ones(len(index), bool)
@@ -86,7 +95,7 @@ def from_tiles(found: Schedule) -> Planes:
     return planes
 
 
-def exact(mask: Mask, found: Schedule) -> Planes | None:
+def from_rows(mask: Mask, found: Schedule) -> Planes | None:
     """Rectangles and triangles that hold allowed pairs only, where rows allow one run of keys each (documents, padding,
     causal, a prefix); tiles for the other rows. None where it would take long to find out.
     """
@@ -94,24 +103,19 @@ def exact(mask: Mask, found: Schedule) -> Planes | None:
         return None
     low, high, count = _extents(mask, found)
     planes: Planes = {}
-    for p, tiled in _complete(from_tiles(found), found):
-        b, h = divmod(p, found.heads)
+    for (b, h), tiled in from_tiles(found).items():
+        p = b * found.heads + h
         rectangles, rest = _runs_of_rows(low[p], high[p], count[p])
         rectangles += [x for r in tiled for x in _within(r, rest)]
         planes[b, h] = sorted(rectangles)
     return planes
 
 
-def _complete(planes: Planes, found: Schedule) -> Iterator[tuple[int, list[Rectangle]]]:
-    for (b, h), rectangles in planes.items():
-        yield b * found.heads + h, rectangles
-
-
 def _extents(mask: Mask, found: Schedule) -> tuple[Array, Array, Array]:
     """The first allowed key of each row, the last plus 1, and how many there are: int64 [planes, q_len]."""
     shape = (found.batch * found.heads * found.q_tiles, found.q_block)
     low, high, count = np.full(shape, found.kv_len), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    rows, begin = found._rows(), found.indices.astype(np.int64) * found.kv_block
+    rows, begin = found.entry_rows, found.indices.astype(np.int64) * found.kv_block
     end = np.minimum(begin + found.kv_block, found.kv_len)
     full = found.full
     # entries of a row of tiles are in ascending order, so of the full ones the first, and the last, written last, stay
@@ -119,10 +123,7 @@ def _extents(mask: Mask, found: Schedule) -> tuple[Array, Array, Array]:
     high[rows[full]] = end[full][:, None]
     np.add.at(count, rows[full], (end - begin)[full][:, None])
     mixed = np.flatnonzero(~full)
-    plane, i = np.divmod(rows[mixed], max(found.q_tiles, 1))
-    layout = _Layout(found.batch, found.heads, found.q_len, found.kv_len, found.q_block, found.kv_block)
-    tiles = _Tiles(*np.divmod(plane, found.heads), i, found.indices[mixed].astype(np.int64))
-    for part, allowed, _ in _pairs(mask, layout, tiles):
+    for part, allowed, _ in pairs(mask, found, found.tiles(mixed)):
         which = rows[mixed[part]]
         some, start = allowed.any(-1), begin[mixed[part]][:, None]
         first, last = allowed.argmax(-1), found.kv_block - allowed[..., ::-1].argmax(-1)

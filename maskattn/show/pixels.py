@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 
 from maskattn._fields import to_numpy
+from maskattn._pairs import restrict
 from maskattn.masks import Mask
-from maskattn.masks._base import restrict
 
 Array = np.ndarray
 _EXACT = 1 << 24  # pairs that are all looked at

@@ -9,11 +9,14 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
+from maskattn import schedule
 from maskattn._fields import Array, peek
-from maskattn._problems import Problems, describe
+from maskattn._problems import Problems
 from maskattn.masks import And, KeyMask, KeyPadding, Mask, Or, QueryMask
 from maskattn.masks._band import Band, band, intersection
-from maskattn.schedule import tiles
+from maskattn.masks._core import check_mask, require_mask
+from maskattn_jax.lower._binding import check
+from maskattn_jax.lower._dense import allowed
 
 __all__ = ["to_dot_product_attention", "to_splash_mask"]
 
@@ -35,13 +38,11 @@ def to_dot_product_attention(
     Raises:
         TypeError, ValueError: everything that jax.nn cannot express, or that is wrong, in one error.
     """
-    from maskattn_jax import lower
-
     problems = Problems("to_dot_product_attention")
-    _check_mask(problems, mask)
+    check_mask(problems, mask)
     problems.choice("empty_rows", empty_rows, ("error", "mean"))
     problems.raise_if_any()
-    lower.check(mask, batch, heads, q_len, kv_len)
+    check(mask, batch, heads, q_len, kv_len)
     bands: list[Band] = []
     lengths: dict[str, list[Array]] = {"query_seq_lengths": [], "key_value_seq_lengths": []}
     rest: list[Mask] = []
@@ -61,7 +62,7 @@ def to_dot_product_attention(
             least = functools.reduce(jnp.minimum, [jnp.asarray(each, jnp.int32) for each in found])
             keywords[name] = jnp.broadcast_to(least, (batch,))
     if rest:
-        keywords["mask"] = lower.allowed(functools.reduce(operator.and_, rest), batch, heads, q_len, kv_len)
+        keywords["mask"] = allowed(functools.reduce(operator.and_, rest), batch, heads, q_len, kv_len)
     if empty_rows == "error":
         _refuse_empty_rows(mask, (batch, heads, q_len, kv_len), lengths["query_seq_lengths"])
     return keywords
@@ -83,8 +84,7 @@ def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> Any:
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash
 
     problems = Problems("to_splash_mask")
-    _check_mask(problems, mask)
-    problems.raise_if_any()
+    require_mask("to_splash_mask", mask)
     for name, size in (("heads", heads), ("q_len", q_len), ("kv_len", kv_len)):
         problems.integer(name, size, minimum=1)
     problems.raise_if_any()
@@ -96,7 +96,7 @@ def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> Any:
         problems.value(f"{part!r} differs between batch rows: give padding and documents to the kernel as segment_ids")
     problems.raise_if_any()
     mask = mask.map_data(peek)
-    rows = tiles.empty_rows(mask, 1, heads, q_len, kv_len)
+    rows = schedule.empty_rows(mask, 1, heads, q_len, kv_len)
     if rows.any():
         problems.value(f"{_count(rows)}: what Splash gives there is undefined")
     problems.raise_if_any()
@@ -104,11 +104,6 @@ def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> Any:
     per_head = "h" in mask.depends
     built = [_splash(splash, mask, h, heads, shape) for h in range(heads if per_head else 1)]
     return splash.MultiHeadMask(built if per_head else built * heads)
-
-
-def _check_mask(problems: Problems, mask: Any) -> None:
-    if not isinstance(mask, Mask):
-        problems.type(f"mask must be a Mask, got {describe(mask)}")
 
 
 def _near(limits: Band) -> bool:
@@ -147,7 +142,7 @@ def _prefix_lengths(keep: Array) -> Array | None:
 
 def _refuse_empty_rows(mask: Mask, sizes: tuple[int, int, int, int], query_lengths: list[Array]) -> None:
     try:
-        rows = tiles.empty_rows(mask, *sizes)
+        rows = schedule.empty_rows(mask, *sizes)
     except ValueError as error:
         raise ValueError(
             'to_dot_product_attention: empty_rows="error" cannot be checked where the data are traced: check outside '

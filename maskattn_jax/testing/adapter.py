@@ -13,8 +13,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskattn.parity.adapters import CONVENTIONS
-from maskattn.parity.cases import Case
+from maskattn.parity.attention.adapters import CONVENTIONS
+from maskattn.parity.attention.case import Case
 from maskattn_jax import functional, lower, multihead, params
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels import KERNELS
@@ -63,7 +63,7 @@ class Adapter:
         weights: dict[str, np.ndarray[Any, Any]] | None = None,
         cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """As `maskattn.parity.adapters.Adapter.run`."""
+        """As `maskattn.parity.attention.adapters.Adapter.run`."""
         with self._settings(case):
             if case.config is not None:
                 return self._run_module(case, inputs, weights or {}, cotangent)

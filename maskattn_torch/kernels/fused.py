@@ -16,11 +16,11 @@ from typing import Any
 
 import torch
 
+from maskattn import schedule
 from maskattn._fields import peek
 from maskattn.attention import Call
 from maskattn.biases import DenseBias
 from maskattn.masks import Causal, KeyPadding
-from maskattn.schedule import tiles
 from maskattn_torch import lower
 
 Array = Any
@@ -110,7 +110,7 @@ def _settled(
 
 @functools.lru_cache(maxsize=16)
 def _settled_once(mask: Any, sizes: tuple[int, int, int, int], device: Any) -> Any:
-    reached = (None if x.all() else torch.as_tensor(x, device=device) for x in tiles.reached(mask, *sizes))
+    reached = (None if x.all() else torch.as_tensor(x, device=device) for x in schedule.reached(mask, *sizes))
     return lower.allowed(mask, *sizes, device=device), *reached
 
 

@@ -6,10 +6,12 @@ from typing import Any
 
 import torch
 
+from maskattn import schedule
 from maskattn._fields import Array
-from maskattn._problems import Problems, describe
+from maskattn._problems import Problems
 from maskattn.masks import Mask
-from maskattn.schedule import tiles
+from maskattn.masks._core import check_mask
+from maskattn_torch.lower._binding import bind, device_of
 
 __all__ = ["to_block_mask"]
 
@@ -43,23 +45,21 @@ def to_block_mask(
     """
     from torch.nn.attention.flex_attention import BlockMask
 
-    from maskattn_torch import lower
-
     problems = Problems("to_block_mask")
-    _check_mask(problems, mask)
+    check_mask(problems, mask)
     blocks = problems.integers("block_size", block_size, minimum=1, length=2)
     for name, length in (("q_len", q_len), ("kv_len", kv_len)):
         if problems.integer(name, length) == 0:
             problems.value(f"{name} must be at least 1: FlexAttention has no BlockMask of length 0")
     problems.raise_if_any()
-    states = tiles.schedule(mask, batch, heads, q_len, kv_len, *blocks, exact=exact).states()
-    full = states == tiles.FULL
+    states = schedule.Schedule.of(mask, batch, heads, q_len, kv_len, *blocks, exact=exact).states()
+    full = states == schedule.FULL
     # FlexAttention counts what lies beyond the lengths as forbidden: a block cut short by them is never full
     full[:, :, -1] &= q_len % blocks[0] == 0
     full[:, :, :, -1] &= kv_len % blocks[1] == 0
-    bound = lower.bind(mask, device=device)
-    place = lower._device(bound) if device is None else device
-    partial = (states != tiles.EMPTY) & ~full
+    bound = bind(mask, device=device)
+    place = device_of(bound) if device is None else device
+    partial = (states != schedule.EMPTY) & ~full
     # not `allowed` itself: FlexAttention counts arguments, `self` among them
     return BlockMask.from_kv_blocks(
         *_ordered(torch.as_tensor(partial, device=place)),
@@ -68,11 +68,6 @@ def to_block_mask(
         mask_mod=lambda b, h, q, k: bound.allowed(b, h, q, k),
         seq_lengths=(q_len, kv_len),
     )
-
-
-def _check_mask(problems: Problems, mask: Any) -> None:
-    if not isinstance(mask, Mask):
-        problems.type(f"mask must be a Mask, got {describe(mask)}")
 
 
 def _ordered(chosen: Array) -> tuple[Array, Array]:

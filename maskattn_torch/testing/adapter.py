@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 import torch
 
-from maskattn.parity.adapters import CONVENTIONS
-from maskattn.parity.cases import Case
+from maskattn.arrays import to_numpy, to_torch
+from maskattn.parity.attention.adapters import CONVENTIONS
+from maskattn.parity.attention.case import Case
 from maskattn_torch import functional, lower, multihead, params
 from maskattn_torch.kernels import KERNELS
 
@@ -19,18 +19,8 @@ __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
 
 def from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
     """A tensor with a copy of the array's bytes, bfloat16 included."""
-    array = np.array(array, order="C")
-    if array.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(array.view(np.int16)).view(torch.bfloat16)
-    return torch.from_numpy(array)
-
-
-def to_numpy(array: torch.Tensor) -> np.ndarray[Any, Any]:
-    """The tensor's bytes as an array, bfloat16 as that of ml_dtypes."""
-    array = array.detach().contiguous()
-    if array.dtype == torch.bfloat16:
-        return array.view(torch.int16).numpy().view(ml_dtypes.bfloat16)
-    return array.numpy()
+    tensor: torch.Tensor = to_torch(np.array(array, order="C"))
+    return tensor
 
 
 @dataclass(frozen=True)
@@ -60,7 +50,7 @@ class Adapter:
         weights: dict[str, np.ndarray[Any, Any]] | None = None,
         cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
     ) -> dict[str, np.ndarray[Any, Any]]:
-        """As `maskattn.parity.adapters.Adapter.run`."""
+        """As `maskattn.parity.attention.adapters.Adapter.run`."""
         if case.config is not None:
             return self._run_module(case, inputs, weights or {}, cotangent)
         return self._run_attention(case, inputs, cotangent)

@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import torch
 
+from maskattn.arrays import to_numpy, to_torch
 from maskattn.optimizers import OptimizerState
 from maskattn.parity.training.tasks import Optimizer, Task
 from maskattn_torch import optimizers, rng
-from maskattn_torch.params import _to_numpy, _to_torch
-from maskattn_torch.testing.models import MODELS
+from maskattn_torch.testing.models import Model
 
 Array = Any
 
@@ -47,7 +47,7 @@ class Trainer:
 
     def __init__(self, task: Task, settings: Optimizer, dtype: str, kernel: str) -> None:
         self.settings, self.dtype, self.kernel = settings, dtype, kernel
-        self.model = MODELS[task.name](task).to(getattr(torch, dtype))
+        self.model = Model(task).to(getattr(torch, dtype))
         self.key = rng.key(0)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -58,7 +58,7 @@ class Trainer:
         """Begins, or goes on, from these parameters, what the optimizer remembers (None: nothing yet) and a key (uint32
         [2]).
         """
-        state = {name: _to_torch(np.array(array, self.dtype)) for name, array in tensors.items()}
+        state = {name: to_torch(np.array(array, self.dtype)) for name, array in tensors.items()}
         self.model.load_state_dict(state, strict=True)
         self.optimizer = make_optimizer(self.settings, self.model)
         if moments is not None:
@@ -68,7 +68,7 @@ class Trainer:
     def step(self, batch: Mapping[str, Array]) -> float:
         """One update; the loss before it. The key is split: one half is the step's, the other is kept."""
         self.key, key = rng.split(self.key)
-        arrays = {name: _to_torch(self._narrow(array)) for name, array in batch.items()}
+        arrays = {name: to_torch(self._narrow(array)) for name, array in batch.items()}
         self.optimizer.zero_grad()
         loss = self.model(arrays, key, self.kernel)
         loss.backward()
@@ -77,7 +77,7 @@ class Trainer:
 
     def dump(self) -> tuple[dict[str, Array], OptimizerState, Array]:
         """The parameters, what the optimizer remembers, and the key: what `load` takes."""
-        tensors = {name: np.array(_to_numpy(parameter)) for name, parameter in self.model.named_parameters()}
+        tensors = {name: np.array(to_numpy(parameter)) for name, parameter in self.model.named_parameters()}
         return tensors, optimizers.dump(self.optimizer), self.key.numpy().copy()
 
     def _narrow(self, array: Array) -> Array:

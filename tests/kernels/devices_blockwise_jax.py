@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import maskattn_jax
-from maskattn import biases, blocks, masks
+from maskattn import biases, masks
 
 RNG = np.random.default_rng(3)
 attend = functools.partial(maskattn_jax.attention, return_lse=True)
@@ -145,10 +145,9 @@ def tiles_that_the_parts_do_not_fill():
         floats = {name: x for name, x in more.items() if isinstance(x, np.ndarray)}
 
         def call(query, key, value, floats, kernel="blockwise", mask=mask, more=more):
-            return attend(query, key, value, mask, kernel=kernel, **{**more, **floats})
+            return attend(query, key, value, mask, kernel=kernel, blocks=(16, 32), **{**more, **floats})
 
-        with blocks.forcing(16, 32):
-            held(call, given, specs, floats)
+        held(call, given, specs, floats)
 
 
 def a_part_attends_in_the_callers_shard_map():
@@ -159,7 +158,7 @@ def a_part_attends_in_the_callers_shard_map():
     def part(query, key, value):
         start = jax.lax.axis_index(("x", "y")) * query.shape[1]
         key, value = (jax.lax.all_gather(x, ("x", "y"), axis=1, tiled=True) for x in (key, value))
-        return attend(query, key, value, mask.at(start), kernel="blockwise")
+        return attend(query, key, value, mask.at(start), kernel="blockwise", blocks=(16, 32))
 
     def call(query, key, value, floats, kernel="blockwise"):
         if kernel == "reference":
@@ -167,9 +166,36 @@ def a_part_attends_in_the_callers_shard_map():
         mesh = MESH[AxisType.Auto]
         return jax.shard_map(part, mesh=mesh, in_specs=(spec,) * 3, out_specs=(spec, spec))(query, key, value)
 
-    with blocks.forcing(16, 32):
-        found = held(call, arrays(q_len=160), [P(None, ("x", "y"), None, None)] * 3, axis_type=AxisType.Auto)
+    found = held(call, arrays(q_len=160), [P(None, ("x", "y"), None, None)] * 3, axis_type=AxisType.Auto)
     assert found == [*["all-gather f32[4,160,4,8]"] * 2, *["reduce-scatter f32[4,20,4,8]"] * 2]
+
+
+def keys_around_a_ring():
+    """Each device holds some queries and some keys, and hands its keys on: results are merged, nothing is gathered."""
+    spec, names, turn = P(None, ("x", "y")), ("x", "y"), [(n, (n + 1) % 8) for n in range(8)]
+    mask = masks.Causal() & masks.KeyPadding(jnp.asarray([160, 7, 100, 90]))
+
+    def part(query, key, value):
+        device = jax.lax.axis_index(names)
+
+        def over(key, value, turns):
+            starts = device * query.shape[1], (device - turns) % 8 * key.shape[1]
+            return attend(query, key, value, mask.at(*starts), kernel="blockwise")
+
+        def step(carry, turns):
+            key, value = (jax.lax.ppermute(x, names, turn) for x in carry[:2])
+            return (key, value, *maskattn_jax.merge(*carry[2:], *over(key, value, turns))), None
+
+        return jax.lax.scan(step, (key, value, *over(key, value, 0)), jnp.arange(1, 8))[0][2:]
+
+    def call(query, key, value, floats, kernel="blockwise"):
+        if kernel == "reference":
+            return attend(query, key, value, mask, kernel=kernel)
+        mesh = MESH[AxisType.Auto]
+        return jax.shard_map(part, mesh=mesh, in_specs=(spec,) * 3, out_specs=(spec, spec))(query, key, value)
+
+    found = held(call, arrays(q_len=160), [P(None, ("x", "y"), None, None)] * 3, axis_type=AxisType.Auto)
+    assert found and all(line.startswith("collective-permute f32[4,20,4,8]") for line in found), found
 
 
 TESTS = [
@@ -182,6 +208,7 @@ TESTS = [
     shardings_that_are_not_alike,
     tiles_that_the_parts_do_not_fill,
     a_part_attends_in_the_callers_shard_map,
+    keys_around_a_ring,
 ]
 
 if __name__ == "__main__":

@@ -5,19 +5,21 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import judged
 import numpy as np
 import pytest
 
 import maskattn_jax
-from maskattn import blocks, masks
-from maskattn.parity import cases, checks
-from maskattn.parity.cases import Case
+from maskattn import masks
+from maskattn.parity.attention.cases import Case, Shape, compose
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose
 from maskattn.schedule import tiles
 from maskattn_jax import lower
 from maskattn_jax.kernels import blockwise
-from maskattn_jax.kernels.blockwise import plan as blockwise_plan, shards as blockwise_shards
+from maskattn_jax.kernels.blockwise.shards import Origin
+from maskattn_jax.kernels.blockwise.steps import _steps, cheapest
+from maskattn_jax.kernels.blockwise.tiling import divide
+from maskattn_jax.testing.adapter import Adapter
 
 FEW = Shape(2, 20, 28, 8, 4, 5, 3)
 
@@ -28,7 +30,7 @@ def test_each_tile_that_is_not_empty_is_in_one_step(xp):
     for _ in range(30):
         states = draws.choice(3, (2, 1, 3, 13), p=draws.dirichlet([1, 1, 1])).astype(np.int8)
         seen = np.zeros(states.shape, int)
-        for steps in blockwise_plan._steps(xp.asarray(states), xp):
+        for steps in _steps(xp.asarray(states), xp):
             assert not steps.once or (np.asarray(steps.count) == 1).all()
             for at in np.ndindex(np.shape(steps.count)):
                 entries = (np.asarray(x)[at][: int(steps.count[at])] for x in (steps.first, steps.stop))
@@ -40,43 +42,37 @@ def test_each_tile_that_is_not_empty_is_in_one_step(xp):
         np.testing.assert_array_equal(seen, states != tiles.EMPTY)
 
 
-def test_numpy_data_give_a_plan_in_numpy_while_a_function_is_traced():
-    """And data that are arguments of the function do not: their plan is traced."""
+def test_numpy_data_give_steps_in_numpy_while_a_function_is_traced():
+    """And data that are arguments of the function do not: their steps are traced."""
     ids = np.repeat(np.arange(4), 300)[None]
     array = jnp.zeros((1, 1200, 2, 4))
-    origin = blockwise_shards.Origin(*[jnp.zeros((), jnp.int32)] * 3)
+    origin = Origin(*[jnp.zeros((), jnp.int32)] * 3)
     kinds = []
 
     @jax.jit
     def function(given):
         for data in (ids, given):
             mask = lower.bind(masks.Segments(data))
-            tiles, plan = blockwise_plan.planned(mask, array, array, (1, 2, 1200, 1200), origin)
-            kinds.append((tiles.q_block, {type(steps.count) is np.ndarray for steps in plan}))
+            tiling, found = cheapest(mask, array, array, (1, 2, 1200, 1200), origin, None)
+            kinds.append((tiling.q_block, {type(steps.count) is np.ndarray for steps in found}))
         return given
 
     function(jnp.asarray(ids))
     assert kinds == [(240, {True}), (400, {False})]
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def compiled(query, key, value, keep, cotangent, kernel):
+@jax.jit
+def compiled(query, key, value, keep, cotangent):
     def attend(query, key, value):
-        return maskattn_jax.attention(query, key, value, keep, kernel=kernel, return_lse=True)
+        return maskattn_jax.attention(query, key, value, keep, kernel="blockwise", return_lse=True, blocks=(8, 8))
 
     results, pull = jax.vjp(attend, query, key, value)
-    return (*results, *pull(cotangent))
+    return (*results, *pull((cotangent["output"], cotangent["lse"])))
 
 
-def failures(case):
-    """What the suite's checks find wrong: one compilation serves every mask, which is given as an array."""
-    inputs, cotangent = cases.inputs(case), cases.cotangent(case)
-    given = (cotangent["output"], cotangent["lse"])
-    found = compiled(*(inputs[name] for name in ("query", "key", "value", "mask")), given, "blockwise")
-    got = dict(zip(("output", "lse", "d_query", "d_key", "d_value"), map(np.asarray, found), strict=True))
-    verdict = checks.judge(case, inputs, cotangent)
-    found = checks.form(case, "jax", got, verdict) + checks.tier0(case, "jax", got, verdict)
-    return [str(finding) for finding in found + checks.tier2(case, "jax", got, verdict) if not finding.held]
+def run(inputs, cotangent):
+    """One compilation serves every mask, which is given as an array."""
+    return compiled(*(inputs[name] for name in ("query", "key", "value", "mask")), cotangent)
 
 
 def composition(number):
@@ -89,29 +85,51 @@ def composition(number):
 
 
 def test_200_random_compositions():
-    with blocks.forcing(8, 8):
-        found = [line for number in range(25) for line in failures(composition(number))]
+    found = [line for number in range(25) for line in judged.failures(composition(number), run)]
     assert not found, "\n".join(found)
 
 
+BY_HEAD = masks.PerHead([masks.Causal(), masks.SlidingWindow(9), masks.Full(), masks.Dilated(2, 3)])
+
+
+@pytest.mark.parametrize(
+    ("mask", "shape", "blocks", "parts", "groups"),
+    [
+        (BY_HEAD, Shape(8, 20, 28, 4, 4, 5, 3), (8, 8), (4, 1), (2, 4)),
+        (masks.SlidingWindow(40, 9), Shape(2, 300, 300, 8, 8, 4, 4), (256, 256), (1, 4), (2, 2)),
+    ],
+    ids=["batch rows", "heads"],
+)
+def test_tiles_that_are_computed_side_by_side(mask, shape, blocks, parts, groups):
+    case = Case("parts", "blockwise", shape, "float32", mask, seed=1)
+    twin = Adapter(kernel="blockwise", mode="jit-mask", blocks=blocks)
+
+    def run(inputs, cotangent):
+        sizes = (shape.batch, shape.heads, shape.q_len, shape.kv_len)
+        tiling = divide(mask, inputs["query"], inputs["key"], sizes, blocks)
+        assert (tiling.parts, tiling.groups) == (parts, groups)
+        return twin.run(case, inputs, None, cotangent)
+
+    assert not judged.failures(case, run)
+
+
 def test_a_tile_that_is_skipped_is_seen(monkeypatch):
-    real = blockwise.planned
+    real = blockwise.cheapest
 
     def skipping(*arguments):
-        layout, plan = real(*arguments)
-        fewer = (replace(steps, count=np.maximum(np.asarray(steps.count) - 1, 0), once=False) for steps in plan)
-        return layout, tuple(fewer)
+        tiling, kinds = real(*arguments)
+        fewer = (replace(steps, count=np.maximum(np.asarray(steps.count) - 1, 0), once=False) for steps in kinds)
+        return tiling, tuple(fewer)
 
     query, key, value = (
         jnp.asarray(np.random.default_rng(n).standard_normal((1, 24, 2, 4), np.float32)) for n in (0, 1, 2)
     )
-    with blocks.forcing(8, 8):
-        right = maskattn_jax.attention(query, key, value, masks.Causal(), kernel="blockwise")
-        monkeypatch.setattr(blockwise, "planned", skipping)
-        wrong = maskattn_jax.attention(query, key, value, masks.Causal(), kernel="blockwise")
+    attend = functools.partial(maskattn_jax.attention, query, key, value, masks.Causal())
+    right = attend(kernel="blockwise", blocks=(8, 8))
+    monkeypatch.setattr(blockwise, "cheapest", skipping)
+    wrong = attend(kernel="blockwise", blocks=(8, 8))
     assert float(jnp.abs(right - wrong).max()) > 0.1
-    reference = maskattn_jax.attention(query, key, value, masks.Causal(), kernel="reference")
-    np.testing.assert_allclose(right, reference, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(right, attend(kernel="reference"), rtol=0, atol=1e-5)
 
 
 def test_an_average_over_all_keys_is_refused_by_name():

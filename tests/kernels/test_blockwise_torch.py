@@ -9,38 +9,27 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
+import judged
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
-from maskattn import biases, blocks, masks, standards
-from maskattn.parity import cases, checks
-from maskattn.parity.cases import Case
+from maskattn import biases, masks, standards
+from maskattn.parity.attention import cases
+from maskattn.parity.attention.cases import Case, Shape, compose, families
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose, families
 from maskattn_torch import attention
-from maskattn_torch.kernels.blockwise import (
-    flash as blockwise_flash,
-    products as blockwise_products,
-    walk as blockwise_walk,
-)
+from maskattn_torch.kernels.blockwise import flash, products, walk
 from maskattn_torch.testing.adapter import Adapter
 
 TWIN = Adapter(kernel="blockwise")
 
 
-def failures(case, cotangent_of_lse=False):
-    """What the suite's checks find wrong, tiers 0 and 2."""
-    inputs, cotangent = cases.inputs(case), cases.cotangent(case)
-    if not cotangent_of_lse:
-        cotangent["lse"] = np.zeros_like(cotangent["lse"])
-    verdict = checks.judge(case, inputs, cotangent)
-    got = TWIN.run(case, inputs, None, cotangent)
-    found = checks.form(case, "torch", got, verdict)
-    if not any(finding.check == "form" for finding in found):
-        found += checks.tier0(case, "torch", got, verdict) + checks.tier2(case, "torch", got, verdict)
-    return [f"{case.id}: {finding}" for finding in found if not finding.held]
+def failures(case, cotangent_of_lse=False, blocks=None):
+    """What the suite's checks find wrong."""
+    twin = replace(TWIN, blocks=blocks)
+    return judged.failures(case, lambda inputs, cotangent: twin.run(case, inputs, None, cotangent), cotangent_of_lse)
 
 
 def case(mask, shape, dtype="float32", name="case", **options):
@@ -52,9 +41,9 @@ def counted(monkeypatch):
     """How many rectangles each engine does, forward and backward."""
     counts = {}
     with monkeypatch.context() as patch:
-        for module in (blockwise_flash, blockwise_products):
+        for module in (flash, products):
             for name in ("forward", "backward"):
-                key, inner = f"{module.__name__.rpartition('_')[2]} {name}", getattr(module, name)
+                key, inner = f"{module.__name__.rpartition('.')[2]} {name}", getattr(module, name)
 
                 def run(*arguments, key=key, inner=inner, **options):
                     counts[key] = counts.get(key, 0) + 1
@@ -67,7 +56,7 @@ def counted(monkeypatch):
 @pytest.mark.parametrize("tiles", [(4, 4), (5, 3)])
 def test_the_suites_cases_by_sdpa(tiles, monkeypatch):
     found, ran = [], 0
-    with blocks.forcing(*tiles), counted(monkeypatch) as counts:
+    with counted(monkeypatch) as counts:
         for given in cases.registry():
             if (
                 given.config is None
@@ -75,7 +64,8 @@ def test_the_suites_cases_by_sdpa(tiles, monkeypatch):
                 and given.empty_rows != "mean"
                 and not given.must_raise
             ):
-                found += failures(replace(given, shape=replace(given.shape, v_head_dim=given.shape.head_dim)))
+                narrow = replace(given, shape=replace(given.shape, v_head_dim=given.shape.head_dim))
+                found += failures(narrow, blocks=tiles)
                 ran += 1
     assert not found, "\n".join(found)
     assert ran > 150 and min(counts["flash forward"], counts["flash backward"]) > 400
@@ -87,11 +77,10 @@ FEW = Shape(2, 40, 56, 4, 2, 8, 8)
 @pytest.mark.parametrize("lse", [False, True], ids=["sdpa", "products"])
 def test_random_compositions(lse):
     found = []
-    with blocks.forcing(8, 8):
-        for number in range(100):
-            name = f"{lse}{number}"
-            mask = compose(FEW, Draws(name), depth=1 + number % 3)
-            found += failures(case(mask, FEW, name=name), cotangent_of_lse=lse)
+    for number in range(100):
+        name = f"{lse}{number}"
+        mask = compose(FEW, Draws(name), depth=1 + number % 3)
+        found += failures(case(mask, FEW, name=name), cotangent_of_lse=lse, blocks=(8, 8))
     assert not found, "\n".join(found)
 
 
@@ -100,8 +89,7 @@ def test_an_average_of_one_number_is_that_number():
     query, key = (torch.sin(n * torch.arange(1 * 40 * 2 * 8.0)).reshape(1, 40, 2, 8) for n in (1, 2))
     query[..., 0], key[..., 0] = 1000, 3
     value = torch.ones(1, 40, 2, 5)
-    with blocks.forcing(8, 8):
-        output = attention(query, key, value, masks.Causal(), kernel="blockwise")
+    output = attention(query, key, value, masks.Causal(), kernel="blockwise", blocks=(8, 8))
     assert float((output - 1).abs().max()) <= 40 * standards.eps("float32")
 
 
@@ -109,8 +97,7 @@ def test_an_average_of_one_number_is_that_number():
 def test_an_infinite_value_that_is_attended_to_stays_infinite(softcap):
     query, key, value = (torch.sin(n * torch.arange(1 * 24 * 2 * 8.0)).reshape(1, 24, 2, 8) for n in (1, 2, 3))
     value[0, 3, 0, 1] = torch.inf
-    with blocks.forcing(8, 8):
-        output = attention(query, key, value, masks.Causal(), softcap=softcap, kernel="blockwise")
+    output = attention(query, key, value, masks.Causal(), softcap=softcap, kernel="blockwise", blocks=(8, 8))
     assert (output[0, 8:, 0, 1] == torch.inf).all()
     assert int(output[0, 8:].isfinite().logical_not().sum()) == 16
 
@@ -188,16 +175,15 @@ FAULTS = {
 def test_planted_faults_are_seen(fault, products, monkeypatch):
     sink = masks.KeyMask(np.arange(40)[None] < 3)
     given = case(masks.Causal() & (masks.SlidingWindow(13) | sink), replace(FEW, q_len=40, kv_len=40))
-    with blocks.forcing(8, 8):
-        assert not failures(given, cotangent_of_lse=products)
-        inner = blockwise_walk.plan
+    assert not failures(given, cotangent_of_lse=products, blocks=(8, 8))
+    inner = walk.patches_of
 
-        def planted(mask, sizes):
-            found = inner(mask, sizes)
-            calls = [replace(call, piece=piece) for call in found.calls if (piece := FAULTS[fault](call.piece))]
-            if fault in ("a column less", "a mask left out", "keys one tile on"):
-                calls = [replace(call, kept=None) for call in calls]
-            return replace(found, calls=tuple(calls), joined=tuple(calls), covered=False)
+    def planted(mask, sizes):
+        found = inner(mask, sizes)
+        patches = [replace(patch, piece=piece) for patch in found.backward if (piece := FAULTS[fault](patch.piece))]
+        if fault in ("a column less", "a mask left out", "keys one tile on"):
+            patches = [replace(patch, kept=None) for patch in patches]
+        return replace(found, backward=tuple(patches), forward=tuple(patches), covered=False)
 
-        monkeypatch.setattr(blockwise_walk, "plan", planted)
-        assert failures(given, cotangent_of_lse=products)
+    monkeypatch.setattr(walk, "patches_of", planted)
+    assert failures(given, cotangent_of_lse=products, blocks=(8, 8))

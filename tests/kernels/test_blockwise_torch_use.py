@@ -11,14 +11,10 @@ import pytest
 torch = pytest.importorskip("torch")
 
 import maskattn_torch
-from maskattn import biases, blocks, masks, standards
+from maskattn import biases, masks, standards
 from maskattn._fields import data
-from maskattn_torch.kernels.blockwise import (
-    calls as blockwise_calls,
-    flash as blockwise_flash,
-    flex as blockwise_flex,
-    walk as blockwise_walk,
-)
+from maskattn.attention import Call
+from maskattn_torch.kernels.blockwise import flash, flex, patches, walk
 
 
 def tensors(length=200, batch=2, heads=4, kv_heads=2, width=16, dtype=torch.float32):
@@ -83,12 +79,11 @@ def test_a_bias_of_minus_infinity_hides_too():
 @pytest.mark.parametrize("shape", [(), (4, 1, 1), (1, 200, 1), (200,), (2, 1, 200, 200), (2, 4, 200, 200)])
 @pytest.mark.parametrize("mask", [None, masks.SlidingWindow(30), masks.Strided(50)])
 def test_gradients_of_a_dense_bias(shape, mask):
-    with blocks.forcing(64, 64):
-        # a sum over many pairs cancels: in float64, held to float32's limit
-        bias = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape).requires_grad_()
-        arrays = tensors(dtype=torch.float64)
-        found = run(arrays, mask, bias=bias, extra=[bias])
-        assert close(found, run(arrays, mask, "reference", bias=bias, extra=[bias]))
+    # a sum over many pairs cancels: in float64, held to float32's limit
+    bias = torch.linspace(-1, 1, math.prod(shape), dtype=torch.float64).reshape(shape).requires_grad_()
+    arrays = tensors(dtype=torch.float64)
+    found = run(arrays, mask, bias=bias, extra=[bias], blocks=(64, 64))
+    assert close(found, run(arrays, mask, "reference", bias=bias, extra=[bias]))
 
 
 @pytest.mark.parametrize("heads", [1, 4])
@@ -128,42 +123,42 @@ def test_a_plan_is_that_of_the_values_now():
     assert close(run(arrays, mask), run(arrays, mask, "reference"))
 
 
-def test_plans_that_are_kept_are_bounded(monkeypatch):
-    monkeypatch.setattr(blockwise_calls, "_KEPT", type(blockwise_calls._KEPT)())
-    monkeypatch.setattr(blockwise_calls, "_ALL_BYTES", 1 << 18)
+def test_patches_that_are_kept_are_bounded(monkeypatch):
+    monkeypatch.setattr(patches, "_KEPT", type(patches._KEPT)())
+    monkeypatch.setattr(patches, "_ALL_BYTES", 1 << 18)
     arrays = [x.detach() for x in tensors()]
     for width in range(20):
         maskattn_torch.attention(*arrays, masks.SlidingWindow(width), kernel="blockwise")
-    assert 0 < len(blockwise_calls._KEPT) < 20
-    assert sum(size for _, size in blockwise_calls._KEPT.values()) <= 1 << 18
+    assert 0 < len(patches._KEPT) < 20
+    assert sum(found.bytes for found in patches._KEPT.values()) <= 1 << 18
 
 
 @pytest.mark.parametrize("mask", [PADDED, masks.SlidingWindow(9)])
 def test_a_mask_that_is_not_kept_is_made_again(mask, monkeypatch):
     kept = run(tensors(), mask)
-    monkeypatch.setattr(blockwise_calls, "_KEPT", type(blockwise_calls._KEPT)())
-    monkeypatch.setattr(blockwise_calls, "_PLAN_BYTES", 0)
-    monkeypatch.setattr(blockwise_calls, "_DATA_BYTES", 0)
+    monkeypatch.setattr(patches, "_KEPT", type(patches._KEPT)())
+    monkeypatch.setattr(patches, "_CALL_BYTES", 0)
+    monkeypatch.setattr(patches, "_DATA_BYTES", 0)
     assert same(kept, run(tensors(), mask))
 
 
 def test_without_sdpas_operators(monkeypatch):
     """They are no part of PyTorch's stable interface: where they are missing, or differ, products take their place."""
     expected = run(tensors(), PADDED)
-    monkeypatch.setattr(blockwise_flash, "available", lambda: False)
-    monkeypatch.setattr(blockwise_flash, "forward", None)
+    monkeypatch.setattr(flash, "available", lambda: False)
+    monkeypatch.setattr(flash, "forward", None)
     assert close(run(tensors(), PADDED), expected)
 
 
 def test_the_operators_are_tried_before_they_are_used(monkeypatch):
-    assert blockwise_flash.available()
-    forward = blockwise_flash.forward
-    blockwise_flash.available.cache_clear()
+    assert flash.available()
+    forward = flash.forward
+    flash.available.cache_clear()
     try:
-        monkeypatch.setattr(blockwise_flash, "forward", lambda *a: (forward(*a)[0] * 2, forward(*a)[1]))
-        assert not blockwise_flash.available()
+        monkeypatch.setattr(flash, "forward", lambda *a: (forward(*a)[0] * 2, forward(*a)[1]))
+        assert not flash.available()
     finally:
-        blockwise_flash.available.cache_clear()
+        flash.available.cache_clear()
 
 
 def test_odd_layouts_and_lengths_of_0():
@@ -232,16 +227,16 @@ def test_autocast_changes_nothing():
 
 def test_no_matrix_of_all_pairs(monkeypatch):
     """At N = 8192 a window's calls hold a few thousand keys each: nothing grows with N squared."""
-    sizes = blockwise_calls.Sizes(1, 8, 8, 8192, 8192, 64, torch.float32, blockwise_walk._LIMITS, blockwise_walk._AREA)
+    sizes = patches.Sizes(1, 8, 8, 8192, 8192, 64, torch.float32, None, walk._LIMITS, walk._AREA)
     for found in (
-        blockwise_calls.plan(masks.SlidingWindow(255), sizes),
-        blockwise_calls.plan(masks.Causal() & masks.SlidingWindow(1023), sizes),
+        patches.patches_of(masks.SlidingWindow(255), sizes),
+        patches.patches_of(masks.Causal() & masks.SlidingWindow(1023), sizes),
     ):
-        for call in found.calls:
-            piece = call.piece
+        for patch in found.backward:
+            piece = patch.piece
             pairs = piece.count * len(piece.batch) * len(piece.heads) * piece.rows * piece.cols
-            assert pairs <= blockwise_walk._AREA
-            assert call.kept is None or call.kept.added is None or call.kept.added.numel() <= blockwise_walk._AREA // 8
+            assert pairs <= walk._AREA
+            assert patch.kept is None or patch.kept.added is None or patch.kept.added.numel() <= walk._AREA // 8
 
 
 @pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile:UserWarning")
@@ -256,18 +251,8 @@ def test_what_a_gpu_is_given(mask):
     bias, sinks = biases.ALiBi(4), torch.linspace(-1, 1, 4)
     for options in ({}, {"softcap": 3.0, "bias": bias}, {"bias": biases.T5Buckets(torch.randn(32, 4))}):
         bound = {name: maskattn_torch.lower.bind(x) if name == "bias" else x for name, x in options.items()}
-        given = {"bias": None, "softcap": None, **bound}
-        found = blockwise_flex.attention(
-            q,
-            k,
-            v,
-            None if mask is None else maskattn_torch.lower.bind(mask),
-            given["bias"],
-            sinks,
-            scale=0.25,
-            softcap=given["softcap"],
-            compiled=False,
-        )
+        given = None if mask is None else maskattn_torch.lower.bind(mask)
+        found = flex.attention(Call(q, k, v, given, scale=0.25, **bound), sinks, compiled=False)
         right = maskattn_torch.attention(
             q, k, v, mask, sinks=sinks, scale=0.25, kernel="reference", return_lse=True, **options
         )
@@ -276,8 +261,5 @@ def test_what_a_gpu_is_given(mask):
 
 def test_what_a_gpu_cannot_run_is_refused_by_name():
     empty = torch.zeros(0, dtype=torch.float64)
-    assert [x.partition(":")[0] for x in blockwise_flex.unsupported(empty, empty, empty, "dropout")] == [
-        "dropout",
-        "float64",
-        "FlexAttention takes no empty tensors",
-    ]
+    reasons = flex.unsupported(Call(empty, empty, empty, dropout_rate=0.5))
+    assert [x.partition(":")[0] for x in reasons] == ["dropout", "float64", "FlexAttention takes no empty tensors"]

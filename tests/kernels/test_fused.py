@@ -11,7 +11,7 @@ import maskattn_torch
 from maskattn import biases, masks, standards
 from maskattn.attention import Call
 from maskattn.numerics import oracle
-from maskattn.parity import adapters, cases, run
+from maskattn.parity.attention import adapters, cases, run
 from maskattn_jax.kernels import fused as fused_jax
 from maskattn_jax.kernels.fused import splash as fused_splash
 
@@ -34,7 +34,7 @@ def limit(given, mask, sizes):
 
 def test_the_cases_that_stand_for_all_hold_where_the_vendor_can_run_them():
     chosen = [case for case in cases.select(tag="smoke") if case.dtype != "float64"][::6]
-    result = run.run(chosen, adapters.twins("fused"), kernel="fused")
+    result = run.run_cases(chosen, adapters.twins("fused"), kernel="fused")
     assert not result.failures, "\n".join(result.failures)
     held = {twin: sum(o.subject == twin and o.status == "held" for o in result.outcomes) for twin in ("torch", "jax")}
     assert held["torch"] >= 5 and held["jax"] >= 5, held

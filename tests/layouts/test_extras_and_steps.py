@@ -11,8 +11,8 @@ from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts._buffers import position_index
 from maskattn.convert.layouts._extras import CANONICAL, Extra
-from maskattn.parity.checkpoint import verify_checkpoint
-from maskattn.parity.checkpoint_compare import compare
+from maskattn.parity.checkpoint.against import compare
+from maskattn.parity.checkpoint.verify import verify_checkpoint
 
 CONFIG = AttentionConfig(35, 5)
 EVEN = AttentionConfig(30, 5, qkv_bias=False, out_bias=False)

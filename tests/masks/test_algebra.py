@@ -110,3 +110,28 @@ def test_expressions_print_as_they_are_written():
     )
     assert repr(~(A & B) | C) == "~(Causal() & SlidingWindow(2)) | KeyPadding([1, 3])"
     assert repr((A & C).at(2)) == "(Causal() & KeyPadding([1, 3])).at(q_offset=2)"
+
+
+@settings(deadline=None, max_examples=60)
+@given(shaped_expressions())
+def test_folding_gives_the_mask_again_in_arrays_bools_and_masks(case):
+    (batch, heads, q_len, kv_len), mask = case
+    dense = mask.dense(q_len, kv_len, batch, heads)
+    folded = masks.fold(mask, lambda part: part.dense(q_len, kv_len, batch, heads))
+    np.testing.assert_array_equal(folded, dense)
+    one = masks.fold(mask, lambda part: bool(part.dense(q_len, kv_len, batch, heads)[0, 0, -1, 0]))
+    assert one is bool(dense[0, 0, -1, 0])
+    assert masks.fold(mask, lambda part: part) == mask == masks.rebuild(mask, lambda part: None)
+
+
+def test_rebuilding_replaces_masks_wherever_they_stand():
+    inside = masks.PerHead([A & C, ~B.at(3)]) | B
+
+    def change(part):
+        return masks.SlidingWindow(1) if isinstance(part, masks.SlidingWindow) else None
+
+    new = masks.SlidingWindow(1)
+    assert masks.rebuild(inside, change) == masks.PerHead([A & C, ~new.at(3)]) | new
+    # asked from the outside in: a combination can be replaced whole, and what was put in place is not looked into
+    assert masks.rebuild(inside, lambda part: A | B if isinstance(part, masks.PerHead) else None) == A | B
+    assert masks.rebuild(A & ~B, lambda part: masks.Full() if part == B else None) == masks.Empty()

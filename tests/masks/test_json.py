@@ -14,8 +14,8 @@ from mask_cases import shaped_expressions
 
 from maskattn import masks, recipes
 from maskattn.masks._names import library_classes
+from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose
 
 SHAPES = [Shape(2, 6, 6, 2, 1, 8, 8), Shape(1, 1, 1, 1, 1, 8, 8), Shape(4, 3, 50, 2, 1, 8, 8)]
 

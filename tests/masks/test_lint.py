@@ -6,8 +6,8 @@ from hypothesis import given, settings
 from mask_cases import shaped_expressions
 
 from maskattn import masks
+from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose
 
 NEVER = "SlidingWindow(4095): left=4095 never binds at 64 x 64"
 

@@ -9,8 +9,8 @@ from mask_cases import shaped_expressions
 
 from maskattn import masks, recipes
 from maskattn.masks._names import library_classes, snake_case
+from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape, compose
 
 SHAPES = [Shape(2, 4, 4, 2, 1, 8, 8), Shape(1, 1, 1, 1, 1, 8, 8), Shape(4, 3, 5, 2, 1, 8, 8)]
 
@@ -186,6 +186,17 @@ def test_masks_of_others_are_named_only_where_they_are_passed():
         masks.parse("causal", classes=[3])
     with pytest.raises(ValueError, match="two classes are named Causal"):
         masks.parse("causal", classes=[type("Causal", (Even,), {"__dataclass_fields__": {}})])
+
+
+def test_functions_of_others_are_called_where_they_are_passed():
+    names = {"mine": {"pattern": lambda width: masks.SlidingWindow(width) & A}}
+    assert masks.parse("mine.pattern(3) | recipes.mistral(2)", names=names) == (
+        masks.SlidingWindow(3) & A | recipes.mistral(2)
+    )
+    with pytest.raises(ValueError, match=r'column 6: expected a recipe \(pattern\), got "other"'):
+        masks.parse("mine.other(3)", names=names)
+    with pytest.raises(ValueError, match="there is no mask 'mine'"):
+        masks.parse("mine.pattern(3)")
 
 
 def test_repr_leaves_out_large_data_and_says_so():

@@ -10,8 +10,8 @@ from mask_cases import pair, shaped_expressions
 
 from maskattn import masks
 from maskattn.masks._names import library_classes
+from maskattn.parity.attention.cases import Shape
 from maskattn.parity.draws import Draws
-from maskattn.parity.mask_table import Shape
 
 FORMULA = re.compile(r" it: (.*) is (true|false) \((.*)\)$")
 

@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from maskattn.parity import adapters, cases
-from maskattn.parity.cases import SHAPES, get
-from maskattn.parity.run import run
+from maskattn.parity.attention import adapters, cases
+from maskattn.parity.attention.cases import SHAPES, get
+from maskattn.parity.attention.run import run_cases
 from maskattn_jax.kernels import blockwise as in_jax
 from maskattn_torch.kernels.blockwise import walk as in_torch
 
@@ -19,28 +19,28 @@ CASES = ("Causal/square/float32/0", "Full/wide/float32/0", "planted/nan/padding/
 
 def first_tiles_only(monkeypatch):
     """Plant in both twins: of a row of tiles only the first step is taken, so that one tile by itself is right."""
-    planned, plan = in_jax.planned, in_torch.plan
+    cheapest, patches_of = in_jax.cheapest, in_torch.patches_of
 
     def fewer_steps(*arguments):
-        layout, steps = planned(*arguments)
+        tiling, kinds = cheapest(*arguments)
         seen, found = 0, []
-        for kind in steps:
-            count = np.clip(1 - seen, 0, kind.count)
-            seen, found = seen + kind.count, [*found, replace(kind, count=count.astype(np.int32), once=False)]
-        return layout, tuple(found)
+        for steps in kinds:
+            count = np.clip(1 - seen, 0, steps.count)
+            seen, found = seen + steps.count, [*found, replace(steps, count=count.astype(np.int32), once=False)]
+        return tiling, tuple(found)
 
-    def fewer_calls(*arguments):
-        found = plan(*arguments)
-        calls, joined = (tuple(c for c in some if c.piece.first) for some in (found.calls, found.joined))
-        return replace(found, calls=calls, joined=joined, whole=False, covered=False)
+    def fewer_patches(*arguments):
+        found = patches_of(*arguments)
+        backward, forward = (tuple(x for x in some if x.piece.first) for some in (found.backward, found.forward))
+        return replace(found, backward=backward, forward=forward, whole=False, covered=False)
 
-    monkeypatch.setattr(in_jax, "planned", fewer_steps)
-    monkeypatch.setattr(in_torch, "plan", fewer_calls)
+    monkeypatch.setattr(in_jax, "cheapest", fewer_steps)
+    monkeypatch.setattr(in_torch, "patches_of", fewer_patches)
 
 
 def outcomes(case_id, **options):
     """How each twin fares; eagerly, since a compiled function would hide what is planted, or outlive it."""
-    found = run([get(case_id)], adapters.twins("blockwise", mode="eager", **options), kernel="blockwise")
+    found = run_cases([get(case_id)], adapters.twins("blockwise", mode="eager", **options), kernel="blockwise")
     return {outcome.subject.partition("-")[0]: (outcome.status, outcome.failures) for outcome in found.outcomes}
 
 
@@ -55,14 +55,14 @@ def test_a_fault_between_tiles_is_reported(case_id, monkeypatch):
 
 
 def test_what_was_compiled_for_one_size_of_tile_is_not_used_for_another(monkeypatch):
-    planned, seen = in_jax.planned, []
+    cheapest, seen = in_jax.cheapest, []
 
     def recording(*arguments):
-        layout, steps = planned(*arguments)
-        seen.append((layout.q_block, layout.kv_block))
-        return layout, steps
+        tiling, kinds = cheapest(*arguments)
+        seen.append((tiling.q_block, tiling.kv_block))
+        return tiling, kinds
 
-    monkeypatch.setattr(in_jax, "planned", recording)
+    monkeypatch.setattr(in_jax, "cheapest", recording)
     case = replace(get("Causal/square/float32/0"), scale=0.1875)  # a compilation of its own
     small = adapters.twin("jax", "blockwise")
     for adapter in (replace(small, blocks=None), small, replace(small, blocks=None), small):

@@ -6,11 +6,21 @@ import pytest
 
 from maskattn import masks, standards
 from maskattn.numerics import oracle
-from maskattn.parity import adapters, checks
-from maskattn.parity.cases import DTYPES, Case, cotangent, get, inputs, registry, select, unreached
+from maskattn.parity.attention import adapters, checks
+from maskattn.parity.attention.cases import (
+    DTYPES,
+    Case,
+    Shape,
+    cotangent,
+    families,
+    get,
+    inputs,
+    registry,
+    select,
+    unreached,
+)
 from maskattn.parity.draws import Draws
 from maskattn.parity.findings import bits_equal
-from maskattn.parity.mask_table import Shape, families
 
 
 def test_bits_equal_sees_signed_zeros_payloads_dtypes_and_places():
@@ -145,9 +155,9 @@ def test_an_unknown_case_names_its_neighbours():
 
 
 def test_adapters_are_loaded_by_name_or_refused():
-    assert adapters.load("maskattn.parity.adapters:NumpyExact").name == "numpy"
+    assert adapters.load("maskattn.parity.attention.adapters:NumpyExact").name == "numpy"
     with pytest.raises(ValueError, match="pkg.mod:ATTRIBUTE"):
-        adapters.load("maskattn.parity.adapters")
+        adapters.load("maskattn.parity.attention.adapters")
     with pytest.raises(TypeError, match="no unsupported, run"):
         adapters.load(f"{__name__}:NotAnAdapter")
 

@@ -11,7 +11,7 @@ def _python(*arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_loading_the_plugin_imports_no_framework_and_no_suite():
-    heavy = "[m for m in ('torch', 'jax', 'numpy', 'maskattn.parity.cases') if m in sys.modules]"
+    heavy = "[m for m in ('torch', 'jax', 'numpy', 'maskattn.parity.attention.cases') if m in sys.modules]"
     found = _python("-c", f"import sys, maskattn.parity.plugin; print({heavy})")
     assert found.stdout.strip() == "[]", found.stderr
 

@@ -9,10 +9,11 @@ import pytest
 from click.testing import CliRunner
 
 from maskattn.cli.parity import command
-from maskattn.parity import plain, report
-from maskattn.parity.adapters import CONVENTIONS, NumpyExact
-from maskattn.parity.cases import get, select
-from maskattn.parity.run import run
+from maskattn.parity.attention import textbook
+from maskattn.parity.attention.adapters import CONVENTIONS, NumpyExact
+from maskattn.parity.attention.cases import get, select
+from maskattn.parity.attention.run import run_cases
+from maskattn.parity.report.cases import lines
 
 
 class Plain:
@@ -27,7 +28,7 @@ class Plain:
     def run(self, case, inputs, weights=None, cotangent=None):
         if case.must_raise:
             raise ValueError("empty_rows='error': an empty row")
-        return plain.run(case, inputs, cotangent)
+        return textbook.run(case, inputs, cotangent)
 
 
 class Mean(Plain):
@@ -48,7 +49,7 @@ class Silent(Plain):
     name = "silent"
 
     def run(self, case, inputs, weights=None, cotangent=None):
-        results = plain.run(case, inputs, cotangent)
+        results = textbook.run(case, inputs, cotangent)
         results.pop("d_key")
         return results
 
@@ -58,26 +59,26 @@ def _invoke(*arguments):
 
 
 def test_the_plain_computation_keeps_tier_2():
-    result = run(select("Dense/*") + select("options/*"), [Plain()], kernel="reference")
+    result = run_cases(select("Dense/*") + select("options/*"), [Plain()], kernel="reference")
     assert not result.failures, "\n".join(result.failures)
     assert result.exit_code == 0 and result.elements > 50_000
 
 
 def test_an_exception_is_a_failure_with_its_case():
-    result = run([get("Full/tall/float32/0")], [NumpyExact(), Broken()], kernel="exact")
+    result = run_cases([get("Full/tall/float32/0")], [NumpyExact(), Broken()], kernel="exact")
     assert result.exit_code == 1
     assert any("Full/tall/float32/0" in line and "no such luck" in line for line in result.failures)
 
 
 def test_a_missing_gradient_and_an_unraised_error_are_failures():
-    result = run([get("options/empty-error/float32"), get("Full/tall/float32/0")], [Silent()])
+    result = run_cases([get("options/empty-error/float32"), get("Full/tall/float32/0")], [Silent()])
     assert any("empty_rows='error'" in line for line in result.failures)
     assert any("d_key" in line and "missing" in line for line in result.failures)
 
 
 def test_declared_differences_are_reported_and_not_judged():
     cases = [get("options/plain/float32"), get("planted/nan/causal/float32"), get("Full/wide/float32/0")]
-    result = run(cases, [Mean()])
+    result = run_cases(cases, [Mean()])
     statuses = [outcome.status for outcome in result.outcomes]
     assert statuses == ["differs", "differs", "held"]
     assert result.exit_code == 3
@@ -85,14 +86,14 @@ def test_declared_differences_are_reported_and_not_judged():
 
 
 def test_nothing_run_is_a_failure():
-    assert run([], [Plain()]).exit_code == 1
-    assert run([get("MultiHeadAttention/self/float32")], [Plain()]).exit_code == 1
+    assert run_cases([], [Plain()]).exit_code == 1
+    assert run_cases([get("MultiHeadAttention/self/float32")], [Plain()]).exit_code == 1
 
 
 def test_samples_are_drawn_until_enough_and_not_without_end():
-    result = run([], [NumpyExact()], kernel="exact", samples=15_000)
+    result = run_cases([], [NumpyExact()], kernel="exact", samples=15_000)
     assert 15_000 <= result.elements < 30_000 and not result.failures
-    assert len(run([], [Broken()], samples=10).outcomes) == 1
+    assert len(run_cases([], [Broken()], samples=10).outcomes) == 1
 
 
 def test_command_judges_another_implementation(tmp_path):
@@ -115,22 +116,22 @@ def test_exit_codes(impl, code):
 
 def test_command_refuses_what_matches_nothing_or_cannot_be_loaded():
     found = _invoke("--cases", "no-such-case")
-    assert found.exit_code == 2 and "--list" in found.output
+    assert found.exit_code == 2 and "`maskattn parity list` shows their ids" in " ".join(found.output.split())
     found = _invoke("--impl", "no.such.module:X")
     assert found.exit_code == 1 and "cannot load" in found.output
 
 
 def test_command_lists_cases():
-    found = _invoke("--list", "--cases", "Segments")
+    found = _invoke("list", "--cases", "Segments")
     assert found.exit_code == 0
     assert "Segments/square/float32/0" in found.output.split()
 
 
 def test_lines_measure_what_was_judged():
-    lines = report.lines(run(select("Empty/*") + select("Full/square/float32/*"), [NumpyExact()], kernel="exact"))
-    assert [line.family for line in lines] == ["Empty", "Full"]
-    assert lines[1].equal == 1.0 and 0.4 < lines[1].highest <= 0.5 and lines[1].status == "held"
-    assert np.isfinite([line.worst for line in lines]).all()
+    found = lines(run_cases(select("Empty/*") + select("Full/square/float32/*"), [NumpyExact()], kernel="exact"))
+    assert [line.family for line in found] == ["Empty", "Full"]
+    assert found[1].equal == 1.0 and 0.4 < found[1].highest <= 0.5 and found[1].status == "held"
+    assert np.isfinite([line.worst for line in found]).all()
 
 
 def test_a_page_that_needs_nothing_else(tmp_path):
@@ -139,7 +140,7 @@ def test_a_page_that_needs_nothing_else(tmp_path):
     from html.parser import HTMLParser
 
     target = tmp_path / "page.html"
-    numpy = ("--impl", "maskattn.parity.adapters:NumpyExact", "--html", str(target))
+    numpy = ("--impl", "maskattn.parity.attention.adapters:NumpyExact", "--html", str(target))
     found = _invoke("--cases", "*/wide/float32/0", *numpy)
     assert found.exit_code == 0, found.output
     text, open_tags, seen = target.read_text(), [], []
@@ -164,4 +165,4 @@ def test_a_page_that_needs_nothing_else(tmp_path):
     assert [file.name for file in tmp_path.iterdir()] == ["page.html"]
     refused = _invoke("--cases", "Full/wide/*", *numpy[:3], str(tmp_path / "none" / "page.html"))
     assert refused.exit_code == 2 and "cannot write" in refused.output
-    assert _invoke("--faults", *numpy).exit_code == 2
+    assert _invoke("faults", *numpy).exit_code == 2

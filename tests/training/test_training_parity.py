@@ -1,5 +1,6 @@
 """Training step for step in both frameworks, across them, and with mistakes planted."""
 
+import io
 import json
 from dataclasses import replace
 
@@ -10,7 +11,8 @@ from rich.console import Console
 
 from maskattn.cli.parity import command
 from maskattn.corruption import MLM
-from maskattn.parity.training import data, faults, names, picture, report, run
+from maskattn.parity.report import training as report, training_picture
+from maskattn.parity.training import data, faults, names, run
 from maskattn.parity.training.run import Outcome, Setting
 from maskattn.parity.training.tasks import TASKS
 from maskattn.standards import value
@@ -21,7 +23,7 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def outcomes():
     """One setting in float64, the one that the faults are planted in, and one in float32."""
-    return [run.run(faults.SETTING, STEPS), run.run(Setting("swin", "adamw", "float32"), STEPS)]
+    return [run.run_setting(faults.SETTING, STEPS), run.run_setting(Setting("swin", "adamw", "float32"), STEPS)]
 
 
 def test_both_frameworks_take_the_same_steps(outcomes):
@@ -41,7 +43,7 @@ def test_both_frameworks_take_the_same_steps(outcomes):
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
 def test_planted_faults_are_caught(fault, twin):
     if twin == "jax" and fault.patches and fault.name != "ignored-counted":
-        pytest.skip("each patch of compiled code is a compilation: maskattn parity --training --faults plants them all")
+        pytest.skip("each patch of compiled code is a compilation: maskattn parity faults --training plants them all")
     seen = faults.caught(fault, twin)
     other = "torch" if twin == "jax" else "jax"
     assert seen and not any(check.startswith("error") for check in seen)
@@ -50,16 +52,16 @@ def test_planted_faults_are_caught(fault, twin):
 
 
 def test_nothing_planted_stays():
-    assert not faults.failed(run.run(faults.SETTING, faults.STEPS))
+    assert not faults.failed(run.run_setting(faults.SETTING, faults.STEPS))
 
 
 def test_an_error_is_a_failure_and_nothing_run_is_one():
     def broken(twin, setting):
         raise RuntimeError("no such luck")
 
-    outcome = run.run(faults.SETTING, STEPS, make=broken)
+    outcome = run.run_setting(faults.SETTING, STEPS, make=broken)
     assert outcome.error == "RuntimeError: no such luck" and not outcome.held
-    assert report.exit_code([outcome]) == report.exit_code([]) == 1
+    assert run.exit_code([outcome]) == run.exit_code([]) == 1
     assert not Outcome(faults.SETTING).held
 
 
@@ -124,8 +126,8 @@ def test_images_of_several_digits_hold_each_whole():
 
 
 def test_table_and_data(outcomes):
-    console = Console(record=True, width=140)
-    report.render(outcomes, console, steps=STEPS)
+    console = Console(record=True, width=80, file=io.StringIO())
+    report.render(outcomes, console, steps=STEPS, wide=True)
     text = console.export_text()
     assert "mlm" in text and "swin" in text and "1e-06 / 3e-06" in text
     found = json.loads(report.as_json(outcomes))["runs"]
@@ -136,21 +138,20 @@ def test_table_and_data(outcomes):
 
 
 def test_a_picture_of_it(outcomes, tmp_path):
-    picture.write_png(outcomes, tmp_path / "runs.png")
+    training_picture.write_png(outcomes, tmp_path / "runs.png")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="none was completed"):
-        picture.write_png([Outcome(faults.SETTING, error="no")], tmp_path / "none.png")
+        training_picture.write_png([Outcome(faults.SETTING, error="no")], tmp_path / "none.png")
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--training", "--cases", "no-such-task"], "matches none of mlm/sgd/float64"),
-        (["--training", "--real"], "runs of their own"),
-        (["--training", "--html", "x.html"], "--html belong to a run of cases"),
-        (["--training", "--faults", "--cases", "mlm"], "--cases belong to a run of cases"),
-        (["--png", "x.png"], "--png draws the runs of --training"),
-        (["--training", "--kernel", "no-such-kernel"], "--kernel must be one of"),
+        (["training", "--cases", "no-such-task"], "matches none of mlm/sgd/float64"),
+        (["training", "--html", "x.html"], "No such option"),
+        (["faults", "--training", "--cases", "mlm"], "No such option"),
+        (["--png", "x.png"], "No such option"),
+        (["training", "--kernel", "no-such-kernel"], "--kernel must be one of"),
     ],
 )
 def test_the_command_refuses_what_does_not_go_together(arguments, message):

@@ -8,9 +8,9 @@ import ml_dtypes
 import numpy as np
 
 from maskattn._fields import Array, dtype_name, peek, to_numpy
+from maskattn._pairs import AXES
 from maskattn._problems import Problems, describe
-from maskattn.masks._base import AXES, Mask
-from maskattn.masks._evaluate import evaluate
+from maskattn.masks._core import Mask, evaluate
 
 _KINDS = {"bool": "bool", "int": "int", "uint": "int", "float": "float", "bfloat": "float"}
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from maskattn._fields import Array
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Mask
 from maskattn.masks.dense import Dense
 from maskattn.masks.interop._values import as_array, as_dtype, compact, expanded, is_zero
 

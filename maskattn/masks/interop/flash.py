@@ -4,9 +4,8 @@ from typing import Any
 
 from maskattn._problems import Problems
 from maskattn.masks._band import band
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Full, Mask
 from maskattn.masks.causal import Causal
-from maskattn.masks.full import Full
 from maskattn.masks.sliding_window import SlidingWindow
 
 

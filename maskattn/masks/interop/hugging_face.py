@@ -6,9 +6,8 @@ import numpy as np
 
 from maskattn._fields import Array
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
+from maskattn.masks._core import Full, Mask
 from maskattn.masks.dense import Dense
-from maskattn.masks.full import Full
 from maskattn.masks.interop._values import as_array, as_dtype, compact, expanded, is_one, is_zero, kind_of
 from maskattn.masks.interop.additive import filled
 from maskattn.masks.key_mask import KeyMask

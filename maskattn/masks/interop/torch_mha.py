@@ -7,10 +7,8 @@ import numpy as np
 
 from maskattn._fields import Array, to_numpy
 from maskattn._problems import Problems
-from maskattn.masks._base import Mask
-from maskattn.masks.algebra import And
+from maskattn.masks._core import And, Full, Mask
 from maskattn.masks.dense import Dense
-from maskattn.masks.full import Full
 from maskattn.masks.interop._values import as_array, compact, expanded, is_zero, kind_of
 from maskattn.masks.key_mask import KeyMask
 
@@ -89,7 +87,7 @@ def _by_head(problems: Problems, keep: Array, num_heads: int | None) -> Array | 
         problems.type("num_heads must be given with an attn_mask [B * num_heads, L, S]")
         return None
     heads = problems.integer("num_heads", num_heads, minimum=1)
-    if problems.faults or keep.shape[0] % heads:
+    if problems or keep.shape[0] % heads:
         problems.value(
             f"attn_mask must have a multiple of num_heads {num_heads} as its first axis, got {keep.shape[0]}"
         )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -87,6 +87,11 @@ class Outcome:
         return np.asarray(np.abs(self.curves[run] - other) / np.abs(other))
 
 
+def exit_code(outcomes: Sequence[Outcome]) -> int:
+    """0 only if something ran and everything held."""
+    return 0 if outcomes and all(outcome.held for outcome in outcomes) else 1
+
+
 def settings(kernel: str = "reference") -> list[Setting]:
     """Every task, optimizer and dtype."""
     return [Setting(t, o, d, kernel) for t in TASKS for d in ("float64", "float32") for o in OPTIMIZERS]
@@ -148,7 +153,7 @@ def _draw(name: str, shape: tuple[int, ...]) -> Array:
     return np.asarray(drawn * scales.get(leaf, 0.3) + (leaf == "scale"))
 
 
-def run(
+def run_setting(
     setting: Setting,
     steps: int = STEPS,
     *,

@@ -16,23 +16,12 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskattn.biases import Bias, DenseBias
-from maskattn_jax.kernels.blockwise.arrays import (
-    Operands,
-    Part,
-    computed_in,
-    group_heads,
-    key_tile,
-    put_query_tile,
-    query_tile,
-    row,
-    rows,
-    ungroup_heads,
-    visit,
-)
-from maskattn_jax.kernels.blockwise.plan import Layout, Steps
+from maskattn.biases import DenseBias
+from maskattn_jax.kernels.blockwise import arrays
+from maskattn_jax.kernels.blockwise.problem import Problem, float_leaves, group_heads, ungroup_heads
 from maskattn_jax.kernels.blockwise.shards import manual_axes, vary
-from maskattn_jax.kernels.blockwise.tile import Conditions, Options, Place, add_at, bias_values, kept, scores, window
+from maskattn_jax.kernels.blockwise.steps import Steps
+from maskattn_jax.kernels.blockwise.tile import bias_values, kept, scores, window
 
 Array = Any
 
@@ -70,72 +59,55 @@ class _Sums(NamedTuple):
     bias: list[Array]
 
 
-def backward(
-    layout: Layout,
-    options: Options,
-    given: Operands,
-    conditions: Conditions,
-    sinks: Array | None,
-    plan: Any,
-    output: Array,
-    lse: Array,
-    d_output: Array,
-    d_lse: Array,
-) -> Gradients:
+def backward(problem: Problem, output: Array, lse: Array, d_output: Array, d_lse: Array) -> Gradients:
     """The gradients, in the dtype of the computation, from what the forward pass returned and its cotangents."""
-    dtype = computed_in(given.query)
+    tiling, dtype, bias = problem.tiling, problem.dtype, problem.conditions.bias
     d_sinks = None
-    if sinks is not None:
+    if problem.sinks is not None:
         _, shift, delta = _from_output(output, d_output.astype(dtype), lse, d_lse.astype(dtype))
-        d_sinks = -jnp.sum(jnp.exp(sinks.astype(dtype) - shift) * delta, axis=(0, 1))
-    per_query = [group_heads(layout, x) for x in (output, d_output, lse[..., None], d_lse[..., None])]
-    floats, rebuild = float_leaves(conditions.bias)
-    axes = manual_axes(given)
+        d_sinks = -jnp.sum(jnp.exp(problem.sinks.astype(dtype) - shift) * delta, axis=(0, 1))
+    per_query = [group_heads(tiling, x) for x in (output, d_output, lse[..., None], d_lse[..., None])]
+    axes = manual_axes((problem.query, problem.key, problem.value))
     start = _Sums(
-        jnp.zeros(given.query.shape, dtype),
-        _transposed_zeros(given.key, dtype),
-        _transposed_zeros(given.value, dtype),
-        [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in floats],
+        jnp.zeros(problem.query.shape, dtype),
+        _transposed_zeros(problem.key, dtype),
+        _transposed_zeros(problem.value, dtype),
+        [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in float_leaves(bias)[0]],
     )
 
     def attend(sums: _Sums, number: Array) -> tuple[_Sums, None]:
-        at = row(layout, number)
-        queries = [_queries(layout, options, given.query, per_query, part, dtype) for part in at.parts]
+        at = arrays.row(tiling, number)
+        queries = [_queries(problem, per_query, part) for part in at.parts]
         d_queries, rest = [vary(jnp.zeros_like(one.query), axes) for one in queries], sums
-        for steps in plan:
+        for steps in problem.conditions.kinds:
 
-            def step(parts: list[Part], carry: Any, steps: Steps = steps) -> Any:
+            def step(parts: list[arrays.Part], carry: Any, steps: Steps = steps) -> Any:
                 d_queries, sums = list(carry[0]), carry[1]
                 for i, part in enumerate(parts):
-                    d_queries[i], sums = _step(
-                        layout, options, conditions, given, part, queries[i], d_queries[i], sums, steps, floats, rebuild
-                    )
+                    d_queries[i], sums = _step(problem, steps, part, queries[i], d_queries[i], sums)
                 return d_queries, sums
 
-            d_queries, rest = visit(layout, steps, conditions.origin, at, step, (d_queries, rest))
+            d_queries, rest = arrays.visit(problem, steps, at, step, (d_queries, rest))
         whole = sums.query
+        scale = jnp.asarray(problem.options.scale, dtype)
         for part, one, d_query in zip(at.parts, queries, d_queries, strict=True):
             # a negative scale would make an empty row -0
-            d_query = jnp.where(
-                one.empty.reshape(*d_query.shape[:-1], 1), 0, d_query * jnp.asarray(options.scale, dtype)
-            )
-            whole = put_query_tile(layout, whole, d_query, part)
+            d_query = jnp.where(one.empty.reshape(*d_query.shape[:-1], 1), 0, d_query * scale)
+            whole = arrays.put_query_tile(problem, whole, d_query, part)
         return rest._replace(query=whole), None
 
-    sums, _ = lax.scan(attend, vary(start, axes), rows(layout))
-    d_key, d_value = (x[..., : layout.kv_len].transpose(0, 3, 1, 2) for x in (sums.key, sums.value))
-    return Gradients(ungroup_heads(layout, sums.query), d_key, d_value, sums.bias, d_sinks)
+    sums, _ = lax.scan(attend, vary(start, axes), arrays.rows(tiling))
+    d_key, d_value = (x[..., : tiling.kv_len].transpose(0, 3, 1, 2) for x in (sums.key, sums.value))
+    return Gradients(ungroup_heads(tiling, sums.query), d_key, d_value, sums.bias, d_sinks)
 
 
-def _queries(
-    layout: Layout, options: Options, query: Array, per_query: list[Array], part: Part, dtype: Any
-) -> _Queries:
-    query, output, d_output, *rest = (query_tile(layout, x, part, dtype) for x in (query, *per_query))
+def _queries(problem: Problem, per_query: list[Array], part: arrays.Part) -> _Queries:
+    query, output, d_output, *rest = (arrays.query_tile(problem, x, part) for x in (problem.query, *per_query))
     lse, d_lse = (x[..., 0] for x in rest)
-    query = query * jnp.asarray(options.scale, dtype)
+    query = query * jnp.asarray(problem.options.scale, problem.dtype)
     d_output, shift, delta = _from_output(output, d_output, lse, d_lse)
     query_t, d_output_t = (jnp.swapaxes(x, -1, -2) for x in (query, d_output))
-    shift, delta, empty = (x.reshape(layout.tile) for x in (shift, delta, lse == -jnp.inf))
+    shift, delta, empty = (x.reshape(problem.tiling.tile) for x in (shift, delta, lse == -jnp.inf))
     return _Queries(query, d_output, query_t, d_output_t, shift, delta, empty)
 
 
@@ -153,83 +125,52 @@ def _transposed_zeros(x: Array, dtype: Any) -> Array:
     return jnp.zeros((batch, heads, width, length), dtype)
 
 
-def float_leaves(bias: Bias | None) -> tuple[list[Array], Any]:
-    """The differentiable arrays of a bias, and the function that puts others in their place."""
-    leaves, structure = jax.tree.flatten(bias)
-    where = [n for n, leaf in enumerate(leaves) if jnp.issubdtype(leaf.dtype, jnp.floating)]
-
-    def rebuild(floats: list[Array]) -> Any:
-        replaced = list(leaves)
-        for n, leaf in zip(where, floats, strict=True):
-            replaced[n] = leaf
-        return jax.tree.unflatten(structure, replaced)
-
-    return [leaves[n] for n in where], rebuild
-
-
 def _step(
-    layout: Layout,
-    options: Options,
-    conditions: Conditions,
-    given: Operands,
-    part: Part,
-    queries: _Queries,
-    d_query: Array,
-    sums: _Sums,
-    steps: Steps,
-    floats: list[Array],
-    rebuild: Any,
+    problem: Problem, steps: Steps, part: arrays.Part, queries: _Queries, d_query: Array, sums: _Sums
 ) -> tuple[Array, _Sums]:
-    width, dtype = steps.width * layout.kv_block, queries.query.dtype
-    place = part.place
-    flat = (layout.rows, layout.columns, layout.group * layout.q_block, width)
-    key, value = (key_tile(layout, x, part, width, dtype) for x in (given.key, given.value))
-    found = scores(layout, options, conditions, place, queries.query, key, value, steps.masked)
+    """The gradients with those of one step of a tile added: of its queries, and of all the rest."""
+    place, width = part.place, steps.width * problem.tiling.kv_block
+    flat, precision = (*problem.tiling.flat, width), problem.options.precision
+    key, value = arrays.key_tiles(problem, part, width)
+    found = scores(problem, place, queries.query, key, value, steps.masked)
     p = jnp.exp(found.logits - queries.lse[..., None])
-    dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, found.value, precision=options.precision).reshape(p.shape)
-    factor = kept(layout, conditions, place, width)
+    dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, found.value, precision=precision).reshape(p.shape)
+    factor = kept(problem, place, width)
     weights = p
     if factor is not None:
-        factor = factor.astype(dtype)
+        factor = factor.astype(p.dtype)
         weights, dp = p * factor, dp * factor
     ds = p * (dp - queries.delta[..., None])
     if found.allowed is not None:
         ds = jnp.where(found.allowed, ds, 0)
     raw = ds if found.slope is None else ds * (1 - found.slope * found.slope)
-    d_query = d_query + jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), found.key, precision=options.precision)
+    d_query = d_query + jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), found.key, precision=precision)
     d_key_t, d_value_t = (
-        jnp.einsum("...dq,...qk->...dk", x, w.reshape(flat), precision=options.precision)
+        jnp.einsum("...dq,...qk->...dk", x, w.reshape(flat), precision=precision)
         for x, w in ((queries.query_t, raw), (queries.d_output_t, weights))
     )
     starts = (place.row, part.kv_column, 0, place.key)
     return d_query, _Sums(
         sums.query,
-        add_at(sums.key, d_key_t, starts),
-        add_at(sums.value, d_value_t, starts),
-        _bias_sums(layout, conditions, place, ds, sums.bias, floats, rebuild),
+        arrays.add_at(sums.key, d_key_t, starts),
+        arrays.add_at(sums.value, d_value_t, starts),
+        _bias_sums(problem, place, ds, sums.bias),
     )
 
 
-def _bias_sums(
-    layout: Layout,
-    conditions: Conditions,
-    place: Place,
-    ds: Array,
-    sums: list[Array],
-    floats: list[Array],
-    rebuild: Any,
-) -> list[Array]:
+def _bias_sums(problem: Problem, place: arrays.Place, ds: Array, sums: list[Array]) -> list[Array]:
     """The gradients of the bias's arrays with those of one tile added; no array of L x S entries but the bias's own."""
-    bias, origin = conditions.bias, conditions.origin
-    if bias is None or not floats:
+    bias, width = problem.conditions.bias, ds.shape[-1]
+    floats, rebuild = float_leaves(bias)
+    if not floats:
         return sums
     if isinstance(bias, DenseBias):
-        starts, sizes = window(layout, floats[0].shape, origin, place, ds.shape[-1])
+        starts, sizes = window(problem, floats[0].shape, place, width)
         d_values = ds.reshape(ds.shape[0], -1, *ds.shape[3:])
         axes = tuple(axis for axis, size in enumerate(floats[0].shape) if size == 1)
         part = jnp.sum(d_values, axis=axes, keepdims=True).reshape(sizes).astype(sums[0].dtype)
-        return [add_at(sums[0], part, starts)]
-    values, pull = jax.vjp(lambda floats: bias_values(layout, rebuild(floats), origin, place, ds.shape[-1]), floats)
+        return [arrays.add_at(sums[0], part, starts)]
+    values, pull = jax.vjp(lambda floats: bias_values(problem, rebuild(floats), place, width), floats)
     axes = tuple(axis for axis, size in enumerate(values.shape) if size == 1)
     (parts,) = pull(jnp.sum(ds, axis=axes, keepdims=True).astype(values.dtype))
     return [total + part.astype(total.dtype) for total, part in zip(sums, parts, strict=True)]

@@ -12,21 +12,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 from jax import lax
 
-from maskattn_jax.kernels.blockwise.arrays import (
-    Operands,
-    Part,
-    computed_in,
-    key_tile,
-    put_query_tile,
-    query_tile,
-    row,
-    rows,
-    ungroup_heads,
-    visit,
-)
-from maskattn_jax.kernels.blockwise.plan import Layout, Steps
+from maskattn_jax.kernels.blockwise import arrays
+from maskattn_jax.kernels.blockwise.problem import Options, Problem, ungroup_heads
 from maskattn_jax.kernels.blockwise.shards import manual_axes, vary
-from maskattn_jax.kernels.blockwise.tile import Conditions, Options, kept, scores, slice_at
+from maskattn_jax.kernels.blockwise.steps import Steps
+from maskattn_jax.kernels.blockwise.tile import kept, scores
 
 Array = Any
 
@@ -41,67 +31,60 @@ class _Sums(NamedTuple):
     output: Array
 
 
-def forward(
-    layout: Layout, options: Options, given: Operands, conditions: Conditions, sinks: Array | None, plan: Any
-) -> tuple[Array, Array]:
+def forward(problem: Problem) -> tuple[Array, Array]:
     """The output [B, L, H, Dv] in the dtype of the computation, and the log-sum-exp [B, L, H]."""
-    dtype = computed_in(given.query)
+    tiling, dtype, sinks = problem.tiling, problem.dtype, problem.sinks
     if sinks is not None:
-        sinks = sinks.astype(dtype).reshape(-1, layout.group)
-    axes = manual_axes(given)
+        sinks = sinks.astype(dtype).reshape(-1, tiling.group)
+    axes = manual_axes((problem.query, problem.key, problem.value))
     nothing = _Sums(
-        jnp.full(layout.tile, jnp.finfo(dtype).min, dtype),
-        jnp.zeros(layout.tile, dtype),
-        jnp.zeros((layout.rows, layout.columns, layout.group * layout.q_block, given.value.shape[-1]), dtype),
+        jnp.full(tiling.tile, jnp.finfo(dtype).min, dtype),
+        jnp.zeros(tiling.tile, dtype),
+        jnp.zeros((*tiling.flat, problem.value.shape[-1]), dtype),
     )
     nothing = vary(nothing, axes)
 
     def attend(results: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
-        at = row(layout, number)
-        scale = jnp.asarray(options.scale, dtype)
-        queries = [query_tile(layout, given.query, part, dtype) * scale for part in at.parts]
+        at = arrays.row(tiling, number)
+        scale = jnp.asarray(problem.options.scale, dtype)
+        queries = [arrays.query_tile(problem, problem.query, part) * scale for part in at.parts]
         sums = [nothing] * len(at.parts)
-        for steps in plan:
+        for steps in problem.conditions.kinds:
 
-            def step(parts: list[Part], sums: list[_Sums], steps: Steps = steps) -> list[_Sums]:
-                each = zip(parts, queries, sums, strict=True)
-                return [_step(layout, options, conditions, given, *one, steps) for one in each]
+            def step(parts: list[arrays.Part], sums: list[_Sums], steps: Steps = steps) -> list[_Sums]:
+                return [_step(problem, steps, *one) for one in zip(parts, queries, sums, strict=True)]
 
-            sums = visit(layout, steps, conditions.origin, at, step, sums)
+            sums = arrays.visit(problem, steps, at, step, sums)
         output, lse = results
         for part, one in zip(at.parts, sums, strict=True):
-            sink = None if sinks is None else slice_at(sinks, (part.place.column, 0), layout.tile[1:3])[..., None]
-            found = _finish(options, one, sink)
-            output, lse = (put_query_tile(layout, x, y, part) for x, y in zip((output, lse), found, strict=True))
+            sink = None
+            if sinks is not None:
+                sink = arrays.slice_at(sinks, (part.place.column, 0), tiling.tile[1:3])[..., None]
+            found = _finish(problem.options, one, sink)
+            output, lse = (
+                arrays.put_query_tile(problem, x, y, part) for x, y in zip((output, lse), found, strict=True)
+            )
         return (output, lse), None
 
-    shape = given.query.shape[:-1]
-    start = jnp.zeros((*shape, given.value.shape[-1]), dtype), jnp.zeros((*shape, 1), dtype)
-    (output, lse), _ = lax.scan(attend, vary(start, axes), rows(layout))
-    return ungroup_heads(layout, output), ungroup_heads(layout, lse)[..., 0]
+    shape = problem.query.shape[:-1]
+    start = jnp.zeros((*shape, problem.value.shape[-1]), dtype), jnp.zeros((*shape, 1), dtype)
+    (output, lse), _ = lax.scan(attend, vary(start, axes), arrays.rows(tiling))
+    return ungroup_heads(tiling, output), ungroup_heads(tiling, lse)[..., 0]
 
 
-def _step(
-    layout: Layout,
-    options: Options,
-    conditions: Conditions,
-    given: Operands,
-    part: Part,
-    query: Array,
-    sums: _Sums,
-    steps: Steps,
-) -> _Sums:
-    width = steps.width * layout.kv_block
-    key, value = (key_tile(layout, x, part, width, query.dtype) for x in (given.key, given.value))
-    found = scores(layout, options, conditions, part.place, query, key, value, steps.masked)
+def _step(problem: Problem, steps: Steps, part: arrays.Part, query: Array, sums: _Sums) -> _Sums:
+    """The softmax of a tile with the keys of one step taken in."""
+    flat, width = problem.tiling.flat, steps.width * problem.tiling.kv_block
+    key, value = arrays.key_tiles(problem, part, width)
+    found = scores(problem, part.place, query, key, value, steps.masked)
     highest = jnp.maximum(sums.highest, jnp.max(found.logits, axis=-1))
     e = jnp.exp(found.logits - highest[..., None])
     shrink = jnp.exp(sums.highest - highest)
     total = sums.total * shrink + jnp.sum(e, axis=-1)
-    factor = kept(layout, conditions, part.place, width)
+    factor = kept(problem, part.place, width)
     e = e if factor is None else e * factor.astype(e.dtype)  # the denominator is that without dropout
-    flat = (layout.rows, layout.columns, layout.group * layout.q_block)
-    added = jnp.einsum("...qk,...kd->...qd", e.reshape(*flat, width), found.value, precision=options.precision)
+    precision = problem.options.precision
+    added = jnp.einsum("...qk,...kd->...qd", e.reshape(*flat, width), found.value, precision=precision)
     return _Sums(highest, total, sums.output * shrink.reshape(*flat, 1) + added)
 
 

@@ -17,7 +17,7 @@ from maskattn.numerics.exact import Arrays, Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_jax import lower
 from maskattn_jax.dropout import dense
-from maskattn_jax.kernels.exact.ops import OPS
+from maskattn_jax.exact_ops import OPS
 
 Array = Any
 

@@ -18,9 +18,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from maskattn import schedule
 from maskattn.attention import Call
 from maskattn.biases import DenseBias
-from maskattn.schedule import tiles
 from maskattn_jax import lower
 from maskattn_jax.kernels.fused import splash
 
@@ -128,7 +128,7 @@ def _cleared(x: Array, keys: Array | None) -> Array:
 
 @functools.lru_cache(maxsize=64)
 def _reached_statically(mask: Any, sizes: tuple[int, int, int, int]) -> tuple[np.ndarray[Any, Any], ...]:
-    return tiles.reached(mask, *sizes)
+    return schedule.reached(mask, *sizes)
 
 
 def platform() -> str:

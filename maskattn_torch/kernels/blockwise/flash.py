@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from maskattn.schedule.pieces import MIXED, TRIANGLE, Piece
-from maskattn_torch.kernels.blockwise.calls import Forbidden
+from maskattn_torch.kernels.blockwise.patches import Forbidden
 
 Array = Any
 

@@ -12,10 +12,11 @@ from typing import Any
 
 import torch
 
+from maskattn import schedule
+from maskattn.attention import Call
 from maskattn.biases import Bias, T5Buckets
-from maskattn.biases._table import offset_at
 from maskattn.masks import Full, Mask
-from maskattn.schedule import tiles
+from maskattn.masks._lookup import at_row
 from maskattn_torch import lower
 
 Array = Any
@@ -23,34 +24,22 @@ Array = Any
 __all__ = ["attention", "unsupported"]
 
 
-def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Mask | None,
-    bias: Bias | None,
-    sinks: Array | None,
-    *,
-    scale: float,
-    softcap: float | None,
-    compiled: bool = True,
-) -> tuple[Array, Array]:
-    """query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H]; empty rows 0, -inf.
+def attention(call: Call, sinks: Array | None, compiled: bool = True) -> tuple[Array, Array]:
+    """The output [B, L, H, Dv] and log-sum-exp [B, L, H] of a call, with `sinks` in float32; empty rows 0, -inf.
 
     The mask's data are read now (from the device, if they are there): once for each call.
     """
-    batch, q_len, heads, _ = query.shape
-    sizes = (batch, heads, q_len, key.shape[1])
+    mask, key, value = call.mask, call.key, call.value
     blocks = None
     if mask is not None and not isinstance(mask, Full):
-        blocks = lower.to_block_mask(mask, *sizes, device=query.device)
-        key, value = _reachable(mask, sizes, key, value)
+        blocks = lower.to_block_mask(mask, *call.sizes, device=call.query.device)
+        key, value = _reachable(mask, call.sizes, key, value)
     out, lse = _flex(compiled)(
-        *(x.transpose(1, 2) for x in (query, key, value)),
-        score_mod=_scores(bias, softcap),
+        *(x.transpose(1, 2) for x in (call.query, key, value)),
+        score_mod=_scores(call.bias, call.softcap),
         block_mask=blocks,
-        scale=scale,
-        enable_gqa=heads != key.shape[2],
+        scale=call.scale,
+        enable_gqa=call.query.shape[2] != key.shape[2],
         return_lse=True,
     )
     if sinks is not None:
@@ -59,21 +48,21 @@ def attention(
     return out.transpose(1, 2), lse.transpose(1, 2)
 
 
-def unsupported(query: Array, key: Array, value: Array, dropout: Any) -> list[str]:
+def unsupported(call: Call) -> list[str]:
     """Every reason why FlexAttention cannot run a call."""
     reasons = []
-    if dropout is not None:
+    if call.dropout is not None:
         reasons.append("dropout: FlexAttention draws none")
-    if query.dtype == torch.float64:
+    if call.query.dtype == torch.float64:
         reasons.append("float64: FlexAttention has no kernel for it")
-    if 0 in (*query.shape, *key.shape, *value.shape):
+    if 0 in (*call.query.shape, *call.key.shape, *call.value.shape):
         reasons.append("FlexAttention takes no empty tensors")
     return reasons
 
 
 def _reachable(mask: Mask, sizes: tuple[int, int, int, int], key: Array, value: Array) -> tuple[Array, Array]:
     """Keys and values, 0 where no query of the batch row may attend to them: garbage there must not show."""
-    keys = torch.as_tensor(tiles.reached(mask, *sizes)[1].any(1))
+    keys = torch.as_tensor(schedule.reached(mask, *sizes)[1].any(1))
     if bool(keys.all()):
         return key, value
     keys = keys.to(key.device)[:, :, None, None]
@@ -101,7 +90,7 @@ def _t5_values(bias: T5Buckets) -> Any:
     rows = replace(bias, offset=0).rows(0, torch.zeros((), dtype=torch.int64), torch.arange(-far, far + 1)).to(device)
 
     def values(b: Array, h: Array, q: Array, k: Array) -> Array:
-        apart = torch.clamp(k - q - offset_at(bias.offset, b), -far, far)
+        apart = torch.clamp(k - q - at_row(bias.offset, b), -far, far)
         return bias.table[rows[apart + far], h if bias.table.shape[1] > 1 else 0]
 
     return values

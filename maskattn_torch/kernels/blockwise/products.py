@@ -12,11 +12,13 @@ from typing import Any
 
 import torch
 
+from maskattn.attention import Dropout
 from maskattn.biases import Bias
 from maskattn.schedule.pieces import Piece
-from maskattn_torch.dropout import Dropout, keep
-from maskattn_torch.kernels.blockwise import bias as blockwise_bias
-from maskattn_torch.kernels.blockwise.calls import Forbidden, indices
+from maskattn_torch.dropout import keep
+from maskattn_torch.kernels.blockwise import additions
+from maskattn_torch.kernels.blockwise.patches import Forbidden
+from maskattn_torch.kernels.blockwise.windows import indices
 
 Array = Any
 
@@ -58,9 +60,9 @@ def backward(
     v: Array,
     forbidden: Forbidden,
     rows: tuple[Array, ...],
-    biases: blockwise_bias.Gradients,
+    of_bias: additions.Gradients,
 ) -> tuple[Array, Array, Array]:
-    """This rectangle's share of dq, dk, dv; that of the bias goes to `biases`.
+    """This rectangle's share of dq, dk, dv; that of the bias goes to `of_bias`.
 
     `rows`: of the queries, d_out, out, lse (+inf for rows without keys) and delta = sum(d_out * out) - d_lse.
     """
@@ -75,7 +77,7 @@ def backward(
         dp, dropped = dp.mul_(kept), p * kept
     dv = torch.matmul(_stacked(dropped, k).transpose(-1, -2), stacked_d_out)
     d_logits = dp.sub_(delta.unsqueeze(-1)).mul_(p)
-    biases.add(piece, d_logits)
+    of_bias.add(piece, d_logits)
     if slope is not None:
         d_logits = d_logits.mul_(slope)
     d_logits = _stacked(d_logits, k)
@@ -93,7 +95,7 @@ def _logits(terms: Terms, piece: Piece, stacked_q: Array, k: Array, forbidden: F
         slope = 1 - x * x
         x = x.mul_(terms.softcap)
     if terms.bias is not None:
-        x = x.add_(blockwise_bias.values(terms.bias, piece, x.dtype, x.device))
+        x = x.add_(additions.values(terms.bias, piece, x.dtype, x.device))
     return x if forbidden.added is None else x.add_(forbidden.added), slope
 
 

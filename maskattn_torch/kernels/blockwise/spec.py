@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from maskattn._fields import Spec
-from maskattn_torch.dropout import Dropout
+from maskattn.attention import Dropout
 
 Array = Any
 

@@ -18,7 +18,7 @@ from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
 from maskattn_torch._operators import map_over
 from maskattn_torch.dropout import dense
-from maskattn_torch.kernels.exact.ops import OPS
+from maskattn_torch.exact_ops import OPS
 
 Array = Any
 

@@ -1,0 +1,137 @@
+"""What masks and biases are: functions of batch row b, head h, query q and key k, written for index arrays."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from maskattn._fields import Array, Spec, dtype_name
+from maskattn._problems import Problems
+
+AXES = ("batch", "heads", "q_len", "kv_len")
+
+
+class Pairwise(Spec):
+    """Base of `Mask` and `Bias`: which indices are read, and which lengths the data fix."""
+
+    def __post_init__(self) -> None:
+        problems = Problems(type(self).__name__)
+        self._check(problems)
+        problems.raise_if_any()
+
+    def _check(self, problems: Problems) -> None:
+        """Note what is wrong with the fields, and `_set` those that are converted."""
+
+    @property
+    def depends(self) -> frozenset[str]:
+        """Those of "b", "h", "q", "k" that are read."""
+        return frozenset("bhqk")
+
+    def sizes(self) -> dict[str, int]:
+        """The lengths that the data fix, of "batch", "heads", "q_len", "kv_len"; an axis of size 1 fixes none.
+
+        "batch_multiple" is a number that must divide the batch.
+
+        Raises:
+            ValueError: two parts of the expression disagree.
+        """
+        return merge_sizes(self.children())
+
+    def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
+        """Why this cannot be used at these sizes (all four axes; None is not checked); [] where it can."""
+        if self.children():
+            return [fault for child in self.children() for fault in child.conflicts(sizes)]
+        faults = []
+        for axis, expected in self.sizes().items():
+            size = sizes["batch" if axis == "batch_multiple" else axis]
+            if axis == "batch_multiple":
+                if size is not None and size % expected:
+                    faults.append(f"{self!r} expects a batch that is a multiple of {expected}, got {size}")
+            elif size not in (None, expected):
+                faults.append(f"{self!r} expects {axis} {expected}, got {size}")
+        return faults
+
+
+def fixed(batch: int = 1, heads: int = 1, **lengths: int) -> dict[str, int]:
+    """Sizes for `sizes`: a batch or heads of 1 serve any number."""
+    rows = {axis: int(size) for axis, size in (("batch", batch), ("heads", heads)) if size != 1}
+    return rows | {axis: int(size) for axis, size in lengths.items()}
+
+
+def merge_sizes(parts: tuple[Any, ...]) -> dict[str, int]:
+    """What all the parts fix together.
+
+    Raises:
+        ValueError: two of them disagree.
+    """
+    merged: dict[str, int] = {}
+    owners: dict[str, Any] = {}
+    for part in parts:
+        for axis, size in part.sizes().items():
+            if axis == "batch_multiple":
+                merged[axis] = math.lcm(merged.get(axis, 1), size)
+            elif axis in merged and merged[axis] != size:
+                raise ValueError(f"{axis} is {merged[axis]} in {owners[axis]!r} but {size} in {part!r}")
+            else:
+                merged[axis], owners[axis] = size, part
+    return merged
+
+
+def restrict(pairwise: Any, b: Array, h: Array, q: Array, k: Array) -> tuple[Array, ...]:
+    """The indices, 0 in place of those that a mask or bias does not read: its result then stays small."""
+    depends = pairwise.depends
+    return (
+        b if "b" in depends else 0,
+        h if "h" in depends else 0,
+        q if "q" in depends else 0,
+        k if "k" in depends else 0,
+    )
+
+
+def grid(depends: frozenset[str], shape: tuple[int, ...], arange: Callable[[int], Array]) -> list[Array]:
+    """Index arrays of rank 4 for every entry of [batch, heads, q_len, kv_len]; size 1 on axes not read."""
+    return [
+        arange(size if name in depends else 1).reshape([-1 if i == axis else 1 for i in range(4)])
+        for axis, (name, size) in enumerate(zip("bhqk", shape, strict=True))
+    ]
+
+
+def filled(method: Callable[..., Any]) -> Callable[..., Any]:
+    """A method of index arrays with its result, or each of its results, broadcast to the shape of all of them.
+
+    A class writes its formula and returns whatever shape that gives; callers get the broadcast shape.
+    """
+
+    @functools.wraps(method)
+    def broadcast(self: Any, *args: Array, **named: Array) -> Any:
+        indices = (*args, *named.values())
+        found = method(self, *args, **named)
+        return tuple(fill(each, *indices) for each in found) if isinstance(found, tuple) else fill(found, *indices)
+
+    return broadcast
+
+
+def fill(result: Array, *indices: Array) -> Array:
+    """`result` broadcast to the shape of all the indices together, by arithmetic alone."""
+    plain = not hasattr(result, "shape") and any(hasattr(index, "shape") for index in indices)
+    if not plain and tuple(getattr(result, "shape", ())) == broadcast_shape(*indices):
+        return result
+    zero = indices[0] * 0
+    for index in indices[1:]:
+        zero = zero + index * 0
+    boolean = isinstance(result, bool) or dtype_name(result) == "bool"
+    return result & (zero == 0) if boolean else result * (zero == 0)
+
+
+def broadcast_shape(*indices: Array) -> tuple[int, ...]:
+    """The shape that the indices (arrays or ints) broadcast to."""
+    shapes = [tuple(getattr(index, "shape", ())) for index in indices]
+    rank = max(len(shape) for shape in shapes)
+    result = [1] * rank
+    for shape in shapes:
+        for axis, size in enumerate(shape, start=rank - len(shape)):
+            if size != 1:
+                result[axis] = size
+    return tuple(result)

@@ -1,0 +1,40 @@
+"""Arrays of PyTorch and JAX as NumPy's, and back, bit for bit: bfloat16, which NumPy has not, is that of ml_dtypes.
+
+No framework is imported here: whoever has a tensor of PyTorch has imported PyTorch.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import ml_dtypes
+import numpy as np
+
+BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def dtype_named(name: Any) -> np.dtype[Any]:
+    """The NumPy dtype of this name, or of this type; those of ml_dtypes too."""
+    return np.dtype(getattr(ml_dtypes, str(name), name))
+
+
+def to_numpy(array: Any) -> np.ndarray[Any, Any]:
+    """The array in NumPy, on the CPU a view of its memory; fails for traced arrays, each framework in its own words."""
+    if not hasattr(array, "detach"):
+        return np.asarray(array)
+    tensor = array.detach().cpu()
+    extended = getattr(ml_dtypes, str(tensor.dtype).removeprefix("torch."), None)
+    if extended is None:
+        return np.asarray(tensor)
+    torch = sys.modules["torch"]
+    bits = torch.int16 if tensor.element_size() == 2 else torch.uint8
+    return np.asarray(tensor.view(bits)).view(extended)
+
+
+def to_torch(array: np.ndarray[Any, Any], device: Any = None) -> Any:
+    """The array as a tensor, on the CPU a view of its memory."""
+    torch = sys.modules["torch"]
+    if array.dtype == BFLOAT16:
+        return torch.as_tensor(array.view(np.int16), device=device).view(torch.bfloat16)
+    return torch.as_tensor(array, device=device)

@@ -1,0 +1,83 @@
+"""`maskattn parity run`: every case in every implementation."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import click
+
+from maskattn.cli._progress import counting
+from maskattn.cli.parity import _options
+
+__all__ = ["command"]
+
+
+@click.command(name="run")
+@_options.cases
+@click.option(
+    "--kernel",
+    help="The twins' kernel. exact (the default): every bit equal; any other: within the bounds of the float64 oracle, "
+    "which is also what --impl is held to unless this says exact. blockwise: in tiles so small that most cases have "
+    "several.",
+)
+@click.option(
+    "--samples", type=click.IntRange(min=0), default=0, metavar="N", help="Draw random cases until N numbers."
+)
+@click.option("--impl", "specs", multiple=True, metavar="PKG.MOD:ADAPTER", help="Judge this instead of the twins.")
+@_options.json
+@click.option("--html", "html_path", type=_options.NewFile(), help="Write a page of it here.")
+@_options.wide
+@click.option("--verbose", is_flag=True, help="Show every failure, not the first 20.")
+def command(
+    pattern: str | None,
+    kernel: str | None,
+    samples: int,
+    specs: tuple[str, ...],
+    json_path: Path | None,
+    html_path: Path | None,
+    wide: bool,
+    verbose: bool,
+) -> None:
+    """Run the same attention in every implementation and compare.
+
+    By default both twins (and, for the exact kernel, NumPy itself) run every case; a float64 oracle judges each, and in
+    exact mode every bit of output and gradients must agree. Exit code 0: every case ran and held. 1: something failed
+    or nothing ran. 3: nothing failed, but some cases did not run (the table says which, and why).
+    """
+    from rich.console import Console
+
+    from maskattn.parity.attention.cases import select
+    from maskattn.parity.attention.run import run_cases
+    from maskattn.parity.report import cases as report
+
+    kernel = (kernel or "given") if specs else _options.known(kernel or "exact")
+    console, selected = Console(), select(pattern)
+    if not selected and not samples:
+        raise click.UsageError(f"--cases {pattern!r} matches none of the cases; `maskattn parity list` shows their ids")
+    implementations = _implementations(kernel, specs)
+    with counting(console) as bar:
+        task = bar.add_task("", total=len(selected))
+
+        def advance(case: Any, elements: int) -> None:
+            bar.update(task, advance=1, description=f"{elements:,} numbers · {case.id}")
+
+        result = run_cases(selected, implementations, kernel=kernel, samples=samples, progress=advance)
+    report.render(result, console, wide=wide, verbose=verbose)
+    with _options.writing():
+        if json_path is not None:
+            json_path.write_text(report.as_json(result))
+        if html_path is not None:
+            from maskattn.parity.report import page
+
+            page.write(result, html_path)
+    raise SystemExit(result.exit_code)
+
+
+def _implementations(kernel: str, specs: tuple[str, ...]) -> list[Any]:
+    from maskattn.parity.attention import adapters
+
+    try:
+        return [adapters.load(spec) for spec in specs] if specs else adapters.standard(kernel)
+    except (ImportError, AttributeError, ValueError, TypeError) as error:
+        raise click.ClickException(f"cannot load an implementation: {error}") from error

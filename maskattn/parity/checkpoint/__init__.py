@@ -1,0 +1,1 @@
+"""A checkpoint proven: its attention layers in both twins."""

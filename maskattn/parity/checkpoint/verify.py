@@ -1,0 +1,171 @@
+"""A checkpoint proven on this machine: its attention layers in both twins, compared bit for bit and with a judge.
+
+``verify_checkpoint`` takes any checkpoint of a known layout and random inputs, with the float64 oracle as judge;
+``minilm`` takes a real model, real sentences and that model's own implementation as judge.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from maskattn import checkpoints, standards
+from maskattn.config import AttentionConfig
+from maskattn.convert.layouts._base import Layout
+from maskattn.convert.twins import both, random_inputs
+from maskattn.parity.checkpoint.against import compare
+from maskattn.parity.checkpoint.layers import canonical_layer, configs_of, layers_of
+from maskattn.parity.checkpoint.result import CheckpointResult, Judged, LayerResult
+from maskattn.parity.findings import bits_equal
+
+Array = np.ndarray[Any, Any]
+Progress = Callable[[str], None]
+
+LENGTHS = (9, 4, 1)
+"""Of the random sequences; the longest is the length they are padded to."""
+
+
+def verify_checkpoint(
+    path: str | os.PathLike[str],
+    *,
+    layout: str = "auto",
+    num_heads: int | None = None,
+    num_kv_heads: int | None = None,
+    kernel: str = "reference",
+    against: str | os.PathLike[str] | None = None,
+    against_layout: str = "auto",
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> CheckpointResult:
+    """Every attention layer of a checkpoint in both twins, on random padded inputs of its dtype.
+
+    Args:
+        path: what ``checkpoints.open`` opens.
+        layout: its layout, or ``"auto"`` where exactly one fits.
+        num_heads, num_kv_heads: needed where the layout does not store them; taken from ``config.json`` beside the
+            checkpoint where not given.
+        kernel: judged against the float64 oracle, beside ``exact``, in which the twins must be bit-equal.
+        against, against_layout: another checkpoint, which must hold the same canonical tensors byte for byte.
+        seed: of the random inputs.
+        progress: called with the name of each layer when it is begun.
+
+    Raises:
+        ValueError: no layer, several layouts that fit, a layer that is not what its layout calls for, unknown heads.
+    """
+    folder = Path(path) if Path(path).is_dir() else Path(path).parent
+    found_heads = heads_beside(folder)
+    num_heads = found_heads[0] if num_heads is None else num_heads
+    num_kv_heads = found_heads[1] if num_kv_heads is None else num_kv_heads
+    difference = None
+    if against is not None:
+        heads = {"num_heads": num_heads, "num_kv_heads": num_kv_heads}
+        difference = compare(path, against, layout=layout, against_layout=against_layout, **heads)
+    results = []
+    with checkpoints.open(path) as reader:
+        kind, layers = layers_of(reader, layout)
+        configs = configs_of(reader, kind, layers, num_heads, num_kv_heads)
+        for prefix, names in layers.items():
+            if progress is not None:
+                progress(prefix)
+            tensors = {name: reader[full] for name, full in names.items()}
+            results.append(_verify_layer(prefix, kind, tensors, configs[prefix], kernel, seed))
+    described = f"random, lengths {', '.join(map(str, LENGTHS))}, padded, seed {seed}"
+    return CheckpointResult(
+        str(path),
+        kind.name,
+        "float64 oracle",
+        described,
+        tuple(results),
+        None if against is None else str(against),
+        difference,
+    )
+
+
+def heads_beside(folder: Path) -> tuple[int | None, int | None]:
+    """(query heads, key/value heads) from a ``config.json``, (None, None) where there is none or it does not say."""
+    file = folder / "config.json"
+    if not file.is_file():
+        return None, None
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); give the number of heads instead") from None
+    data = data if isinstance(data, dict) else {}
+
+    def first(*names: str) -> int | None:
+        values = [data[name] for name in names if isinstance(data.get(name), int) and data[name] > 0]
+        return values[0] if values else None
+
+    return first("num_attention_heads", "num_heads", "n_head"), first("num_key_value_heads", "num_kv_heads")
+
+
+def examine_layer(
+    layer: str,
+    kind: Layout,
+    tensors: Mapping[str, Array],
+    config: AttentionConfig,
+    inputs: tuple[Array, ...],
+    lengths: Array,
+    right: Array,
+    limit: Array,
+    kernels: tuple[str, ...],
+) -> LayerResult:
+    """One layer in both twins.
+
+    Args:
+        layer: its prefix; kind: its layout; tensors: by their names without prefix; config: its sizes.
+        inputs: query [B, L, E] and, where they are others, key and value; all of the weights' dtype.
+        lengths: [B] integers: keys from there on are padding.
+        right, limit: the judge's output [B, L, out], float64, and how far from it one may be, elementwise.
+        kernels: judged beside ``exact``.
+    """
+    canonical = canonical_layer(kind, tensors, config, layer)
+    modules = both(tensors, kind.name, config)
+    weights = []
+    for module in modules:
+        held = module.dump()
+        subject = f"{module.name} module = checkpoint"
+        weights += [bits_equal("weights", subject, name, held[name], canonical[name]) for name in canonical]
+    exact, judged, alone = {}, [], []
+    for kernel in dict.fromkeys((*kernels, "exact")):
+        for module in modules:
+            output = module(inputs, lengths, kernel)
+            judged.append(_judge(module.name, kernel, output, right, limit))
+            if kernel == "exact":
+                exact[module.name] = output
+    for module in modules:
+        rows = [module(tuple(x[b : b + 1, :n] for x in inputs), None, "exact") for b, n in enumerate(lengths)]
+        together = [exact[module.name][b : b + 1, :n] for b, n in enumerate(lengths)]
+        left, padded = (np.concatenate([x.reshape(-1) for x in part]) for part in (rows, together))
+        alone.append(bits_equal("alone", f"{module.name}, alone = padded batch", "output", left, padded))
+    twin = bits_equal("twins", "torch = jax", "output", exact["torch"], exact["jax"])
+    return LayerResult(layer, tuple(weights), twin, tuple(judged), tuple(alone))
+
+
+def _judge(twin: str, kernel: str, output: Array, right: Array, limit: Array) -> Judged:
+    error = np.abs(output.astype(np.float64) - right)
+    error = standards.beyond_rounding(error, right, output.dtype)
+    share = standards.share(error, limit)
+    at = int(np.argmax(np.nan_to_num(error, nan=np.inf)))
+    return Judged(twin, kernel, float(error.flat[at]), float(limit.flat[at]), float(share.max(initial=0)))
+
+
+def _verify_layer(
+    prefix: str, kind: Layout, tensors: Mapping[str, Array], config: AttentionConfig, kernel: str, seed: int
+) -> LayerResult:
+    canonical = canonical_layer(kind, tensors, config, prefix)
+    beside = list(kind.extras_of(tensors, config))
+    if beside:
+        raise ValueError(f"layer {prefix!r} holds {', '.join(beside)}: what is run here is attention without them")
+    dtype = canonical["query.kernel"].dtype
+    lengths = np.array(LENGTHS, np.int32)
+    inputs, others = random_inputs(config, LENGTHS, dtype, seed)
+    allowed = (np.arange(max(LENGTHS)) < lengths[:, None])[:, None, None, :]
+    right = standards.module_oracle(inputs[0], canonical, allowed, dtype.name, **others)
+    limit = standards.module_limit(inputs[0], canonical, allowed, dtype.name, **others)
+    return examine_layer(prefix, kind, tensors, config, inputs, lengths, right, limit, (kernel,))

@@ -1,0 +1,103 @@
+"""Binding: the data of masks and biases as JAX arrays, checked against sizes; and both as pytrees."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import GetAttrKey
+
+from maskattn import lowering
+from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
+from maskattn.masks import At
+
+_MOST = 1 << 30
+
+
+def register() -> None:
+    """Make every mask and bias a pytree, those defined later included; its leaves are its data."""
+    on_subclass(_register)
+
+
+def bind(node: Any) -> Any:
+    """The mask or bias with its data as JAX arrays (int64 becomes int32 unless x64 is on).
+
+    Raises:
+        ValueError: an integer does not fit in int32 while x64 is off, or could leave it when added to a position.
+    """
+    _check_integers(node)
+    return node.map_data(_as_array)
+
+
+def check(node: Any, batch: int, heads: int, q_len: int, kv_len: int) -> None:
+    """Raise a ValueError naming every conflict between these sizes and the data of a mask or bias."""
+    lowering.check(node, (batch, heads, q_len, kv_len), readable)
+
+
+def arange(node: Any) -> Callable[[int], Array]:
+    """Makes the indices 0, 1, ..., int32."""
+    return lambda size: jnp.arange(size, dtype=jnp.int32)
+
+
+def readable(array: Array) -> Array:
+    """The array in NumPy where reading it waits for no device; else as it is, and only its shape is checked."""
+    if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
+        return array
+    on_cpu = array.is_fully_addressable and all(device.platform == "cpu" for device in array.devices())
+    found = peek(array) if on_cpu and array.ndim == 1 else None
+    return array if found is None else found
+
+
+def _check_integers(node: Any) -> None:
+    """Positions are int32 here: an int that is added to one must leave it room."""
+    _, (_, static) = node.flatten()
+    # a seed is used up when the mask is made
+    given = [(name, value) for name, value in static if name != "seed"]
+    if isinstance(node, At) and not jax.config.jax_enable_x64:
+        given += [(name, array) for name in node.data_fields() if (array := peek(getattr(node, name))) is not None]
+    for name, value in given:
+        if any(abs(number) > _MOST for number in _integers(value)):
+            raise ValueError(
+                f"{type(node).__name__}: {name} must lie within 2**30: positions are int32 in JAX, got {value}"
+            )
+    for child in node.children():
+        _check_integers(child)
+
+
+def _integers(value: Any) -> Iterator[int]:
+    """The ints in a static field, or the extremes of an array of ints."""
+    if isinstance(value, int):
+        yield value
+    elif isinstance(value, tuple):
+        for entry in value:
+            yield from _integers(entry)
+    elif isinstance(value, np.ndarray) and value.dtype.kind in "iu" and value.size:
+        yield from (int(value.min()), int(value.max()))
+
+
+def _as_array(array: Array) -> Array:
+    if isinstance(array, np.ndarray) and array.dtype == np.int64 and array.size and not jax.config.jax_enable_x64:
+        limits = np.iinfo(np.int32)
+        if array.min() < limits.min or array.max() > limits.max:
+            raise ValueError(f"integers must fit in int32 while x64 is off, got {array.min()} to {array.max()}")
+    if hasattr(array, "detach"):
+        found = f"{type(array).__name__} of dtype {dtype_name(array)}"
+        raise TypeError(f"data must be of NumPy or JAX here, got {found}")
+    if not isinstance(array, np.ndarray):
+        return jnp.asarray(array)
+    with jax.ensure_compile_time_eval():  # NumPy data stay readable while a function is traced: plans can be made
+        return jnp.asarray(array)
+
+
+def _register(cls: type[Spec]) -> None:
+    def flatten_with_keys(node: Any) -> tuple[list[Any], Any]:
+        leaves, structure = node.flatten()
+        keys = [GetAttrKey(name if place is None else f"{name}[{place}]") for name, place in structure[0]]
+        return list(zip(keys, leaves, strict=True)), structure
+
+    jax.tree_util.register_pytree_with_keys(
+        cls, flatten_with_keys, lambda structure, leaves: cls.unflatten(structure, leaves), Spec.flatten
+    )

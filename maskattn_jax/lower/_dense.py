@@ -1,0 +1,64 @@
+"""Whole masks and biases as JAX arrays."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+
+from maskattn import lowering
+from maskattn._fields import Array
+from maskattn.biases import Bias
+from maskattn.masks import Mask
+from maskattn_jax import tables
+from maskattn_jax.lower._binding import arange, bind, readable
+
+_ARRAYS = lowering.Arrays(readable, bind, arange, lambda array: array.astype(jnp.float32), tables.look_up)
+
+
+def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int) -> Array | None:
+    """Where the mask allows: bool, rank 4, broadcastable to [batch, heads, q_len, kv_len]. True = may attend.
+
+    Axes that the mask does not read have size 1. None where everything is allowed.
+
+    Raises:
+        ValueError: the sizes conflict with the mask's data.
+    """
+    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _ARRAYS)
+
+
+def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> Array | None:
+    """The bias as a float array, rank 4, broadcastable to [batch, heads, q_len, kv_len].
+
+    Axes that the bias does not read have size 1. A DenseBias is only reshaped: gradients flow to its array, and
+    to the table of a TableBias, summed in one order for every framework.
+
+    Raises:
+        ValueError: the sizes conflict with the bias's data.
+    """
+    return lowering.bias(bias, (batch, heads, q_len, kv_len), _ARRAYS)
+
+
+def to_dense(mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None) -> Array:
+    """The mask as a bool array [batch, heads, q_len, kv_len]. True = may attend. Sizes not given come from the data.
+
+    Raises:
+        ValueError: the sizes conflict with the mask's data.
+    """
+    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _ARRAYS)
+    return jnp.broadcast_to(keep, sizes)
+
+
+def to_additive(
+    mask: Mask, dtype: Any, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None
+) -> Array:
+    """0 where the mask allows, the dtype's minimum where it forbids: [batch, heads, q_len, kv_len].
+
+    Raises:
+        TypeError: the dtype is not a float. ValueError: the sizes conflict with the mask's data.
+    """
+    dtype = jnp.dtype(dtype)
+    if not jnp.issubdtype(dtype, jnp.floating):
+        raise TypeError(f"to_additive: dtype must be a float dtype, got {dtype}")
+    keep = to_dense(mask, q_len, kv_len, batch, heads)
+    return jnp.where(keep, jnp.zeros((), dtype), jnp.asarray(jnp.finfo(dtype).min, dtype))

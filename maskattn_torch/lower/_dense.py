@@ -1,0 +1,77 @@
+"""Whole masks and biases as PyTorch tensors."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import torch
+
+from maskattn import lowering
+from maskattn._fields import Array
+from maskattn.biases import Bias
+from maskattn.masks import Mask
+from maskattn_torch import tables
+from maskattn_torch.lower._binding import arange, bind, readable
+
+
+def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int, *, device: Any = None) -> Array | None:
+    """Where the mask allows: bool, rank 4, broadcastable to [batch, heads, q_len, kv_len]. True = may attend.
+
+    Axes that the mask does not read have size 1. None where everything is allowed.
+
+    Raises:
+        ValueError: the sizes conflict with the mask's data.
+    """
+    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _arrays(device))
+
+
+def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int, *, device: Any = None) -> Array | None:
+    """The bias as a float tensor, rank 4, broadcastable to [batch, heads, q_len, kv_len].
+
+    Axes that the bias does not read have size 1. A DenseBias is only reshaped: gradients flow to its array, and
+    to the table of a TableBias, summed in one order for every framework.
+
+    Raises:
+        ValueError: the sizes conflict with the bias's data.
+    """
+    return lowering.bias(bias, (batch, heads, q_len, kv_len), _arrays(device))
+
+
+def to_dense(
+    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, device: Any = None
+) -> Array:
+    """The mask as a bool tensor [batch, heads, q_len, kv_len]. True = may attend. Sizes not given come from the data.
+
+    Raises:
+        ValueError: the sizes conflict with the mask's data.
+    """
+    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _arrays(device))
+    return torch.broadcast_to(keep, sizes)
+
+
+def to_additive(
+    mask: Mask,
+    dtype: Any,
+    q_len: int,
+    kv_len: int,
+    batch: int | None = None,
+    heads: int | None = None,
+    *,
+    device: Any = None,
+) -> Array:
+    """0 where the mask allows, the dtype's minimum where it forbids: [batch, heads, q_len, kv_len].
+
+    Raises:
+        TypeError: the dtype is not a float. ValueError: the sizes conflict with the mask's data.
+    """
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise TypeError(f"to_additive: dtype must be a float dtype, got {dtype}")
+    keep = to_dense(mask, q_len, kv_len, batch, heads, device=device)
+    return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, torch.finfo(dtype).min)
+
+
+def _arrays(device: Any) -> lowering.Arrays:
+    """What lowering needs of PyTorch, on `device` (default: NumPy data on the CPU, tensors where they are)."""
+    bound, indices = partial(bind, device=device), partial(arange, device=device)
+    return lowering.Arrays(readable, bound, indices, torch.Tensor.float, tables.look_up)
