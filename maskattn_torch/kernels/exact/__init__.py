@@ -98,8 +98,20 @@ class _Attention(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
-        return _attention(*arguments)
+    def forward(  # each by its name: PyTorch's compiler counts them
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        allowed: Tensor | None,
+        bias: Tensor | None,
+        sinks: Tensor | None,
+        keep: Tensor | None,
+        scale: float,
+        softcap: float | None,
+        empty_rows: str,
+        kept: float,
+    ) -> tuple[Tensor, Tensor]:
+        return _attention(query, key, value, allowed, bias, sinks, keep, scale, softcap, empty_rows, kept)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
