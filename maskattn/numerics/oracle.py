@@ -75,21 +75,18 @@ class _Problem(NamedTuple):
     empty_rows: str = "zero"
     keep: Any = None
     dropout_rate: float = 0.0
-
-    @property
-    def groups(self) -> int:
-        """How many query heads read one key/value head."""
-        return np.shape(self.query)[2] // max(np.shape(self.key)[2], 1)
+    dtype: Any = np.float64
 
     @property
     def factor(self) -> float:
         """``scale``, or 1 / sqrt(D)."""
         return 1 / math.sqrt(np.shape(self.query)[3]) if self.scale is None else self.scale
 
-    def heads_first(self, dtype: Any) -> tuple[Array, Array, Array]:
+    def heads_first(self) -> tuple[Array, Array, Array]:
         """query, key and value [B, H, length, D]."""
-        keys, values = (_heads(x, dtype, self.groups) for x in (self.key, self.value))
-        return _heads(self.query, dtype), keys, values
+        groups = np.shape(self.query)[2] // max(np.shape(self.key)[2], 1)
+        keys, values = (_heads(x, self.dtype, groups) for x in (self.key, self.value))
+        return _heads(self.query, self.dtype), keys, values
 
     def dropped(self, weights: Array) -> Array:
         """Weights, or their gradients, times keep / (1 - rate); a dropped one is exactly 0."""
@@ -168,16 +165,15 @@ def _weights(problem: _Problem, q: Array, k: Array) -> _Weights:
     return _Weights(logits, p, live, slope, may, empty, None if sink_e is None else sink_e / total, lse)
 
 
-def attention(
-    query: Any, key: Any, value: Any, allowed: Any = None, *, dtype: Any = np.float64, **options: Any
-) -> Forward:
-    """Masked attention in ``dtype`` (float64, or np.longdouble where the judge must be finer than what it judges).
+def attention(query: Any, key: Any, value: Any, allowed: Any = None, **options: Any) -> Forward:
+    """Masked attention. ``allowed``: bool, True = may attend.
 
-    ``allowed``: bool, True = may attend. The options, here and below: ``bias``, ``scale``, ``softcap``, ``sinks``,
-    ``keep``, ``dropout_rate``, and ``empty_rows`` as in ``maskattn_torch.attention``, without ``"error"``.
+    The options, here and below: ``bias``, ``scale``, ``softcap``, ``sinks``, ``keep``, ``dropout_rate``; ``empty_rows``
+    as in ``maskattn_torch.attention``, without ``"error"``; ``dtype``: float64, or np.longdouble where the judge must
+    be finer than what it judges.
     """
     problem = _Problem(query, key, value, allowed, **options)
-    q, k, v = problem.heads_first(dtype)
+    q, k, v = problem.heads_first()
     with np.errstate(all="ignore"):
         w = _weights(problem, q, k)
         out = _weighted(problem.dropped(w.p), v)
@@ -187,31 +183,22 @@ def attention(
 
 
 def backward(
-    query: Any,
-    key: Any,
-    value: Any,
-    allowed: Any = None,
-    *,
-    d_output: Any,
-    d_lse: Any = None,
-    dtype: Any = np.float64,
-    **options: Any,
+    query: Any, key: Any, value: Any, allowed: Any = None, *, d_output: Any, d_lse: Any = None, **options: Any
 ) -> Gradients:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)``: ``d_output`` [B, L, H, Dv], ``d_lse`` [B, L, H]."""
     problem = _Problem(query, key, value, allowed, **options)
-    return _backward(problem, d_output, d_lse, dtype, lambda x: x, np.subtract)[0]
+    return _backward(problem, d_output, d_lse, lambda x: x, np.subtract)[0]
 
 
 def _backward(
     problem: _Problem,
     d_output: Any,
     d_lse: Any,
-    dtype: Any,
     size: Callable[[Array], Array],
     minus: Callable[[Any, Any], Array],
 ) -> tuple[Gradients, _Weights]:
     """The backward pass, and with ``size=abs`` and ``minus=add`` its magnitudes: one text, so that they cannot part."""
-    q, k, v = problem.heads_first(dtype)
+    q, k, v = problem.heads_first()
     batch, heads, _, _ = q.shape
     kv_heads = np.shape(problem.key)[2]
 
@@ -221,7 +208,7 @@ def _backward(
 
     with np.errstate(all="ignore"):
         w = _weights(problem, q, k)
-        d_o = size(_heads(d_output, dtype))
+        d_o = size(_heads(d_output, problem.dtype))
         q, k, v, scale = size(q), size(k), size(v), float(size(np.asarray(problem.factor)))
         d_o_kept = d_o if problem.empty_rows == "mean" else np.where(w.empty, 0, d_o)
         d_value = _weighted(problem.dropped(w.p).swapaxes(-1, -2), d_o_kept)
@@ -230,7 +217,7 @@ def _backward(
         d_row = (
             np.zeros_like(delta)
             if d_lse is None
-            else size(np.asarray(d_lse).astype(dtype).transpose(0, 2, 1)[..., None])
+            else size(np.asarray(d_lse).astype(problem.dtype).transpose(0, 2, 1)[..., None])
         )
         inner = minus(dp, delta) + d_row
         ds = np.where(w.live != 0, w.live * inner, 0)
@@ -243,15 +230,7 @@ def _backward(
 
 
 def magnitudes(
-    query: Any,
-    key: Any,
-    value: Any,
-    allowed: Any = None,
-    *,
-    d_output: Any = None,
-    d_lse: Any = None,
-    dtype: Any = np.float64,
-    **options: Any,
+    query: Any, key: Any, value: Any, allowed: Any = None, *, d_output: Any = None, d_lse: Any = None, **options: Any
 ) -> Magnitudes:
     """What errors are measured against; gradients' magnitudes are None where ``d_output`` is None.
 
@@ -260,9 +239,9 @@ def magnitudes(
     """
     problem = _Problem(query, key, value, allowed, **options)
     d_o = np.zeros((*np.shape(query)[:3], np.shape(value)[3])) if d_output is None else d_output
-    grads, w = _backward(problem, d_o, d_lse, dtype, np.abs, np.add)
+    grads, w = _backward(problem, d_o, d_lse, np.abs, np.add)
     with np.errstate(all="ignore"):
-        output = _weighted(problem.dropped(w.p), np.abs(problem.heads_first(dtype)[2])).transpose(0, 2, 1, 3)
+        output = _weighted(problem.dropped(w.p), np.abs(problem.heads_first()[2])).transpose(0, 2, 1, 3)
         highest = w.logits.max(axis=-1, initial=-np.inf)
         lse = np.where(
             w.empty[..., 0], 0, np.abs(_clean(highest)) + np.abs(_clean(w.lse[..., 0] - _clean(highest))) + 1
