@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskattn import checkpoints, standards
+from maskattn.convert import config_json
 from maskattn.parity.checkpoint.layers import canonical_layer, layers_of
 from maskattn.parity.checkpoint.result import CheckpointResult
-from maskattn.parity.checkpoint.verify import Progress, examine_layer, heads_beside
+from maskattn.parity.checkpoint.verify import Progress, examine_layer
 
 Array = np.ndarray[Any, Any]
 
@@ -108,7 +109,7 @@ def verify_minilm(
             if progress is not None:
                 progress(prefix)
             tensors = {name: reader[full] for name, full in names.items()}
-            config = kind.infer(tensors, heads_beside(folder)[0], None)
+            config = kind.infer(tensors, config_json.heads(config_json.beside(folder))[0], None)
             canonical = canonical_layer(kind, tensors, config, prefix)
             limit = standards.value("module.peer") * standards.module_limit(hidden, canonical, allowed, "float32")
             results.append(

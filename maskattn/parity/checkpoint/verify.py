@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,8 @@ import numpy as np
 
 from maskattn import checkpoints, standards
 from maskattn.config import AttentionConfig
-from maskattn.convert.layouts._base import Layout
+from maskattn.convert import config_json
+from maskattn.convert.layouts import Layout
 from maskattn.convert.twins import both, random_inputs
 from maskattn.parity.checkpoint.against import compare
 from maskattn.parity.checkpoint.layers import canonical_layer, configs_of, layers_of
@@ -57,8 +57,7 @@ def verify_checkpoint(
     Raises:
         ValueError: no layer, several layouts that fit, a layer that is not what its layout calls for, unknown heads.
     """
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    found_heads = heads_beside(folder)
+    found_heads = config_json.heads(config_json.beside(Path(path)))
     num_heads = found_heads[0] if num_heads is None else num_heads
     num_kv_heads = found_heads[1] if num_kv_heads is None else num_kv_heads
     difference = None
@@ -84,24 +83,6 @@ def verify_checkpoint(
         None if against is None else str(against),
         difference,
     )
-
-
-def heads_beside(folder: Path) -> tuple[int | None, int | None]:
-    """(query heads, key/value heads) from a ``config.json``, (None, None) where there is none or it does not say."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return None, None
-    try:
-        data = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); give the number of heads instead") from None
-    data = data if isinstance(data, dict) else {}
-
-    def first(*names: str) -> int | None:
-        values = [data[name] for name in names if isinstance(data.get(name), int) and data[name] > 0]
-        return values[0] if values else None
-
-    return first("num_attention_heads", "num_heads", "n_head"), first("num_key_value_heads", "num_kv_heads")
 
 
 def examine_layer(
