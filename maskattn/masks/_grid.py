@@ -6,8 +6,8 @@ import math
 from typing import Any
 
 from maskattn._fields import Array
+from maskattn._pairs import negated
 from maskattn._problems import Problems
-from maskattn.masks._core import negated
 from maskattn.masks._lookup import clip, within
 from maskattn.masks._relational import Relational
 
