@@ -21,8 +21,7 @@ from typing import Any
 import numpy as np
 
 from maskattn import checkpoints
-from maskattn.checkpoints import Reader, TensorInfo
-from maskattn.checkpoints._seal import PENDING
+from maskattn.checkpoints import PENDING, Reader, TensorInfo
 from maskattn.convert._memory import THREADS, allowed, needed
 from maskattn.convert._plan import Move, Plan, in_order
 from maskattn.convert._provenance import buffers_as_json
