@@ -75,6 +75,12 @@ class Problems:
             self.value(f"{name} must be at least {minimum}, got {number}")
         return number
 
+    def by_row(self, name: str, value: Any) -> Any:
+        """`value` as an int, or as an int array [] or [B] that holds one for each batch row."""
+        if hasattr(value, "__len__") or hasattr(value, "dtype"):
+            return self.array(name, value, "int", "[] or [B]", (0, 1))
+        return self.integer(name, value)
+
     def integers(self, name: str, value: Any, minimum: int | None = None, length: int | None = None) -> Any:
         """`value` as a tuple of ints; where `length` is given, an int stands for itself on every axis."""
         if length is not None and not isinstance(value, (Sequence, np.ndarray)):

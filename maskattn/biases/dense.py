@@ -29,12 +29,10 @@ class DenseBias(Bias):
 
     array: Array = data()
 
-    def __post_init__(self) -> None:
-        problems = Problems("DenseBias")
+    def _check(self, problems: Problems) -> None:
         axes = "broadcastable to [B, H, L, S]"
         value = problems.array("array", self.array, "float", axes, (0, 1, 2, 3, 4))
-        problems.raise_if_any()
-        object.__setattr__(self, "array", value)
+        self._set(array=value)
 
     @property
     def shape(self) -> tuple[int, ...]:

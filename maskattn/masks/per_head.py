@@ -39,8 +39,7 @@ class PerHead(Mask):
 
     rule: ClassVar[str] = "head h follows mask h"
 
-    def __post_init__(self) -> None:
-        problems = Problems("PerHead")
+    def _check(self, problems: Problems) -> None:
         given: Any = self.parts
         if not isinstance(given, (list, tuple)):
             problems.type(f"parts must be a list of masks, got {describe(given)}")
@@ -50,13 +49,7 @@ class PerHead(Mask):
                     problems.type(f"parts[{i}] must be a mask, got {describe(mask)}")
             if not given:
                 problems.value("parts must have one mask per head, got []")
-        problems.raise_if_any()
-        object.__setattr__(self, "parts", tuple(given))
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        made = [SlidingWindow(draws.integer(0, 4), draws.integer(0, 2)) for _ in range(shape.heads - 1)]
-        return [cls((Causal(), *made))]
+            self._set(parts=tuple(given))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         result: Array = h != h  # nothing yet
@@ -105,3 +98,8 @@ class PerHead(Mask):
         if sizes["heads"] not in (None, len(self.parts)):
             faults.append(f"{self!r} expects heads {len(self.parts)}, got {sizes['heads']}")
         return faults
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        made = [SlidingWindow(draws.integer(0, 4), draws.integer(0, 2)) for _ in range(shape.heads - 1)]
+        return [cls((Causal(), *made))]

@@ -68,7 +68,7 @@ def left_padding(lengths: Array, kv_len: int) -> Mask:
     problems = Problems("left_padding")
     lengths = problems.array("lengths", lengths, "int", "[B]", (1,))
     kv_len = problems.integer("kv_len", kv_len, minimum=0)
-    values = None if problems.faults else peek(lengths)
+    values = None if problems else peek(lengths)
     if values is not None and values.size and not 0 <= int(values.min()) <= int(values.max()) <= kv_len:
         problems.value(f"lengths must be from 0 to kv_len {kv_len}, got {values.min()} to {values.max()}")
     problems.raise_if_any()

@@ -87,7 +87,7 @@ def _by_head(problems: Problems, keep: Array, num_heads: int | None) -> Array | 
         problems.type("num_heads must be given with an attn_mask [B * num_heads, L, S]")
         return None
     heads = problems.integer("num_heads", num_heads, minimum=1)
-    if problems.faults or keep.shape[0] % heads:
+    if problems or keep.shape[0] % heads:
         problems.value(
             f"attn_mask must have a multiple of num_heads {num_heads} as its first axis, got {keep.shape[0]}"
         )
