@@ -7,10 +7,10 @@ import numpy as np
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, to_numpy
+from maskattn._lookup import clip, count, gather, range_max
 from maskattn._pairs import fixed, zero
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import clip, count, gather, range_max
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ import numpy as np
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, literal, peek
+from maskattn._lookup import extent, gather
 from maskattn._pairs import fixed, negated, zero
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import extent, gather
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,8 @@ An index may be an array or an int. Nothing here fails for an index outside the 
 
 from __future__ import annotations
 
+import math
+
 from maskattn._fields import Array, peek
 from maskattn._pairs import fixed, zero
 
@@ -28,6 +30,11 @@ def gather(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> tu
     if 0 in array.shape:
         return inside * 0, inside
     return array[tuple(picked)], inside
+
+
+def coordinate(position: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """The coordinate along an axis of a flat, row-major position."""
+    return position // math.prod(shape[axis + 1 :]) % shape[axis]
 
 
 def lookup(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> Array:
