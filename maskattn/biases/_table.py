@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from maskattn._fields import Array
+from maskattn._lookup import gather
 from maskattn._pairs import fixed
 from maskattn.biases._base import Bias
-from maskattn.masks._lookup import gather
 
 
 class TableBias(Bias):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskattn._fields import Array, data
+from maskattn._lookup import at_row, gather, rows_of
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.biases._base import Bias
-from maskattn.masks._lookup import at_row, gather, rows_of
 
 _FORMS = ("distance", "key")
 

@@ -3,10 +3,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskattn._fields import Array, data
+from maskattn._lookup import gather
 from maskattn._pairs import AXES
 from maskattn._problems import Problems
 from maskattn.biases._base import Bias
-from maskattn.masks._lookup import gather
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskattn._fields import Array, data
+from maskattn._lookup import coordinate
 from maskattn._problems import Problems
 from maskattn.biases._table import TableBias
-from maskattn.masks._grid import coordinate
 
 
 @dataclass(frozen=True)

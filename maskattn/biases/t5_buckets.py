@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskattn._fields import Array, data
+from maskattn._lookup import at_row, rows_of
 from maskattn._problems import Problems, describe
 from maskattn.biases._table import TableBias
-from maskattn.masks._lookup import at_row, rows_of
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,20 @@ from importlib import import_module
 from typing import Any
 
 from maskattn._fields import data, on_subclass, part
-from maskattn.masks._core import And, Empty, Full, Mask, Not, Or, fold, rebuild
+from maskattn.masks._core import (
+    And,
+    Empty,
+    Full,
+    Mask,
+    Not,
+    Or,
+    check_mask as check_mask,
+    evaluate as evaluate,
+    fold,
+    library_classes as library_classes,
+    rebuild,
+    require_mask as require_mask,
+)
 from maskattn.masks._draw import draw
 from maskattn.masks.axial import Axial
 from maskattn.masks.block_causal import BlockCausal

@@ -6,9 +6,9 @@ import math
 from typing import Any
 
 from maskattn._fields import Array
+from maskattn._lookup import clip, coordinate, within
+from maskattn._pairs import negated
 from maskattn._problems import Problems
-from maskattn.masks._core import negated
-from maskattn.masks._lookup import clip, within
 from maskattn.masks._relational import Relational
 
 Span = tuple[Array, Array]  # the first and the last of numbers in a row
@@ -103,11 +103,6 @@ def check_grid(problems: Problems, grid: Any) -> bool:
     if not problems and not 1 <= len(grid) <= 3:
         problems.value(f"grid must have 1 to 3 axes, got {grid}")
     return not problems
-
-
-def coordinate(position: Array, shape: tuple[int, ...], axis: int) -> Array:
-    """The coordinate along an axis of a flat, row-major position."""
-    return position // math.prod(shape[axis + 1 :]) % shape[axis]
 
 
 def spans(low: Array, high: Array, shape: tuple[int, ...]) -> list[Span]:

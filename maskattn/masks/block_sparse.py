@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
+from maskattn._lookup import clip, gather, lookup
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import clip, gather, lookup
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
+from maskattn._lookup import maximum
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import maximum
 from maskattn.masks._relational import Relational
 
 _FAR = 1 << 30  # no two positions are further apart; beyond it int32 would overflow

@@ -5,10 +5,10 @@ from typing import ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
+from maskattn._lookup import count, gather, within
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import count, gather, within
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,10 @@ import numpy as np
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
+from maskattn._lookup import gather
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import gather
 
 
 @dataclass(frozen=True)

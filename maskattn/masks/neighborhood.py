@@ -5,10 +5,10 @@ from typing import Any, ClassVar
 
 from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
+from maskattn._lookup import clip, maximum
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._grid import GridMask, Span, check_grid
-from maskattn.masks._lookup import clip, maximum
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array, data, literal, part
+from maskattn._lookup import at_row, extent, gather, rows_of
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.masks._core import MOVES, And, Mask, Not, Or, rebuild
-from maskattn.masks._lookup import at_row, extent, gather, rows_of
 
 
 @dataclass(frozen=True)

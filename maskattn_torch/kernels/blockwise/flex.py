@@ -13,10 +13,10 @@ from typing import Any
 import torch
 
 from maskattn import schedule
+from maskattn._lookup import at_row
 from maskattn.attention import Call
 from maskattn.biases import Bias, T5Buckets
 from maskattn.masks import Full, Mask
-from maskattn.masks._lookup import at_row
 from maskattn_torch import lower
 
 Array = Any
