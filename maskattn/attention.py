@@ -161,15 +161,15 @@ def prepare(call: Call, framework: Framework) -> Call:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
     check_attention(call, framework)
-    query, sinks, empty_rows, rate = call.query, call.sinks, call.empty_rows, float(call.dropout_rate)
+    query, sinks, policy, rate = call.query, call.sinks, call.empty_rows, float(call.dropout_rate)
     mask = call.mask if call.mask is None or isinstance(call.mask, Mask) else Dense(call.mask)
     bias = call.bias if call.bias is None or isinstance(call.bias, Bias) else DenseBias(call.bias)
-    if empty_rows == "error":
+    if policy == "error":
         if sinks is None and framework.compiling():
             raise ValueError('attention: empty_rows="error" cannot be checked inside a compiled graph: check outside')
         if sinks is None:
             refuse_empty_rows(mask, bias, call.sizes, framework.concrete)
-        empty_rows = "zero"
+        policy = "zero"
     prepared = object.__new__(Call)  # `replace` takes as long as all checks
     prepared.__dict__.update(
         vars(call),
@@ -183,7 +183,7 @@ def prepare(call: Call, framework: Framework) -> Call:
         sinks=None if sinks is None else framework.convert(sinks),
         dropout_rate=rate,
         dropout_key=framework.words(call.dropout_key, query) if rate else None,
-        empty_rows=empty_rows,
+        empty_rows=policy,
     )
     return prepared
 
