@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
@@ -96,10 +96,9 @@ class Framework:
     Attributes:
         kernels: by name, modules with `attention(call) -> (output, lse)` and `unsupported(call) -> list[str]`.
         auto: (kernel, why) for a prepared call that names none.
-        operand: what query, key, value and sinks must be, in words.
-        is_operand, is_array: whether something is that; whether it may be a mask, a bias or a key.
-        keys: what `dropout_key` may be, in words.
-        check: notes what only this framework asks of an operand: (problems, its name, the operand, the query).
+        operand, operands: what query, key, value and sinks must be, in words and as types.
+        keys, arrays: what `dropout_key` may be, in words, and the types of arrays it, mask and bias may be.
+        check: notes what only this framework asks of operands, given by name.
         convert: an operand as the framework's array.
         bind: (a mask or bias, the query) -> it, with its data in the framework's arrays, where the query is.
         words: (key, the query) -> its two words, where the query is.
@@ -110,10 +109,10 @@ class Framework:
     kernels: Mapping[str, ModuleType]
     auto: Callable[[Call], tuple[str, str]]
     operand: str
-    is_operand: Callable[[Any], bool]
-    is_array: Callable[[Any], bool]
+    operands: tuple[Any, ...]
     keys: str
-    check: Callable[[Problems, str, Array, Any], None]
+    arrays: tuple[Any, ...]
+    check: Callable[[Problems, dict[str, Array]], None]
     convert: Callable[[Array], Array]
     bind: Callable[[Any, Array], Any]
     words: Callable[[Any, Array], Array]
@@ -171,8 +170,9 @@ def prepare(call: Call, framework: Framework) -> Call:
         if sinks is None:
             refuse_empty_rows(mask, bias, call.sizes, framework.concrete)
         empty_rows = "zero"
-    return replace(
-        call,
+    prepared = object.__new__(Call)  # `replace` takes as long as all checks
+    prepared.__dict__.update(
+        vars(call),
         query=framework.convert(query),
         key=framework.convert(call.key),
         value=framework.convert(call.value),
@@ -185,6 +185,7 @@ def prepare(call: Call, framework: Framework) -> Call:
         dropout_key=framework.words(call.dropout_key, query) if rate else None,
         empty_rows=empty_rows,
     )
+    return prepared
 
 
 def check_attention(call: Call, framework: Framework) -> None:
@@ -197,11 +198,14 @@ def check_attention(call: Call, framework: Framework) -> None:
     problems = Problems("attention")
     _check_types(problems, call, framework)
     problems.raise_if_any()
-    arrays = {name: getattr(call, name) for name in ("query", "key", "value", "sinks", "mask", "bias")}
-    parts = [x for x in arrays.values() if isinstance(x, Spec)]
-    arrays = {name: x for name, x in arrays.items() if x is not None and not isinstance(x, Spec)}
-    shapes = {name: tuple(x.shape) for name, x in arrays.items()}
-    _check_arrays(problems, shapes, {name: dtype_name(x) for name, x in arrays.items()})
+    shapes, dtypes, parts = {}, {}, []
+    for name in ("query", "key", "value", "sinks", "mask", "bias"):
+        x = getattr(call, name)
+        if isinstance(x, Spec):
+            parts.append(x)
+        elif x is not None:
+            shapes[name], dtypes[name] = tuple(x.shape), dtype_name(x)
+    _check_arrays(problems, shapes, dtypes)
     if len(shapes["query"]) == len(shapes["key"]) == len(shapes["value"]) == 4:
         # compiled code cannot read the values of NumPy data, only shapes
         parts = [framework.bind(x, call.query) for x in parts] if framework.compiling() else parts
@@ -228,20 +232,19 @@ def _check_blocks(problems: Problems, blocks: Any) -> None:
 
 
 def _check_types(problems: Problems, call: Call, framework: Framework) -> None:
-    for name in ("query", "key", "value", "sinks"):
-        x = getattr(call, name)
-        if x is None and name == "sinks":
-            continue
-        if not framework.is_operand(x):
+    operands = {"query": call.query, "key": call.key, "value": call.value}
+    if call.sinks is not None:
+        operands["sinks"] = call.sinks
+    for name, x in operands.items():
+        if not isinstance(x, framework.operands):
             problems.type(f"{name} must be {framework.operand}, got {type(x).__name__}")
-        else:
-            framework.check(problems, name, x, call.query)
+    framework.check(problems, operands)
     mask, bias, key = call.mask, call.bias, call.dropout_key
-    if mask is not None and not isinstance(mask, Mask) and not framework.is_array(mask):
+    if mask is not None and not isinstance(mask, Mask) and not isinstance(mask, framework.arrays):
         problems.type(f"mask must be a Mask or a bool array (True = may attend), got {type(mask).__name__}")
-    if bias is not None and not isinstance(bias, Bias) and not framework.is_array(bias):
+    if bias is not None and not isinstance(bias, Bias) and not isinstance(bias, framework.arrays):
         problems.type(f"bias must be a Bias or a float array, got {type(bias).__name__}")
-    if hasattr(key, "dtype") and not isinstance(key, np.generic) and not framework.is_array(key):
+    if hasattr(key, "dtype") and not isinstance(key, np.generic) and not isinstance(key, framework.arrays):
         problems.type(f"dropout_key must be {framework.keys}, got {type(key).__name__}")
 
 
@@ -285,9 +288,8 @@ def _check_against_full(problems: Problems, shapes: Mapping[str, Shape], parts: 
     for name in ("mask", "bias"):
         if name in shapes and not broadcasts(shapes[name], full):
             problems.value(f"{name} must broadcast to [B, H, L, S] = {full}, got shape {shapes[name]}")
-    sizes = {"batch": full[0], "heads": full[1], "q_len": full[2], "kv_len": full[3]}
     for part in parts:
-        for reason in part.conflicts(sizes):
+        for reason in part.conflicts({"batch": full[0], "heads": full[1], "q_len": full[2], "kv_len": full[3]}):
             problems.value(reason)
 
 

@@ -1,30 +1,52 @@
-"""What the modules of both twins share: the checks of their inputs, written once."""
+"""What the modules of both twins share: their checks, how they call attention, and the arguments of the seed module."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from maskattn._fields import broadcasts
+from maskattn._fields import Array, broadcasts
 from maskattn._problems import Problems, show
+from maskattn.attention import Call, Framework, attend
 from maskattn.config import AttentionConfig
 from maskattn.numerics.rng_arguments import check_key
 
-Shape = tuple[int, ...]
+
+def check_config(where: str, config: Any) -> None:
+    """Raise a TypeError unless `config` is an AttentionConfig."""
+    if not isinstance(config, AttentionConfig):
+        raise TypeError(f"{where}: config must be an AttentionConfig, got {show(config)}")
 
 
-def check_inputs(where: str, config: Any, shapes: Mapping[str, Shape], dropout_key: Any, deterministic: bool) -> None:
-    """Check the inputs of a module: "query" [B, L, embed_dim], "key" [B, S, kdim], "value" [B, S, vdim], and the key of
-    its dropout.
+def module_inputs(
+    where: str,
+    config: AttentionConfig,
+    given: tuple[Any, Any, Any],
+    check: Callable[[str, str, Any], None],
+    dropout_key: Any,
+    deterministic: bool,
+) -> tuple[Array, Array, Array]:
+    """A module's query [B, L, embed_dim], key [B, S, kdim] and value [B, S, vdim]: key defaults to query, value to key.
+
+    Args:
+        given: the three as the call has them, key and value or None.
+        check: raises where an input is nothing that the module can take: (where, its name, the input).
 
     Raises:
         TypeError, ValueError: lists every wrong shape, a bad key, and a key that is missing where dropout is on.
     """
+    query, key, value = given
+    if key is None and value is not None:
+        raise ValueError(f"{where}: value is given without key: give both, or only key")
+    key = query if key is None else key
+    value = key if value is None else value
+    inputs = {"query": query, "key": key, "value": value}
+    for name, x in inputs.items():
+        check(where, name, x)
     problems = Problems(where)
-    widths = {"query": config.embed_dim, "key": config.key_dim, "value": config.value_dim}
-    for name, width in widths.items():
-        if len(shapes[name]) != 3 or shapes[name][2] != width:
-            problems.value(f"{name} must be [batch, length, {width}], got shape {shapes[name]}")
+    for (name, x), width in zip(inputs.items(), (config.embed_dim, config.key_dim, config.value_dim), strict=True):
+        if len(x.shape) != 3 or x.shape[2] != width:
+            problems.value(f"{name} must be [batch, length, {width}], got shape {tuple(x.shape)}")
     rates = [f"{name} {rate}" for name in ("dropout_rate", "out_dropout_rate") if (rate := getattr(config, name))]
     if dropout_key is not None:
         check_key(problems, "dropout_key", dropout_key)
@@ -34,34 +56,101 @@ def check_inputs(where: str, config: Any, shapes: Mapping[str, Shape], dropout_k
             "deterministic=True, it is off"
         )
     problems.raise_if_any()
+    return query, key, value
 
 
-def complete_inputs(where: str, query: Any, key: Any, value: Any) -> tuple[Any, Any, Any]:
-    """A module's key defaults to its query and its value to its key; a value without a key is an error."""
-    if key is None and value is not None:
-        raise ValueError(f"{where}: value is given without key: give both, or only key")
-    key = query if key is None else key
-    return query, key, key if value is None else value
+def head_shapes(config: AttentionConfig) -> tuple[tuple[int, int], ...]:
+    """(heads, width of one) of query, key and value: (H, D), (K, D), (K, Dv)."""
+    kv_heads, width = config.kv_heads, config.qk_head_dim
+    return (config.num_heads, width), (kv_heads, width), (kv_heads, config.value_head_dim)
 
 
-def check_config(where: str, config: Any) -> None:
-    """Raise a TypeError unless `config` is an AttentionConfig."""
-    if not isinstance(config, AttentionConfig):
-        raise TypeError(f"{where}: config must be an AttentionConfig, got {show(config)}")
+def dropout_rates(config: AttentionConfig, deterministic: bool) -> tuple[float, float]:
+    """The rates of weights and output in a call of a module."""
+    return (0.0, 0.0) if deterministic else (config.dropout_rate, config.out_dropout_rate)
 
 
-def check_attention_mask(shape: Shape, inputs: Shape, heads: int) -> None:
-    """Check the mask of the seed module: [B, N], or broadcastable to [B, H, N, N], for inputs [B, N, dim]; 1 = keep.
+def attend_heads(
+    config: AttentionConfig,
+    framework: Framework,
+    inputs: Sequence[Array],
+    mask: Any,
+    bias: Any,
+    rate: float,
+    dropout_key: Any,
+    kernel: str,
+) -> Array:
+    """Attention by a configuration, of query, key and value [B, length, heads * width], or split already.
+
+    Args:
+        mask, bias, kernel: as in `attention`.
+        rate, dropout_key: of the dropout of the weights.
+
+    Returns:
+        [B, L, H, Dv].
+    """
+    shapes = zip(inputs, head_shapes(config), strict=True)
+    query, key, value = (x.reshape(*x.shape[:2], *shape) for x, shape in shapes)
+    call = Call(
+        query,
+        key,
+        value,
+        mask,
+        bias=bias,
+        scale=config.scale,
+        dropout_rate=rate,
+        dropout_key=dropout_key,
+        empty_rows=config.empty_rows,
+        kernel=kernel,
+    )
+    return attend(call, framework)
+
+
+def of_kernel(framework: Framework, kernel: str, name: str) -> Any:
+    """The `linear` or `drop` that a kernel brings, or None: what is around its attention is then as exact as that."""
+    return getattr(framework.kernels.get(kernel), name, None)
+
+
+def seed_config(
+    dim: int,
+    num_heads: int,
+    qkv_bias: bool,
+    qk_scale: float | None,
+    attn_drop: float,
+    proj_drop: float,
+    with_qkv: bool,
+) -> AttentionConfig:
+    """The seed module's arguments as an AttentionConfig."""
+    return AttentionConfig(
+        embed_dim=dim,
+        num_heads=num_heads,
+        qkv_bias=qkv_bias,
+        scale=qk_scale,
+        dropout_rate=attn_drop,
+        out_dropout_rate=proj_drop if with_qkv else 0.0,  # it stands behind the output projection
+        project=with_qkv,
+    )
+
+
+def seed_mask(mask: Any, x: Array, heads: int, framework: Framework) -> Array:
+    """The mask of the seed module for x [B, N, dim], with the axes of [B, H, N, N]; 1 = keep.
+
+    Args:
+        mask: [B, N], or broadcastable to [B, H, N, N].
 
     Raises:
-        ValueError: any other shape.
+        TypeError: no array. ValueError: any other shape.
     """
+    if not isinstance(mask, framework.operands):
+        raise TypeError(f"Attention: attention_mask must be {framework.operand}, got {type(mask).__name__}")
+    shape, inputs = tuple(mask.shape), tuple(x.shape)
     if len(inputs) != 3:
         raise ValueError(f"Attention: x must be [batch, length, dim], got shape {inputs}")
     batch, length, _ = inputs
-    expanded = (shape[0], 1, 1, shape[1]) if len(shape) == 2 else shape
-    if not broadcasts(expanded, (batch, heads, length, length)):
+    expanded = mask[:, None, None, :] if len(shape) == 2 else mask
+    if not broadcasts(tuple(expanded.shape), (batch, heads, length, length)):
         raise ValueError(
             f"Attention: attention_mask must be [B, N] = {(batch, length)} or broadcast to [B, H, N, N] = "
             f"{(batch, heads, length, length)}, got shape {shape}"
         )
+    return expanded

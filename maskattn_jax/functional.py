@@ -102,13 +102,10 @@ def explain(query: Array, key: Array, value: Array, mask: Any = None, **keywords
     return choose(prepare(Call(query, key, value, mask, **keywords), FRAMEWORK), FRAMEWORK)
 
 
-def _is_array(x: Any) -> bool:
-    return isinstance(x, (jax.Array, np.ndarray))
-
-
-def _check(problems: Problems, name: str, x: Array, query: Any) -> None:
-    if x.dtype == np.float64 and not jax.config.jax_enable_x64:
-        problems.value(f"{name} is float64, which JAX holds only where jax_enable_x64 is on")
+def _check(problems: Problems, operands: dict[str, Array]) -> None:
+    for name, x in operands.items():
+        if isinstance(x, _ARRAYS) and x.dtype == np.float64 and not jax.config.jax_enable_x64:
+            problems.value(f"{name} is float64, which JAX holds only where jax_enable_x64 is on")
 
 
 def _concrete(x: Any) -> Any:
@@ -117,13 +114,15 @@ def _concrete(x: Any) -> Any:
     return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
 
 
+_ARRAYS = (jax.Array, np.ndarray)
+
 FRAMEWORK = Framework(
     kernels=KERNELS,
     auto=auto.choose,
     operand="a JAX or NumPy array",
-    is_operand=_is_array,
-    is_array=_is_array,
+    operands=_ARRAYS,
     keys="a seed, two uint32 words of JAX or NumPy, or a jax.random.key",
+    arrays=_ARRAYS,
     check=_check,
     convert=jnp.asarray,
     bind=lambda node, query: lower.bind(node),

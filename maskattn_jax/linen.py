@@ -8,11 +8,20 @@ import flax.linen as nn
 import jax.numpy as jnp
 
 from maskattn.config import AttentionConfig
-from maskattn.modules import check_config
+from maskattn.modules import (
+    attend_heads,
+    check_config,
+    dropout_rates,
+    head_shapes,
+    module_inputs,
+    of_kernel,
+    seed_config,
+)
+from maskattn_jax._layers import check_array, project_by, project_in
 from maskattn_jax.dropout import drop, module_keys
-from maskattn_jax.multihead import _attend, _own, _prepare, _project_by, _project_in, _rates
+from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.rng import words
-from maskattn_jax.seed import seed_config, soft_mask
+from maskattn_jax.seed import soft_mask
 
 Array = Any
 
@@ -51,51 +60,41 @@ class MultiHeadAttention(nn.Module):
         deterministic: bool | None = None,
         kernel: str = "auto",
     ) -> Array:
-        """query [B, L, embed_dim], key [B, S, kdim], value [B, S, vdim] -> [B, L, out_dim].
+        """As `maskattn_jax.MultiHeadAttention`, but for these.
 
         Args:
-            query, key, value: key defaults to query, value to key.
-            mask: a Mask or a bool array that broadcasts to [B, H, L, S]; True = may attend.
-            bias: a Bias or a float array that broadcasts to [B, H, L, S], added to the logits.
             dropout_key: a seed in [0, 2**31), two uint32 words, or a `jax.random.key`; None takes
-                `make_rng("dropout")`. Needed where dropout is on. Weights and output are dropped by the two keys that
-                `dropout.module_keys` makes of it, each number by itself. The key that was used is sown in
-                "intermediates", as `dropout_key`.
+                `make_rng("dropout")`. The key that was used is sown in "intermediates", as `dropout_key`.
             deterministic: True applies no dropout; None means the attribute.
-            kernel: as in `attention`; "exact" computes the projections exactly too.
 
         Raises:
             TypeError, ValueError: names the argument at fault.
         """
-        check_config("MultiHeadAttention", self.config)
-        config = self.config
+        config, where = self.config, "MultiHeadAttention"
+        check_config(where, config)
         deterministic = True if not (config.dropout_rate or config.out_dropout_rate) else _merge(self, deterministic)
-        rates = _rates(config, deterministic)
-        if any(rates) and dropout_key is None and self.has_rng("dropout"):
+        rate, out_rate = dropout_rates(config, deterministic)
+        if (rate or out_rate) and dropout_key is None and self.has_rng("dropout"):
             dropout_key = self.make_rng("dropout")
-        query, key, value = _prepare("MultiHeadAttention", config, query, key, value, dropout_key, deterministic)
-        weights_key, out_key = module_keys(dropout_key) if any(rates) else (None, None)
-        if any(rates):
+        inputs: Any = module_inputs(where, config, (query, key, value), check_array, dropout_key, deterministic)
+        keys = module_keys(dropout_key) if rate or out_rate else (None, None)
+        if rate or out_rate:
             self.sow("intermediates", "dropout_key", words(dropout_key))
         if config.project:
-            layers = (
-                self._layer("query", (config.num_heads, config.qk_head_dim), config.qkv_bias),
-                self._layer("key", (config.kv_heads, config.qk_head_dim), config.qkv_bias),
-                self._layer("value", (config.kv_heads, config.value_head_dim), config.qkv_bias),
-            )
+            names = zip(("query", "key", "value"), head_shapes(config), strict=True)
+            layers = tuple(self._layer(name, shape, config.qkv_bias) for name, shape in names)
             # to initialise, Flax must call its layers
-            query, key, value = _project_in(
-                layers, (query, key, value), "auto" if self.is_initializing() else kernel, _parameters
-            )
-        out = _attend(config, query, key, value, mask, bias, rates[0], weights_key, kernel)
+            inputs = project_in(layers, inputs, "auto" if self.is_initializing() else kernel, _parameters)
+        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, rate, keys[0], kernel)
         out = self._project_out(out, kernel) if config.project else out.reshape(*out.shape[:2], config.output_dim)
-        return drop(out, rates[1], out_key, _own(kernel, "drop")) if rates[1] else out
+        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop")) if out_rate else out
 
     def _project_out(self, out: Array, kernel: str) -> Array:
-        layer, own = self._layer("out", (self.config.output_dim,), self.config.out_bias), _own(kernel, "linear")
+        layer = self._layer("out", (self.config.output_dim,), self.config.out_bias)
+        own = of_kernel(FRAMEWORK, kernel, "linear")
         if own is None or self.is_initializing():
             return layer(out)
-        return _project_by(own, out, *_parameters(layer), 2, self.dtype)
+        return project_by(own, out, *_parameters(layer), 2, self.dtype)
 
     def _layer(self, name: str, features: tuple[int, ...], use_bias: bool) -> nn.DenseGeneral:
         return nn.DenseGeneral(
@@ -165,15 +164,6 @@ class Attention(nn.Module):
         deterministic: bool | None = None,
         kernel: str = "auto",
     ) -> Array:
-        """x [B, N, dim] -> [B, N, dim].
-
-        Args:
-            x: the input.
-            attention_mask: [B, N], or broadcastable to [B, H, N, N]; 1 = keep, 0 = drop, fractions in between.
-            dropout_key, deterministic, kernel: as in `MultiHeadAttention`.
-
-        Raises:
-            TypeError, ValueError: names the argument at fault.
-        """
+        """As `maskattn_jax.Attention`: x [B, N, dim] -> [B, N, dim]."""
         bias = None if attention_mask is None else soft_mask(attention_mask, x, self.num_heads)
         return self.inner(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
-import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import nnx
 
-from maskattn.config import AttentionConfig
-from maskattn.modules import check_attention_mask
+from maskattn.modules import seed_config, seed_mask
+from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.multihead import MultiHeadAttention
 
 Array = Any
@@ -70,33 +68,8 @@ class Attention(MultiHeadAttention):
         return super().__call__(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
 
 
-def seed_config(
-    dim: int,
-    num_heads: int,
-    qkv_bias: bool,
-    qk_scale: float | None,
-    attn_drop: float,
-    proj_drop: float,
-    with_qkv: bool,
-) -> AttentionConfig:
-    """The seed module's arguments as an AttentionConfig."""
-    return AttentionConfig(
-        embed_dim=dim,
-        num_heads=num_heads,
-        qkv_bias=qkv_bias,
-        scale=qk_scale,
-        dropout_rate=attn_drop,
-        out_dropout_rate=proj_drop if with_qkv else 0.0,  # it stands behind the output projection
-        project=with_qkv,
-    )
-
-
 def soft_mask(attention_mask: Array, x: Array, heads: int) -> Array:
     """(1 - mask) * -10000 in float32 (float64 for float64 inputs), with the axes of [B, H, N, N]."""
-    if not isinstance(attention_mask, (jax.Array, np.ndarray)):
-        raise TypeError(f"Attention: attention_mask must be a JAX or NumPy array, got {type(attention_mask).__name__}")
-    check_attention_mask(tuple(attention_mask.shape), tuple(x.shape), heads)
-    if attention_mask.ndim == 2:
-        attention_mask = attention_mask[:, None, None, :]
+    keep = seed_mask(attention_mask, x, heads, FRAMEWORK)
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32
-    return (1.0 - jnp.asarray(attention_mask).astype(dtype)) * -10000.0
+    return (1.0 - jnp.asarray(keep).astype(dtype)) * -10000.0

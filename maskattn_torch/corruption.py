@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
-from maskattn.corruption import Scheme
+from maskattn.corruption import Ops, Scheme
 from maskattn_torch import rng
 
 __all__ = ["corrupt"]
@@ -34,17 +34,14 @@ def corrupt(scheme: Scheme, key: Any, *args: Any, device: Any = None, **named: A
     return scheme.apply(key, *args, **named, ops=_TorchOps(device))
 
 
-class _TorchOps:
-    """See ``maskattn.corruption.Ops``."""
+class _TorchOps(Ops):
+    xp, rng, integer = torch, rng, torch.int64
 
     def __init__(self, device: Any) -> None:
         self.device = device
 
     def key(self, key: Any) -> Any:
         return rng.words(key, self.device)
-
-    def fold_in(self, key: Any, data: Any) -> Any:
-        return rng.fold_in(key, data)
 
     def words(self, key: Any, shape: Sequence[int]) -> Array:
         signed = rng.bits(key, tuple(shape)).view(torch.int32).to(torch.int64)
@@ -63,9 +60,6 @@ class _TorchOps:
     def zeros(self, shape: Sequence[int]) -> Array:
         return torch.zeros(tuple(shape), dtype=torch.int64, device=self.device)
 
-    def where(self, condition: Array, x: Any, y: Any) -> Array:
-        return torch.where(condition, x, y)
-
     def sort(self, x: Array) -> Array:
         return torch.sort(x, dim=-1).values
 
@@ -74,24 +68,3 @@ class _TorchOps:
 
     def take_along(self, x: Array, index: Array) -> Array:
         return torch.gather(x, -1, index)
-
-    def cumsum(self, x: Array) -> Array:
-        return torch.cumsum(x, dim=-1, dtype=torch.int64)
-
-    def sum(self, x: Array, axes: int = 1) -> Array:
-        return torch.sum(x, dim=tuple(range(-axes, 0)), dtype=torch.int64)
-
-    def concatenate(self, arrays: Sequence[Array]) -> Array:
-        return torch.cat(tuple(arrays), dim=-1)
-
-    def scan(self, step: Callable[[Any, Array], tuple[Any, Array]], carry: Any, xs: Array) -> Array:
-        results = []
-        for x in xs.unbind(-1):
-            carry, result = step(carry, x)
-            results.append(result)
-        return torch.stack(results, dim=-1)
-
-    def while_any(self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any) -> Any:
-        while going(state).any():
-            state = step(state)
-        return state

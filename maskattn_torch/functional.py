@@ -102,13 +102,12 @@ def explain(query: Array, key: Array, value: Array, mask: Any = None, **keywords
     return choose(prepare(Call(query, key, value, mask, **keywords), FRAMEWORK), FRAMEWORK)
 
 
-def _is_tensor(x: Any) -> bool:
-    return isinstance(x, torch.Tensor)
-
-
-def _check(problems: Problems, name: str, x: Array, query: Any) -> None:
-    if isinstance(query, torch.Tensor) and x.device != query.device:
-        problems.value(f"{name} is on {x.device}, but query on {query.device}")
+def _check(problems: Problems, operands: dict[str, Array]) -> None:
+    query = operands["query"]
+    for name, x in operands.items():
+        if x is not query and isinstance(x, torch.Tensor) and isinstance(query, torch.Tensor):
+            if x.device != query.device:
+                problems.value(f"{name} is on {x.device}, but query on {query.device}")
 
 
 def _concrete(x: Any) -> Any:
@@ -128,9 +127,9 @@ FRAMEWORK = Framework(
     kernels=KERNELS,
     auto=auto.choose,
     operand="a torch.Tensor",
-    is_operand=_is_tensor,
-    is_array=lambda x: isinstance(x, (torch.Tensor, np.ndarray)),
+    operands=(torch.Tensor,),
     keys="a seed or two uint32 words of PyTorch or NumPy",
+    arrays=(torch.Tensor, np.ndarray),
     check=_check,
     convert=lambda x: x,
     bind=lambda node, query: lower.bind(node, device=query.device),

@@ -9,11 +9,10 @@ from torch import nn
 from torch.nn import functional as F
 
 from maskattn.config import AttentionConfig
-from maskattn.modules import check_config, check_inputs, complete_inputs
+from maskattn.modules import attend_heads, check_config, dropout_rates, head_shapes, module_inputs, of_kernel
 from maskattn_torch import rng
 from maskattn_torch.dropout import drop, module_keys
-from maskattn_torch.functional import attention
-from maskattn_torch.kernels import KERNELS
+from maskattn_torch.functional import FRAMEWORK
 
 Array = Any
 
@@ -36,11 +35,7 @@ class MultiHeadAttention(nn.Module):
         super().__init__()
         check_config(type(self).__name__, config)
         self.config = config
-        self.rows = (
-            config.num_heads * config.qk_head_dim,
-            config.kv_heads * config.qk_head_dim,
-            config.kv_heads * config.value_head_dim,
-        )
+        self.rows = tuple(heads * width for heads, width in head_shapes(config))
         self.fused = config.embed_dim == config.key_dim == config.value_dim
         if not config.project:
             return
@@ -80,45 +75,28 @@ class MultiHeadAttention(nn.Module):
         Raises:
             TypeError, ValueError: names the argument at fault.
         """
-        query, key, value = complete_inputs(type(self).__name__, query, key, value)
+        config, where = self.config, type(self).__name__
         deterministic = not self.training if deterministic is None else deterministic
-        self._check(query, key, value, dropout_key, deterministic)
-        q, k, v = self._project_in(query, key, value, kernel)
-        config = self.config
-        rate, out_rate = (0.0, 0.0) if deterministic else (config.dropout_rate, config.out_dropout_rate)
-        weights_key, out_key = module_keys(rng.words(dropout_key, q.device)) if rate or out_rate else (None, None)
-        out = attention(
-            q.reshape(*q.shape[:2], config.num_heads, config.qk_head_dim),
-            k.reshape(*k.shape[:2], config.kv_heads, config.qk_head_dim),
-            v.reshape(*v.shape[:2], config.kv_heads, config.value_head_dim),
-            mask,
-            bias=bias,
-            scale=config.scale,
-            dropout_rate=rate,
-            dropout_key=weights_key,
-            empty_rows=config.empty_rows,
-            kernel=kernel,
-        )
-        out = out.reshape(*out.shape[:2], config.num_heads * config.value_head_dim)
+        given = module_inputs(where, config, (query, key, value), self._check, dropout_key, deterministic)
+        inputs = self._project_in(*given, kernel)
+        rate, out_rate = dropout_rates(config, deterministic)
+        keys = module_keys(rng.words(dropout_key, inputs[0].device)) if rate or out_rate else (None, None)
+        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, rate, keys[0], kernel).flatten(2)
         if config.project:
             out = _linear(out, self.proj.weight, self.proj.bias, kernel)
-        return drop(out, out_rate, out_key, _own(kernel, "drop")) if out_rate else out
+        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop")) if out_rate else out
 
     def extra_repr(self) -> str:
         """The configuration, for `repr`."""
         return repr(self.config)
 
-    def _check(self, query: Array, key: Array, value: Array, dropout_key: Any, deterministic: bool) -> None:
-        where = type(self).__name__
-        for name, x in (("query", query), ("key", key), ("value", value)):
-            if not isinstance(x, torch.Tensor):
-                raise TypeError(f"{where}: {name} must be a torch.Tensor, got {type(x).__name__}")
-            if not self.config.project or torch.is_autocast_enabled(x.device.type):
-                continue
-            if x.dtype != self.proj.weight.dtype:
-                raise TypeError(f"{where}: {name} is {x.dtype}, but the parameters are {self.proj.weight.dtype}")
-        shapes = {"query": tuple(query.shape), "key": tuple(key.shape), "value": tuple(value.shape)}
-        check_inputs(where, self.config, shapes, dropout_key, deterministic)
+    def _check(self, where: str, name: str, x: Any) -> None:
+        if not isinstance(x, torch.Tensor):
+            raise TypeError(f"{where}: {name} must be a torch.Tensor, got {type(x).__name__}")
+        if not self.config.project or torch.is_autocast_enabled(x.device.type):
+            return
+        if x.dtype != self.proj.weight.dtype:
+            raise TypeError(f"{where}: {name} is {x.dtype}, but the parameters are {self.proj.weight.dtype}")
 
     def _project_in(self, query: Array, key: Array, value: Array, kernel: str) -> Any:
         if not self.config.project:
@@ -136,10 +114,5 @@ class MultiHeadAttention(nn.Module):
 
 def _linear(x: Array, weight: Array, bias: Array | None, kernel: str) -> Array:
     """x [..., in] times weight [out, in], plus bias [out]; by the kernel's own `linear` where it brings one."""
-    own = _own(kernel, "linear")
+    own = of_kernel(FRAMEWORK, kernel, "linear")
     return F.linear(x, weight, bias) if own is None else own(x, weight.T, bias)
-
-
-def _own(kernel: str, name: str) -> Any:
-    """The `linear` or `drop` that a kernel brings, or None: what is around its attention is then as exact as that."""
-    return getattr(KERNELS.get(kernel), name, None)

@@ -14,9 +14,8 @@ import torch
 
 from maskattn.arrays import to_numpy, to_torch
 from maskattn.config import AttentionConfig
-from maskattn.convert import layouts
-from maskattn.convert.layouts._base import Layout
-from maskattn.convert.layouts._live import CANONICAL, check_canonical, check_targets, raise_if_any
+from maskattn.convert import layouts, live
+from maskattn.convert.layouts import Layout
 
 Array = Any
 
@@ -33,13 +32,10 @@ def load(module: Any, tensors: Mapping[str, Array]) -> None:
         TypeError: a module of a kind not known here.
     """
     layout, config = _describe(module)
-    held = dict(module.named_parameters())
-    given = check_canonical(tensors, config, layout, _name(module), map(_dtype_name, held.values()))
-    new = layout.from_canonical(given, config)
-    check_targets(new, {name: (tuple(p.shape), _dtype_name(p)) for name, p in held.items()}, _name(module))
-    raise_if_any(
-        [f"{name}: on the meta device, without memory" for name, p in held.items() if p.is_meta], _name(module)
-    )
+    held, name_of = dict(module.named_parameters()), live.name_of(module)
+    fits = {name: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in held.items()}
+    new = live.stored(layout, config, tensors, fits, name_of)
+    live.raise_if_any([f"{name}: on the meta device, without memory" for name, p in held.items() if p.is_meta], name_of)
     ready = {name: to_torch(np.array(array, order="C", copy=True)) for name, array in new.items()}
     with torch.no_grad():
         for name, parameter in held.items():
@@ -55,10 +51,7 @@ def dump(module: Any) -> dict[str, Array]:
     """
     layout, config = _describe(module)
     held = {name: to_numpy(parameter) for name, parameter in module.named_parameters()}
-    raise_if_any(layouts.problems(layout, held, config), _name(module))
-    canonical = layout.to_canonical(held, config)
-    names = CANONICAL.shapes(config, layout.extras_of(held, config))
-    return {name: np.array(canonical[name], order="C", copy=True) for name in names}
+    return live.dumped(layout, config, held, live.name_of(module))
 
 
 def config_of(module: Any) -> AttentionConfig:
@@ -74,13 +67,13 @@ def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
         return layouts.get("maskattn-torch"), config
     raise TypeError(
         f"module must be a MultiHeadAttention or Attention of maskattn_torch or a torch.nn.MultiheadAttention, "
-        f"got {_name(module)}"
+        f"got {live.name_of(module)}"
     )
 
 
 def _mha_config(module: torch.nn.MultiheadAttention) -> AttentionConfig:
     if module.add_zero_attn:
-        raise ValueError(f"{_name(module)}: add_zero_attn is set, which no other module here can express")
+        raise ValueError(f"{live.name_of(module)}: add_zero_attn is set, which no other module here can express")
     bias = module.in_proj_bias is not None
     return AttentionConfig(
         module.embed_dim,
@@ -91,11 +84,3 @@ def _mha_config(module: torch.nn.MultiheadAttention) -> AttentionConfig:
         out_bias=module.out_proj.bias is not None,
         dropout_rate=module.dropout,
     )
-
-
-def _dtype_name(parameter: torch.Tensor) -> str:
-    return str(parameter.dtype).removeprefix("torch.")
-
-
-def _name(module: Any) -> str:
-    return f"{type(module).__module__}.{type(module).__qualname__}"

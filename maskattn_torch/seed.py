@@ -6,8 +6,8 @@ from typing import Any
 
 import torch
 
-from maskattn.config import AttentionConfig
-from maskattn.modules import check_attention_mask
+from maskattn.modules import seed_config, seed_mask
+from maskattn_torch.functional import FRAMEWORK
 from maskattn_torch.multihead import MultiHeadAttention
 
 Array = Any
@@ -64,33 +64,8 @@ class Attention(MultiHeadAttention):
         return super().forward(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
 
 
-def seed_config(
-    dim: int,
-    num_heads: int,
-    qkv_bias: bool,
-    qk_scale: float | None,
-    attn_drop: float,
-    proj_drop: float,
-    with_qkv: bool,
-) -> AttentionConfig:
-    """The seed module's arguments as an AttentionConfig."""
-    return AttentionConfig(
-        embed_dim=dim,
-        num_heads=num_heads,
-        qkv_bias=qkv_bias,
-        scale=qk_scale,
-        dropout_rate=attn_drop,
-        out_dropout_rate=proj_drop if with_qkv else 0.0,  # it stands behind the output projection
-        project=with_qkv,
-    )
-
-
 def soft_mask(attention_mask: Array, x: Array, heads: int) -> Array:
     """(1 - mask) * -10000 in float32 (float64 for float64 inputs), with the axes of [B, H, N, N]."""
-    if not isinstance(attention_mask, torch.Tensor):
-        raise TypeError(f"Attention: attention_mask must be a torch.Tensor, got {type(attention_mask).__name__}")
-    check_attention_mask(tuple(attention_mask.shape), tuple(x.shape), heads)
-    if attention_mask.ndim == 2:
-        attention_mask = attention_mask[:, None, None, :]
+    keep = seed_mask(attention_mask, x, heads, FRAMEWORK)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
-    return (1.0 - attention_mask.to(dtype)) * -10000.0
+    return (1.0 - keep.to(dtype)) * -10000.0

@@ -1,6 +1,8 @@
 """The command's shell: what it lists, that it loads a command only when called, and what it says to a wrong name."""
 
 import importlib.metadata
+import re
+import shlex
 import subprocess
 import sys
 
@@ -11,6 +13,8 @@ from click.testing import CliRunner
 import maskattn
 import maskattn.cli
 from maskattn.cli.main import main
+from maskattn.cli.parity import command
+from maskattn.cli.parity._old_flags import renewed
 
 LIGHT = "import click\n@click.command()\ndef command():\n    'Weigh nothing.'\n    click.echo('light ran')\n"
 BROKEN = "raise RuntimeError('loaded')\n"
@@ -78,3 +82,52 @@ def test_the_installed_script_is_this_command():
         [sys.executable, "-m", "maskattn.cli.main", "--help"], capture_output=True, text=True, check=True
     )
     assert result.stdout.startswith("Usage: maskattn [OPTIONS] COMMAND [ARGS]...")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("recipes.bigbird(1024)", "--q", "1024", "--batch", "123456", "--heads", "1234", "--tile", "16"),
+        ("causal & window(255)", "--q", "300"),
+        ("padding([1, 2, 3, 4, 5, 6, 7, 8, 9, 10]) & segments([[0, 0, 1, 1, 2, 2, 3, 3, 4, 4]])", "--why", "3,0,6,4"),
+        ("corruption",),
+    ],
+)
+def test_what_show_prints_fits_80_columns(arguments, monkeypatch):
+    monkeypatch.delenv("COLUMNS", raising=False)
+    result = CliRunner().invoke(main, ["show", *arguments])
+    assert result.exit_code == 0, result.output
+    assert max(map(len, result.output.splitlines())) <= 80 and "…" not in result.output
+
+
+OLD_FLAGS = {
+    ("--list",): ["list"],
+    ("--cases", "x", "--list"): ["list", "--cases", "x"],
+    ("--faults",): ["faults"],
+    ("--training", "--faults"): ["faults", "--training"],
+    ("--training", "--cases", "mlm", "--png", "a b.png"): ["training", "--cases", "mlm", "--png", "a b.png"],
+    ("--json", "x.json", "--real"): ["real", "--json", "x.json"],
+    ("--checkpoint", "a", "--against", "b"): ["checkpoint", "a", "--against", "b"],
+    ("--kernel", "exact", "--checkpoint=a b"): ["checkpoint", "a b", "--kernel", "exact"],
+}
+
+
+@pytest.mark.parametrize(("old", "new"), OLD_FLAGS.items())
+def test_a_flag_of_old_is_the_subcommand_of_today(old, new, capsys):
+    assert renewed(list(old)) == new
+    out, error = capsys.readouterr()
+    assert not out and error.startswith(f"DeprecationWarning: write `maskattn parity {shlex.join(new)}`; --")
+
+
+def test_no_subcommand_is_run_and_the_flags_of_old_are_not_listed(capsys):
+    same = [CliRunner().invoke(main, ["parity", *run, "--cases", "no-such-case"]).output for run in ([], ["run"])]
+    assert same[0] == same[1] and "matches none of the cases" in " ".join(same[0].split())
+    assert renewed(["--cases", "x", "--verbose"]) == ["--cases", "x", "--verbose"] and not capsys.readouterr().err
+    listed = CliRunner().invoke(main, ["parity", "--list", "--cases", "Full/"])
+    assert (
+        listed.exit_code == 0 and "Full/square/float32/0\n" in listed.stdout and "DeprecationWarning" in listed.stderr
+    )
+    for name in ("", *command.list_commands(click.Context(command))):
+        text = CliRunner().invoke(main, ["parity", *name.split(), "--help"]).output
+        assert not re.search(r"^  (-\S, )?--(real|checkpoint|list|faults)\b", text, re.MULTILINE)
+    assert command.list_commands(click.Context(command)) == ["checkpoint", "faults", "list", "real", "run", "training"]

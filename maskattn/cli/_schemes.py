@@ -5,11 +5,11 @@ from __future__ import annotations
 import ast
 import dataclasses
 import re
-import shutil
 from pathlib import Path
 
 import click
 
+from maskattn.cli import _terminal
 from maskattn.corruption import Scheme
 from maskattn.corruption.examples import EXAMPLES
 
@@ -52,11 +52,11 @@ def show(schemes: list[Scheme], seed: int, row: int, ascii_only: bool, png: Path
 
     for i, scheme in enumerate(schemes):
         drawing = draw(scheme, seed, row)
-        click.echo(f"{'' if i == 0 else chr(10)}{scheme!r}")
+        _terminal.echo(f"{'' if i == 0 else chr(10)}{scheme!r}")
         click.echo(f"seed {seed}, row {row}\n")
-        click.echo(terminal(drawing, shutil.get_terminal_size((100, 50)).columns, ascii_only))
+        click.echo(terminal(drawing, _terminal.size().columns, ascii_only))
         for name, value in drawing.figures:
-            click.echo(f"{name:<12}{value}")
+            _terminal.echo(f"{name:<12}{value}", 12)
     if png is not None:
         from maskattn.show.scheme_picture import write_png
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import shutil
 import sys
 from pathlib import Path
 from typing import Any
 
 import click
+
+from maskattn.cli import _terminal
 
 __all__ = ["command"]
 
@@ -90,7 +91,7 @@ def command(
         if index and index >= size:
             raise click.UsageError(f"{name} {index} is outside the {size} there are")
     if why is not None:
-        click.echo(_or_say(mask.why, *why))
+        _terminal.echo(_or_say(mask.why, *why))
         return
     _print(mask, settled, row, head, tile, ascii_only or not _can_draw())
     if png is not None:
@@ -107,9 +108,9 @@ def _print(mask: Any, sizes: dict[str, int], row: int, head: int, tile: int, asc
     q_len, kv_len, batch, heads = sizes["q_len"], sizes["kv_len"], sizes["batch"], sizes["heads"]
     found = statistics(mask, q_len, kv_len, batch, heads, tile=(tile, tile))
     title = repr(mask)
-    click.echo(title if len(title) <= 400 else f"{title[:397]}...")
+    space = _terminal.size()
+    _terminal.echo(title if len(title) <= 400 else f"{title[:397]}...")
     click.echo(f"{q_len:,} queries x {kv_len:,} keys, batch {batch}, {heads} head{'s' * (heads != 1)}")
-    space = shutil.get_terminal_size((100, 50))
     where = [f"row {row}"] * ("b" in mask.depends and batch > 1) + [f"head {head}"] * (
         "h" in mask.depends and heads > 1
     )
@@ -118,9 +119,9 @@ def _print(mask: Any, sizes: dict[str, int], row: int, head: int, tile: int, asc
         size = {"width": space.columns, "height": max(16, min(44, space.lines - 12))}
         click.echo(drawing(mask, q_len, kv_len, row, head, ascii_only=ascii_only, **size))
     for name, value in _figures(found):
-        click.echo(f"{name:<12}{value}")
+        _terminal.echo(f"{name:<12}{value}", 12)
     for warning in masks.lint(mask, q_len, kv_len, batch, heads):
-        click.echo(f"{'warning':<12}{warning}")
+        _terminal.echo(f"{'warning':<12}{warning}", 12)
 
 
 def _figures(found: Any) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """The few array operations the corruption schemes are written against, and NumPy's version of them.
 
-Each twin has its own version in its ``corruption.py``. Arrays also use ``+ - * // %``, comparisons, ``& | ~`` on bools,
+What a twin does otherwise is in its ``corruption.py``. Arrays also use ``+ - * // %``, comparisons, ``& | ~`` on bools,
 ``>>`` on integers, and indexing by slices, None and NumPy arrays. All numbers are integers below 2^31, but for one
 product of two float32 (``to_float``), which every framework rounds alike: so every framework gives the same result.
 """
@@ -8,7 +8,7 @@ product of two float32 (``to_float``), which every framework rounds alike: so ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
@@ -20,114 +20,88 @@ Array = Any
 BITS = 31
 
 
-class Ops(Protocol):
-    """Array operations of one framework. Its integers have the dtype of its indices (JAX: int32, else int64)."""
+class Ops:
+    """Array operations, here those of NumPy; the twins' are subclasses.
+
+    Integers have the dtype of the framework's indices (JAX: int32, else int64).
+    """
+
+    #: the module of the array functions, that of the random numbers, and the dtype of integers
+    xp: Any = np
+    rng: Any = rng
+    integer: Any = np.int64
 
     def key(self, key: Any) -> Any:
         """A key from a seed in [0, 2**31), from two uint32 words, or from what the framework calls a key."""
-
-    def fold_in(self, key: Any, data: Any) -> Any:
-        """A key from a key and a number (an int, or traced), as ``rng.fold_in``."""
-
-    def words(self, key: Any, shape: Sequence[int]) -> Array:
-        """``rng.bits(key, shape) >> 1`` as integers."""
-
-    def array(self, x: Any) -> Array:
-        """Bools as they are, other numbers as integers."""
-
-    def to_float(self, x: Array) -> Array:
-        """Integers, or a NumPy array, to float32."""
-
-    def arange(self, n: int) -> Array: ...
-    def zeros(self, shape: Sequence[int]) -> Array:
-        """Integers."""
-
-    def where(self, condition: Array, x: Any, y: Any) -> Array: ...
-    def sort(self, x: Array) -> Array:
-        """Along the last axis."""
-
-    def argsort(self, x: Array) -> Array:
-        """Along the last axis, ties in order."""
-
-    def take_along(self, x: Array, index: Array) -> Array:
-        """``x[..., index]``, row by row of the last axis."""
-
-    def cumsum(self, x: Array) -> Array:
-        """Along the last axis, of integers or bools, as integers."""
-
-    def sum(self, x: Array, axes: int = 1) -> Array:
-        """Over the last ``axes`` axes, of integers or bools, as integers."""
-
-    def concatenate(self, arrays: Sequence[Array]) -> Array:
-        """Along the last axis."""
-
-    def scan(self, step: Callable[[Any, Array], tuple[Any, Array]], carry: Any, xs: Array) -> Array:
-        """The results of ``carry, result = step(carry, x)`` for each x along the last axis, stacked there."""
-
-    def while_any(self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any) -> Any:
-        """Repeat ``state = step(state)`` while any entry of ``going(state)`` is True."""
-
-
-class NumpyOps:
-    """The operations in NumPy."""
-
-    def key(self, key: Any) -> Any:
         return key if isinstance(key, np.ndarray) else rng.key(key)
 
     def fold_in(self, key: Any, data: Any) -> Any:
-        return rng.fold_in(key, data)
+        """A key from a key and a number (an int, or traced), as ``rng.fold_in``."""
+        return self.rng.fold_in(key, data)
 
     def words(self, key: Any, shape: Sequence[int]) -> Array:
-        return (rng.bits(key, tuple(shape)) >> np.uint32(1)).astype(np.int64)
+        """``rng.bits(key, shape) >> 1`` as integers."""
+        return (self.rng.bits(key, tuple(shape)) >> 1).astype(self.integer)
 
     def array(self, x: Any) -> Array:
-        x = np.asarray(x)
-        return x if x.dtype == bool else x.astype(np.int64)
+        """Bools as they are, other numbers as integers."""
+        x = self.xp.asarray(x)
+        return x if x.dtype == bool else x.astype(self.integer)
 
     def to_float(self, x: Array) -> Array:
-        return np.asarray(x, np.float32)
+        """Integers, or a NumPy array, to float32."""
+        return self.xp.asarray(x, self.xp.float32)
 
     def arange(self, n: int) -> Array:
-        return np.arange(n)
+        return self.xp.arange(n, dtype=self.integer)
 
     def zeros(self, shape: Sequence[int]) -> Array:
-        return np.zeros(tuple(shape), np.int64)
+        """Integers."""
+        return self.xp.zeros(tuple(shape), self.integer)
 
     def where(self, condition: Array, x: Any, y: Any) -> Array:
-        return np.where(condition, x, y)
+        return self.xp.where(condition, x, y)
 
     def sort(self, x: Array) -> Array:
-        return np.sort(x, axis=-1)
+        """Along the last axis."""
+        return self.xp.sort(x, axis=-1)
 
     def argsort(self, x: Array) -> Array:
+        """Along the last axis, ties in order."""
         return np.argsort(x, axis=-1, kind="stable")
 
     def take_along(self, x: Array, index: Array) -> Array:
-        return np.take_along_axis(x, index, axis=-1)
+        """``x[..., index]``, row by row of the last axis."""
+        return self.xp.take_along_axis(x, index, axis=-1)
 
     def cumsum(self, x: Array) -> Array:
-        return np.cumsum(x, axis=-1, dtype=np.int64)
+        """Along the last axis, of integers or bools, as integers."""
+        return self.xp.cumsum(x, -1, dtype=self.integer)
 
     def sum(self, x: Array, axes: int = 1) -> Array:
-        return x.sum(axis=tuple(range(-axes, 0)), dtype=np.int64)
+        """Over the last ``axes`` axes, of integers or bools, as integers."""
+        return self.xp.sum(x, tuple(range(-axes, 0)), dtype=self.integer)
 
     def concatenate(self, arrays: Sequence[Array]) -> Array:
-        return np.concatenate(arrays, axis=-1)
+        """Along the last axis."""
+        return self.xp.concatenate(tuple(arrays), -1)
 
     def scan(self, step: Callable[[Any, Array], tuple[Any, Array]], carry: Any, xs: Array) -> Array:
+        """The results of ``carry, result = step(carry, x)`` for each x along the last axis, stacked there."""
         results = []
         for i in range(xs.shape[-1]):
             carry, result = step(carry, xs[..., i])
-            results.append(result)
-        return np.stack(results, axis=-1)
+            results.append(result[..., None])
+        return self.concatenate(results)
 
     def while_any(self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any) -> Any:
+        """Repeat ``state = step(state)`` while any entry of ``going(state)`` is True."""
         while going(state).any():
             state = step(state)
         return state
 
 
-NUMPY = NumpyOps()
+NUMPY = Ops()
 
 
 def chance(ops: Ops, key: Any, p: float, shape: Sequence[int]) -> Array:

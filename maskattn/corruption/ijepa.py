@@ -100,13 +100,7 @@ class IJEPA(Scheme):
         ready(problems, self, **values)
 
     def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> ContextTargets:
-        """Draw context and targets of `batch` images.
-
-        Under jit, and in PyTorch, the loop runs until the last row is done; a row's result does not depend on others.
-
-        Raises:
-            ValueError: batch is negative. TypeError: it is not an int.
-        """
+        """Draw context and targets of `batch` images: in a loop, and with the errors, of `BEiT.apply`."""
         batch = batch_size("IJEPA", batch)
         key = ops.key(key)
         draws = ops.words(ops.fold_in(key, 0), (2,)) >> (BITS - 16)

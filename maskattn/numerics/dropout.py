@@ -48,6 +48,8 @@ def check_dropout(problems: Problems, rate: Any, key: Any, broadcast: Any) -> No
         problems.value(f"dropout_key must be given where dropout_rate is above 0, got None and {number}")
     if key is not None:
         check_key(problems, "dropout_key", key)
+    if isinstance(broadcast, tuple) and not broadcast:
+        return
     if not isinstance(broadcast, tuple) or not all(isinstance(axis, str) for axis in broadcast):
         problems.type(f"dropout_broadcast must be a tuple of axis names, got {show(broadcast)}")
     elif not set(broadcast) <= set(_AXES) or len(set(broadcast)) != len(broadcast):

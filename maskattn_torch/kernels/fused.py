@@ -81,9 +81,9 @@ def unsupported(call: Call) -> list[str]:
         reasons.append('empty_rows="mean": only "reference" and "exact" average all values')
     if call.query.is_cuda and call.precision != "default":
         reasons.append(f"precision={call.precision!r}: on a GPU {name} has the process's setting, which is 'default'")
-    query, key, value = (tuple(x.shape) for x in (call.query, call.key, call.value))
+    query, key, value = call.query.shape, call.key.shape, call.value.shape
     if 0 in (*query, *key, *value):
-        shapes = f"query {query}, key {key} and value {value}"
+        shapes = f"query {tuple(query)}, key {tuple(key)} and value {tuple(value)}"
         reasons.append(f"{name} takes no empty tensors, got {shapes}")
     if call.sinks is not None:
         reasons.append(f"{name} has no sinks")

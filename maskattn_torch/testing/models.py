@@ -1,4 +1,4 @@
-"""The models of the training runs: this twin's attention between PyTorch's own layers."""
+"""The models of the training runs in PyTorch: this twin's attention between PyTorch's own layers."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from maskattn import masks
-from maskattn.biases import RelativeTable
+from maskattn.parity.training import models
 from maskattn.parity.training.tasks import Stack, Task
 from maskattn_torch import losses, rng
 from maskattn_torch.corruption import corrupt
@@ -19,7 +18,14 @@ from maskattn_torch.seed import Attention
 
 Array = Any
 
-__all__ = ["MODELS", "Autoencoder", "Block", "CausalLanguageModel", "MaskedLanguageModel", "ShiftedWindows"]
+__all__ = ["OPERATIONS", "Block", "Model"]
+
+
+def _gelu(x: Array, approximate: bool) -> Array:
+    return F.gelu(x, approximate="tanh" if approximate else "none")
+
+
+OPERATIONS = models.Operations(torch, torch.take_along_dim, _gelu, rng.split, corrupt, drop, losses)
 
 
 class Block(nn.Module):
@@ -31,174 +37,50 @@ class Block(nn.Module):
 
     def __init__(self, stack: Stack) -> None:
         super().__init__()
-        config, width = stack.attention, stack.attention.embed_dim
         self.stack = stack
-        if stack.seed_module:
-            rates = (config.dropout_rate, config.out_dropout_rate)
-            self.attention = Attention(width, config.num_heads, True, None, *rates)
-        else:
-            self.attention = MultiHeadAttention(config)
-        self.attention_norm = nn.LayerNorm(width, eps=stack.epsilon)
-        self.mlp_norm = nn.LayerNorm(width, eps=stack.epsilon)
-        self.up = nn.Linear(width, stack.hidden)
-        self.down = nn.Linear(stack.hidden, width)
-        if stack.window is not None:
-            rows = (2 * stack.window[0] - 1) * (2 * stack.window[1] - 1)
-            self.table = nn.Parameter(torch.zeros(rows, config.num_heads))
+        for name, part in models.Block.parts(stack, _Build()).items():
+            setattr(self, name, part)
 
     def forward(self, x: Array, key: Array, **given: Any) -> Array:
         """x [B, L, E] -> [B, L, E]; `given` goes to the attention (mask, True = may attend; kernel)."""
-        attention_key, mlp_key = rng.split(key)
-        if self.stack.window is not None:
-            given["bias"] = RelativeTable(self.table, self.stack.window)
-        given["dropout_key"] = attention_key
-        if self.stack.norm_first:
-            x = x + self.attention(self.attention_norm(x), **given)
-            return x + self._mlp(self.mlp_norm(x), mlp_key)
-        x = self.attention_norm(x + self.attention(x, **given))
-        return self.mlp_norm(x + self._mlp(x, mlp_key))
-
-    def _mlp(self, x: Array, key: Array) -> Array:
-        x = F.gelu(self.up(x), approximate="tanh" if self.stack.approximate else "none")
-        return drop(self.down(x), self.stack.rate, key)
+        return models.Block.apply(self, OPERATIONS, x, key, **given)
 
 
-class MaskedLanguageModel(nn.Module):
-    """BERT's: embeddings, blocks that see no padding, the hidden tokens predicted."""
+class Model(nn.Module):
+    """The model of a task.
+
+    Args:
+        task: what is trained.
+    """
 
     def __init__(self, task: Task) -> None:
         super().__init__()
-        width = task.stack.attention.embed_dim
         self.task = task
-        self.embed = nn.Embedding(task.classes, width)
-        self.positions = nn.Parameter(torch.zeros(task.length, width))
-        self.norm = nn.LayerNorm(width, eps=task.stack.epsilon)
-        self.blocks = _blocks(task.stack)
-        self.head = nn.Linear(width, task.classes)
+        for name, part in models.MODELS[task.name].parts(task, _Build()).items():
+            setattr(self, name, part)
 
     def forward(self, batch: dict[str, Array], key: Array, kernel: str) -> Array:
-        """tokens [B, L], lengths [B], special [B, L] -> the loss."""
-        scheme_key, drop_key, *keys = rng.split(key, 2 + self.task.stack.depth)
-        hidden = corrupt(self.task.scheme, scheme_key, batch["tokens"], special=batch["special"])
-        x = drop(self.norm(self.embed(hidden.tokens) + self.positions), self.task.stack.rate, drop_key)
-        for block, block_key in zip(self.blocks, keys, strict=True):
-            x = block(x, block_key, mask=masks.KeyPadding(batch["lengths"]), kernel=kernel)
-        return losses.cross_entropy(self.head(x), hidden.labels)
+        """What the task's batches hold -> the loss."""
+        return models.MODELS[self.task.name].loss(self, OPERATIONS, batch, key, kernel)
 
 
-class Autoencoder(nn.Module):
-    """MAE's: an encoder of the patches that are kept, a decoder of all, the removed ones predicted."""
+class _Build:
+    """As `maskattn.parity.training.models.Build`."""
 
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        assert task.decoder is not None
-        width, narrow = task.stack.attention.embed_dim, task.decoder.attention.embed_dim
-        self.task = task
-        self.patches = nn.Linear(task.patch**2, width)
-        self.positions = nn.Parameter(torch.zeros(task.length, width))
-        self.blocks = _blocks(task.stack)
-        self.norm = nn.LayerNorm(width, eps=task.stack.epsilon)
-        self.bridge = nn.Linear(width, narrow)
-        self.mask_token = nn.Parameter(torch.zeros(narrow))
-        self.decoder_positions = nn.Parameter(torch.zeros(task.length, narrow))
-        self.decoder = _blocks(task.decoder)
-        self.decoder_norm = nn.LayerNorm(narrow, eps=task.decoder.epsilon)
-        self.head = nn.Linear(narrow, task.patch**2)
+    linear, embedding = nn.Linear, nn.Embedding
 
-    def forward(self, batch: dict[str, Array], key: Array, kernel: str) -> Array:
-        """images [B, H, W, 1] -> the loss."""
-        scheme_key, *keys = rng.split(key, 1 + len(self.blocks) + len(self.decoder))
-        target = losses.patchify(batch["images"], self.task.patch)
-        rows, length, _ = target.shape
-        drawn = corrupt(self.task.scheme, scheme_key, rows, length)
-        x = torch.take_along_dim(self.patches(target) + self.positions, drawn.keep[..., None], 1)
-        for block, block_key in zip(self.blocks, keys[: len(self.blocks)], strict=True):
-            x = block(x, block_key, kernel=kernel)
-        x = self.bridge(self.norm(x))
-        removed = self.mask_token.expand(rows, length - x.shape[1], x.shape[2])
-        x = torch.take_along_dim(torch.cat([x, removed], 1), drawn.restore[..., None], 1) + self.decoder_positions
-        for block, block_key in zip(self.decoder, keys[len(self.blocks) :], strict=True):
-            x = block(x, block_key, kernel=kernel)
-        return losses.mae_loss(self.head(self.decoder_norm(x)), target, drawn.removed, normalize=True)
+    def norm(self, width: int, epsilon: float) -> Any:
+        return nn.LayerNorm(width, eps=epsilon)
 
+    def table(self, *shape: int) -> Any:
+        return nn.Parameter(torch.zeros(shape))
 
-class ShiftedWindows(nn.Module):
-    """Swin's: blocks of windows, every second one shifted, with learned position biases; hidden patches predicted."""
+    def attention(self, stack: Stack) -> Any:
+        config = stack.attention
+        if not stack.seed_module:
+            return MultiHeadAttention(config)
+        rates = (config.dropout_rate, config.out_dropout_rate)
+        return Attention(config.embed_dim, config.num_heads, True, None, *rates)
 
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        width = task.stack.attention.embed_dim
-        self.task = task
-        self.patches = nn.Linear(task.patch**2, width)
-        self.mask_token = nn.Parameter(torch.zeros(width))
-        self.blocks = _blocks(task.stack)
-        self.norm = nn.LayerNorm(width, eps=task.stack.epsilon)
-        self.head = nn.Linear(width, task.patch**2)
-
-    def forward(self, batch: dict[str, Array], key: Array, kernel: str) -> Array:
-        """images [B, H, W, 1] -> the loss."""
-        window = self.task.stack.window
-        assert window is not None
-        scheme_key, *keys = rng.split(key, 1 + len(self.blocks))
-        target = losses.patchify(batch["images"], self.task.patch)
-        rows, length, _ = target.shape
-        removed = corrupt(self.task.scheme, scheme_key, rows).removed
-        grid = removed.shape[1:]
-        x = self.patches(target).reshape(rows, *grid, -1)
-        x = torch.where(removed[..., None], self.mask_token, x)
-        for i, (block, block_key) in enumerate(zip(self.blocks, keys, strict=True)):
-            shift = tuple(n // 2 * (i % 2) for n in window)
-            x = _windows(torch.roll(x, tuple(-n for n in shift), (1, 2)), window)
-            x = block(x, block_key, mask=masks.ShiftedWindow(grid, window, shift), kernel=kernel)
-            x = torch.roll(_grid(x, grid, window), shift, (1, 2))
-        prediction = self.head(self.norm(x.reshape(rows, length, -1)))
-        return losses.mae_loss(prediction, target, removed.reshape(rows, length), normalize=True)
-
-
-class CausalLanguageModel(nn.Module):
-    """GPT-2's, with grouped heads: each next token predicted."""
-
-    def __init__(self, task: Task) -> None:
-        super().__init__()
-        width = task.stack.attention.embed_dim
-        self.task = task
-        self.embed = nn.Embedding(task.classes, width)
-        self.positions = nn.Parameter(torch.zeros(task.length, width))
-        self.blocks = _blocks(task.stack)
-        self.norm = nn.LayerNorm(width, eps=task.stack.epsilon)
-        self.head = nn.Linear(width, task.classes)
-
-    def forward(self, batch: dict[str, Array], key: Array, kernel: str) -> Array:
-        """tokens [B, L + 1] -> the loss."""
-        drop_key, *keys = rng.split(key, 1 + self.task.stack.depth)
-        x = drop(self.embed(batch["tokens"][:, :-1]) + self.positions, self.task.stack.rate, drop_key)
-        for block, block_key in zip(self.blocks, keys, strict=True):
-            x = block(x, block_key, mask=masks.Causal(), kernel=kernel)
-        return losses.cross_entropy(self.head(self.norm(x)), batch["tokens"][:, 1:])
-
-
-#: By the name of the task.
-MODELS: dict[str, Any] = {
-    "mlm": MaskedLanguageModel,
-    "mae": Autoencoder,
-    "swin": ShiftedWindows,
-    "causal": CausalLanguageModel,
-}
-
-
-def _blocks(stack: Stack) -> Any:
-    return nn.ModuleList([Block(stack) for _ in range(stack.depth)])
-
-
-def _windows(x: Array, window: tuple[int, int]) -> Array:
-    """[B, H, W, E] -> [B * windows, tokens of a window, E], windows and tokens in row-major order."""
-    batch, height, width, channels = x.shape
-    x = x.reshape(batch, height // window[0], window[0], width // window[1], window[1], channels)
-    return x.swapaxes(2, 3).reshape(-1, window[0] * window[1], channels)
-
-
-def _grid(x: Array, grid: tuple[int, int], window: tuple[int, int]) -> Array:
-    """The inverse of `_windows`."""
-    rows, columns = grid[0] // window[0], grid[1] // window[1]
-    x = x.reshape(-1, rows, columns, *window, x.shape[-1])
-    return x.swapaxes(2, 3).reshape(-1, *grid, x.shape[-1])
+    def blocks(self, stack: Stack) -> Any:
+        return nn.ModuleList([Block(stack) for _ in range(stack.depth)])

@@ -9,17 +9,17 @@ from click.testing import CliRunner
 
 from maskattn import checkpoints
 from maskattn.cli.main import main
-from maskattn.convert._plan import plan
-from maskattn.convert._run import carry_out
-from maskattn.convert._verify import verify
+from maskattn.convert import plan, run as carry_out, verify
 from maskattn.parity.checkpoint import minilm
 from tests.conversion.models import saved
 
 
 def run(*arguments, code=0):
+    """What is printed, its lines joined: none is longer than 80, but for a name that stays whole."""
     result = CliRunner().invoke(main, [str(argument) for argument in arguments], catch_exceptions=False)
     assert result.exit_code == code, result.output
-    return result.output
+    assert code == 2 or all(len(line) <= 80 or " " not in line.strip() for line in result.output.splitlines())
+    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")
@@ -41,12 +41,14 @@ def test_converting_verifies_and_says_where_it_came_from(qwen, tmp_path):
     text = run("convert", qwen, tmp_path / "out.safetensors", "--to", "flax-nnx", "--verify")
     assert "verified: 27 tensors came back byte for byte, 0 did not" in text
     rows = re.findall(
-        r"(padding|causal) +(torch|jax) +with (?:the source's|the file's) +weights +error (\S+) +limit (\S+) +held",
+        r"(padding|causal) +(torch|jax) +(?:the source's|the file's) +weights +error (\S+) +limit (\S+) +held",
         text,
     )
     assert [row[:2] for row in rows] == [(m, t) for m in ("padding", "causal") for t in ("torch", "jax")]
     assert all(0 <= float(error) < float(limit) for *_, error, limit in rows)
     told = run("inspect", tmp_path / "out.safetensors")
+    wide = CliRunner().invoke(main, ["inspect", str(tmp_path / "out.safetensors"), "--wide"])
+    assert any(len(line) > 80 for line in wide.output.splitlines()) and " ".join(wide.output.split()) == told
     assert "form: hf-llama as flax-nnx" in told and "all finite, all equal to their SHA-256" in told
     assert "2 layers: 24 wide, 6 heads, 2 key/value heads of 4" in told
     import hashlib

@@ -170,6 +170,34 @@ def a_part_attends_in_the_callers_shard_map():
     assert found == [*["all-gather f32[4,160,4,8]"] * 2, *["reduce-scatter f32[4,20,4,8]"] * 2]
 
 
+def keys_around_a_ring():
+    """Each device holds some queries and some keys, and hands its keys on: results are merged, nothing is gathered."""
+    spec, names, turn = P(None, ("x", "y")), ("x", "y"), [(n, (n + 1) % 8) for n in range(8)]
+    mask = masks.Causal() & masks.KeyPadding(jnp.asarray([160, 7, 100, 90]))
+
+    def part(query, key, value):
+        device = jax.lax.axis_index(names)
+
+        def over(key, value, turns):
+            starts = device * query.shape[1], (device - turns) % 8 * key.shape[1]
+            return attend(query, key, value, mask.at(*starts), kernel="blockwise")
+
+        def step(carry, turns):
+            key, value = (jax.lax.ppermute(x, names, turn) for x in carry[:2])
+            return (key, value, *maskattn_jax.merge(*carry[2:], *over(key, value, turns))), None
+
+        return jax.lax.scan(step, (key, value, *over(key, value, 0)), jnp.arange(1, 8))[0][2:]
+
+    def call(query, key, value, floats, kernel="blockwise"):
+        if kernel == "reference":
+            return attend(query, key, value, mask, kernel=kernel)
+        mesh = MESH[AxisType.Auto]
+        return jax.shard_map(part, mesh=mesh, in_specs=(spec,) * 3, out_specs=(spec, spec))(query, key, value)
+
+    found = held(call, arrays(q_len=160), [P(None, ("x", "y"), None, None)] * 3, axis_type=AxisType.Auto)
+    assert found and all(line.startswith("collective-permute f32[4,20,4,8]") for line in found), found
+
+
 TESTS = [
     batch_and_heads,
     query_heads_that_share_a_key_head,
@@ -180,6 +208,7 @@ TESTS = [
     shardings_that_are_not_alike,
     tiles_that_the_parts_do_not_fill,
     a_part_attends_in_the_callers_shard_map,
+    keys_around_a_ring,
 ]
 
 if __name__ == "__main__":

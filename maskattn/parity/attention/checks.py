@@ -152,11 +152,8 @@ def _tier2_one(
 ) -> Finding:
     right, magnitude = verdict.right[name], verdict.magnitude[name]
     limit = standards.tier2_limit(got.dtype, magnitude, verdict.logit, verdict.length, rounded_inside)
-    error = errors(got, right)
-    if standards.is_narrow(got.dtype):
-        half = standards.value("tier2.half_ulp") * standards.ulp(right, got.dtype)
-        # An infinity is what a number too large for the dtype rounds to: its error is 0 already.
-        error = np.maximum(error - half, 0)
+    # An infinity is what a number too large for the dtype rounds to: its error is 0 already.
+    error = standards.beyond_rounding(errors(got, right), right, got.dtype)
     worst = float(error.max(initial=0))
     held = bool(worst <= limit)
     at = np.unravel_index(int(np.argmax(np.nan_to_num(error, nan=np.inf))), error.shape) if error.size else ()

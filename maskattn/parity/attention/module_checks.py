@@ -57,9 +57,7 @@ def _within(
     if got.shape != right.shape or got.dtype != case.numpy_dtype:
         message = f"expected {case.dtype}{list(right.shape)}, got {got.dtype}{list(got.shape)}"
         return Finding(check, subject, name, False, message)
-    error = np.abs(got.astype(np.float64) - right)
-    if standards.is_narrow(case.dtype):
-        error = np.maximum(error - standards.value("tier2.half_ulp") * standards.ulp(right, case.dtype), 0)
+    error = standards.beyond_rounding(np.abs(got.astype(np.float64) - right), right, case.dtype)
     over = ~(error <= limit)
     worst = float(error.max(initial=0))
     message = (

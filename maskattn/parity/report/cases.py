@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 from rich.console import Console
 
+from maskattn import standards
 from maskattn.parity.attention.result import Outcome, Result
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.table import print_table, say, share
+from maskattn.parity.report.table import print_table, say, share_text
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ def _line(family: str, outcomes: list[Outcome]) -> Line:
     ulps = np.concatenate([outcome.ulps for outcome in outcomes])
     ulps = ulps[np.isfinite(ulps)]
     judged = sum(outcome.ulps.size for outcome in outcomes)
-    shares = [f.worst / f.limit for o in outcomes for f in o.findings if f.limit and f.check in _ERRORS]
+    errors = [(f.worst, f.limit) for o in outcomes for f in o.findings if f.check in _ERRORS]
+    shares = standards.share(*np.array(errors, np.float64).reshape(-1, 2).T)
     p50, p99 = (float(x) for x in np.percentile(ulps, [50, 99])) if ulps.size else (0.0, 0.0)
     failed = any(outcome.failures for outcome in outcomes)
     not_run = [o for o in outcomes if o.status in ("unsupported", "differs")]
@@ -56,7 +58,7 @@ def _line(family: str, outcomes: list[Outcome]) -> Line:
         len({o.case.id for o in outcomes}),
         sum({o.case.id: o.elements for o in outcomes if o.elements}.values()),
         sum(o.differing for o in outcomes),
-        max(shares, default=0.0),
+        float(shares.max(initial=0)),
         p50,
         p99,
         float(ulps.max(initial=0)),
@@ -80,9 +82,8 @@ def render(result: Result, console: Console, *, wide: bool = False, verbose: boo
     say(console, f"kernel {result.kernel}: {', '.join(result.subjects)}")
     headings = ["\nmask", "\ncases", "\nnumbers", "bits\ndiffer", "error/\nlimit"]
     headings += ["ulp\np50", "\np99", "\nmax", "equal\n%", ""] if wide else [""]
-    rows = [_row(line, wide) for line in found]
-    several = len(found) > 1
-    print_table(console, headings, rows + [_total(result, found, wide)] * several, wide=wide, total=several)
+    total = [_total(result, found)] if len(found) > 1 else []
+    print_table(console, headings, [_row(line, wide) for line in found + total], wide=wide, total=bool(total))
     more = "equal: share of the results that are the oracle's, rounded. ulps of results below 2^-26 of the largest "
     more += "magnitude are those of that floor."
     less = "--wide shows errors in ulps, and how many results are the oracle's, rounded."
@@ -99,7 +100,7 @@ def render(result: Result, console: Console, *, wide: bool = False, verbose: boo
 
 
 def _row(line: Line, wide: bool) -> list[str]:
-    cells = [line.family, str(line.cases), f"{line.elements:,}", f"{line.differing:,}", share(line.worst)]
+    cells = [line.family, str(line.cases), f"{line.elements:,}", f"{line.differing:,}", share_text(line.worst)]
     if wide:
         ulps = [_short(x) for x in (line.p50, line.p99, line.highest)]
         measured = line.elements and line.highest + line.equal > 0
@@ -107,10 +108,9 @@ def _row(line: Line, wide: bool) -> list[str]:
     return [*cells, line.status]
 
 
-def _total(result: Result, found: list[Line], wide: bool) -> list[str]:
+def _total(result: Result, found: list[Line]) -> Line:
     cases, differing = sum(line.cases for line in found), sum(line.differing for line in found)
-    cells = ["all", str(cases), f"{result.elements:,}", f"{differing:,}", share(max(line.worst for line in found))]
-    return cells + [""] * (5 if wide else 1)
+    return Line("all", cases, result.elements, differing, max(line.worst for line in found), 0, 0, 0, 0, "", ())
 
 
 def _short(ulps: float) -> str:

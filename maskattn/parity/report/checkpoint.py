@@ -13,7 +13,7 @@ from rich.text import Text
 
 from maskattn.parity.checkpoint.result import CheckpointResult, Judged, LayerResult
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.table import mark, print_table, say, share
+from maskattn.parity.report.table import mark, print_table, say, share_text
 
 
 def render(result: CheckpointResult, console: Console, *, wide: bool = False) -> None:
@@ -65,7 +65,7 @@ def _row(layer: LayerResult, label: str, wide: bool) -> list[str | Text]:
         mark(f"{alone:,}", all(finding.held for finding in layer.alone)),
         *_errors(layer, wide).values(),
         *[f"{min(judged.limit for judged in layer.judged):.1e}"] * wide,
-        share(max(judged.share for judged in layer.judged)),
+        share_text(max(judged.share for judged in layer.judged)),
         "held" if layer.first_difference is None else "FAILED",
     ]
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Sequence
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -12,7 +10,10 @@ from rich.measure import Measurement
 from rich.table import Table
 from rich.text import Text
 
+from maskattn._text import wrapped
+
 _STYLES = {"held": "green", "caught": "green", "FAILED": "bold red", "MISSED": "bold red", "partly": "yellow"}
+_WORD = 12  # how narrow a column of words may become
 
 
 def print_table(
@@ -33,18 +34,19 @@ def print_table(
         total: whether the last row sums up the others.
     """
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    for number, heading in enumerate(headings):
-        if number < words:
-            table.add_column(heading, overflow="fold")
-        else:
-            longest = max((len(line) for row in rows for line in (*heading.split("\n"), row[number])), default=0)
-            table.add_column(heading, justify="right", no_wrap=True, min_width=longest)
+    cells = list(zip(*rows, strict=True)) or [()] * len(headings)
+    longest = [max(map(len, (*heading.split("\n"), *column))) for heading, column in zip(headings, cells, strict=True)]
+    for heading, length in zip(headings[:words], longest, strict=False):
+        table.add_column(heading, overflow="fold", min_width=min(length, _WORD))
+    for heading, length in zip(headings[words:], longest[words:], strict=True):
+        table.add_column(heading, justify="right", no_wrap=True, min_width=length)
     for number, row in enumerate(rows):
         if total and number == len(rows) - 1:
             table.add_section()
         table.add_row(*(Text(cell, _STYLES.get(cell, "")) if isinstance(cell, str) else cell for cell in row))
-    needed = Measurement.get(console, console.options.update(max_width=10_000), table)
-    table.width = needed.maximum if wide else max(needed.minimum, min(needed.maximum, console.width))
+    needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
+    least = needed - sum(max(length - _WORD, 0) for length in longest[:words])
+    table.width = needed if wide else max(least, min(needed, console.width))
     console.print(table, crop=False)
 
 
@@ -53,15 +55,11 @@ def mark(figure: str, held: bool) -> Text:
     return Text(figure, "green" if held else "bold red")
 
 
-def share(number: float) -> str:
+def share_text(number: float) -> str:
     """An error as a share of its limit."""
     return f"{number:.3f}" if number < 1000 else f"{number:.0e}"
 
 
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Lines of text as they are, broken between words only: a name or path that is longer than a line stays whole."""
-    for line in text.splitlines():
-        indent = " " * (len(line) - len(line.lstrip()) + 2 * line.startswith(" "))
-        options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-        filled = textwrap.fill(line, console.width, subsequent_indent=indent, **options)
-        console.print(filled, style=style, highlight=False, markup=False, soft_wrap=True)
+    console.print(wrapped(text, console.width, 0), style=style, highlight=False, markup=False, soft_wrap=True)

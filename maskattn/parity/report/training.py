@@ -5,21 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+import numpy as np
 from rich.console import Console
 
+from maskattn import standards
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.table import print_table, say, share
+from maskattn.parity.report.table import print_table, say, share_text
 from maskattn.parity.training.run import FIRST, Outcome, exit_code
 from maskattn.parity.training.tasks import TASKS
-from maskattn.standards import value
 
 _NOTE = (
-    f"loss: the largest |JAX - PyTorch| / PyTorch over the first {FIRST} steps, and over all. parameters: at the end, "
-    "of a tensor by its norm; key biases left out. to JAX, to PyTorch: half way a run moves over, with parameters, "
-    "moments, step count and key; its losses and parameters against the run that stayed. error/limit: the largest as a "
-    "share of its limit"
+    "loss: the largest |JAX - PyTorch| / PyTorch over the first {first} steps, and over all. parameters: at the end, "
+    "of a tensor by its norm; key biases left out. {moved}: half way a run moves over, with parameters, moments, step "
+    "count and key; its losses and parameters against the run that stayed. error/limit: the largest as a share of its "
+    "limit."
 )
-_WIDE = f". In brackets: of an element. limit: of the first {FIRST} losses / of all else"
+_WIDE = " In brackets: of an element. limit: of the first {first} losses / of all else."
 
 
 def render(outcomes: Sequence[Outcome], console: Console, *, steps: int, wide: bool = False) -> None:
@@ -27,11 +28,13 @@ def render(outcomes: Sequence[Outcome], console: Console, *, steps: int, wide: b
     kernels = ", ".join(sorted({outcome.setting.kernel for outcome in outcomes}))
     say(console, f"training, {steps} steps, dropout on, kernel {kernels}: PyTorch and JAX")
     losses = (f"loss\n{FIRST} steps", f"\n{steps} steps")
-    headings = ["\nrun", *losses, "para-\nmeters", "to\nJAX", "to\nPyTorch", *["\nlimit"] * wide, "error/\nlimit", ""]
+    moved = ["to\nJAX", "to\nPyTorch", "\nlimit"] if wide else ["\nmoved"]
+    headings = ["\nrun", *losses, "\nparameters", *moved, "error/\nlimit", ""]
     print_table(console, headings, [_row(outcome, wide) for outcome in outcomes], wide=wide)
     for name in dict.fromkeys(outcome.setting.task for outcome in outcomes):
         say(console, f"{name}: {TASKS[name].title}", "dim")
-    say(console, _NOTE + (_WIDE if wide else "") + ".", "dim")
+    note = _NOTE + _WIDE if wide else _NOTE
+    say(console, note.format(first=FIRST, moved="to JAX, to PyTorch" if wide else "moved"), "dim")
     for outcome in outcomes:
         if outcome.error is not None:
             say(console, f"{outcome.setting.id}: {outcome.error}", "red")
@@ -44,20 +47,20 @@ def render(outcomes: Sequence[Outcome], console: Console, *, steps: int, wide: b
 
 
 def _row(outcome: Outcome, wide: bool) -> list[str]:
-    run, verdict = outcome.setting.id, "held" if outcome.held else "FAILED"
+    name, verdict = outcome.setting.id, "held" if outcome.held else "FAILED"
     if outcome.error is not None:
-        return [run, *[""] * (7 if wide else 6), verdict]
+        return [name, *[""] * (7 if wide else 5), verdict]
     losses = outcome.difference("jax")
     norm, element = outcome.apart["jax"]
-    crossed = (max(outcome.difference(name).max(), outcome.apart[name][0]) for name in ("torch to jax", "jax to torch"))
-    figures = [losses[:FIRST].max(), losses.max(), norm, *crossed]
+    moved = [np.max([*outcome.difference(run), outcome.apart[run][0]]) for run in ("torch to jax", "jax to torch")]
+    figures = [losses[:FIRST].max(), losses.max(), norm, *(moved if wide else [np.max(moved)])]
     cells = [f"{figure:.1e}" for figure in figures]
     if wide:
         cells[2] += f" ({element:.1e})"
-        limits = (value(f"tier3.{outcome.setting.dtype}{part}") for part in (".first", ""))
+        limits = (standards.value(f"tier3.{outcome.setting.dtype}{part}") for part in (".first", ""))
         cells.append(" / ".join(f"{limit:.0e}" for limit in limits))
-    worst = max(finding.worst / finding.limit for finding in outcome.findings if finding.check != "learned")
-    return [run, *cells, share(worst), verdict]
+    errors = [(finding.worst, finding.limit) for finding in outcome.findings if finding.check != "learned"]
+    return [name, *cells, share_text(standards.share(*np.array(errors).T).max()), verdict]
 
 
 def as_json(outcomes: Sequence[Outcome]) -> str:

@@ -19,7 +19,7 @@ from maskattn.parity.training.tasks import Optimizer
 SETTING = Setting("mlm", "adamw", "float64")
 STEPS = 6
 
-Replacement = Callable[[str, Any], Callable[..., Any]]
+Replacement = Callable[[str, Any], Any]
 
 
 @dataclass(frozen=True)
@@ -77,11 +77,8 @@ class _KeyDropped(_Wrong):
         self._trainer.load(tensors, moments, rng.key(0))
 
 
-def _unscaled(twin: str, drop: Any) -> Callable[..., Any]:
-    def wrong(x: Any, rate: float, key: Any) -> Any:
-        return drop(x, rate, key) * (1.0 - rate)
-
-    return wrong
+def _unscaled(twin: str, operations: Any) -> Any:
+    return replace(operations, drop=lambda x, rate, key: operations.drop(x, rate, key) * (1.0 - rate))
 
 
 def _by_all_positions(twin: str, cross_entropy: Any) -> Callable[..., Any]:
@@ -121,7 +118,9 @@ FAULTS: tuple[Fault, ...] = (
         "weight decay goes through the moments",
         patches=(("testing.training", "make_optimizer", _coupled),),
     ),
-    Fault("dropout-unscaled", "what dropout keeps is not scaled", patches=(("testing.models", "drop", _unscaled),)),
+    Fault(
+        "dropout-unscaled", "what dropout keeps is not scaled", patches=(("testing.models", "OPERATIONS", _unscaled),)
+    ),
     Fault(
         "ignored-counted",
         "the mean divides by ignored positions too",

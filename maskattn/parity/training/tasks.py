@@ -47,7 +47,7 @@ class Task:
     """One model and its data.
 
     Attributes:
-        name: of the task; each twin has the model of this name in `training_models.MODELS`.
+        name: of the task; its model is the one of this name in `models.MODELS`.
         title: for people.
         batch: step -> what the model is given, NumPy arrays by name; images are float64, the trainer narrows them.
         stack: the blocks; for MAE those of the encoder.

@@ -1,4 +1,4 @@
-"""What both twins need to move canonical tensors in and out of live modules."""
+"""What the `params` of both twins do with canonical tensors, beside reading and writing live modules."""
 
 from __future__ import annotations
 
@@ -8,11 +8,39 @@ from typing import Any
 import numpy as np
 
 from maskattn.config import AttentionConfig
-from maskattn.convert.layouts._base import Layout
-from maskattn.convert.layouts._check import mixed_dtypes, problems
-from maskattn.convert.layouts.canonical import Canonical
+from maskattn.convert.layouts import CANONICAL, Layout, faults, mixed_dtypes
 
-CANONICAL = Canonical()
+Array = Any
+
+
+def stored(
+    layout: Layout,
+    config: AttentionConfig,
+    tensors: Mapping[str, Array],
+    held: Mapping[str, tuple[tuple[int, ...], str]],
+    module: str,
+) -> dict[str, Array]:
+    """Canonical ``tensors`` as what a module holds that has these (shape, dtype name) by these names.
+
+    Raises:
+        ValueError: one error that lists every tensor missing, left over, of the wrong shape or dtype, or not an array.
+    """
+    given = check_canonical(tensors, config, layout, module, (dtype for _, dtype in held.values()))
+    new = layout.from_canonical(given, config)
+    check_targets(new, held, module)
+    return dict(new)
+
+
+def dumped(layout: Layout, config: AttentionConfig, held: Mapping[str, Array], module: str) -> dict[str, Array]:
+    """What a module holds as canonical tensors: new NumPy arrays.
+
+    Raises:
+        ValueError: parameters that have no canonical form, all listed.
+    """
+    raise_if_any(faults(layout, held, config), module)
+    canonical = layout.to_canonical(held, config)
+    names = CANONICAL.shapes(config, layout.extras_of(held, config))
+    return {name: np.array(canonical[name], order="C", copy=True) for name in names}
 
 
 def check_canonical(
@@ -26,7 +54,7 @@ def check_canonical(
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of canonical names to NumPy arrays, got {type(tensors).__name__}")
     given = dict(tensors.items())
-    found = problems(CANONICAL, given, config)
+    found = faults(CANONICAL, given, config)
     arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
     held = set(dtypes)
     if len(held) == 1:
@@ -34,7 +62,7 @@ def check_canonical(
         wrong = [name for name in CANONICAL.shapes(config) if name in arrays and str(arrays[name].dtype) != dtype]
         found += [f"{name}: the module holds dtype {dtype}, got {arrays[name].dtype}" for name in wrong]
     else:
-        found += mixed_dtypes(arrays, "tensors")
+        found += [f"tensors: {reason}" for reason in mixed_dtypes(arrays)]
     found += layout.misfits(CANONICAL.extras_of(arrays, config), config)
     raise_if_any(found, module)
     return given
@@ -61,3 +89,8 @@ def raise_if_any(found: list[str], module: str) -> None:
     """One ValueError for all of ``found``."""
     if found:
         raise ValueError("\n  ".join([f"parameters of {module} and the tensors given do not agree:", *found]))
+
+
+def name_of(module: Any) -> str:
+    """The class of a module, as errors name it."""
+    return f"{type(module).__module__}.{type(module).__qualname__}"

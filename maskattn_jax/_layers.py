@@ -1,0 +1,66 @@
+"""What the modules of NNX and of Linen share: how layers are applied, by themselves or by a kernel's own `linear`."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax.numpy as jnp
+from flax.nnx.nn.dtypes import promote_dtype
+
+from maskattn.modules import of_kernel
+from maskattn_jax.functional import FRAMEWORK
+
+Array = Any
+
+__all__ = ["check_array", "project_by", "project_in"]
+
+
+def check_array(where: str, name: str, x: Any) -> None:
+    """Raise a TypeError unless an input of a module is an array."""
+    if not hasattr(x, "shape") or not hasattr(x, "dtype"):
+        raise TypeError(f"{where}: {name} must be an array, got {type(x).__name__}")
+
+
+def project_in(
+    layers: tuple[Any, ...], inputs: tuple[Array, ...], kernel: str, parameters: Callable[[Any], Any]
+) -> list[Array]:
+    """The layers of query, key and value applied to their inputs; by the kernel's own `linear` where it brings one.
+
+    Where all three read one input, that is one linear map, as in the PyTorch twin: the input's gradient is then one sum
+    in one order, rounded once.
+    """
+    own = of_kernel(FRAMEWORK, kernel, "linear")
+    if own is None:
+        return [layer(x) for layer, x in zip(layers, inputs, strict=True)]
+    dtype = layers[0].dtype
+    found = [parameters(layer) for layer in layers]
+    if any(x is not inputs[0] for x in inputs):
+        return [project_by(own, x, weight, bias, 1, dtype) for x, (weight, bias) in zip(inputs, found, strict=True)]
+    shapes = [weight.shape[1:] for weight, _ in found]
+    weight = jnp.concatenate([w.reshape(w.shape[0], -1) for w, _ in found], axis=1)
+    bias = None if found[0][1] is None else jnp.concatenate([b.reshape(-1) for _, b in found])
+    out = project_by(own, inputs[0], weight, bias, 1, dtype)
+    ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
+    return [
+        part.reshape(*part.shape[:-1], *shape)
+        for part, shape in zip(jnp.split(out, ends[:-1], axis=-1), shapes, strict=True)
+    ]
+
+
+def project_by(linear: Any, x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: Any) -> Array:
+    """The last `in_axes` axes of x contracted with the first of the kernel, by `linear(x [..., in], [in, out], [out])`.
+
+    Returns:
+        x's other axes, then the kernel's.
+    """
+    x, kernel, bias = promote_dtype((x, kernel, bias), dtype=dtype)
+    width = math.prod(kernel.shape[:in_axes])
+    out = linear(
+        x.reshape(*x.shape[: x.ndim - in_axes], width),
+        kernel.reshape(width, math.prod(kernel.shape[in_axes:])),
+        None if bias is None else bias.reshape(math.prod(bias.shape)),
+    )
+    return out.reshape(*out.shape[:-1], *kernel.shape[in_axes:])
