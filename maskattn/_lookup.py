@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from maskattn._fields import Array, peek
-from maskattn._pairs import fixed
+from maskattn._pairs import fixed, zero
 
 
 def gather(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> tuple[Array, Array]:
@@ -110,7 +110,7 @@ def extent(positions: Array, b: Array, low: Array, high: Array) -> tuple[Array, 
     rows = True if positions.shape[0] == 1 else (b >= 0) & (b < positions.shape[0])
     some, every = (each & rows for each in within(low, high, size))
     if 0 in positions.shape:
-        nothing = (low + high + b) * 0
+        nothing = zero(low, high, b)
         return nothing, nothing, some & False, every & False
     low, high = clip(low, 0, size - 1), clip(high, 0, size - 1)
     # -1 - x reverses the order and cannot overflow

@@ -118,11 +118,28 @@ def fill(result: Array, *indices: Array) -> Array:
     plain = not hasattr(result, "shape") and any(hasattr(index, "shape") for index in indices)
     if not plain and tuple(getattr(result, "shape", ())) == broadcast_shape(*indices):
         return result
-    zero = indices[0] * 0
-    for index in indices[1:]:
-        zero = zero + index * 0
+    everywhere = zero(*indices) == 0
     boolean = isinstance(result, bool) or dtype_name(result) == "bool"
-    return result & (zero == 0) if boolean else result * (zero == 0)
+    return result & everywhere if boolean else result * everywhere
+
+
+def zero(*indices: Array) -> Array:
+    """0 for all the indices together, in their framework, by arithmetic alone."""
+    result = indices[0] * 0
+    for index in indices[1:]:
+        result = result + index * 0
+    return result
+
+
+def never(*indices: Array) -> Array:
+    """False for all the indices together."""
+    return zero(*indices) != 0
+
+
+def negated(value: Any) -> Any:
+    """The opposite of a bool, a bool array or an expression."""
+    # ~ would turn a Python True into -2
+    return value ^ True if isinstance(value, int) or hasattr(value, "dtype") else ~value
 
 
 def broadcast_shape(*indices: Array) -> tuple[int, ...]:

@@ -192,10 +192,14 @@ def test_an_import_within_the_rules_is_not(copy, contract, file, line):
     assert held, said
 
 
-# The files of packages that import themselves through others: one that a package's __init__ imports may not import it.
+# The files that import themselves through others; the __init__ of a package is a file like any other. What the core
+# calls of the twins, in the one file that does, is called from outside: not followed.
 CIRCLES = """
 import grimp, json, sys
 graph = grimp.build_graph(*sys.argv[1:], cache_dir=None)
+for called in graph.find_modules_directly_imported_by("maskattn.convert.twins"):
+    if not called.startswith("maskattn."):
+        graph.remove_import(importer="maskattn.convert.twins", imported=called)
 pairs = [(one, two) for one in graph.modules for two in graph.find_modules_directly_imported_by(one)]
 print(json.dumps(sorted({one for one, two in pairs if graph.chain_exists(importer=two, imported=one)})))
 """

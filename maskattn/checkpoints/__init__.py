@@ -17,6 +17,7 @@ import numpy as np
 from maskattn.checkpoints import _seal, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader, sha256
+from maskattn.checkpoints._seal import PENDING as PENDING
 from maskattn.checkpoints._writer import Writer, checked, names_problems, plain
 
 __all__ = ["Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]

@@ -20,8 +20,7 @@ from maskattn.checkpoints import Reader, sha256
 from maskattn.config import AttentionConfig
 from maskattn.convert._plan import Move, Plan, back, in_order
 from maskattn.convert._run import each
-from maskattn.convert.layouts._check import DTYPES
-from maskattn.convert.layouts.canonical import Canonical
+from maskattn.convert.layouts import CANONICAL, DTYPES
 from maskattn.convert.twins import JaxTwin, TorchTwin, random_inputs
 
 Array = np.ndarray[Any, Any]
@@ -140,7 +139,7 @@ def _attention(plan: Plan, undo: Plan, source: Reader, written: Reader, notes: l
         return
     seen: set[tuple[AttentionConfig, str]] = set()
     for name, layer in plan.layers.items():
-        needed = Canonical().shapes(layer.config)
+        needed = CANONICAL.shapes(layer.config)
         dtype = plan.dtype or layer.tensors["query.kernel"].dtype
         if (layer.config, dtype.name) in seen or name not in undo.layers or dtype not in DTYPES:
             continue

@@ -20,7 +20,6 @@ from maskattn.masks._core import (
     evaluate as evaluate,
     fold,
     library_classes as library_classes,
-    negated as negated,
     rebuild,
     require_mask as require_mask,
 )

@@ -7,8 +7,8 @@ from typing import Any
 
 from maskattn._fields import Array
 from maskattn._lookup import clip, coordinate, within
+from maskattn._pairs import negated
 from maskattn._problems import Problems
-from maskattn.masks._core import negated
 from maskattn.masks._relational import Relational
 
 Span = tuple[Array, Array]  # the first and the last of numbers in a row

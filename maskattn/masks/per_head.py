@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, part
-from maskattn._pairs import restrict
+from maskattn._pairs import never, restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._core import Mask
 from maskattn.masks.causal import Causal
@@ -52,17 +52,16 @@ class PerHead(Mask):
             self._set(parts=tuple(given))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        result: Array = h != h  # nothing yet
+        result = never(h)
         for mask, heads in self._distinct():
-            mine: Array = h != h
+            mine = never(h)
             for head in heads:
                 mine = mine | (h == head)
             result = result | (mine & mask.allowed(*restrict(mask, b, h, q, k)))
         return result
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        some: Array = h != h
-        every: Array = h != h
+        some = every = never(h)
         for head, mask in enumerate(self.parts):
             part_some, part_every = mask.tile(b, h, q_lo, q_hi, k_lo, k_hi)
             some, every = some | ((h == head) & part_some), every | ((h == head) & part_every)

@@ -9,6 +9,7 @@ import numpy as np
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
 from maskattn._lookup import gather
+from maskattn._pairs import never, zero
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
@@ -74,7 +75,7 @@ class RandomBlocks(Relational):
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         row, column = q // self.block_size, k // self.block_size
-        result: Array = (row != row) & (column != column)  # nothing yet
+        result = never(row, column)
         for place in range(self.blocks_per_row):
             block, inside = gather(self.blocks, row, place, stretch=())
             result = result | ((block == column) & inside)
@@ -85,7 +86,7 @@ class RandomBlocks(Relational):
         k_lo, k_hi = k_lo // self.block_size, k_hi // self.block_size
         found: list[Array] = []
         for row in (first, last):
-            total: Array = row * 0
+            total = zero(row)
             for place in range(self.blocks_per_row):
                 block, inside = gather(self.blocks, row, place, stretch=())
                 total = total + ((block >= k_lo) & (block <= k_hi) & inside)

@@ -8,7 +8,7 @@ import numpy as np
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, to_numpy
 from maskattn._lookup import clip, count, gather, range_max
-from maskattn._pairs import fixed
+from maskattn._pairs import fixed, zero
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
@@ -136,7 +136,7 @@ def _summary(ids: Array, b: Array, low: Array, high: Array) -> tuple[Array, Arra
     """(least, most, all): of the ids that are not negative in ids[b, low..high]; most is -1 where there are none."""
     size = ids.shape[1]
     if 0 in ids.shape:
-        nothing = (low + high + b) * 0 - 1
+        nothing = zero(low, high, b) - 1
         return nothing, nothing, nothing == 0
     real = ids >= 0
     padding = (ids < 0) * 1  # PyTorch does not subtract bools

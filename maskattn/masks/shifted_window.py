@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 
 from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
-from maskattn.masks._core import Mask, negated
+from maskattn._pairs import negated
+from maskattn.masks._core import Mask
 from maskattn.masks._grid import Span, WindowMask, coordinate
 
 

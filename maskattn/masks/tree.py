@@ -8,7 +8,7 @@ import numpy as np
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, literal, peek
 from maskattn._lookup import extent, gather
-from maskattn._pairs import fixed
+from maskattn._pairs import fixed, negated, zero
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
@@ -125,14 +125,14 @@ def _number(problems: Problems, parents: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _number_by_arithmetic(parents: Array) -> tuple[Array, Array]:
     """The same in any framework, traced or not, for parents [B, N] that are trees."""
-    ones = parents * 0 + 1
+    ones = zero(parents) + 1
     row, node = ones.cumsum(0) - 1, ones.cumsum(1) - 1
     above = node[:, :, None] == node[:, None, :]  # [b, i, a]: whether a is i, or an ancestor at most 2^s - 1 before it
     jump = parents  # the ancestor 2^s before
     for _ in range(max(int(parents.shape[1]) - 1, 0).bit_length()):
         known, found = jump * (jump >= 0), jump >= 0
         above = above | (above[row, known] & found[:, :, None])
-        jump = jump[row, known] * found - (found ^ True) * 1
+        jump = jump[row, known] * found - negated(found) * 1
     size = above.sum(1)
     sibling = (parents[:, :, None] == parents[:, None, :]) & (node[:, :, None] > node[:, None, :])
     before = (sibling * size[:, None, :]).sum(2)  # nodes in the trees of the siblings that come first
