@@ -11,7 +11,6 @@ loop there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -22,7 +21,7 @@ import numpy as np
 from maskattn._fields import broadcasts
 from maskattn._problems import Problems
 from maskattn.numerics import rng, rng_arguments
-from maskattn.numerics.rng import PARITY, ROTATIONS, WORD
+from maskattn.numerics.rng import PARITY, ROTATIONS, WORD, Shape
 
 Array = Any
 
@@ -39,7 +38,7 @@ def key(seed: int) -> Array:
     return jnp.asarray(rng.key(seed))
 
 
-def split(key: Any, n: int | Sequence[int] = 2) -> Array:
+def split(key: Any, n: Shape = 2) -> Array:
     """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape."""
     shape, _ = rng_arguments.check_part(n, 0)
     return _fold_in(words(key), jnp.arange(math.prod(shape))).reshape(*shape, 2)
@@ -60,7 +59,7 @@ def fold_in(key: Any, data: Any) -> Array:
     return _fold_in(words(key), data)
 
 
-def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int = 0) -> Array:
+def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
     """Random unsigned integers of `width` bits (8, 16, 32 or 64, which needs jax_enable_x64), as `jax.random.bits` with
     that dtype. Arguments and errors as in `maskattn.rng.bits`."""
     rng_arguments.check_width(width)
@@ -69,12 +68,7 @@ def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int 
 
 
 def uniform(
-    key: Any,
-    shape: int | Sequence[int] = (),
-    dtype: Any = jnp.float32,
-    minval: float = 0.0,
-    maxval: float = 1.0,
-    start: int = 0,
+    key: Any, shape: Shape = (), dtype: Any = jnp.float32, minval: float = 0.0, maxval: float = 1.0, start: int = 0
 ) -> Array:
     """Random numbers in [minval, maxval), as `jax.random.uniform` returns them; float64 needs jax_enable_x64. Arguments
     and errors as in `maskattn.rng.uniform`."""
@@ -84,7 +78,7 @@ def uniform(
     return _uniform(words(key), *rng_arguments.check_part(shape, start), dtype, jnp.asarray(low), jnp.asarray(span))
 
 
-def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None, start: int = 0) -> Array:
+def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0) -> Array:
     """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
 
     Arguments and errors as in `maskattn.rng.bernoulli`; the values of a JAX array `p`, which

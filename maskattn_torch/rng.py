@@ -10,7 +10,6 @@ and in pieces that stay in the cache. A compiler that traced the rounds would do
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from maskattn._fields import broadcasts
 from maskattn._problems import Problems
 from maskattn.numerics import rng, rng_arguments
 from maskattn.numerics.fma import multiply_add
-from maskattn.numerics.rng import PARITY, ROTATIONS, WORD
+from maskattn.numerics.rng import PARITY, ROTATIONS, WORD, Shape
 from maskattn_torch._operators import map_over
 
 Array = Any
@@ -48,7 +47,7 @@ def key(seed: int) -> Array:
     return torch.from_numpy(rng.key(seed))
 
 
-def split(key: Any, n: int | Sequence[int] = 2) -> Array:
+def split(key: Any, n: Shape = 2) -> Array:
     """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape."""
     key, (shape, _) = words(key), rng_arguments.check_part(n, 0)
     counters = torch.arange(math.prod(shape), device=key.device)
@@ -74,7 +73,7 @@ def fold_in(key: Any, data: Any) -> Array:
     return _hash(key, data.to(torch.int64) & WORD)
 
 
-def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int = 0) -> Array:
+def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
     """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype. Arguments and
     errors as in `maskattn.rng.bits`."""
     rng_arguments.check_width(width)
@@ -83,12 +82,7 @@ def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int 
 
 
 def uniform(
-    key: Any,
-    shape: int | Sequence[int] = (),
-    dtype: Any = torch.float32,
-    minval: float = 0.0,
-    maxval: float = 1.0,
-    start: int = 0,
+    key: Any, shape: Shape = (), dtype: Any = torch.float32, minval: float = 0.0, maxval: float = 1.0, start: int = 0
 ) -> Array:
     """Random numbers in [minval, maxval), as `jax.random.uniform` returns them. Arguments and errors as in
     `maskattn.rng.uniform`."""
@@ -98,7 +92,7 @@ def uniform(
     return _uniform(words(key), first, math.prod(dims), dtype, float(minval), float(maxval)).reshape(dims)
 
 
-def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None, start: int = 0) -> Array:
+def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0) -> Array:
     """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
 
     Arguments and errors as in `maskattn.rng.bernoulli`; the values of a tensor `p` are not checked: reading them would

@@ -192,10 +192,14 @@ def test_an_import_within_the_rules_is_not(copy, contract, file, line):
     assert held, said
 
 
-# The files of packages that import themselves through others: one that a package's __init__ imports may not import it.
+# The files that import themselves through others; the __init__ of a package is a file like any other. What the core
+# calls of the twins, in the one file that does, is called from outside: not followed.
 CIRCLES = """
 import grimp, json, sys
 graph = grimp.build_graph(*sys.argv[1:], cache_dir=None)
+for called in graph.find_modules_directly_imported_by("maskattn.convert.twins"):
+    if not called.startswith("maskattn."):
+        graph.remove_import(importer="maskattn.convert.twins", imported=called)
 pairs = [(one, two) for one in graph.modules for two in graph.find_modules_directly_imported_by(one)]
 print(json.dumps(sorted({one for one, two in pairs if graph.chain_exists(importer=two, imported=one)})))
 """
@@ -256,21 +260,6 @@ def test_nothing_is_imported_by_name_against_the_rules():
     assert list(named(ROOT)) == []
 
 
-@pytest.mark.parametrize(
-    ("file", "line", "caught"),
-    [
-        ("maskattn_torch/__init__.py", "EXPORTS = {'attention': 'maskattn_jax.functional:attention'}", True),
-        ("maskattn/masks/causal.py", "import_module('maskattn.parity.draws')", True),
-        ("maskattn/masks/causal.py", "import_module('maskattn.show.stats')", False),
-        ("maskattn/parity/draws.py", "import_module('maskattn_jax.testing')", False),
-    ],
-)
-def test_an_import_by_name_is_seen(tmp_path, file, line, caught):
-    (tmp_path / file).parent.mkdir(parents=True)
-    plant(tmp_path, file, line)
-    assert bool(list(named(tmp_path))) is caught
-
-
 def room(name, found):
     """Where a module lives: a folder of a package, a kernel, or a package with its own files."""
     parts = name.split(".")
@@ -311,23 +300,23 @@ def test_private_names_stay_in_their_room():
 
 
 @pytest.mark.parametrize(
-    ("file", "line", "caught"),
+    ("checker", "file", "line", "caught"),
     [
-        ("maskattn/show/stats.py", "from maskattn.masks.causal import _private", True),
-        ("maskattn/show/stats.py", "from maskattn.masks import causal\ncausal._private", True),
-        ("maskattn_jax/kernels/reference.py", "from maskattn_jax.rng import _private", True),
-        ("maskattn_jax/kernels/exact/ops.py", "from maskattn_jax.kernels.exact import _private", False),
-        ("maskattn_jax/linen.py", "from maskattn_jax.rng import _private", False),
-        ("maskattn/masks/causal.py", "from maskattn.masks.dense import _private", False),
+        (named, "maskattn_torch/__init__.py", "EXPORTS = {'attention': 'maskattn_jax.functional:attention'}", True),
+        (named, "maskattn/masks/causal.py", "import_module('maskattn.parity.draws')", True),
+        (named, "maskattn/masks/causal.py", "import_module('maskattn.show.stats')", False),
+        (named, "maskattn/parity/draws.py", "import_module('maskattn_jax.testing')", False),
+        (trespasses, "maskattn/show/stats.py", "from maskattn.masks.causal import _private", True),
+        (trespasses, "maskattn/show/stats.py", "from maskattn.masks import causal\ncausal._private", True),
+        (trespasses, "maskattn_jax/kernels/reference.py", "from maskattn_jax.rng import _private", True),
+        (trespasses, "maskattn_jax/kernels/exact/ops.py", "from maskattn_jax.kernels.exact import _private", False),
+        (trespasses, "maskattn_jax/linen.py", "from maskattn_jax.rng import _private", False),
+        (trespasses, "maskattn/masks/causal.py", "from maskattn.masks.dense import _private", False),
     ],
 )
-def test_a_private_name_elsewhere_is_seen(tmp_path, file, line, caught):
-    for folder in ("masks", "show"):
-        (tmp_path / "maskattn" / folder).mkdir(parents=True)
-    (tmp_path / "maskattn_jax" / "kernels" / "exact").mkdir(parents=True)
+def test_what_the_tool_cannot_see_is_seen(tmp_path, checker, file, line, caught):
     for module in modules(ROOT).values():
-        copied = tmp_path / module.relative_to(ROOT)
-        if copied.parent.exists():
-            copied.touch()
+        (tmp_path / module.relative_to(ROOT)).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / module.relative_to(ROOT)).touch()
     plant(tmp_path, file, line)
-    assert bool(list(trespasses(tmp_path))) is caught
+    assert bool(list(checker(tmp_path))) is caught

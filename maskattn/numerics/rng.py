@@ -44,6 +44,7 @@ from maskattn.numerics.rng_arguments import (
 __all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform"]
 
 Array = np.ndarray[Any, Any]
+Shape = int | Sequence[int]  # n stands for (n,)
 
 #: Of Threefry-2x32: how far words are rotated in the rounds of even and odd groups, and what the third word is made of.
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
@@ -78,7 +79,7 @@ def key(seed: int) -> Array:
     return np.array([0, value], np.uint32)
 
 
-def split(key: Any, n: int | Sequence[int] = 2) -> Array:
+def split(key: Any, n: Shape = 2) -> Array:
     """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape.
 
     Raises:
@@ -112,7 +113,7 @@ def fold_in(key: Any, data: Any) -> Array:
     return np.stack([x0, x1], axis=-1).reshape(*numbers.shape, 2)
 
 
-def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int = 0) -> Array:
+def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
     """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype.
 
     Args:
@@ -131,12 +132,7 @@ def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int 
 
 
 def uniform(
-    key: Any,
-    shape: int | Sequence[int] = (),
-    dtype: Any = np.float32,
-    minval: float = 0.0,
-    maxval: float = 1.0,
-    start: int = 0,
+    key: Any, shape: Shape = (), dtype: Any = np.float32, minval: float = 0.0, maxval: float = 1.0, start: int = 0
 ) -> Array:
     """Random numbers in [minval, maxval), as `jax.random.uniform` returns them.
 
@@ -167,7 +163,7 @@ def uniform(
     return out.reshape(dims)
 
 
-def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None, start: int = 0) -> Array:
+def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0) -> Array:
     """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
 
     `p` is always taken in float32: JAX draws other bits for a float64 `p`, so that a Python float would give another

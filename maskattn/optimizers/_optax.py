@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from maskattn._problems import Problems
-from maskattn.convert.layouts._tree import flatten, unflatten
+from maskattn.convert.layouts import flatten, unflatten
 from maskattn.optimizers._state import SLOTS, Array, OptimizerState, as_array, same_targets
 
 Leaves = Callable[[Any], Mapping[str, Any]]

@@ -75,8 +75,7 @@ def convert(
         ValueError: as ``convert_tensors``; and where the conversion does more than move numbers, as when a scale is
             folded into weights: Adam's steps would not be the same steps, whatever became of the moments.
     """
-    from maskattn.convert import layouts
-    from maskattn.convert._tensors import convert_tensors
+    from maskattn.convert import convert_tensors, layouts
 
     to = layouts.get(target)
     buffers = {buffer.name for buffer in to.buffers}

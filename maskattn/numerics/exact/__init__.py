@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.attention import Call
+from maskattn._call import Call
 from maskattn.numerics import dropout
 from maskattn.numerics.exact import attend, drop as _drop, project
 from maskattn.numerics.exact._ops import FORMATS, NumpyOps, Ops
