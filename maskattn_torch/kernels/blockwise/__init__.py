@@ -41,8 +41,13 @@ def attention(call: Call) -> tuple[Array, Array]:
         out, lse = flex.attention(call, sinks)
     else:
         number, leaves = pack(call.mask, call.bias, call.dropout)
-        arrays = (call.query.to(wide), call.key.to(wide), call.value.to(wide))
-        out, lse = _Attention.apply(*arrays, sinks, number, call.scale, call.softcap, call.blocks, *leaves)
+        arrays = (call.query.to(wide), call.key.to(wide), call.value.to(wide), sinks)
+        options = (number, call.scale, call.softcap, call.blocks)
+        if torch.compiler.is_compiling() and not _wanted(*arrays, *leaves):
+            # a compiler takes a function whose gradient nobody wants for one of another form, by counting its arguments
+            out, lse = _attention(*arrays, *options, leaves)
+        else:
+            out, lse = _Attention.apply(*arrays, *options, *leaves)
     if call.empty_rows == "nan" and sinks is None:
         out = torch.where((lse == -torch.inf).unsqueeze(-1), torch.nan, out)
     return out.to(dtype), lse
@@ -154,6 +159,11 @@ class _Attention(torch.autograd.Function):
         d_leaves = [grads.pop(-sum(wanted[i:])) if want else None for i, want in enumerate(wanted)]
         d_sinks = None if sinks is None else grads.pop()
         return *grads, d_sinks, *[None] * 4, *d_leaves
+
+
+def _wanted(*arrays: Tensor | None) -> bool:
+    """Whether somebody may ask for a gradient."""
+    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays)
 
 
 def _problem(

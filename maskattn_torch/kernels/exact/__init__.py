@@ -16,7 +16,7 @@ from maskattn.attention import Call
 from maskattn.numerics.exact import Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
-from maskattn_torch._operators import map_over
+from maskattn_torch._operators import operator
 from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
 
@@ -57,7 +57,7 @@ def drop(x: Array, keep: Array, rate: float) -> Array:
     return _Drop.apply(x, keep, 1.0 - rate)
 
 
-@torch.library.custom_op("maskattn::exact_attention", mutates_args=())
+@operator("exact_attention")
 def _attention(
     query: Tensor,
     key: Tensor,
@@ -83,7 +83,7 @@ def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Te
     return output, query.new_empty(query.shape[:3], dtype=wide)
 
 
-@torch.library.custom_op("maskattn::exact_attention_gradients", mutates_args=())
+@operator("exact_attention_gradients")
 def _attention_gradients(
     query: Tensor,
     key: Tensor,
@@ -144,7 +144,7 @@ class _Attention(torch.autograd.Function):
         return *grads, None, d_bias, d_sinks, *[None] * 5
 
 
-@torch.library.custom_op("maskattn::exact_linear", mutates_args=())
+@operator("exact_linear")
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return project.forward(OPS, x, weight, bias).contiguous()
 
@@ -154,7 +154,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[1]))
 
 
-@torch.library.custom_op("maskattn::exact_linear_gradients", mutates_args=())
+@operator("exact_linear_gradients")
 def _linear_gradients(x: Tensor, weight: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     d_x, d_weight, d_bias = project.backward(OPS, x, weight, d_out)
     return d_x.contiguous(), d_weight.contiguous(), d_bias.contiguous()
@@ -185,7 +185,7 @@ class _Linear(torch.autograd.Function):
         return d_x, d_weight, d_bias if ctx.has_bias else None
 
 
-@torch.library.custom_op("maskattn::exact_drop", mutates_args=())
+@operator("exact_drop")
 def _drop(x: Tensor, keep: Tensor, kept: float) -> Tensor:
     return _exact_drop(OPS, x.contiguous(), keep, kept).contiguous()
 
@@ -211,7 +211,3 @@ class _Drop(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
         (keep,) = ctx.saved_tensors
         return _drop(d_out, keep, ctx.kept), None, None
-
-
-for _operator in (_attention, _attention_gradients, _linear, _linear_gradients, _drop):
-    map_over(_operator)
