@@ -28,8 +28,7 @@ import numpy as np
 
 from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo
-from maskattn.convert._plan import plan
-from maskattn.convert._run import carry_out
+from maskattn.convert import plan, run
 
 WIDTH, INNER, VOCABULARY, HEADS, KV_HEADS, HEAD = 2048, 8192, 32768, 32, 8, 64
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
@@ -90,7 +89,7 @@ def convert(source: Path, target: Path) -> dict[str, float]:
     with checkpoints.open(source) as reader:
         planned = plan(reader.infos, target="flax-linen", config=CONFIG)
         sharded = SHARD if source.name.endswith(".json") else None
-        carry_out(planned, reader, target, max_shard_size=sharded)
+        run(planned, reader, target, max_shard_size=sharded)
     seconds = time.perf_counter() - start
     return {"seconds": seconds, "peak_bytes": resident("VmHWM") - before, "planned_bytes": planned.peak_memory}
 

@@ -14,15 +14,18 @@ from types import ModuleType
 from typing import Any
 
 _MOVED = {
+    "maskattn.carry_out": "maskattn.convert._run",
     "maskattn.dropout": "maskattn.numerics.dropout",
     "maskattn.exact": "maskattn.numerics.exact",
     "maskattn.families": "maskattn.convert.families",
     "maskattn.layouts": "maskattn.convert.layouts",
     "maskattn.oracle": "maskattn.numerics.oracle",
+    "maskattn.parity.conversion": "maskattn.convert._verify",
     "maskattn.parity.adapters": "maskattn.parity.attention.adapters",
     "maskattn.parity.cases": "maskattn.parity.attention.cases",
     "maskattn.parity.standards": "maskattn.standards",
     "maskattn.pieces": "maskattn.schedule.pieces",
+    "maskattn.plan": "maskattn.convert._plan",
     "maskattn.rng": "maskattn.numerics.rng",
     "maskattn.tiles": "maskattn.schedule.tiles",
     "maskattn_jax.adapter": "maskattn_jax.testing.adapter",

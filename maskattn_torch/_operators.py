@@ -8,18 +8,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["operator"]
+__all__ = ["operator", "unwatched"]
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
+def operator(name: str, schema: str | None = None) -> Callable[[Callable[..., Any]], Any]:
     """A decorator that makes of a function the operator maskattn::name, which a compiler does not look into: its
-    `register_fake` then says the shapes of its results.
+    `register_fake` then says the shapes of its results. The schema is that of the function's annotations, if not given.
 
     Under torch.func.vmap it runs once for each element, so the bits are those of a loop.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
-        made = torch.library.custom_op(f"maskattn::{name}", function, mutates_args=())
+        made = torch.library.custom_op(f"maskattn::{name}", function, mutates_args=(), schema=schema)
 
         def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
             results = [made(*_element(arguments, in_dims, i)) for i in range(info.batch_size)]
@@ -32,6 +32,15 @@ def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
         return made
 
     return decorate
+
+
+def unwatched(*arrays: Tensor | None) -> bool:
+    """Whether a compiler reads along and nobody can ask for a gradient. An operator is then called by itself: of an
+    autograd.Function whose `forward` takes `*arguments`, the compiler would believe that it takes a context, too.
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays))
 
 
 def _element(x: Any, dim: Any, i: int) -> Any:

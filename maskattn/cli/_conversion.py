@@ -10,9 +10,7 @@ from typing import Any
 from maskattn import checkpoints
 from maskattn._text import wrapped
 from maskattn.checkpoints import Reader
-from maskattn.convert import _probe as probing, layouts
-from maskattn.convert._plan import Move, Plan
-from maskattn.convert._verify import Verification
+from maskattn.convert import Plan, Verification, config_json, layouts, probe as probe_layer
 
 _LISTED = 20
 
@@ -38,7 +36,7 @@ def show_plan(plan: Plan, reader: Reader, console: Any, *, verbose: bool, full: 
 
 
 def _moves(plan: Plan, console: Any, verbose: bool) -> None:
-    groups: dict[tuple[Any, ...], list[Move]] = {}
+    groups: dict[tuple[Any, ...], list[Any]] = {}
     for move in plan.moves:
         alike = (_plain(move.target), move.operation, move.array.shape, move.array.dtype)
         groups.setdefault((move.target,) if verbose else alike, []).append(move)
@@ -99,10 +97,9 @@ def settle(
     kind = layouts.get(names[0])
     layer = next(iter(kind.match(reader).values()))
     tensors = {local: reader[full] for local, full in layer.items()}
-    number = heads or families.look_up(config, families.HEADS)
-    kv_number = kv_heads or families.look_up(config, families.KV_HEADS)
-    sizes = kind.infer(tensors, number, kv_number)
-    settled = probing.probe(tensors, names, sizes, inputs=arrays, output=output)
+    number, kv_number = config_json.heads(config)
+    sizes = kind.infer(tensors, heads or number, kv_heads or kv_number)
+    settled = probe_layer(tensors, names, sizes, inputs=arrays, output=output)
     say(console, f"  probe: {settled[0]}" if len(settled) else "  probe: no candidate fits")
     named = origin if origin == "auto" else families.layout_of(origin)
     if named not in ("auto", settled.layout):

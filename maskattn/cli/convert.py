@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -94,14 +93,13 @@ def command(
     from rich.console import Console
 
     from maskattn import checkpoints
+    from maskattn.arrays import dtype_named
     from maskattn.cli import _conversion
-    from maskattn.convert._plan import plan
-    from maskattn.convert._run import carry_out
-    from maskattn.convert._verify import verify
+    from maskattn.convert import config_json, plan, run, verify
 
     console = Console(soft_wrap=wide)
     with refusing():
-        config = read_config(config_path, source)
+        config = config_json.beside(source, config_path)
         with checkpoints.open(source) as reader:
             if probe is not None:
                 origin = _conversion.settle(reader, origin, probe, config, heads, kv_heads, console)
@@ -113,7 +111,7 @@ def command(
                 config=config,
                 num_heads=heads,
                 num_kv_heads=kv_heads,
-                dtype=_dtype(DTYPES[dtype]),
+                dtype=None if DTYPES[dtype] is None else dtype_named(DTYPES[dtype]),
                 rest=rest,
                 scan=scan,
                 provenance=reader.provenance,
@@ -125,7 +123,7 @@ def command(
             options: dict[str, Any] = {"max_shard_size": max_shard_size}
             options["metadata"] = metadata if ".safetensors" in target.name else None
             with bar(console, "writing", planned.bytes_written) as progress:
-                written = carry_out(planned, reader, target, progress=progress, **options)
+                written = run(planned, reader, target, progress=progress, **options)
             _conversion.say(console, f"wrote {written}")
             if not check:
                 return
@@ -133,22 +131,6 @@ def command(
                 result = verify(planned, reader, back, progress=progress)
     _conversion.show_verification(result, console)
     raise SystemExit(0 if result.held else 1)
-
-
-def read_config(path: Path | None, source: Path) -> dict[str, Any]:
-    """The config.json that is named, or lies beside the weights (Meta's is params.json); {} where there is none."""
-    folder = source if source.is_dir() else source.parent
-    beside = [file for file in (folder / "config.json", folder / "params.json") if file.is_file()]
-    if path is None and not beside:
-        return {}
-    file = path or beside[0]
-    try:
-        data = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); name another with --config") from None
-    if not isinstance(data, dict):
-        raise ValueError(f"{file}: expected a JSON object, got {type(data).__name__}")
-    return data
 
 
 @contextmanager
@@ -169,10 +151,3 @@ def bar(console: Any, what: str, total: int) -> Iterator[Callable[[str, int], No
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
         yield lambda name, count: bar.advance(task, count)
-
-
-def _dtype(name: str | None) -> Any:
-    import ml_dtypes
-    import numpy as np
-
-    return None if name is None else np.dtype(ml_dtypes.bfloat16 if name == "bfloat16" else name)

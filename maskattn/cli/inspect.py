@@ -41,12 +41,13 @@ def command(
 
     from maskattn import checkpoints
     from maskattn.cli import _conversion
-    from maskattn.cli.convert import bar, read_config, refusing
+    from maskattn.cli.convert import bar, refusing
+    from maskattn.convert import config_json
 
     console = Console(soft_wrap=wide)
     say = _conversion.say
     with refusing():
-        config = read_config(config_path, path)
+        config = config_json.beside(path, config_path)
         with checkpoints.open(path) as reader:
             total = sum(info.nbytes for info in reader.infos.values())
             say(console, f"{reader.path}: {len(reader)} tensors, {_conversion.size(total)}")
@@ -73,7 +74,7 @@ def command(
 
 def _form(reader: Any, family: str | None, config: Mapping[str, Any], heads: Any, kv_heads: Any, console: Any) -> None:
     from maskattn.cli import _conversion
-    from maskattn.convert._plan import plan
+    from maskattn.convert import plan
 
     try:
         options: dict[str, Any] = {"family": family, "config": config, "provenance": reader.provenance}
@@ -126,7 +127,7 @@ def _dtypes(infos: Mapping[str, Any]) -> list[tuple[str, int, int]]:
 def _strange(reader: Any, progress: Any) -> dict[str, str]:
     import numpy as np
 
-    from maskattn.convert.layouts._check import DTYPES
+    from maskattn.convert.layouts import DTYPES
 
     found: dict[str, str] = {}
     for name, array in reader.ahead(list(reader)):

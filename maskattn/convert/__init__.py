@@ -1,14 +1,30 @@
 """Checkpoints and layers of attention from one library's names and orders to another's: plan, run, verify.
 
 Read downwards: `_identify` (which form is it in?) -> `_canonical` and `_layer` (the model, free of any library's names)
--> `_plan` (what will be written) -> `_run` (writing it) -> `_verify` (was it right?).
+-> `_plan` (what will be written) -> `_run` (writing it) -> `_verify` (was it right?). Loaded when first used: layouts
+cost nothing of it.
 """
 
 from __future__ import annotations
 
-from maskattn.convert._plan import plan
-from maskattn.convert._run import carry_out as run
-from maskattn.convert._tensors import convert_tensors
-from maskattn.convert._verify import verify
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["convert_tensors", "plan", "run", "verify"]
+if TYPE_CHECKING:
+    from maskattn.convert._plan import Plan, plan
+    from maskattn.convert._probe import probe
+    from maskattn.convert._run import run
+    from maskattn.convert._tensors import convert_tensors
+    from maskattn.convert._verify import Verification, verify
+
+__all__ = ["Plan", "Verification", "convert_tensors", "plan", "probe", "run", "verify"]
+
+_FILES = {"Plan": "_plan", "Verification": "_verify", "convert_tensors": "_tensors"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"{__name__}.{_FILES.get(name, f'_{name}')}"), name)
+    globals()[name] = value
+    return value

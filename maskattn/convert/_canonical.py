@@ -1,210 +1,123 @@
-"""A checkpoint as the model it holds, free of any library's names and orders: what every conversion passes through.
-
-Tensors are lazy. Modules are as Flax has them (`kernel` [in, out], `scale`, `embedding`), attention layers are in
-canonical form, under the names shared by all families of the model.
-"""
+"""A model between the form it is stored in and the canonical one: layers by their layouts, names by their families."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from maskattn.checkpoints import TensorInfo
-from maskattn.convert import families, layouts
-from maskattn.convert._layer import Attention, Check, Heads, Outcome, number_of_heads, read_layer, write_layer
-from maskattn.convert._lazy import Lazy, Read, stack
-from maskattn.convert._memory import Buffer
-from maskattn.convert.families import Form, Match, Rule, Stored
-from maskattn.convert.layouts._extras import Step
+from maskattn.config import AttentionConfig
+from maskattn.convert._layer import from_canonical, to_canonical
+from maskattn.convert._model import Layer, Model
+from maskattn.convert.families import GENERIC, Form, Rule
+from maskattn.convert.layouts import Step
+from maskattn.convert.lazy import Lazy, Read, stack
 
-Array = np.ndarray[Any, Any]
-
-
-@dataclass
-class Neutral:
-    """`tensors` and `layers` by their shared names; what must be checked or said; everything that is wrong."""
-
-    tensors: dict[str, Lazy] = field(default_factory=dict)
-    layers: dict[str, Attention] = field(default_factory=dict)
-    ties: dict[str, str] = field(default_factory=dict)
-    steps: dict[str, Step] = field(default_factory=dict)
-    checks: list[Check] = field(default_factory=list)
-    dropped: dict[str, str] = field(default_factory=dict)
-    buffers: dict[str, Buffer] = field(default_factory=dict)
-    problems: list[str] = field(default_factory=list)
-
-    def add_steps(self, steps: tuple[Step, ...]) -> None:
-        """Notes named steps; the same step of many layers once."""
-        self.steps.update({str(step): step for step in steps})
-
-    def take(self, outcome: Outcome) -> None:
-        """Notes what reading or writing a layer has to say."""
-        self.add_steps(outcome.steps)
-        self.checks += outcome.checks
-        self.dropped.update(dict.fromkeys(outcome.dropped, "checked to be what a model computes when it is built"))
+Sizes = Callable[[str, Layer], AttentionConfig]
+"""Gives the sizes of a layer, by its shared name and as it is stored; ValueError where they cannot be told."""
 
 
-def read(
-    found: Match,
-    infos: Mapping[str, TensorInfo],
-    config: Mapping[str, Any],
-    heads: Heads,
-    remembered: Mapping[str, Heads],
-) -> Neutral:
-    """What ``found`` says of ``infos``, as lazy tensors.
-
-    ``heads``: query and key/value heads where ``config`` has none. ``remembered``: those of layers by their shared
-    names, where neither has any.
-    """
-    form, neutral = found.form, Neutral()
-    for name, rule in found.buffers.items():
-        neutral.dropped[name] = "a model computes it when it is built"
+def read(found: Model, sizes: Sizes) -> Model:
+    """``found`` with its layers in canonical form; what cannot be read is a fault of it."""
+    model = replace(found, layers={})
+    for name, (rule, lazy) in found.buffers.items():
+        model.dropped[name] = "a model computes it when it is built"
         if rule.maker:
-            _read_buffer(neutral, name, rule.maker, infos[name])
-    for name, (rule, part, stored) in found.tensors.items():
-        neutral.tensors[name] = _oriented(_lazy(stored, infos, form), rule, part, form)
-    for name, layer in found.layers.items():
-        tensors = {local: _lazy(stored, infos, form) for local, stored in layer.tensors.items()}
-        first = next(iter(layer.tensors.values())).name
-        layout, prefix = form.layout_of(layer.rule), f"{name} ({form.layout_of(layer.rule).name}): "
-        numbers = number_of_heads(layer, layout, tensors, config, heads, remembered.get(name, (None, None)))
+            _read_made(model, name, lazy)
+    for key, layer in found.layers.items():
         try:
-            sizes, outcome = read_layer(layout, tensors, numbers, layouts.get(layer.rule.layout).scale, prefix)
+            model.layers[key] = to_canonical(layer, sizes(key, layer), beside=found.form.beside)
         except ValueError as error:
-            neutral.problems += str(error).splitlines()
-            continue
-        neutral.take(outcome)
-        neutral.layers[name] = Attention(outcome.tensors, sizes, first)
-    rules = {families.key(rule, (), ""): rule for rule in form.family.rules if "*" not in rule.pattern}
-    for name, rule in rules.items():
-        if rule.tied is not None:
-            neutral.ties[f"{name}.kernel"] = f"{rule.tied}.embedding"
-    return neutral
+            model.faults += str(error).splitlines()
+        else:
+            model.note(model.layers[key])
+    return model
 
 
-def _read_buffer(neutral: Neutral, name: str, maker: str, info: TensorInfo) -> None:
-    if not info.shape or info.dtype.kind not in "iu":
-        neutral.problems.append(f"{name}: expected integers along an axis, got {info.dtype} {list(info.shape)}")
+def made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+    """The one kind of buffer that a converted file lets be made again: 0, 1, 2, ... along the last axis."""
+    return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape)
+
+
+def _read_made(model: Model, name: str, lazy: Lazy) -> None:
+    if not lazy.shape or lazy.dtype.kind not in "iu":
+        model.faults.append(f"{name}: expected integers along an axis, got {lazy.dtype} {list(lazy.shape)}")
         return
-    buffer = Buffer(maker, info.shape, info.dtype.name)
 
     def check(read: Read) -> None:
-        if not np.array_equal(read(name), buffer.make()):
+        if not np.array_equal(read(name), made(lazy.shape, lazy.dtype)):
             raise ValueError(f"{name}: expected 0, 1, 2, ... along its last axis, got other numbers")
 
-    neutral.buffers[name] = buffer
-    neutral.dropped[name] = "checked to be 0, 1, 2, ...; made again when converted back"
-    neutral.checks.append(check)
+    model.dropped[name] = "checked to be 0, 1, 2, ...; made again when converted back"
+    model.checks.append(check)
 
 
-def _lazy(stored: Stored, infos: Mapping[str, TensorInfo], form: Form) -> Lazy:
-    info = infos[stored.name]
-    lazy = Lazy.read(stored.name, info.shape, info.dtype)
-    if stored.layer is None:
-        return lazy
-    return lazy[(slice(None),) * form.scan_axis + (stored.layer,)]
+def write(model: Model, form: Form) -> dict[str, Lazy]:
+    """The tensors of a canonical ``model`` as ``form`` stores them, by their names there.
 
-
-def _oriented(lazy: Lazy, rule: Rule, part: str, form: Form, *, writing: bool = False) -> Lazy:
-    """A module's part in Flax's orientation; with ``writing``, from it to the form's."""
-    if rule.kind == "dense" and part == "kernel" and (form.style == "torch") != form.transposed(rule):
-        return lazy.T
-    if rule.kind == "conv" and part == "kernel" and form.style == "torch" and lazy.ndim > 2:
-        n = lazy.ndim
-        return lazy.transpose(*((n - 1, n - 2, *range(n - 2)) if writing else (*range(2, n), 1, 0)))
-    return lazy
-
-
-def write(neutral: Neutral, form: Form, rest: Mapping[str, Lazy]) -> dict[str, Lazy]:
-    """The tensors of ``neutral`` as ``form`` stores them, by their names there; what has no place is a problem.
-
-    ``rest``: tensors that go along under their own names.
+    What has no place is a fault of the model.
     """
     out: dict[str, Lazy] = {}
     stacks: dict[str, dict[int, Lazy]] = {}
-    places = [(rule, part, re.compile(_shared(rule, part) + r"\Z")) for rule, part in _placeable(form)]
-    fill_ties(neutral, form)
+    whole = not model.faults
+    _fill_ties(model, form)
 
-    def put(rule: Rule, indices: tuple[int, ...], name: str, lazy: Lazy) -> None:
+    def put(rule: Rule, indices: tuple[int, ...], part: str, lazy: Lazy) -> None:
+        name = form.name(rule, indices, part)
         if form.stacked(rule):
             stacks.setdefault(name, {})[indices[-1]] = lazy
         elif name in out:
-            neutral.problems.append(f"{name}: two tensors would have this name")
+            model.faults.append(f"{name}: two tensors would have this name")
         else:
             out[name] = lazy
 
-    for key, lazy in neutral.tensors.items():
-        found = _place(places, key, attention=False)
-        if found is None:
-            neutral.problems.append(f"{key} ({', '.join(lazy.sources)}): {form.family.name} has no place for it")
+    for key, lazy in model.tensors.items():
+        place = form.place(key, attention=False)
+        if place is None:
+            model.faults.append(f"{key} ({', '.join(lazy.sources)}): {form.family.name} has no place for it")
+        else:
+            put(*place, form.from_flax(place[0], place[2], lazy))
+    for key, layer in model.layers.items():
+        place = form.place(key, attention=True)
+        if place is None:
+            model.faults.append(f"{layer.all_of_it}{form.family.name} has no such attention layer")
             continue
-        rule, part, indices = found
-        module = form.module(rule, indices[:-1] if form.stacked(rule) else indices)
-        put(rule, indices, module + form.leaf(part), _oriented(lazy, rule, part, form, writing=True))
-    for key, layer in neutral.layers.items():
-        found = _place(places, key, attention=True)
-        if found is None:
-            neutral.problems.append(f"{key} ({layer.where}): {form.family.name} has no such attention layer")
-            continue
-        rule, _, indices = found
-        shown = indices[:-1] if form.stacked(rule) else indices
+        rule, indices, _ = place
         try:
-            outcome = write_layer(
-                form.layout_of(rule), layer, f"{key} ({layer.where}): ", generic=form.layout in families.GENERIC
-            )
+            stored = _stored(layer, rule, form)
         except ValueError as error:
-            neutral.problems += str(error).splitlines()
+            model.faults += str(error).splitlines()
             continue
-        neutral.take(outcome)
-        for local, lazy in outcome.tensors.items():
-            put(rule, indices, form.attention(rule, shown, local), lazy)
-    for name, parts in stacks.items():
-        shapes = {(part.shape, part.dtype) for part in parts.values()}
-        if sorted(parts) != list(range(len(parts))) or len(shapes) > 1:
-            neutral.problems.append(f"{name}: the layers cannot be stacked, they have {_several(shapes)}")
+        model.note(stored)
+        for local, lazy in stored.tensors.items():
+            put(rule, indices, local, lazy)
+    for name, parts in stacks.items() if whole else ():
+        kinds = {(part.shape, part.dtype) for part in parts.values()}
+        if sorted(parts) != list(range(len(parts))) or len(kinds) > 1:
+            several = " and ".join(sorted(f"{list(shape)} {dtype}" for shape, dtype in kinds))
+            model.faults.append(f"{name}: the layers cannot be stacked, they have {several}")
         else:
             out[name] = stack([parts[i] for i in range(len(parts))], form.scan_axis)
-    for name, lazy in rest.items():
-        if name in out:
-            neutral.problems.append(f"{name}: the name of a tensor that is kept is also the name of a converted one")
-        out[name] = lazy
     return out
 
 
-def fill_ties(neutral: Neutral, form: Form) -> None:
-    """Copies a tied embedding where the target cannot do without the tensor that the source leaves out."""
-    required = {_shared(rule, part) for rule, part in _placeable(form) if rule.required}
-    for name, tied in neutral.ties.items():
-        if name not in neutral.tensors and re.escape(name) in required and tied in neutral.tensors:
-            neutral.tensors[name] = neutral.tensors[tied].T
-            neutral.add_steps((Step(f"tie {name}", f"absent, since it is {tied}: a copy of that is written"),))
+def _stored(layer: Layer, rule: Rule, form: Form) -> Layer:
+    layout = form.layout_of(rule)
+    if form.separator != form.family.separator and form.separator in rule.pattern:
+        raise ValueError(f"{layer.all_of_it}contains {form.separator!r}, which separates names in {layout.name}")
+    return from_canonical(layer, layout, beside=form.beside and form.layout in GENERIC)
 
 
-def _placeable(form: Form) -> list[tuple[Rule, str]]:
-    return [(rule, part) for rule in form.family.rules if rule.kind != "buffer" for part in rule.parts]
-
-
-def _shared(rule: Rule, part: str) -> str:
-    name = rule.neutral + (f".{part}" if part else "")
-    return r"(\d+)".join(re.escape(text) for text in name.split("*"))
-
-
-def _place(
-    places: list[tuple[Rule, str, re.Pattern[str]]], key: str, attention: bool
-) -> tuple[Rule, str, tuple[int, ...]] | None:
-    for rule, part, expression in places:
-        found = expression.match(key) if (rule.kind == "attention") == attention else None
-        if found is not None:
-            return rule, part, tuple(int(number) for number in found.groups())
-    return None
-
-
-def _several(shapes: set[Any]) -> str:
-    return " and ".join(sorted(f"{list(shape)} {dtype}" for shape, dtype in shapes))
-
-
-__all__ = ["Attention", "Check", "Heads", "Neutral", "read", "write"]
+def _fill_ties(model: Model, form: Form) -> None:
+    """Copies a tied embedding where the form cannot do without the tensor that the source leaves out."""
+    for rule in model.form.family.rules:
+        if rule.tied is None or "*" in rule.pattern:
+            continue
+        name, tied = f"{rule.neutral}.kernel", f"{rule.tied}.embedding"
+        place = form.place(name, attention=False)
+        if place is not None and place[0].required and name not in model.tensors and tied in model.tensors:
+            model.tensors[name] = model.tensors[tied].T
+            step = Step(f"tie {name}", f"absent, since it is {tied}: a copy of that is written")
+            model.steps[str(step)] = step

@@ -3,24 +3,26 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from maskattn.checkpoints import TensorInfo
-from maskattn.convert import _canonical as _neutral, _identify as _choose, families
-from maskattn.convert._canonical import Attention, Check, Heads, Neutral
-from maskattn.convert._lazy import Lazy
-from maskattn.convert._memory import Remembered, recall, recall_heads, recall_prefixes
+from maskattn.config import AttentionConfig
+from maskattn.convert import _memory, _provenance, families
+from maskattn.convert._canonical import Sizes, made, read, write
+from maskattn.convert._identify import identify, target_form
+from maskattn.convert._layer import sizes
+from maskattn.convert._match import match
+from maskattn.convert._model import Layer, Model
 from maskattn.convert.families import Family, Form
-from maskattn.convert.layouts._check import DTYPES
-from maskattn.convert.layouts._extras import Step
+from maskattn.convert.layouts import DTYPES, Step
+from maskattn.convert.lazy import Lazy, Read, constant
 
+Array = np.ndarray[Any, Any]
 REST = ("error", "keep", "drop")
-BUFFERED = 64 * 2**20
-"""Bytes that the tensors in hand may take beside two of the largest; the writer holds some 100 MB more."""
 
 
 class Move(NamedTuple):
@@ -40,19 +42,18 @@ class Plan:
     """A conversion that can be carried out: everything it will write, and everything there is to say about it.
 
     Attributes:
-      source, target: the forms, in words. evidence: what shows the source's.
+      forms: the source's and the target's. evidence: what shows the source's.
       moves: one per tensor of the target. infos: of the source's tensors.
       steps: what is more than moving numbers. exact: whether converting back gives the same bytes.
       dropped: tensors of the source that are not carried over, and why. kept: those carried over as they are, though no
         rule knows them.
       dtype: what floating-point numbers are cast to, None: kept.
-      buffers: what was left out, now or before, and can be made again.
-      prefixes: what stands before the names of each family that the checkpoint was of.
       layers: the attention layers, in canonical form. checks: what is verified of values before anything is published.
+      buffers: what was left out, now or before, and can be made again, by family.
+      prefixes: what stands before the names of each family that the checkpoint was of.
     """
 
-    source: str
-    target: str
+    forms: tuple[Form, Form]
     evidence: tuple[str, ...]
     moves: tuple[Move, ...]
     infos: Mapping[str, TensorInfo]
@@ -60,11 +61,20 @@ class Plan:
     dropped: Mapping[str, str]
     kept: tuple[str, ...]
     dtype: np.dtype[Any] | None
-    layers: Mapping[str, Attention]
-    checks: tuple[Check, ...]
-    forms: tuple[Form, Form]
-    buffers: Remembered
+    layers: Mapping[str, Layer]
+    checks: tuple[Callable[[Read], None], ...]
+    buffers: _provenance.Buffers
     prefixes: Mapping[str, str]
+
+    @property
+    def source(self) -> str:
+        """The source's form, in words."""
+        return str(self.forms[0])
+
+    @property
+    def target(self) -> str:
+        """The target's form, in words."""
+        return str(self.forms[1])
 
     @property
     def exact(self) -> bool:
@@ -74,7 +84,8 @@ class Plan:
     @property
     def lost(self) -> list[str]:
         """What is left out and cannot be made again."""
-        return [name for name in self.dropped if name not in self.buffers.tensors]
+        again = {name for infos in self.buffers.values() for name in infos}
+        return [name for name in self.dropped if name not in again]
 
     @property
     def outputs(self) -> dict[str, TensorInfo]:
@@ -95,9 +106,22 @@ class Plan:
     @property
     def peak_memory(self) -> int:
         """An upper estimate of the bytes held at once while it is carried out, the interpreter aside."""
-        from maskattn.convert._run import peak
+        return _memory.peak((move.array for move in self.moves), self.infos)
 
-        return peak(self)
+    def check(self, read: Read) -> None:
+        """Reads what must be checked before anything is published; one ValueError lists what is not as planned."""
+        found: list[str] = []
+        for check in self.checks:
+            try:
+                check(read)
+            except ValueError as error:
+                found += str(error).splitlines()
+        refuse(found, self.forms, self.evidence)
+
+    def evaluate(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
+        """What carrying it out on ``tensors`` gives, in memory: new C-contiguous arrays. ValueError as ``check``."""
+        self.check(tensors.__getitem__)
+        return {m.target: np.array(m.array.evaluate(tensors.__getitem__), order="C", copy=True) for m in self.moves}
 
 
 def plan(
@@ -139,92 +163,80 @@ def plan(
     cast = None if dtype is None else np.dtype(dtype)
     if cast is not None and cast not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {cast}")
-    config = config or {}
-    own = None if family is None else families.get(family)
-    found, evidence = _choose.source_form(infos, source, own, config, rest)
-    to = _choose.target_form(target, found.form, own, scan, recall_prefixes(provenance or {}))
-    wrong = [f"{name}: missing" for name in found.missing]
-    if rest == "error":
-        wrong += [f"{name}: left over, {found.form.family.name} does not know it" for name in found.left_over]
-    if wrong:
-        raise _error(wrong, found.form, to, evidence)
-    neutral = _neutral.read(found, infos, config, (num_heads, num_kv_heads), recall_heads(provenance or {}))
-    return _make(infos, found, neutral, to, evidence, cast, rest, provenance or {})
+    config, provenance = config or {}, provenance or {}
+    own, prefixes = None if family is None else families.get(family), _provenance.prefixes(provenance)
+    found = identify(infos, source, own, config)
+    to = target_form(target, found.form, own, scan, prefixes)
+    heads, before = _provenance.heads(provenance), _provenance.buffers(provenance)
+
+    def sizes_of(key: str, layer: Layer) -> AttentionConfig:
+        return sizes(layer, config, (num_heads, num_kv_heads), heads.get(key, (None, None)))
+
+    planned = assemble(found, to, sizes_of, infos, rest=rest, dtype=cast, before=before)
+    return replace(planned, prefixes=prefixes | {found.form.family.name: found.form.prefix})
 
 
-def _make(
-    infos: Mapping[str, TensorInfo],
-    found: families.Match,
-    neutral: Neutral,
+def assemble(
+    found: Model,
     to: Form,
-    evidence: tuple[str, ...],
-    cast: np.dtype[Any] | None,
-    rest: str,
-    provenance: Mapping[str, Any],
+    sizes_of: Sizes,
+    infos: Mapping[str, TensorInfo],
+    *,
+    rest: str = "error",
+    dtype: np.dtype[Any] | None = None,
+    before: _provenance.Buffers | None = None,
 ) -> Plan:
-    kept = found.left_over if rest == "keep" else []
+    """The plan of every conversion: what was found, through the canonical model, to the form ``to``.
+
+    ``before``: what was left out on the way here, by family.
+    """
+    found.faults += [f"{name}: missing" for name in found.missing]
+    model = read(found, sizes_of)
+    if rest == "error":
+        why = f", {found.form.family.name} does not know it"
+        why = ": it lies outside every attention layer" if found.form.attention_only else why
+        model.faults += [f"{name}: left over{why}" for name in found.left_over]
     if rest == "drop":
-        neutral.dropped.update({name: "no rule knows it" for name in found.left_over})
-    if neutral.problems:
-        raise _error(neutral.problems, found.form, to, evidence)
-    written = _neutral.write(neutral, to, {name: Lazy.read(name, *infos[name]) for name in kept})
-    wrong = list(neutral.problems)
-    before = recall(provenance)
-    restored = before.restore(written, to)
-    outcome = families.match(to, {name: TensorInfo(lazy.shape, lazy.dtype) for name, lazy in written.items()})
-    if outcome is not None and not wrong:
-        wrong += [f"{name}: {to.family.name} cannot do without it, and the source has none" for name in outcome.missing]
-    if wrong:
-        raise _error(wrong, found.form, to, evidence)
-    moves = tuple(Move(name, _cast(lazy, cast)) for name, lazy in written.items())
+        model.dropped.update(dict.fromkeys(found.left_over, "no rule knows it"))
+    written = write(model, to)
+    kept = found.left_over if rest == "keep" else []
+    for name in kept:
+        if name in written:
+            model.faults.append(f"{name}: the name of a tensor that is kept is also the name of a converted one")
+        written[name] = Lazy.read(name, *infos[name])
+    again = _made_again(before or {}, to, written)
+    if not model.faults and not to.attention_only:
+        stored = match(to, written)
+        lacks = f"{to.family.name} cannot do without it, and the source has none"
+        model.faults += [f"{name}: {lacks}" for name in stored.missing] if stored else []
+    refuse(model.faults, (found.form, to), found.evidence)
+    left_out = {n: TensorInfo(lazy.shape, lazy.dtype) for n, (rule, lazy) in model.buffers.items() if rule.maker}
     return Plan(
-        source=_choose.describe(found.form),
-        target=_choose.describe(to),
-        evidence=evidence,
-        moves=moves,
-        infos=infos,
-        steps=tuple(neutral.steps.values()),
-        dropped=neutral.dropped,
-        kept=tuple(kept),
-        dtype=cast,
-        layers=neutral.layers,
-        checks=tuple(neutral.checks),
         forms=(found.form, to),
-        buffers=Remembered(found.form.family.name, neutral.buffers) if neutral.buffers or restored else before,
-        prefixes=recall_prefixes(provenance) | {found.form.family.name: found.form.prefix},
+        evidence=found.evidence,
+        moves=tuple(Move(name, _cast(name, lazy, dtype)) for name, lazy in written.items()),
+        infos=infos,
+        steps=tuple(model.steps.values()),
+        dropped=model.dropped,
+        kept=tuple(kept),
+        dtype=dtype,
+        layers=model.layers,
+        checks=tuple(model.checks),
+        buffers={found.form.family.name: left_out} if left_out or again else before or {},
+        prefixes={},
     )
 
 
-def back(plan: Plan, config: Mapping[str, Any] | None = None) -> Plan:
+def back(plan: Plan) -> Plan:
     """The plan that undoes ``plan``: from the tensors it writes to those it reads. Casts are not undone."""
     origin, to = plan.forms
     outputs = plan.outputs
-    found = families.match(to, outputs, config or {})
+    found = match(to, outputs)
     assert found is not None
-    heads: dict[str, Heads] = {n: (at.config.num_heads, at.config.kv_heads) for n, at in plan.layers.items()}
-    neutral = _neutral.read(found, outputs, {}, (None, None), heads)
-    rest = {name: Lazy.read(name, *outputs[name]) for name in plan.kept}
-    written = _neutral.write(neutral, origin, rest)
-    if neutral.problems:
-        raise _error(neutral.problems, to, origin, ())
-    plan.buffers.restore(written, origin)
-    moves = tuple(Move(name, lazy) for name, lazy in written.items() if name in plan.infos)
-    return Plan(
-        source=plan.target,
-        target=plan.source,
-        evidence=(),
-        moves=moves,
-        infos=outputs,
-        steps=tuple(neutral.steps.values()),
-        dropped=neutral.dropped,
-        kept=plan.kept,
-        dtype=None,
-        layers=neutral.layers,
-        checks=tuple(neutral.checks),
-        forms=(to, origin),
-        buffers=Remembered(),
-        prefixes={},
+    undo = assemble(
+        found, origin, lambda key, layer: plan.layers[key].config, outputs, rest="keep", before=plan.buffers
     )
+    return replace(undo, evidence=(), moves=tuple(move for move in undo.moves if move.target in plan.infos))
 
 
 def in_order(plan: Plan, order: tuple[str, ...]) -> Iterator[Move]:
@@ -245,12 +257,34 @@ def in_order(plan: Plan, order: tuple[str, ...]) -> Iterator[Move]:
                     group += [other for name in move.array.sources for other in users[name] if other.target in waiting]
 
 
-def _cast(lazy: Lazy, dtype: np.dtype[Any] | None) -> Lazy:
+def _made_again(before: _provenance.Buffers, to: Form, written: dict[str, Lazy]) -> bool:
+    """Adds what was left out of this family and is missing; whether this is the form it belongs to."""
+    infos = before.get(to.family.name, {}) if to.layout is None else {}
+    for name, (shape, dtype) in infos.items():
+        place = to.find(name)
+        if place is not None and place[0].kind == "buffer":
+            written.setdefault(name, constant(made(shape, dtype)))
+    return bool(infos)
+
+
+def _cast(name: str, lazy: Lazy, dtype: np.dtype[Any] | None) -> Lazy:
+    """``lazy`` in ``dtype``. A finite number that becomes infinite is damage, not rounding: a ValueError then."""
     if dtype is None or lazy.dtype == dtype or lazy.dtype not in DTYPES:
         return lazy
-    return lazy.astype(dtype)
+
+    def narrow(array: Array) -> Array:
+        with np.errstate(over="ignore"):
+            out = array.astype(dtype)
+        lost = 0 if np.isfinite(out).all() else int(np.isinf(out).sum()) - int(np.isinf(array).sum())
+        if lost:
+            raise ValueError(f"{name}: {lost} finite numbers are too large for {dtype}")
+        return out
+
+    return lazy.changed(narrow, f"cast to {dtype}", dtype)
 
 
-def _error(wrong: list[str], origin: Form, to: Form, evidence: tuple[str, ...]) -> ValueError:
-    head = f"the checkpoint cannot be converted from {_choose.describe(origin)} to {_choose.describe(to)}:"
-    return ValueError("\n  ".join([head, *wrong, *(f"({line})" for line in evidence)]))
+def refuse(faults: list[str], forms: tuple[Form, Form], evidence: tuple[str, ...] = ()) -> None:
+    """One ValueError for all of ``faults``, if there are any."""
+    if faults:
+        head = f"{'the checkpoint' if evidence else 'tensors'} cannot be converted from {forms[0]} to {forms[1]}:"
+        raise ValueError("\n  ".join([head, *dict.fromkeys(faults), *(f"({line})" for line in evidence)]))

@@ -10,10 +10,9 @@ import numpy as np
 from maskattn import standards
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
-from maskattn.convert.layouts._base import Array, Layout
-from maskattn.convert.layouts._check import mixed_dtypes, problems
-from maskattn.convert.layouts._detect import Candidate, Detection
-from maskattn.convert.layouts._stored import PROJECTIONS
+from maskattn.convert.layouts import Candidate, Detection, Layout
+
+Array = np.ndarray[Any, Any]
 
 _INPUTS = ("query", "key", "value", "mask", "bias")
 
@@ -67,14 +66,14 @@ def _judge(
         return tuple(layers), [f"expected the tensors of one layer, found {len(layers)}"], 0.0
     ((prefix, names),) = layers.items()
     layer = {name: tensors[full] for name, full in names.items()}
-    objections = problems(layout, layer, config, prefix)
+    objections = layouts.faults(layout, layer, config, prefix)
     if objections:
         return (prefix,), objections, 0.0
     extras = layout.extras_of(layer, config)
     if extras:
         return (prefix,), [f"{name}: not part of plain attention, which is what is computed" for name in extras], 0.0
     canonical = layout.to_canonical(layer, config)
-    objections = mixed_dtypes(canonical, prefix)
+    objections = [f"{prefix}: {reason}" for reason in layouts.mixed_dtypes(canonical)]
     if objections:
         return (prefix,), objections, 0.0
     dtype = canonical["query.kernel"].dtype
@@ -102,7 +101,7 @@ def _checked(inputs: Mapping[str, Any], output: Any, config: AttentionConfig) ->
     if "query" not in given:
         found.append("inputs: query [batch, length, embed_dim] is missing")
     widths = {"query": config.embed_dim, "key": config.key_dim, "value": config.value_dim}
-    for name in PROJECTIONS:
+    for name in widths:
         if name in given and (given[name].ndim != 3 or given[name].shape[2] != widths[name]):
             shape = f"[batch, length, {widths[name]}]"
             found.append(f"inputs: {name}: expected shape {shape}, got {list(given[name].shape)}")

@@ -21,20 +21,19 @@ from typing import Any
 import numpy as np
 
 from maskattn import checkpoints
-from maskattn.checkpoints import Reader, TensorInfo
-from maskattn.checkpoints._seal import PENDING
-from maskattn.convert._plan import BUFFERED, Move, Plan, in_order
+from maskattn.checkpoints import PENDING, Reader, TensorInfo
+from maskattn.convert._memory import THREADS, allowed, needed
+from maskattn.convert._plan import Move, Plan, in_order
+from maskattn.convert._provenance import buffers_as_json
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int], None]
 """Called with the name of a tensor that was written, and its bytes; from two threads."""
 
-WRITER_BYTES = 128 * 2**20
-THREADS = 2
 _CHUNK = 2**24
 
 
-def carry_out(
+def run(
     plan: Plan,
     reader: Reader,
     path: str | os.PathLike[str],
@@ -56,13 +55,10 @@ def carry_out(
     options: dict[str, Any] = {"metadata": metadata, "provenance": about, "max_shard_size": max_shard_size}
     with checkpoints.create(path, plan.outputs, **options) as writer, ThreadPoolExecutor(1) as hasher:
         hashes = {name: hasher.submit(_hash_file, file) for name, file in _files(reader).items()}
-        for check in plan.checks:
-            check(reader.__getitem__)
+        plan.check(reader.__getitem__)
 
         def convert(move: Move, read: Callable[[str], Array]) -> None:
             array = move.array.evaluate(read)
-            if plan.dtype is not None:
-                _refuse_overflow(move, array, read)
             writer.write(move.target, array)
             if progress is not None:
                 progress(move.target, array.nbytes)
@@ -71,6 +67,10 @@ def carry_out(
         for name, digest in hashes.items():
             writer.provenance["source"]["files"][name]["sha256"] = digest.result()
     return writer.path
+
+
+carry_out = run
+"""Its name until this version, under which ``maskattn.carry_out`` had it."""
 
 
 def each(
@@ -86,7 +86,7 @@ def each(
     """
     source, stop = Source(moves, infos, reader), threading.Event()
 
-    def run() -> None:
+    def take_turns() -> None:
         while not stop.is_set():
             move = source.begin()
             if move is None:
@@ -100,7 +100,7 @@ def each(
                 source.end(move)
 
     with ThreadPoolExecutor(THREADS) as threads:
-        running = [threads.submit(run) for _ in range(THREADS)]
+        running = [threads.submit(take_turns) for _ in range(THREADS)]
     for thread in running:
         thread.result()
 
@@ -118,30 +118,11 @@ def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
         "steps": [str(step) for step in plan.steps],
         "dropped": dict(plan.dropped),
         "kept": list(plan.kept),
-        "buffers": plan.buffers.as_json(),
+        "buffers": buffers_as_json(plan.buffers),
         "prefixes": dict(plan.prefixes),
         "heads": {name: [layer.config.num_heads, layer.config.kv_heads] for name, layer in plan.layers.items()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("maskattn", "numpy")},
     }
-
-
-def peak(plan: Plan) -> int:
-    """An upper estimate of the bytes held at once: the tensors in hand, and what the writer holds."""
-    needed = sorted((_needed(move, plan.infos) for move in plan.moves), reverse=True)
-    return max(needed[0], min(sum(needed[:THREADS]), allowed(plan.infos))) + WRITER_BYTES if needed else WRITER_BYTES
-
-
-def allowed(infos: Mapping[str, TensorInfo]) -> int:
-    """The bytes that moves in hand may need together: two of the largest tensor, and some more."""
-    return 2 * max((info.nbytes for info in infos.values()), default=0) + BUFFERED
-
-
-def _needed(move: Move, infos: Mapping[str, TensorInfo]) -> int:
-    """Bytes held while a tensor is made: its sources, and itself where it is no view of one."""
-    views = all(what in ("reshape", "transpose") or what.startswith("take") for what in move.array.operations)
-    if any(what.startswith("stack") for what in move.array.operations):  # its sources are read one by one
-        return move.array.nbytes + max((infos[name].nbytes for name in move.array.sources), default=0)
-    return sum(infos[name].nbytes for name in move.array.sources) + (0 if views else move.array.nbytes)
 
 
 class Source:
@@ -158,9 +139,9 @@ class Source:
         """The next move, as soon as there is memory for it; None where there is none left."""
         with self._changed:
             while self._waiting:
-                needed = _needed(self._waiting[0], self._infos)
-                if not self._running or self._bytes + needed <= self._limit:
-                    self._running, self._bytes = self._running + 1, self._bytes + needed
+                more = needed(self._waiting[0].array, self._infos)
+                if not self._running or self._bytes + more <= self._limit:
+                    self._running, self._bytes = self._running + 1, self._bytes + more
                     return self._waiting.popleft()
                 self._changed.wait()
         return None
@@ -186,18 +167,8 @@ class Source:
                 self._uses[name] -= 1
                 if not self._uses[name]:
                     self.held.pop(name, None)
-            self._running, self._bytes = self._running - 1, self._bytes - _needed(move, self._infos)
+            self._running, self._bytes = self._running - 1, self._bytes - needed(move.array, self._infos)
             self._changed.notify_all()
-
-
-def _refuse_overflow(move: Move, array: Array, read: Callable[[str], Array]) -> None:
-    """A narrower type may turn a finite number into infinity; that is damage, not rounding."""
-    if np.isfinite(array).all():
-        return
-    before = sum(int(np.isinf(read(name)).sum()) for name in move.array.sources)
-    after = int(np.isinf(array).sum())
-    if after > before:
-        raise ValueError(f"{move.target}: {after - before} finite numbers are too large for {array.dtype}")
 
 
 def _files(reader: Reader) -> dict[str, Path]:

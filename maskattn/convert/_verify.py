@@ -20,9 +20,8 @@ from maskattn.checkpoints import Reader, sha256
 from maskattn.config import AttentionConfig
 from maskattn.convert._plan import Move, Plan, back, in_order
 from maskattn.convert._run import each
-from maskattn.convert.layouts._check import DTYPES
-from maskattn.convert.layouts.canonical import Canonical
-from maskattn.convert.twins import JaxTwin, TorchTwin, random_inputs
+from maskattn.convert.layouts import CANONICAL, DTYPES
+from maskattn.convert.twins import JaxTwin, Judged, TorchTwin, random_inputs
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int], None]
@@ -32,7 +31,7 @@ _MOVED = ("reshape", "transpose", "take", "concatenate", "stack", "moveaxis", "c
 
 
 @dataclass(frozen=True)
-class Ran:
+class Ran(Judged):
     """One attention layer in one framework: its largest error, the limit there, and the largest error / limit."""
 
     layer: str
@@ -43,11 +42,6 @@ class Ran:
     error: float
     limit: float
     share: float
-
-    @property
-    def held(self) -> bool:
-        """Whether every number kept its limit; NaN keeps none."""
-        return self.share <= 1
 
 
 @dataclass
@@ -140,7 +134,7 @@ def _attention(plan: Plan, undo: Plan, source: Reader, written: Reader, notes: l
         return
     seen: set[tuple[AttentionConfig, str]] = set()
     for name, layer in plan.layers.items():
-        needed = Canonical().shapes(layer.config)
+        needed = CANONICAL.shapes(layer.config)
         dtype = plan.dtype or layer.tensors["query.kernel"].dtype
         if (layer.config, dtype.name) in seen or name not in undo.layers or dtype not in DTYPES:
             continue

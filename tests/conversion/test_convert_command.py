@@ -9,9 +9,7 @@ from click.testing import CliRunner
 
 from maskattn import checkpoints
 from maskattn.cli.main import main
-from maskattn.convert._plan import plan
-from maskattn.convert._run import carry_out
-from maskattn.convert._verify import verify
+from maskattn.convert import plan, run as carry_out, verify
 from maskattn.parity.checkpoint import minilm
 from tests.conversion.models import saved
 

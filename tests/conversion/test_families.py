@@ -4,10 +4,8 @@ import numpy as np
 import pytest
 
 from maskattn import checkpoints
-from maskattn.convert import families
-from maskattn.convert._plan import plan
-from maskattn.convert._run import carry_out
-from maskattn.convert._verify import verify
+from maskattn.convert import families, plan, run, verify
+from maskattn.convert._match import matches
 from tests.conversion.models import MODELS, build, saved
 
 # The same model as another library has it. A pair stands where every tensor has its place in both.
@@ -51,7 +49,7 @@ def there_and_back(source, target, folder, config, **options):
     """Converts the file, and the result with nothing but what it says of itself; gives both ends."""
     with checkpoints.open(source) as reader:
         first = plan(reader.infos, target=target, config=config, **options)
-        there = carry_out(first, reader, folder / "there.safetensors")
+        there = run(first, reader, folder / "there.safetensors")
         original = dict(reader)
         with checkpoints.open(there) as middle:
             result = verify(first, reader, middle, attention=False)
@@ -62,7 +60,7 @@ def there_and_back(source, target, folder, config, **options):
                 target=first.forms[0].family.name,
                 provenance=middle.provenance,
             )
-            back = carry_out(undo, middle, folder / "back.safetensors")
+            back = run(undo, middle, folder / "back.safetensors")
     with checkpoints.open(back) as reader:
         same(original, dict(reader))
     return first, original
@@ -96,7 +94,7 @@ def test_a_family_becomes_another_of_its_model_and_comes_back(name, other, tmp_p
 def test_what_transformers_holds_in_memory_is_the_family_of_that_name(name):
     state = {key: value.detach().numpy() for key, value in build(name, "float32").state_dict().items()}
     infos = {key: checkpoints.TensorInfo(array.shape, array.dtype) for key, array in state.items()}
-    (found,) = families.identify(infos)
+    (found,) = matches(infos)
     assert found.form.family.name == f"hf-{name}-memory"
 
 

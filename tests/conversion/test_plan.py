@@ -10,10 +10,9 @@ import pytest
 
 from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo
-from maskattn.convert import families
-from maskattn.convert._plan import in_order, plan
-from maskattn.convert._run import Source, carry_out
-from maskattn.convert._verify import verify
+from maskattn.convert import families, plan, run, verify
+from maskattn.convert._plan import in_order
+from maskattn.convert._run import Source
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 CONFIG = {"model_type": "llama", "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 3}
@@ -134,7 +133,7 @@ def test_a_folded_scale_is_a_named_step_and_undone_exactly_where_it_can_be(tmp_p
         )
         checkpoints.save(tmp_path / f"{head_dim}.safetensors", tensors)
         with checkpoints.open(tmp_path / f"{head_dim}.safetensors") as source:
-            carry_out(planned, source, tmp_path / f"{head_dim}.npz")
+            run(planned, source, tmp_path / f"{head_dim}.npz")
             with checkpoints.open(tmp_path / f"{head_dim}.npz") as written:
                 result = verify(planned, source, written, attention=False)
         assert result.held and len(result.same) + len(result.near) == len(tensors)
@@ -156,7 +155,7 @@ def test_a_cast_casts_floats_and_refuses_what_overflows(tmp_path):
     assert {info.dtype for info in planned.outputs.values()} == {BFLOAT16} and not planned.exact
     checkpoints.save(tmp_path / "source.safetensors", tensors)
     with checkpoints.open(tmp_path / "source.safetensors") as source:
-        carry_out(planned, source, tmp_path / "target.safetensors")
+        run(planned, source, tmp_path / "target.safetensors")
         with checkpoints.open(tmp_path / "target.safetensors") as written:
             result = verify(planned, source, written, attention=False)
     assert result.held and len(result.same) == len(tensors) - 1
@@ -165,7 +164,7 @@ def test_a_cast_casts_floats_and_refuses_what_overflows(tmp_path):
     with checkpoints.open(tmp_path / "source.safetensors") as source:
         half = plan(source.infos, target="flax-nnx", config=CONFIG, dtype=np.float16)
         with pytest.raises(ValueError, match="model.norm.scale: 1 finite numbers are too large for float16"):
-            carry_out(half, source, tmp_path / "half.safetensors")
+            run(half, source, tmp_path / "half.safetensors")
     assert not (tmp_path / "half.safetensors").exists()
 
 
@@ -178,7 +177,7 @@ def test_a_buffer_is_checked_left_out_and_made_again(tmp_path):
     with checkpoints.open(tmp_path / "source.safetensors") as source:
         planned = plan(source.infos, target="flax-linen", num_heads=2)
         assert list(planned.dropped) == ["embeddings.position_ids"] and planned.exact
-        carry_out(planned, source, tmp_path / "there.npz")
+        run(planned, source, tmp_path / "there.npz")
     with checkpoints.open(tmp_path / "there.npz") as there:
         back = plan(there.infos, target="hf-bert", provenance=there.provenance)
         assert carried(there, back)["embeddings.position_ids"].tobytes() == tensors["embeddings.position_ids"].tobytes()
@@ -186,7 +185,7 @@ def test_a_buffer_is_checked_left_out_and_made_again(tmp_path):
     checkpoints.save(tmp_path / "source.safetensors", tensors)
     with checkpoints.open(tmp_path / "source.safetensors") as source:
         with pytest.raises(ValueError, match="position_ids: expected 0, 1, 2"):
-            carry_out(plan(source.infos, target="flax-linen", num_heads=2), source, tmp_path / "wrong.npz")
+            run(plan(source.infos, target="flax-linen", num_heads=2), source, tmp_path / "wrong.npz")
     assert not (tmp_path / "wrong.npz").exists()
 
 

@@ -10,7 +10,7 @@ from maskattn import checkpoints, convert_tensors
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts._buffers import position_index
-from maskattn.convert.layouts._extras import CANONICAL, Extra
+from maskattn.convert.layouts._extras import EXTRAS, Extra
 from maskattn.parity.checkpoint.against import compare
 from maskattn.parity.checkpoint.verify import verify_checkpoint
 
@@ -52,7 +52,7 @@ def test_the_norms_of_qwen3_become_those_of_flax():
 def test_every_extra_is_known_to_the_canonical_form():
     for name in layouts.names():
         for extra in layouts.get(name).extras:
-            assert (extra.to or extra.axes) in CANONICAL[extra.canonical], (name, extra)
+            assert (extra.to or extra.axes) in EXTRAS[extra.canonical], (name, extra)
     config = AttentionConfig(60, 6, num_kv_heads=2)
     for extra in layouts.get("canonical").extras:
         assert isinstance(extra, Extra) and extra.operation == "raw"

@@ -8,8 +8,7 @@ from transformers.models.bloom.modeling_bloom import BloomAttention
 
 from maskattn import convert_tensors
 from maskattn.config import AttentionConfig
-from maskattn.convert import layouts
-from maskattn.convert._probe import probe
+from maskattn.convert import layouts, probe
 
 CONFIG = AttentionConfig(35, 5)
 X = np.random.default_rng(1).standard_normal((2, 11, 35)).astype(np.float32)

@@ -6,10 +6,11 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from maskattn.convert import layouts
 from maskattn.convert.families._spec import Family, Rule
-from maskattn.convert.layouts._extras import CANONICAL
+from maskattn.convert.layouts import EXTRAS
 
 GENERIC = {"flax-nnx": "flax", "flax-linen": "flax", "maskattn-torch": "torch", "torch-mha": "torch"}
 """Layouts that any family can be stored with, and the style its other modules then have."""
@@ -27,13 +28,25 @@ class Form:
     """How a checkpoint of `family` is stored.
 
     `layout` replaces the family's own attention layout, and with it the style of the other modules; None: its own.
-    `scan`: the tensors of all layers are stacked into one. `prefix` stands before the names of the body.
+    `scan`: the tensors of all layers are stacked into one. `prefix` stands before the names of the body. `beside`: what
+    has no place in an attention layer may stand beside it, under its canonical name, where the layout is generic.
     """
 
     family: Family
     layout: str | None = None
     scan: bool = False
     prefix: str = ""
+    beside: bool = True
+
+    def __str__(self) -> str:
+        whole = self.family.name if self.layout is None else f"{self.family.name} as {self.layout}"
+        text = (self.layout or self.family.layout) if self.attention_only else whole
+        return text + (", layers stacked" if self.scan else "")
+
+    @property
+    def attention_only(self) -> bool:
+        """Whether only attention layers are known of the checkpoint."""
+        return self.family.model == ""
 
     @property
     def style(self) -> str:
@@ -59,24 +72,65 @@ class Form:
         return self.scan and "*" in rule.pattern and not rule.sparse
 
     def transposed(self, rule: Rule) -> bool:
-        """Whether a dense matrix is stored the other way round than is usual in this style."""
-        return rule.transposed and self.layout is None
+        """Whether a dense matrix is stored the other way round than Flax has it."""
+        return (self.style == "torch") != (rule.transposed and self.layout is None)
 
-    def leaf(self, part: str) -> str:
+    def as_flax(self, rule: Rule, part: str, array: Any) -> Any:
+        """A module's part as Flax has it: matrices [in, out], convolutions [*window, in, out]."""
+        if rule.kind == "dense" and part == "kernel" and self.transposed(rule):
+            return array.T
+        if rule.kind == "conv" and part == "kernel" and self.style == "torch" and array.ndim > 2:
+            return array.transpose(*range(2, array.ndim), 1, 0)
+        return array
+
+    def from_flax(self, rule: Rule, part: str, array: Any) -> Any:
+        """The inverse of ``as_flax``."""
+        if rule.kind == "conv" and part == "kernel" and self.style == "torch" and array.ndim > 2:
+            return array.transpose(array.ndim - 1, array.ndim - 2, *range(array.ndim - 2))
+        return self.as_flax(rule, part, array)
+
+    def module(self, rule: Rule, indices: Sequence[int]) -> str:
+        """The name of a module, or of a raw tensor. ``indices``: those of its layer; stacked ones have no last."""
+        given = iter(indices)
+        return _STAR.sub(lambda star: str(next(given) + int(star[1] or 0)), self._patterns[rule])
+
+    def name(self, rule: Rule, indices: Sequence[int], part: str) -> str:
+        """The name of a tensor: of a module's part, or of what the layout of an attention layer calls so."""
+        module = self.module(rule, indices)
+        if rule.kind == "attention":
+            return module + self.layout_of(rule).separator + part if module else part
+        return module + self._leaf(part)
+
+    def _leaf(self, part: str) -> str:
         """The name of a module's part, with the separator before it; empty for a tensor that is no module."""
         return self.separator + LEAVES[self.style][part] if part else ""
 
-    def attention(self, rule: Rule, indices: Sequence[int], local: str) -> str:
-        """The name of a tensor of an attention layer, `local` its name in the layer."""
-        module = self.module(rule, indices)
-        return module + self.layout_of(rule).separator + local if module else local
+    def place(self, shared: str, *, attention: bool) -> tuple[Rule, tuple[int, ...], str] | None:
+        """Where a tensor or an attention layer goes, by the name that all families of the model share; as ``find``."""
+        plain, patterns = self._places
+        if (shared, attention) in plain:
+            rule, part = plain[shared, attention]
+            return rule, (), part
+        for rule, part, pattern in patterns:
+            found = pattern.fullmatch(shared) if (rule.kind == "attention") == attention else None
+            if found is not None:
+                return rule, tuple(int(number) for number in found.groups()), part
+        return None
 
-    def module(self, rule: Rule, indices: Sequence[int]) -> str:
-        """The name of a module, or of a raw tensor. ``indices``: those of its layer; of stacked ones the last is left
-        out.
-        """
-        pattern, given = self._patterns[rule], iter(indices)
-        return _STAR.sub(lambda star: str(next(given) + int(star[1] or 0)), pattern)
+    @cached_property
+    def _places(self) -> tuple[dict[tuple[str, bool], tuple[Rule, str]], list[tuple[Rule, str, re.Pattern[str]]]]:
+        """The shared names of this form, those without a layer's number apart: there may be thousands."""
+        plain: dict[tuple[str, bool], tuple[Rule, str]] = {}
+        patterns: list[tuple[Rule, str, re.Pattern[str]]] = []
+        stored = [(rule, part) for rule in self.family.rules if rule.kind != "buffer" for part in rule.parts]
+        for rule, part in stored:
+            name = rule.neutral + (f".{part}" if part else "")
+            if "*" in name:
+                pattern = r"(\d+)".join(re.escape(text) for text in name.split("*"))
+                patterns.append((rule, part, re.compile(pattern)))
+            else:
+                plain.setdefault((name, rule.kind == "attention"), (rule, part))
+        return plain, patterns
 
     @cached_property
     def plain_names(self) -> tuple[frozenset[str], tuple[str, ...]]:
@@ -88,7 +142,7 @@ class Form:
             if rule.kind == "attention":
                 within.append(plain + self.layout_of(rule).separator if plain else "")
             else:
-                whole.update(plain + self.leaf(part) for part in rule.parts)
+                whole.update(plain + self._leaf(part) for part in rule.parts)
         return frozenset(whole), tuple(within)
 
     def find(self, name: str) -> tuple[Rule, tuple[int, ...], str] | None:
@@ -109,7 +163,7 @@ class Form:
             local = rest.removeprefix(separator)
             return local if rest.startswith(separator) and local in self._within[rule] else None
         for part in rule.parts:
-            if rest == self.leaf(part):
+            if rest == self._leaf(part):
                 return part
         return None
 
@@ -121,8 +175,8 @@ class Form:
             if rule.kind == "attention":
                 layout = self.layout_of(rule)
                 names = {part.name for group in (layout.projections, layout.extras, layout.buffers) for part in group}
-                if self.layout in GENERIC:  # what has no place in the layer stands beside it
-                    names |= {name.replace(".", layout.separator) for name in CANONICAL}
+                if self.layout in GENERIC:  # and what has no place in the layer
+                    names |= {name.replace(".", layout.separator) for name in EXTRAS}
                 known[rule] = frozenset(names)
         return known
 
@@ -145,13 +199,13 @@ class Form:
         rules = sorted(self.family.rules, key=lambda rule: rule.kind == "attention")
         tail = r"(|[./].+)\Z"
         return [
-            (rule, re.compile(expression(p) + (tail if p else r"(.+)\Z")))
+            (rule, re.compile(_expression(p) + (tail if p else r"(.+)\Z")))
             for rule in rules
             for p in [self._patterns[rule]]
         ]
 
 
-def expression(pattern: str) -> str:
+def _expression(pattern: str) -> str:
     """A regular expression for ``pattern``, with one group for each index."""
     return r"(0|[1-9]\d{0,5})".join(re.escape(text) for text in _STAR.sub("\0", pattern).split("\0"))
 

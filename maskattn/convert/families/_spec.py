@@ -33,22 +33,19 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from maskattn._problems import Problems
 from maskattn.convert import layouts
+from maskattn.convert.config_json import HEADS, KV_HEADS
 
 MAKERS = ("arange",)
 KINDS = ("attention", "dense", "conv", "norm", "embedding", "raw", "buffer")
-STYLES = ("torch", "flax")
+SEPARATORS = {"torch": ".", "flax": "/"}
 SIZE_LIMIT = 1_000_000
-HEADS = "num_attention_heads|num_heads|n_head|n_heads"
-KV_HEADS = "num_key_value_heads|num_kv_heads|n_kv_heads"
-"""Where configurations say how many heads there are: keys joined by dots, alternatives by a bar."""
-
 _FLAGS = ("no bias", "bias?", "optional", "required", "sparse", "transposed")
 _WITH_NAME = ("tied", "heads", "kv_heads")
 _NAME = re.compile(r"[A-Za-z0-9_.\-/*+|]+\Z")
@@ -86,6 +83,12 @@ class Rule:
             return (weight, "bias")
         return (weight,)
 
+    def shared(self, indices: Iterable[int], part: str = "") -> str:
+        """The name that all families of the model share for a module's part, or for an attention layer."""
+        given = iter(indices)
+        name = "".join(str(next(given)) if letter == "*" else letter for letter in self.neutral)
+        return f"{name}.{part}" if part else name
+
 
 @dataclass(frozen=True)
 class Family:
@@ -111,11 +114,7 @@ class Family:
     layers: Mapping[str, str] = field(default_factory=dict)
     scan: bool = False
     scan_axis: int = 0
-
-    @property
-    def separator(self) -> str:
-        """A dot in PyTorch's names, a slash in Flax's."""
-        return "." if self.style == "torch" else "/"
+    separator: str = "."
 
 
 def read(path: Path) -> Family:
@@ -156,6 +155,7 @@ def parse(data: Mapping[str, Any], where: str) -> Family:
         layers=dict(data.get("layers", {})),
         scan=data.get("scan", False),
         scan_axis=data.get("scan_axis", 0),
+        separator=SEPARATORS[data["style"]],
     )
 
 
@@ -181,7 +181,7 @@ def _check(problems: Problems, data: Mapping[str, Any]) -> None:
         elif name != "when" and not all(isinstance(value, str) for value in values.values()):
             problems.value(f"{name} must hold text only")
     if "style" in data:
-        problems.choice("style", data["style"], STYLES)
+        problems.choice("style", data["style"], tuple(SEPARATORS))
     if "layout" in data and isinstance(data["layout"], str):
         _known_layout(problems, "layout", data["layout"])
     if not isinstance(data.get("scan", False), bool):
@@ -224,8 +224,7 @@ def _rule(
         problems.value(f"{pattern!r}: {kind} takes no argument, got {argument!r}")
     if problems:
         return None
-    separator = "." if style == "torch" else "/"
-    neutral = neutral.strip() or pattern.replace(separator, ".")
+    neutral = neutral.strip() or pattern.replace(SEPARATORS[style], ".")
     return Rule(
         pattern,
         kind,

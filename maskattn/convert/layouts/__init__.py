@@ -13,12 +13,13 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from maskattn.convert.layouts._base import Layout, Step
-from maskattn.convert.layouts._check import problems
+from maskattn.convert.layouts._check import DTYPES, faults, mixed_dtypes
 from maskattn.convert.layouts._detect import Candidate, Detection, detect as _detect
+from maskattn.convert.layouts._extras import EXTRAS
 from maskattn.convert.layouts._stack import Stack
 from maskattn.convert.layouts._tree import flatten, unflatten
 from maskattn.convert.layouts.alpa import Alpa
-from maskattn.convert.layouts.canonical import Canonical
+from maskattn.convert.layouts.canonical import CANONICAL
 from maskattn.convert.layouts.equinox import Equinox
 from maskattn.convert.layouts.flax_bert import FlaxBert
 from maskattn.convert.layouts.flax_gpt2 import FlaxGPT2, FlaxGPT2Cross
@@ -48,22 +49,26 @@ if TYPE_CHECKING:
     from maskattn.config import AttentionConfig
 
 __all__ = [
+    "CANONICAL",
+    "DTYPES",
+    "EXTRAS",
     "Candidate",
     "Detection",
     "Layout",
     "Stack",
     "Step",
     "detect",
+    "faults",
     "flatten",
     "get",
+    "mixed_dtypes",
     "names",
-    "problems",
     "steps",
     "unflatten",
 ]
 
 _LAYOUTS: tuple[Layout, ...] = (
-    Canonical(),
+    CANONICAL,
     MaskattnTorch(),
     FlaxNNX(),
     FlaxLinen(),

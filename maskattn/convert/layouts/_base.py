@@ -70,8 +70,9 @@ class Layout:
             reasons.append(f"scale is {config.softmax_scale}, but the module always takes {self.scale}")
         return reasons
 
-    def infer(self, tensors: Mapping[str, Array], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
-        """The configuration that the shapes of one layer's ``tensors`` admit; ValueError where they admit none.
+    def infer(self, tensors: Mapping[str, Any], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
+        """The configuration that the shapes of one layer's ``tensors`` (anything with a shape) admit; ValueError where
+        they admit none.
 
         Layouts that fold heads into rows need ``num_heads``, and ``num_kv_heads`` where shapes leave it open.
         """
@@ -144,7 +145,7 @@ class Layout:
         return tuple(steps)
 
     def to_canonical(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Tensors:
-        """One layer's tensors (free of ``problems``) -> canonical tensors, as views or copies.
+        """One layer's tensors (free of ``faults``) -> canonical tensors, as views or copies.
 
         Part of a layer may be given: what each tensor holds is converted by itself. Buffers are compared with the
         canonical tensors given beside them. ValueError where a step finds values that it cannot take.

@@ -5,42 +5,38 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import ml_dtypes
 import numpy as np
 
+from maskattn.arrays import BFLOAT16
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts._base import PROJECTIONS, Layout
 from maskattn.convert.layouts._extras import shown
+from maskattn.convert.lazy import Lazy
 
-DTYPES = tuple(np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16))
+DTYPES = (*(np.dtype(t) for t in (np.float64, np.float32, np.float16)), BFLOAT16)
+"""Of parameters."""
 
 
-def problems(layout: Layout, tensors: Mapping[str, Any], config: AttentionConfig, prefix: str = "") -> list[str]:
+def faults(layout: Layout, tensors: Mapping[str, Any], config: AttentionConfig, prefix: str = "") -> list[str]:
     """Every fault of one layer's ``tensors`` (named without ``prefix``, which the messages add); ``[]`` where none.
 
     Judges names, shapes and dtypes; values are not read.
     """
-    unsupported = layout.unsupported(config)
-    if unsupported:
-        return [f"layout {layout.name} cannot hold this config: {reason}" for reason in unsupported]
-    found: list[str] = []
-    shapes = layout.shapes(config)
-    for name, shape in shapes.items():
-        if name not in tensors:
-            found.append(f"{prefix}{name}: missing, expected shape {list(shape)}")
-    for extra in layout.extras:
-        if extra.required and extra.name not in tensors:
-            found.append(f"{prefix}{extra.name}: missing, expected shape {shown(extra.axes, config)}")
-    buffers = {buffer.name for buffer in layout.buffers}
-    for buffer in layout.buffers:
-        if buffer.build is not None and buffer.name not in tensors:
-            found.append(f"{prefix}{buffer.name}: missing")
+    reasons = layout.unsupported(config)
+    if reasons:
+        return [f"layout {layout.name} cannot hold this config: {reason}" for reason in reasons]
+    shapes, buffers = layout.shapes(config), {buffer.name for buffer in layout.buffers}
+    needed = {name: f", expected shape {list(shape)}" for name, shape in shapes.items()}
+    needed |= {extra.name: f", expected shape {shown(extra.axes, config)}" for extra in layout.extras if extra.required}
+    needed |= {buffer.name: "" for buffer in layout.buffers if buffer.build is not None}
+    found = [f"{prefix}{name}: missing{wanted}" for name, wanted in needed.items() if name not in tensors]
     for name, array in tensors.items():
         extras = [extra for extra in layout.extras if extra.name == name]
         if name not in shapes and name not in buffers and not extras:
-            found.append(f"{prefix}{name}: {leftover(layout, name)}")
+            reason = layout.refused.get(name, f"no part of layout {layout.name} with this config")
+            found.append(f"{prefix}{name}: left over: {reason}")
             continue
-        if not isinstance(array, np.ndarray):
+        if not isinstance(array, (np.ndarray, Lazy)):
             found.append(f"{prefix}{name}: expected a NumPy array, got {type(array).__module__}.{type(array).__name__}")
             continue
         shape = tuple(array.shape)
@@ -54,18 +50,12 @@ def problems(layout: Layout, tensors: Mapping[str, Any], config: AttentionConfig
     return found
 
 
-def leftover(layout: Layout, name: str) -> str:
-    """Why a tensor that a layer does not call for is refused."""
-    reason = layout.refused.get(name, f"no part of layout {layout.name} with this config")
-    return f"left over: {reason}"
-
-
-def mixed_dtypes(canonical: Mapping[str, Any], prefix: str = "") -> list[str]:
+def mixed_dtypes(canonical: Mapping[str, Any]) -> list[str]:
     """Query, key and value must share a dtype, part by part: a layout may store them as one array."""
     found: list[str] = []
     for part in ("kernel", "bias"):
         dtypes = {role: canonical[f"{role}.{part}"].dtype for role in PROJECTIONS if f"{role}.{part}" in canonical}
         if len(set(dtypes.values())) > 1:
             listed = ", ".join(f"{role} {dtype}" for role, dtype in dtypes.items())
-            found.append(f"{prefix}: expected one dtype for the {part} of query, key and value, got {listed}")
+            found.append(f"expected one dtype for the {part} of query, key and value, got {listed}")
     return found

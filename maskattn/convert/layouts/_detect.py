@@ -8,7 +8,7 @@ from typing import Any
 
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts._base import Layout
-from maskattn.convert.layouts._check import problems
+from maskattn.convert.layouts._check import faults
 
 _SHOWN = 3
 _REJECTED = 5
@@ -106,14 +106,14 @@ def _all_objections(
 
 def _objections(layout: Layout, layer: Mapping[str, Any], config: AttentionConfig | None) -> list[str]:
     if config is not None:
-        return problems(layout, layer, config)
+        return faults(layout, layer, config)
     not_arrays = [name for name, array in layer.items() if not hasattr(array, "shape")]
     if not_arrays:
         return [f"{name}: not an array" for name in not_arrays]
     nearest: list[str] | None = None
     for heads in _head_counts(layout, layer):
         try:
-            found = problems(layout, layer, layout.infer(layer, heads, None))
+            found = faults(layout, layer, layout.infer(layer, heads, None))
         except (TypeError, ValueError) as error:
             found = [f"the layer: {error}"]
         if not found:

@@ -18,7 +18,7 @@ Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 Axes = tuple[int | str, ...]
 
-CANONICAL: Mapping[str, tuple[Axes, ...]] = {
+EXTRAS: Mapping[str, tuple[Axes, ...]] = {
     "query_norm.scale": (("D",), ("H", "D")),
     "query_norm.bias": (("D",), ("H", "D")),
     "key_norm.scale": (("D",), ("K", "D")),

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from maskattn.config import AttentionConfig
-from maskattn.convert.layouts._stored import Shape, Stored
+from maskattn.convert.layouts._stored import PROJECTIONS, Shape, Stored
+
+
+class Kernel(NamedTuple):
+    """A stored matrix: the features it makes, heads folded into them, by the width of what it is applied to."""
+
+    name: str
+    rows: int
+    width: int
 
 
 def infer_rows(
@@ -26,35 +34,20 @@ def infer_rows(
     """
     if num_heads is None:
         raise ValueError(f"num_heads is needed: {name} does not store it")
-    found: dict[tuple[str, ...], tuple[str, int, int]] = {}
-    for entry in stored:
-        if entry.part == "kernel" and entry.name in tensors:
-            rows, width = need(tensors, entry.name, 2)
-            found[entry.roles] = (entry.name, width, rows) if entry.form == "conv1d" else (entry.name, rows, width)
-    held = {role for roles in found for role in roles}
-    for entry in stored:
-        if entry.part == "kernel" and not held.issuperset(entry.roles):
-            raise ValueError(f"{entry.name} is missing")
-    out_name, out_dim, columns = found[("out",)]
-    v_dim = divide(columns, num_heads, f"columns of {out_name} over num_heads")
-    widths = {role: width for roles, (_, _, width) in found.items() for role in roles}
-    fused = found.get(("query", "key", "value"))
+    kernels = _kernels(stored, tensors)
+    out = kernels["out",]
+    v_dim = divide(out.width, num_heads, f"columns of {out.name} over num_heads")
     dim, kv_heads = v_dim, num_kv_heads
-    if ("query",) in found:
-        dim = divide(found["query",][1], num_heads, f"rows of {found['query',][0]} over num_heads")
-    elif fused and not one_head_size:
-        kv_heads = num_heads if kv_heads is None else kv_heads
-        dim = divide(fused[1] - kv_heads * v_dim, num_heads + kv_heads, f"rows of {fused[0]} over its heads")
+    if ("query",) in kernels:
+        query = kernels["query",]
+        dim = divide(query.rows, num_heads, f"rows of {query.name} over num_heads")
+    elif PROJECTIONS in kernels and not one_head_size:
+        fused, kv_heads = kernels[PROJECTIONS], num_heads if kv_heads is None else kv_heads
+        dim = divide(fused.rows - kv_heads * v_dim, num_heads + kv_heads, f"rows of {fused.name} over its heads")
     if kv_heads is None:
-        if ("key",) in found:
-            kv_heads = divide(found["key",][1], dim, f"rows of {found['key',][0]} over the head size {dim}")
-        elif ("key", "value") in found:
-            pair = found["key", "value"]
-            kv_heads = divide(pair[1], dim + v_dim, f"rows of {pair[0]} over key and value of a head")
-        elif fused:
-            rest = fused[1] - num_heads * dim
-            kv_heads = divide(rest, dim + v_dim, f"rows of {fused[0]} beyond the query over key and value of a head")
-    biased = {role for s in stored if s.part == "bias" and s.name in tensors for role in s.roles}
+        kv_heads = _kv_heads(kernels, num_heads, dim, v_dim)
+    widths = {role: kernel.width for roles, kernel in kernels.items() for role in roles}
+    biased = {role for entry in stored if entry.part == "bias" and entry.name in tensors for role in entry.roles}
     return AttentionConfig(
         widths["query"],
         num_heads,
@@ -63,11 +56,39 @@ def infer_rows(
         v_head_dim=v_dim,
         kdim=widths["key"],
         vdim=widths["value"],
-        out_dim=out_dim,
+        out_dim=out.rows,
         qkv_bias=bool(biased - {"out"}),
         out_bias="out" in biased,
         scale=scale,
     )
+
+
+def _kernels(stored: Sequence[Stored], tensors: Mapping[str, Any]) -> dict[tuple[str, ...], Kernel]:
+    """The matrices that are there, by the projections that each holds; together they must hold all four."""
+    kernels: dict[tuple[str, ...], Kernel] = {}
+    for entry in stored:
+        if entry.part == "kernel" and entry.name in tensors:
+            rows, width = need(tensors, entry.name, 2)[:: -1 if entry.form == "conv1d" else 1]
+            kernels[entry.roles] = Kernel(entry.name, rows, width)
+    held = {role for roles in kernels for role in roles}
+    for entry in stored:
+        if entry.part == "kernel" and not held.issuperset(entry.roles):
+            raise ValueError(f"{entry.name} is missing")
+    return kernels
+
+
+def _kv_heads(kernels: Mapping[tuple[str, ...], Kernel], num_heads: int, dim: int, v_dim: int) -> int | None:
+    """Key/value heads, by the rows of the key, of key and value, or of all three; None where none of these is there."""
+    if ("key",) in kernels:
+        key = kernels["key",]
+        return divide(key.rows, dim, f"rows of {key.name} over the head size {dim}")
+    if ("key", "value") in kernels:
+        pair = kernels["key", "value"]
+        return divide(pair.rows, dim + v_dim, f"rows of {pair.name} over key and value of a head")
+    if PROJECTIONS in kernels:
+        fused, rest = kernels[PROJECTIONS], kernels[PROJECTIONS].rows - num_heads * dim
+        return divide(rest, dim + v_dim, f"rows of {fused.name} beyond the query over key and value of a head")
+    return None
 
 
 def need(tensors: Mapping[str, Any], name: str, ndim: int) -> Shape:

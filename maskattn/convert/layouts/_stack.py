@@ -78,23 +78,28 @@ class Stack:
                 names that are there already.
         """
         found = Problems("unstack")
-        stacks: dict[str, dict[str, Array]] = {}
+        stacks: dict[str, dict[str, Array]] = {}  # by what precedes and by what follows, the axis of layers first
         for name, array in tensors.items():
             place = self.place(name)
-            if place is not None:
-                if array.ndim <= self.axis or not array.shape[self.axis]:
-                    found.value(f"{name}: no axis {self.axis} of layers in shape {list(array.shape)}")
-                else:
-                    stacks.setdefault(place[0], {})[place[1]] = array
+            if place is None:
+                continue
+            if array.ndim > self.axis and array.shape[self.axis]:
+                stacks.setdefault(place[0], {})[place[1]] = np.moveaxis(array, self.axis, 0)
+            else:
+                found.value(f"{name}: no axis {self.axis} of layers in shape {list(array.shape)}")
         for before, parts in stacks.items():
-            lengths = {self.name(before, None, after): array.shape[self.axis] for after, array in parts.items()}
-            if len(set(lengths.values())) > 1:
-                found.value("numbers of layers differ: " + ", ".join(f"{n} {length}" for n, length in lengths.items()))
+            if len({len(layers) for layers in parts.values()}) > 1:
+                lengths = (f"{self.name(before, None, after)} {len(layers)}" for after, layers in parts.items())
+                found.value(f"numbers of layers differ: {', '.join(lengths)}")
         found.raise_if_any()
         out: dict[str, Array] = {}
         for name, array in tensors.items():
             place = self.place(name)
-            new = {name: array} if place is None else self._layers(place[0], stacks.pop(place[0], {}))
+            new = {name: array}
+            if place is not None:  # the first of a stack stands for all of it
+                parts = stacks.pop(place[0], {})
+                count = len(next(iter(parts.values()), ()))
+                new = {self.name(place[0], i, after): parts[after][i] for i in range(count) for after in parts}
             for other in out.keys() & new.keys():
                 found.value(f"{other}: the name of a layer that is there already")
             out.update(new)
@@ -109,40 +114,35 @@ class Stack:
                 and names that are there already.
         """
         found = Problems("stack")
-        parts: dict[str, dict[int, Array]] = {}
-        numbers: dict[str, int] = {}
+        out: dict[str, Array] = {}  # a stack stands where its first layer stood
+        stacks: dict[tuple[str, str], dict[int, Array]] = {}
         for name, array in tensors.items():
             layer = self.layer(name)
-            if layer is not None:
-                parts.setdefault(self.name(layer[0], None, layer[2]), {})[layer[1]] = array
-                numbers[layer[0]] = max(numbers.get(layer[0], 0), layer[1] + 1)
-        out: dict[str, Array] = {}
-        for name, array in tensors.items():
-            layer = self.layer(name)
-            new = name if layer is None else self.name(layer[0], None, layer[2])
             if layer is None:
-                if new in parts:
-                    found.value(f"{new}: the name of stacked layers that is there already")
-                out[new] = array
-            elif new not in out:
-                wanted = [self.name(layer[0], i, layer[2]) for i in range(numbers[layer[0]])]
-                missing = [wanted[i] for i in range(len(wanted)) if i not in parts[new]]
-                kinds = {(tuple(x.shape), str(x.dtype)) for x in parts[new].values()}
-                if missing:
-                    found.value(f"missing: {', '.join(missing)}")
-                if len(kinds) > 1:
-                    listed = ", ".join(f"{list(shape)} {dtype}" for shape, dtype in sorted(kinds))
-                    found.value(f"{new}: layers differ: {listed}")
-                if not found:
-                    out[new] = np.stack([parts[new][i] for i in range(len(wanted))], axis=self.axis)
+                out[name] = array
+                continue
+            before, number, after = layer
+            stacks.setdefault((before, after), {})[number] = array
+            stacked = self.name(before, None, after)
+            if stacked in tensors:
+                found.value(f"{stacked}: the name of stacked layers that is there already")
+            out.setdefault(stacked, array)
+        counts: dict[str, int] = {}
+        for (before, _), layers in stacks.items():
+            counts[before] = max(counts.get(before, 0), *(number + 1 for number in layers))
+        for (before, after), layers in stacks.items():
+            missing = [self.name(before, i, after) for i in range(counts[before]) if i not in layers]
+            kinds = {(tuple(array.shape), str(array.dtype)) for array in layers.values()}
+            stacked = self.name(before, None, after)
+            if missing:
+                found.value(f"missing: {', '.join(missing)}")
+            if len(kinds) > 1:
+                listed = ", ".join(f"{list(shape)} {dtype}" for shape, dtype in sorted(kinds))
+                found.value(f"{stacked}: layers differ: {listed}")
+            if not found:
+                out[stacked] = np.stack([layers[i] for i in range(counts[before])], axis=self.axis)
         found.raise_if_any()
         return out
-
-    def _layers(self, before: str, parts: Mapping[str, Array]) -> dict[str, Array]:
-        """Every layer of one stack, as views; of a stack that is done, nothing."""
-        count = next((array.shape[self.axis] for array in parts.values()), 0)
-        first = {after: np.moveaxis(array, self.axis, 0) for after, array in parts.items()}
-        return {self.name(before, i, after): array[i] for i in range(count) for after, array in first.items()}
 
     def _match(self, module: str, name: str) -> re.Match[str] | None:
         """A module as whole parts of a path, where it comes first: groups before, those of ``module``, after."""

@@ -25,11 +25,11 @@ cpb_mlp.2.kernel                               [hidden, H]
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from maskattn.config import AttentionConfig
-from maskattn.convert.layouts._base import PROJECTIONS, Array, Extra, Layout, Stored
-from maskattn.convert.layouts._extras import CANONICAL
+from maskattn.convert.layouts._base import PROJECTIONS, Extra, Layout, Stored
+from maskattn.convert.layouts._extras import EXTRAS
 from maskattn.convert.layouts._infer import need
 
 
@@ -51,12 +51,12 @@ class Canonical(Layout):
     anchors: ClassVar[tuple[str, ...]] = ("query.kernel", "key.kernel", "value.kernel")
     projections = kernels(".")
     extras: ClassVar[tuple[Extra, ...]] = tuple(
-        Extra(name, name, axes) for name, forms in CANONICAL.items() for axes in forms
+        Extra(name, name, axes) for name, forms in EXTRAS.items() for axes in forms
     )
     detectable = False
     stores_heads = True
 
-    def infer(self, tensors: Mapping[str, Array], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
+    def infer(self, tensors: Mapping[str, Any], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
         """Every size is in the shapes; ``num_heads`` and ``num_kv_heads``, where given, must agree with them."""
         embed_dim, heads, dim = need(tensors, self._join("query", "kernel"), 3)
         kdim, kv_heads, _ = need(tensors, self._join("key", "kernel"), 3)
@@ -80,3 +80,6 @@ class Canonical(Layout):
 
     def _join(self, role: str, part: str) -> str:
         return role + self.separator + part
+
+
+CANONICAL = Canonical()

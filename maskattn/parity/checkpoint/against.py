@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from maskattn import checkpoints
 from maskattn.config import AttentionConfig
-from maskattn.convert.layouts._base import Layout
+from maskattn.convert.layouts import Layout
 from maskattn.parity.checkpoint.layers import Array, canonical_layer, configs_of, layers_of
 from maskattn.parity.findings import bits_equal
 

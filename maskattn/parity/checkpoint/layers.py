@@ -11,8 +11,7 @@ import numpy as np
 from maskattn import checkpoints
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
-from maskattn.convert.layouts._base import Layout
-from maskattn.convert.layouts.canonical import Canonical
+from maskattn.convert.layouts import CANONICAL, Layout
 
 Array = np.ndarray[Any, Any]
 Layers = dict[str, dict[str, str]]
@@ -49,7 +48,7 @@ def configs_of(
         except ValueError as error:
             found.append(f"layer {prefix!r}: {error}")
         else:
-            found += layouts.problems(kind, tensors, configs[prefix], prefix)
+            found += layouts.faults(kind, tensors, configs[prefix], prefix)
     if found:
         raise ValueError("\n  ".join([f"{reader.path} is not what layout {kind.name} calls for:", *found]))
     return configs
@@ -59,11 +58,11 @@ def canonical_layer(
     kind: Layout, tensors: Mapping[str, Array], config: AttentionConfig, prefix: str
 ) -> dict[str, Array]:
     """One layer's tensors in canonical form; ValueError lists everything that is not as the layout calls for."""
-    found = layouts.problems(kind, tensors, config, prefix)
+    found = layouts.faults(kind, tensors, config, prefix)
     if found:
         raise ValueError("\n  ".join([f"layer {prefix!r} is not what layout {kind.name} calls for:", *found]))
     canonical = kind.to_canonical(tensors, config)
-    names = Canonical().shapes(config, kind.extras_of(tensors, config))
+    names = CANONICAL.shapes(config, kind.extras_of(tensors, config))
     return {name: np.ascontiguousarray(canonical[name]) for name in names}
 
 

@@ -16,9 +16,10 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskattn import checkpoints, standards
+from maskattn.convert import config_json
 from maskattn.parity.checkpoint.layers import canonical_layer, layers_of
 from maskattn.parity.checkpoint.result import CheckpointResult
-from maskattn.parity.checkpoint.verify import Progress, examine_layer, heads_beside
+from maskattn.parity.checkpoint.verify import Progress, examine_layer
 
 Array = np.ndarray[Any, Any]
 
@@ -108,22 +109,11 @@ def verify_minilm(
             if progress is not None:
                 progress(prefix)
             tensors = {name: reader[full] for name, full in names.items()}
-            config = kind.infer(tensors, heads_beside(folder)[0], None)
+            config = kind.infer(tensors, config_json.heads(config_json.beside(folder))[0], None)
             canonical = canonical_layer(kind, tensors, config, prefix)
             limit = standards.value("module.peer") * standards.module_limit(hidden, canonical, allowed, "float32")
-            results.append(
-                examine_layer(
-                    prefix,
-                    kind,
-                    tensors,
-                    config,
-                    (hidden,),
-                    captured.lengths,
-                    right.astype(np.float64),
-                    limit,
-                    (kernel,),
-                )
-            )
+            given = (hidden,), captured.lengths, right, limit
+            results.append(examine_layer(prefix, kind, tensors, config, *given, kernel))
     described = f"{len(sentences)} sentences of {', '.join(map(str, captured.lengths))} tokens, padded to {width}"
     return CheckpointResult("all-MiniLM-L6-v2", kind.name, "Hugging Face BertModel", described, tuple(results))
 

@@ -6,7 +6,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -16,7 +15,8 @@ import numpy as np
 
 from maskattn import checkpoints, standards
 from maskattn.config import AttentionConfig
-from maskattn.convert.layouts._base import Layout
+from maskattn.convert import config_json
+from maskattn.convert.layouts import Layout
 from maskattn.convert.twins import both, random_inputs
 from maskattn.parity.checkpoint.against import compare
 from maskattn.parity.checkpoint.layers import canonical_layer, configs_of, layers_of
@@ -57,8 +57,7 @@ def verify_checkpoint(
     Raises:
         ValueError: no layer, several layouts that fit, a layer that is not what its layout calls for, unknown heads.
     """
-    folder = Path(path) if Path(path).is_dir() else Path(path).parent
-    found_heads = heads_beside(folder)
+    found_heads = config_json.heads(config_json.beside(Path(path)))
     num_heads = found_heads[0] if num_heads is None else num_heads
     num_kv_heads = found_heads[1] if num_kv_heads is None else num_kv_heads
     difference = None
@@ -86,24 +85,6 @@ def verify_checkpoint(
     )
 
 
-def heads_beside(folder: Path) -> tuple[int | None, int | None]:
-    """(query heads, key/value heads) from a ``config.json``, (None, None) where there is none or it does not say."""
-    file = folder / "config.json"
-    if not file.is_file():
-        return None, None
-    try:
-        data = json.loads(file.read_bytes())
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file} is not valid JSON ({error}); give the number of heads instead") from None
-    data = data if isinstance(data, dict) else {}
-
-    def first(*names: str) -> int | None:
-        values = [data[name] for name in names if isinstance(data.get(name), int) and data[name] > 0]
-        return values[0] if values else None
-
-    return first("num_attention_heads", "num_heads", "n_head"), first("num_key_value_heads", "num_kv_heads")
-
-
 def examine_layer(
     layer: str,
     kind: Layout,
@@ -113,7 +94,7 @@ def examine_layer(
     lengths: Array,
     right: Array,
     limit: Array,
-    kernels: tuple[str, ...],
+    kernel: str,
 ) -> LayerResult:
     """One layer in both twins.
 
@@ -121,8 +102,8 @@ def examine_layer(
         layer: its prefix; kind: its layout; tensors: by their names without prefix; config: its sizes.
         inputs: query [B, L, E] and, where they are others, key and value; all of the weights' dtype.
         lengths: [B] integers: keys from there on are padding.
-        right, limit: the judge's output [B, L, out], float64, and how far from it one may be, elementwise.
-        kernels: judged beside ``exact``.
+        right, limit: the judge's output [B, L, out] and how far from it one may be, elementwise.
+        kernel: judged beside ``exact``.
     """
     canonical = canonical_layer(kind, tensors, config, layer)
     modules = both(tensors, kind.name, config)
@@ -132,11 +113,11 @@ def examine_layer(
         subject = f"{module.name} module = checkpoint"
         weights += [bits_equal("weights", subject, name, held[name], canonical[name]) for name in canonical]
     exact, judged, alone = {}, [], []
-    for kernel in dict.fromkeys((*kernels, "exact")):
+    for judged_kernel in dict.fromkeys((kernel, "exact")):
         for module in modules:
-            output = module(inputs, lengths, kernel)
-            judged.append(_judge(module.name, kernel, output, right, limit))
-            if kernel == "exact":
+            output = module(inputs, lengths, judged_kernel)
+            judged.append(_judge(module.name, judged_kernel, output, right, limit))
+            if judged_kernel == "exact":
                 exact[module.name] = output
     for module in modules:
         rows = [module(tuple(x[b : b + 1, :n] for x in inputs), None, "exact") for b, n in enumerate(lengths)]
@@ -168,4 +149,4 @@ def _verify_layer(
     allowed = (np.arange(max(LENGTHS)) < lengths[:, None])[:, None, None, :]
     right = standards.module_oracle(inputs[0], canonical, allowed, dtype.name, **others)
     limit = standards.module_limit(inputs[0], canonical, allowed, dtype.name, **others)
-    return examine_layer(prefix, kind, tensors, config, inputs, lengths, right, limit, (kernel,))
+    return examine_layer(prefix, kind, tensors, config, inputs, lengths, right, limit, kernel)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from maskattn.attention import Call
-from maskattn_torch._operators import operator
+from maskattn_torch._operators import operator, unwatched
 from maskattn_torch.kernels.blockwise import additions, flex, walk
 from maskattn_torch.kernels.blockwise.spec import pack, unpack
 
@@ -43,8 +43,7 @@ def attention(call: Call) -> tuple[Array, Array]:
         number, leaves = pack(call.mask, call.bias, call.dropout)
         arrays = (call.query.to(wide), call.key.to(wide), call.value.to(wide), sinks)
         options = (number, call.scale, call.softcap, call.blocks)
-        if torch.compiler.is_compiling() and not _wanted(*arrays, *leaves):
-            # a compiler takes a function whose gradient nobody wants for one of another form, by counting its arguments
+        if unwatched(*arrays, *leaves):
             out, lse = _attention(*arrays, *options, leaves)
         else:
             out, lse = _Attention.apply(*arrays, *options, *leaves)
@@ -159,11 +158,6 @@ class _Attention(torch.autograd.Function):
         d_leaves = [grads.pop(-sum(wanted[i:])) if want else None for i, want in enumerate(wanted)]
         d_sinks = None if sinks is None else grads.pop()
         return *grads, d_sinks, *[None] * 4, *d_leaves
-
-
-def _wanted(*arrays: Tensor | None) -> bool:
-    """Whether somebody may ask for a gradient."""
-    return torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays)
 
 
 def _problem(

@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from maskattn.attention import Call
-from maskattn.numerics.exact import Options, attend, project
+from maskattn.numerics.exact import Arrays, Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
-from maskattn_torch._operators import operator
+from maskattn_torch._operators import operator, unwatched
 from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
 
@@ -33,8 +33,9 @@ def attention(call: Call) -> tuple[Array, Array]:
     added = lower.bias(call.bias, *call.sizes, device=device)
     dropout = call.dropout
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
-    arrays = (call.query, call.key, call.value, allowed, added, call.sinks, keep)
-    return _Attention.apply(*arrays, call.scale, call.softcap, call.empty_rows, kept)
+    arrays = Arrays(call.query, call.key, call.value, allowed, added, call.sinks, keep)
+    arguments = (*arrays, *Options(call.scale, call.softcap, call.empty_rows, kept))
+    return _attention(*arguments) if unwatched(*arrays) else _Attention.apply(*arguments)
 
 
 def unsupported(call: Call) -> list[str]:
@@ -57,22 +58,13 @@ def drop(x: Array, keep: Array, rate: float) -> Array:
     return _Drop.apply(x, keep, 1.0 - rate)
 
 
-@operator("exact_attention")
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    keep: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    empty_rows: str,
-    kept: float,
-) -> tuple[Tensor, Tensor]:
-    options = Options(scale, softcap, empty_rows, kept)
-    output, lse = attend.forward(OPS, query, key, value, allowed, bias, sinks, keep, options)
+_ARRAYS = "Tensor query, Tensor key, Tensor value, Tensor? allowed, Tensor? bias, Tensor? sinks, Tensor? keep"
+_OPTIONS = "float scale, float? softcap, str empty_rows, float kept"
+
+
+@operator("exact_attention", f"({_ARRAYS}, {_OPTIONS}) -> (Tensor, Tensor)")
+def _attention(*arguments: Any) -> tuple[Tensor, Tensor]:
+    output, lse = attend.forward(OPS, Arrays(*arguments[:7]), Options(*arguments[7:]))
     return output.contiguous(), lse.contiguous()
 
 
@@ -83,24 +75,10 @@ def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Te
     return output, query.new_empty(query.shape[:3], dtype=wide)
 
 
-@operator("exact_attention_gradients")
-def _attention_gradients(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    keep: Tensor | None,
-    d_output: Tensor,
-    d_lse: Tensor,
-    scale: float,
-    softcap: float | None,
-    empty_rows: str,
-    kept: float,
-) -> list[Tensor]:
-    options = Options(scale, softcap, empty_rows, kept)
-    grads = attend.backward(OPS, query, key, value, allowed, bias, sinks, keep, d_output, d_lse, options)
+@operator("exact_attention_gradients", f"({_ARRAYS}, Tensor d_output, Tensor d_lse, {_OPTIONS}) -> Tensor[]")
+def _attention_gradients(*arguments: Any) -> list[Tensor]:
+    d_output, d_lse = arguments[7:9]
+    grads = attend.backward(OPS, Arrays(*arguments[:7]), d_output, d_lse, Options(*arguments[9:]))
     return [g.contiguous() for g in grads if g is not None]
 
 
@@ -115,20 +93,8 @@ class _Attention(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        allowed: Tensor | None,
-        bias: Tensor | None,
-        sinks: Tensor | None,
-        keep: Tensor | None,
-        scale: float,
-        softcap: float | None,
-        empty_rows: str,
-        kept: float,
-    ) -> tuple[Tensor, Tensor]:
-        return _attention(query, key, value, allowed, bias, sinks, keep, scale, softcap, empty_rows, kept)
+    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+        return _attention(*arguments)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:

@@ -17,6 +17,10 @@ Read = Callable[[str], Array]
 """Gives a tensor of the source by its name."""
 
 
+class NeedsNumbers(TypeError):
+    """An operation looks at the numbers of an array that has none yet."""
+
+
 class Lazy:
     """An array to be: `evaluate(read)` makes it. `sources` are the names it reads, `operations` what is done to them.
 
@@ -83,10 +87,6 @@ class Lazy:
         sizes = shape[0] if len(shape) == 1 and not isinstance(shape[0], int) else shape
         return self._then(lambda array: array.reshape(sizes, **options), "reshape")
 
-    def ravel(self) -> Lazy:
-        """One axis."""
-        return self.reshape(-1)
-
     def transpose(self, *axes: Any) -> Lazy:
         """As NumPy's."""
         return self._then(lambda array: array.transpose(*axes), "transpose")
@@ -96,17 +96,13 @@ class Lazy:
         return self._then(lambda array: array.swapaxes(one, two), "transpose")
 
     def astype(self, dtype: Any, **options: Any) -> Lazy:
-        """As NumPy's; whoever casts looks for what became infinite."""
+        """As NumPy's."""
+        return self.changed(lambda array: array.astype(dtype, **options), f"cast to {np.dtype(dtype)}", dtype)
 
-        def cast(array: Array) -> Array:
-            with np.errstate(over="ignore"):
-                return array.astype(dtype, **options)
-
-        return self._then(cast, f"cast to {np.dtype(dtype)}")
-
-    def copy(self, order: str = "C") -> Lazy:
-        """Itself: whoever writes an array copies it where need be."""
-        return self
+    def changed(self, function: Callable[[Array], Array], what: str, dtype: Any) -> Lazy:
+        """``function`` of the array, which may look at its numbers: one of this shape, and of ``dtype``."""
+        make = self._make
+        return Lazy(self.shape, dtype, self.sources, (*self.operations, what), lambda read: function(make(read)))
 
     def __getitem__(self, index: Any) -> Lazy:
         if isinstance(index, slice) and self.ndim and index.indices(len(self)) == (0, len(self), 1):
@@ -114,7 +110,14 @@ class Lazy:
         return self._then(lambda array: array[index], f"take {_show(index)}")
 
     def __array__(self, *args: Any, **kwargs: Any) -> Array:
-        raise TypeError("a planned array has no numbers yet: only operations that need none can be planned")
+        raise NeedsNumbers("a planned array has no numbers yet: only operations that need none can be planned")
+
+    __bool__ = __float__ = __array__
+
+    def __getattr__(self, name: str) -> Any:
+        if hasattr(np.ndarray, name) and not name.startswith("_"):
+            raise NeedsNumbers(f"a planned array has no numbers yet, and {name!r} is not among what can be planned")
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
 
     def __array_function__(self, function: Any, types: Any, args: Any, kwargs: Any) -> Any:
         if function is np.shape:
@@ -137,11 +140,9 @@ class Lazy:
     __rmul__ = __mul__
 
     def _then(self, function: Callable[[Array], Array], what: str) -> Lazy:
-        outline = function(_outline(self))
-        operations = self.operations
+        outline, operations, make = function(_outline(self)), self.operations, self._make
         if not (what in ("reshape", "transpose") and operations[-1:] == (what,)):
             operations = (*operations, what)
-        make = self._make
         return Lazy(outline.shape, outline.dtype, self.sources, operations, lambda read: function(make(read)))
 
 
@@ -201,7 +202,7 @@ def _result(function: Any, args: Any, kwargs: Any, parts: list[Lazy]) -> tuple[t
     given, named = _map((args, kwargs), _outline)
     result = function(*given, **named)
     if not isinstance(result, np.ndarray):
-        raise TypeError(f"{function.__name__} cannot be planned: it does not give one array")
+        raise NeedsNumbers(f"{function.__name__} cannot be planned: it does not give one array")
     return result.shape, result.dtype
 
 

@@ -1,0 +1,52 @@
+"""What a config.json says of a checkpoint: heads, layers, the type of the model. Meta's is params.json."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+HEADS = "num_attention_heads|num_heads|n_head|n_heads"
+KV_HEADS = "num_key_value_heads|num_kv_heads|n_kv_heads"
+"""Where configurations say how many heads there are: keys joined by dots, alternatives by a bar."""
+
+
+def beside(checkpoint: Path, named: Path | None = None) -> dict[str, Any]:
+    """The configuration ``named``, or the one in the folder of a checkpoint; {} where there is none."""
+    folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
+    found = [file for file in (folder / "config.json", folder / "params.json") if file.is_file()]
+    if named is None and not found:
+        return {}
+    file = named or found[0]
+    try:
+        data = json.loads(file.read_bytes())
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"{file} is not valid JSON ({error}); name another, or give the number of heads") from None
+    if not isinstance(data, dict):
+        raise ValueError(f"{file}: expected a JSON object, got {type(data).__name__}")
+    return data
+
+
+def look_up(config: Mapping[str, Any], paths: str, index: int | None = None) -> Any:
+    """The value at the first of ``paths`` that a config.json has; None where it has none.
+
+    Keys are joined by dots, alternatives by bars. A list gives its entry of ``index``: sizes that differ from stage to
+    stage.
+    """
+    for path in paths.split("|"):
+        value: Any = config
+        for name in path.split("."):
+            value = value.get(name) if isinstance(value, Mapping) else None
+        if isinstance(value, list):
+            value = value[index] if index is not None and 0 <= index < len(value) else None
+        if value is not None:
+            return value
+    return None
+
+
+def heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+    """Query heads and key/value heads; None where it does not say, or not by a number that they could have."""
+    found = [look_up(config, paths) for paths in (HEADS, KV_HEADS)]
+    number, kv_number = (value if type(value) is int and value > 0 else None for value in found)
+    return number, kv_number
