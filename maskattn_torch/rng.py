@@ -21,7 +21,7 @@ from maskattn._problems import Problems
 from maskattn.numerics import rng, rng_arguments
 from maskattn.numerics.fma import multiply_add
 from maskattn.numerics.rng import PARITY, ROTATIONS, WORD, Shape
-from maskattn_torch._operators import map_over
+from maskattn_torch._operators import operator
 
 Array = Any
 
@@ -148,7 +148,7 @@ def _shuffled(key: Array, x: Array, axis: int) -> Array:
     return x
 
 
-@torch.library.custom_op("maskattn::random_hash", mutates_args=())
+@operator("random_hash")
 def _hash(key: Tensor, counters: Tensor) -> Tensor:
     """Both words of the hash of counters below 2**32: uint32 [*counters.shape, 2]."""
     x1 = counters.to(torch.int32).contiguous()
@@ -162,7 +162,7 @@ def _(key: Tensor, counters: Tensor) -> Tensor:
     return key.new_empty((*counters.shape, 2))
 
 
-@torch.library.custom_op("maskattn::random_bits", mutates_args=())
+@operator("random_bits")
 def _bits(key: Tensor, start: int, count: int, width: int) -> Tensor:
     """Elements start to start + count - 1 of the flat `bits`, as signed integers of that width."""
     out = torch.empty(count, dtype=_signed(width), device=key.device)
@@ -175,7 +175,7 @@ def _(key: Tensor, start: int, count: int, width: int) -> Tensor:
     return torch.empty(count, dtype=_signed(width), device=key.device)
 
 
-@torch.library.custom_op("maskattn::random_uniform", mutates_args=())
+@operator("random_uniform")
 def _uniform(key: Tensor, start: int, count: int, dtype: torch.dtype, minval: float, maxval: float) -> Tensor:
     """Elements start to start + count - 1 of the flat `uniform`."""
     low, span = map(
@@ -202,7 +202,7 @@ def _(key: Tensor, start: int, count: int, dtype: torch.dtype, minval: float, ma
     return torch.empty(count, dtype=dtype, device=key.device)
 
 
-@torch.library.custom_op("maskattn::random_bernoulli", mutates_args=())
+@operator("random_bernoulli")
 def _bernoulli(key: Tensor, start: int, count: int, p: float) -> Tensor:
     """Elements start to start + count - 1 of the flat `bernoulli`."""
     limit, out = rng.bernoulli_limit(p), torch.empty(count, dtype=torch.bool, device=key.device)
@@ -218,10 +218,6 @@ def _bernoulli(key: Tensor, start: int, count: int, p: float) -> Tensor:
 @_bernoulli.register_fake
 def _(key: Tensor, start: int, count: int, p: float) -> Tensor:
     return torch.empty(count, dtype=torch.bool, device=key.device)
-
-
-for _operator in (_hash, _bits, _uniform, _bernoulli):
-    map_over(_operator)
 
 
 def _draw(out: Tensor, key: Tensor, start: int, fill: Any) -> None:
