@@ -21,8 +21,8 @@ import jax
 
 from maskattn.attention import Call
 from maskattn_jax import lower
-from maskattn_jax.kernels.blockwise.backward import backward
-from maskattn_jax.kernels.blockwise.forward import forward
+from maskattn_jax.kernels.blockwise.backward import gradients
+from maskattn_jax.kernels.blockwise.forward import output_and_lse
 from maskattn_jax.kernels.blockwise.problem import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.shards import Origin, divided, manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import cheapest
@@ -70,7 +70,7 @@ def _attention(*arguments: Any) -> tuple[Array, Array]:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array]:
-    return forward(prepared(tiling, options, *arrays))
+    return output_and_lse(prepared(tiling, options, *arrays))
 
 
 def _attention_forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[tuple[Array, Array], Any]:
@@ -95,7 +95,7 @@ def _gradients_jit(
     tiling: CallTiling, options: Options, arrays: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
 ) -> tuple[Any, ...]:
     problem = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
-    found = backward(problem, output, lse, d_output, d_lse)
+    found = gradients(problem, output, lse, d_output, d_lse)
     *like, floats, sinks, _ = arrays
     d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(found[:3], like, strict=True))
     d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(found.bias, floats, strict=True)]
