@@ -82,6 +82,14 @@ class Problems:
             return self.array(name, value, "int", "[] or [B]", (0, 1))
         return self.integer(name, value)
 
+    def lengths(self, name: str, value: Any) -> Any:
+        """`value` as an int of at least 0, or as an int array [B] that holds one for each batch row."""
+        if not hasattr(value, "__len__") and not getattr(value, "shape", ()):
+            return self.integer(name, value, minimum=0)
+        value = self.array(name, value, "int", "[B]", (1,))
+        self.not_negative(name, value)
+        return value
+
     def integers(self, name: str, value: Any, minimum: int | None = None, length: int | None = None) -> Any:
         """`value` as a tuple of ints; where `length` is given, an int stands for itself on every axis."""
         if length is not None and not isinstance(value, (Sequence, np.ndarray)):

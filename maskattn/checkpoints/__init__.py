@@ -17,10 +17,10 @@ import numpy as np
 from maskattn.checkpoints import _seal, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader, sha256
-from maskattn.checkpoints._seal import PENDING as PENDING
+from maskattn.checkpoints._seal import PENDING
 from maskattn.checkpoints._writer import Writer, checked, names_problems, plain
 
-__all__ = ["Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
+__all__ = ["PENDING", "Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
 
 _FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack, pytorch, orbax)
 
@@ -102,19 +102,14 @@ def create(
         found.append(f"path: {where} is a folder")
     if found:
         raise ValueError("\n  ".join([f"{where} cannot be written:", *found]))
-    arguments = (little, dict(metadata or {}), plain(provenance))
-    writer: Writer
     if kind is safetensors and max_shard_size is not None and sum(i.nbytes for i in little.values()) > max_shard_size:
         _alone(where)
-        where = where.with_name(where.name + ".index.json")
-        writer = sharded.create(where, *arguments, max_shard_size)
+        kind, where = sharded, where.with_name(where.name + ".index.json")
     elif kind is sharded:
         _alone(where.with_name(where.name.removesuffix(".index.json")))
-        writer = sharded.create(where, *arguments, max_shard_size)
-    else:
-        if kind is safetensors:
-            _alone(where.with_name(where.name + ".index.json"))
-        writer = kind.create(where, *arguments)
+    elif kind is safetensors:
+        _alone(where.with_name(where.name + ".index.json"))
+    writer: Writer = kind.create(where, little, dict(metadata or {}), plain(provenance), max_shard_size)
     return writer
 
 

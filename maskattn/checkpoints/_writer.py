@@ -33,21 +33,27 @@ class Writer(ABC):
     what was at ``path`` is as it was. Beside the tensors in hand a few MB are held, however large the file.
 
     ``infos`` is what was announced, ``order`` its names in the order that the format stores, ``hashes`` the SHA-256 of
-    each tensor written so far.
+    each tensor written so far. ``max_shard_size``: bytes of each file, where a format has several.
     """
 
     parallel: ClassVar[bool] = False  # whether tensors can be written from several threads at once
 
     def __init__(
-        self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
+        self,
+        path: Path,
+        infos: Mapping[str, TensorInfo],
+        metadata: Mapping[str, str],
+        provenance: Mapping[str, Any],
+        max_shard_size: int | None = None,
     ) -> None:
         self.path, self.infos, self.metadata, self.provenance = path, dict(infos), dict(metadata), dict(provenance)
-        self.order = tuple(infos)
+        self.order, self.max_shard_size = tuple(infos), max_shard_size
         self.hashes: dict[str, str] = {}
         self._taken: set[str] = set()
         self._lock, self._turn = threading.Lock(), threading.Lock()
         self._memory = Memory(keep=THREADS)
         self._entered = self._left = self._broken = False
+        self._prepare()
 
     def write(self, name: str, array: Array) -> None:
         """Writes one tensor: any strides, memory order and byte order, 0-d and empty too.
@@ -161,6 +167,10 @@ class Writer(ABC):
 
     # What a format defines.
 
+    def _prepare(self) -> None:
+        """Lays out what will be written: names, shapes and dtypes are known, nothing is open yet."""
+        return
+
     @abstractmethod
     def _begin(self) -> None: ...
 
@@ -198,11 +208,7 @@ class Appender:
 class FileWriter(Writer):
     """A writer of one file."""
 
-    def __init__(
-        self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-    ) -> None:
-        super().__init__(path, infos, metadata, provenance)
-        self._temporary: Temporary | None = None
+    _temporary: Temporary | None = None
 
     @property
     def _file(self) -> IO[bytes]:

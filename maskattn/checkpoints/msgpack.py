@@ -26,7 +26,7 @@ from maskattn.checkpoints._base import Array, TensorInfo
 from maskattn.checkpoints._msgpack import ARRAY, CHUNKED, NUMPY_SCALAR, Scanner, pack, pack_map_header, pack_prefix
 from maskattn.checkpoints._publish import Temporary, sync_folder
 from maskattn.checkpoints._reader import Reader
-from maskattn.checkpoints._writer import Appender, FileWriter, Writer
+from maskattn.checkpoints._writer import Appender, FileWriter
 
 SUFFIXES = (".msgpack",)
 BESIDE = ".maskattn.json"
@@ -74,18 +74,6 @@ class MsgpackReader(Reader):
         self._file.close()
 
 
-def open_file(path: Path, verify: bool = True) -> Reader:
-    """Opens one file; ValueError where it is not such a tree."""
-    return MsgpackReader(path, verify)
-
-
-def create(
-    path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-) -> Writer:
-    """A writer of one file, and of the one beside it."""
-    return MsgpackWriter(path, infos, metadata, provenance)
-
-
 def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     found = [f"{n}: Flax restores no dtype {i.dtype}" for n, i in infos.items() if i.dtype.name not in _DTYPES]
@@ -97,12 +85,9 @@ class MsgpackWriter(FileWriter):
 
     parallel = True
 
-    def __init__(
-        self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-    ) -> None:
-        super().__init__(path, infos, metadata, provenance)
+    def _prepare(self) -> None:
         tree: dict[str, Any] = {}
-        for name, parts in _trees.paths(infos).items():
+        for name, parts in _trees.paths(self.infos).items():
             node = tree
             for part in parts[:-1]:
                 node = node.setdefault(part, {})
@@ -184,6 +169,9 @@ class MsgpackWriter(FileWriter):
             sync_folder(self.path.parent)
         finally:
             beside.discard()
+
+
+open_file, create = MsgpackReader, MsgpackWriter
 
 
 class TensorName:

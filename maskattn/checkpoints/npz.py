@@ -23,7 +23,7 @@ from maskattn._contiguous import contiguous
 from maskattn.checkpoints import _seal, _zip
 from maskattn.checkpoints._base import Array, TensorInfo
 from maskattn.checkpoints._reader import Reader
-from maskattn.checkpoints._writer import FileWriter, Writer
+from maskattn.checkpoints._writer import FileWriter
 
 SUFFIXES = (".npz",)
 # Weights hardly compress: a large archive that would inflate to more times its size than this is a bomb.
@@ -101,18 +101,6 @@ class NpzReader(Reader):
         self._zip.close()
 
 
-def open_file(path: Path, verify: bool = True) -> Reader:
-    """Opens one archive; ValueError where it is none, is inconsistent, or would inflate beyond measure."""
-    return NpzReader(path, verify)
-
-
-def create(
-    path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-) -> Writer:
-    """A writer of one uncompressed archive."""
-    return NpzWriter(path, infos, metadata, provenance)
-
-
 def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     return [
@@ -125,13 +113,10 @@ def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
 class NpzWriter(FileWriter):
     """One archive. Comments of a zip are invisible to NumPy: each member's holds its hash, the archive's the rest."""
 
-    def __init__(
-        self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-    ) -> None:
-        super().__init__(path, infos, metadata, provenance)
+    def _prepare(self) -> None:
         self._zip: zipfile.ZipFile | None = None
         self._out: IO[bytes] | None = None
-        _zip.compose(path, provenance, dict.fromkeys(infos, _seal.PENDING), infos, metadata)
+        _zip.compose(self.path, self.provenance, dict.fromkeys(self.infos, _seal.PENDING), self.infos, self.metadata)
 
     def _begin(self) -> None:
         super()._begin()
@@ -164,6 +149,9 @@ class NpzWriter(FileWriter):
                 if part is not None:
                     part.close()
         super()._discard()
+
+
+open_file, create = NpzReader, NpzWriter
 
 
 def _npy_header(file: IO[bytes]) -> tuple[TensorInfo, bool, int]:

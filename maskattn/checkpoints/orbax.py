@@ -94,18 +94,6 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / TREE).is_file()
 
 
-def open_file(path: Path, verify: bool = True) -> Reader:
-    """Opens one checkpoint folder; ValueError where it is none."""
-    return OrbaxReader(path, verify)
-
-
-def create(
-    path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-) -> Writer:
-    """A writer of one checkpoint folder."""
-    return OrbaxWriter(path, infos, metadata, provenance)
-
-
 def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     found = [
@@ -132,13 +120,10 @@ class OrbaxWriter(Writer):
     """A folder, renamed into its place when it is whole. One that is there is not replaced: FileExistsError."""
 
     parallel = True
+    _place: TemporaryFolder | None = None
 
-    def __init__(
-        self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-    ) -> None:
-        super().__init__(path, infos, metadata, provenance)
-        self._place: TemporaryFolder | None = None
-        self._paths = _trees.paths(infos)
+    def _prepare(self) -> None:
+        self._paths = _trees.paths(self.infos)
 
     @property
     def _folder(self) -> Path:
@@ -191,6 +176,9 @@ class OrbaxWriter(Writer):
     def _discard(self) -> None:
         if self._place is not None:
             self._place.discard()
+
+
+open_file, create = OrbaxReader, OrbaxWriter
 
 
 class Chunks:

@@ -26,7 +26,7 @@ from maskattn.arrays import to_numpy
 from maskattn.checkpoints import _seal, _zip
 from maskattn.checkpoints._base import Array, TensorInfo
 from maskattn.checkpoints._reader import Reader
-from maskattn.checkpoints._writer import Appender, FileWriter, Writer
+from maskattn.checkpoints._writer import Appender, FileWriter
 
 SUFFIXES = (".pt", ".bin", ".pth")
 OLDEST = (2, 10)
@@ -81,18 +81,6 @@ class PyTorchReader(Reader):
         self._tensors = {}
 
 
-def open_file(path: Path, verify: bool = True) -> Reader:
-    """Opens one file; ValueError where it is none of PyTorch's, or holds more than weights."""
-    return PyTorchReader(path, verify)
-
-
-def create(
-    path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-) -> Writer:
-    """A writer of one ``state_dict``."""
-    return PyTorchWriter(path, infos, metadata, provenance)
-
-
 def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     return [f"{name}: PyTorch has no dtype {info.dtype}" for name, info in infos.items() if info.dtype not in _NAMES]
@@ -103,12 +91,9 @@ class PyTorchWriter(FileWriter):
 
     parallel = True
 
-    def __init__(
-        self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-    ) -> None:
-        super().__init__(path, infos, metadata, provenance)
+    def _prepare(self) -> None:
         _torch()
-        _zip.compose(path, provenance, dict.fromkeys(infos, _seal.PENDING), infos, metadata)
+        _zip.compose(self.path, self.provenance, dict.fromkeys(self.infos, _seal.PENDING), self.infos, self.metadata)
 
     def _begin(self) -> None:
         super()._begin()
@@ -162,6 +147,9 @@ class PyTorchWriter(FileWriter):
                 if os.pread(self._file.fileno(), 4, after) == b"PK\x07\x08":  # the checksum stands after the data too
                     os.pwrite(self._file.fileno(), member.CRC.to_bytes(4, "little"), after + 4)
             archive.comment = _zip.compose(self.path, self.provenance, self.hashes, self.infos, self.metadata)
+
+
+open_file, create = PyTorchReader, PyTorchWriter
 
 
 def _torch() -> Any:

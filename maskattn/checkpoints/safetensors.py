@@ -18,7 +18,7 @@ import numpy as np
 from maskattn.checkpoints import _seal
 from maskattn.checkpoints._base import Array, TensorInfo
 from maskattn.checkpoints._reader import Reader
-from maskattn.checkpoints._writer import Appender, FileWriter, Writer
+from maskattn.checkpoints._writer import Appender, FileWriter
 
 SUFFIXES = (".safetensors",)
 HEADER_LIMIT = 100_000_000  # as the format's own library has it
@@ -72,18 +72,6 @@ class SafetensorsReader(Reader):
         self._file.close()
 
 
-def open_file(path: Path, verify: bool = True) -> Reader:
-    """Opens one safetensors file; ValueError where it is not one."""
-    return SafetensorsReader(path, verify)
-
-
-def create(
-    path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-) -> Writer:
-    """A writer of one file, its tensors in the order that the format's own library has."""
-    return SafetensorsWriter(path, infos, metadata, provenance)
-
-
 def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     found = [f"{n}: safetensors has no dtype {info.dtype}" for n, info in infos.items() if info.dtype not in _NAMES]
@@ -97,14 +85,11 @@ class SafetensorsWriter(FileWriter):
 
     parallel = True
 
-    def __init__(
-        self, path: Path, infos: Mapping[str, TensorInfo], metadata: Mapping[str, str], provenance: Mapping[str, Any]
-    ) -> None:
-        super().__init__(path, infos, metadata, provenance)
+    def _prepare(self) -> None:
         rank = {dtype: -i for i, dtype in enumerate(_DTYPES.values())}
-        self.order = tuple(sorted(infos, key=lambda name: (rank[infos[name].dtype], name)))
-        pending = dict.fromkeys(infos, _seal.PENDING)
-        self._header = self._compose(_seal.compose(provenance, pending, infos, metadata, pending=True))
+        self.order = tuple(sorted(self.infos, key=lambda name: (rank[self.infos[name].dtype], name)))
+        pending = dict.fromkeys(self.infos, _seal.PENDING)
+        self._header = self._compose(_seal.compose(self.provenance, pending, self.infos, self.metadata, pending=True))
 
     def _compose(self, sealed: str) -> bytes:
         header: dict[str, Any] = {"__metadata__": self.metadata | {_seal.KEY: sealed}}
@@ -139,6 +124,9 @@ class SafetensorsWriter(FileWriter):
     def _complete(self) -> None:
         self._file.seek(0)
         self._file.write(self._compose(_seal.compose(self.provenance, self.hashes, self.infos, self.metadata)))
+
+
+open_file, create = SafetensorsReader, SafetensorsWriter
 
 
 def _read_header(file: IO[bytes], path: Path) -> tuple[dict[str, TensorInfo], dict[str, int], dict[str, str]]:

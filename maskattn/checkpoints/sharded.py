@@ -48,22 +48,6 @@ class ShardedReader(Reader):
         self._files.close()
 
 
-def open_file(path: Path, verify: bool = True) -> Reader:
-    """Opens an index and every file it names; ValueError where they do not agree."""
-    return ShardedReader(path, verify)
-
-
-def create(
-    path: Path,
-    infos: Mapping[str, TensorInfo],
-    metadata: Mapping[str, str],
-    provenance: Mapping[str, Any],
-    max_shard_size: int | None = None,
-) -> Writer:
-    """A writer of an index and its files, each of at most ``max_shard_size`` bytes where its tensors allow it."""
-    return ShardedWriter(path, infos, metadata, provenance, max_shard_size)
-
-
 problems = safetensors.problems
 
 
@@ -74,22 +58,14 @@ class ShardedWriter(Writer):
     """
 
     parallel = True
+    _place: TemporaryFolder | None = None
 
-    def __init__(
-        self,
-        path: Path,
-        infos: Mapping[str, TensorInfo],
-        metadata: Mapping[str, str],
-        provenance: Mapping[str, Any],
-        max_shard_size: int | None,
-    ) -> None:
-        super().__init__(path, infos, metadata, provenance)
-        self._place: TemporaryFolder | None = None
-        stem, groups = path.name.removesuffix(SUFFIXES[0]), _groups(infos, max_shard_size)
+    def _prepare(self) -> None:
+        stem, groups = self.path.name.removesuffix(SUFFIXES[0]), _groups(self.infos, self.max_shard_size)
         self._files = [f"{stem}-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
         self._shards = [
-            SafetensorsWriter(path.parent / file, g, metadata, provenance)
-            for file, g in zip(self._files, groups, strict=True)
+            SafetensorsWriter(self.path.parent / file, group, self.metadata, self.provenance)
+            for file, group in zip(self._files, groups, strict=True)
         ]
         self._of = {name: shard for shard in self._shards for name in shard.infos}
         self.order = tuple(name for shard in self._shards for name in shard.order)
@@ -153,6 +129,9 @@ class ShardedWriter(Writer):
                 f"{self.path} exists: several files cannot be replaced in one step; remove that checkpoint, or name "
                 f"another folder"
             )
+
+
+open_file, create = ShardedReader, ShardedWriter
 
 
 def _groups(infos: Mapping[str, TensorInfo], limit: int | None) -> list[dict[str, TensorInfo]]:

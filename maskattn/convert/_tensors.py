@@ -34,10 +34,13 @@ def convert_tensors(
 
     Args:
         tensors: names to NumPy arrays (float64, float32, float16 or bfloat16), or a nested tree of them; left
-        untouched. source: the layout of ``tensors``, or ``"auto"`` where exactly one fits. target: the layout wanted.
-        config: the sizes and biases of the layers. others: what happens to tensors that lie outside every attention
-        layer: ``"error"``, ``"keep"`` (copied under their
-            own names) or ``"drop"``. A tensor inside a layer that the layout does not know is an error in any case.
+            untouched.
+        source: the layout of ``tensors``, or ``"auto"`` where exactly one fits.
+        target: the layout wanted.
+        config: the sizes and biases of the layers.
+        others: what happens to tensors that lie outside every attention layer: ``"error"``, ``"keep"`` (copied under
+            their own names) or ``"drop"``. A tensor inside a layer that the layout does not know is an error in any
+            case.
 
     Returns:
         Names to new C-contiguous arrays of the same dtypes, layer by layer in the order found.

@@ -21,7 +21,7 @@ from maskattn.config import AttentionConfig
 from maskattn.convert._plan import Move, Plan, back, in_order
 from maskattn.convert._run import each
 from maskattn.convert.layouts import CANONICAL, DTYPES
-from maskattn.convert.twins import JaxTwin, TorchTwin, random_inputs
+from maskattn.convert.twins import JaxTwin, Judged, TorchTwin, random_inputs
 
 Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int], None]
@@ -31,7 +31,7 @@ _MOVED = ("reshape", "transpose", "take", "concatenate", "stack", "moveaxis", "c
 
 
 @dataclass(frozen=True)
-class Ran:
+class Ran(Judged):
     """One attention layer in one framework: its largest error, the limit there, and the largest error / limit."""
 
     layer: str
@@ -42,11 +42,6 @@ class Ran:
     error: float
     limit: float
     share: float
-
-    @property
-    def held(self) -> bool:
-        """Whether every number kept its limit; NaN keeps none."""
-        return self.share <= 1
 
 
 @dataclass

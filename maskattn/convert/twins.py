@@ -20,6 +20,17 @@ from maskattn.convert._tensors import convert_tensors
 Array = np.ndarray[Any, Any]
 
 
+class Judged:
+    """An output that was held to limits: ``share``, the largest error / limit, says whether every element kept it."""
+
+    share: float
+
+    @property
+    def held(self) -> bool:
+        """Whether every element kept its limit (NaN keeps none)."""
+        return self.share <= 1
+
+
 class TorchTwin:
     """``maskattn_torch.MultiHeadAttention`` holding ``tensors``, one layer of layout ``source``."""
 

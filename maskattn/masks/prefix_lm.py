@@ -37,12 +37,7 @@ class PrefixLM(Mask):
     rule: ClassVar[str] = "k < prefix[b] or k <= q"
 
     def _check(self, problems: Problems) -> None:
-        if hasattr(self.prefix, "__len__") or hasattr(self.prefix, "shape") and tuple(self.prefix.shape) != ():
-            value = problems.array("prefix", self.prefix, "int", "[B]", (1,))
-            problems.not_negative("prefix", value)
-        else:
-            value = problems.integer("prefix", self.prefix, minimum=0)
-        self._set(prefix=value)
+        self._set(prefix=problems.lengths("prefix", self.prefix))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return (k < at_row(self.prefix, b)) | (k <= q)

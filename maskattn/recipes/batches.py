@@ -141,12 +141,7 @@ def speculative_tree(prefix_len: Array, parents: Array) -> Mask:
     ####-#
     """
     problems = Problems("speculative_tree")
-    if hasattr(prefix_len, "__len__") or hasattr(prefix_len, "shape") and tuple(prefix_len.shape) != ():
-        prefix_len = problems.array("prefix_len", prefix_len, "int", "[B]", (1,))
-        problems.not_negative("prefix_len", prefix_len)
-        lengths = prefix_len
-    else:
-        prefix_len = problems.integer("prefix_len", prefix_len, minimum=0)
-        lengths = [prefix_len]
+    prefix_len = problems.lengths("prefix_len", prefix_len)
     problems.raise_if_any()
+    lengths = [prefix_len] if isinstance(prefix_len, int) else prefix_len
     return KeyPadding(lengths) | Tree(parents).at(k_offset=-prefix_len)

@@ -91,5 +91,8 @@ def one_bias_flag(config: AttentionConfig) -> list[str]:
 PLAIN = (projects, one_head_count, heads_make_width, one_head_size, same_output, plain_scale)
 """Plain multi-head attention, with nothing to set but its width, its heads and the widths of key and value."""
 
+OWN_SCALE = (projects, one_head_count, one_head_size, same_output, one_width)
+"""Plain self-attention, with heads of any size and whatever scale."""
+
 GROUPED = (projects, one_head_size, same_output, one_width)
 """Self-attention of a width of its own, with key/value heads in any number."""

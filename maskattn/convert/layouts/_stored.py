@@ -123,6 +123,11 @@ def linear(module: str, *roles: str, form: str = "linear", order: str = "blocks"
     )
 
 
+def separate(query: str, key: str, value: str, out: str) -> tuple[Stored, ...]:
+    """A weight [rows, in] for each projection, by these names, and no biases."""
+    return Stored(query, ("query",)), Stored(key, ("key",)), Stored(value, ("value",)), Stored(out, ("out",))
+
+
 def heads_of(role: str, config: AttentionConfig) -> Shape:
     """(heads, head size) of query, key or value."""
     heads = config.num_heads if role == "query" else config.kv_heads

@@ -8,18 +8,10 @@ from __future__ import annotations
 
 from maskattn.convert.layouts._base import Layout
 from maskattn.convert.layouts._buffers import CAUSAL
-from maskattn.convert.layouts._limits import (
-    all_biases,
-    heads_make_width,
-    one_head_count,
-    one_head_size,
-    one_width,
-    projects,
-    same_output,
-)
+from maskattn.convert.layouts._limits import OWN_SCALE, all_biases, heads_make_width
 from maskattn.convert.layouts._stored import linear
 
-_LIMITS = (projects, one_head_count, heads_make_width, one_head_size, same_output, one_width, all_biases)
+_LIMITS = (*OWN_SCALE, heads_make_width, all_biases)
 
 
 class HFGPT2(Layout):

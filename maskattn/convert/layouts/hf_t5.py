@@ -4,15 +4,9 @@ cross-attention alike. The first layer of a stack holds ``relative_attention_bia
 
 from __future__ import annotations
 
-from maskattn.convert.layouts._base import Extra, Layout, Stored
-from maskattn.convert.layouts._limits import (
-    no_biases,
-    one_head_count,
-    one_head_size,
-    one_width,
-    projects,
-    same_output,
-)
+from maskattn.convert.layouts._base import Extra, Layout
+from maskattn.convert.layouts._limits import OWN_SCALE, no_biases
+from maskattn.convert.layouts._stored import separate
 
 
 class HFT5(Layout):
@@ -20,12 +14,7 @@ class HFT5(Layout):
 
     name = "hf-t5"
     anchors = ("q.weight", "k.weight", "v.weight")
-    projections = (
-        Stored("q.weight", ("query",)),
-        Stored("k.weight", ("key",)),
-        Stored("v.weight", ("value",)),
-        Stored("o.weight", ("out",)),
-    )
+    projections = separate("q.weight", "k.weight", "v.weight", "o.weight")
     extras = (Extra("relative_attention_bias.table", "relative_attention_bias.weight", ("buckets", "H")),)
-    limits = (projects, one_head_count, one_head_size, same_output, one_width, no_biases)
+    limits = (*OWN_SCALE, no_biases)
     scale = 1.0

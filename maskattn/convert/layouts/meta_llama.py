@@ -4,8 +4,9 @@ are interleaved, so that rows of query and key change places within each head on
 
 from __future__ import annotations
 
-from maskattn.convert.layouts._base import Layout, Stored
+from maskattn.convert.layouts._base import Layout
 from maskattn.convert.layouts._limits import GROUPED, no_biases
+from maskattn.convert.layouts._stored import separate
 
 
 class MetaLlama(Layout):
@@ -13,11 +14,6 @@ class MetaLlama(Layout):
 
     name = "meta-llama"
     anchors = ("wq.weight", "wk.weight", "wv.weight")
-    projections = (
-        Stored("wq.weight", ("query",)),
-        Stored("wk.weight", ("key",)),
-        Stored("wv.weight", ("value",)),
-        Stored("wo.weight", ("out",)),
-    )
+    projections = separate("wq.weight", "wk.weight", "wv.weight", "wo.weight")
     interleaved = True
     limits = (*GROUPED, no_biases)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from maskattn.convert.layouts._base import Extra, Layout
 from maskattn.convert.layouts._buffers import SWIN_INDEX
-from maskattn.convert.layouts._limits import one_head_count, one_head_size, one_width, projects, same_output
+from maskattn.convert.layouts._limits import OWN_SCALE
 from maskattn.convert.layouts._stored import linear
 
 
@@ -20,7 +20,7 @@ class TimmSwin(Layout):
     projections = (*linear("qkv", "query", "key", "value"), *linear("proj", "out"))
     extras = (Extra("relative_position_bias.table", "relative_position_bias_table", ("rows", "H"), required=True),)
     refused = {"relative_position_index": "a layer with an index is of layout swin"}
-    limits = (projects, one_head_count, one_head_size, same_output, one_width)
+    limits = OWN_SCALE
 
 
 class Swin(TimmSwin):

@@ -8,17 +8,10 @@ from __future__ import annotations
 
 from maskattn.convert.layouts._base import PROJECTIONS, Extra, Layout, Stored
 from maskattn.convert.layouts._buffers import swin_coords, swin_index
-from maskattn.convert.layouts._limits import (
-    heads_make_width,
-    one_head_count,
-    one_head_size,
-    one_width,
-    projects,
-    same_output,
-)
+from maskattn.convert.layouts._limits import OWN_SCALE, heads_make_width
 from maskattn.convert.layouts._stored import linear
 
-LIMITS = (projects, one_head_count, heads_make_width, one_head_size, same_output, one_width)
+LIMITS = (*OWN_SCALE, heads_make_width)
 
 
 def extras(scale: str, mlp: str) -> tuple[Extra, ...]:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from maskattn.convert import twins
 from maskattn.parity.findings import Finding
 
 
 @dataclass(frozen=True)
-class Judged:
+class Judged(twins.Judged):
     """One twin's output under one kernel: its largest error, the limit at that place, and the largest error / limit."""
 
     twin: str
@@ -16,11 +17,6 @@ class Judged:
     error: float
     limit: float
     share: float
-
-    @property
-    def held(self) -> bool:
-        """Whether every element kept its limit (NaN keeps none)."""
-        return self.share <= 1
 
 
 @dataclass(frozen=True)
