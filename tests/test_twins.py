@@ -143,8 +143,8 @@ def differences(*packages):
     trees = [files(package) for package in packages]
     yield from only("", list(trees[0]), list(trees[1]), packages)
     for path in trees[0].keys() & trees[1].keys():
-        stem = path.removesuffix(".py").replace("/", ".")
-        suffix = stem.removesuffix("__init__").rstrip(".")
+        suffix = path.removesuffix(".py").removesuffix("__init__").strip("/").replace("/", ".")
+        stem = suffix or "__init__"
         modules = [importlib.import_module(f"{package}.{suffix}".rstrip(".")) for package in packages]
         exported = [getattr(module, "__all__", None) for module in modules]
         if exported[0] != exported[1]:
