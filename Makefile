@@ -2,7 +2,7 @@
 # make test     the whole test suite
 # make bench    attention beside its peers, schedules, exactness, importing: figures to benchmarks/results, pictures to docs
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
-# make lint     formatting, lint rules and types
+# make lint     formatting, lint rules, types, and which way imports point
 #
 # Each builds .venv first if it is missing or older than pyproject.toml and constraints.txt. Needed: make, Python >= 3.11.
 # PYTHON=/path/to/python picks the interpreter; JOBS=n the number of test processes.
@@ -45,6 +45,7 @@ lint: $(STAMP)
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@$(RUN) -m mypy
+	@$(VENV)/bin/lint-imports --no-cache --no-logo
 
 format: $(STAMP)
 	@$(RUN) -m ruff check --fix .

@@ -8,12 +8,21 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from maskattn._fields import Array, Spec, dtype_name
+from maskattn._problems import Problems
 
 AXES = ("batch", "heads", "q_len", "kv_len")
 
 
 class Pairwise(Spec):
     """Base of `Mask` and `Bias`: which indices are read, and which lengths the data fix."""
+
+    def __post_init__(self) -> None:
+        problems = Problems(type(self).__name__)
+        self._check(problems)
+        problems.raise_if_any()
+
+    def _check(self, problems: Problems) -> None:
+        """Note what is wrong with the fields, and `_set` those that are converted."""
 
     @property
     def depends(self) -> frozenset[str]:
@@ -43,6 +52,12 @@ class Pairwise(Spec):
             elif size not in (None, expected):
                 faults.append(f"{self!r} expects {axis} {expected}, got {size}")
         return faults
+
+
+def fixed(batch: int = 1, heads: int = 1, **lengths: int) -> dict[str, int]:
+    """Sizes for `sizes`: a batch or heads of 1 serve any number."""
+    rows = {axis: int(size) for axis, size in (("batch", batch), ("heads", heads)) if size != 1}
+    return rows | {axis: int(size) for axis, size in lengths.items()}
 
 
 def merge_sizes(parts: tuple[Any, ...]) -> dict[str, int]:
@@ -103,11 +118,28 @@ def fill(result: Array, *indices: Array) -> Array:
     plain = not hasattr(result, "shape") and any(hasattr(index, "shape") for index in indices)
     if not plain and tuple(getattr(result, "shape", ())) == broadcast_shape(*indices):
         return result
-    zero = indices[0] * 0
-    for index in indices[1:]:
-        zero = zero + index * 0
+    everywhere = zero(*indices) == 0
     boolean = isinstance(result, bool) or dtype_name(result) == "bool"
-    return result & (zero == 0) if boolean else result * (zero == 0)
+    return result & everywhere if boolean else result * everywhere
+
+
+def zero(*indices: Array) -> Array:
+    """0 for all the indices together, in their framework, by arithmetic alone."""
+    result = indices[0] * 0
+    for index in indices[1:]:
+        result = result + index * 0
+    return result
+
+
+def never(*indices: Array) -> Array:
+    """False for all the indices together."""
+    return zero(*indices) != 0
+
+
+def negated(value: Any) -> Any:
+    """The opposite of a bool, a bool array or an expression."""
+    # ~ would turn a Python True into -2
+    return value ^ True if isinstance(value, int) or hasattr(value, "dtype") else ~value
 
 
 def broadcast_shape(*indices: Array) -> tuple[int, ...]:

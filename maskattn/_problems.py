@@ -16,9 +16,10 @@ _ARTICLE = {"bool": "a bool", "int": "an int", "float": "a float"}
 
 
 class Problems:
-    """Gathers everything wrong with one call, so that one error can name it all.
+    """What is wrong with one call, noted one by one.
 
-    `raise_if_any` raises a TypeError where an argument has the wrong type, otherwise a ValueError. Values are read only
+    A method that takes a value says what is wrong with it and returns it as it should be, or as it came. `raise_if_any`
+    raises a TypeError where an argument has the wrong type, otherwise a ValueError. Values are read only
     where the data are in NumPy: reading an array of a framework may wait for a device, or be impossible while tracing.
     """
 
@@ -75,6 +76,20 @@ class Problems:
             self.value(f"{name} must be at least {minimum}, got {number}")
         return number
 
+    def by_row(self, name: str, value: Any) -> Any:
+        """`value` as an int, or as an int array [] or [B] that holds one for each batch row."""
+        if hasattr(value, "__len__") or hasattr(value, "dtype"):
+            return self.array(name, value, "int", "[] or [B]", (0, 1))
+        return self.integer(name, value)
+
+    def lengths(self, name: str, value: Any) -> Any:
+        """`value` as an int of at least 0, or as an int array [B] that holds one for each batch row."""
+        if not hasattr(value, "__len__") and not getattr(value, "shape", ()):
+            return self.integer(name, value, minimum=0)
+        value = self.array(name, value, "int", "[B]", (1,))
+        self.not_negative(name, value)
+        return value
+
     def integers(self, name: str, value: Any, minimum: int | None = None, length: int | None = None) -> Any:
         """`value` as a tuple of ints; where `length` is given, an int stands for itself on every axis."""
         if length is not None and not isinstance(value, (Sequence, np.ndarray)):
@@ -94,14 +109,10 @@ class Problems:
         """
         if not hasattr(value, "shape") or not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)):
             try:
-                value = np.array(value)
+                value = _copied(value, kind)
             except ValueError:
                 self.value(f"{name} must be {_ARTICLE[kind]} array {axes}, got a ragged {type(value).__name__}")
                 return value
-            if value.size == 0 and value.dtype == np.float64 and kind != "float":
-                value = value.astype(bool if kind == "bool" else np.int64)  # an empty list has no dtype of its own
-            if not value.dtype.isnative:
-                value = value.astype(value.dtype.newbyteorder("="))
         found = dtype_name(value)
         if not found.startswith(_KINDS[kind]):
             self.type(f"{name} must be {_ARTICLE[kind]} array, got dtype {found}")
@@ -128,6 +139,13 @@ class Problems:
         else:
             message = f"{self.where}: {len(self.faults)} problems:" + "".join(f"\n  - {r}" for r in self.faults)
         raise TypeError(message) if self.wrong_type else ValueError(message)
+
+
+def _copied(value: Any, kind: str) -> np.ndarray:
+    array = np.array(value)
+    if array.size == 0 and array.dtype == np.float64 and kind != "float":
+        array = array.astype(bool if kind == "bool" else np.int64)  # an empty list has no dtype of its own
+    return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _is_numpy_number(value: Any) -> bool:

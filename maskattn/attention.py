@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._call import Call as Call, Dropout as Dropout
 from maskattn._fields import Array, Spec, broadcasts, dtype_name
 from maskattn._problems import Problems, show
 from maskattn.biases import Bias, DenseBias
@@ -27,66 +28,6 @@ PRECISIONS = ("default", "high", "highest")
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 Shape = tuple[int, ...]
-
-
-@dataclass(frozen=True)
-class Dropout:
-    """Dropout of attention weights: each is multiplied by keep / (1 - rate) after the softmax.
-
-    A pytree in both twins: `words` is its leaf.
-
-    Attributes:
-        rate: the probability of being dropped, in (0, 1).
-        words: the key, uint32 [2], where the call's arrays are.
-        shared: the axes, of "batch" and "heads", whose entries all share one draw.
-    """
-
-    rate: float
-    words: Array
-    shared: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, eq=False)
-class Call:
-    """One call of attention: what a kernel is given, and what `auto` and `explain` are asked about.
-
-    Its fields are the arguments of `attention`, by the same names. As `prepare` returns it, they are checked, arrays
-    are the framework's, `mask` and `bias` are a Mask and a Bias bound to it (or None), `scale` is a number, "error" in
-    `empty_rows` is settled, and `dropout_key` is the key's two words (or None where nothing is dropped).
-
-    Attributes:
-        query: [B, L, H, D]. key: [B, S, K, D]. value: [B, S, K, Dv]. sinks: [H], or None.
-        mask: which pairs may attend; True = may. None allows all.
-        blocks: (queries, keys) of a tile, for kernels that work in tiles; None leaves them the choice.
-    """
-
-    query: Array
-    key: Array
-    value: Array
-    mask: Any = None
-    bias: Any = None
-    scale: Any = None
-    softcap: float | None = None
-    sinks: Array | None = None
-    dropout_rate: float = 0.0
-    dropout_key: Any = None
-    dropout_broadcast: tuple[str, ...] = ()
-    empty_rows: str = "zero"
-    kernel: str = "auto"
-    precision: str = "highest"
-    return_lse: bool = False
-    blocks: tuple[int, int] | None = None
-
-    @property
-    def sizes(self) -> tuple[int, int, int, int]:
-        """(B, H, L, S)."""
-        batch, q_len, heads, _ = self.query.shape
-        return batch, heads, q_len, self.key.shape[1]
-
-    @property
-    def dropout(self) -> Dropout | None:
-        """What is dropped; None where nothing is."""
-        return Dropout(self.dropout_rate, self.dropout_key, self.dropout_broadcast) if self.dropout_rate else None
 
 
 @dataclass(frozen=True)
@@ -161,15 +102,15 @@ def prepare(call: Call, framework: Framework) -> Call:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
     check_attention(call, framework)
-    query, sinks, empty_rows, rate = call.query, call.sinks, call.empty_rows, float(call.dropout_rate)
+    query, sinks, policy, rate = call.query, call.sinks, call.empty_rows, float(call.dropout_rate)
     mask = call.mask if call.mask is None or isinstance(call.mask, Mask) else Dense(call.mask)
     bias = call.bias if call.bias is None or isinstance(call.bias, Bias) else DenseBias(call.bias)
-    if empty_rows == "error":
+    if policy == "error":
         if sinks is None and framework.compiling():
             raise ValueError('attention: empty_rows="error" cannot be checked inside a compiled graph: check outside')
         if sinks is None:
             refuse_empty_rows(mask, bias, call.sizes, framework.concrete)
-        empty_rows = "zero"
+        policy = "zero"
     prepared = object.__new__(Call)  # `replace` takes as long as all checks
     prepared.__dict__.update(
         vars(call),
@@ -183,7 +124,7 @@ def prepare(call: Call, framework: Framework) -> Call:
         sinks=None if sinks is None else framework.convert(sinks),
         dropout_rate=rate,
         dropout_key=framework.words(call.dropout_key, query) if rate else None,
-        empty_rows=empty_rows,
+        empty_rows=policy,
     )
     return prepared
 

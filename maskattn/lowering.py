@@ -6,9 +6,9 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from maskattn._fields import Array
-from maskattn._pairs import AXES, Pairwise, grid
+from maskattn._pairs import AXES, Pairwise, grid, negated
 from maskattn.biases import Additive, Bias, DenseBias, TableBias
-from maskattn.masks._core import Full, Mask, evaluate, negated, require_mask
+from maskattn.masks import Full, Mask, evaluate, require_mask
 
 Sizes = tuple[int, int, int, int]  # batch, heads, q_len, kv_len
 

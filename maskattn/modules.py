@@ -91,19 +91,8 @@ def attend_heads(
     """
     shapes = zip(inputs, head_shapes(config), strict=True)
     query, key, value = (x.reshape(*x.shape[:2], *shape) for x, shape in shapes)
-    call = Call(
-        query,
-        key,
-        value,
-        mask,
-        bias=bias,
-        scale=config.scale,
-        dropout_rate=rate,
-        dropout_key=dropout_key,
-        empty_rows=config.empty_rows,
-        kernel=kernel,
-    )
-    return attend(call, framework)
+    options = {"dropout_rate": rate, "dropout_key": dropout_key, "empty_rows": config.empty_rows, "kernel": kernel}
+    return attend(Call(query, key, value, mask, bias, config.scale, **options), framework)
 
 
 def of_kernel(framework: Framework, kernel: str, name: str) -> Any:

@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from maskattn.losses import arguments as _loss_checks
+from maskattn.losses import arguments
 
 Array = Any
 
@@ -49,7 +49,7 @@ def cross_entropy(
         TypeError: labels are not ints. ValueError: shapes do not fit; or a label or weight is out of range, told where
         it can be read at once (a traced label out of range gives NaN).
     """
-    _loss_checks.check_classes("cross_entropy", logits, labels, weights, ignore_index, label_smoothing, reduction)
+    arguments.check_classes("cross_entropy", logits, labels, weights, ignore_index, label_smoothing, reduction)
     labels = labels.astype(jnp.int32)
     weights = _weights(labels != ignore_index, weights, logits)
     counted = weights != 0
@@ -76,7 +76,7 @@ def masked_mean(
     Raises:
         TypeError: keep is not bool, values are not floats. ValueError: shapes do not fit.
     """
-    _loss_checks.check_mean("masked_mean", values, keep, axis)
+    arguments.check_mean("masked_mean", values, keep, axis)
     counted = jnp.broadcast_to(_extend(keep, values.ndim), values.shape)
     wide = jnp.where(counted, values, 0).astype(_wide(values))
     axes = tuple(range(values.ndim)) if axis is None else axis
@@ -90,7 +90,7 @@ def patchify(images: Array, patch: int) -> Array:
     Raises:
         ValueError: the sides are no multiples of patch. TypeError: patch is not an int.
     """
-    _loss_checks.check_patchify(images, patch)
+    arguments.check_patchify(images, patch)
     batch, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
     split = jnp.moveaxis(images.reshape(batch, rows, patch, columns, patch, channels), 3, 2)
@@ -114,7 +114,7 @@ def mae_loss(
     Raises:
         TypeError: removed is not bool. ValueError: shapes do not fit.
     """
-    _loss_checks.check_patches("mae_loss", prediction, target, removed, normalize)
+    arguments.check_patches("mae_loss", prediction, target, removed, normalize)
     prediction, target = (jnp.where(removed[..., None], x, 0).astype(_wide(x)) for x in (prediction, target))
     if normalize:
         centred = target - target.mean(axis=-1, keepdims=True)
@@ -137,7 +137,7 @@ def simmim_loss(prediction: Array, target: Array, removed: Array, *, axis_name: 
     Raises:
         TypeError: removed is not bool. ValueError: shapes do not fit.
     """
-    _loss_checks.check_images("simmim_loss", prediction, target, removed)
+    arguments.check_images("simmim_loss", prediction, target, removed)
     _, height, width, channels = target.shape
     hidden = removed.repeat(height // removed.shape[1], axis=1).repeat(width // removed.shape[2], axis=2)
     prediction, target = (jnp.where(hidden[..., None], x, 0).astype(_wide(x)) for x in (prediction, target))
@@ -171,7 +171,7 @@ def contrastive(
         TypeError: valid is not bool. ValueError: shapes do not fit, or temperature is not positive (a number).
     """
     flags = {"symmetric": symmetric, "normalize": normalize}
-    _loss_checks.check_pairs("contrastive", queries, keys, valid, temperature, flags)
+    arguments.check_pairs("contrastive", queries, keys, valid, temperature, flags)
     valid = jnp.ones(queries.shape[0], bool) if valid is None else valid
     sides = [jnp.where(valid[:, None], x, 0).astype(_wide(x)) for x in (queries, keys)]
     if normalize:
@@ -190,7 +190,7 @@ def accuracy(
 
     Arguments and errors as in `cross_entropy`; there is no gradient.
     """
-    _loss_checks.check_classes("accuracy", logits, labels, weights, ignore_index)
+    arguments.check_classes("accuracy", logits, labels, weights, ignore_index)
     labels = labels.astype(jnp.int32)
     weights = _weights(labels != ignore_index, weights, logits)
     right = lax.stop_gradient(logits).argmax(axis=-1) == labels

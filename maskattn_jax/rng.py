@@ -11,7 +11,6 @@ loop there.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -21,15 +20,13 @@ import numpy as np
 
 from maskattn._fields import broadcasts
 from maskattn._problems import Problems
-from maskattn.numerics import rng, rng_arguments as _rng_checks
+from maskattn.numerics import rng, rng_arguments
+from maskattn.numerics.rng import PARITY, ROTATIONS, WORD, Shape
 
 Array = Any
 
 __all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform", "words"]
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
-_WORD = 0xFFFFFFFF
 
 _UINTS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 # dtype -> (bits drawn, explicit bits of the significand). JAX draws 8 bits for a bfloat16.
@@ -41,9 +38,9 @@ def key(seed: int) -> Array:
     return jnp.asarray(rng.key(seed))
 
 
-def split(key: Any, n: int | Sequence[int] = 2) -> Array:
+def split(key: Any, n: Shape = 2) -> Array:
     """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape."""
-    shape, _ = _rng_checks.check_part(n, 0)
+    shape, _ = rng_arguments.check_part(n, 0)
     return _fold_in(words(key), jnp.arange(math.prod(shape))).reshape(*shape, 2)
 
 
@@ -56,70 +53,39 @@ def fold_in(key: Any, data: Any) -> Array:
             values of a JAX array are not checked: it may be traced.
     """
     if not isinstance(data, jax.Array):
-        data = jnp.asarray(_rng_checks.check_numbers(data))
+        data = jnp.asarray(rng_arguments.check_numbers(data))
     elif not jnp.issubdtype(data.dtype, jnp.integer):
         raise TypeError(f"data: expected integers in [0, 2**32), got dtype {data.dtype}")
     return _fold_in(words(key), data)
 
 
-def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int = 0) -> Array:
-    """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype.
-
-    Args:
-        key: uint32 [2].
-        shape: of the result.
-        width: bits of each integer; 64 needs jax_enable_x64.
-        start: the place, in a longer array, of the first element of the result.
-
-    Raises:
-        TypeError, ValueError: for anything else.
-    """
-    _rng_checks.check_width(width)
+def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
+    """Random unsigned integers of `width` bits (8, 16, 32 or 64, which needs jax_enable_x64), as `jax.random.bits` with
+    that dtype. Arguments and errors as in `maskattn.rng.bits`."""
+    rng_arguments.check_width(width)
     _check_x64("width", width, width == 64)
-    return _bits(words(key), *_rng_checks.check_part(shape, start), width)
+    return _bits(words(key), *rng_arguments.check_part(shape, start), width)
 
 
 def uniform(
-    key: Any,
-    shape: int | Sequence[int] = (),
-    dtype: Any = jnp.float32,
-    minval: float = 0.0,
-    maxval: float = 1.0,
-    start: int = 0,
+    key: Any, shape: Shape = (), dtype: Any = jnp.float32, minval: float = 0.0, maxval: float = 1.0, start: int = 0
 ) -> Array:
-    """Random numbers in [minval, maxval), as `jax.random.uniform` returns them (see `maskattn.numerics.rng.uniform`).
-
-    Args:
-        key: uint32 [2].
-        shape: of the result.
-        dtype: float32, float64 (which needs jax_enable_x64), float16 or bfloat16.
-        minval, maxval: finite numbers, minval <= maxval; rounded to `dtype` first.
-        start: the place, in a longer array, of the first element of the result.
-
-    Raises:
-        TypeError, ValueError: for anything else.
-    """
+    """Random numbers in [minval, maxval), as `jax.random.uniform` returns them; float64 needs jax_enable_x64. Arguments
+    and errors as in `maskattn.rng.uniform`."""
     dtype = np.dtype(dtype)
-    low, span = _rng_checks.check_bounds(dtype, minval, maxval)
+    low, span = rng_arguments.check_bounds(dtype, minval, maxval)
     _check_x64("dtype", dtype, dtype == np.float64)
-    return _uniform(words(key), *_rng_checks.check_part(shape, start), dtype, jnp.asarray(low), jnp.asarray(span))
+    return _uniform(words(key), *rng_arguments.check_part(shape, start), dtype, jnp.asarray(low), jnp.asarray(span))
 
 
-def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None, start: int = 0) -> Array:
+def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0) -> Array:
     """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
 
-    Args:
-        key: uint32 [2].
-        p: a probability, or a float array of them broadcastable to `shape`, whose values are not checked: it may be
-            traced.
-        shape: of the result; that of `p` if None.
-        start: the place, in a longer array, of the first element of the result.
-
-    Raises:
-        TypeError, ValueError: for anything else.
+    Arguments and errors as in `maskattn.rng.bernoulli`; the values of a JAX array `p`, which
+    may be traced, are not checked.
     """
     given = tuple(p.shape) if isinstance(p, jax.Array) else ()
-    dims, low = _rng_checks.check_part(given if shape is None else shape, start)
+    dims, low = rng_arguments.check_part(given if shape is None else shape, start)
     if not isinstance(p, jax.Array):
         return _bits(words(key), dims, low, 32) >> 9 < rng.bernoulli_limit(p)
     if not jnp.issubdtype(p.dtype, jnp.floating):
@@ -130,21 +96,12 @@ def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None, 
 
 
 def permutation(key: Any, x: Any, axis: int = 0, independent: bool = False) -> Array:
-    """A random permutation, as `jax.random.permutation` returns it.
-
-    Args:
-        key: uint32 [2].
-        x: what to shuffle: an array, or n for the numbers 0 to n - 1 (int32, unless jax_enable_x64 is on).
-        axis: of the array, along which it is shuffled.
-        independent: shuffles each vector along the axis by itself, not all alike.
-
-    Raises:
-        TypeError, ValueError: if `x` is neither an array with such an axis nor a count.
-    """
+    """A random permutation, as `jax.random.permutation` returns it, of an array, or for `x` an int of the numbers 0 to
+    x - 1 (int32, unless jax_enable_x64 is on). Arguments and errors as in `maskattn.rng.permutation`."""
     if not hasattr(x, "shape"):
-        ((x,), _) = _rng_checks.check_part(x, 0)
+        ((x,), _) = rng_arguments.check_part(x, 0)
     typed = jax.random.wrap_key_data(words(key), impl="threefry2x32")
-    return jax.random.permutation(typed, x, _rng_checks.check_axis(axis, np.ndim(x) or 1), independent)
+    return jax.random.permutation(typed, x, rng_arguments.check_axis(axis, np.ndim(x) or 1), independent)
 
 
 def words(key: Any) -> Array:
@@ -155,7 +112,7 @@ def words(key: Any) -> Array:
         TypeError, ValueError: for anything else.
     """
     problems = Problems("random numbers")
-    _rng_checks.check_key(problems, "key", key)
+    rng_arguments.check_key(problems, "key", key)
     if not problems and not isinstance(key, (int, np.generic, np.ndarray, jax.Array)):
         problems.type(f"key must be of JAX or NumPy, got {type(key).__name__}")
     problems.raise_if_any()
@@ -182,7 +139,7 @@ def _bits(key: Array, shape: tuple[int, ...], start: int, width: int) -> Array:
     if start + math.prod(shape) <= 2**32:
         x0, x1 = jnp.zeros_like(low), low + jnp.uint32(start)
     elif math.prod(shape) <= 2**32:
-        x1 = low + jnp.uint32(start & _WORD)
+        x1 = low + jnp.uint32(start & WORD)
         x0 = jnp.uint32(start >> 32) + (x1 < low).astype(jnp.uint32)
     else:
         raise ValueError(f"shape: expected at most 2**32 elements at once, got {shape}")
@@ -205,10 +162,10 @@ def _uniform(key: Array, shape: tuple[int, ...], start: int, dtype: Any, low: Ar
 
 def _threefry2x32(key: Array, x0: Array, x1: Array) -> tuple[Array, Array]:
     """Threefry-2x32, 20 rounds, of uint32 counters under one key [2]."""
-    words = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(_PARITY))
+    words = (key[0], key[1], key[0] ^ key[1] ^ jnp.uint32(PARITY))
     x0, x1 = x0 + words[0], x1 + words[1]
     for group in range(5):
-        for distance in _ROTATIONS[group % 2]:
+        for distance in ROTATIONS[group % 2]:
             x0 = x0 + x1
             x1 = (x1 << jnp.uint32(distance) | x1 >> jnp.uint32(32 - distance)) ^ x0
         x0, x1 = x0 + words[(group + 1) % 3], x1 + (words[(group + 2) % 3] + jnp.uint32(group + 1))

@@ -8,38 +8,43 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["map_over", "operator"]
+__all__ = ["operator", "unwatched"]
 
 
-def operator(name: str) -> Callable[[Callable[..., Any]], Any]:
-    """A decorator that makes of a function the operator maskattn::name: a compiler does not look inside, and under
-    torch.func.vmap it runs once for each element. `register_fake` it, for the shapes of its results.
+def operator(name: str, schema: str | None = None) -> Callable[[Callable[..., Any]], Any]:
+    """A decorator that makes of a function the operator maskattn::name, which a compiler does not look into: its
+    `register_fake` then says the shapes of its results. The schema is that of the function's annotations, if not given.
+
+    Under torch.func.vmap it runs once for each element, so the bits are those of a loop.
     """
 
-    def made(function: Callable[..., Any]) -> Any:
-        found = torch.library.custom_op(f"maskattn::{name}", function, mutates_args=())
-        map_over(found)
-        return found
+    def decorate(function: Callable[..., Any]) -> Any:
+        made = torch.library.custom_op(f"maskattn::{name}", function, mutates_args=(), schema=schema)
 
-    return made
+        def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+            results = [made(*_element(arguments, in_dims, i)) for i in range(info.batch_size)]
+            if isinstance(results[0], Tensor):
+                return torch.stack(results), 0
+            stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
+            return type(results[0])(stacked), type(results[0])([0] * len(stacked))
+
+        made.register_vmap(rule)
+        return made
+
+    return decorate
 
 
-def map_over(operator: Any) -> None:
-    """Under torch.func.vmap the operator runs once for each element, so the bits are those of a loop."""
+def unwatched(*arrays: Tensor | None) -> bool:
+    """Whether a compiler reads along and nobody can ask for a gradient. An operator is then called by itself: of an
+    autograd.Function whose `forward` takes `*arguments`, the compiler would believe that it takes a context, too.
+    """
+    if not torch.compiler.is_compiling():
+        return False
+    return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays))
 
-    def element(x: Any, dim: Any, i: int) -> Any:
-        if isinstance(x, (list, tuple)) and isinstance(dim, (list, tuple)):
-            return [element(one, d, i) for one, d in zip(x, dim, strict=True)]
-        return x if dim is None else x.select(dim, i)
 
-    def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
-        results = [
-            operator(*(element(x, d, i) for x, d in zip(arguments, in_dims, strict=True)))
-            for i in range(info.batch_size)
-        ]
-        if isinstance(results[0], Tensor):
-            return torch.stack(results), 0
-        stacked = [torch.stack(parts) for parts in zip(*results, strict=True)]
-        return type(results[0])(stacked), type(results[0])([0] * len(stacked))
-
-    torch.library.register_vmap(operator, rule)
+def _element(x: Any, dim: Any, i: int) -> Any:
+    """Entry `i` of the axes `dim` of tensors, or of lists of them; None is no axis."""
+    if isinstance(x, (list, tuple)) and isinstance(dim, (list, tuple)):
+        return [_element(one, d, i) for one, d in zip(x, dim, strict=True)]
+    return x if dim is None else x.select(dim, i)

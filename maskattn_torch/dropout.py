@@ -15,7 +15,7 @@ from torch.utils import _pytree
 from maskattn.attention import Dropout
 from maskattn.numerics.rng import bernoulli_limit
 from maskattn_torch import rng
-from maskattn_torch._operators import map_over
+from maskattn_torch._operators import operator
 from maskattn_torch.rng import _piece, _schedule, _threefry2x32
 
 Array = Any
@@ -82,7 +82,7 @@ def drop(x: Array, rate: float, key: Any, by: Any = None) -> Array:
     return torch.where(kept, wide / (1.0 - rate), 0).to(x.dtype)
 
 
-@torch.library.custom_op("maskattn::dropout_keep", mutates_args=())
+@operator("dropout_keep")
 def _keep(key: Tensor, rows: Tensor, columns: Tensor, rate: float, wide: bool) -> Tensor:
     """Whether element rows + columns (int64, broadcasting) is kept; `wide`: whether any is beyond 2**32."""
     shape = torch.broadcast_shapes(rows.shape, columns.shape)
@@ -117,6 +117,3 @@ def _keep_rows(out: Tensor, rows: Tensor, columns: Tensor, schedule: Any, limit:
 @_keep.register_fake
 def _(key: Tensor, rows: Tensor, columns: Tensor, rate: float, wide: bool) -> Tensor:
     return torch.empty(torch.broadcast_shapes(rows.shape, columns.shape), dtype=torch.bool, device=key.device)
-
-
-map_over(_keep)

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from maskattn.losses import arguments as _loss_checks
+from maskattn.losses import arguments
 
 Array = Any
 
@@ -49,7 +49,7 @@ def cross_entropy(
         TypeError: labels are not ints. ValueError: shapes do not fit; or a label or weight is out of range, told where
         it can be read at once.
     """
-    _loss_checks.check_classes("cross_entropy", logits, labels, weights, ignore_index, label_smoothing, reduction)
+    arguments.check_classes("cross_entropy", logits, labels, weights, ignore_index, label_smoothing, reduction)
     labels = labels.to(torch.int64)
     weights = _weights(labels != ignore_index, weights, logits)
     counted = weights != 0
@@ -73,7 +73,7 @@ def masked_mean(values: Array, keep: Array, *, axis: int | tuple[int, ...] | Non
     Raises:
         TypeError: keep is not bool, values are not floats. ValueError: shapes do not fit.
     """
-    _loss_checks.check_mean("masked_mean", values, keep, axis)
+    arguments.check_mean("masked_mean", values, keep, axis)
     counted = _extend(keep, values.ndim).expand(values.shape)
     wide = torch.where(counted, values, 0).to(_wide(values))
     axes = tuple(range(values.ndim)) if axis is None else axis
@@ -87,7 +87,7 @@ def patchify(images: Array, patch: int) -> Array:
     Raises:
         ValueError: the sides are no multiples of patch. TypeError: patch is not an int.
     """
-    _loss_checks.check_patchify(images, patch)
+    arguments.check_patchify(images, patch)
     batch, height, width, channels = images.shape
     rows, columns = height // patch, width // patch
     split = images.reshape(batch, rows, patch, columns, patch, channels).movedim(3, 2)
@@ -109,7 +109,7 @@ def mae_loss(prediction: Array, target: Array, removed: Array, *, normalize: boo
     Raises:
         TypeError: removed is not bool. ValueError: shapes do not fit.
     """
-    _loss_checks.check_patches("mae_loss", prediction, target, removed, normalize)
+    arguments.check_patches("mae_loss", prediction, target, removed, normalize)
     prediction, target = (torch.where(removed[..., None], x, 0).to(_wide(x)) for x in (prediction, target))
     if normalize:
         centred = target - target.mean(dim=-1, keepdim=True)
@@ -132,7 +132,7 @@ def simmim_loss(prediction: Array, target: Array, removed: Array, *, group: Any 
     Raises:
         TypeError: removed is not bool. ValueError: shapes do not fit.
     """
-    _loss_checks.check_images("simmim_loss", prediction, target, removed)
+    arguments.check_images("simmim_loss", prediction, target, removed)
     _, height, width, channels = target.shape
     hidden = removed.repeat_interleave(height // removed.shape[1], 1).repeat_interleave(width // removed.shape[2], 2)
     prediction, target = (torch.where(hidden[..., None], x, 0).to(_wide(x)) for x in (prediction, target))
@@ -166,7 +166,7 @@ def contrastive(
         TypeError: valid is not bool. ValueError: shapes do not fit, or temperature is not positive (a number).
     """
     flags = {"symmetric": symmetric, "normalize": normalize}
-    _loss_checks.check_pairs("contrastive", queries, keys, valid, temperature, flags)
+    arguments.check_pairs("contrastive", queries, keys, valid, temperature, flags)
     valid = queries.new_ones(queries.shape[0], dtype=torch.bool) if valid is None else valid
     sides = [torch.where(valid[:, None], x, 0).to(_wide(x)) for x in (queries, keys)]
     if normalize:
@@ -185,7 +185,7 @@ def accuracy(
 
     Arguments and errors as in `cross_entropy`; there is no gradient.
     """
-    _loss_checks.check_classes("accuracy", logits, labels, weights, ignore_index)
+    arguments.check_classes("accuracy", logits, labels, weights, ignore_index)
     labels = labels.to(torch.int64)
     weights = _weights(labels != ignore_index, weights, logits)
     right = logits.detach().argmax(dim=-1) == labels

@@ -10,7 +10,6 @@ and in pieces that stay in the cache. A compiler that traced the rounds would do
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,17 +19,15 @@ from torch import Tensor
 from maskattn._fields import broadcasts
 from maskattn._problems import Problems
 from maskattn.arrays import dtype_named
-from maskattn.numerics import rng, rng_arguments as _rng_checks
-from maskattn.numerics._fma import multiply_add
-from maskattn_torch._operators import map_over
+from maskattn.numerics import rng, rng_arguments
+from maskattn.numerics.fma import multiply_add
+from maskattn.numerics.rng import PARITY, ROTATIONS, WORD, Shape
+from maskattn_torch._operators import operator
 
 Array = Any
 
 __all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform", "words"]
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
-_WORD = 0xFFFFFFFF
 # Each of some 130 passes goes over one piece: on a CPU its three arrays stay in the cache, and calls cost little; on a
 # device a pass is a launch.
 _PIECE = 1 << 17
@@ -51,9 +48,9 @@ def key(seed: int) -> Array:
     return torch.from_numpy(rng.key(seed))
 
 
-def split(key: Any, n: int | Sequence[int] = 2) -> Array:
+def split(key: Any, n: Shape = 2) -> Array:
     """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape."""
-    key, (shape, _) = words(key), _rng_checks.check_part(n, 0)
+    key, (shape, _) = words(key), rng_arguments.check_part(n, 0)
     counters = torch.arange(math.prod(shape), device=key.device)
     return _hash(key, counters).reshape(*shape, 2)
 
@@ -68,73 +65,42 @@ def fold_in(key: Any, data: Any) -> Array:
     """
     key = words(key)
     if isinstance(data, int):  # a number needs no NumPy, which a compiler cannot follow
-        _rng_checks.check_data(data, data)
+        rng_arguments.check_data(data, data)
         data = torch.tensor(data, device=key.device)
     elif not isinstance(data, Tensor):
-        data = torch.as_tensor(_rng_checks.check_numbers(data).astype(np.int64), device=key.device)
+        data = torch.as_tensor(rng_arguments.check_numbers(data).astype(np.int64), device=key.device)
     elif data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
         raise TypeError(f"data: expected integers in [0, 2**32), got dtype {data.dtype}")
-    return _hash(key, data.to(torch.int64) & _WORD)
+    return _hash(key, data.to(torch.int64) & WORD)
 
 
-def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int = 0) -> Array:
-    """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype.
-
-    Args:
-        key: uint32 [2].
-        shape: of the result.
-        width: bits of each integer.
-        start: the place, in a longer array, of the first element of the result.
-
-    Raises:
-        TypeError, ValueError: for anything else.
-    """
-    _rng_checks.check_width(width)
-    dims, low = _rng_checks.check_part(shape, start)
+def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
+    """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype. Arguments and
+    errors as in `maskattn.rng.bits`."""
+    rng_arguments.check_width(width)
+    dims, low = rng_arguments.check_part(shape, start)
     return _bits(words(key), low, math.prod(dims), width).view(_UINTS[width]).reshape(dims)
 
 
 def uniform(
-    key: Any,
-    shape: int | Sequence[int] = (),
-    dtype: Any = torch.float32,
-    minval: float = 0.0,
-    maxval: float = 1.0,
-    start: int = 0,
+    key: Any, shape: Shape = (), dtype: Any = torch.float32, minval: float = 0.0, maxval: float = 1.0, start: int = 0
 ) -> Array:
-    """Random numbers in [minval, maxval), as `jax.random.uniform` returns them (see `maskattn.numerics.rng.uniform`).
-
-    Args:
-        key: uint32 [2].
-        shape: of the result.
-        dtype: float32, float64, float16 or bfloat16.
-        minval, maxval: finite numbers, minval <= maxval; rounded to `dtype` first.
-        start: the place, in a longer array, of the first element of the result.
-
-    Raises:
-        TypeError, ValueError: for anything else.
-    """
+    """Random numbers in [minval, maxval), as `jax.random.uniform` returns them. Arguments and errors as in
+    `maskattn.rng.uniform`."""
     if dtype not in _FLOATS:
         raise TypeError(f"dtype: expected float32, float64, float16 or bfloat16, got {dtype}")
-    dims, first = _rng_checks.check_part(shape, start)
+    dims, first = rng_arguments.check_part(shape, start)
     return _uniform(words(key), first, math.prod(dims), dtype, float(minval), float(maxval)).reshape(dims)
 
 
-def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None, start: int = 0) -> Array:
+def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0) -> Array:
     """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
 
-    Args:
-        key: uint32 [2].
-        p: a probability, or a float tensor of them broadcastable to `shape`, whose values are not checked: reading them
-            would wait for its device.
-        shape: of the result; that of `p` if None.
-        start: the place, in a longer array, of the first element of the result.
-
-    Raises:
-        TypeError, ValueError: for anything else.
+    Arguments and errors as in `maskattn.rng.bernoulli`; the values of a tensor `p` are not checked: reading them would
+    wait for its device.
     """
     given = tuple(p.shape) if isinstance(p, Tensor) else ()
-    dims, low = _rng_checks.check_part(given if shape is None else shape, start)
+    dims, low = rng_arguments.check_part(given if shape is None else shape, start)
     if not isinstance(p, Tensor):
         return _bernoulli(words(key), low, math.prod(dims), p).reshape(dims)
     if not p.is_floating_point():
@@ -147,22 +113,13 @@ def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None, 
 
 
 def permutation(key: Any, x: Any, axis: int = 0, independent: bool = False) -> Array:
-    """A random permutation, as `jax.random.permutation` returns it.
-
-    Args:
-        key: uint32 [2].
-        x: what to shuffle: a tensor, or n for the int32 numbers 0 to n - 1.
-        axis: of the tensor, along which it is shuffled.
-        independent: shuffles each vector along the axis by itself, not all alike.
-
-    Raises:
-        TypeError, ValueError: if `x` is neither a tensor with such an axis nor a count.
-    """
+    """A random permutation, as `jax.random.permutation` returns it, of a tensor, or for `x` an int of the int32 numbers
+    0 to x - 1. Arguments and errors as in `maskattn.rng.permutation`."""
     key = words(key)
     if not isinstance(x, Tensor):
-        (size,), _ = _rng_checks.check_part(x, 0)
+        (size,), _ = rng_arguments.check_part(x, 0)
         x = torch.arange(size, dtype=torch.int32, device=key.device)
-    axis = _rng_checks.check_axis(axis, x.ndim)
+    axis = rng_arguments.check_axis(axis, x.ndim)
     if not independent and x.ndim > 1:
         return x.index_select(axis, _shuffled(key, torch.arange(x.shape[axis], device=key.device), 0))
     return _shuffled(key, x, axis)
@@ -175,7 +132,7 @@ def words(key: Any, device: Any = None) -> Array:
         TypeError, ValueError: for anything else.
     """
     problems = Problems("random numbers")
-    _rng_checks.check_key(problems, "key", key)
+    rng_arguments.check_key(problems, "key", key)
     if not problems and not isinstance(key, (int, np.generic, np.ndarray, Tensor)):
         problems.type(f"key must be of PyTorch or NumPy, got {type(key).__name__}")
     problems.raise_if_any()
@@ -187,12 +144,12 @@ def words(key: Any, device: Any = None) -> Array:
 def _shuffled(key: Array, x: Array, axis: int) -> Array:
     for _ in range(rng.shuffle_rounds(x.numel())):
         key, drawn = split(key).unbind()
-        sorting = _bits(drawn, 0, x.numel(), 32).to(torch.int64) & _WORD
+        sorting = _bits(drawn, 0, x.numel(), 32).to(torch.int64) & WORD
         x = x.take_along_dim(sorting.reshape(x.shape).argsort(dim=axis, stable=True), axis)
     return x
 
 
-@torch.library.custom_op("maskattn::random_hash", mutates_args=())
+@operator("random_hash")
 def _hash(key: Tensor, counters: Tensor) -> Tensor:
     """Both words of the hash of counters below 2**32: uint32 [*counters.shape, 2]."""
     x1 = counters.to(torch.int32).contiguous()
@@ -206,7 +163,7 @@ def _(key: Tensor, counters: Tensor) -> Tensor:
     return key.new_empty((*counters.shape, 2))
 
 
-@torch.library.custom_op("maskattn::random_bits", mutates_args=())
+@operator("random_bits")
 def _bits(key: Tensor, start: int, count: int, width: int) -> Tensor:
     """Elements start to start + count - 1 of the flat `bits`, as signed integers of that width."""
     out = torch.empty(count, dtype=_signed(width), device=key.device)
@@ -219,10 +176,10 @@ def _(key: Tensor, start: int, count: int, width: int) -> Tensor:
     return torch.empty(count, dtype=_signed(width), device=key.device)
 
 
-@torch.library.custom_op("maskattn::random_uniform", mutates_args=())
+@operator("random_uniform")
 def _uniform(key: Tensor, start: int, count: int, dtype: torch.dtype, minval: float, maxval: float) -> Tensor:
     """Elements start to start + count - 1 of the flat `uniform`."""
-    low, span = map(float, _rng_checks.check_bounds(dtype_named(str(dtype).removeprefix("torch.")), minval, maxval))
+    low, span = map(float, rng_arguments.check_bounds(dtype_named(str(dtype).removeprefix("torch.")), minval, maxval))
     drawn, explicit, integer = _FLOATS[dtype]
     one = torch.ones((), dtype=dtype, device=key.device)
     out = torch.empty(count, dtype=dtype, device=key.device)
@@ -244,7 +201,7 @@ def _(key: Tensor, start: int, count: int, dtype: torch.dtype, minval: float, ma
     return torch.empty(count, dtype=dtype, device=key.device)
 
 
-@torch.library.custom_op("maskattn::random_bernoulli", mutates_args=())
+@operator("random_bernoulli")
 def _bernoulli(key: Tensor, start: int, count: int, p: float) -> Tensor:
     """Elements start to start + count - 1 of the flat `bernoulli`."""
     limit, out = rng.bernoulli_limit(p), torch.empty(count, dtype=torch.bool, device=key.device)
@@ -260,10 +217,6 @@ def _bernoulli(key: Tensor, start: int, count: int, p: float) -> Tensor:
 @_bernoulli.register_fake
 def _(key: Tensor, start: int, count: int, p: float) -> Tensor:
     return torch.empty(count, dtype=torch.bool, device=key.device)
-
-
-for _operator in (_hash, _bits, _uniform, _bernoulli):
-    map_over(_operator)
 
 
 def _draw(out: Tensor, key: Tensor, start: int, fill: Any) -> None:
@@ -285,7 +238,7 @@ def _draw(out: Tensor, key: Tensor, start: int, fill: Any) -> None:
 def _join(out: Tensor, x0: Tensor, x1: Tensor, width: int) -> Tensor:
     """Random words of a width from the two that a hash gives, into `out`."""
     if width == 64:
-        return torch.bitwise_or(x0.to(torch.int64) << 32, x1.to(torch.int64) & _WORD, out=out)
+        return torch.bitwise_or(x0.to(torch.int64) << 32, x1.to(torch.int64) & WORD, out=out)
     return out.copy_(x0.bitwise_xor_(x1))  # 8 and 16 bits are the lowest ones
 
 
@@ -303,7 +256,7 @@ def _signed(width: int) -> torch.dtype:
 
 def _int32(word: int) -> int:
     """The low word of a number, as int32 holds it."""
-    return (word & _WORD) - ((word & 0x80000000) << 1)
+    return (word & WORD) - ((word & 0x80000000) << 1)
 
 
 def _piece(device: torch.device) -> int:
@@ -313,7 +266,7 @@ def _piece(device: torch.device) -> int:
 def _schedule(key: Tensor) -> list[tuple[Tensor, Tensor]]:
     """What is added to the two words of a counter: first, and after each of the five groups of rounds; int32 []."""
     k0, k1 = key.view(torch.int32).unbind()
-    words = (k0, k1, k0 ^ k1 ^ _PARITY)
+    words = (k0, k1, k0 ^ k1 ^ PARITY)
     later = [(words[(group + 1) % 3], words[(group + 2) % 3] + (group + 1)) for group in range(5)]
     return [(words[0], words[1]), *later]
 
@@ -323,7 +276,7 @@ def _threefry2x32(schedule: list[tuple[Tensor, Tensor]], x0: Tensor, x1: Tensor,
     x0.add_(schedule[0][0])
     x1.add_(schedule[0][1])
     for group in range(5):
-        for distance in _ROTATIONS[group % 2]:
+        for distance in ROTATIONS[group % 2]:
             x0.add_(x1)
             torch.bitwise_right_shift(x1, 32 - distance, out=scratch)
             scratch.bitwise_and_((1 << distance) - 1)  # the shift is arithmetic

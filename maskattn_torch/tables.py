@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from maskattn.numerics.exact import table as exact_table
+from maskattn_torch._operators import operator
 from maskattn_torch.exact_ops import OPS
 
 __all__ = ["look_up", "row_sums"]
@@ -61,7 +62,7 @@ class _RowSums(torch.autograd.Function):
         return look_up(d_table, ctx.saved_tensors[0]), None, None
 
 
-@torch.library.custom_op("maskattn::table_row_sums", mutates_args=())
+@operator("table_row_sums")
 def _row_sums(d_values: Tensor, rows: Tensor, count: int) -> Tensor:
     numbers = torch.arange(count, device=rows.device)
     return exact_table.row_sums(OPS, d_values, rows.long(), numbers).contiguous()
@@ -70,14 +71,3 @@ def _row_sums(d_values: Tensor, rows: Tensor, count: int) -> Tensor:
 @_row_sums.register_fake
 def _(d_values: Tensor, rows: Tensor, count: int) -> Tensor:
     return d_values.new_empty((count, d_values.shape[1]))
-
-
-@_row_sums.register_vmap
-def _(info: Any, in_dims: tuple[Any, ...], d_values: Tensor, rows: Tensor, count: int) -> tuple[Tensor, int]:
-    def element(x: Tensor, dim: int | None, i: int) -> Tensor:
-        return x if dim is None else x.select(dim, i)
-
-    found = [
-        _row_sums(element(d_values, in_dims[0], i), element(rows, in_dims[1], i), count) for i in range(info.batch_size)
-    ]
-    return torch.stack(found), 0

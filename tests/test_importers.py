@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -14,13 +12,10 @@ import torch
 
 from maskattn import masks
 from maskattn.parity.attention.cases import Shape
+from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
 
-CLASSES = [
-    cls
-    for cls in map(masks.__dict__.get, masks.__all__)
-    if inspect.isclass(cls) and "examples" in vars(cls) and cls is not masks.Mask
-]
+CLASSES = list(families().values())
 SHAPES = [Shape(2, 5, 7, 3, 3, 4, 4), Shape(2, 9, 9, 2, 2, 4, 4), Shape(4, 16, 16, 2, 2, 4, 4)]
 RNG = np.random.default_rng(0)
 

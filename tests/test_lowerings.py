@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -16,13 +14,10 @@ import maskattn_jax
 import maskattn_torch
 from maskattn import masks
 from maskattn.parity.attention.cases import Shape
+from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
 
-CLASSES = [
-    cls
-    for cls in map(masks.__dict__.get, masks.__all__)
-    if inspect.isclass(cls) and "examples" in vars(cls) and cls is not masks.Mask
-]
+CLASSES = list(families().values())
 #: odd lengths; a square; and a batch and grid that windows fit
 SHAPES = [Shape(2, 19, 29, 2, 2, 4, 4), Shape(2, 13, 13, 2, 2, 4, 4), Shape(4, 36, 36, 2, 2, 4, 4)]
 RNG = np.random.default_rng(0)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import tracemalloc
 
 import jax
@@ -13,14 +12,11 @@ import torch
 
 from maskattn import masks
 from maskattn.parity.attention.cases import Shape
+from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
 from maskattn.schedule import EMPTY, FULL, MIXED, Schedule, empty_rows, reached
 
-CLASSES = [
-    cls
-    for cls in map(masks.__dict__.get, masks.__all__)
-    if inspect.isclass(cls) and "examples" in vars(cls) and cls is not masks.Mask
-]
+CLASSES = list(families().values())
 SHAPES = [(4, 24, 24, 2), (2, 11, 17, 3), (4, 36, 36, 2), (1, 13, 5, 1), (2, 7, 1, 1), (1, 1, 1, 1)]
 
 

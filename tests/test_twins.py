@@ -22,23 +22,27 @@ TARGETS = "each framework has attention functions of its own, with mask objects 
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', "
-    "'lower', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', "
-    "'explain', 'losses', 'lower', 'optimizers', 'params'] in maskattn_torch": "linen.py, see below",
+    "'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', "
+    "'corrupt', 'explain', 'losses', 'lower', 'merge', 'optimizers', 'params'] in maskattn_torch": "see linen.py",
     "testing.adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "as most do",
     "corruption.corrupt: device only in maskattn_torch": DEVICE,
-    "kernels/blockwise/bias.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise/calls.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/additions.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/patches.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/flash.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/flex.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/products.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/spec.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/walk.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/windows.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/backward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/shards.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/arrays.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/forward.py: only in maskattn_jax": LOOPS,
-    "kernels/blockwise/plan.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/problem.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/steps.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tile.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/tiling.py: only in maskattn_jax": LOOPS,
+    "kernels.merging: merge_into only in maskattn_torch": "JAX's arrays are not written to",
     "kernels.fused: platform only in maskattn_jax": PLATFORM,
     "kernels/fused/splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
@@ -139,8 +143,8 @@ def differences(*packages):
     trees = [files(package) for package in packages]
     yield from only("", list(trees[0]), list(trees[1]), packages)
     for path in trees[0].keys() & trees[1].keys():
-        stem = path.removesuffix(".py").replace("/", ".")
-        suffix = stem.removesuffix("__init__").rstrip(".")
+        suffix = path.removesuffix(".py").removesuffix("__init__").strip("/").replace("/", ".")
+        stem = suffix or "__init__"
         modules = [importlib.import_module(f"{package}.{suffix}".rstrip(".")) for package in packages]
         exported = [getattr(module, "__all__", None) for module in modules]
         if exported[0] != exported[1]:

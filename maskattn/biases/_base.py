@@ -29,10 +29,6 @@ class Bias(Pairwise):
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         """What is added for query q and key k of batch row b and head h.
 
-        Args:
-            b, h, q, k: integer arrays that broadcast together (or ints), all of one framework, the one the data are of.
-
-        Returns:
-            float, of the broadcast shape.
+        The indices are those of `Mask.allowed`; the result is float, of their broadcast shape.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define values(b, h, q, k)")

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from maskattn._fields import Array
-from maskattn._problems import Problems
+from maskattn._lookup import gather
+from maskattn._pairs import fixed
 from maskattn.biases._base import Bias
-from maskattn.masks._lookup import gather
 
 
 class TableBias(Bias):
@@ -30,27 +30,4 @@ class TableBias(Bias):
         return frozenset("qk") if self.table.shape[1] == 1 else frozenset("hqk")
 
     def sizes(self) -> dict[str, int]:
-        heads = int(self.table.shape[1])
-        return {} if heads == 1 else {"heads": heads}
-
-
-def query_offset(problems: Problems, value: Array) -> Array:
-    """The argument `offset`, checked: an int, or an int array [] or [B]."""
-    if hasattr(value, "__len__") or hasattr(value, "dtype"):
-        return problems.array("offset", value, "int", "[] or [B]", (0, 1))
-    return problems.integer("offset", value)
-
-
-def offset_at(offset: Array, b: Array) -> Array:
-    """The offset of batch row b."""
-    if isinstance(offset, int) or len(offset.shape) == 0:
-        return offset
-    found, inside = gather(offset, b)
-    return found * inside
-
-
-def offset_rows(offset: Array) -> dict[str, int]:
-    """The batch that an offset per row fixes: {} or {"batch": B}."""
-    if isinstance(offset, int) or len(offset.shape) == 0 or offset.shape[0] == 1:
-        return {}
-    return {"batch": int(offset.shape[0])}
+        return fixed(heads=self.table.shape[1])

@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from maskattn._fields import Array, part
-from maskattn._pairs import restrict
+from maskattn._pairs import negated, restrict
 from maskattn._problems import Problems, describe
 from maskattn.biases._base import Bias
-from maskattn.masks._core import Mask, check_mask, negated
+from maskattn.masks import Mask, check_mask
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,15 @@ class Additive(Bias):
     mask: Mask = part()
     value: float = -10000.0
 
-    def __post_init__(self) -> None:
-        problems = Problems("Additive")
+    def _check(self, problems: Problems) -> None:
         value: Any = self.value
         check_mask(problems, self.mask)
         if isinstance(value, bool) or not isinstance(value, (int, float, np.number)):
             problems.type(f"value must be a number, got {describe(value)}")
         elif not abs(float(value)) <= float(np.finfo(np.float32).max):
             problems.value(f"value must be finite in float32 (to forbid, use the mask as mask=), got {value}")
-        problems.raise_if_any()
-        object.__setattr__(self, "value", float(np.float32(value)))
+        if not problems:
+            self._set(value=float(np.float32(value)))
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         # 0 * -10000.0 is -0.0, as in the formula

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from maskattn._fields import Array, data
+from maskattn._lookup import at_row, gather, rows_of
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.biases._base import Bias
-from maskattn.biases._table import offset_at, offset_rows, query_offset
-from maskattn.masks._lookup import gather
 
 _FORMS = ("distance", "key")
 
@@ -50,11 +50,10 @@ class ALiBi(Bias):
     form: str = "distance"
     offset: Array = data(default=0)
 
-    def __post_init__(self) -> None:
-        problems = Problems("ALiBi")
+    def _check(self, problems: Problems) -> None:
         heads = problems.integer("heads", self.heads, minimum=1)
         problems.choice("form", self.form, _FORMS)
-        offset = query_offset(problems, self.offset)
+        offset = problems.by_row("offset", self.offset)
         slopes = self.slopes
         if slopes is not None:
             slopes = problems.array("slopes", slopes, "float", "[heads]", (1,))
@@ -62,26 +61,25 @@ class ALiBi(Bias):
                 problems.type(f"slopes must be float32, got dtype {slopes.dtype}")
             if tuple(slopes.shape) != (heads,):
                 problems.value(f"slopes must be one per head, [{heads}], got {list(slopes.shape)}")
-        problems.raise_if_any()
-        object.__setattr__(self, "heads", heads)
-        object.__setattr__(self, "offset", offset)
-        object.__setattr__(self, "slopes", np.array(_slopes(heads), np.float32) if slopes is None else slopes)
+        if not problems and slopes is None:
+            slopes = np.array(_slopes(heads), np.float32)
+        self._set(heads=heads, offset=offset, slopes=slopes)
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         slope, _ = gather(self.slopes, h)
         if self.form == "key":
             return slope * _float32(k)
-        return slope * _float32(-abs(q + offset_at(self.offset, b) - k))
+        return slope * _float32(-abs(q + at_row(self.offset, b) - k))
 
     @property
     def depends(self) -> frozenset[str]:
         head = "" if self.heads == 1 else "h"
         if self.form == "key":
             return frozenset(head + "k")
-        return frozenset(head + "qk" + ("b" if offset_rows(self.offset) else ""))
+        return frozenset(head + "qk" + ("b" if rows_of(self.offset) else ""))
 
     def sizes(self) -> dict[str, int]:
-        return {**({} if self.heads == 1 else {"heads": self.heads}), **offset_rows(self.offset)}
+        return fixed(heads=self.heads) | rows_of(self.offset)
 
 
 def _float32(index: Array) -> Array:

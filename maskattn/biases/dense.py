@@ -3,10 +3,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskattn._fields import Array, data
+from maskattn._lookup import gather
 from maskattn._pairs import AXES
 from maskattn._problems import Problems
 from maskattn.biases._base import Bias
-from maskattn.masks._lookup import gather
 
 
 @dataclass(frozen=True)
@@ -29,12 +29,10 @@ class DenseBias(Bias):
 
     array: Array = data()
 
-    def __post_init__(self) -> None:
-        problems = Problems("DenseBias")
+    def _check(self, problems: Problems) -> None:
         axes = "broadcastable to [B, H, L, S]"
         value = problems.array("array", self.array, "float", axes, (0, 1, 2, 3, 4))
-        problems.raise_if_any()
-        object.__setattr__(self, "array", value)
+        self._set(array=value)
 
     @property
     def shape(self) -> tuple[int, ...]:

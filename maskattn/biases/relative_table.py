@@ -5,9 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskattn._fields import Array, data
+from maskattn._lookup import coordinate
 from maskattn._problems import Problems
 from maskattn.biases._table import TableBias
-from maskattn.masks._grid import coordinates
 
 
 @dataclass(frozen=True)
@@ -35,26 +35,24 @@ class RelativeTable(TableBias):
     table: Array = data()
     window: Any = ()
 
-    def __post_init__(self) -> None:
-        problems = Problems("RelativeTable")
+    def _check(self, problems: Problems) -> None:
         table = problems.array("table", self.table, "float", "[offsets, H]", (2,))
         window = problems.integers("window", self.window, minimum=1)
-        if not problems.faults and not 1 <= len(window) <= 3:
+        if not problems and not 1 <= len(window) <= 3:
             problems.value(f"window must have 1 to 3 axes, got {window}")
-        if not problems.faults:
+        if not problems:
             offsets = math.prod([2 * n - 1 for n in window])
             if table.shape[0] != offsets:
                 problems.value(
                     f"table must have {offsets} rows, one per offset in window {window}, got {table.shape[0]}"
                 )
-        problems.raise_if_any()
-        object.__setattr__(self, "table", table)
-        object.__setattr__(self, "window", window)
+        self._set(table=table, window=window)
 
     def rows(self, b: Array, q: Array, k: Array) -> Array:
         """The index of the offset of q from k."""
         found: Array = 0
-        for i, j, n in zip(coordinates(q, self.window), coordinates(k, self.window), self.window, strict=True):
+        for axis, n in enumerate(self.window):
+            i, j = coordinate(q, self.window, axis), coordinate(k, self.window, axis)
             found = found * (2 * n - 1) + (i - j + n - 1)
         return found
 

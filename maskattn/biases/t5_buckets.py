@@ -5,8 +5,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskattn._fields import Array, data
+from maskattn._lookup import at_row, rows_of
 from maskattn._problems import Problems, describe
-from maskattn.biases._table import TableBias, offset_at, offset_rows, query_offset
+from maskattn.biases._table import TableBias
 
 
 @dataclass(frozen=True)
@@ -41,29 +42,25 @@ class T5Buckets(TableBias):
     bidirectional: bool = True
     offset: Array = data(default=0)
 
-    def __post_init__(self) -> None:
-        problems = Problems("T5Buckets")
+    def _check(self, problems: Problems) -> None:
         table = problems.array("table", self.table, "float", "[buckets, H]", (2,))
         far = problems.integer("max_distance", self.max_distance)
-        offset = query_offset(problems, self.offset)
+        offset = problems.by_row("offset", self.offset)
         bidirectional: Any = self.bidirectional
         if not isinstance(bidirectional, bool):
             problems.type(f"bidirectional must be True or False, got {describe(bidirectional)}")
-        if not problems.faults:
+        if not problems:
             least = 4 if self.bidirectional else 2
             if table.shape[0] < least:
                 problems.value(f"table must have at least {least} buckets, got {table.shape[0]}")
             exact = table.shape[0] // least
             if far <= exact:
                 problems.value(f"max_distance must exceed {exact}, below which each distance has a bucket, got {far}")
-        problems.raise_if_any()
-        object.__setattr__(self, "table", table)
-        object.__setattr__(self, "max_distance", far)
-        object.__setattr__(self, "offset", offset)
+        self._set(table=table, max_distance=far, offset=offset)
 
     def rows(self, b: Array, q: Array, k: Array) -> Array:
         """The bucket: T5's `_relative_position_bucket` of k - q - offset."""
-        apart = k - q - offset_at(self.offset, b)
+        apart = k - q - at_row(self.offset, b)
         buckets = int(self.table.shape[0])
         if self.bidirectional:
             buckets //= 2
@@ -78,10 +75,10 @@ class T5Buckets(TableBias):
 
     @property
     def depends(self) -> frozenset[str]:
-        return super().depends | (frozenset("b") if offset_rows(self.offset) else frozenset())
+        return super().depends | (frozenset("b") if rows_of(self.offset) else frozenset())
 
     def sizes(self) -> dict[str, int]:
-        return {**super().sizes(), **offset_rows(self.offset)}
+        return {**super().sizes(), **rows_of(self.offset)}
 
 
 @functools.lru_cache

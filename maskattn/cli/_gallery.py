@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from maskattn import masks
-from maskattn.masks._names import library_classes
+from maskattn.masks import library_classes
 from maskattn.parity.attention.cases import Shape
 from maskattn.parity.draws import Draws
 from maskattn.show.picture import LINE, TEXT, new_figure, paint

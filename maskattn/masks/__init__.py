@@ -9,7 +9,20 @@ from importlib import import_module
 from typing import Any
 
 from maskattn._fields import data, on_subclass, part
-from maskattn.masks._core import And, Empty, Full, Mask, Not, Or, fold, rebuild
+from maskattn.masks._core import (
+    And,
+    Empty,
+    Full,
+    Mask,
+    Not,
+    Or,
+    check_mask as check_mask,
+    evaluate as evaluate,
+    fold,
+    library_classes as library_classes,
+    rebuild,
+    require_mask as require_mask,
+)
 from maskattn.masks._draw import draw
 from maskattn.masks.axial import Axial
 from maskattn.masks.block_causal import BlockCausal
@@ -19,20 +32,12 @@ from maskattn.masks.chunked import Chunked
 from maskattn.masks.dense import Dense
 from maskattn.masks.dilated import Dilated
 from maskattn.masks.global_tokens import Global
-from maskattn.masks.interop import (
-    from_additive,
-    from_flash_window,
-    from_flax,
-    from_hf,
-    from_swin,
-    from_torch_mha,
-    to_additive,
-    to_flash_window,
-    to_flax,
-    to_hf,
-    to_swin,
-    to_torch_mha,
-)
+from maskattn.masks.interop.additive import from_additive, to_additive
+from maskattn.masks.interop.flash import from_flash_window, to_flash_window
+from maskattn.masks.interop.flax import from_flax, to_flax
+from maskattn.masks.interop.hugging_face import from_hf, to_hf
+from maskattn.masks.interop.swin import from_swin, to_swin
+from maskattn.masks.interop.torch_mha import from_torch_mha, to_torch_mha
 from maskattn.masks.json import from_json
 from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding

@@ -12,7 +12,7 @@ import numpy as np
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, on_subclass, part, to_numpy
-from maskattn._pairs import AXES, Pairwise, filled, grid, restrict
+from maskattn._pairs import AXES, Pairwise, filled, grid, negated, restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._to_json import to_json
 from maskattn.masks._why import explain
@@ -383,12 +383,6 @@ def rebuild(mask: Mask, change: Callable[[Mask], Mask | None]) -> Mask:
     if isinstance(mask, Or):
         return disjunction(*parts)
     return complement(*parts) if isinstance(mask, Not) else mask.with_children(parts)
-
-
-def negated(value: Any) -> Any:
-    """The opposite of a bool, a bool array or an expression."""
-    # ~ would turn a Python True into -2
-    return value ^ True if isinstance(value, int) or hasattr(value, "dtype") else ~value
 
 
 class _Bounds(NamedTuple):

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from typing import Any
 
 from maskattn._fields import Array
+from maskattn._lookup import clip, coordinate, within
+from maskattn._pairs import negated
 from maskattn._problems import Problems
+from maskattn.masks._relational import Relational
+
+Span = tuple[Array, Array]  # the first and the last of numbers in a row
 
 
 def check_windows(problems: Problems, grid: Any, window: Any, shift: Any) -> tuple[Any, Any, Any]:
     """grid, window and shift as tuples of ints; window must divide grid, and 0 <= shift < window, on every axis."""
     grid = problems.integers("grid", grid, minimum=1)
-    if problems.faults:
+    if problems:
         return grid, window, shift
     if not grid:
         problems.value("grid must have at least one axis, got ()")
         return grid, window, shift
     window = problems.integers("window", window, minimum=1, length=len(grid))
     shift = problems.integers("shift", shift, length=len(grid))
-    if not problems.faults:
+    if not problems:
         if any(n % w for n, w in zip(grid, window, strict=True)):
             problems.value(f"grid must be a multiple of window on every axis, got grid {grid} and window {window}")
         if any(not 0 <= s < w for s, w in zip(shift, window, strict=True)):
@@ -28,28 +32,89 @@ def check_windows(problems: Problems, grid: Any, window: Any, shift: Any) -> tup
     return grid, window, shift
 
 
-def inside(size: int, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-    """(some, every): whether any pair of a tile, and whether all, lie in a grid of `size` positions."""
-    some = (q_hi >= 0) & (q_lo < size) & (k_hi >= 0) & (k_lo < size)
-    return some, (q_lo >= 0) & (q_hi < size) & (k_lo >= 0) & (k_hi < size)
+class GridMask(Relational):
+    """A mask that compares the coordinates of query and key in a grid, each axis by itself. Nothing outside is allowed.
+
+    A subclass says what holds along one axis, of a pair (`along`) and of a tile (`along_spans`).
+    """
+
+    grid: tuple[int, ...]
+
+    @property
+    def cells(self) -> tuple[int, ...]:
+        """The lengths of the axes that a position counts through, in row-major order."""
+        return self.grid
+
+    @property
+    def axes(self) -> list[int]:
+        """The axes along which anything is asked."""
+        return list(range(len(self.cells)))
+
+    def along(self, axis: int, b: Array, i: Array, j: Array) -> Array:
+        """Whether coordinate i of a query and j of a key go together on this axis."""
+        raise NotImplementedError
+
+    def along_spans(self, axis: int, b: Array, i: Span, j: Span) -> tuple[Array, Array]:
+        """(some, every): whether any coordinates of two spans go together, and whether all do; bounds, as in `tile`."""
+        raise NotImplementedError
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        size = math.prod(self.cells)
+        result = (q >= 0) & (q < size) & (k >= 0) & (k < size)
+        for axis in self.axes:
+            i, j = coordinate(q, self.cells, axis), coordinate(k, self.cells, axis)
+            result = result & self.along(axis, b, i, j)
+        return result
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        size = math.prod(self.cells)
+        (q_some, q_every), (k_some, k_every) = within(q_lo, q_hi, size), within(k_lo, k_hi, size)
+        some, every = q_some & k_some, q_every & k_every
+        q_lo, q_hi, k_lo, k_hi = (clip(end, 0, size - 1) for end in (q_lo, q_hi, k_lo, k_hi))
+        q_spans, k_spans = spans(q_lo, q_hi, self.cells), spans(k_lo, k_hi, self.cells)
+        for axis in self.axes:
+            some_here, every_here = self.along_spans(axis, b, q_spans[axis], k_spans[axis])
+            some, every = some & some_here, every & every_here
+        return some, every
+
+    def sizes(self) -> dict[str, int]:
+        size = math.prod(self.cells)
+        return {"q_len": size, "kv_len": size}
 
 
-def coordinates(position: Array, shape: tuple[int, ...]) -> list[Array]:
-    """Row-major coordinates of a flat position."""
-    found = []
-    for axis, size in enumerate(shape):
-        found.append(position // math.prod(shape[axis + 1 :]) % size)
-    return found
+class WindowMask(GridMask):
+    """A mask of a grid that is cut into windows, shifted along each axis."""
+
+    window: Any
+    shift: Any
+
+    def _check(self, problems: Problems) -> None:
+        grid, window, shift = check_windows(problems, self.grid, self.window, self.shift)
+        self._set(grid=grid, window=window, shift=shift)
 
 
-def spans(low: Array, high: Array, shape: tuple[int, ...]) -> Iterator[tuple[Array, Array]]:
+def equal(i: Span, j: Span) -> tuple[Array, Array]:
+    """(some, every): whether any number of one span equals one of the other, and whether all do."""
+    return (i[0] <= j[1]) & (j[0] <= i[1]), (i[0] == i[1]) & (j[0] == j[1]) & (i[0] == j[0])
+
+
+def check_grid(problems: Problems, grid: Any) -> bool:
+    """Note a grid that has not 1 to 3 axes; whether all is well so far."""
+    if not problems and not 1 <= len(grid) <= 3:
+        problems.value(f"grid must have 1 to 3 axes, got {grid}")
+    return not problems
+
+
+def spans(low: Array, high: Array, shape: tuple[int, ...]) -> list[Span]:
     """Per axis, bounds on the coordinate over the positions low..high.
 
     An axis is bounded by its ends where all axes before it have one coordinate, else by the whole axis.
     """
     single: Array = True
+    found: list[Span] = []
     for axis, size in enumerate(shape):
         below = math.prod(shape[axis + 1 :])
         first, last = low // below, high // below  # counts from the grid's origin, axes before included
-        yield first % size * single, last % size * single + (size - 1) * (single ^ True)
+        found.append((first % size * single, last % size * single + (size - 1) * negated(single)))
         single = single & (first == last)
+    return found

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -8,12 +7,11 @@ from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._grid import coordinates, inside, spans
-from maskattn.masks._lookup import clip
+from maskattn.masks._grid import GridMask, Span, check_grid, equal
 
 
 @dataclass(frozen=True)
-class Axial(Mask):
+class Axial(GridMask):
     """q and k differ along `axis` of the grid only. True = may attend.
 
     Attention along one axis (Ho et al. 2019, Axial Attention): in a grid (H, W), where position = y * W + x, axis 1
@@ -38,54 +36,29 @@ class Axial(Mask):
     grid: tuple[int, ...]
     axis: int
 
-    relational: ClassVar[bool] = True
     rule: ClassVar[str] = "q and k lie on one line along axis of the grid"
 
-    def __post_init__(self) -> None:
-        problems = Problems("Axial")
+    def _check(self, problems: Problems) -> None:
         grid: Any = problems.integers("grid", self.grid, minimum=1)
         axis = problems.integer("axis", self.axis)
-        if not problems.faults:
-            if not 1 <= len(grid) <= 3:
-                problems.value(f"grid must have 1 to 3 axes, got {grid}")
-            elif not -len(grid) <= axis < len(grid):
+        if check_grid(problems, grid):
+            if not -len(grid) <= axis < len(grid):
                 problems.value(f"axis must be one of the {len(grid)} of grid, got {axis}")
-            else:
-                axis %= len(grid)
-        problems.raise_if_any()
-        object.__setattr__(self, "grid", grid)
-        object.__setattr__(self, "axis", axis)
+            axis %= len(grid)
+        self._set(grid=grid, axis=axis)
+
+    @property
+    def axes(self) -> list[int]:
+        return [axis for axis in range(len(self.grid)) if axis != self.axis]
+
+    def along(self, axis: int, b: Array, i: Array, j: Array) -> Array:
+        return i == j
+
+    def along_spans(self, axis: int, b: Array, i: Span, j: Span) -> tuple[Array, Array]:
+        return equal(i, j)
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
         if shape.q_len != shape.kv_len or shape.q_len < 1:
             return []
         return [cls(factors(shape.q_len), 0), cls(factors(shape.q_len), 1)]
-
-    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        size = math.prod(self.grid)
-        result = (q >= 0) & (q < size) & (k >= 0) & (k < size)
-        for axis, (i, j) in enumerate(zip(coordinates(q, self.grid), coordinates(k, self.grid), strict=True)):
-            if axis != self.axis:
-                result = result & (i == j)
-        return result
-
-    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        size = math.prod(self.grid)
-        some, every = inside(size, q_lo, q_hi, k_lo, k_hi)
-        q_lo, q_hi = clip(q_lo, 0, size - 1), clip(q_hi, 0, size - 1)
-        k_lo, k_hi = clip(k_lo, 0, size - 1), clip(k_hi, 0, size - 1)
-        ranges = zip(spans(q_lo, q_hi, self.grid), spans(k_lo, k_hi, self.grid), strict=True)
-        for axis, (i, j) in enumerate(ranges):
-            if axis != self.axis:
-                some = some & (i[0] <= j[1]) & (j[0] <= i[1])
-                every = every & (i[0] == i[1]) & (j[0] == j[1]) & (i[0] == j[0])
-        return some, every
-
-    @property
-    def depends(self) -> frozenset[str]:
-        return frozenset("qk")
-
-    def sizes(self) -> dict[str, int]:
-        size = math.prod(self.grid)
-        return {"q_len": size, "kv_len": size}

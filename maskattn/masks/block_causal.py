@@ -5,12 +5,12 @@ from typing import ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
+from maskattn.masks._relational import Blocked
 
 
 @dataclass(frozen=True)
-class BlockCausal(Mask):
+class BlockCausal(Blocked):
     """k // size <= q // size: causal from block to block, everything inside a block. True = may attend.
 
     Autoregression over blocks: video and image tokens frame by frame, the clean half of block diffusion (BD3-LM).
@@ -32,17 +32,7 @@ class BlockCausal(Mask):
 
     size: int
 
-    relational: ClassVar[bool] = True
     rule: ClassVar[str] = "k // size <= q // size"
-
-    def __post_init__(self) -> None:
-        problems = Problems("BlockCausal")
-        object.__setattr__(self, "size", problems.integer("size", self.size, minimum=1))
-        problems.raise_if_any()
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        return [cls(draws.integer(2, 5))]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return k // self.size <= q // self.size
@@ -50,6 +40,6 @@ class BlockCausal(Mask):
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         return k_lo // self.size <= q_hi // self.size, k_hi // self.size <= q_lo // self.size
 
-    @property
-    def depends(self) -> frozenset[str]:
-        return frozenset("qk")
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [cls(draws.integer(2, 5))]

@@ -6,9 +6,10 @@ from typing import Any, ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
+from maskattn._lookup import clip, gather, lookup
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import clip, gather, lookup
 
 
 @dataclass(frozen=True)
@@ -40,22 +41,10 @@ class BlockSparse(Mask):
 
     rule: ClassVar[str] = "layout[h, q // block_size, k // block_size]"
 
-    def __post_init__(self) -> None:
-        problems = Problems("BlockSparse")
+    def _check(self, problems: Problems) -> None:
         layout = problems.array("layout", self.layout, "bool", "[QB, KB] or [H, QB, KB]", (2, 3))
         block_size = problems.integers("block_size", self.block_size, minimum=1, length=2)
-        problems.raise_if_any()
-        object.__setattr__(self, "layout", layout)
-        object.__setattr__(self, "block_size", block_size)
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        made: list[Mask] = []
-        for heads in ((), (shape.heads,)):
-            sizes = (draws.integer(1, 4), draws.integer(1, 4))
-            blocks = (-(-shape.q_len // sizes[0]), -(-shape.kv_len // sizes[1]))
-            made.append(cls(draws.booleans((*heads, *blocks), 0.6), sizes))
-        return made
+        self._set(layout=layout, block_size=block_size)
 
     def _maps(self) -> Array:
         """The layout as [H or 1, QB, KB]."""
@@ -83,8 +72,7 @@ class BlockSparse(Mask):
         return frozenset("qk") if self._maps().shape[0] == 1 else frozenset("hqk")
 
     def sizes(self) -> dict[str, int]:
-        heads = int(self._maps().shape[0])
-        return {} if heads == 1 else {"heads": heads}
+        return fixed(heads=self._maps().shape[0])
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         faults = super().conflicts(sizes)
@@ -94,3 +82,12 @@ class BlockSparse(Mask):
             if size is not None and -(-size // block) != blocks:
                 faults.append(f"{self!r} expects {axis} of {blocks} blocks of {block}, got {size}")
         return faults
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        made: list[Mask] = []
+        for heads in ((), (shape.heads,)):
+            sizes = (draws.integer(1, 4), draws.integer(1, 4))
+            blocks = (-(-shape.q_len // sizes[0]), -(-shape.kv_len // sizes[1]))
+            made.append(cls(draws.booleans((*heads, *blocks), 0.6), sizes))
+        return made

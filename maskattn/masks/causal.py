@@ -7,10 +7,11 @@ from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
+from maskattn.masks._relational import Relational
 
 
 @dataclass(frozen=True)
-class Causal(Mask):
+class Causal(Relational):
     """k <= q + offset: a query sees its own position and what comes before it. True = may attend.
 
     Decoders (GPT, Llama). With offset 0 the diagonal starts in the top left corner, as in PyTorch's
@@ -37,13 +38,10 @@ class Causal(Mask):
 
     offset: int = 0
 
-    relational: ClassVar[bool] = True
     rule: ClassVar[str] = "k <= q + offset"
 
-    def __post_init__(self) -> None:
-        problems = Problems("Causal")
-        object.__setattr__(self, "offset", problems.integer("offset", self.offset))
-        problems.raise_if_any()
+    def _check(self, problems: Problems) -> None:
+        self._set(offset=problems.integer("offset", self.offset))
 
     @classmethod
     def end_aligned(cls, q_len: int, kv_len: int) -> Causal:
@@ -57,17 +55,13 @@ class Causal(Mask):
         problems.raise_if_any()
         return cls(kv_len - q_len)
 
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        drawn = draws.integer(-shape.q_len, shape.kv_len + 1)
-        return [cls(), cls.end_aligned(shape.q_len, shape.kv_len), cls(drawn)]
-
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return k <= q + self.offset
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         return k_lo <= q_hi + self.offset, k_hi <= q_lo + self.offset
 
-    @property
-    def depends(self) -> frozenset[str]:
-        return frozenset("qk")
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        drawn = draws.integer(-shape.q_len, shape.kv_len + 1)
+        return [cls(), cls.end_aligned(shape.q_len, shape.kv_len), cls(drawn)]

@@ -5,12 +5,13 @@ from typing import ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
+from maskattn.masks._grid import equal
+from maskattn.masks._relational import Blocked
 
 
 @dataclass(frozen=True)
-class Chunked(Mask):
+class Chunked(Blocked):
     """q // size == k // size: a query sees its own chunk only. True = may attend.
 
     Llama 4's local layers (with Causal), block-local attention.
@@ -34,27 +35,14 @@ class Chunked(Mask):
 
     size: int
 
-    relational: ClassVar[bool] = True
     rule: ClassVar[str] = "q // size == k // size"
-
-    def __post_init__(self) -> None:
-        problems = Problems("Chunked")
-        object.__setattr__(self, "size", problems.integer("size", self.size, minimum=1))
-        problems.raise_if_any()
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        return [cls(draws.integer(2, 6))]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return q // self.size == k // self.size
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        q_first, q_last = q_lo // self.size, q_hi // self.size
-        k_first, k_last = k_lo // self.size, k_hi // self.size
-        some = (q_first <= k_last) & (k_first <= q_last)
-        return some, (q_first == q_last) & (k_first == k_last) & (q_first == k_first)
+        return equal((q_lo // self.size, q_hi // self.size), (k_lo // self.size, k_hi // self.size))
 
-    @property
-    def depends(self) -> frozenset[str]:
-        return frozenset("qk")
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [cls(draws.integer(2, 6))]

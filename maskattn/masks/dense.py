@@ -6,10 +6,10 @@ from typing import ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
+from maskattn._lookup import clip, gather, lookup
 from maskattn._pairs import AXES
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import clip, gather, lookup
 
 
 @dataclass(frozen=True)
@@ -36,23 +36,14 @@ class Dense(Mask):
 
     rule: ClassVar[str] = "keep[b, h, q, k]"
 
-    def __post_init__(self) -> None:
-        problems = Problems("Dense")
+    def _check(self, problems: Problems) -> None:
         value = problems.array("keep", self.keep, "bool", "broadcastable to [B, H, L, S]", (0, 1, 2, 3, 4))
-        problems.raise_if_any()
-        object.__setattr__(self, "keep", value)
+        self._set(keep=value)
 
     @property
     def shape(self) -> tuple[int, ...]:
         """The array's shape with leading axes of size 1 up to [B, H, L, S]."""
         return (1,) * (4 - len(self.keep.shape)) + tuple(self.keep.shape)
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        return [
-            cls(draws.booleans(shape.scores, 0.6)),
-            cls(draws.booleans((1, shape.heads, 1, shape.kv_len), 0.3)),
-        ]
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return lookup(self.keep.reshape(self.shape), b, h, q, k, stretch=(0, 1, 2, 3))
@@ -81,3 +72,10 @@ class Dense(Mask):
 
     def sizes(self) -> dict[str, int]:
         return {axis: int(size) for axis, size in zip(AXES, self.shape, strict=True) if size != 1}
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [
+            cls(draws.booleans(shape.scores, 0.6)),
+            cls(draws.booleans((1, shape.heads, 1, shape.kv_len), 0.3)),
+        ]

@@ -5,15 +5,16 @@ from typing import ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
+from maskattn._lookup import maximum
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import maximum
+from maskattn.masks._relational import Relational
 
 _FAR = 1 << 30  # no two positions are further apart; beyond it int32 would overflow
 
 
 @dataclass(frozen=True)
-class Dilated(Mask):
+class Dilated(Relational):
     """abs(k - q) <= window * dilation and (k - q) % dilation == 0. True = may attend.
 
     A window with gaps: `window` keys on each side, `dilation` positions apart, and the query's own. Longformer's
@@ -38,18 +39,11 @@ class Dilated(Mask):
     window: int
     dilation: int
 
-    relational: ClassVar[bool] = True
     rule: ClassVar[str] = "abs(k - q) <= window * dilation and (k - q) % dilation == 0"
 
-    def __post_init__(self) -> None:
-        problems = Problems("Dilated")
-        object.__setattr__(self, "window", problems.integer("window", self.window, minimum=0))
-        object.__setattr__(self, "dilation", problems.integer("dilation", self.dilation, minimum=1))
-        problems.raise_if_any()
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        return [cls(draws.integer(1, 4), draws.integer(2, 4))]
+    def _check(self, problems: Problems) -> None:
+        window = problems.integer("window", self.window, minimum=0)
+        self._set(window=window, dilation=problems.integer("dilation", self.dilation, minimum=1))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         reach = min(self.window * self.dilation, _FAR)
@@ -62,6 +56,6 @@ class Dilated(Mask):
         last = -maximum(-high, -reach) // step * step  # the largest multiple that is not beyond
         return last >= maximum(low, -reach), inside & ((step == 1) | ((low == high) & (low % step == 0)))
 
-    @property
-    def depends(self) -> frozenset[str]:
-        return frozenset("qk")
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [cls(draws.integer(1, 4), draws.integer(2, 4))]

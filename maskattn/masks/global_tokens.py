@@ -5,9 +5,10 @@ from typing import ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
+from maskattn._lookup import count, gather, within
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import count, gather
 
 
 @dataclass(frozen=True)
@@ -35,17 +36,9 @@ class Global(Mask):
 
     rule: ClassVar[str] = "tokens[b, q] or tokens[b, k]"
 
-    def __post_init__(self) -> None:
-        problems = Problems("Global")
+    def _check(self, problems: Problems) -> None:
         value = problems.array("tokens", self.tokens, "bool", "[S] or [B, S]", (1, 2))
-        problems.raise_if_any()
-        object.__setattr__(self, "tokens", value)
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        if shape.q_len != shape.kv_len:
-            return []
-        return [cls(draws.booleans((shape.kv_len,), 0.2)), cls(draws.booleans((shape.batch, shape.kv_len), 0.2))]
+        self._set(tokens=value)
 
     def _rows(self) -> Array:
         """tokens as [B or 1, S]."""
@@ -59,10 +52,9 @@ class Global(Mask):
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         tokens = self._rows()
-        size = tokens.shape[1]
         q_found, k_found = count(tokens, b, q_lo, q_hi), count(tokens, b, k_lo, k_hi)
-        q_some, q_every = (q_hi >= 0) & (q_lo < size), (q_lo >= 0) & (q_hi < size)
-        k_some, k_every = (k_hi >= 0) & (k_lo < size), (k_lo >= 0) & (k_hi < size)
+        q_some, q_every = within(q_lo, q_hi, tokens.shape[1])
+        k_some, k_every = within(k_lo, k_hi, tokens.shape[1])
         some = ((q_found > 0) & k_some) | ((k_found > 0) & q_some)
         full = (q_found == q_hi - q_lo + 1) | (k_found == k_hi - k_lo + 1)
         return some, full & q_every & k_every
@@ -72,6 +64,11 @@ class Global(Mask):
         return frozenset("qk") if self._rows().shape[0] == 1 else frozenset("bqk")
 
     def sizes(self) -> dict[str, int]:
-        batch, length = (int(size) for size in self._rows().shape)
-        lengths = {"q_len": length, "kv_len": length}
-        return lengths if batch == 1 else {"batch": batch, **lengths}
+        batch, length = self._rows().shape
+        return fixed(batch, q_len=length, kv_len=length)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        if shape.q_len != shape.kv_len:
+            return []
+        return [cls(draws.booleans((shape.kv_len,), 0.2)), cls(draws.booleans((shape.batch, shape.kv_len), 0.2))]

@@ -8,9 +8,10 @@ import numpy as np
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
+from maskattn._lookup import gather
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import gather
 
 
 @dataclass(frozen=True)
@@ -36,19 +37,10 @@ class KeyPadding(Mask):
 
     rule: ClassVar[str] = "0 <= k < lengths[b]"
 
-    def __post_init__(self) -> None:
-        problems = Problems("KeyPadding")
+    def _check(self, problems: Problems) -> None:
         value = problems.array("lengths", self.lengths, "int", "[B]", (1,))
         problems.not_negative("lengths", value)
-        problems.raise_if_any()
-        object.__setattr__(self, "lengths", value)
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        lengths = draws.integers(min(1, shape.kv_len), shape.kv_len + 1, (shape.batch,))
-        if shape.batch > 1:
-            lengths[draws.integer(0, shape.batch)] = 0  # wherever another row is left that is not empty
-        return [cls(lengths)]
+        self._set(lengths=value)
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         length, inside = gather(self.lengths, b)
@@ -64,7 +56,7 @@ class KeyPadding(Mask):
         return frozenset("bk") if self.sizes() else frozenset("k")
 
     def sizes(self) -> dict[str, int]:
-        return {} if self.lengths.shape[0] == 1 else {"batch": int(self.lengths.shape[0])}
+        return fixed(self.lengths.shape[0])
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         faults = super().conflicts(sizes)
@@ -76,3 +68,10 @@ class KeyPadding(Mask):
             if kv_len is not None and high > kv_len:
                 faults.append(f"{self!r} expects lengths up to kv_len {kv_len}, got {high}")
         return faults
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        lengths = draws.integers(min(1, shape.kv_len), shape.kv_len + 1, (shape.batch,))
+        if shape.batch > 1:
+            lengths[draws.integer(0, shape.batch)] = 0  # wherever another row is left that is not empty
+        return [cls(lengths)]

@@ -1,19 +1,18 @@
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
+from maskattn._lookup import clip, maximum
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._grid import coordinates, inside, spans
-from maskattn.masks._lookup import clip, maximum
+from maskattn.masks._grid import GridMask, Span, check_grid
 
 
 @dataclass(frozen=True)
-class Neighborhood(Mask):
+class Neighborhood(GridMask):
     """On every axis k is one of the `kernel` keys nearest to q, moved inwards at the borders. True = may attend.
 
     NATTEN's rule (Hassani et al. 2023, Neighborhood Attention Transformer; Hassani and Shi 2022 for the dilation): on
@@ -45,25 +44,38 @@ class Neighborhood(Mask):
     kernel: Any
     dilation: Any = 1
 
-    relational: ClassVar[bool] = True
     rule: ClassVar[str] = "k is in the neighborhood of q on every axis of the grid"
 
-    def __post_init__(self) -> None:
-        problems = Problems("Neighborhood")
+    def _check(self, problems: Problems) -> None:
         given: Any = self.grid
         grid = problems.integers("grid", given, minimum=1, length=None if hasattr(given, "__len__") else 1)
         kernel, dilation = self.kernel, self.dilation
-        if not problems.faults and not 1 <= len(grid) <= 3:
-            problems.value(f"grid must have 1 to 3 axes, got {grid}")
-        elif not problems.faults:
+        if check_grid(problems, grid):
             kernel = problems.integers("kernel", kernel, minimum=1, length=len(grid))
             dilation = problems.integers("dilation", dilation, minimum=1, length=len(grid))
-            if not problems.faults and any(w * d > n for n, w, d in zip(grid, kernel, dilation, strict=True)):
+            if not problems and any(w * d > n for n, w, d in zip(grid, kernel, dilation, strict=True)):
                 problems.value(f"kernel * dilation must fit in grid {grid} on every axis, got {kernel} and {dilation}")
-        problems.raise_if_any()
-        object.__setattr__(self, "grid", grid)
-        object.__setattr__(self, "kernel", kernel)
-        object.__setattr__(self, "dilation", dilation)
+        self._set(grid=grid, kernel=kernel, dilation=dilation)
+
+    def along(self, axis: int, b: Array, i: Array, j: Array) -> Array:
+        w, step = self.kernel[axis], self.dilation[axis]
+        group, start = _window(i, self.grid[axis], w, step)
+        return (j % step == group) & (j // step >= start) & (j // step < start + w)
+
+    def along_spans(self, axis: int, b: Array, i: Span, j: Span) -> tuple[Array, Array]:
+        n, w, step = self.grid[axis], self.kernel[axis], self.dilation[axis]
+        # the keys of queries i[0]..i[1] lie from low to high
+        low = clip(i[0] - w // 2 * step, 0, n - w * step)
+        high = clip(i[1] + (w - 1 - w // 2) * step, w * step - 1, n - 1)
+        some = (j[1] >= low) & (j[0] <= high)
+        (_, first), (group, last) = _window(i[1], n, w, step), _window(i[0], n, w, step)
+        every = (j[0] // step >= first) & (j[1] // step < last + w)
+        if step == 1:
+            return some, every
+        # each key is a multiple of `step` away from its query, so that only a single pair can be a full tile
+        least, most = maximum(j[0], low) - i[1], -maximum(-j[1], -high) - i[0]
+        single = (i[0] == i[1]) & (j[0] == j[1]) & (j[0] % step == group)
+        return some & (most // step * step >= least), every & single
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
@@ -76,43 +88,6 @@ class Neighborhood(Mask):
                 cls(grid, kernel, tuple(draws.integer(1, n // w + 1) for n, w in zip(grid, kernel, strict=True)))
             )
         return made
-
-    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        size = math.prod(self.grid)
-        result = (q >= 0) & (q < size) & (k >= 0) & (k < size)
-        places = zip(coordinates(q, self.grid), coordinates(k, self.grid), strict=True)
-        for (i, k_at), n, w, step in zip(places, self.grid, self.kernel, self.dilation, strict=True):
-            group, start = _window(i, n, w, step)
-            result = result & (k_at % step == group) & (k_at // step >= start) & (k_at // step < start + w)
-        return result
-
-    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        size = math.prod(self.grid)
-        some, every = inside(size, q_lo, q_hi, k_lo, k_hi)
-        q_lo, q_hi = clip(q_lo, 0, size - 1), clip(q_hi, 0, size - 1)
-        k_lo, k_hi = clip(k_lo, 0, size - 1), clip(k_hi, 0, size - 1)
-        ranges = zip(spans(q_lo, q_hi, self.grid), spans(k_lo, k_hi, self.grid), strict=True)
-        for (i, j), n, w, step in zip(ranges, self.grid, self.kernel, self.dilation, strict=True):
-            # the keys of queries i[0]..i[1] lie from low to high
-            low = clip(i[0] - w // 2 * step, 0, n - w * step)
-            high = clip(i[1] + (w - 1 - w // 2) * step, w * step - 1, n - 1)
-            some = some & (j[1] >= low) & (j[0] <= high)
-            (_, first), (group, last) = _window(i[1], n, w, step), _window(i[0], n, w, step)
-            every = every & (j[0] // step >= first) & (j[1] // step < last + w)
-            if step > 1:
-                # each key is a multiple of `step` away from its query, so that only a single pair can be a full tile
-                least, most = maximum(j[0], low) - i[1], -maximum(-j[1], -high) - i[0]
-                some = some & (most // step * step >= least)
-                every = every & (i[0] == i[1]) & (j[0] == j[1]) & (j[0] % step == group)
-        return some, every
-
-    @property
-    def depends(self) -> frozenset[str]:
-        return frozenset("qk")
-
-    def sizes(self) -> dict[str, int]:
-        size = math.prod(self.grid)
-        return {"q_len": size, "kv_len": size}
 
 
 def _window(i: Array, n: int, kernel: int, step: int) -> tuple[Array, Array]:

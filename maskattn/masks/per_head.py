@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, part
-from maskattn._pairs import restrict
+from maskattn._pairs import never, restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._core import Mask
 from maskattn.masks.causal import Causal
@@ -39,8 +39,7 @@ class PerHead(Mask):
 
     rule: ClassVar[str] = "head h follows mask h"
 
-    def __post_init__(self) -> None:
-        problems = Problems("PerHead")
+    def _check(self, problems: Problems) -> None:
         given: Any = self.parts
         if not isinstance(given, (list, tuple)):
             problems.type(f"parts must be a list of masks, got {describe(given)}")
@@ -50,26 +49,19 @@ class PerHead(Mask):
                     problems.type(f"parts[{i}] must be a mask, got {describe(mask)}")
             if not given:
                 problems.value("parts must have one mask per head, got []")
-        problems.raise_if_any()
-        object.__setattr__(self, "parts", tuple(given))
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        made = [SlidingWindow(draws.integer(0, 4), draws.integer(0, 2)) for _ in range(shape.heads - 1)]
-        return [cls((Causal(), *made))]
+            self._set(parts=tuple(given))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        result: Array = h != h  # nothing yet
+        result = never(h)
         for mask, heads in self._distinct():
-            mine: Array = h != h
+            mine = never(h)
             for head in heads:
                 mine = mine | (h == head)
             result = result | (mine & mask.allowed(*restrict(mask, b, h, q, k)))
         return result
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        some: Array = h != h
-        every: Array = h != h
+        some = every = never(h)
         for head, mask in enumerate(self.parts):
             part_some, part_every = mask.tile(b, h, q_lo, q_hi, k_lo, k_hi)
             some, every = some | ((h == head) & part_some), every | ((h == head) & part_every)
@@ -105,3 +97,8 @@ class PerHead(Mask):
         if sizes["heads"] not in (None, len(self.parts)):
             faults.append(f"{self!r} expects heads {len(self.parts)}, got {sizes['heads']}")
         return faults
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        made = [SlidingWindow(draws.integer(0, 4), draws.integer(0, 2)) for _ in range(shape.heads - 1)]
+        return [cls((Causal(), *made))]

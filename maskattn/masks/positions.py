@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._fields import Array, data, literal, part
+from maskattn._lookup import at_row, extent, gather, rows_of
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.masks._core import MOVES, And, Mask, Not, Or, rebuild
-from maskattn.masks._lookup import extent, gather
 
 
 @dataclass(frozen=True)
@@ -28,40 +28,23 @@ class At(Mask):
 
     def __post_init__(self) -> None:
         problems = Problems("at")
-        for name in ("q_offset", "k_offset"):
-            value = getattr(self, name)
-            if hasattr(value, "__len__") or hasattr(value, "dtype"):
-                value = problems.array(name, value, "int", "[] or [B]", (0, 1))
-            else:
-                value = problems.integer(name, value)
-            object.__setattr__(self, name, value)
+        q_offset, k_offset = problems.by_row("q_offset", self.q_offset), problems.by_row("k_offset", self.k_offset)
         problems.raise_if_any()
+        self._set(q_offset=q_offset, k_offset=k_offset)
 
-    def _offset(self, name: str, b: Array) -> Array:
-        value = getattr(self, name)
-        if name not in self.data_fields() or len(value.shape) == 0:
-            return value
-        found, inside = gather(value, b)
-        return found * inside
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        return self.part.allowed(*restrict(self.part, b, h, q + at_row(self.q_offset, b), k + at_row(self.k_offset, b)))
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        q_by, k_by = at_row(self.q_offset, b), at_row(self.k_offset, b)
+        return self.part.tile(b, h, q_lo + q_by, q_hi + q_by, k_lo + k_by, k_hi + k_by)
 
     def asks(self, b: int, h: int, q: int, k: int) -> list[tuple[Mask, tuple[int, int, int, int]]]:
-        return [(self.part, (b, h, int(q + self._offset("q_offset", b)), int(k + self._offset("k_offset", b))))]
-
-    def _moves(self, name: str) -> bool:
-        return name in self.data_fields() or getattr(self, name) != 0
+        return [(self.part, (b, h, int(q + at_row(self.q_offset, b)), int(k + at_row(self.k_offset, b))))]
 
     def _rows(self) -> list[int]:
         """Lengths of the offsets that differ between rows."""
-        offsets = [getattr(self, name) for name in ("q_offset", "k_offset") if name in self.data_fields()]
-        return [int(o.shape[0]) for o in offsets if len(o.shape) == 1 and o.shape[0] != 1]
-
-    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        moved = (b, h, q + self._offset("q_offset", b), k + self._offset("k_offset", b))
-        return self.part.allowed(*restrict(self.part, *moved))
-
-    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        q_by, k_by = self._offset("q_offset", b), self._offset("k_offset", b)
-        return self.part.tile(b, h, q_lo + q_by, q_hi + q_by, k_lo + k_by, k_hi + k_by)
+        return [size for offset in (self.q_offset, self.k_offset) for size in rows_of(offset).values()]
 
     @property
     def depends(self) -> frozenset[str]:
@@ -77,10 +60,10 @@ class At(Mask):
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         inner, whole = dict(sizes), self.part.sizes()
-        for axis, name in (("q_len", "q_offset"), ("kv_len", "k_offset")):
+        for axis, offset in (("q_len", self.q_offset), ("kv_len", self.k_offset)):
             size = sizes[axis]
             exceeds = size is not None and axis in whole and size > whole[axis]
-            if self._moves(name) or not exceeds:
+            if _moves(offset) or not exceeds:
                 inner[axis] = None
         faults = self.part.conflicts(inner)
         for rows in self._rows():
@@ -89,13 +72,14 @@ class At(Mask):
         return faults
 
     def __repr__(self) -> str:
-        shown = []
-        for name in ("q_offset", "k_offset"):
-            value = getattr(self, name)
-            if self._moves(name):
-                shown.append(f"{name}={literal(value)}")
+        offsets = {"q_offset": self.q_offset, "k_offset": self.k_offset}
+        shown = [f"{name}={literal(offset)}" for name, offset in offsets.items() if _moves(offset)]
         inner = f"({self.part!r})" if isinstance(self.part, (And, Or, Not)) else repr(self.part)
         return f"{inner}.at({', '.join(shown)})"
+
+
+def _moves(offset: Array) -> bool:
+    return not isinstance(offset, int) or offset != 0
 
 
 @dataclass(frozen=True)
@@ -115,11 +99,10 @@ class Positioned(Mask):
         problems = Problems("with_positions")
         q_pos = problems.array("q_pos", self.q_pos, "int", "[B, L]", (2,))
         k_pos = problems.array("k_pos", self.k_pos, "int", "[B, S]", (2,))
-        if not problems.faults and q_pos.shape[0] != k_pos.shape[0] and 1 not in (q_pos.shape[0], k_pos.shape[0]):
+        if not problems and q_pos.shape[0] != k_pos.shape[0] and 1 not in (q_pos.shape[0], k_pos.shape[0]):
             problems.value(f"q_pos and k_pos must have one batch, got {q_pos.shape[0]} and {k_pos.shape[0]}")
         problems.raise_if_any()
-        object.__setattr__(self, "q_pos", q_pos)
-        object.__setattr__(self, "k_pos", k_pos)
+        self._set(q_pos=q_pos, k_pos=k_pos)
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         q_at, q_inside = gather(self.q_pos, b, q)

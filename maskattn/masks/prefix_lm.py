@@ -5,9 +5,9 @@ from typing import ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
+from maskattn._lookup import at_row, rows_of
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import gather
 
 
 @dataclass(frozen=True)
@@ -36,32 +36,14 @@ class PrefixLM(Mask):
     relational: ClassVar[bool] = True
     rule: ClassVar[str] = "k < prefix[b] or k <= q"
 
-    def __post_init__(self) -> None:
-        problems = Problems("PrefixLM")
-        if hasattr(self.prefix, "__len__") or hasattr(self.prefix, "shape") and tuple(self.prefix.shape) != ():
-            value = problems.array("prefix", self.prefix, "int", "[B]", (1,))
-            problems.not_negative("prefix", value)
-        else:
-            value = problems.integer("prefix", self.prefix, minimum=0)
-        problems.raise_if_any()
-        object.__setattr__(self, "prefix", value)
-
-    def _prefix(self, b: Array) -> Array:
-        if "prefix" not in self.data_fields():
-            return self.prefix
-        value, inside = gather(self.prefix, b)
-        return value * inside
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        most = shape.kv_len + 1
-        return [cls(draws.integer(0, most)), cls(draws.integers(0, most, (shape.batch,)))]
+    def _check(self, problems: Problems) -> None:
+        self._set(prefix=problems.lengths("prefix", self.prefix))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        return (k < self._prefix(b)) | (k <= q)
+        return (k < at_row(self.prefix, b)) | (k <= q)
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        prefix = self._prefix(b)
+        prefix = at_row(self.prefix, b)
         return (k_lo < prefix) | (k_lo <= q_hi), (k_hi < prefix) | (k_hi <= q_lo)
 
     @property
@@ -69,6 +51,9 @@ class PrefixLM(Mask):
         return frozenset("bqk") if self.sizes() else frozenset("qk")
 
     def sizes(self) -> dict[str, int]:
-        if "prefix" not in self.data_fields() or self.prefix.shape[0] == 1:
-            return {}
-        return {"batch": int(self.prefix.shape[0])}
+        return rows_of(self.prefix)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        most = shape.kv_len + 1
+        return [cls(draws.integer(0, most)), cls(draws.integers(0, most, (shape.batch,)))]

@@ -8,16 +8,18 @@ import numpy as np
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
+from maskattn._lookup import gather
+from maskattn._pairs import never, zero
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import gather
+from maskattn.masks._relational import Relational
 from maskattn.numerics import rng
 
 _MOST = 1 << 24  # blocks drawn for one mask: a size that came from a file must not take all memory
 
 
 @dataclass(frozen=True)
-class RandomBlocks(Mask):
+class RandomBlocks(Relational):
     """k // block_size is one of the blocks drawn for q // block_size. True = may attend.
 
     BigBird's random attention (Zaheer et al. 2020), with SlidingWindow and Global. Each block of `block_size` queries
@@ -54,36 +56,26 @@ class RandomBlocks(Mask):
     kv_blocks: int
     blocks: Array = data(init=False)
 
-    relational: ClassVar[bool] = True
     rule: ClassVar[str] = "the block of k is one of those drawn for the block of q"
 
-    def __post_init__(self) -> None:
-        problems = Problems("RandomBlocks")
+    def _check(self, problems: Problems) -> None:
         seed = problems.integer("seed", self.seed, minimum=0)
         block_size = problems.integer("block_size", self.block_size, minimum=1)
         count = problems.integer("blocks_per_row", self.blocks_per_row, minimum=0)
         kv_blocks = problems.integer("kv_blocks", self.kv_blocks, minimum=1)
-        if not problems.faults and seed >= 2**31:
+        if not problems and seed >= 2**31:
             problems.value(f"seed must be less than 2**31, got {seed}")
-        if not problems.faults and count > kv_blocks:
+        if not problems and count > kv_blocks:
             problems.value(f"blocks_per_row must be at most kv_blocks {kv_blocks}, got {count}")
-        if not problems.faults and kv_blocks * count > _MOST:
+        if not problems and kv_blocks * count > _MOST:
             problems.value(f"kv_blocks * blocks_per_row must be at most {_MOST}, got {kv_blocks * count}")
-        problems.raise_if_any()
-        blocks = _draw(seed, count, kv_blocks)
-        self._set(seed=seed, block_size=block_size, blocks_per_row=count, kv_blocks=kv_blocks, blocks=blocks)
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        block_size = draws.integer(1, 4)
-        kv_blocks = -(-shape.kv_len // block_size)
-        if not 0 < kv_blocks >= -(-shape.q_len // block_size):
-            return []
-        return [cls(draws.integer(0, 1000), block_size, draws.integer(1, min(4, kv_blocks + 1)), kv_blocks)]
+        if not problems:
+            blocks = _draw(seed, count, kv_blocks)
+            self._set(seed=seed, block_size=block_size, blocks_per_row=count, kv_blocks=kv_blocks, blocks=blocks)
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         row, column = q // self.block_size, k // self.block_size
-        result: Array = (row != row) & (column != column)  # nothing yet
+        result = never(row, column)
         for place in range(self.blocks_per_row):
             block, inside = gather(self.blocks, row, place, stretch=())
             result = result | ((block == column) & inside)
@@ -94,7 +86,7 @@ class RandomBlocks(Mask):
         k_lo, k_hi = k_lo // self.block_size, k_hi // self.block_size
         found: list[Array] = []
         for row in (first, last):
-            total: Array = row * 0
+            total = zero(row)
             for place in range(self.blocks_per_row):
                 block, inside = gather(self.blocks, row, place, stretch=())
                 total = total + ((block >= k_lo) & (block <= k_hi) & inside)
@@ -104,10 +96,6 @@ class RandomBlocks(Mask):
         width = k_hi - k_lo + 1
         full = (found[0] == width) & (found[1] == width) & (last - first <= 1)
         return (found[0] > 0) | (found[1] > 0) | between, full
-
-    @property
-    def depends(self) -> frozenset[str]:
-        return frozenset("qk")
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         faults = []
@@ -120,6 +108,14 @@ class RandomBlocks(Mask):
 
     def __repr__(self) -> str:
         return f"RandomBlocks({self.seed}, {self.block_size}, {self.blocks_per_row}, {self.kv_blocks})"
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        block_size = draws.integer(1, 4)
+        kv_blocks = -(-shape.kv_len // block_size)
+        if not 0 < kv_blocks >= -(-shape.q_len // block_size):
+            return []
+        return [cls(draws.integer(0, 1000), block_size, draws.integer(1, min(4, kv_blocks + 1)), kv_blocks)]
 
 
 def _draw(seed: int, count: int, kv_blocks: int) -> np.ndarray:

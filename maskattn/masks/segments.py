@@ -7,9 +7,10 @@ import numpy as np
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, to_numpy
+from maskattn._lookup import clip, count, gather, range_max
+from maskattn._pairs import fixed, zero
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import clip, count, gather, range_max
 
 
 @dataclass(frozen=True)
@@ -39,18 +40,15 @@ class Segments(Mask):
 
     rule: ClassVar[str] = "q_ids[b, q] == k_ids[b, k] >= 0"
 
-    def __post_init__(self) -> None:
-        problems = Problems("Segments")
+    def _check(self, problems: Problems) -> None:
         q_ids = problems.array("q_ids", self.q_ids, "int", "[B, L]", (2,))
         k_ids = self.k_ids
         if k_ids is not None:
             k_ids = problems.array("k_ids", k_ids, "int", "[B, S]", (2,))
-        if k_ids is not None and not problems.faults and q_ids.shape[0] != k_ids.shape[0]:
+        if k_ids is not None and not problems and q_ids.shape[0] != k_ids.shape[0]:
             if 1 not in (q_ids.shape[0], k_ids.shape[0]):
                 problems.value(f"q_ids and k_ids must have one batch, got {q_ids.shape[0]} and {k_ids.shape[0]}")
-        problems.raise_if_any()
-        object.__setattr__(self, "q_ids", q_ids)
-        object.__setattr__(self, "k_ids", k_ids)
+        self._set(q_ids=q_ids, k_ids=k_ids)
 
     @classmethod
     def from_sizes(cls, q_sizes: Any, k_sizes: Any = None) -> Segments:
@@ -66,7 +64,7 @@ class Segments(Mask):
         }
         for name, sizes in found.items():
             problems.not_negative(name, sizes)
-        if not problems.faults and len({len(sizes) for sizes in found.values()}) > 1:
+        if not problems and len({len(sizes) for sizes in found.values()}) > 1:
             problems.value(f"one size per document is needed on both sides, got {[len(s) for s in found.values()]}")
         problems.raise_if_any()
         return cls(*(np.repeat(np.arange(len(sizes)), sizes)[None] for sizes in found.values()))
@@ -85,18 +83,11 @@ class Segments(Mask):
         sizes = []
         for name, cumulative in given.items():
             ends = problems.array(name, _concrete(cumulative), "int", "[documents + 1]", (1,))
-            if not problems.faults and (len(ends) == 0 or ends[0] != 0 or (np.diff(ends) < 0).any()):
+            if not problems and (len(ends) == 0 or ends[0] != 0 or (np.diff(ends) < 0).any()):
                 problems.value(f"{name} must start at 0 and not decrease, got {ends.tolist()}")
             sizes.append(ends)
         problems.raise_if_any()
         return cls.from_sizes(*(np.diff(ends) for ends in sizes))
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        q_ids = np.sort(draws.integers(-1, 3, (shape.batch, shape.q_len)), axis=1)
-        if shape.q_len == shape.kv_len:
-            return [cls(q_ids)]
-        return [cls(q_ids, np.sort(draws.integers(-1, 3, (shape.batch, shape.kv_len)), axis=1))]
 
     def _ids(self) -> tuple[Array, Array]:
         return self.q_ids, self.q_ids if self.k_ids is None else self.k_ids
@@ -125,9 +116,15 @@ class Segments(Mask):
 
     def sizes(self) -> dict[str, int]:
         q_ids, k_ids = self._ids()
-        lengths = {"q_len": int(q_ids.shape[1]), "kv_len": int(k_ids.shape[1])}
-        batch = max(int(q_ids.shape[0]), int(k_ids.shape[0])) if 0 not in (q_ids.shape[0], k_ids.shape[0]) else 0
-        return lengths if batch == 1 else {"batch": batch, **lengths}
+        rows = (q_ids.shape[0], k_ids.shape[0])
+        return fixed(0 if 0 in rows else max(rows), q_len=q_ids.shape[1], kv_len=k_ids.shape[1])
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        q_ids = np.sort(draws.integers(-1, 3, (shape.batch, shape.q_len)), axis=1)
+        if shape.q_len == shape.kv_len:
+            return [cls(q_ids)]
+        return [cls(q_ids, np.sort(draws.integers(-1, 3, (shape.batch, shape.kv_len)), axis=1))]
 
 
 def _concrete(value: Any) -> Any:
@@ -139,7 +136,7 @@ def _summary(ids: Array, b: Array, low: Array, high: Array) -> tuple[Array, Arra
     """(least, most, all): of the ids that are not negative in ids[b, low..high]; most is -1 where there are none."""
     size = ids.shape[1]
     if 0 in ids.shape:
-        nothing = (low + high + b) * 0 - 1
+        nothing = zero(low, high, b) - 1
         return nothing, nothing, nothing == 0
     real = ids >= 0
     padding = (ids < 0) * 1  # PyTorch does not subtract bools

@@ -7,10 +7,11 @@ from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
+from maskattn.masks._relational import Relational
 
 
 @dataclass(frozen=True)
-class SlidingWindow(Mask):
+class SlidingWindow(Relational):
     """-left <= k - q <= right: `left` keys before the query, itself, and `right` after. True = may attend.
 
     That is left + right + 1 keys, as in FlashAttention and jax.nn; where a library counts W keys with the query's own
@@ -39,24 +40,13 @@ class SlidingWindow(Mask):
     left: int | None
     right: int | None = 0
 
-    relational: ClassVar[bool] = True
     rule: ClassVar[str] = "-left <= k - q <= right"
 
-    def __post_init__(self) -> None:
-        problems = Problems("SlidingWindow")
+    def _check(self, problems: Problems) -> None:
         for name in ("left", "right"):
             value = getattr(self, name)
             if value is not None:
-                object.__setattr__(self, name, problems.integer(f"{name} (None = unbounded)", value, minimum=0))
-        problems.raise_if_any()
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        return [
-            cls(draws.integer(0, 4), draws.integer(0, 4)),
-            cls(None, draws.integer(0, 3)),
-            cls(draws.integer(1, 5), 0),
-        ]
+                self._set(**{name: problems.integer(f"{name} (None = unbounded)", value, minimum=0)})
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         result: Array = True
@@ -79,3 +69,11 @@ class SlidingWindow(Mask):
     @property
     def depends(self) -> frozenset[str]:
         return frozenset() if self.left is None and self.right is None else frozenset("qk")
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [
+            cls(draws.integer(0, 4), draws.integer(0, 4)),
+            cls(None, draws.integer(0, 3)),
+            cls(draws.integer(1, 5), 0),
+        ]

@@ -5,13 +5,14 @@ from typing import ClassVar
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
+from maskattn._lookup import maximum
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import maximum
+from maskattn.masks._relational import Relational
 
 
 @dataclass(frozen=True)
-class Strided(Mask):
+class Strided(Relational):
     """k <= q and (q - k) % stride == 0: itself and every stride-th key before. True = may attend.
 
     The strided head of the Sparse Transformer (Child et al. 2019), as its published code has it; the paper's pattern
@@ -38,17 +39,10 @@ class Strided(Mask):
 
     stride: int
 
-    relational: ClassVar[bool] = True
     rule: ClassVar[str] = "k <= q and (q - k) % stride == 0"
 
-    def __post_init__(self) -> None:
-        problems = Problems("Strided")
-        object.__setattr__(self, "stride", problems.integer("stride", self.stride, minimum=1))
-        problems.raise_if_any()
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        return [cls(draws.integer(2, 5))]
+    def _check(self, problems: Problems) -> None:
+        self._set(stride=problems.integer("stride", self.stride, minimum=1))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return (k <= q) & ((q - k) % self.stride == 0)
@@ -58,6 +52,6 @@ class Strided(Mask):
         some = high // self.stride * self.stride >= maximum(low, 0)
         return some, (low >= 0) & ((self.stride == 1) | ((low == high) & (low % self.stride == 0)))
 
-    @property
-    def depends(self) -> frozenset[str]:
-        return frozenset("qk")
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        return [cls(draws.integer(2, 5))]

@@ -7,9 +7,10 @@ import numpy as np
 
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, literal, peek
+from maskattn._lookup import extent, gather
+from maskattn._pairs import fixed, negated, zero
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._lookup import extent, gather
 
 
 @dataclass(frozen=True)
@@ -46,31 +47,17 @@ class Tree(Mask):
 
     rule: ClassVar[str] = "key is the query or one of its ancestors"
 
-    def __post_init__(self) -> None:
-        problems = Problems("Tree")
+    def _check(self, problems: Problems) -> None:
         parents = problems.array("parents", self.parents, "int", "[N] or [B, N]", (1, 2))
-        problems.raise_if_any()
+        if problems:
+            return
         rows = parents if len(parents.shape) == 2 else parents[None]
         values = peek(rows)
-        intervals = None
-        if values is not None:
-            intervals = _number(problems, values)
-            problems.raise_if_any()
-        if intervals is None or not isinstance(rows, np.ndarray):
-            intervals = _number_by_arithmetic(rows)
-        object.__setattr__(self, "parents", parents)
-        object.__setattr__(self, "first", intervals[0])
-        object.__setattr__(self, "last", intervals[1])
-
-    @classmethod
-    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        nodes = shape.kv_len
-        if shape.q_len != nodes or nodes < 1:
-            return []
-        trees = [[draws.integer(-1, node) for node in range(nodes)] for _ in range(shape.batch)]
-        # the same trees with their nodes in the opposite order, so that parents come after their children
-        opposite = [[nodes - 1 - parent if parent >= 0 else -1 for parent in reversed(tree)] for tree in trees]
-        return [cls(trees[0]), cls(opposite)]
+        numbers = None if values is None else _number(problems, values)
+        if not problems and not isinstance(rows, np.ndarray):
+            numbers = _number_by_arithmetic(rows)
+        if numbers is not None:
+            self._set(parents=parents, first=numbers[0], last=numbers[1])
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         number, q_inside = gather(self.first, b, q)
@@ -90,16 +77,25 @@ class Tree(Mask):
         return frozenset("qk") if self.first.shape[0] == 1 else frozenset("bqk")
 
     def sizes(self) -> dict[str, int]:
-        batch, nodes = (int(size) for size in self.first.shape)
-        lengths = {"q_len": nodes, "kv_len": nodes}
-        return lengths if batch == 1 else {"batch": batch, **lengths}
+        batch, nodes = self.first.shape
+        return fixed(batch, q_len=nodes, kv_len=nodes)
 
     def __repr__(self) -> str:
         return f"Tree({literal(self.parents)})"
 
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        nodes = shape.kv_len
+        if shape.q_len != nodes or nodes < 1:
+            return []
+        trees = [[draws.integer(-1, node) for node in range(nodes)] for _ in range(shape.batch)]
+        # the same trees with their nodes in the opposite order, so that parents come after their children
+        opposite = [[nodes - 1 - parent if parent >= 0 else -1 for parent in reversed(tree)] for tree in trees]
+        return [cls(trees[0]), cls(opposite)]
+
 
 def _number(problems: Problems, parents: np.ndarray) -> tuple[np.ndarray, np.ndarray] | None:
-    """(first, last) of every node, int64 [B, N]; faults are noted in `inputs`."""
+    """(first, last) of every node, int64 [B, N]; None where a fault was noted."""
     nodes = parents.shape[1]
     if parents.size and not (-1 <= int(parents.min()) and int(parents.max()) < nodes):
         problems.value(f"parents must be -1 or one of {nodes} nodes, got {int(parents.min())} to {int(parents.max())}")
@@ -129,14 +125,14 @@ def _number(problems: Problems, parents: np.ndarray) -> tuple[np.ndarray, np.nda
 
 def _number_by_arithmetic(parents: Array) -> tuple[Array, Array]:
     """The same in any framework, traced or not, for parents [B, N] that are trees."""
-    ones = parents * 0 + 1
+    ones = zero(parents) + 1
     row, node = ones.cumsum(0) - 1, ones.cumsum(1) - 1
     above = node[:, :, None] == node[:, None, :]  # [b, i, a]: whether a is i, or an ancestor at most 2^s - 1 before it
     jump = parents  # the ancestor 2^s before
     for _ in range(max(int(parents.shape[1]) - 1, 0).bit_length()):
         known, found = jump * (jump >= 0), jump >= 0
         above = above | (above[row, known] & found[:, :, None])
-        jump = jump[row, known] * found - (found ^ True) * 1
+        jump = jump[row, known] * found - negated(found) * 1
     size = above.sum(1)
     sibling = (parents[:, :, None] == parents[:, None, :]) & (node[:, :, None] > node[:, None, :])
     before = (sibling * size[:, None, :]).sum(2)  # nodes in the trees of the siblings that come first

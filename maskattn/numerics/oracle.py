@@ -61,15 +61,36 @@ class Magnitudes(NamedTuple):
     sinks: Array | None
 
 
-class _Dropout(NamedTuple):
-    """The weights that are kept, and the share of them that is expected to be."""
+class _Problem(NamedTuple):
+    """What all three functions here take: the arrays of the formulas, and what they are computed with."""
 
+    query: Any
+    key: Any
+    value: Any
+    allowed: Any = None
+    bias: Any = None
+    scale: float | None = None
+    softcap: float | None = None
+    sinks: Any = None
+    empty_rows: str = "zero"
     keep: Any = None
-    rate: float = 0.0
+    dropout_rate: float = 0.0
+    dtype: Any = np.float64
 
-    def apply(self, weights: Array) -> Array:
+    @property
+    def factor(self) -> float:
+        """``scale``, or 1 / sqrt(D)."""
+        return 1 / math.sqrt(np.shape(self.query)[3]) if self.scale is None else self.scale
+
+    def heads_first(self) -> tuple[Array, Array, Array]:
+        """query, key and value [B, H, length, D]."""
+        groups = np.shape(self.query)[2] // max(np.shape(self.key)[2], 1)
+        keys, values = (_heads(x, self.dtype, groups) for x in (self.key, self.value))
+        return _heads(self.query, self.dtype), keys, values
+
+    def dropped(self, weights: Array) -> Array:
         """Weights, or their gradients, times keep / (1 - rate); a dropped one is exactly 0."""
-        return weights if self.keep is None else np.where(self.keep, weights / (1 - self.rate), 0)
+        return weights if self.keep is None else np.where(self.keep, weights / (1 - self.dropout_rate), 0)
 
 
 class _Weights(NamedTuple):
@@ -110,18 +131,10 @@ def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
     return x.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1 and x.shape[i] != 1), keepdims=True)
 
 
-def _weights(
-    q: Array,
-    k: Array,
-    allowed: Any,
-    bias: Any,
-    scale: float,
-    softcap: float | None,
-    sinks: Any,
-    empty_rows: str,
-) -> _Weights:
+def _weights(problem: _Problem, q: Array, k: Array) -> _Weights:
+    allowed, bias, softcap, sinks = problem.allowed, problem.bias, problem.softcap, problem.sinks
     shape = (*q.shape[:3], k.shape[2])
-    logits = scale * (q @ k.swapaxes(-1, -2))
+    logits = problem.factor * (q @ k.swapaxes(-1, -2))
     slope = None
     if softcap is not None:
         slope = np.tanh(logits / softcap)
@@ -146,162 +159,89 @@ def _weights(
         total = total + sink_e
     live = e / np.where(empty, 1, total)
     p = live
-    if empty_rows == "mean" and shape[3]:
+    if problem.empty_rows == "mean" and shape[3]:
         p = np.where(empty, np.ones((), q.dtype) / shape[3], live)
     lse = np.where(empty, -np.inf, shift + np.log(np.where(empty, 1, total)))
     return _Weights(logits, p, live, slope, may, empty, None if sink_e is None else sink_e / total, lse)
 
 
-def _prepare(query: Any, key: Any, value: Any, scale: float | None, dtype: Any) -> tuple[Array, Array, Array, float]:
-    groups = np.shape(query)[2] // max(np.shape(key)[2], 1)
-    q, k, v = _heads(query, dtype), _heads(key, dtype, groups), _heads(value, dtype, groups)
-    return q, k, v, (1 / math.sqrt(np.shape(query)[3]) if scale is None else scale)
+def attention(query: Any, key: Any, value: Any, allowed: Any = None, **options: Any) -> Forward:
+    """Masked attention. ``allowed``: bool, True = may attend.
 
-
-def attention(
-    query: Any,
-    key: Any,
-    value: Any,
-    allowed: Any = None,
-    *,
-    bias: Any = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Any = None,
-    empty_rows: str = "zero",
-    keep: Any = None,
-    dropout_rate: float = 0.0,
-    dtype: Any = np.float64,
-) -> Forward:
-    """Masked attention in ``dtype`` (float64, or np.longdouble where the judge must be finer than what it judges).
-
-    ``allowed``: bool, True = may attend. ``empty_rows`` as in ``maskattn_torch.attention``, without ``"error"``.
+    The options, here and below: ``bias``, ``scale``, ``softcap``, ``sinks``, ``keep``, ``dropout_rate``; ``empty_rows``
+    as in ``maskattn_torch.attention``, without ``"error"``; ``dtype``: float64, or np.longdouble where the judge must
+    be finer than what it judges.
     """
-    q, k, v, scale = _prepare(query, key, value, scale, dtype)
+    problem = _Problem(query, key, value, allowed, **options)
+    q, k, v = problem.heads_first()
     with np.errstate(all="ignore"):
-        w = _weights(q, k, allowed, bias, scale, softcap, sinks, empty_rows)
-        out = _weighted(_Dropout(keep, dropout_rate).apply(w.p), v)
-        if empty_rows != "mean":
-            out = np.where(w.empty, np.nan if empty_rows == "nan" else 0.0, out)
+        w = _weights(problem, q, k)
+        out = _weighted(problem.dropped(w.p), v)
+        if problem.empty_rows != "mean":
+            out = np.where(w.empty, np.nan if problem.empty_rows == "nan" else 0.0, out)
     return Forward(out.transpose(0, 2, 1, 3), w.lse[..., 0].transpose(0, 2, 1))
 
 
 def backward(
-    query: Any,
-    key: Any,
-    value: Any,
-    allowed: Any = None,
-    *,
-    d_output: Any,
-    d_lse: Any = None,
-    bias: Any = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Any = None,
-    empty_rows: str = "zero",
-    keep: Any = None,
-    dropout_rate: float = 0.0,
-    dtype: Any = np.float64,
+    query: Any, key: Any, value: Any, allowed: Any = None, *, d_output: Any, d_lse: Any = None, **options: Any
 ) -> Gradients:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)``: ``d_output`` [B, L, H, Dv], ``d_lse`` [B, L, H]."""
-    return _backward(
-        query,
-        key,
-        value,
-        allowed,
-        d_output,
-        d_lse,
-        bias,
-        scale,
-        softcap,
-        sinks,
-        empty_rows,
-        _Dropout(keep, dropout_rate),
-        dtype,
-        lambda x: x,
-        np.subtract,
-    )[0]
+    problem = _Problem(query, key, value, allowed, **options)
+    return _backward(problem, d_output, d_lse, lambda x: x, np.subtract)[0]
 
 
 def _backward(
-    query: Any,
-    key: Any,
-    value: Any,
-    allowed: Any,
+    problem: _Problem,
     d_output: Any,
     d_lse: Any,
-    bias: Any,
-    scale: float | None,
-    softcap: float | None,
-    sinks: Any,
-    empty_rows: str,
-    dropout: _Dropout,
-    dtype: Any,
     size: Callable[[Array], Array],
     minus: Callable[[Any, Any], Array],
 ) -> tuple[Gradients, _Weights]:
     """The backward pass, and with ``size=abs`` and ``minus=add`` its magnitudes: one text, so that they cannot part."""
-    q, k, v, scale = _prepare(query, key, value, scale, dtype)
+    q, k, v = problem.heads_first()
     batch, heads, _, _ = q.shape
-    kv_heads = np.shape(key)[2]
+    kv_heads = np.shape(problem.key)[2]
 
     def sum_groups(x: Array) -> Array:
         """[B, H, S, D] -> [B, S, K, D]"""
         return x.reshape(batch, kv_heads, heads // max(kv_heads, 1), *x.shape[2:]).sum(axis=2).transpose(0, 2, 1, 3)
 
     with np.errstate(all="ignore"):
-        w = _weights(q, k, allowed, bias, scale, softcap, sinks, empty_rows)
-        d_o = size(_heads(d_output, dtype))
-        q, k, v, scale = size(q), size(k), size(v), float(size(np.asarray(scale)))
-        d_o_kept = d_o if empty_rows == "mean" else np.where(w.empty, 0, d_o)
-        d_value = _weighted(dropout.apply(w.p).swapaxes(-1, -2), d_o_kept)
-        dp = dropout.apply(np.where(w.live != 0, d_o @ v.swapaxes(-1, -2), 0))
+        w = _weights(problem, q, k)
+        d_o = size(_heads(d_output, problem.dtype))
+        q, k, v, scale = size(q), size(k), size(v), float(size(np.asarray(problem.factor)))
+        d_o_kept = d_o if problem.empty_rows == "mean" else np.where(w.empty, 0, d_o)
+        d_value = _weighted(problem.dropped(w.p).swapaxes(-1, -2), d_o_kept)
+        dp = problem.dropped(np.where(w.live != 0, d_o @ v.swapaxes(-1, -2), 0))
         delta = (w.live * dp).sum(axis=-1, keepdims=True)
         d_row = (
             np.zeros_like(delta)
             if d_lse is None
-            else size(np.asarray(d_lse).astype(dtype).transpose(0, 2, 1)[..., None])
+            else size(np.asarray(d_lse).astype(problem.dtype).transpose(0, 2, 1)[..., None])
         )
         inner = minus(dp, delta) + d_row
         ds = np.where(w.live != 0, w.live * inner, 0)
         draw = ds if w.slope is None else ds * minus(1, w.slope * w.slope)
         d_query = scale * _weighted(draw, k)
         d_key = scale * _weighted(draw.swapaxes(-1, -2), q)
-        d_bias = None if bias is None else _sum_to(ds, np.shape(bias))
+        d_bias = None if problem.bias is None else _sum_to(ds, np.shape(problem.bias))
         d_sinks = None if w.sink is None else (w.sink * (minus(0, delta) + d_row)).sum(axis=(0, 2, 3))
     return Gradients(d_query.transpose(0, 2, 1, 3), sum_groups(d_key), sum_groups(d_value), d_bias, d_sinks), w
 
 
 def magnitudes(
-    query: Any,
-    key: Any,
-    value: Any,
-    allowed: Any = None,
-    *,
-    d_output: Any = None,
-    d_lse: Any = None,
-    bias: Any = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Any = None,
-    empty_rows: str = "zero",
-    keep: Any = None,
-    dropout_rate: float = 0.0,
-    dtype: Any = np.float64,
+    query: Any, key: Any, value: Any, allowed: Any = None, *, d_output: Any = None, d_lse: Any = None, **options: Any
 ) -> Magnitudes:
     """What errors are measured against; gradients' magnitudes are None where ``d_output`` is None.
 
     A forbidden pair has no magnitude. For the log-sum-exp it is |max| + |log sum| + 1: the logarithm turns the relative
     error of its argument into an absolute one.
     """
+    problem = _Problem(query, key, value, allowed, **options)
     d_o = np.zeros((*np.shape(query)[:3], np.shape(value)[3])) if d_output is None else d_output
-    dropout = _Dropout(keep, dropout_rate)
-    grads, w = _backward(
-        query, key, value, allowed, d_o, d_lse, bias, scale, softcap, sinks, empty_rows, dropout, dtype, np.abs, np.add
-    )
+    grads, w = _backward(problem, d_o, d_lse, np.abs, np.add)
     with np.errstate(all="ignore"):
-        v = np.abs(_heads(value, dtype, np.shape(query)[2] // max(np.shape(key)[2], 1)))
-        output = _weighted(dropout.apply(w.p), v).transpose(0, 2, 1, 3)
+        output = _weighted(problem.dropped(w.p), np.abs(problem.heads_first()[2])).transpose(0, 2, 1, 3)
         highest = w.logits.max(axis=-1, initial=-np.inf)
         lse = np.where(
             w.empty[..., 0], 0, np.abs(_clean(highest)) + np.abs(_clean(w.lse[..., 0] - _clean(highest))) + 1

@@ -30,7 +30,7 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
-from maskattn.numerics._fma import multiply_add
+from maskattn.numerics.fma import multiply_add
 from maskattn.numerics.rng_arguments import (
     check_axis,
     check_bounds,
@@ -44,10 +44,12 @@ from maskattn.numerics.rng_arguments import (
 __all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform"]
 
 Array = np.ndarray[Any, Any]
+Shape = int | Sequence[int]  # n stands for (n,)
 
-_ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
-_PARITY = 0x1BD11BDA
-_WORD = 0xFFFFFFFF
+#: Of Threefry-2x32: how far words are rotated in the rounds of even and odd groups, and what the third word is made of.
+ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
+PARITY = 0x1BD11BDA
+WORD = 0xFFFFFFFF
 # Each of some 100 passes goes over one piece: three arrays of it stay in a core's second-level cache.
 _PIECE = 1 << 15
 
@@ -77,7 +79,7 @@ def key(seed: int) -> Array:
     return np.array([0, value], np.uint32)
 
 
-def split(key: Any, n: int | Sequence[int] = 2) -> Array:
+def split(key: Any, n: Shape = 2) -> Array:
     """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape.
 
     Raises:
@@ -111,7 +113,7 @@ def fold_in(key: Any, data: Any) -> Array:
     return np.stack([x0, x1], axis=-1).reshape(*numbers.shape, 2)
 
 
-def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int = 0) -> Array:
+def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
     """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype.
 
     Args:
@@ -130,12 +132,7 @@ def bits(key: Any, shape: int | Sequence[int] = (), width: int = 32, start: int 
 
 
 def uniform(
-    key: Any,
-    shape: int | Sequence[int] = (),
-    dtype: Any = np.float32,
-    minval: float = 0.0,
-    maxval: float = 1.0,
-    start: int = 0,
+    key: Any, shape: Shape = (), dtype: Any = np.float32, minval: float = 0.0, maxval: float = 1.0, start: int = 0
 ) -> Array:
     """Random numbers in [minval, maxval), as `jax.random.uniform` returns them.
 
@@ -166,7 +163,7 @@ def uniform(
     return out.reshape(dims)
 
 
-def bernoulli(key: Any, p: Any = 0.5, shape: int | Sequence[int] | None = None, start: int = 0) -> Array:
+def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0) -> Array:
     """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
 
     `p` is always taken in float32: JAX draws other bits for a float64 `p`, so that a Python float would give another
@@ -227,7 +224,7 @@ def permutation(key: Any, x: Any, axis: int = 0, independent: bool = False) -> A
 
 def shuffle_rounds(size: int) -> int:
     """How often `jax.random.permutation` sorts by new random words, so that ties in all of them are improbable."""
-    return math.ceil(3 * math.log(max(1, size)) / math.log(_WORD))
+    return math.ceil(3 * math.log(max(1, size)) / math.log(WORD))
 
 
 def _shuffled(key: Any, x: Array, axis: int) -> Array:
@@ -303,19 +300,19 @@ def _threefry2x32(k0: int | Array, k1: int | Array, x0: Array, x1: Array) -> Non
 
     The words of the key are ints, or uint32 arrays that broadcast to the counters: a key for each.
     """
-    keys = (k0, k1, k0 ^ k1 ^ _PARITY)
+    keys = (k0, k1, k0 ^ k1 ^ PARITY)
     x0 += np.uint32(k0)
     x1 += np.uint32(k1)
     rotated = np.empty_like(x1)
     for group in range(5):
-        for distance in _ROTATIONS[group % 2]:
+        for distance in ROTATIONS[group % 2]:
             x0 += x1
             np.right_shift(x1, np.uint32(32 - distance), out=rotated)
             x1 <<= np.uint32(distance)
             x1 |= rotated
             x1 ^= x0
         x0 += np.uint32(keys[(group + 1) % 3])
-        x1 += np.uint32((keys[(group + 2) % 3] + group + 1) & _WORD)
+        x1 += np.uint32((keys[(group + 2) % 3] + group + 1) & WORD)
 
 
 def _multiply_add(u: Array, span: Any, low: Any) -> Array:

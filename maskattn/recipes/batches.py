@@ -68,7 +68,7 @@ def left_padding(lengths: Array, kv_len: int) -> Mask:
     problems = Problems("left_padding")
     lengths = problems.array("lengths", lengths, "int", "[B]", (1,))
     kv_len = problems.integer("kv_len", kv_len, minimum=0)
-    values = None if problems.faults else peek(lengths)
+    values = None if problems else peek(lengths)
     if values is not None and values.size and not 0 <= int(values.min()) <= int(values.max()) <= kv_len:
         problems.value(f"lengths must be from 0 to kv_len {kv_len}, got {values.min()} to {values.max()}")
     problems.raise_if_any()
@@ -141,12 +141,7 @@ def speculative_tree(prefix_len: Array, parents: Array) -> Mask:
     ####-#
     """
     problems = Problems("speculative_tree")
-    if hasattr(prefix_len, "__len__") or hasattr(prefix_len, "shape") and tuple(prefix_len.shape) != ():
-        prefix_len = problems.array("prefix_len", prefix_len, "int", "[B]", (1,))
-        problems.not_negative("prefix_len", prefix_len)
-        lengths = prefix_len
-    else:
-        prefix_len = problems.integer("prefix_len", prefix_len, minimum=0)
-        lengths = [prefix_len]
+    prefix_len = problems.lengths("prefix_len", prefix_len)
     problems.raise_if_any()
+    lengths = [prefix_len] if isinstance(prefix_len, int) else prefix_len
     return KeyPadding(lengths) | Tree(parents).at(k_offset=-prefix_len)

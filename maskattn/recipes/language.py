@@ -108,7 +108,7 @@ def block_diffusion(length: int, block: int) -> Mask:
     """
     problems = Problems("block_diffusion")
     length, block = problems.integer("length", length, minimum=1), problems.integer("block", block, minimum=1)
-    if not problems.faults and length % block:
+    if not problems and length % block:
         problems.value(f"length must be a multiple of block {block}, got {length}")
     problems.raise_if_any()
     clean = [np.arange(2 * length) >= length]

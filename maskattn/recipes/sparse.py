@@ -46,7 +46,7 @@ def longformer(window: int, global_tokens: Array, dilation: int = 1) -> Mask:
     problems = Problems("longformer")
     window = problems.integer("window", window, minimum=0)
     dilation = problems.integer("dilation", dilation, minimum=1)
-    if not problems.faults and window % 2:
+    if not problems and window % 2:
         problems.value(f"window must be even, got {window}")
     problems.raise_if_any()
     half = window // 2
@@ -138,7 +138,7 @@ def sparse_transformer_fixed(stride: int, c: int, kv_len: int) -> Mask:
     problems = Problems("sparse_transformer_fixed")
     stride, c = problems.integer("stride", stride, minimum=1), problems.integer("c", c, minimum=1)
     kv_len = problems.integer("kv_len", kv_len, minimum=0)
-    if not problems.faults and c > stride:
+    if not problems and c > stride:
         problems.value(f"c must be at most stride {stride}, got {c}")
     problems.raise_if_any()
     return Causal() & (Chunked(stride) | KeyMask([np.arange(kv_len) % stride >= stride - c]))

@@ -35,9 +35,9 @@ def swin(grid: tuple[int, int], window: int, shift: int = 0) -> Mask:
     problems = Problems("swin")
     sides: Any = problems.integers("grid", grid, minimum=1)
     window, shift = problems.integer("window", window, minimum=1), problems.integer("shift", shift, minimum=0)
-    if not problems.faults and len(sides) != 2:
+    if not problems and len(sides) != 2:
         problems.value(f"grid must be (height, width), got {sides}")
-    if not problems.faults and shift >= window:
+    if not problems and shift >= window:
         problems.value(f"shift must be less than window {window}, got {shift}")
     problems.raise_if_any()
     if min(sides) <= window:
@@ -109,13 +109,13 @@ def flamingo(image_positions: Array, tokens_per_image: int, images: int | None =
     size = problems.integer("tokens_per_image", tokens_per_image, minimum=1)
     if images is not None:
         images = problems.integer("images", images, minimum=0)
-    values = None if problems.faults else peek(positions)
+    values = None if problems else peek(positions)
     if values is not None:
         most = int(values.sum(axis=1).max(initial=0))
         images = most if images is None else images
         if images < most:
             problems.value(f"images must be at least the {most} that a row has, got {images}")
-    elif not problems.faults and images is None:
+    elif not problems and images is None:
         problems.value("images must be given where image_positions is traced, got None")
     problems.raise_if_any()
     return Segments(positions.cumsum(1) - 1, [np.repeat(np.arange(images or 0), size)])

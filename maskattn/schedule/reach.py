@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maskattn._pairs import restrict
-from maskattn.masks._core import Mask
+from maskattn.masks import Mask
 from maskattn.schedule.tiles import PAIRS, Schedule, Tiles, Tiling, inside, readable, settled
 
 __all__ = ["empty_rows", "known_rows", "reached"]

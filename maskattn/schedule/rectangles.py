@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from maskattn.masks._core import Mask
+from maskattn.masks import Mask
 from maskattn.schedule.tiles import Schedule, pairs
 
 __all__ = ["MIXED", "OPEN", "TRIANGLE", "Planes", "Rectangle", "coarser", "from_rows", "from_tiles"]

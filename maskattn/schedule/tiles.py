@@ -15,7 +15,7 @@ import numpy as np
 from maskattn._fields import peek
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
-from maskattn.masks._core import Mask, require_mask
+from maskattn.masks import Mask, require_mask
 
 __all__ = ["EMPTY", "FULL", "MIXED", "Schedule", "Tiles", "Tiling", "pairs"]
 

@@ -9,12 +9,21 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from maskattn._fields import to_numpy
-from maskattn.masks._core import And, Empty, Full, Mask, Not, Or, evaluate, require_mask
-from maskattn.masks.key_mask import KeyMask
-from maskattn.masks.key_padding import KeyPadding
-from maskattn.masks.positions import At
-from maskattn.masks.query_mask import QueryMask
-from maskattn.masks.sliding_window import SlidingWindow
+from maskattn.masks import (
+    And,
+    At,
+    Empty,
+    Full,
+    KeyMask,
+    KeyPadding,
+    Mask,
+    Not,
+    Or,
+    QueryMask,
+    SlidingWindow,
+    evaluate,
+    require_mask,
+)
 from maskattn.schedule.reach import empty_rows
 from maskattn.schedule.tiles import Schedule
 

@@ -12,9 +12,8 @@ import numpy as np
 from maskattn import schedule
 from maskattn._fields import Array, peek
 from maskattn._problems import Problems
-from maskattn.masks import And, KeyMask, KeyPadding, Mask, Or, QueryMask
-from maskattn.masks._band import Band, band, intersection
-from maskattn.masks._core import check_mask, require_mask
+from maskattn.masks import And, KeyMask, KeyPadding, Mask, Or, QueryMask, check_mask, require_mask
+from maskattn.masks.interop.bands import Band, band, intersection
 from maskattn_jax.lower._binding import check
 from maskattn_jax.lower._dense import allowed
 

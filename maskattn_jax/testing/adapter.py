@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import jax
@@ -13,10 +13,10 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskattn.parity.attention.adapters import CONVENTIONS
+from maskattn.parity.attention.adapters import Arrays
 from maskattn.parity.attention.case import Case
+from maskattn.parity.attention.twin_adapter import TwinAdapter
 from maskattn_jax import functional, lower, multihead, params
-from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels import KERNELS
 
 __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
@@ -33,61 +33,34 @@ def to_numpy(array: jax.Array) -> np.ndarray[Any, Any]:
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """`kernel` is handed to attention and modules. `mode`: "eager"; "jit", the call and its gradients under one
-    `jax.jit`, given the mask as the bool array this twin lowers it to, so that masks of one shape share a compilation;
-    "jit-mask", the same with the mask object itself as the argument; or "disable_jit". `blocks`: the size of tiles,
-    queries by keys, in calls of attention (modules choose); None leaves it to the kernel.
+class Adapter(TwinAdapter):
+    """See `TwinAdapter`. `mode`: "eager"; "jit", the call and its gradients under one `jax.jit`, given the mask as the
+    bool array this twin lowers it to, so that masks of one shape share a compilation; "jit-mask", the same with the
+    mask object itself as the argument; or "disable_jit".
 
     `empty_rows="error"` cannot be checked under a jit whose argument is the mask: such cases run eagerly.
     """
 
-    kernel: str = "reference"
     mode: str = "jit"
     name: str = "jax"
-    blocks: tuple[int, int] | None = None
-    conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS), hash=False)
 
-    def __post_init__(self) -> None:
-        declared = getattr(KERNELS[self.kernel], "CONVENTIONS", {})
-        object.__setattr__(self, "conventions", {**self.conventions, **declared})
+    kernels = KERNELS
 
-    def unsupported(self, case: Case) -> list[str]:
-        """Every reason why this case cannot be run: it runs every case, or its kernel says why not."""
-        return []
-
-    def run(
-        self,
-        case: Case,
-        inputs: dict[str, np.ndarray[Any, Any]],
-        weights: dict[str, np.ndarray[Any, Any]] | None = None,
-        cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
-    ) -> dict[str, np.ndarray[Any, Any]]:
-        """As `maskattn.parity.attention.adapters.Adapter.run`."""
-        with self._settings(case):
-            if case.config is not None:
-                return self._run_module(case, inputs, weights or {}, cotangent)
-            arrays = self._differentiated(case, inputs)
-            given = None
-            if cotangent is not None:
-                given = tuple(from_numpy(cotangent[name]) for name in ("output", "lse"))
-            s, mask = case.shape, case.mask
-            dense = None if mask is None else _lowered(mask, s.q_len, s.kv_len, s.batch, s.heads)
-            jitted = self.mode in ("jit", "jit-mask") and case.empty_rows != "error"
-            if self.mode == "jit" and jitted:
-                mask = dense
-            bias = None if "bias" in arrays else case.bias
-            wants_lse = self.conventions["lse"] == "given"
-            options = (case.scale, case.softcap, case.empty_rows, self.kernel, wants_lse, self.blocks)
-            dropout = Dropout(case.dropout_rate, from_numpy(case.dropout_key), case.dropout_broadcast)
-            found, gradients = (_compiled if jitted else _attend)(arrays, mask, bias, dropout, given, options)
-            results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
-            results |= {} if dense is None else {"mask": to_numpy(dense)}
-            return results | {f"d_{name}": to_numpy(grad) for name, grad in gradients.items()}
-
-    def _differentiated(self, case: Case, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, jax.Array]:
-        names = ["query", "key", "value", *(["bias"] if isinstance(case.bias, str) else []), "sinks", "table"]
-        return {name: from_numpy(inputs[name]) for name in names if name in inputs}
+    def _run_attention(self, case: Case, differentiated: Arrays, cotangent: Arrays | None) -> Arrays:
+        arrays = {name: from_numpy(array) for name, array in differentiated.items()}
+        given = None
+        if cotangent is not None:
+            given = tuple(from_numpy(cotangent[name]) for name in ("output", "lse"))
+        s, mask = case.shape, case.mask
+        dense = None if mask is None else _lowered(mask, s.q_len, s.kv_len, s.batch, s.heads)
+        jitted = self.mode in ("jit", "jit-mask") and case.empty_rows != "error"
+        if self.mode == "jit" and jitted:
+            mask = dense
+        bias, key, options = None if "bias" in arrays else case.bias, from_numpy(case.dropout_key), self.options(case)
+        found, gradients = (_compiled if jitted else _attend)(arrays, mask, bias, key, given, tuple(options.items()))
+        results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
+        results |= {} if dense is None else {"mask": to_numpy(dense)}
+        return results | {f"d_{name}": to_numpy(grad) for name, grad in gradients.items()}
 
     @contextlib.contextmanager
     def _settings(self, case: Case) -> Iterator[None]:
@@ -98,13 +71,7 @@ class Adapter:
                 stack.enter_context(jax.disable_jit())
             yield
 
-    def _run_module(
-        self,
-        case: Case,
-        inputs: dict[str, np.ndarray[Any, Any]],
-        weights: dict[str, np.ndarray[Any, Any]],
-        cotangent: dict[str, np.ndarray[Any, Any]] | None,
-    ) -> dict[str, np.ndarray[Any, Any]]:
+    def _run_module(self, case: Case, inputs: Arrays, weights: Arrays, cotangent: Arrays | None) -> Arrays:
         assert case.config is not None
         dtype = jnp.dtype(case.numpy_dtype)
         module = multihead.MultiHeadAttention(case.config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
@@ -135,31 +102,15 @@ class Adapter:
 
 
 def _attend(
-    arrays: dict[str, jax.Array], mask: Any, bias: Any, dropout: Dropout, cotangent: Any, options: tuple[Any, ...]
+    arrays: dict[str, jax.Array], mask: Any, bias: Any, key: jax.Array, cotangent: Any, options: tuple[Any, ...]
 ) -> tuple[tuple[jax.Array, ...], dict[str, jax.Array]]:
     """((output, lse) or (output,), gradients by name: {} without a cotangent)."""
-    scale, softcap, empty_rows, kernel, wants_lse, blocks = options
 
     def forward(arrays: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         added = replace(bias, table=arrays["table"]) if "table" in arrays else bias
-        found = functional.attention(
-            arrays["query"],
-            arrays["key"],
-            arrays["value"],
-            mask,
-            bias=arrays.get("bias", added),
-            scale=scale,
-            softcap=softcap,
-            sinks=arrays.get("sinks"),
-            dropout_rate=dropout.rate,
-            dropout_key=dropout.words,
-            dropout_broadcast=dropout.shared,
-            empty_rows=empty_rows,
-            kernel=kernel,
-            return_lse=wants_lse,
-            blocks=blocks,
-        )
-        return found if wants_lse else (found,)
+        given = {"bias": arrays.get("bias", added), "sinks": arrays.get("sinks"), "dropout_key": key, **dict(options)}
+        found = functional.attention(arrays["query"], arrays["key"], arrays["value"], mask, **given)
+        return found if given["return_lse"] else (found,)
 
     if cotangent is None:
         return forward(arrays), {}

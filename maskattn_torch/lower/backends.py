@@ -9,8 +9,7 @@ import torch
 from maskattn import schedule
 from maskattn._fields import Array
 from maskattn._problems import Problems
-from maskattn.masks import Mask
-from maskattn.masks._core import check_mask
+from maskattn.masks import Mask, check_mask
 from maskattn_torch.lower._binding import bind, device_of
 
 __all__ = ["to_block_mask"]

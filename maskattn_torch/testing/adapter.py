@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from maskattn.arrays import to_numpy, to_torch
-from maskattn.parity.attention.adapters import CONVENTIONS
+from maskattn.parity.attention.adapters import Arrays
 from maskattn.parity.attention.case import Case
+from maskattn.parity.attention.twin_adapter import TwinAdapter
 from maskattn_torch import functional, lower, multihead, params
 from maskattn_torch.kernels import KERNELS
 
@@ -24,65 +25,21 @@ def from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
 
 
 @dataclass(frozen=True)
-class Adapter:
-    """`kernel` is handed to attention and modules; `mode` is "eager" (PyTorch has no other here). `blocks`: the
-    size of tiles, queries by keys, in calls of attention (modules choose); None leaves it to the kernel.
-    """
+class Adapter(TwinAdapter):
+    """See `TwinAdapter`; `mode` is "eager" (PyTorch has no other here)."""
 
-    kernel: str = "reference"
     mode: str = "eager"
     name: str = "torch"
-    blocks: tuple[int, int] | None = None
-    conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS), hash=False)
 
-    def __post_init__(self) -> None:
-        declared = getattr(KERNELS[self.kernel], "CONVENTIONS", {})
-        object.__setattr__(self, "conventions", {**self.conventions, **declared})
+    kernels = KERNELS
 
-    def unsupported(self, case: Case) -> list[str]:
-        """Every reason why this case cannot be run: it runs every case, or its kernel says why not."""
-        return []
-
-    def run(
-        self,
-        case: Case,
-        inputs: dict[str, np.ndarray[Any, Any]],
-        weights: dict[str, np.ndarray[Any, Any]] | None = None,
-        cotangent: dict[str, np.ndarray[Any, Any]] | None = None,
-    ) -> dict[str, np.ndarray[Any, Any]]:
-        """As `maskattn.parity.attention.adapters.Adapter.run`."""
-        if case.config is not None:
-            return self._run_module(case, inputs, weights or {}, cotangent)
-        return self._run_attention(case, inputs, cotangent)
-
-    def _run_attention(
-        self,
-        case: Case,
-        inputs: dict[str, np.ndarray[Any, Any]],
-        cotangent: dict[str, np.ndarray[Any, Any]] | None,
-    ) -> dict[str, np.ndarray[Any, Any]]:
-        arrays = self._differentiated(case, inputs)
+    def _run_attention(self, case: Case, differentiated: Arrays, cotangent: Arrays | None) -> Arrays:
+        arrays = {name: from_numpy(array).requires_grad_() for name, array in differentiated.items()}
         bias = arrays["bias"] if "bias" in arrays else case.bias
         bias = replace(bias, table=arrays["table"]) if "table" in arrays else bias
-        wants_lse = self.conventions["lse"] == "given"
-        found = functional.attention(
-            arrays["query"],
-            arrays["key"],
-            arrays["value"],
-            case.mask,
-            bias=bias,
-            scale=case.scale,
-            softcap=case.softcap,
-            sinks=arrays.get("sinks"),
-            dropout_rate=case.dropout_rate,
-            dropout_key=from_numpy(case.dropout_key),
-            dropout_broadcast=case.dropout_broadcast,
-            empty_rows=case.empty_rows,
-            kernel=self.kernel,
-            return_lse=wants_lse,
-            blocks=self.blocks,
-        )
-        found = found if wants_lse else (found,)
+        options = {"sinks": arrays.get("sinks"), "dropout_key": from_numpy(case.dropout_key), **self.options(case)}
+        found = functional.attention(arrays["query"], arrays["key"], arrays["value"], case.mask, bias=bias, **options)
+        found = found if options["return_lse"] else (found,)
         results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
         if case.mask is not None:
             s = case.shape
@@ -93,17 +50,7 @@ class Adapter:
             results |= {f"d_{name}": to_numpy(grad) for name, grad in zip(arrays, gradients, strict=True)}
         return results
 
-    def _differentiated(self, case: Case, inputs: dict[str, np.ndarray[Any, Any]]) -> dict[str, torch.Tensor]:
-        names = ["query", "key", "value", *(["bias"] if isinstance(case.bias, str) else []), "sinks", "table"]
-        return {name: from_numpy(inputs[name]).requires_grad_() for name in names if name in inputs}
-
-    def _run_module(
-        self,
-        case: Case,
-        inputs: dict[str, np.ndarray[Any, Any]],
-        weights: dict[str, np.ndarray[Any, Any]],
-        cotangent: dict[str, np.ndarray[Any, Any]] | None,
-    ) -> dict[str, np.ndarray[Any, Any]]:
+    def _run_module(self, case: Case, inputs: Arrays, weights: Arrays, cotangent: Arrays | None) -> Arrays:
         assert case.config is not None
         dtype = from_numpy(inputs["query"]).dtype
         module = multihead.MultiHeadAttention(case.config).to(dtype)

@@ -150,24 +150,51 @@ def tiles_that_the_parts_do_not_fill():
         held(call, given, specs, floats)
 
 
-def a_part_attends_in_the_callers_shard_map():
-    """`mask.at` with an offset that is traced: each device holds some queries, and gathers the keys."""
-    spec, lengths = P(None, ("x", "y")), jnp.asarray([160, 7, 100, 90])
-    mask = masks.Causal() & masks.KeyPadding(lengths)
-
-    def part(query, key, value):
-        start = jax.lax.axis_index(("x", "y")) * query.shape[1]
-        key, value = (jax.lax.all_gather(x, ("x", "y"), axis=1, tiled=True) for x in (key, value))
-        return attend(query, key, value, mask.at(start), kernel="blockwise", blocks=(16, 32))
+def held_in_shard_map(part):
+    """What the devices send where each has a part of the queries and of the keys: `part(query, key, value, mask)`."""
+    mask, spec = masks.Causal() & masks.KeyPadding(jnp.asarray([160, 7, 100, 90])), P(None, ("x", "y"))
 
     def call(query, key, value, floats, kernel="blockwise"):
         if kernel == "reference":
             return attend(query, key, value, mask, kernel=kernel)
+        own = functools.partial(part, mask=mask)
         mesh = MESH[AxisType.Auto]
-        return jax.shard_map(part, mesh=mesh, in_specs=(spec,) * 3, out_specs=(spec, spec))(query, key, value)
+        return jax.shard_map(own, mesh=mesh, in_specs=(spec,) * 3, out_specs=(spec, spec))(query, key, value)
 
-    found = held(call, arrays(q_len=160), [P(None, ("x", "y"), None, None)] * 3, axis_type=AxisType.Auto)
+    return held(call, arrays(q_len=160), [P(None, ("x", "y"), None, None)] * 3, axis_type=AxisType.Auto)
+
+
+def a_part_attends_in_the_callers_shard_map():
+    """`mask.at` with an offset that is traced: each device holds some queries, and gathers the keys."""
+
+    def part(query, key, value, mask):
+        start = jax.lax.axis_index(("x", "y")) * query.shape[1]
+        key, value = (jax.lax.all_gather(x, ("x", "y"), axis=1, tiled=True) for x in (key, value))
+        return attend(query, key, value, mask.at(start), kernel="blockwise", blocks=(16, 32))
+
+    found = held_in_shard_map(part)
     assert found == [*["all-gather f32[4,160,4,8]"] * 2, *["reduce-scatter f32[4,20,4,8]"] * 2]
+
+
+def keys_around_a_ring():
+    """Each device holds some queries and some keys, and hands its keys on: results are merged, nothing is gathered."""
+    names, turn = ("x", "y"), [(n, (n + 1) % 8) for n in range(8)]
+
+    def part(query, key, value, mask):
+        device = jax.lax.axis_index(names)
+
+        def over(key, value, turns):
+            starts = device * query.shape[1], (device - turns) % 8 * key.shape[1]
+            return attend(query, key, value, mask.at(*starts), kernel="blockwise")
+
+        def step(carry, turns):
+            key, value = (jax.lax.ppermute(x, names, turn) for x in carry[:2])
+            return (key, value, *maskattn_jax.merge(*carry[2:], *over(key, value, turns))), None
+
+        return jax.lax.scan(step, (key, value, *over(key, value, 0)), jnp.arange(1, 8))[0][2:]
+
+    found = held_in_shard_map(part)
+    assert found and all(line.startswith("collective-permute f32[4,20,4,8]") for line in found), found
 
 
 TESTS = [
@@ -180,6 +207,7 @@ TESTS = [
     shardings_that_are_not_alike,
     tiles_that_the_parts_do_not_fill,
     a_part_attends_in_the_callers_shard_map,
+    keys_around_a_ring,
 ]
 
 if __name__ == "__main__":

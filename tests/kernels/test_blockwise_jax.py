@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import jax
 import jax.numpy as jnp
+import judged
 import numpy as np
 import pytest
 
 import maskattn_jax
 from maskattn import masks
-from maskattn.parity.attention import cases, checks
 from maskattn.parity.attention.cases import Case, Shape, compose
 from maskattn.parity.draws import Draws
 from maskattn.schedule import tiles
@@ -18,6 +18,8 @@ from maskattn_jax import lower
 from maskattn_jax.kernels import blockwise
 from maskattn_jax.kernels.blockwise.shards import Origin
 from maskattn_jax.kernels.blockwise.steps import _steps, cheapest
+from maskattn_jax.kernels.blockwise.tiling import divide
+from maskattn_jax.testing.adapter import Adapter
 
 FEW = Shape(2, 20, 28, 8, 4, 5, 3)
 
@@ -59,24 +61,18 @@ def test_numpy_data_give_steps_in_numpy_while_a_function_is_traced():
     assert kinds == [(240, {True}), (400, {False})]
 
 
-@functools.partial(jax.jit, static_argnums=5)
-def compiled(query, key, value, keep, cotangent, kernel):
+@jax.jit
+def compiled(query, key, value, keep, cotangent):
     def attend(query, key, value):
-        return maskattn_jax.attention(query, key, value, keep, kernel=kernel, return_lse=True, blocks=(8, 8))
+        return maskattn_jax.attention(query, key, value, keep, kernel="blockwise", return_lse=True, blocks=(8, 8))
 
     results, pull = jax.vjp(attend, query, key, value)
-    return (*results, *pull(cotangent))
+    return (*results, *pull((cotangent["output"], cotangent["lse"])))
 
 
-def failures(case):
-    """What the suite's checks find wrong: one compilation serves every mask, which is given as an array."""
-    inputs, cotangent = cases.inputs(case), cases.cotangent(case)
-    given = (cotangent["output"], cotangent["lse"])
-    found = compiled(*(inputs[name] for name in ("query", "key", "value", "mask")), given, "blockwise")
-    got = dict(zip(("output", "lse", "d_query", "d_key", "d_value"), map(np.asarray, found), strict=True))
-    verdict = checks.judge(case, inputs, cotangent)
-    found = checks.form(case, "jax", got, verdict) + checks.tier0(case, "jax", got, verdict)
-    return [str(finding) for finding in found + checks.tier2(case, "jax", got, verdict) if not finding.held]
+def run(inputs, cotangent):
+    """One compilation serves every mask, which is given as an array."""
+    return compiled(*(inputs[name] for name in ("query", "key", "value", "mask")), cotangent)
 
 
 def composition(number):
@@ -89,8 +85,32 @@ def composition(number):
 
 
 def test_200_random_compositions():
-    found = [line for number in range(25) for line in failures(composition(number))]
+    found = [line for number in range(25) for line in judged.failures(composition(number), run)]
     assert not found, "\n".join(found)
+
+
+BY_HEAD = masks.PerHead([masks.Causal(), masks.SlidingWindow(9), masks.Full(), masks.Dilated(2, 3)])
+
+
+@pytest.mark.parametrize(
+    ("mask", "shape", "blocks", "parts", "groups"),
+    [
+        (BY_HEAD, Shape(8, 20, 28, 4, 4, 5, 3), (8, 8), (4, 1), (2, 4)),
+        (masks.SlidingWindow(40, 9), Shape(2, 300, 300, 8, 8, 4, 4), (256, 256), (1, 4), (2, 2)),
+    ],
+    ids=["batch rows", "heads"],
+)
+def test_tiles_that_are_computed_side_by_side(mask, shape, blocks, parts, groups):
+    case = Case("parts", "blockwise", shape, "float32", mask, seed=1)
+    twin = Adapter(kernel="blockwise", mode="jit-mask", blocks=blocks)
+
+    def run(inputs, cotangent):
+        sizes = (shape.batch, shape.heads, shape.q_len, shape.kv_len)
+        tiling = divide(mask, inputs["query"], inputs["key"], sizes, blocks)
+        assert (tiling.parts, tiling.groups) == (parts, groups)
+        return twin.run(case, inputs, None, cotangent)
+
+    assert not judged.failures(case, run)
 
 
 def test_a_tile_that_is_skipped_is_seen(monkeypatch):

@@ -9,13 +9,14 @@ from __future__ import annotations
 import contextlib
 from dataclasses import replace
 
+import judged
 import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
 
 from maskattn import biases, masks, standards
-from maskattn.parity.attention import cases, checks
+from maskattn.parity.attention import cases
 from maskattn.parity.attention.cases import Case, Shape, compose, families
 from maskattn.parity.draws import Draws
 from maskattn_torch import attention
@@ -26,16 +27,9 @@ TWIN = Adapter(kernel="blockwise")
 
 
 def failures(case, cotangent_of_lse=False, blocks=None):
-    """What the suite's checks find wrong, tiers 0 and 2."""
-    inputs, cotangent = cases.inputs(case), cases.cotangent(case)
-    if not cotangent_of_lse:
-        cotangent["lse"] = np.zeros_like(cotangent["lse"])
-    verdict = checks.judge(case, inputs, cotangent)
-    got = replace(TWIN, blocks=blocks).run(case, inputs, None, cotangent)
-    found = checks.form(case, "torch", got, verdict)
-    if not any(finding.check == "form" for finding in found):
-        found += checks.tier0(case, "torch", got, verdict) + checks.tier2(case, "torch", got, verdict)
-    return [f"{case.id}: {finding}" for finding in found if not finding.held]
+    """What the suite's checks find wrong."""
+    twin = replace(TWIN, blocks=blocks)
+    return judged.failures(case, lambda inputs, cotangent: twin.run(case, inputs, None, cotangent), cotangent_of_lse)
 
 
 def case(mask, shape, dtype="float32", name="case", **options):

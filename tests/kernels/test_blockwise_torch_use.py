@@ -196,6 +196,21 @@ def test_inside_a_compiled_model():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("mask", [None, masks.Causal(), PADDED], ids=["no mask", "no data", "data"])
+def test_inside_a_compiled_model_that_wants_no_gradient(mask):
+    torch._dynamo.reset()
+    arrays = tensors(130)
+
+    def function(*arrays):
+        return maskattn_torch.attention(*arrays, mask, kernel="blockwise")
+
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    with torch.no_grad():
+        assert torch.equal(compiled(*arrays), function(*arrays))
+    assert torch.equal(compiled(*(x.detach() for x in arrays)), function(*arrays))
+
+
 def test_vmap_and_grad():
     arrays = [torch.stack([x.detach() + i for i in range(3)]) for x in tensors(20)]
     lengths = torch.tensor([[3, 4], [20, 6], [7, 10]])

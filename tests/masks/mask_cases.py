@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -14,17 +16,32 @@ RELATIONAL = ("full", "empty", "causal", "window", "prefix", "prefixes", "partit
 SLOTS = ("dense", "padding", "key", "query", "segments", "cross_segments")
 
 
+@dataclass(frozen=True)
+class Even(masks.Mask):
+    """A mask of a user's own."""
+
+    period: Any = 2
+
+    def allowed(self, b: Any, h: Any, q: Any, k: Any) -> Any:
+        return (q + k) % self.period == 0
+
+
+def combined(m: Any, ask: Callable[[Any], bool]) -> bool | None:
+    """What & | ~ make of the parts, each asked for; None where the mask is none of the three."""
+    name = type(m).__name__
+    if name in ("And", "Or"):
+        return (all if name == "And" else any)(ask(part) for part in m.parts)
+    return not ask(m.part) if name == "Not" else None
+
+
 def pair(m: Any, b: int, h: int, q: int, k: int) -> bool:
     """Whether the mask allows this pair, by its definition."""
     name = type(m).__name__
+    found = combined(m, lambda part: pair(part, b, h, q, k))
+    if found is not None:
+        return found
     if name in ("Full", "Empty"):
         return name == "Full"
-    if name == "And":
-        return all(pair(part, b, h, q, k) for part in m.parts)
-    if name == "Or":
-        return any(pair(part, b, h, q, k) for part in m.parts)
-    if name == "Not":
-        return not pair(m.part, b, h, q, k)
     if name == "At":
         moves = [offset if np.ndim(offset) == 0 else row(offset, b) for offset in (m.q_offset, m.k_offset)]
         return pair(m.part, b, h, q + int(moves[0]), k + int(moves[1]))

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from mask_cases import RELATIONAL, SLOTS, brute, leaves, pair, shaped_expressions, sizes
+from mask_cases import RELATIONAL, SLOTS, Even, brute, leaves, pair, shaped_expressions, sizes
 
 from maskattn import masks
 
@@ -90,13 +88,6 @@ def test_sizes_that_conflict_with_the_data_are_named(mask, sizes, message):
 
 
 def test_a_mask_of_the_users_own():
-    @dataclass(frozen=True)
-    class Even(masks.Mask):
-        step: int = 2
-
-        def allowed(self, b, h, q, k):
-            return (q + k) % self.step == 0
-
     mask = Even() & masks.Causal()
     assert mask == Even(2) & masks.Causal() and hash(mask) == hash(Even(2) & masks.Causal())
     np.testing.assert_array_equal(mask.dense(3, 3)[0, 0], [[1, 0, 0], [0, 1, 0], [1, 0, 1]])

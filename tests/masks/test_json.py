@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
-from mask_cases import shaped_expressions
+from mask_cases import Even, shaped_expressions
 
 from maskattn import masks, recipes
 from maskattn.masks._names import library_classes
@@ -79,14 +79,6 @@ def test_data_of_a_framework_are_written_and_come_back_in_numpy():
     assert masks.from_json(masks.KeyPadding(jnp.asarray([3, 1], jnp.uint8)).to_json()) == masks.KeyPadding([3, 1])
     with pytest.raises(ValueError, match="KeyPadding.lengths cannot be read here"):
         jax.jit(lambda x: len(masks.KeyPadding(x).to_json()))(lengths)
-
-
-@dataclass(frozen=True)
-class Even(masks.Mask):
-    period: object = 2
-
-    def allowed(self, b, h, q, k):
-        return (q + k) % self.period == 0
 
 
 def test_masks_of_others_are_read_only_where_they_are_passed():

@@ -1,11 +1,9 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from mask_cases import shaped_expressions
+from mask_cases import Even, shaped_expressions
 
 from maskattn import masks, recipes
 from maskattn.masks._names import library_classes, snake_case
@@ -171,13 +169,6 @@ def test_what_is_not_text_or_too_long_is_refused():
 
 
 def test_masks_of_others_are_named_only_where_they_are_passed():
-    @dataclass(frozen=True)
-    class Even(masks.Mask):
-        period: int = 2
-
-        def allowed(self, b, h, q, k):
-            return (q + k) % self.period == 0
-
     assert masks.parse("even(3) & causal", classes=[Even]) == Even(3) & A
     assert masks.parse(repr(Even(3)), classes=[Even]) == Even(3)
     with pytest.raises(ValueError, match="there is no mask 'even'"):

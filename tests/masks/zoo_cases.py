@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 from hypothesis import strategies as st
+from mask_cases import combined
 
 from maskattn import masks
 
@@ -68,12 +69,9 @@ def zoo_masks(draw: Any, names: tuple[str, ...] = NAMES) -> tuple[Sizes, Any]:
 def pair(m: Any, b: int, h: int, q: int, k: int) -> bool:
     """Whether the mask allows this pair, by the table of masks."""
     name = type(m).__name__
-    if name == "And":
-        return all(pair(part, b, h, q, k) for part in m.parts)
-    if name == "Or":
-        return any(pair(part, b, h, q, k) for part in m.parts)
-    if name == "Not":
-        return not pair(m.part, b, h, q, k)
+    found = combined(m, lambda part: pair(part, b, h, q, k))
+    if found is not None:
+        return found
     if name == "At":
         return pair(m.part, b, h, q + m.q_offset, k + m.k_offset)
     if name == "Causal":

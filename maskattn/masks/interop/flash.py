@@ -3,9 +3,9 @@ from __future__ import annotations
 from typing import Any
 
 from maskattn._problems import Problems
-from maskattn.masks._band import band
 from maskattn.masks._core import Full, Mask
 from maskattn.masks.causal import Causal
+from maskattn.masks.interop.bands import band
 from maskattn.masks.sliding_window import SlidingWindow
 
 

@@ -6,6 +6,7 @@ import operator
 import numpy as np
 
 from maskattn._fields import Array, to_numpy
+from maskattn._pairs import negated
 from maskattn._problems import Problems
 from maskattn.masks._core import And, Full, Mask
 from maskattn.masks.dense import Dense
@@ -78,7 +79,7 @@ def to_torch_mha(
 
 
 def _kept(problems: Problems, name: str, array: Array) -> Array:
-    return array ^ True if kind_of(array) == "bool" else is_zero(problems, name, array)
+    return negated(array) if kind_of(array) == "bool" else is_zero(problems, name, array)
 
 
 def _by_head(problems: Problems, keep: Array, num_heads: int | None) -> Array | None:
@@ -87,7 +88,7 @@ def _by_head(problems: Problems, keep: Array, num_heads: int | None) -> Array | 
         problems.type("num_heads must be given with an attn_mask [B * num_heads, L, S]")
         return None
     heads = problems.integer("num_heads", num_heads, minimum=1)
-    if problems.faults or keep.shape[0] % heads:
+    if problems or keep.shape[0] % heads:
         problems.value(
             f"attn_mask must have a multiple of num_heads {num_heads} as its first axis, got {keep.shape[0]}"
         )

@@ -15,13 +15,15 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._call import Call
 from maskattn.numerics import dropout
 from maskattn.numerics.exact import attend, drop as _drop, project
 from maskattn.numerics.exact._ops import FORMATS, NumpyOps, Ops
-from maskattn.numerics.exact.attend import Options
+from maskattn.numerics.exact.attend import Arrays, Options
 
 __all__ = [
     "FORMATS",
+    "Arrays",
     "NumpyOps",
     "Options",
     "Ops",
@@ -36,27 +38,8 @@ Array = np.ndarray[Any, Any]
 _OPS = NumpyOps()
 
 
-def _rank4(x: Any) -> Array | None:
-    if x is None:
-        return None
-    x = np.asarray(x)
-    return x.reshape((1,) * (4 - x.ndim) + x.shape)
-
-
 def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    allowed: Array | None = None,
-    *,
-    bias: Array | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Array | None = None,
-    empty_rows: str = "zero",
-    dropout_rate: float = 0.0,
-    dropout_key: Any = None,
-    dropout_broadcast: tuple[str, ...] = (),
+    query: Array, key: Array, value: Array, allowed: Array | None = None, **options: Any
 ) -> tuple[Array, Array]:
     """Exact attention in NumPy: ``query`` [B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv] of one floating
     type.
@@ -65,10 +48,8 @@ def attention(
     [B, L, H, Dv] in the inputs' type and the log-sum-exp [B, L, H] in float32 (float64 for float64 inputs).
     ``dropout_key``: a seed or uint32 [2]; the other options as in the twins' ``attention``.
     """
-    options = _options(query, scale, softcap, empty_rows, dropout_rate)
-    keep = _keep(query, key, dropout_rate, dropout_key, dropout_broadcast)
     with np.errstate(all="ignore"):
-        return attend.forward(_OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, keep, options)
+        return attend.forward(_OPS, *_terms(Call(query, key, value, allowed, **options)))
 
 
 def attention_backward(
@@ -78,36 +59,33 @@ def attention_backward(
     allowed: Array | None,
     d_output: Array,
     d_lse: Array | None = None,
-    *,
-    bias: Array | None = None,
-    scale: float | None = None,
-    softcap: float | None = None,
-    sinks: Array | None = None,
-    empty_rows: str = "zero",
-    dropout_rate: float = 0.0,
-    dropout_key: Any = None,
-    dropout_broadcast: tuple[str, ...] = (),
+    **options: Any,
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their
-    types.
+    types; the options are those of ``attention``.
     """
-    options = _options(query, scale, softcap, empty_rows, dropout_rate)
-    keep = _keep(query, key, dropout_rate, dropout_key, dropout_broadcast)
+    call = Call(query, key, value, allowed, **options)
+    arrays, terms = _terms(call)
     with np.errstate(all="ignore"):
-        dq, dk, dv, dbias, dsinks = attend.backward(
-            _OPS, query, key, value, _rank4(allowed), _rank4(bias), sinks, keep, d_output, d_lse, options
-        )
-    return dq, dk, dv, None if bias is None or dbias is None else dbias.reshape(np.shape(bias)), dsinks
+        dq, dk, dv, d_bias, d_sinks = attend.backward(_OPS, arrays, d_output, d_lse, terms)
+    return dq, dk, dv, None if d_bias is None else d_bias.reshape(np.shape(call.bias)), d_sinks
 
 
-def _options(query: Array, scale: float | None, softcap: float | None, empty_rows: str, rate: float) -> Options:
-    return Options(1 / math.sqrt(query.shape[-1]) if scale is None else float(scale), softcap, empty_rows, 1.0 - rate)
+def _terms(call: Call) -> tuple[Arrays, Options]:
+    """A call with NumPy arrays in the terms of ``attend``."""
+    scale, rate, keep = call.scale, call.dropout_rate, None
+    if rate:
+        keep = dropout.dense(rate, call.dropout_key, call.sizes, call.dropout_broadcast)
+    scale = 1 / math.sqrt(call.query.shape[-1]) if scale is None else float(scale)
+    arrays = Arrays(call.query, call.key, call.value, _rank4(call.mask), _rank4(call.bias), call.sinks, keep)
+    return arrays, Options(scale, call.softcap, call.empty_rows, 1.0 - rate)
 
 
-def _keep(query: Array, key: Array, rate: float, words: Any, shared: tuple[str, ...]) -> Array | None:
-    if not rate:
+def _rank4(x: Any) -> Array | None:
+    if x is None:
         return None
-    return dropout.dense(rate, words, (query.shape[0], query.shape[2], query.shape[1], key.shape[1]), shared)
+    x = np.asarray(x)
+    return x.reshape((1,) * (4 - x.ndim) + x.shape)
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:

@@ -27,6 +27,23 @@ class Options(NamedTuple):
     kept: float = 1.0
 
 
+class Arrays(NamedTuple):
+    """What attention is computed of, in the inputs' own type; the last four may be None."""
+
+    query: Array
+    key: Array
+    value: Array
+    allowed: Array | None
+    bias: Array | None
+    sinks: Array | None
+    keep: Array | None
+
+    @property
+    def shape(self) -> tuple[int, int, int, int]:
+        """[B, H, L, S]."""
+        return self.query.shape[0], self.query.shape[2], self.query.shape[1], self.key.shape[1]
+
+
 class _Inputs(NamedTuple):
     """Widened, grouped, and cleaned of non-finite values, whose places the second half remembers."""
 
@@ -66,26 +83,20 @@ def _by_head(ops: Ops, x: Array, shape: tuple[int, ...]) -> Array:
     return ops.moveaxis(ops.reshape(x, (*shape[:3], x.shape[-1])), 1, 2)
 
 
-def _inputs(ops: Ops, query: Array, key: Array, value: Array) -> _Inputs:
-    kv_heads = key.shape[2]
-    q, bad_q = _cleaned(ops, _by_kv_head(ops, query, kv_heads))
-    k, bad_k = _cleaned(ops, _by_kv_head(ops, key, kv_heads))
-    v, bad_v = _cleaned(ops, _by_kv_head(ops, value, kv_heads))
+def _inputs(ops: Ops, given: Arrays) -> _Inputs:
+    kv_heads = given.key.shape[2]
+    q, bad_q = _cleaned(ops, _by_kv_head(ops, given.query, kv_heads))
+    k, bad_k = _cleaned(ops, _by_kv_head(ops, given.key, kv_heads))
+    v, bad_v = _cleaned(ops, _by_kv_head(ops, given.value, kv_heads))
     return _Inputs(q, k, v, ops.any(bad_q, -1), ops.any(bad_k, -1), bad_v)
-
-
-def _logits_shape(query: Array, key: Array) -> tuple[int, int, int, int]:
-    return query.shape[0], query.shape[2], query.shape[1], key.shape[1]
 
 
 def _spread(ops: Ops, x: Array, shape: tuple[int, ...], grouped: tuple[int, ...]) -> Array:
     return ops.reshape(ops.broadcast(x, shape), grouped)
 
 
-def _softmax(
-    ops: Ops, x: _Inputs, allowed: Array | None, bias: Array | None, sinks: Array | None,
-    shape: tuple[int, int, int, int], dtype: str, options: Options,
-) -> _Softmax:  # fmt: skip
+def _softmax(ops: Ops, x: _Inputs, given: Arrays, dtype: str, options: Options) -> _Softmax:
+    shape, allowed, bias, sinks = given.shape, given.allowed, given.bias, given.sinks
     q_terms = pair.input_pieces(ops, x.query, dtype)
     k_terms = pair.input_pieces(ops, ops.moveaxis(x.key, -1, -2), dtype)
     logits = pair.scaled(ops, pair.matmul(ops, q_terms, k_terms), options.scale)
@@ -157,22 +168,12 @@ def _poisoned(ops: Ops, x: Pair, reach: Array, bad: Array) -> Pair:
     return Pair(ops.where(ops.meet(reach, bad), bits.NAN, x.hi), x.lo)
 
 
-def forward(
-    ops: Ops,
-    query: Array,
-    key: Array,
-    value: Array,
-    allowed: Array | None,
-    bias: Array | None,
-    sinks: Array | None,
-    keep: Array | None,
-    options: Options,
-) -> tuple[Array, Array]:
+def forward(ops: Ops, given: Arrays, options: Options) -> tuple[Array, Array]:
     """``output`` [B, L, H, Dv] in the inputs' type and ``lse`` [B, L, H] in float32 (float64 for float64 inputs)."""
-    dtype, shape = ops.dtype(query), _logits_shape(query, key)
-    x = _inputs(ops, query, key, value)
-    s = _softmax(ops, x, allowed, bias, sinks, shape, dtype, options)
-    keep = None if keep is None else _spread(ops, keep, shape, s.weights.hi.shape)
+    dtype, shape = ops.dtype(given.query), given.shape
+    x = _inputs(ops, given)
+    s = _softmax(ops, x, given, dtype, options)
+    keep = None if given.keep is None else _spread(ops, given.keep, shape, s.weights.hi.shape)
     weights, total, reach = _value_weights(ops, s, keep, options)
     summed = pair.matmul(ops, pair.pieces(ops, weights, dtype), pair.input_pieces(ops, x.value, dtype))
     out = _poisoned(ops, pair.divide(ops, summed, total), reach, x.bad_value)
@@ -186,20 +187,18 @@ def forward(
 
 
 def backward(
-    ops: Ops, query: Array, key: Array, value: Array, allowed: Array | None, bias: Array | None, sinks: Array | None,
-    keep: Array | None, d_output: Array, d_lse: Array | None, options: Options,
-) -> tuple[Array, Array, Array, Array | None, Array | None]:  # fmt: skip
+    ops: Ops, given: Arrays, d_output: Array, d_lse: Array | None, options: Options
+) -> tuple[Array, Array, Array, Array | None, Array | None]:
     """Gradients of query, key, value, bias and sinks, in their types and shapes (None where the input is None)."""
-    dtype, shape = ops.dtype(query), _logits_shape(query, key)
-    kv_heads = key.shape[2]
-    x = _inputs(ops, query, key, value)
-    s = _softmax(ops, x, allowed, bias, sinks, shape, dtype, options)
+    dtype, shape, kv_heads = ops.dtype(given.query), given.shape, given.key.shape[2]
+    x = _inputs(ops, given)
+    s = _softmax(ops, x, given, dtype, options)
     d_out, bad_d_out = _cleaned(ops, _by_kv_head(ops, d_output, kv_heads))
     if options.empty_rows != "mean":
         bad_d_out = bad_d_out & ~s.empty
     d_out_terms = pair.input_pieces(ops, d_out, dtype)
 
-    keep = None if keep is None else _spread(ops, keep, shape, s.weights.hi.shape)
+    keep = None if given.keep is None else _spread(ops, given.keep, shape, s.weights.hi.shape)
     weights, total, reach = _value_weights(ops, s, keep, options)
     shares = pair.where(ops, reach, pair.divide(ops, weights, total), 0.0)
     share_terms = [ops.moveaxis(t, -1, -2) for t in pair.pieces(ops, shares, dtype)]
@@ -225,12 +224,10 @@ def backward(
     rest = Pair(ops.where(ops.any(bad, -1), bits.NAN, rest.hi), rest.lo)
     d_logits = pair.multiply(ops, shares, pair.add(d_shares, rest))
     d_logits = pair.where(ops, s.allowed, d_logits, 0.0)
-    d_bias = None if bias is None else _d_bias(ops, d_logits, bias, shape)
-    d_sinks = (
-        None
-        if sinks is None or s.sink is None
-        else _d_sinks(ops, pair.divide(ops, s.sink, s.total), rest, sinks, shape)
-    )
+    d_bias = None if given.bias is None else _d_bias(ops, d_logits, given.bias, shape)
+    d_sinks = None
+    if given.sinks is not None and s.sink is not None:
+        d_sinks = _d_sinks(ops, pair.divide(ops, s.sink, s.total), rest, given.sinks, shape)
 
     if s.slope is not None:
         d_logits = pair.multiply(ops, d_logits, pair.where(ops, s.allowed, s.slope, 0.0))

@@ -27,7 +27,7 @@ import numpy as np
 
 from maskattn.parity.attention.case import Case
 
-Array = np.ndarray[Any, Any]
+Arrays = dict[str, np.ndarray[Any, Any]]
 
 #: What the library itself promises.
 CONVENTIONS = {
@@ -57,13 +57,7 @@ class Adapter(Protocol):
         """Every reason why this case cannot be run; [] where it can."""
         ...
 
-    def run(
-        self,
-        case: Case,
-        inputs: dict[str, Array],
-        weights: dict[str, Array] | None = None,
-        cotangent: dict[str, Array] | None = None,
-    ) -> dict[str, Array]:
+    def run(self, case: Case, inputs: Arrays, weights: Arrays | None = None, cotangent: Arrays | None = None) -> Arrays:
         """The results of a case, NumPy arrays of the case's dtype (lse: float64 for float64, else float32)."""
         ...
 
@@ -125,13 +119,7 @@ class NumpyExact:
         """Every reason why this case cannot be run: it runs every case."""
         return []
 
-    def run(
-        self,
-        case: Case,
-        inputs: dict[str, Array],
-        weights: dict[str, Array] | None = None,
-        cotangent: dict[str, Array] | None = None,
-    ) -> dict[str, Array]:
+    def run(self, case: Case, inputs: Arrays, weights: Arrays | None = None, cotangent: Arrays | None = None) -> Arrays:
         """As `Adapter.run`."""
         from maskattn.numerics import exact
         from maskattn.numerics.exact.table import row_sums

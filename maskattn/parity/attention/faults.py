@@ -17,6 +17,7 @@ import numpy as np
 
 from maskattn import masks
 from maskattn.parity.attention import adapters, run
+from maskattn.parity.attention.adapters import Arrays
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.cases import get
 
@@ -91,13 +92,7 @@ class Faulty:
         """As the twin."""
         return list(self.adapter.unsupported(case))
 
-    def run(
-        self,
-        case: Case,
-        inputs: dict[str, Array],
-        weights: dict[str, Array] | None = None,
-        cotangent: dict[str, Array] | None = None,
-    ) -> dict[str, Array]:
+    def run(self, case: Case, inputs: Arrays, weights: Arrays | None = None, cotangent: Arrays | None = None) -> Arrays:
         """As the twin, wrongly."""
         if self.fault.mask is not None and case.mask is not None:
             case = replace(case, mask=self.fault.mask(case.mask, case))

@@ -112,19 +112,8 @@ def verify_minilm(
             config = kind.infer(tensors, config_json.heads(config_json.beside(folder))[0], None)
             canonical = canonical_layer(kind, tensors, config, prefix)
             limit = standards.value("module.peer") * standards.module_limit(hidden, canonical, allowed, "float32")
-            results.append(
-                examine_layer(
-                    prefix,
-                    kind,
-                    tensors,
-                    config,
-                    (hidden,),
-                    captured.lengths,
-                    right.astype(np.float64),
-                    limit,
-                    (kernel,),
-                )
-            )
+            given = (hidden,), captured.lengths, right, limit
+            results.append(examine_layer(prefix, kind, tensors, config, *given, kernel))
     described = f"{len(sentences)} sentences of {', '.join(map(str, captured.lengths))} tokens, padded to {width}"
     return CheckpointResult("all-MiniLM-L6-v2", kind.name, "Hugging Face BertModel", described, tuple(results))
 

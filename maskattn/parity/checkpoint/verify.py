@@ -94,7 +94,7 @@ def examine_layer(
     lengths: Array,
     right: Array,
     limit: Array,
-    kernels: tuple[str, ...],
+    kernel: str,
 ) -> LayerResult:
     """One layer in both twins.
 
@@ -102,8 +102,8 @@ def examine_layer(
         layer: its prefix; kind: its layout; tensors: by their names without prefix; config: its sizes.
         inputs: query [B, L, E] and, where they are others, key and value; all of the weights' dtype.
         lengths: [B] integers: keys from there on are padding.
-        right, limit: the judge's output [B, L, out], float64, and how far from it one may be, elementwise.
-        kernels: judged beside ``exact``.
+        right, limit: the judge's output [B, L, out] and how far from it one may be, elementwise.
+        kernel: judged beside ``exact``.
     """
     canonical = canonical_layer(kind, tensors, config, layer)
     modules = both(tensors, kind.name, config)
@@ -113,11 +113,11 @@ def examine_layer(
         subject = f"{module.name} module = checkpoint"
         weights += [bits_equal("weights", subject, name, held[name], canonical[name]) for name in canonical]
     exact, judged, alone = {}, [], []
-    for kernel in dict.fromkeys((*kernels, "exact")):
+    for judged_kernel in dict.fromkeys((kernel, "exact")):
         for module in modules:
-            output = module(inputs, lengths, kernel)
-            judged.append(_judge(module.name, kernel, output, right, limit))
-            if kernel == "exact":
+            output = module(inputs, lengths, judged_kernel)
+            judged.append(_judge(module.name, judged_kernel, output, right, limit))
+            if judged_kernel == "exact":
                 exact[module.name] = output
     for module in modules:
         rows = [module(tuple(x[b : b + 1, :n] for x in inputs), None, "exact") for b, n in enumerate(lengths)]
@@ -149,4 +149,4 @@ def _verify_layer(
     allowed = (np.arange(max(LENGTHS)) < lengths[:, None])[:, None, None, :]
     right = standards.module_oracle(inputs[0], canonical, allowed, dtype.name, **others)
     limit = standards.module_limit(inputs[0], canonical, allowed, dtype.name, **others)
-    return examine_layer(prefix, kind, tensors, config, inputs, lengths, right, limit, (kernel,))
+    return examine_layer(prefix, kind, tensors, config, inputs, lengths, right, limit, kernel)

@@ -82,9 +82,8 @@ def render(result: Result, console: Console, *, wide: bool = False, verbose: boo
     say(console, f"kernel {result.kernel}: {', '.join(result.subjects)}")
     headings = ["\nmask", "\ncases", "\nnumbers", "bits\ndiffer", "error/\nlimit"]
     headings += ["ulp\np50", "\np99", "\nmax", "equal\n%", ""] if wide else [""]
-    rows = [_row(line, wide) for line in found]
-    several = len(found) > 1
-    print_table(console, headings, rows + [_total(result, found, wide)] * several, wide=wide, total=several)
+    total = [_total(result, found)] if len(found) > 1 else []
+    print_table(console, headings, [_row(line, wide) for line in found + total], wide=wide, total=bool(total))
     more = "equal: share of the results that are the oracle's, rounded. ulps of results below 2^-26 of the largest "
     more += "magnitude are those of that floor."
     less = "--wide shows errors in ulps, and how many results are the oracle's, rounded."
@@ -109,10 +108,9 @@ def _row(line: Line, wide: bool) -> list[str]:
     return [*cells, line.status]
 
 
-def _total(result: Result, found: list[Line], wide: bool) -> list[str]:
+def _total(result: Result, found: list[Line]) -> Line:
     cases, differing = sum(line.cases for line in found), sum(line.differing for line in found)
-    cells = ["all", str(cases), f"{result.elements:,}", f"{differing:,}", share_text(max(line.worst for line in found))]
-    return cells + [""] * (5 if wide else 1)
+    return Line("all", cases, result.elements, differing, max(line.worst for line in found), 0, 0, 0, 0, "", ())
 
 
 def _short(ulps: float) -> str:

@@ -93,8 +93,8 @@ class MaskedLanguageModel:
         return {
             "embed": build.embedding(task.classes, width),
             "positions": build.table(task.length, width),
-            "norm": build.norm(width, task.stack.epsilon),
             "blocks": build.blocks(task.stack),
+            "norm": build.norm(width, task.stack.epsilon),
             "head": build.linear(width, task.classes),
         }
 
@@ -181,19 +181,9 @@ class ShiftedWindows:
 
 
 class CausalLanguageModel:
-    """GPT-2's, with grouped heads: each next token predicted."""
+    """GPT-2's, with grouped heads: each next token predicted. The parts are BERT's."""
 
-    @staticmethod
-    def parts(task: Task, build: Build) -> dict[str, Any]:
-        """By name."""
-        width = task.stack.attention.embed_dim
-        return {
-            "embed": build.embedding(task.classes, width),
-            "positions": build.table(task.length, width),
-            "blocks": build.blocks(task.stack),
-            "norm": build.norm(width, task.stack.epsilon),
-            "head": build.linear(width, task.classes),
-        }
+    parts = MaskedLanguageModel.parts
 
     @staticmethod
     def loss(own: Any, ops: Operations, batch: dict[str, Array], key: Array, kernel: str) -> Array:

@@ -21,12 +21,12 @@ import jax
 
 from maskattn.attention import Call
 from maskattn_jax import lower
-from maskattn_jax.kernels.blockwise.backward import backward
-from maskattn_jax.kernels.blockwise.forward import forward
+from maskattn_jax.kernels.blockwise.backward import gradients
+from maskattn_jax.kernels.blockwise.forward import output_and_lse
 from maskattn_jax.kernels.blockwise.problem import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.shards import Origin, divided, manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import cheapest
-from maskattn_jax.kernels.blockwise.tiling import Tiling
+from maskattn_jax.kernels.blockwise.tiling import CallTiling
 
 Array = Any
 
@@ -69,16 +69,16 @@ def _attention(*arguments: Any) -> tuple[Array, Array]:
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _forward(tiling: Tiling, options: Options, *arrays: Any) -> tuple[Array, Array]:
-    return forward(prepared(tiling, options, *arrays))
+def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array]:
+    return output_and_lse(prepared(tiling, options, *arrays))
 
 
-def _attention_forward(tiling: Tiling, options: Options, *arrays: Any) -> tuple[tuple[Array, Array], Any]:
+def _attention_forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[tuple[Array, Array], Any]:
     output, lse = _forward(tiling, options, *arrays)
     return (output.astype(arrays[0].dtype), lse), (arrays, output, lse)
 
 
-def _attention_backward(tiling: Tiling, options: Options, saved: Any, cotangents: tuple[Array, Array]) -> Any:
+def _attention_backward(tiling: CallTiling, options: Options, saved: Any, cotangents: tuple[Array, Array]) -> Any:
     return (*_gradients(tiling, options, *saved, *cotangents), None)
 
 
@@ -92,10 +92,10 @@ def _gradients(*arguments: Any) -> tuple[Any, ...]:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _gradients_jit(
-    tiling: Tiling, options: Options, arrays: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
+    tiling: CallTiling, options: Options, arrays: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
 ) -> tuple[Any, ...]:
     problem = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
-    found = backward(problem, output, lse, d_output, d_lse)
+    found = gradients(problem, output, lse, d_output, d_lse)
     *like, floats, sinks, _ = arrays
     d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(found[:3], like, strict=True))
     d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(found.bias, floats, strict=True)]

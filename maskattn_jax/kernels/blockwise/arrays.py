@@ -11,7 +11,7 @@ from jax import lax
 
 from maskattn_jax.kernels.blockwise.problem import Problem
 from maskattn_jax.kernels.blockwise.steps import Steps
-from maskattn_jax.kernels.blockwise.tiling import Tiling
+from maskattn_jax.kernels.blockwise.tiling import CallTiling
 
 Array = Any
 
@@ -45,12 +45,12 @@ class Row(NamedTuple):
     parts: list[Part]
 
 
-def rows(tiling: Tiling) -> Array:
+def rows(tiling: CallTiling) -> Array:
     """Every row of tiles as its place along batch, heads and queries: int32 [rows of tiles, 3], queries first."""
     return np.indices((*tiling.groups, tiling.q_tiles), np.int32).reshape(3, -1).T
 
 
-def row(tiling: Tiling, number: Array) -> Row:
+def row(tiling: CallTiling, number: Array) -> Row:
     """The row of tiles that is an entry of `rows`."""
     batch, head, tile = number
     parts = []

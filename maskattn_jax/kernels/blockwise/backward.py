@@ -59,7 +59,7 @@ class _Sums(NamedTuple):
     bias: list[Array]
 
 
-def backward(problem: Problem, output: Array, lse: Array, d_output: Array, d_lse: Array) -> Gradients:
+def gradients(problem: Problem, output: Array, lse: Array, d_output: Array, d_lse: Array) -> Gradients:
     """The gradients, in the dtype of the computation, from what the forward pass returned and its cotangents."""
     tiling, dtype, bias = problem.tiling, problem.dtype, problem.conditions.bias
     d_sinks = None

@@ -31,7 +31,7 @@ class _Sums(NamedTuple):
     output: Array
 
 
-def forward(problem: Problem) -> tuple[Array, Array]:
+def output_and_lse(problem: Problem) -> tuple[Array, Array]:
     """The output [B, L, H, Dv] in the dtype of the computation, and the log-sum-exp [B, L, H]."""
     tiling, dtype, sinks = problem.tiling, problem.dtype, problem.sinks
     if sinks is not None:

@@ -13,7 +13,7 @@ from maskattn.masks import Dense, Mask, fold
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.blockwise.shards import Origin
 from maskattn_jax.kernels.blockwise.steps import Steps
-from maskattn_jax.kernels.blockwise.tiling import FEW, Tiling
+from maskattn_jax.kernels.blockwise.tiling import FEW, CallTiling
 
 Array = Any
 
@@ -57,7 +57,7 @@ class Problem(NamedTuple):
         dirty: bool []: some key or value is not finite; None where looking for one would cost more than it saves.
     """
 
-    tiling: Tiling
+    tiling: CallTiling
     options: Options
     query: Array
     key: Array
@@ -73,7 +73,7 @@ class Problem(NamedTuple):
 
 
 def prepared(
-    tiling: Tiling,
+    tiling: CallTiling,
     options: Options,
     query: Array,
     key: Array,
@@ -109,19 +109,19 @@ def float_leaves(bias: Bias | None) -> tuple[list[Array], Any]:
     return [leaves[n] for n in where], rebuild
 
 
-def group_heads(tiling: Tiling, x: Array) -> Array:
+def group_heads(tiling: CallTiling, x: Array) -> Array:
     """[B, L, H, D] -> [B, L, K, H // K, D] (or [B, L, H, 1, D]), padded to whole tiles with 0."""
     more = tiling.padded[0] - tiling.q_len
     x = jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) if more else x
     return x.reshape(*x.shape[:2], -1, tiling.group, x.shape[-1])
 
 
-def ungroup_heads(tiling: Tiling, x: Array) -> Array:
+def ungroup_heads(tiling: CallTiling, x: Array) -> Array:
     """The inverse of `group_heads`."""
     return x[:, : tiling.q_len].reshape(tiling.batch, tiling.q_len, tiling.heads, x.shape[-1])
 
 
-def _padded(node: Any, tiling: Tiling) -> Any:
+def _padded(node: Any, tiling: CallTiling) -> Any:
     """A Dense mask or a DenseBias as [B or 1, H or 1, L or 1, S or 1], padded to whole tiles, nothing allowed there: a
     slice of it never moves. Others as they are.
     """

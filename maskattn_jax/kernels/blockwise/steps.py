@@ -30,7 +30,7 @@ from maskattn import schedule
 from maskattn._fields import peek
 from maskattn.masks import Full, Mask
 from maskattn_jax.kernels.blockwise.shards import Origin
-from maskattn_jax.kernels.blockwise.tiling import Tiling, block_sizes, divide
+from maskattn_jax.kernels.blockwise.tiling import CallTiling, block_sizes, divide
 
 Array = Any
 
@@ -71,7 +71,7 @@ def cheapest(
     whole: tuple[int, int, int, int],
     origin: Origin,
     blocks: tuple[int, int] | None,
-) -> tuple[Tiling, tuple[Steps, ...]]:
+) -> tuple[CallTiling, tuple[Steps, ...]]:
     """The tiles for these arrays and every kind of their steps: tiles of `blocks` queries by keys, or those that cost
     least. `whole` is (B, H, L, S) on all devices; the steps are for this device's queries, in all batch rows and heads.
     """
@@ -82,13 +82,13 @@ def cheapest(
     return tiling, kinds if tiling.shards == 1 else _own(tiling, kinds, origin)
 
 
-def cost(tiling: Tiling, kinds: tuple[Steps, ...]) -> int:
+def cost(tiling: CallTiling, kinds: tuple[Steps, ...]) -> int:
     """What steps in NumPy cost, in scores of one batch row and group of heads."""
     rows = tiling.group * tiling.q_block
     return sum(int(steps.count.sum()) * (rows * steps.width * tiling.kv_block + _STEP) for steps in kinds)
 
 
-def steps_of(mask: Mask | None, tiling: Tiling, origin: Origin) -> tuple[Steps, ...]:
+def steps_of(mask: Mask | None, tiling: CallTiling, origin: Origin) -> tuple[Steps, ...]:
     """Every kind of step that occurs. Where the mask's data can be read now, steps are in NumPy, for the queries of all
     devices; where they are traced, so are the steps, from the mask's bounds for every tile of this device's queries.
     """
@@ -102,7 +102,7 @@ def steps_of(mask: Mask | None, tiling: Tiling, origin: Origin) -> tuple[Steps, 
     return tuple(_steps(states, xp))
 
 
-def _own(tiling: Tiling, kinds: tuple[Steps, ...], origin: Origin) -> tuple[Steps, ...]:
+def _own(tiling: CallTiling, kinds: tuple[Steps, ...], origin: Origin) -> tuple[Steps, ...]:
     """The rows of tiles of this device's queries, of steps that may be those of all devices."""
     tile = lax.div(origin.query, jnp.int32(tiling.q_len)) * tiling.q_tiles
 
@@ -118,7 +118,7 @@ def _is_known(mask: Mask | None) -> bool:
     return all(peek(leaf) is not None for leaf in jax.tree.leaves(mask))
 
 
-def _states(mask: Mask | None, tiling: Tiling, origin: Origin) -> tuple[Array, Any]:
+def _states(mask: Mask | None, tiling: CallTiling, origin: Origin) -> tuple[Array, Any]:
     """EMPTY, MIXED or FULL of every tile, and the module that its array is of: NumPy's [batch or 1, heads or 1, shards
     * q_tiles, kv_tiles], those of each device's queries one after the other (or [1, 1, q_tiles, kv_tiles] for all), or,
     traced, JAX's of this device's q_tiles.
@@ -133,7 +133,7 @@ def _states(mask: Mask | None, tiling: Tiling, origin: Origin) -> tuple[Array, A
     return np.concatenate([schedule.Schedule.of(one, *sizes).states() for one in each], axis=2), np
 
 
-def _traced_states(mask: Mask, tiling: Tiling, origin: Origin) -> Array:
+def _traced_states(mask: Mask, tiling: CallTiling, origin: Origin) -> Array:
     batch = tiling.whole[0] if "b" in mask.depends else 1
     heads = tiling.whole[1] if "h" in mask.depends else 1
     # in NumPy: what of a tile does not depend on the data is known while tracing, and takes no time to compile

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskattn.masks import Mask
+from maskattn.schedule.tiles import Tiling
 
 Array = Any
 
@@ -22,8 +23,8 @@ _PARTS = 4
 
 
 @dataclass(frozen=True)
-class Tiling:
-    """The sizes of a call (of a device's part of it) and of its tiles.
+class CallTiling(Tiling):
+    """The sizes of a call (of a device's part of it) and of its tiles: batch and heads are those of its queries.
 
                       keys: kv_tiles of kv_block each
         queries     +---------+---------+---------+----
@@ -40,13 +41,7 @@ class Tiling:
         by_head: the mask gives heads steps of their own: they are then not stacked, and `columns` is 1.
     """
 
-    batch: int
-    heads: int
     kv_heads: int
-    q_len: int
-    kv_len: int
-    q_block: int
-    kv_block: int
     rows: int
     columns: int
     parts: tuple[int, int]
@@ -74,16 +69,6 @@ class Tiling:
         return self.batch // (self.rows * self.parts[0]), self.heads // (self.group * self.columns * self.parts[1])
 
     @property
-    def q_tiles(self) -> int:
-        """Tiles along the queries."""
-        return -(-self.q_len // self.q_block)
-
-    @property
-    def kv_tiles(self) -> int:
-        """Tiles along the keys."""
-        return -(-self.kv_len // self.kv_block)
-
-    @property
     def shards(self) -> int:
         """Into how many devices' parts the queries are divided."""
         return max(1, self.whole[2] // max(1, self.q_len))
@@ -103,7 +88,7 @@ def block_sizes(q_len: int, kv_len: int, several: bool) -> list[tuple[int, int]]
 
 def divide(
     mask: Mask | None, query: Array, key: Array, whole: tuple[int, int, int, int], blocks: tuple[int, int]
-) -> Tiling:
+) -> CallTiling:
     """How these arrays are divided into tiles of `blocks` queries by keys. `whole`: (B, H, L, S) on all devices."""
     (batch, q_len, heads, _), (_, kv_len, kv_heads, _) = query.shape, key.shape
     q_block, kv_block = blocks
@@ -117,7 +102,7 @@ def divide(
     across = 1 if by_head else _divisor(kv_heads // columns, _PARTS)
     down = 1 if by_row else _divisor(batch // rows, _PARTS // across)
     parts = (down, across)
-    return Tiling(batch, heads, kv_heads, q_len, kv_len, q_block, kv_block, rows, columns, parts, whole, by_head)
+    return CallTiling(batch, heads, q_len, kv_len, q_block, kv_block, kv_heads, rows, columns, parts, whole, by_head)
 
 
 def _even(length: int, most: int) -> int:

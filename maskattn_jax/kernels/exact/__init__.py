@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from maskattn.attention import Call
-from maskattn.numerics.exact import Options, attend, project
+from maskattn.numerics.exact import Arrays, Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_jax import lower
 from maskattn_jax.dropout import dense
@@ -32,7 +32,7 @@ def attention(call: Call) -> tuple[Array, Array]:
     dropout = call.dropout
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
     options = Options(call.scale, call.softcap, call.empty_rows, kept)
-    return _attention(call.query, call.key, call.value, allowed, added, call.sinks, keep, options)
+    return _attention(Arrays(call.query, call.key, call.value, allowed, added, call.sinks, keep), options)
 
 
 def unsupported(call: Call) -> list[str]:
@@ -55,47 +55,38 @@ def drop(x: Array, keep: Array, rate: float) -> Array:
     return _drop(x, keep, 1.0 - rate)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(7,))
-def _attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    allowed: Array | None,
-    bias: Array | None,
-    sinks: Array | None,
-    keep: Array | None,
-    options: Options,
-) -> tuple[Array, Array]:
-    return _attention_jit(query, key, value, allowed, bias, sinks, keep, options)
+@partial(jax.custom_vjp, nondiff_argnums=(1,))
+def _attention(arrays: Arrays, options: Options) -> tuple[Array, Array]:
+    return _attention_jit(arrays, options)
 
 
-@partial(jax.jit, static_argnums=7)
-def _attention_jit(*arguments: Any) -> tuple[Array, Array]:
+@partial(jax.jit, static_argnums=1)
+def _attention_jit(arrays: Arrays, options: Options) -> tuple[Array, Array]:
     with jax.enable_x64(True):
-        return attend.forward(OPS, *arguments)
+        return attend.forward(OPS, arrays, options)
 
 
-def _attention_forward(*arguments: Any) -> tuple[tuple[Array, Array], Any]:
-    return _attention(*arguments), arguments[:-1]
+def _attention_forward(arrays: Arrays, options: Options) -> tuple[tuple[Array, Array], Arrays]:
+    return _attention(arrays, options), arrays
 
 
-def _attention_backward(options: Options, saved: Any, cotangents: tuple[Array, Array]) -> tuple[Any, ...]:
-    d_query, d_key, d_value, d_bias, d_sinks = _attention_gradients(*saved, *cotangents, options)
-    return d_query, d_key, d_value, None, d_bias, d_sinks, None
+def _attention_backward(options: Options, arrays: Arrays, cotangents: tuple[Array, Array]) -> tuple[Arrays]:
+    d_query, d_key, d_value, d_bias, d_sinks = _attention_gradients(arrays, *cotangents, options)
+    return (Arrays(d_query, d_key, d_value, None, d_bias, d_sinks, None),)
 
 
 _attention.defvjp(_attention_forward, _attention_backward)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(9,))
-def _attention_gradients(*arguments: Any) -> tuple[Any, ...]:
-    return _attention_gradients_jit(*arguments)
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _attention_gradients(arrays: Arrays, d_output: Array, d_lse: Array, options: Options) -> tuple[Any, ...]:
+    return _attention_gradients_jit(arrays, d_output, d_lse, options)
 
 
-@partial(jax.jit, static_argnums=9)
-def _attention_gradients_jit(*arguments: Any) -> tuple[Any, ...]:
+@partial(jax.jit, static_argnums=3)
+def _attention_gradients_jit(arrays: Arrays, d_output: Array, d_lse: Array, options: Options) -> tuple[Any, ...]:
     with jax.enable_x64(True):
-        return attend.backward(OPS, *arguments)
+        return attend.backward(OPS, arrays, d_output, d_lse, options)
 
 
 @partial(jax.custom_vjp)

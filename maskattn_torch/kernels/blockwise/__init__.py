@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from maskattn.attention import Call
-from maskattn_torch._operators import operator
+from maskattn_torch._operators import operator, unwatched
 from maskattn_torch.kernels.blockwise import additions, flex, walk
 from maskattn_torch.kernels.blockwise.spec import pack, unpack
 
@@ -41,8 +41,12 @@ def attention(call: Call) -> tuple[Array, Array]:
         out, lse = flex.attention(call, sinks)
     else:
         number, leaves = pack(call.mask, call.bias, call.dropout)
-        arrays = (call.query.to(wide), call.key.to(wide), call.value.to(wide))
-        out, lse = _Attention.apply(*arrays, sinks, number, call.scale, call.softcap, call.blocks, *leaves)
+        arrays = (call.query.to(wide), call.key.to(wide), call.value.to(wide), sinks)
+        options = (number, call.scale, call.softcap, call.blocks)
+        if unwatched(*arrays, *leaves):
+            out, lse = _attention(*arrays, *options, leaves)
+        else:
+            out, lse = _Attention.apply(*arrays, *options, *leaves)
     if call.empty_rows == "nan" and sinks is None:
         out = torch.where((lse == -torch.inf).unsqueeze(-1), torch.nan, out)
     return out.to(dtype), lse

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 
 from maskattn import schedule
+from maskattn._lookup import at_row
 from maskattn.attention import Call
 from maskattn.biases import Bias, T5Buckets
-from maskattn.biases._table import offset_at
 from maskattn.masks import Full, Mask
 from maskattn_torch import lower
 
@@ -90,7 +90,7 @@ def _t5_values(bias: T5Buckets) -> Any:
     rows = replace(bias, offset=0).rows(0, torch.zeros((), dtype=torch.int64), torch.arange(-far, far + 1)).to(device)
 
     def values(b: Array, h: Array, q: Array, k: Array) -> Array:
-        apart = torch.clamp(k - q - offset_at(bias.offset, b), -far, far)
+        apart = torch.clamp(k - q - at_row(bias.offset, b), -far, far)
         return bias.table[rows[apart + far], h if bias.table.shape[1] > 1 else 0]
 
     return values

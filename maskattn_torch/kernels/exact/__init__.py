@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from maskattn.attention import Call
-from maskattn.numerics.exact import Options, attend, project
+from maskattn.numerics.exact import Arrays, Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
-from maskattn_torch._operators import map_over
+from maskattn_torch._operators import operator, unwatched
 from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
 
@@ -33,8 +33,9 @@ def attention(call: Call) -> tuple[Array, Array]:
     added = lower.bias(call.bias, *call.sizes, device=device)
     dropout = call.dropout
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
-    arrays = (call.query, call.key, call.value, allowed, added, call.sinks, keep)
-    return _Attention.apply(*arrays, call.scale, call.softcap, call.empty_rows, kept)
+    arrays = Arrays(call.query, call.key, call.value, allowed, added, call.sinks, keep)
+    arguments = (*arrays, *Options(call.scale, call.softcap, call.empty_rows, kept))
+    return _attention(*arguments) if unwatched(*arrays) else _Attention.apply(*arguments)
 
 
 def unsupported(call: Call) -> list[str]:
@@ -57,22 +58,13 @@ def drop(x: Array, keep: Array, rate: float) -> Array:
     return _Drop.apply(x, keep, 1.0 - rate)
 
 
-@torch.library.custom_op("maskattn::exact_attention", mutates_args=())
-def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    keep: Tensor | None,
-    scale: float,
-    softcap: float | None,
-    empty_rows: str,
-    kept: float,
-) -> tuple[Tensor, Tensor]:
-    options = Options(scale, softcap, empty_rows, kept)
-    output, lse = attend.forward(OPS, query, key, value, allowed, bias, sinks, keep, options)
+_ARRAYS = "Tensor query, Tensor key, Tensor value, Tensor? allowed, Tensor? bias, Tensor? sinks, Tensor? keep"
+_OPTIONS = "float scale, float? softcap, str empty_rows, float kept"
+
+
+@operator("exact_attention", f"({_ARRAYS}, {_OPTIONS}) -> (Tensor, Tensor)")
+def _attention(*arguments: Any) -> tuple[Tensor, Tensor]:
+    output, lse = attend.forward(OPS, Arrays(*arguments[:7]), Options(*arguments[7:]))
     return output.contiguous(), lse.contiguous()
 
 
@@ -83,24 +75,10 @@ def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Te
     return output, query.new_empty(query.shape[:3], dtype=wide)
 
 
-@torch.library.custom_op("maskattn::exact_attention_gradients", mutates_args=())
-def _attention_gradients(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    allowed: Tensor | None,
-    bias: Tensor | None,
-    sinks: Tensor | None,
-    keep: Tensor | None,
-    d_output: Tensor,
-    d_lse: Tensor,
-    scale: float,
-    softcap: float | None,
-    empty_rows: str,
-    kept: float,
-) -> list[Tensor]:
-    options = Options(scale, softcap, empty_rows, kept)
-    grads = attend.backward(OPS, query, key, value, allowed, bias, sinks, keep, d_output, d_lse, options)
+@operator("exact_attention_gradients", f"({_ARRAYS}, Tensor d_output, Tensor d_lse, {_OPTIONS}) -> Tensor[]")
+def _attention_gradients(*arguments: Any) -> list[Tensor]:
+    d_output, d_lse = arguments[7:9]
+    grads = attend.backward(OPS, Arrays(*arguments[:7]), d_output, d_lse, Options(*arguments[9:]))
     return [g.contiguous() for g in grads if g is not None]
 
 
@@ -115,7 +93,7 @@ class _Attention(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(
+    def forward(  # each by its name: PyTorch's compiler counts them
         query: Tensor,
         key: Tensor,
         value: Tensor,
@@ -144,7 +122,7 @@ class _Attention(torch.autograd.Function):
         return *grads, None, d_bias, d_sinks, *[None] * 5
 
 
-@torch.library.custom_op("maskattn::exact_linear", mutates_args=())
+@operator("exact_linear")
 def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return project.forward(OPS, x, weight, bias).contiguous()
 
@@ -154,7 +132,7 @@ def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     return x.new_empty((x.shape[0], weight.shape[1]))
 
 
-@torch.library.custom_op("maskattn::exact_linear_gradients", mutates_args=())
+@operator("exact_linear_gradients")
 def _linear_gradients(x: Tensor, weight: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     d_x, d_weight, d_bias = project.backward(OPS, x, weight, d_out)
     return d_x.contiguous(), d_weight.contiguous(), d_bias.contiguous()
@@ -185,7 +163,7 @@ class _Linear(torch.autograd.Function):
         return d_x, d_weight, d_bias if ctx.has_bias else None
 
 
-@torch.library.custom_op("maskattn::exact_drop", mutates_args=())
+@operator("exact_drop")
 def _drop(x: Tensor, keep: Tensor, kept: float) -> Tensor:
     return _exact_drop(OPS, x.contiguous(), keep, kept).contiguous()
 
@@ -211,7 +189,3 @@ class _Drop(torch.autograd.Function):
     def backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
         (keep,) = ctx.saved_tensors
         return _drop(d_out, keep, ctx.kept), None, None
-
-
-for _operator in (_attention, _attention_gradients, _linear, _linear_gradients, _drop):
-    map_over(_operator)

@@ -9,16 +9,7 @@ from collections.abc import Iterator
 
 from maskattn.parity.attention.arrays import cotangent, inputs, unreached
 from maskattn.parity.attention.case import Case, Shape
-from maskattn.parity.attention.cases import (
-    biases,
-    compositions,
-    dropout,
-    each_mask,
-    modules,
-    options,
-    planted,
-    recipes,
-)
+from maskattn.parity.attention.cases import biases, compositions, dropout, each_mask, modules, options, planted, recipes
 from maskattn.parity.attention.cases.compositions import fresh
 from maskattn.parity.attention.cases.mask_table import compose, families
 from maskattn.parity.attention.cases.shapes import DTYPES, SHAPES

@@ -10,7 +10,7 @@ import functools
 import operator
 
 from maskattn import masks
-from maskattn.masks._names import library_classes
+from maskattn.masks import library_classes
 from maskattn.parity.attention.case import Shape
 from maskattn.parity.draws import Draws
 

@@ -5,7 +5,10 @@ An index may be an array or an int. Nothing here fails for an index outside the 
 
 from __future__ import annotations
 
+import math
+
 from maskattn._fields import Array, peek
+from maskattn._pairs import fixed, zero
 
 
 def gather(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> tuple[Array, Array]:
@@ -29,10 +32,28 @@ def gather(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> tu
     return array[tuple(picked)], inside
 
 
+def coordinate(position: Array, shape: tuple[int, ...], axis: int) -> Array:
+    """The coordinate along an axis of a flat, row-major position."""
+    return position // math.prod(shape[axis + 1 :]) % shape[axis]
+
+
 def lookup(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> Array:
     """A bool array at the indices; False outside it."""
     value, inside = gather(array, *indices, stretch=stretch)
     return inside if 0 in array.shape else value & inside
+
+
+def at_row(number: Array, b: Array) -> Array:
+    """A number that may differ between batch rows, an int or an int array [] or [B], in row b; 0 outside."""
+    if isinstance(number, int) or len(number.shape) == 0:
+        return number
+    found, inside = gather(number, b)
+    return found * inside
+
+
+def rows_of(number: Array) -> dict[str, int]:
+    """The batch that such a number fixes: {} or {"batch": B}."""
+    return {} if isinstance(number, int) or len(number.shape) == 0 else fixed(number.shape[0])
 
 
 def clip(index: Array, low: int, high: int) -> Array:
@@ -41,7 +62,13 @@ def clip(index: Array, low: int, high: int) -> Array:
     return index * within + low * (index < low) + high * (index > high)
 
 
+def within(low: Array, high: Array, size: int) -> tuple[Array, Array]:
+    """(some, every): whether any of low..high is an index of `size` entries, and whether all are."""
+    return (high >= 0) & (low < size), (low >= 0) & (high < size)
+
+
 def maximum(one: Array, other: Array) -> Array:
+    """The larger, entry by entry."""
     return one * (one >= other) + other * (one < other)
 
 
@@ -81,9 +108,9 @@ def extent(positions: Array, b: Array, low: Array, high: Array) -> tuple[Array, 
     """(least, most, some, every): of positions[b, low..high]; whether some of the range, or all, is inside the data."""
     size = positions.shape[1]
     rows = True if positions.shape[0] == 1 else (b >= 0) & (b < positions.shape[0])
-    some, every = (high >= 0) & (low < size) & rows, (low >= 0) & (high < size) & rows
+    some, every = (each & rows for each in within(low, high, size))
     if 0 in positions.shape:
-        nothing = (low + high + b) * 0
+        nothing = zero(low, high, b)
         return nothing, nothing, some & False, every & False
     low, high = clip(low, 0, size - 1), clip(high, 0, size - 1)
     # -1 - x reverses the order and cannot overflow

@@ -1,0 +1,68 @@
+"""`maskattn.attention.Call`: the one description of a call of attention, for what attention itself is made of too."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from maskattn._fields import Array
+
+
+@dataclass(frozen=True)
+class Dropout:
+    """Dropout of attention weights: each is multiplied by keep / (1 - rate) after the softmax.
+
+    A pytree in both twins: `words` is its leaf.
+
+    Attributes:
+        rate: the probability of being dropped, in (0, 1).
+        words: the key, uint32 [2], where the call's arrays are.
+        shared: the axes, of "batch" and "heads", whose entries all share one draw.
+    """
+
+    rate: float
+    words: Array
+    shared: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """One call of attention: what a kernel is given, and what `auto` and `explain` are asked about.
+
+    Its fields are the arguments of `attention`, by the same names. As `prepare` returns it, they are checked, arrays
+    are the framework's, `mask` and `bias` are a Mask and a Bias bound to it (or None), `scale` is a number, "error" in
+    `empty_rows` is settled, and `dropout_key` is the key's two words (or None where nothing is dropped).
+
+    Attributes:
+        query: [B, L, H, D]. key: [B, S, K, D]. value: [B, S, K, Dv]. sinks: [H], or None.
+        mask: which pairs may attend; True = may. None allows all.
+        blocks: (queries, keys) of a tile, for kernels that work in tiles; None leaves them the choice.
+    """
+
+    query: Array
+    key: Array
+    value: Array
+    mask: Any = None
+    bias: Any = None
+    scale: Any = None
+    softcap: float | None = None
+    sinks: Array | None = None
+    dropout_rate: float = 0.0
+    dropout_key: Any = None
+    dropout_broadcast: tuple[str, ...] = ()
+    empty_rows: str = "zero"
+    kernel: str = "auto"
+    precision: str = "highest"
+    return_lse: bool = False
+    blocks: tuple[int, int] | None = None
+
+    @property
+    def sizes(self) -> tuple[int, int, int, int]:
+        """(B, H, L, S)."""
+        batch, q_len, heads, _ = self.query.shape
+        return batch, heads, q_len, self.key.shape[1]
+
+    @property
+    def dropout(self) -> Dropout | None:
+        """What is dropped; None where nothing is."""
+        return Dropout(self.dropout_rate, self.dropout_key, self.dropout_broadcast) if self.dropout_rate else None

@@ -1,0 +1,44 @@
+"""Masks that keep slots on one side."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from maskattn._examples import Draws, Sizes
+from maskattn._fields import Array
+from maskattn._lookup import count, lookup
+from maskattn._pairs import fixed
+from maskattn._problems import Problems
+from maskattn.masks._core import Mask
+
+
+class Slots(Mask):
+    """keep[b, i], where i is the query or the key: a subclass says which, and declares `keep`."""
+
+    keep: Array
+    of_keys: ClassVar[bool]
+
+    def _check(self, problems: Problems) -> None:
+        axes = "[B, S]" if self.of_keys else "[B, L]"
+        self._set(keep=problems.array("keep", self.keep, "bool", axes, (2,)))
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        return lookup(self.keep, b, k if self.of_keys else q)
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        low, high = (k_lo, k_hi) if self.of_keys else (q_lo, q_hi)
+        kept = count(self.keep, b, low, high)
+        return kept > 0, kept == high - low + 1
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return frozenset("k" if self.of_keys else "q") | (frozenset("b") if "batch" in self.sizes() else frozenset())
+
+    def sizes(self) -> dict[str, int]:
+        batch, length = self.keep.shape
+        return fixed(batch, kv_len=length) if self.of_keys else fixed(batch, q_len=length)
+
+    @classmethod
+    def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
+        length = shape.kv_len if cls.of_keys else shape.q_len
+        return [cls(draws.booleans((shape.batch, length), 0.7))]  # type: ignore[call-arg]
