@@ -55,7 +55,7 @@ class Jax:
             def parts(query, key, value):
                 found = [
                     attention(query, key[:, a:b], value[:, a:b], mask.at(k_offset=start), return_lse=True, **options)
-                    for a, b, start in zip(cuts, cuts[1:], starts, strict=True)
+                    for a, b, start in zip(cuts[:-1], cuts[1:], starts, strict=True)
                 ]
                 return functools.reduce(lambda x, y: merge(*x, *y), found)
 
