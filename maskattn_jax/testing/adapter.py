@@ -13,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from maskattn.arrays import to_numpy
 from maskattn.parity.attention.adapters import Arrays
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.twin_adapter import TwinAdapter
@@ -25,11 +26,6 @@ __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
 def from_numpy(array: np.ndarray[Any, Any]) -> jax.Array:
     """A JAX array of the array's dtype (float64 within `jax.enable_x64` only)."""
     return jnp.asarray(np.ascontiguousarray(array))
-
-
-def to_numpy(array: jax.Array) -> np.ndarray[Any, Any]:
-    """The array's bytes as a NumPy array, bfloat16 as that of ml_dtypes."""
-    return np.asarray(array)
 
 
 @dataclass(frozen=True)
