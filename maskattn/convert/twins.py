@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import importlib
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,18 +38,15 @@ class TorchTwin:
     name = "torch"
 
     def __init__(self, tensors: Mapping[str, Array], source: str, config: AttentionConfig) -> None:
-        import maskattn_torch
-
+        twin = importlib.import_module("maskattn_torch")
         converted = convert_tensors(tensors, source=source, target="maskattn-torch", config=config)
         state = {name: to_torch(array) for name, array in converted.items()}
-        self._module = maskattn_torch.MultiHeadAttention(config, dtype=next(iter(state.values())).dtype).eval()
+        self._module = twin.MultiHeadAttention(config, dtype=next(iter(state.values())).dtype).eval()
         self._module.load_state_dict(state, strict=True)
 
     def dump(self) -> dict[str, Array]:
         """The canonical tensors that the module holds."""
-        from maskattn_torch import params
-
-        return params.dump(self._module)
+        return _dumped("maskattn_torch", self._module)
 
     def __call__(self, inputs: tuple[Array, ...], lengths: Array | masks.Mask | None, kernel: str) -> Array:
         """``inputs``: query [B, L, E] and, where others, key and value. Keys from ``lengths[b]`` on are padding; a mask
@@ -69,22 +67,18 @@ class JaxTwin:
     def __init__(self, tensors: Mapping[str, Array], source: str, config: AttentionConfig) -> None:
         from flax import nnx
 
-        import maskattn_jax
-        from maskattn_jax import params
-
+        twin = importlib.import_module("maskattn_jax")
         converted = convert_tensors(tensors, source=source, target="flax-nnx", config=config)
         dtype = next(iter(converted.values())).dtype
         self._wide = dtype == np.float64
         with self._settings():
-            module = maskattn_jax.MultiHeadAttention(config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
-            params.load(module, converted)
+            module = twin.MultiHeadAttention(config, dtype=dtype, param_dtype=dtype, rngs=nnx.Rngs(0))
+            twin.params.load(module, converted)
         self._module = module
 
     def dump(self) -> dict[str, Array]:
         """The canonical tensors that the module holds."""
-        from maskattn_jax import params
-
-        return params.dump(self._module)
+        return _dumped("maskattn_jax", self._module)
 
     def __call__(self, inputs: tuple[Array, ...], lengths: Array | masks.Mask | None, kernel: str) -> Array:
         """As ``TorchTwin.__call__``."""
@@ -119,6 +113,11 @@ def random_inputs(
 def both(tensors: Mapping[str, Array], source: str, config: AttentionConfig) -> tuple[TorchTwin, JaxTwin]:
     """Both twins with one layer's ``tensors``, named as in layout ``source`` without prefix."""
     return TorchTwin(tensors, source, config), JaxTwin(tensors, source, config)
+
+
+def _dumped(twin: str, module: Any) -> dict[str, Array]:
+    tensors: dict[str, Array] = importlib.import_module(twin).params.dump(module)
+    return tensors
 
 
 @functools.cache
