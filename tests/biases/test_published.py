@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
-from torch.utils import _pytree
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import biases
 from maskattn.biases.t5_buckets import boundaries
+from tests.frameworks import _pytree, jax, jnp, maskattn_jax, maskattn_torch, torch
 
 TWINS = {"jax": maskattn_jax.lower, "torch": maskattn_torch.lower}
 SIZES = (2, 3, 6, 6)

@@ -14,10 +14,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
 from maskattn import checkpoints
 from tests.checkpoints import fuzz
+from tests.frameworks import torch
 
 SUFFIXES = list(fuzz.SUFFIXES)
 

@@ -1,14 +1,15 @@
 import numpy as np
 import pytest
-import torch
-from transformers import BloomConfig
-from transformers.models.bloom.modeling_bloom import BloomAttention
 
 from maskattn import convert_tensors
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts, probe
 from tests.convert.layouts.float64_layer import layer
 from tests.convert.layouts.layout_cases import normal, tensors_for
+from tests.frameworks import optional, torch
+
+BloomConfig = optional("transformers.BloomConfig")
+BloomAttention = optional("transformers.models.bloom.modeling_bloom.BloomAttention")
 
 CONFIG = AttentionConfig(35, 5)
 X = np.random.default_rng(1).standard_normal((2, 11, 35)).astype(np.float32)

@@ -6,13 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 
-import maskattn_torch
 from maskattn import corruption, recipes
 from maskattn.corruption import ijepa as ijepa_module
 from maskattn.numerics import rng
 from tests.corruption.published import beit, greedy_words, ijepa, ijepa_size, spans
+from tests.frameworks import maskattn_torch, torch
 
 ERRORS = 4.5  # standard errors that a share of independent draws may be off
 

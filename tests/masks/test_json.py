@@ -4,17 +4,15 @@ import base64
 import json
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 
 from maskattn import masks, recipes
 from maskattn.masks._names import library_classes
 from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
+from tests.frameworks import jax, jnp, torch
 from tests.masks.definitions import Even, shaped_expressions
 
 SHAPES = [Shape(2, 6, 6, 2, 1, 8, 8), Shape(1, 1, 1, 1, 1, 8, 8), Shape(4, 3, 50, 2, 1, 8, 8)]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings, strategies as st
 
-import maskattn_jax
 from maskattn import masks
+from tests.frameworks import jax, jnp, maskattn_jax, torch
 from tests.masks.pattern_definitions import NAMES, Draws, Sizes, brute, neighbours, pair, patterns
 
 #: The answers of these are exact, not only sound: every tile, and the tiles whose summary says all there is.

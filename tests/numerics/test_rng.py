@@ -3,13 +3,13 @@
 import hashlib
 import math
 
-import jax
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
 from maskattn.numerics import rng
+from tests.frameworks import jax
 
 SEEDS = [0, 1, 7, 123456789, 2**31 - 1]
 SHAPES = [(), (0,), (3, 0, 2), (1,), (7,), (3, 5, 7), (2, 33001)]

@@ -2,22 +2,15 @@
 
 from dataclasses import replace
 
-import equinox
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
-import optax
 import pytest
-import torch
-from flax import nnx
 
-import maskattn_jax.optimizers
-import maskattn_torch.optimizers
 from maskattn import optimizers
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.optimizers import OptimizerState
+from tests.frameworks import equinox, jax, jnp, maskattn_jax, maskattn_torch, nnx, optax, torch
 
 CONFIG = AttentionConfig(10, 6, num_kv_heads=2, head_dim=5, v_head_dim=3, out_dim=7)
 TORCH_SHAPES = layouts.get("maskattn-torch").shapes(CONFIG)

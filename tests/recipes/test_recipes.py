@@ -5,16 +5,12 @@ from __future__ import annotations
 import inspect
 import itertools
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 import maskattn
-import maskattn_jax
-import maskattn_torch
 from maskattn import masks, recipes
+from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, torch
 
 
 def pairs(rule, q_len, kv_len):

@@ -4,17 +4,15 @@ from __future__ import annotations
 
 import tracemalloc
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
 from maskattn import masks
 from maskattn.parity.attention.cases import Shape
 from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
 from maskattn.schedule import EMPTY, FULL, MIXED, Schedule, empty_rows, reached
+from tests.frameworks import jax, jnp, torch
 
 CLASSES = list(families().values())
 SHAPES = [(4, 24, 24, 2), (2, 11, 17, 3), (4, 36, 36, 2), (1, 13, 5, 1), (2, 7, 1, 1), (1, 1, 1, 1)]

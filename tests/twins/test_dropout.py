@@ -1,31 +1,21 @@
 """Dropout from a key: the draw, any part of it, and what attention makes of it in both twins."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import masks, standards
 from maskattn.numerics import dropout, oracle, rng
-from maskattn_jax import dropout as jax_dropout
-from maskattn_torch import dropout as torch_dropout
+from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, torch, torch_dropout
+from tests.twin import load
 
-TWINS = {"jax": jax_dropout, "torch": torch_dropout}
 ATTENTION = {"jax": maskattn_jax.attention, "torch": maskattn_torch.attention}
 KEY = rng.fold_in(rng.key(11), 2**31 + 9)
 SIZES = (3, 5, 37, 41)
 SHARED = [(), ("batch",), ("heads",), ("batch", "heads")]
 
 
-def to(twin, array):
-    return jnp.asarray(array) if twin == "jax" else torch.from_numpy(np.array(array))
-
-
 def made(twin, rate=0.3, key=KEY, shared=()):
-    return TWINS[twin].Dropout(rate, to(twin, key), shared)
+    return twin.dropout.Dropout(rate, twin.array(key), shared)
 
 
 def drawn_by_jax(rate=0.3, key=KEY, shared=()):
@@ -34,30 +24,29 @@ def drawn_by_jax(rate=0.3, key=KEY, shared=()):
 
 
 @pytest.mark.parametrize("shared", SHARED)
-@pytest.mark.parametrize("twin", [*TWINS, "numpy"])
-def test_the_draw_is_that_of_jax(twin, shared):
-    expected = drawn_by_jax(shared=shared)
-    if twin == "numpy":
-        assert np.array_equal(dropout.dense(0.3, KEY, SIZES, shared), expected)
-        return
-    got = TWINS[twin].dense(made(twin, shared=shared), SIZES)
+def test_the_draw_is_that_of_jax(shared):
+    assert np.array_equal(dropout.dense(0.3, KEY, SIZES, shared), drawn_by_jax(shared=shared))
+
+
+@pytest.mark.parametrize("shared", SHARED)
+def test_the_draw_is_that_of_numpy(twin, shared):
+    expected = dropout.dense(0.3, KEY, SIZES, shared)
+    got = twin.dropout.dense(made(twin, shared=shared), SIZES)
     assert got.shape == expected.shape and np.array_equal(np.asarray(got), expected)
 
 
 @pytest.mark.parametrize("shared", SHARED)
-@pytest.mark.parametrize("twin", TWINS)
 def test_a_tile_is_that_tile_of_the_whole(twin, shared):
-    whole = np.broadcast_to(drawn_by_jax(shared=shared), SIZES)
+    whole = np.broadcast_to(dropout.dense(0.3, KEY, SIZES, shared), SIZES)
     one = made(twin, shared=shared)
-    q, k = to(twin, np.arange(5, 11)[:, None]), to(twin, np.arange(7, 20))
-    assert np.array_equal(np.asarray(TWINS[twin].keep(one, 1, 2, q, k, SIZES)), whole[1, 2, 5:11, 7:20])
+    q, k = twin.array(np.arange(5, 11)[:, None]), twin.array(np.arange(7, 20))
+    assert np.array_equal(np.asarray(twin.dropout.keep(one, 1, 2, q, k, SIZES)), whole[1, 2, 5:11, 7:20])
     # any indices that broadcast: heads in the middle, the last axis not the keys'
-    h, q, k = (to(twin, x) for x in (np.arange(5)[:, None, None], np.array([3, 36]), np.array([[40], [0], [9]])))
+    h, q, k = (twin.array(x) for x in (np.arange(5)[:, None, None], np.array([3, 36]), np.array([[40], [0], [9]])))
     expected = whole[2][np.arange(5)[:, None, None], np.array([3, 36]), np.array([[40], [0], [9]])]
-    assert np.array_equal(np.asarray(TWINS[twin].keep(one, 2, h, q, k, SIZES)), expected)
+    assert np.array_equal(np.asarray(twin.dropout.keep(one, 2, h, q, k, SIZES)), expected)
 
 
-@pytest.mark.parametrize("twin", TWINS)
 def test_beyond_two_to_the_32_elements(twin):
     sizes = (7, 65537, 131071, 100003)
     numbers = np.random.default_rng(0)
@@ -65,7 +54,7 @@ def test_beyond_two_to_the_32_elements(twin):
     flat = [((b * sizes[1] + h) * sizes[2] + q) * sizes[3] + k for b, h, q, k in np.stack(index, -1).tolist()]
     expected = [bool(rng.bernoulli(KEY, 0.7, start=place)) for place in flat]
     assert max(flat) > 2**52
-    got = TWINS[twin].keep(made(twin), *(to(twin, x) for x in index), sizes)
+    got = twin.dropout.keep(made(twin), *(twin.array(x) for x in index), sizes)
     assert np.asarray(got).tolist() == expected
 
 
@@ -73,7 +62,7 @@ def test_a_draw_of_many_pieces_in_torch():
     sizes = (1, 2, 700, 500)
     expected = dropout.dense(0.3, KEY, sizes)
     assert sizes[1] * sizes[2] * sizes[3] > 4 * 2**17
-    assert np.array_equal(torch_dropout.dense(made("torch"), sizes).numpy(), expected)
+    assert np.array_equal(torch_dropout.dense(made(load("torch")), sizes).numpy(), expected)
 
 
 @pytest.mark.parametrize("rate", [0.1, 0.5, 0.93])
@@ -106,7 +95,6 @@ def problem(dtype=np.float32):
 
 
 @pytest.mark.parametrize("shared", [(), ("batch", "heads")])
-@pytest.mark.parametrize("twin", ATTENTION)
 def test_attention_drops_what_the_oracle_drops(twin, shared):
     q, k, v, d = problem(np.float64)
     mask = masks.Causal(2)
@@ -114,8 +102,8 @@ def test_attention_drops_what_the_oracle_drops(twin, shared):
     expected = oracle.attention(q, k, v, mask.dense(9, 7), **kept)
     grads = oracle.backward(q, k, v, mask.dense(9, 7), d_output=d, **kept)
     options = {"dropout_rate": 0.4, "dropout_broadcast": shared, "kernel": "reference", "return_lse": True}
-    with jax.enable_x64(True):
-        if twin == "jax":
+    with twin.x64():
+        if twin.name == "jax":
             key = jax.random.key(8)
             f = jax.jit(lambda key, *x: maskattn_jax.attention(*x, mask, dropout_key=key, **options))
             (out, lse), pull = jax.vjp(lambda *x: f(key, *x), *map(jnp.asarray, (q, k, v)))
@@ -135,32 +123,29 @@ def test_attention_drops_what_the_oracle_drops(twin, shared):
     assert not np.allclose(expected.output, without.output)
 
 
-@pytest.mark.parametrize("twin", ATTENTION)
 def test_every_form_of_a_key_is_the_same_key(twin):
-    q, k, v, _ = (to(twin, x) for x in problem())
-    keys = [7, np.int64(7), rng.key(7), to(twin, rng.key(7)), *([jax.random.key(7)] if twin == "jax" else [])]
-    results = [ATTENTION[twin](q, k, v, dropout_rate=0.5, dropout_key=key, kernel="reference") for key in keys]
-    other = ATTENTION[twin](q, k, v, dropout_rate=0.5, dropout_key=8, kernel="reference")
+    q, k, v, _ = (twin.array(x) for x in problem())
+    keys = [7, np.int64(7), rng.key(7), twin.array(rng.key(7)), *([jax.random.key(7)] if twin.name == "jax" else [])]
+    results = [twin.attention(q, k, v, dropout_rate=0.5, dropout_key=key, kernel="reference") for key in keys]
+    other = twin.attention(q, k, v, dropout_rate=0.5, dropout_key=8, kernel="reference")
     assert all(np.array_equal(np.asarray(results[0]), np.asarray(x)) for x in results)
     assert not np.array_equal(np.asarray(results[0]), np.asarray(other))
 
 
-@pytest.mark.parametrize("twin", ATTENTION)
 def test_a_dropped_value_that_is_not_a_number_reaches_nothing(twin):
     q, k, v, _ = problem()
     keep = dropout.dense(0.5, 7, (2, 4, 9, 7))
     v[0, 3] = np.nan
     for kernel in ("reference", "exact"):
-        out = ATTENTION[twin](*(to(twin, x) for x in (q, k, v)), dropout_rate=0.5, dropout_key=7, kernel=kernel)
+        out = twin.attention(*(twin.array(x) for x in (q, k, v)), dropout_rate=0.5, dropout_key=7, kernel=kernel)
         reached = np.isnan(np.asarray(out)).any(axis=-1)
         assert np.array_equal(reached[0], keep[0, :, :, 3].T) and not reached[1].any()
 
 
-@pytest.mark.parametrize("twin", ATTENTION)
 def test_a_rate_of_zero_needs_no_key_and_changes_nothing(twin):
-    q, k, v, _ = (to(twin, x) for x in problem())
-    plain = np.asarray(ATTENTION[twin](q, k, v))
-    assert np.array_equal(plain, np.asarray(ATTENTION[twin](q, k, v, dropout_rate=0.0, dropout_key=3)))
+    q, k, v, _ = (twin.array(x) for x in problem())
+    plain = np.asarray(twin.attention(q, k, v))
+    assert np.array_equal(plain, np.asarray(twin.attention(q, k, v, dropout_rate=0.0, dropout_key=3)))
 
 
 BAD = [
@@ -180,11 +165,10 @@ BAD = [
 
 
 @pytest.mark.parametrize(("options", "error", "says"), BAD)
-@pytest.mark.parametrize("twin", ATTENTION)
 def test_bad_input_is_named(twin, options, error, says):
-    q, k, v, _ = (to(twin, x) for x in problem())
+    q, k, v, _ = (twin.array(x) for x in problem())
     with pytest.raises(error, match=says):
-        ATTENTION[twin](q, k, v, **options)
+        twin.attention(q, k, v, **options)
 
 
 def test_keys_of_other_kinds_are_refused():
@@ -207,10 +191,9 @@ def test_the_core_names_what_is_wrong():
         dropout.dense(1.5, 0, SIZES, ("rows",))
 
 
-@pytest.mark.parametrize("twin", TWINS)
 def test_it_is_a_pytree_whose_leaf_is_the_key(twin):
     one = made(twin, shared=("heads",))
-    if twin == "jax":
+    if twin.name == "jax":
         leaves, tree = jax.tree.flatten(one)
         again = jax.tree.unflatten(tree, leaves)
     else:
@@ -222,5 +205,5 @@ def test_it_is_a_pytree_whose_leaf_is_the_key(twin):
 
 def test_the_operator_keeps_torchs_rules():
     rows, columns = torch.arange(3)[:, None] * 5, torch.arange(5)
-    torch.library.opcheck(torch_dropout._keep, (to("torch", KEY), rows, columns, 0.3, False))
-    torch.library.opcheck(torch_dropout._keep, (to("torch", KEY), rows + 2**33, columns, 0.3, True))
+    torch.library.opcheck(torch_dropout._keep, (load("torch").array(KEY), rows, columns, 0.3, False))
+    torch.library.opcheck(torch_dropout._keep, (load("torch").array(KEY), rows + 2**33, columns, 0.3, True))

@@ -3,20 +3,13 @@
 import dataclasses
 import inspect
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import biases, masks
 from maskattn.attention import Call, check_attention, choose, refuse_empty_rows
-from maskattn_jax import functional as jax_functional
-from maskattn_torch import functional as torch_functional
+from tests.frameworks import CAN_LINK, jax, jnp, maskattn_jax, maskattn_torch, torch
 
-TWINS = {"jax": maskattn_jax.attention, "torch": maskattn_torch.attention}
 RNG = np.random.default_rng(0)
 QUERY = RNG.standard_normal((2, 3, 4, 5)).astype(np.float32)
 KEY = RNG.standard_normal((2, 6, 2, 5)).astype(np.float32)
@@ -26,15 +19,11 @@ KEEP[0, 0, 1] = False
 KEEP[1] = True
 
 
-def array(twin, x):
-    return torch.tensor(x) if twin == "torch" else jnp.asarray(x)
-
-
 def call(twin, *, query=QUERY, key=KEY, value=VALUE, mask=None, **options):
     """attention(...) on arrays of the twin's own, whatever NumPy arrays were given."""
-    wrapped = [array(twin, x) if isinstance(x, np.ndarray) else x for x in (query, key, value, mask)]
-    options = {name: array(twin, x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
-    return TWINS[twin](*wrapped, **options)
+    wrapped = [twin.array(x) if isinstance(x, np.ndarray) else x for x in (query, key, value, mask)]
+    options = {name: twin.array(x) if isinstance(x, np.ndarray) else x for name, x in options.items()}
+    return twin.attention(*wrapped, **options)
 
 
 WRONG_VALUES = [
@@ -89,7 +78,6 @@ WRONG_TYPES = [
 ]
 
 
-@pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize(
     ("error", "change", "words"),
     [(ValueError, *x) for x in WRONG_VALUES] + [(TypeError, *x) for x in WRONG_TYPES],
@@ -102,7 +90,6 @@ def test_a_wrong_argument_is_named(twin, error, change, words):
         assert word in str(caught.value)
 
 
-@pytest.mark.parametrize("twin", TWINS)
 def test_several_faults_are_listed_together(twin):
     with pytest.raises(ValueError) as caught:
         call(twin, key=KEY[:1], softcap=-1.0, empty_rows="x", kernel="y", dropout_rate=2)
@@ -119,7 +106,6 @@ def test_dtypes_that_a_framework_does_not_hold_are_refused():
         maskattn_torch.attention(torch.tensor(QUERY), torch.tensor(KEY).to("meta"), torch.tensor(VALUE))
 
 
-@pytest.mark.parametrize("twin", TWINS)
 def test_a_bool_array_is_a_dense_mask_and_a_float_array_a_dense_bias(twin):
     bias = RNG.standard_normal((4, 1, 6)).astype(np.float32)
     want = np.asarray(call(twin, mask=masks.Dense(KEEP), bias=biases.DenseBias(bias)))
@@ -144,13 +130,11 @@ def test_the_output_has_the_dtype_of_the_inputs_and_the_lse_is_wide(dtype):
         assert output.dtype == dtype and lse.dtype == wide
 
 
-@pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize("precision", ["default", "high", "highest"])
 def test_precision_changes_nothing_on_the_cpu(twin, precision):
     assert np.array_equal(np.asarray(call(twin, precision=precision)), np.asarray(call(twin)))
 
 
-@pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize("wrap", [masks.Dense, lambda keep: keep])
 def test_an_empty_row_is_an_error_where_asked_for(twin, wrap):
     with pytest.raises(ValueError, match=r"4 of 24 rows may attend to no key; the first .* = \(0, 0, 1\)"):
@@ -189,15 +173,15 @@ def test_an_empty_row_in_traced_data_cannot_be_checked():
         jax.jit(lambda _: checked(masks.Causal(-1)))(0)
 
 
-@pytest.mark.parametrize("module", [jax_functional, torch_functional])
-def test_a_kernel_asked_for_by_name_says_why_it_cannot_run(module, monkeypatch):
+def test_a_kernel_asked_for_by_name_says_why_it_cannot_run(twin, monkeypatch):
+    module = twin.functional
+
     class Refusing:
         @staticmethod
         def unsupported(*args, **kwargs):
             return ["it cannot do this", "nor that"]
 
     monkeypatch.setitem(module.KERNELS, "refusing", Refusing)
-    twin = "jax" if module is jax_functional else "torch"
     with pytest.raises(ValueError) as caught:
         call(twin, kernel="refusing")
     for word in ("'refusing'", "it cannot do this", "nor that"):
@@ -206,9 +190,9 @@ def test_a_kernel_asked_for_by_name_says_why_it_cannot_run(module, monkeypatch):
     assert choose(named, module.FRAMEWORK) == ("reference", "it was asked for by name")
 
 
-@pytest.mark.parametrize("module", [jax_functional, torch_functional])
-def test_an_argument_of_attention_is_a_field_of_call(module, monkeypatch):
+def test_an_argument_of_attention_is_a_field_of_call(twin, monkeypatch):
     """Each in its place, with its default, and every one is handed on."""
+    module = twin.functional
     given = inspect.signature(module.attention).parameters
     fields = {field.name: field.default for field in dataclasses.fields(Call)}
     assert list(given) == list(fields)
@@ -219,7 +203,6 @@ def test_an_argument_of_attention_is_a_field_of_call(module, monkeypatch):
     assert vars(module.attention(**values)) == values
 
 
-@pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize("kernel", ["reference", "exact", "blockwise", "fused"])
 def test_the_size_of_tiles_is_an_argument(twin, kernel):
     want, got = (np.asarray(call(twin, mask=masks.Causal(2), kernel=kernel, blocks=x)) for x in (None, (2, 4)))
@@ -234,9 +217,8 @@ def test_explain_takes_what_attention_takes():
         maskattn_torch.explain(q, k, v, blocks=(2, -1))
 
 
-@pytest.mark.parametrize("twin", ["jax", "torch"])
 def test_auto_chooses_what_can_run_and_says_why(twin):
-    module, array = (jax_functional, jnp.asarray) if twin == "jax" else (torch_functional, torch.as_tensor)
+    module, array = twin.functional, twin.array
     q = array(np.zeros((1, 1024, 8, 64), np.float32))
     window, few = masks.SlidingWindow(63, 0), q[:, :8]
     assert module.explain(q, q, q, window)[0] == "blockwise"
@@ -298,7 +280,7 @@ def test_torch_compile_with_gradients():
         torch.testing.assert_close(x, want)
 
 
-@pytest.mark.skipif(" " in torch.__file__, reason="inductor cannot link PyTorch from a path with a space")
+@CAN_LINK
 # The compiler's default back end imports parts of torch.jit.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.*is deprecated:DeprecationWarning")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -320,8 +302,9 @@ def test_an_empty_row_in_a_compiled_graph_cannot_be_checked():
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("mask", [masks.Causal(1), masks.Causal() & masks.KeyPadding(torch.tensor([2, 6]))], ids=str)
+@pytest.mark.parametrize("mask", [masks.Causal(1), masks.Causal() & masks.KeyPadding([2, 6])], ids=str)
 def test_a_mask_goes_into_compiled_code(mask):
+    mask = maskattn_torch.lower.bind(mask)
     q, k, v = (torch.tensor(x) for x in (QUERY, KEY, VALUE))
 
     def attend(q, mask):
@@ -337,10 +320,12 @@ def test_autocast_does_not_lower_the_kernel():
     assert inside.dtype == torch.float32 and torch.equal(inside, maskattn_torch.attention(q, k, v))
 
 
-def test_the_checks_stand_alone():
-    check_attention(Call(QUERY, KEY, VALUE), jax_functional.FRAMEWORK)
+def test_the_checks_stand_alone(twin):
+    framework = twin.functional.FRAMEWORK
+    query, key, value, sinks = (twin.array(x) for x in (QUERY, KEY, VALUE, np.zeros(2, np.float32)))
+    check_attention(Call(query, key, value), framework)
     with pytest.raises(ValueError, match="sinks must have one entry"):
-        check_attention(Call(QUERY, KEY, VALUE, sinks=np.zeros(2, np.float32)), jax_functional.FRAMEWORK)
+        check_attention(Call(query, key, value, sinks=sinks), framework)
     refuse_empty_rows(masks.Causal(), None, (1, 1, 3, 3), np.asarray)
     with pytest.raises(ValueError, match=r"2 of 3 rows .* \(0, 0, 1\)"):
         refuse_empty_rows(

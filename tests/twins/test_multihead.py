@@ -1,19 +1,14 @@
 """MultiHeadAttention in PyTorch, NNX and Linen: other people's checkpoints load unconverted, and all three agree."""
 
-import flax.linen
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from flax import nnx
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import masks, standards
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
-from maskattn_jax import linen
+from tests.frameworks import flax, jax, jnp, maskattn_jax, maskattn_torch, nnx, optional, torch
+
+linen = optional("maskattn_jax.linen")
 
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 7, 12)).astype(np.float32)

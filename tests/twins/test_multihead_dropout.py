@@ -1,19 +1,27 @@
 """Dropout in the modules: one key drops the same numbers in PyTorch, NNX and Linen, and each says which key it was."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from flax import nnx
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import masks
 from maskattn.config import AttentionConfig
 from maskattn.numerics import exact, rng
-from maskattn_jax import dropout as jax_dropout, linen, params as jax_params, rng as jax_rng
-from maskattn_torch import dropout as torch_dropout, params as torch_params
+from tests.frameworks import (
+    jax,
+    jax_dropout,
+    jax_params,
+    jax_rng,
+    jnp,
+    maskattn_jax,
+    maskattn_torch,
+    nnx,
+    optional,
+    torch,
+    torch_dropout,
+    torch_params,
+)
+
+linen = optional("maskattn_jax.linen")
 
 CONFIG = AttentionConfig(12, 3, dropout_rate=0.3, out_dropout_rate=0.2)
 X = np.random.default_rng(0).standard_normal((2, 7, 12)).astype(np.float32)

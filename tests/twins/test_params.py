@@ -1,21 +1,12 @@
 """Live modules to and from canonical tensors: ours and the frameworks' own."""
 
-import flax.linen
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
-from flax import nnx
 
-import maskattn_jax
-import maskattn_jax.linen
-import maskattn_jax.params
-import maskattn_torch
-import maskattn_torch.params
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
+from tests.frameworks import flax, jax, jnp, maskattn_jax, maskattn_torch, nnx, torch
 
 GROUPED = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, out_dim=11, out_bias=False)
 CROSS = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, kdim=11, vdim=13, out_dim=17)

@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
-import maskattn_jax
-import maskattn_jax.tables
-import maskattn_torch
-import maskattn_torch.tables
 from maskattn import biases, masks
 from maskattn._fields import to_numpy
 from maskattn.numerics import exact
 from maskattn.numerics.exact import table as exact_table
+from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, torch
 
 RNG = np.random.default_rng(0)
 B, H, K, D = 2, 4, 2, 3

@@ -1,19 +1,16 @@
 """Converted weights compute what the module they come from computes."""
 
-import flax.linen
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from flax import nnx
-from transformers import BertConfig
-from transformers.models.bert.modeling_bert import BertAttention
 
 from maskattn import convert_tensors, standards
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from tests.convert.layouts.layout_cases import normal
+from tests.frameworks import flax, jax, jnp, nnx, optional, torch
+
+BertConfig = optional("transformers.BertConfig")
+BertAttention = optional("transformers.models.bert.modeling_bert.BertAttention")
 
 CONFIG = AttentionConfig(35, 5)
 X = np.random.default_rng(7).standard_normal((2, 11, 35)).astype(np.float32)

@@ -3,10 +3,7 @@
 And PyTorch's and Flax's modules with what they hold beside projections.
 """
 
-import jax.numpy as jnp
 import numpy as np
-import torch
-from flax import nnx
 
 from maskattn import biases, convert_tensors
 from maskattn.config import AttentionConfig
@@ -14,6 +11,7 @@ from maskattn.convert import layouts
 from maskattn.convert.layouts._buffers import position_index
 from tests.convert.layouts.float64_layer import angles, layer, share
 from tests.convert.layouts.layout_cases import extra_shapes
+from tests.frameworks import jnp, nnx, torch
 
 CONFIG = AttentionConfig(35, 5)
 X = np.random.default_rng(7).standard_normal((2, 9, 35)).astype(np.float32)

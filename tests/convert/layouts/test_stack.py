@@ -1,8 +1,5 @@
 """Layers stored as one with an axis of layers, and apart again."""
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
@@ -11,6 +8,7 @@ from maskattn import convert_tensors, standards
 from maskattn.convert import layouts
 from tests.convert.layouts.layout_cases import assert_same, tensors_for
 from tests.convert.layouts.peer_cases import GROUPED, PLAIN, inputs_of
+from tests.frameworks import jax, jnp, linen as nn
 
 
 class Block(nn.Module):

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import flax.linen as nn
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
 from maskattn import masks
 from maskattn.parity.attention.cases import Shape
 from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
+from tests.frameworks import jax, jnp, optional, torch
+
+nn = optional("flax.linen")
 
 CLASSES = list(families().values())
 SHAPES = [Shape(2, 5, 7, 3, 3, 4, 4), Shape(2, 9, 9, 2, 2, 4, 4), Shape(4, 16, 16, 2, 2, 4, 4)]

@@ -1,20 +1,13 @@
 """kernel="exact" in both twins: NumPy's bits, forward and backward, under every transformation that is promised."""
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import biases, masks
 from maskattn.numerics import exact, rng
-from maskattn_jax.kernels import exact as jax_exact
-from maskattn_torch.kernels import exact as torch_exact
+from tests.frameworks import CAN_LINK, jax, jax_exact, jnp, maskattn_jax, maskattn_torch, torch, torch_exact
 
-CAN_LINK = pytest.mark.skipif(" " in torch.__file__, reason="inductor cannot link PyTorch from a path with a space")
 DTYPES = {"float32": np.float32, "float64": np.float64, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 B, L, S, H, K, D, DV = 2, 5, 7, 4, 2, 3, 5
 

@@ -1,19 +1,16 @@
 """kernel="fused": the vendors' functions with this library's masks, and what each refuses."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import biases, masks, standards
 from maskattn.attention import Call
 from maskattn.numerics import oracle
 from maskattn.parity.attention import adapters, cases, run
-from maskattn_jax.kernels import fused as fused_jax
-from maskattn_jax.kernels.fused import splash as fused_splash
+from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, optional, torch
+
+fused_jax = optional("maskattn_jax.kernels.fused")
+fused_splash = optional("maskattn_jax.kernels.fused.splash")
 
 RNG = np.random.default_rng(5)
 

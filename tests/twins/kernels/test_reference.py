@@ -2,21 +2,17 @@
 
 import functools
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings, strategies as st
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import standards
 from maskattn.numerics import oracle
+from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, torch
+from tests.twin import load
 
 NAMES = ("query", "key", "value", "bias", "sinks")
-TWINS = ("jax", "torch")
 
 
 @functools.partial(jax.jit, static_argnames="options")
@@ -39,7 +35,7 @@ def run_jax(inputs, mask, d_output, d_lse, options):
 
 def run(twin, inputs, mask=None, d_output=None, d_lse=None, **options):
     """Output, log-sum-exp and, given cotangents, the gradients, all in NumPy, of `attention` on NumPy inputs."""
-    if twin == "jax":
+    if twin.name == "jax":
         with jax.enable_x64(inputs["query"].dtype == np.float64):
             arrays = {name: jnp.asarray(x) for name, x in inputs.items()}
             results = run_jax(arrays, mask, d_output, d_lse, tuple(sorted(options.items())))
@@ -134,7 +130,6 @@ def judge(results, inputs, mask, d_output=None, d_lse=None, wanted=None, **optio
         )
 
 
-@pytest.mark.parametrize("twin", TWINS)
 def test_the_formula(twin):
     inputs, mask, _, _ = draw(0, np.float64)
     rng = np.random.default_rng(1)
@@ -151,7 +146,6 @@ def test_the_formula(twin):
         judge(got, inputs, mask, wanted={"output": output, "lse": lse}, scale=scale, softcap=softcap)
 
 
-@pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize(
     ("dtype", "empty_rows"),
     [
@@ -187,17 +181,16 @@ def test_any_shape_is_within_tier_2_in_torch(seed, shape, spread):
     inputs, mask, d_output, d_lse = draw(
         seed, batch=batch, heads=kv_heads * group, kv_heads=kv_heads, spread=spread, **{**sizes, "q_len": max(q_len, 2)}
     )
-    judge(run("torch", inputs, mask, d_output, d_lse), inputs, mask, d_output, d_lse)
+    judge(run(load("torch"), inputs, mask, d_output, d_lse), inputs, mask, d_output, d_lse)
 
 
 @settings(deadline=None, max_examples=25)
 @given(st.integers(0, 2**32 - 1), st.sampled_from([0.1, 1.0, 6.0]))
 def test_any_values_are_within_tier_2_in_jax(seed, spread):
     inputs, mask, d_output, d_lse = draw(seed, spread=spread)
-    judge(run("jax", inputs, mask, d_output, d_lse), inputs, mask, d_output, d_lse)
+    judge(run(load("jax"), inputs, mask, d_output, d_lse), inputs, mask, d_output, d_lse)
 
 
-@pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize("kv_heads", [1, 2, 6])
 def test_a_group_of_heads_reads_one_key_head(twin, kv_heads):
     inputs, mask, d_output, d_lse = draw(4, kv_heads=kv_heads)
@@ -205,7 +198,6 @@ def test_a_group_of_heads_reads_one_key_head(twin, kv_heads):
     judge(got, inputs, mask, d_output, d_lse)
 
 
-@pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize("empty_rows", ["zero", "nan"])
 def test_an_empty_row_gives_plus_zero_and_no_gradient(twin, empty_rows):
     inputs, mask, d_output, d_lse = draw(5, kv_len=1, q_len=2)
@@ -223,7 +215,6 @@ def test_an_empty_row_gives_plus_zero_and_no_gradient(twin, empty_rows):
     assert np.isfinite(got["d_value"]).all() and got["d_value"][1].any()
 
 
-@pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize("softcap", [None, 2.0])
 @pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
 def test_what_is_masked_out_changes_no_bit(twin, softcap, bad):
@@ -246,7 +237,6 @@ def test_what_is_masked_out_changes_no_bit(twin, softcap, bad):
         assert x.tobytes() == got[name].tobytes(), name
 
 
-@pytest.mark.parametrize("twin", TWINS)
 def test_what_is_not_finite_reaches_what_it_may_and_nothing_else(twin):
     inputs, mask, d_output, d_lse = draw(8, heads=2, kv_heads=2)
     want = run(twin, inputs, mask, d_output, d_lse)
@@ -275,7 +265,6 @@ def test_what_is_not_finite_reaches_what_it_may_and_nothing_else(twin):
         assert got[name][~keys].tobytes() == want[name][~keys].tobytes()
 
 
-@pytest.mark.parametrize("twin", TWINS)
 def test_large_half_precision_logits_do_not_overflow(twin):
     inputs, mask, d_output, d_lse = draw(9, np.float16, head_dim=16)
     inputs["query"], inputs["key"] = 200 * inputs["query"], 200 * inputs["key"]
@@ -284,7 +273,6 @@ def test_large_half_precision_logits_do_not_overflow(twin):
     assert all(np.isfinite(got[name]).all() for name in ("output", "d_query", "d_key", "d_value"))
 
 
-@pytest.mark.parametrize("twin", TWINS)
 @pytest.mark.parametrize("zero", [{"q_len": 0}, {"kv_len": 0}, {"batch": 0}])
 @pytest.mark.parametrize("empty_rows", ["zero", "mean", "nan"])
 def test_zero_sizes(twin, zero, empty_rows):

@@ -1,15 +1,9 @@
 """The losses of both twins: against float64, the frameworks' own, each other, compiled; what is ignored; bad input."""
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-import torch
-import torch.nn.functional as F
 
-import maskattn_jax
-import maskattn_torch
+from tests.frameworks import F, jax, jnp, maskattn_jax, maskattn_torch, optax, torch
 from tests.twins.losses.loss_cases import JAX, TORCH, Case, cases, jax_step, judge, limit, oracle, run, torch_step
 
 CASES = list(cases())

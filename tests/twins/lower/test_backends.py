@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as splash
-from torch.nn.attention.flex_attention import create_block_mask, flex_attention
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import masks
 from maskattn.parity.attention.cases import Shape
 from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
+from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, optional, torch
+
+splash = optional("jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask")
+create_block_mask = optional("torch.nn.attention.flex_attention.create_block_mask")
+flex_attention = optional("torch.nn.attention.flex_attention.flex_attention")
 
 CLASSES = list(families().values())
 #: odd lengths; a square; and a batch and grid that windows fit

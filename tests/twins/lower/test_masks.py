@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
-from torch.utils import _pytree
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import biases, masks
+from tests.frameworks import _pytree, jax, jnp, maskattn_jax, maskattn_torch, torch
 from tests.masks.pattern_definitions import Draws, Sizes
+from tests.twin import load
 
-TWINS = {"jax": maskattn_jax.lower, "torch": maskattn_torch.lower}
-ARRAY = {"jax": jnp.asarray, "torch": torch.as_tensor}
 SIZES = (2, 3, 6, 6)
 
 
@@ -40,7 +34,6 @@ for name, cls in CLASSES.items():
     if not any(f"{name}(" in repr(mask) for mask in MASKS):
         MASKS += cls.examples(Sizes(2, 3, 6, 6), Draws(0))
 every_mask = pytest.mark.parametrize("mask", MASKS, ids=repr)
-both = pytest.mark.parametrize("twin", TWINS)
 
 
 def test_every_mask_is_tried():
@@ -48,10 +41,9 @@ def test_every_mask_is_tried():
     assert set(CLASSES) - found - {"Mask"} == {"And", "Or", "Not", "At", "Positioned"}
 
 
-@both
 @every_mask
 def test_allowed_is_dense_with_unread_axes_of_size_1(twin, mask):
-    found = TWINS[twin].allowed(mask, *SIZES)
+    found = twin.lower.allowed(mask, *SIZES)
     expected = mask.dense(6, 6, 2, 3)
     if mask == masks.Full():
         assert found is None and expected.all()
@@ -59,7 +51,7 @@ def test_allowed_is_dense_with_unread_axes_of_size_1(twin, mask):
     reads = [size if name in mask.depends else 1 for name, size in zip("bhqk", SIZES, strict=True)]
     assert list(found.shape) == reads and str(found.dtype).endswith("bool")
     np.testing.assert_array_equal(np.broadcast_to(np.asarray(found), SIZES), expected)
-    np.testing.assert_array_equal(np.asarray(TWINS[twin].to_dense(mask, 6, 6, 2, 3)), expected)
+    np.testing.assert_array_equal(np.asarray(twin.lower.to_dense(mask, 6, 6, 2, 3)), expected)
 
 
 @every_mask
@@ -92,23 +84,19 @@ def test_masks_can_be_built_and_combined_while_compiling():
     np.testing.assert_array_equal(compiled(lengths, offset), build(lengths, offset))
 
 
-@both
 def test_vmap_over_data(twin):
     lengths = np.array([[3, 1], [6, 2], [0, 5]])
     keep = masks.QueryMask(np.eye(6, dtype=bool)[:1])
 
     def run(row):
-        return TWINS[twin].to_dense((masks.KeyPadding(row) & masks.Causal(2)) | keep, 6, 6)
+        return twin.lower.to_dense((masks.KeyPadding(row) & masks.Causal(2)) | keep, 6, 6)
 
-    vmap = jax.vmap if twin == "jax" else torch.func.vmap
     expected = np.stack([((masks.KeyPadding(row) & masks.Causal(2)) | keep).dense(6, 6) for row in lengths])
-    np.testing.assert_array_equal(vmap(run)(ARRAY[twin](lengths)), expected)
+    np.testing.assert_array_equal(twin.vmap(run)(twin.array(lengths)), expected)
     # the mask itself as the mapped argument: its data have one axis more than its constructor would take
-    tree_map = jax.tree.map if twin == "jax" else _pytree.tree_map
-    stack = jnp.stack if twin == "jax" else torch.stack
-    rows = [TWINS[twin].bind(masks.KeyPadding(row) & masks.Causal(2)) for row in lengths]
-    stacked = tree_map(lambda *leaves: stack(leaves), *rows)
-    found = vmap(lambda m: TWINS[twin].to_dense(m | keep, 6, 6))(stacked)
+    rows = [twin.lower.bind(masks.KeyPadding(row) & masks.Causal(2)) for row in lengths]
+    stacked = twin.tree_map(lambda *leaves: twin.numpy.stack(leaves), *rows)
+    found = twin.vmap(lambda m: twin.lower.to_dense(m | keep, 6, 6))(stacked)
     np.testing.assert_array_equal(found, expected)
 
 
@@ -180,9 +168,8 @@ def test_jax_integers_follow_x64():
         np.testing.assert_array_equal(maskattn_jax.lower.to_dense(wide, 3, 3), wide.dense(3, 3))
 
 
-@both
 def test_framework_arrays_are_data_like_any_other(twin):
-    mask = masks.KeyPadding(ARRAY[twin](np.array([1, 3], np.int32))) & masks.Causal()
+    mask = masks.KeyPadding(twin.array(np.array([1, 3], np.int32))) & masks.Causal()
     same = masks.KeyPadding(np.array([1, 3], np.int32)) & masks.Causal()
     assert mask == same and mask.dense(3, 3).tolist() == same.dense(3, 3).tolist()
     with pytest.raises(TypeError, match="KeyPadding cannot be hashed|holds data in lengths"):
@@ -192,13 +179,17 @@ def test_framework_arrays_are_data_like_any_other(twin):
         (np.array([[1]]), r"shape \[B\], got \[1, 1\]"),
     ):
         with pytest.raises((TypeError, ValueError), match=message):
-            masks.KeyPadding(ARRAY[twin](bad))
-    other = "torch" if twin == "jax" else "jax"
+            masks.KeyPadding(twin.array(bad))
+
+
+@pytest.mark.jax
+@pytest.mark.torch
+def test_a_framework_refuses_the_arrays_of_the_other(twin):
+    other = load("torch" if twin.name == "jax" else "jax")
     with pytest.raises(TypeError, match="data must be of NumPy or"):
-        TWINS[other].bind(mask)
+        other.lower.bind(masks.KeyPadding(twin.array(np.array([1, 3], np.int32))) & masks.Causal())
 
 
-@both
 @pytest.mark.parametrize(
     "mask, message",
     [
@@ -210,7 +201,7 @@ def test_framework_arrays_are_data_like_any_other(twin):
     ],
 )
 def test_sizes_that_conflict_are_named(twin, mask, message):
-    lower = TWINS[twin]
+    lower = twin.lower
     for call in (
         lambda: lower.allowed(mask, *SIZES),
         lambda: lower.allowed(lower.bind(mask), *SIZES) if "int64" not in message else lower.to_dense(mask, 6, 6, 2, 3),
@@ -221,28 +212,25 @@ def test_sizes_that_conflict_are_named(twin, mask, message):
             call()
 
 
-@both
 def test_lengths_in_the_frameworks_own_arrays_are_checked_where_they_can_be_read(twin):
     with pytest.raises(ValueError, match="lengths up to kv_len 6, got 7"):
-        TWINS[twin].allowed(masks.KeyPadding(ARRAY[twin](np.array([1, 7]))), *SIZES)
+        twin.lower.allowed(masks.KeyPadding(twin.array(np.array([1, 7]))), *SIZES)
     with pytest.raises(ValueError, match="not negative, got -2"):
-        TWINS[twin].allowed(masks.KeyPadding(ARRAY[twin](np.array([1, -2]))), *SIZES)
+        twin.lower.allowed(masks.KeyPadding(twin.array(np.array([1, -2]))), *SIZES)
 
 
-@both
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_to_additive(twin, dtype):
     mask = masks.Causal() & masks.KeyPadding([2, 3])
-    kind = getattr(jnp if twin == "jax" else torch, dtype)
-    found = TWINS[twin].to_additive(mask, kind, 3, 3)
-    least = float((jnp if twin == "jax" else torch).finfo(kind).min)
+    kind = getattr(twin.numpy, dtype)
+    found = twin.lower.to_additive(mask, kind, 3, 3)
+    least = float(twin.numpy.finfo(kind).min)
     assert found.dtype == kind and found.shape == (2, 1, 3, 3)
-    wide = np.asarray(found.astype(jnp.float32) if twin == "jax" else found.float())
+    wide = twin.to_numpy(found).astype(np.float32)
     np.testing.assert_array_equal(wide, np.where(mask.dense(3, 3), np.float32(0), np.float32(least)))
     with pytest.raises(TypeError, match="dtype must be a float dtype"):
-        TWINS[twin].to_additive(mask, jnp.int32 if twin == "jax" else torch.int32, 3, 3)
+        twin.lower.to_additive(mask, twin.numpy.int32, 3, 3)
 
 
-@pytest.mark.parametrize("twin", TWINS)
 def test_no_mask_and_no_bias_are_none(twin):
-    assert TWINS[twin].allowed(None, *SIZES) is None and TWINS[twin].bias(None, *SIZES) is None
+    assert twin.lower.allowed(None, *SIZES) is None and twin.lower.bias(None, *SIZES) is None
