@@ -6,7 +6,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from maskattn import biases
+from maskattn import biases, standards
 from maskattn.biases.t5_buckets import boundaries
 from tests.frameworks import _pytree, jax, jnp, maskattn_jax, maskattn_torch, torch
 
@@ -64,7 +64,7 @@ def test_alibi_has_the_published_slopes(heads):
     published = build_alibi_tensor(torch.ones(1, 5, dtype=torch.int64), heads, torch.float32)[:, 0].numpy()
     bias = biases.ALiBi(heads, form="key")
     found = bias.values(0, np.arange(heads)[:, None], 0, np.arange(5))
-    np.testing.assert_allclose(found, published, rtol=2e-6, atol=0)
+    np.testing.assert_allclose(found, published, rtol=standards.value("published.float32"), atol=0)
     # the code of the paper, in float64: https://github.com/ofirpress/attention_with_linear_biases
     near = 2 ** int(np.log2(heads))
     slopes = [2 ** (-8 * (i + 1) / near) for i in range(near)]

@@ -8,7 +8,7 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from maskattn import checkpoints
+from maskattn import checkpoints, standards
 from maskattn.checkpoints import TensorInfo
 from maskattn.convert import families, plan, run, verify
 from maskattn.convert._plan import in_order
@@ -137,7 +137,9 @@ def test_a_folded_scale_is_a_named_step_and_undone_exactly_where_it_can_be(tmp_p
             with checkpoints.open(tmp_path / f"{head_dim}.npz") as written:
                 result = verify(planned, source, written, attention=False)
         assert result.held and len(result.same) + len(result.near) == len(tensors)
-        assert bool(result.near) is not exact and all(0 < error < 2**-22 for error in result.near.values())
+        assert bool(result.near) is not exact and all(
+            0 < error < standards.value("convert.near") for error in result.near.values()
+        )
 
 
 def test_a_tied_tensor_is_made_where_the_target_needs_it():

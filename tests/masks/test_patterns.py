@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
 
-from maskattn import masks
+from maskattn import masks, standards
 from tests.frameworks import jax, jnp, maskattn_jax, torch
 from tests.masks.pattern_definitions import NAMES, Draws, Sizes, brute, neighbours, pair, patterns
 
@@ -131,7 +131,7 @@ def test_random_blocks_are_distinct_and_depend_on_the_seed_alone():
     assert not masks.RandomBlocks(5, 2, 0, 9).dense(18, 17).any()
     # every block is drawn about equally often: 2000 rows, 3 of 9 each
     counts = np.bincount(np.concatenate([masks.RandomBlocks(s, 1, 3, 9).blocks.ravel() for s in range(223)]))
-    assert abs(counts / 2007 - 1 / 3).max() < 0.05
+    assert abs(counts / 2007 - 1 / 3).max() < standards.value("draws.share")
 
 
 @settings(deadline=None, max_examples=40)

@@ -5,6 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
+from maskattn import standards
 from maskattn.numerics import oracle
 
 B, L, S, H, K, D, DV = 2, 3, 4, 4, 2, 5, 3
@@ -53,8 +54,8 @@ def test_gradients_equal_finite_differences(softcap, sinks, empty_rows):
                 changed[name][index] += sign * step
                 ends.append(loss(changed))
             measured[index] = (ends[0] - ends[1]) / (2 * step)
-        np.testing.assert_allclose(getattr(grads, name), measured, rtol=0, atol=1e-8)
-        assert np.all(getattr(sizes, name) >= np.abs(getattr(grads, name)) * (1 - 1e-12))
+        np.testing.assert_allclose(getattr(grads, name), measured, rtol=0, atol=standards.value("oracle.differences"))
+        assert np.all(getattr(sizes, name) >= np.abs(getattr(grads, name)) * (1 - standards.value("same.float64")))
 
 
 def test_output_equals_a_loop_over_what_is_allowed():
@@ -68,8 +69,10 @@ def test_output_equals_a_loop_over_what_is_allowed():
         kv = h // (H // K)
         x = np.array([inputs["query"][b, i, h] @ inputs["key"][b, j, kv] / D**0.5 for j in keys])
         e = np.exp(x + inputs["bias"][0, h, 0, keys])
-        np.testing.assert_allclose(out[b, i, h], e @ inputs["value"][b, keys, kv] / e.sum(), rtol=1e-12)
-        np.testing.assert_allclose(lse[b, i, h], np.log(e.sum()), rtol=1e-12)
+        np.testing.assert_allclose(
+            out[b, i, h], e @ inputs["value"][b, keys, kv] / e.sum(), rtol=standards.value("same.float64")
+        )
+        np.testing.assert_allclose(lse[b, i, h], np.log(e.sum()), rtol=standards.value("same.float64"))
 
 
 def test_longdouble_agrees_with_float64_and_is_finer():
@@ -78,7 +81,9 @@ def test_longdouble_agrees_with_float64_and_is_finer():
     plain = oracle.backward(**inputs, **cotangents)
     assert fine.query.dtype == np.longdouble
     for a, b in zip(fine, plain, strict=True):
-        np.testing.assert_allclose(a.astype(float), b, rtol=1e-11, atol=1e-14)
+        np.testing.assert_allclose(
+            a.astype(float), b, rtol=standards.value("same.float64"), atol=standards.value("same.float64")
+        )
 
 
 @pytest.mark.parametrize("bad", [np.nan, np.inf])
@@ -96,8 +101,11 @@ def test_a_row_without_keys_is_the_average_under_mean_and_goes_to_the_sink_with_
     inputs, _ = _problem(4, sinks=True)
     out, lse = oracle.attention(**inputs, empty_rows="mean")
     assert not out[0, 1].any()
-    np.testing.assert_allclose(lse[0, 1], inputs["sinks"], rtol=1e-15)
+    limit = standards.value("same.average")
+    np.testing.assert_allclose(lse[0, 1], inputs["sinks"], rtol=limit)
     inputs["sinks"] = None
     out, lse = oracle.attention(**inputs, empty_rows="mean")
-    np.testing.assert_allclose(out[0, 1], np.repeat(inputs["value"][0].mean(axis=0), H // K, axis=0), rtol=1e-14)
+    np.testing.assert_allclose(
+        out[0, 1], np.repeat(inputs["value"][0].mean(axis=0), H // K, axis=0), rtol=standards.value("same.average")
+    )
     assert np.all(lse[0, 1] == -np.inf)

@@ -84,7 +84,9 @@ def test_keys_are_independent():
     pairs = [(draws[i], draws[j]) for i in range(4) for j in range(i)]
     pairs += [(draw[1:], draw[:-1]) for draw in draws] + [(draw[1024:], draw[:-1024]) for draw in draws]
     for one, two in pairs:
-        assert abs((one == two).sum() - len(one) * agree) < 5 * np.sqrt(n * agree * (1 - agree))
+        assert abs((one == two).sum() - len(one) * agree) < standards.value("draws.errors") * np.sqrt(
+            n * agree * (1 - agree)
+        )
         assert not np.array_equal(one, two)
 
 
@@ -120,7 +122,7 @@ def test_attention_drops_what_the_oracle_drops(twin, shared):
         assert np.abs(np.asarray(ours) - right).max() <= limit
     without = oracle.attention(q, k, v, mask.dense(9, 7))
     np.testing.assert_array_equal(expected.lse, without.lse)
-    assert not np.allclose(expected.output, without.output)
+    assert np.abs(expected.output - without.output).max() > 0.1
 
 
 def test_every_form_of_a_key_is_the_same_key(twin):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskattn import biases, masks
+from maskattn import biases, masks, standards
 from maskattn._fields import to_numpy
 from maskattn.numerics import exact
 from maskattn.numerics.exact import table as exact_table
@@ -77,7 +77,7 @@ def test_the_reference_kernel_agrees_with_the_exact_one(kind):
     args = make(kind)
     expected = in_numpy(*args)
     for found in (in_torch(*args, "reference"), in_jax(*args, "reference")):
-        np.testing.assert_allclose(found, expected, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(found, expected, rtol=0, atol=standards.value("same.gradient"))
 
 
 @kinds

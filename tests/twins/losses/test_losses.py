@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+from maskattn import standards
 from tests.frameworks import F, jax, jnp, maskattn_jax, maskattn_torch, optax, torch
 from tests.twins.losses.loss_cases import JAX, TORCH, Case, cases, jax_step, judge, limit, oracle, run, torch_step
 
@@ -145,7 +146,7 @@ def test_a_learned_temperature_gets_its_gradient():
         one = jax.jit(jax.grad(lambda t: maskattn_jax.losses.contrastive(*map(jnp.asarray, rows), temperature=t)))(0.3)
     t = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
     maskattn_torch.losses.contrastive(*map(torch.tensor, rows), temperature=t).backward()
-    assert float(one) == pytest.approx(float(t.grad), rel=1e-12) and abs(float(one)) > 0.01
+    assert float(one) == pytest.approx(float(t.grad), rel=standards.value("same.float64")) and abs(float(one)) > 0.01
 
 
 def test_a_traced_label_out_of_range_is_seen():

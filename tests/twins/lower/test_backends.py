@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskattn import masks
+from maskattn import masks, standards
 from maskattn.parity.attention.cases import Shape
 from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
@@ -95,7 +95,7 @@ def test_flex_attention_gives_what_we_give(mask):
     block_mask = maskattn_torch.lower.to_block_mask(mask, *sizes(SHAPES[0]), 8)
     found = flex_attention(*(x.transpose(1, 2) for x in (q, k, v)), block_mask=block_mask).transpose(1, 2)
     expected = maskattn_torch.attention(q, k, v, mask, kernel="reference")
-    torch.testing.assert_close(found, expected, rtol=0, atol=3e-6)
+    torch.testing.assert_close(found, expected, rtol=0, atol=standards.value("same.kernel"))
     empty = ~torch.as_tensor(mask.dense(19, 29, 2, 2)).any(-1).transpose(1, 2)
     assert (found[empty] == 0).all()
 
@@ -160,7 +160,7 @@ def test_jax_nn_keywords_are_used_where_they_say_it(mask, expected):
     q, k, v = map(jnp.asarray, arrays(shape))
     ours = maskattn_jax.attention(q, k, v, mask, kernel="reference")
     theirs = jax.nn.dot_product_attention(q, k, v, **found)
-    np.testing.assert_allclose(theirs, ours, rtol=0, atol=3e-6)
+    np.testing.assert_allclose(theirs, ours, rtol=0, atol=standards.value("same.kernel"))
 
 
 def test_jax_nn_under_jit():
@@ -174,7 +174,7 @@ def test_jax_nn_under_jit():
 
     lengths = np.array([5, 13])
     ours = maskattn_jax.attention(q, k, v, masks.KeyPadding(lengths) & masks.Causal(), kernel="reference")
-    np.testing.assert_allclose(run(lengths), ours, rtol=0, atol=3e-6)
+    np.testing.assert_allclose(run(lengths), ours, rtol=0, atol=standards.value("same.kernel"))
 
 
 # TPU Splash attention

@@ -14,7 +14,7 @@ import numpy as np
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import maskattn_jax
-from maskattn import biases, masks
+from maskattn import biases, masks, standards
 
 RNG = np.random.default_rng(3)
 attend = functools.partial(maskattn_jax.attention, return_lse=True)
@@ -56,7 +56,7 @@ def held(call, given, specs, floats=(), axis_type=AxisType.Explicit, forward=Fal
     program = jax.jit(functools.partial(results, call, forward=forward)).lower(*placed, floats).compile()
     got = program(*placed, floats)
     for one, other in zip(jax.tree.leaves(got), jax.tree.leaves(wanted), strict=True):
-        np.testing.assert_allclose(one, other, rtol=0, atol=2e-5)
+        np.testing.assert_allclose(one, other, rtol=0, atol=standards.value("same.gradient"))
     if axis_type is AxisType.Explicit:
         likes = (*placed[: len(got[0][:3])], *placed[3:])
         for x, like in zip((*got[0][:3], *got[1]), likes, strict=True):

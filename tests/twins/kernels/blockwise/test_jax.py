@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import maskattn_jax
-from maskattn import masks
+from maskattn import masks, standards
 from maskattn.parity.attention.cases import Case, Shape, compose
 from maskattn.parity.draws import Draws
 from maskattn.schedule import tiles
@@ -129,7 +129,7 @@ def test_a_tile_that_is_skipped_is_seen(monkeypatch):
     monkeypatch.setattr(blockwise, "cheapest", skipping)
     wrong = attend(kernel="blockwise", blocks=(8, 8))
     assert float(jnp.abs(right - wrong).max()) > 0.1
-    np.testing.assert_allclose(right, attend(kernel="reference"), rtol=0, atol=1e-5)
+    np.testing.assert_allclose(right, attend(kernel="reference"), rtol=0, atol=standards.value("same.tiles"))
 
 
 def test_an_average_over_all_keys_is_refused_by_name():
