@@ -53,10 +53,10 @@ class ALiBi(Bias):
     def _check(self, problems: Problems) -> None:
         heads = problems.integer("heads", self.heads, minimum=1)
         problems.choice("form", self.form, _FORMS)
-        offset = problems.by_row("offset", self.offset)
+        offset = problems.integer_or_array("offset", self.offset, "[] or [B]")
         slopes = self.slopes
         if slopes is not None:
-            slopes = problems.array("slopes", slopes, "float", "[heads]", (1,))
+            slopes = problems.array("slopes", slopes, "float", "[heads]")
             if not str(slopes.dtype).endswith("float32"):
                 problems.type(f"slopes must be float32, got dtype {slopes.dtype}")
             if tuple(slopes.shape) != (heads,):

@@ -31,7 +31,7 @@ class DenseBias(Bias):
 
     def _check(self, problems: Problems) -> None:
         axes = "broadcastable to [B, H, L, S]"
-        value = problems.array("array", self.array, "float", axes, (0, 1, 2, 3, 4))
+        value = problems.array("array", self.array, "float", axes)
         self._set(array=value)
 
     @property

@@ -36,7 +36,7 @@ class RelativeTable(TableBias):
     window: Any = ()
 
     def _check(self, problems: Problems) -> None:
-        table = problems.array("table", self.table, "float", "[offsets, H]", (2,))
+        table = problems.array("table", self.table, "float", "[offsets, H]")
         window = problems.integers("window", self.window, minimum=1)
         if not problems and not 1 <= len(window) <= 3:
             problems.value(f"window must have 1 to 3 axes, got {window}")

@@ -43,9 +43,9 @@ class T5Buckets(TableBias):
     offset: Array = data(default=0)
 
     def _check(self, problems: Problems) -> None:
-        table = problems.array("table", self.table, "float", "[buckets, H]", (2,))
+        table = problems.array("table", self.table, "float", "[buckets, H]")
         far = problems.integer("max_distance", self.max_distance)
-        offset = problems.by_row("offset", self.offset)
+        offset = problems.integer_or_array("offset", self.offset, "[] or [B]")
         bidirectional: Any = self.bidirectional
         if not isinstance(bidirectional, bool):
             problems.type(f"bidirectional must be True or False, got {describe(bidirectional)}")

@@ -102,11 +102,11 @@ class MLM(Scheme):
             ValueError, TypeError: shapes or dtypes are wrong, or words are missing or given for nothing.
         """
         problems = Problems("MLM")
-        tokens = problems.array("tokens", tokens, "int", "[B, L]", (2,))
+        tokens = problems.array("tokens", tokens, "int", "[B, L]")
         given = {"special": special, "words": words}
         for name, kind in (("special", "bool"), ("words", "int")):
             if given[name] is not None:
-                given[name] = problems.array(name, given[name], kind, "[B, L]", (2,))
+                given[name] = problems.array(name, given[name], kind, "[B, L]")
                 if not problems.faults and tuple(given[name].shape) != tuple(tokens.shape):
                     problems.value(
                         f"{name} must have the shape {list(tokens.shape)} of tokens, got {list(given[name].shape)}"

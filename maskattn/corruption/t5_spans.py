@@ -125,9 +125,9 @@ class T5Spans(Scheme):
 
     def _checked(self, tokens: Array, lengths: Array) -> tuple[Array, Array]:
         problems = Problems("T5Spans")
-        tokens = problems.array("tokens", tokens, "int", "[B, L]", (2,))
+        tokens = problems.array("tokens", tokens, "int", "[B, L]")
         if lengths is not None:
-            lengths = problems.array("lengths", lengths, "int", "[B]", (1,))
+            lengths = problems.array("lengths", lengths, "int", "[B]")
         if not problems.faults:
             batch, length = tokens.shape
             if lengths is not None and lengths.shape[0] != batch:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from maskattn._declared import declared, part
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, on_subclass, part, to_numpy
+from maskattn._fields import Array, on_subclass, to_numpy
 from maskattn._pairs import AXES, Pairwise, filled, grid, negated, restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._to_json import to_json
@@ -223,31 +223,34 @@ class _Combination(Mask):
         return frozenset().union(*[mask.depends for mask in self.children()])
 
 
-@dataclass(frozen=True)
+@declared
 class And(_Combination):
-    """Allowed where every part allows; built by `&`."""
+    """Allowed where every part allows; built by `&`. True = may attend."""
 
-    parts: tuple[Mask, ...] = part()
+    parts: tuple[Mask, ...] = part(Mask, many=True, meaning="the masks that are combined")
 
     def __repr__(self) -> str:
         return " & ".join(f"({mask!r})" if isinstance(mask, Or) else repr(mask) for mask in self.parts)
 
 
-@dataclass(frozen=True)
+@declared
 class Or(_Combination):
-    """Allowed where any part allows; built by `|`."""
+    """Allowed where any part allows; built by `|`. True = may attend."""
 
-    parts: tuple[Mask, ...] = part()
+    parts: tuple[Mask, ...] = part(Mask, many=True, meaning="the masks that are combined")
 
     def __repr__(self) -> str:
         return " | ".join(f"({mask!r})" if isinstance(mask, And) else repr(mask) for mask in self.parts)
 
 
-@dataclass(frozen=True)
+@declared
 class Not(_Combination):
-    """Allowed where its part forbids: the plain complement, built by `~`. Padding becomes allowed."""
+    """Allowed where its part forbids, built by `~`: the plain complement. True = may attend.
 
-    part: Mask = part()
+    Padding becomes allowed too.
+    """
+
+    part: Mask = part(Mask, meaning="the mask that is turned round")
 
     def __repr__(self) -> str:
         return f"~({self.part!r})" if isinstance(self.part, (And, Or)) else f"~{self.part!r}"
@@ -274,7 +277,7 @@ class _Constant(Mask):
         return frozenset()
 
 
-@dataclass(frozen=True)
+@declared
 class Full(_Constant):
     """Everything: every query may attend to every key. True = may attend.
 
@@ -294,7 +297,7 @@ class Full(_Constant):
     rule: ClassVar[str] = "everything"
 
 
-@dataclass(frozen=True)
+@declared
 class Empty(_Constant):
     """Nothing: no query may attend to any key. True = may attend.
 

@@ -20,7 +20,7 @@ class Slots(Mask):
 
     def _check(self, problems: Problems) -> None:
         axes = "[B, S]" if self.of_keys else "[B, L]"
-        self._set(keep=problems.array("keep", self.keep, "bool", axes, (2,)))
+        self._set(keep=problems.array("keep", self.keep, "bool", axes))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return lookup(self.keep, b, k if self.of_keys else q)

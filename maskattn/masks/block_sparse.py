@@ -42,7 +42,7 @@ class BlockSparse(Mask):
     rule: ClassVar[str] = "layout[h, q // block_size, k // block_size]"
 
     def _check(self, problems: Problems) -> None:
-        layout = problems.array("layout", self.layout, "bool", "[QB, KB] or [H, QB, KB]", (2, 3))
+        layout = problems.array("layout", self.layout, "bool", "[QB, KB] or [H, QB, KB]")
         block_size = problems.integers("block_size", self.block_size, minimum=1, length=2)
         self._set(layout=layout, block_size=block_size)
 

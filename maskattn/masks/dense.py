@@ -37,7 +37,7 @@ class Dense(Mask):
     rule: ClassVar[str] = "keep[b, h, q, k]"
 
     def _check(self, problems: Problems) -> None:
-        value = problems.array("keep", self.keep, "bool", "broadcastable to [B, H, L, S]", (0, 1, 2, 3, 4))
+        value = problems.array("keep", self.keep, "bool", "broadcastable to [B, H, L, S]")
         self._set(keep=value)
 
     @property

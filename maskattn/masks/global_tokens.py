@@ -37,7 +37,7 @@ class Global(Mask):
     rule: ClassVar[str] = "tokens[b, q] or tokens[b, k]"
 
     def _check(self, problems: Problems) -> None:
-        value = problems.array("tokens", self.tokens, "bool", "[S] or [B, S]", (1, 2))
+        value = problems.array("tokens", self.tokens, "bool", "[S] or [B, S]")
         self._set(tokens=value)
 
     def _rows(self) -> Array:

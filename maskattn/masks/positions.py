@@ -28,7 +28,10 @@ class At(Mask):
 
     def __post_init__(self) -> None:
         problems = Problems("at")
-        q_offset, k_offset = problems.by_row("q_offset", self.q_offset), problems.by_row("k_offset", self.k_offset)
+        q_offset, k_offset = (
+            problems.integer_or_array("q_offset", self.q_offset, "[] or [B]"),
+            problems.integer_or_array("k_offset", self.k_offset, "[] or [B]"),
+        )
         problems.raise_if_any()
         self._set(q_offset=q_offset, k_offset=k_offset)
 
@@ -97,8 +100,8 @@ class Positioned(Mask):
 
     def __post_init__(self) -> None:
         problems = Problems("with_positions")
-        q_pos = problems.array("q_pos", self.q_pos, "int", "[B, L]", (2,))
-        k_pos = problems.array("k_pos", self.k_pos, "int", "[B, S]", (2,))
+        q_pos = problems.array("q_pos", self.q_pos, "int", "[B, L]")
+        k_pos = problems.array("k_pos", self.k_pos, "int", "[B, S]")
         if not problems and q_pos.shape[0] != k_pos.shape[0] and 1 not in (q_pos.shape[0], k_pos.shape[0]):
             problems.value(f"q_pos and k_pos must have one batch, got {q_pos.shape[0]} and {k_pos.shape[0]}")
         problems.raise_if_any()

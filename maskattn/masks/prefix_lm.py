@@ -37,7 +37,7 @@ class PrefixLM(Mask):
     rule: ClassVar[str] = "k < prefix[b] or k <= q"
 
     def _check(self, problems: Problems) -> None:
-        self._set(prefix=problems.lengths("prefix", self.prefix))
+        self._set(prefix=problems.integer_or_array("prefix", self.prefix, "[B]", minimum=0))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return (k < at_row(self.prefix, b)) | (k <= q)

@@ -41,10 +41,10 @@ class Segments(Mask):
     rule: ClassVar[str] = "q_ids[b, q] == k_ids[b, k] >= 0"
 
     def _check(self, problems: Problems) -> None:
-        q_ids = problems.array("q_ids", self.q_ids, "int", "[B, L]", (2,))
+        q_ids = problems.array("q_ids", self.q_ids, "int", "[B, L]")
         k_ids = self.k_ids
         if k_ids is not None:
-            k_ids = problems.array("k_ids", k_ids, "int", "[B, S]", (2,))
+            k_ids = problems.array("k_ids", k_ids, "int", "[B, S]")
         if k_ids is not None and not problems and q_ids.shape[0] != k_ids.shape[0]:
             if 1 not in (q_ids.shape[0], k_ids.shape[0]):
                 problems.value(f"q_ids and k_ids must have one batch, got {q_ids.shape[0]} and {k_ids.shape[0]}")
@@ -60,10 +60,9 @@ class Segments(Mask):
         problems = Problems("Segments.from_sizes")
         given = {"q_sizes": q_sizes} if k_sizes is None else {"q_sizes": q_sizes, "k_sizes": k_sizes}
         found = {
-            name: problems.array(name, _concrete(sizes), "int", "[documents]", (1,)) for name, sizes in given.items()
+            name: problems.array(name, _concrete(sizes), "int", "[documents]", minimum=0)
+            for name, sizes in given.items()
         }
-        for name, sizes in found.items():
-            problems.not_negative(name, sizes)
         if not problems and len({len(sizes) for sizes in found.values()}) > 1:
             problems.value(f"one size per document is needed on both sides, got {[len(s) for s in found.values()]}")
         problems.raise_if_any()
@@ -82,7 +81,7 @@ class Segments(Mask):
             given["cu_seqlens_k"] = cu_seqlens_k
         sizes = []
         for name, cumulative in given.items():
-            ends = problems.array(name, _concrete(cumulative), "int", "[documents + 1]", (1,))
+            ends = problems.array(name, _concrete(cumulative), "int", "[documents + 1]")
             if not problems and (len(ends) == 0 or ends[0] != 0 or (np.diff(ends) < 0).any()):
                 problems.value(f"{name} must start at 0 and not decrease, got {ends.tolist()}")
             sizes.append(ends)

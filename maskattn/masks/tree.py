@@ -48,7 +48,7 @@ class Tree(Mask):
     rule: ClassVar[str] = "key is the query or one of its ancestors"
 
     def _check(self, problems: Problems) -> None:
-        parents = problems.array("parents", self.parents, "int", "[N] or [B, N]", (1, 2))
+        parents = problems.array("parents", self.parents, "int", "[N] or [B, N]")
         if problems:
             return
         rows = parents if len(parents.shape) == 2 else parents[None]
