@@ -242,6 +242,7 @@ def part(of: type | None = None, *, many: bool | None = None, meaning: str = "",
 class Declared:
     """Base of classes with declared fields: frozen dataclasses, checked when made, with one error for all faults."""
 
+    __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     #: the fields that are declared; what a plain dataclass has beside them is static and not checked
     _kinds: ClassVar[dict[str, Kind]] = {}
     _checks: ClassVar[tuple[tuple[str, Check], ...]] = ()
@@ -276,7 +277,7 @@ class Declared:
 
     def __repr__(self) -> str:
         """As it may be written: without what is as it is by default."""
-        fields = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]  # type: ignore[arg-type]
+        fields = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
         given = [f"{field.name}={value!r}" for field, value in fields if field.default != value]
         return f"{type(self).__name__}({', '.join(given)})"
 

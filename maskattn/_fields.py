@@ -90,7 +90,7 @@ class Spec(Declared):
         found: list[tuple[Key, Any]] = [((name, None), getattr(self, name)) for name in self.data_fields()]
         found += self._parts()
         taken = {name for (name, _), _ in found}
-        names = [field.name for field in dataclasses.fields(self) if field.name not in taken]  # type: ignore[arg-type]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in taken]
         rest = tuple([(name, getattr(self, name)) for name in names])
         return [leaf for _, leaf in found], (tuple([key for key, _ in found]), rest)
 
@@ -129,7 +129,7 @@ class Spec(Declared):
 
     def __repr__(self) -> str:
         shown = []
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
             if field.default is not dataclasses.MISSING and value is field.default:
                 continue

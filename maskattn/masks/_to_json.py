@@ -25,7 +25,7 @@ def to_json(mask: Spec, library: Mapping[str, type[Spec]]) -> str:
 
 def given(cls: type[Spec]) -> tuple[str, ...]:
     """The fields that the constructor takes; others follow from them."""
-    return tuple(field.name for field in dataclasses.fields(cls) if field.init)  # type: ignore[arg-type]
+    return tuple(field.name for field in dataclasses.fields(cls) if field.init)
 
 
 def _write(mask: Spec, library: Mapping[str, type[Spec]]) -> dict[str, Any]:
