@@ -31,6 +31,9 @@ class Kind:
     """What a field holds, in words with its bounds, and how a value is checked and converted.
 
     Attributes:
+        says: what a value must be.
+        none: what None means, where it is allowed.
+        bounded: whether a value of the right type can be wrong.
         role: data are arrays, parts are masks, and both are found in pytrees; everything else is static.
         many: whether a part is a tuple of masks; None where that was not said.
         consumed: whether the field only decides what is made with the object, and nothing is computed from it later.
@@ -39,13 +42,24 @@ class Kind:
     says: str = ""
     meaning: str = ""
     check: Check | None = None
+    none: str = ""
+    bounded: bool = True
     role: Role = "static"
     many: bool | None = None
     consumed: bool = False
 
+    def field(self, options: dict[str, Any]) -> Any:
+        """A field of this kind."""
+        return dataclasses.field(metadata={"kind": self}, **options)
 
-def _field(kind: Kind, options: dict[str, Any]) -> Any:
-    return dataclasses.field(metadata={"kind": kind}, **options)
+    def described(self, default: Any) -> str:
+        """What it says, with what None means and the default."""
+        words = self.says
+        if self.none and default is not None:
+            words += f", or None: {self.none}"
+        elif self.none:
+            words += f"; default None: {self.none}"
+        return words if default in (None, dataclasses.MISSING) else f"{words}; default {default!r}"
 
 
 # In what follows `meaning` is what a field is for, `none` what None means where it is allowed, and `options` are those
@@ -66,8 +80,9 @@ def integer(
     def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
         return problems.integer(name, value, minimum, below)
 
-    says = f"int{_whole(minimum, below)}{_or(none)}"
-    return _field(Kind(says, meaning, _optional(check, none), consumed=consumed), options)
+    bounded = minimum is not None or below is not None
+    says = f"int{_whole(minimum, below)}"
+    return Kind(says, meaning, _optional(check, none), none, bounded, consumed=consumed).field(options)
 
 
 def integers(
@@ -101,10 +116,12 @@ def integers(
             problems.value(f"{name} must have {_axes(least, most)}, got {found}")
         return found
 
-    says = f"tuple of ints{_whole(minimum)}, {_axes(least, most)}" + (", or an int for one" if alone else "")
+    each = f"int{_whole(minimum)}"
     if per:
-        says = f"int{_whole(minimum)}, or a tuple of " + (f"one per axis of {per}" if named else str(per))
-    return _field(Kind(says, meaning, check), options)
+        says = f"{each}, or one per axis of {per}" if named else f"{each}, or {per} of them"
+    else:
+        says = f"{_axes(least, most)}, each an {each}" + (", or one int" if alone else "")
+    return Kind(says, meaning, check).field(options)
 
 
 def number(
@@ -130,8 +147,8 @@ def number(
             return found
         return float(np.float32(found)) if float32 else found
 
-    says = f"number{span.short}{', rounded to float32' if float32 else ''}{_or(none)}"
-    return _field(Kind(says, meaning, _optional(check, none)), options)
+    says = f"number{span.short}{', finite in float32' if float32 else ''}"
+    return Kind(says, meaning, _optional(check, none), none).field(options)
 
 
 def interval(
@@ -158,7 +175,7 @@ def interval(
                 problems.value(f"{name} must be (low, high), low <= high, {span.must}, got {found}")
         return found
 
-    return _field(Kind(f"(low, high), numbers{span.short}, low <= high", meaning, check), options)
+    return Kind(f"(low, high), numbers{span.short}, low <= high", meaning, check).field(options)
 
 
 def flag(*, meaning: str = "", **options: Any) -> Any:
@@ -169,7 +186,7 @@ def flag(*, meaning: str = "", **options: Any) -> Any:
             problems.type(f"{name} must be True or False, got {describe(value)}")
         return value
 
-    return _field(Kind("bool", meaning, check), options)
+    return Kind("bool", meaning, check, bounded=False).field(options)
 
 
 def choice(*known: str, meaning: str = "", **options: Any) -> Any:
@@ -179,7 +196,7 @@ def choice(*known: str, meaning: str = "", **options: Any) -> Any:
         problems.choice(name, value, known)
         return value
 
-    return _field(Kind(" or ".join(f'"{name}"' for name in known), meaning, check), options)
+    return Kind(" or ".join(map(repr, known)), meaning, check).field(options)
 
 
 def data(
@@ -209,10 +226,9 @@ def data(
             return problems.integer_or_array(name, value, axes, minimum, ranks)
         return problems.array(name, value, dtype, axes, minimum, ranks)
 
-    says = (
-        "int, or " if or_int else ""
-    ) + f"{dtype} array {axes}{',' if minimum is not None else ''}{_whole(minimum)}{_or(none)}"
-    return _field(Kind(says, meaning, check, "data") if dtype else Kind(meaning=meaning, role="data"), options)
+    says = f"{'int, or ' if or_int else ''}{dtype} array {axes}{'' if minimum is None else ','}{_whole(minimum)}"
+    kind = Kind(says, meaning, check, none, role="data") if dtype else Kind(meaning=meaning, role="data")
+    return kind.field(options)
 
 
 def part(of: type | None = None, *, many: bool | None = None, meaning: str = "", **options: Any) -> Any:
@@ -235,8 +251,9 @@ def part(of: type | None = None, *, many: bool | None = None, meaning: str = "",
         return tuple(value)
 
     if of is None:
-        return _field(Kind(meaning=meaning, role="part", many=many), options)
-    return _field(Kind(f"tuple of {of.__name__}" if many else of.__name__, meaning, check, "part", bool(many)), options)
+        return Kind(meaning=meaning, role="part", many=many).field(options)
+    says = f"tuple of {of.__name__}s" if many else of.__name__
+    return Kind(says, meaning, check, bounded=False, role="part", many=bool(many)).field(options)
 
 
 class Declared:
@@ -251,6 +268,8 @@ class Declared:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
+        for name in vars(cls).get("__slots__", ()):  # of dataclass(slots=True): fields stay in the dictionary
+            delattr(cls, name)
         own = {name: field for name, field in vars(cls).items() if isinstance(field, dataclasses.Field)}
         declared = {name: field.metadata["kind"] for name, field in own.items() if "kind" in field.metadata}
         if declared:
@@ -277,7 +296,7 @@ class Declared:
 
     def __repr__(self) -> str:
         """As it may be written: without what is as it is by default."""
-        fields = [(field, getattr(self, field.name)) for field in dataclasses.fields(self)]
+        fields = [(field, getattr(self, field.name)) for field in dataclasses.fields(self) if field.init]
         given = [f"{field.name}={value!r}" for field, value in fields if field.default != value]
         return f"{type(self).__name__}({', '.join(given)})"
 
@@ -295,26 +314,24 @@ def declared(cls: type[T]) -> type[T]:
 def _documented(cls: type[Any]) -> str:
     """The docstring, with the fields before the first example and the errors at the end."""
     text = inspect.cleandoc(cls.__doc__ or "")
-    given: list[str] = []
-    made: list[str] = []
-    for field in dataclasses.fields(cls):
-        kind: Kind = cls._kinds.get(field.name, Kind())
-        words = [kind.says] if kind.says else []
-        if field.default is not dataclasses.MISSING:
-            words.append(f"default {field.default!r}")
-        line = f"  {field.name}" + (f" ({'; '.join(words)})" if words else "") + f": {kind.meaning}."
-        (given if field.init else made).append(wrapped(f"  {line}", _WIDTH, 4))
-    sections = ["\n".join([title, *lines]) for title, lines in (("Args:", given), ("Attributes:", made)) if lines]
-    if sections:
-        before, mark, after = text.partition("\n\n>>>")
-        text = "\n\n".join([before, *sections]) + mark + after
+    kinds = [(field, cls._kinds.get(field.name, Kind())) for field in dataclasses.fields(cls)]
+    for title, init in (("Args:", True), ("Attributes:", False)):
+        said = [_line(field, kind) for field, kind in kinds if field.init is init]
+        before, example, after = text.partition("\n\n>>>")
+        text = "\n".join([f"{before}\n\n{title}", *said]) + example + after if said else text
+    bounds = ["its shape or value is out of bounds"] if any(kind.bounded for _, kind in kinds if kind.check) else []
+    rules = bounds if cls._check is Declared._check else [*bounds, inspect.cleandoc(cls._check.__doc__ or "")]
     if cls._checks:
-        rule = "" if cls._check is Declared._check else f", or {inspect.cleandoc(cls._check.__doc__ or '')}"
-        faults = (
-            f"    TypeError, ValueError: a field is not as said above{rule.rstrip('.')}. One error names all faults."
-        )
-        text += "\n\nRaises:\n" + wrapped(faults, _WIDTH, 4)
+        faults = ["    TypeError: a field is of another type."]
+        faults += [f"ValueError: {', or '.join(rules)}."] if rules else []
+        faults += ["One error names every fault."] if len(cls._checks) > 1 else []
+        text += f"\n\nRaises:\n{wrapped(' '.join(faults), _WIDTH, 4)}"
     return text
+
+
+def _line(field: dataclasses.Field[Any], kind: Kind) -> str:
+    words = kind.described(field.default)
+    return wrapped(f"    {field.name}{f' ({words})' if words else ''}: {kind.meaning}.", _WIDTH, 4)
 
 
 def _optional(check: Check, none: str) -> Check:
@@ -324,10 +341,6 @@ def _optional(check: Check, none: str) -> Check:
         return None if value is None else check(problems, f"{name} (None = {none})", value, fields)
 
     return optional if none else check
-
-
-def _or(none: str) -> str:
-    return f", or None: {none}" if none else ""
 
 
 def _axes(least: int, most: int | None) -> str:

@@ -131,7 +131,7 @@ class Spec(Declared):
         shown = []
         for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
-            if field.default is not dataclasses.MISSING and value is field.default:
+            if not field.init or (field.default is not dataclasses.MISSING and value is field.default):
                 continue
             shown.append(literal(value) if field.default is dataclasses.MISSING else f"{name}={literal(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"

@@ -20,8 +20,8 @@ class Additive(Bias):
     [0.0, 0.0, -10000.0]
     """
 
-    mask: Mask = part(Mask, meaning="what would be forbidden. True = may attend, and adds nothing")
-    value: float = number(float32=True, default=-10000.0, meaning="what the other pairs add")
+    mask: Mask = part(Mask, meaning="where nothing is added. True = may attend")
+    value: float = number(float32=True, default=-10000.0, meaning="what is added elsewhere, rounded to float32")
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         # 0 * -10000.0 is -0.0, as in the formula

@@ -36,7 +36,7 @@ class ALiBi(Bias):
            [-0.0625,  0.    , -0.0625]], dtype=float32)
     """
 
-    heads: int = integer(minimum=1, meaning="n")
+    heads: int = integer(minimum=1, meaning="query heads")
     slopes: Array = data("float32", "[heads]", none="the published ones", default=None, meaning="one per head")
     form: str = choice("distance", "key", default="distance", meaning="which of the two is added")
     offset: Array = data(

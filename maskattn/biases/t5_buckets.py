@@ -36,7 +36,7 @@ class T5Buckets(TableBias):
     )
 
     def _check(self, problems: Problems) -> None:
-        """table has fewer than 2 buckets (bidirectional: 4), or max_distance is no more than have one each"""
+        """table has fewer than 2 buckets (bidirectional: 4), or max_distance is among those with a bucket each"""
         least = 4 if self.bidirectional else 2
         if self.table.shape[0] < least:
             problems.value(f"table must have at least {least} buckets, got {self.table.shape[0]}")

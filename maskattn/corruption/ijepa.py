@@ -66,7 +66,7 @@ class IJEPA(Scheme):
         above=0, maximum=1, default=(0.85, 1.0), meaning="the same of the context block"
     )
     target_aspect: tuple[float, float] = interval(
-        above=0, default=(0.75, 1.5), meaning="aspect ratios of target blocks; context blocks are square"
+        above=0, default=(0.75, 1.5), meaning="that of target blocks; context blocks are square"
     )
     min_keep: int = integer(minimum=0, default=10, meaning="a block has more patches than this")
     allow_overlap: bool = flag(default=False, meaning="whether the context keeps the targets' patches")

@@ -60,7 +60,7 @@ class MLM(Scheme):
     ignore_index: int = integer(default=-100, meaning="the label where nothing is to be predicted")
 
     def _check(self, problems: Problems) -> None:
-        """mask_id or ignore_index is on the wrong side of vocab_size, or the shares sum to more than 1"""
+        """mask_id is no token of the vocabulary, ignore_index is one, or the shares sum to more than 1"""
         if self.mask_id >= self.vocab_size:
             problems.value(f"vocab_size must be in (mask_id {self.mask_id}, 2**31), got {self.vocab_size}")
         elif 0 <= self.ignore_index < self.vocab_size:

@@ -53,8 +53,8 @@ class T5Spans(Scheme):
     sentinels: int = integer(minimum=1, default=100, meaning="how many there are")
     rate: float = number(above=0, below=1, default=0.15, meaning="the fraction of the tokens that is corrupted")
     mean_span: float = number(minimum=1, default=3.0, meaning="the mean length of a span")
-    eos_id: int | None = integer(minimum=0, none="nothing", default=None, meaning="what ends inputs and targets")
-    pad_id: int = integer(minimum=0, default=0, meaning="what fills up both")
+    eos_id: int | None = integer(minimum=0, none="no end is marked", default=None, meaning="ends inputs and targets")
+    pad_id: int = integer(minimum=0, default=0, meaning="fills up both")
 
     def _check(self, problems: Problems) -> None:
         """there are more sentinels than tokens up to first_sentinel"""

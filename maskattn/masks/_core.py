@@ -25,8 +25,9 @@ class Mask(Pairwise):
     """What may attend to what. True = may attend.
 
     A mask is a `@dataclass(frozen=True)` subclass with an `allowed` method. Fields are static (ints, tuples: hashable,
-    part of a compile key) unless declared with `data()` (arrays of NumPy, JAX or PyTorch) or `part()` (masks).
-    Masks combine with `&`, `|` and `~`, which is the plain complement.
+    part of a compile key) unless declared with `data()` (arrays of NumPy, JAX or PyTorch) or `part()` (masks), which
+    check them where they are told what to expect: `data("int", "[B]")`, `part(Mask)`. Masks combine with `&`, `|` and
+    `~`, which is the plain complement.
 
     Attributes:
         relational: whether `allowed` compares positions rather than reads stored slots; only then does
@@ -225,7 +226,17 @@ class _Combination(Mask):
 
 @declared
 class And(_Combination):
-    """Allowed where every part allows; built by `&`. True = may attend."""
+    """Allowed where every part allows; built by `&`. True = may attend.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Causal() & masks.KeyPadding([2]), 3, 3))
+    #--
+    ##-
+    ##-
+    >>> print(masks.draw(masks.Causal() & masks.Strided(2), 2, 4))
+    #---
+    -#--
+    """
 
     parts: tuple[Mask, ...] = part(Mask, many=True, meaning="the masks that are combined")
 
@@ -235,7 +246,17 @@ class And(_Combination):
 
 @declared
 class Or(_Combination):
-    """Allowed where any part allows; built by `|`. True = may attend."""
+    """Allowed where any part allows; built by `|`. True = may attend.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Strided(2) | masks.KeyPadding([1]), 3, 3))
+    #--
+    ##-
+    #-#
+    >>> print(masks.draw(masks.Causal() | masks.KeyPadding([3]), 2, 4))
+    ###-
+    ###-
+    """
 
     parts: tuple[Mask, ...] = part(Mask, many=True, meaning="the masks that are combined")
 
@@ -248,6 +269,15 @@ class Not(_Combination):
     """Allowed where its part forbids, built by `~`: the plain complement. True = may attend.
 
     Padding becomes allowed too.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(~masks.Causal(), 3, 3))
+    -##
+    --#
+    ---
+    >>> print(masks.draw(~masks.KeyPadding([3]), 2, 5))
+    ---##
+    ---##
     """
 
     part: Mask = part(Mask, meaning="the mask that is turned round")

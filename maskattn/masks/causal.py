@@ -33,7 +33,7 @@ class Causal(Relational):
     #####
     """
 
-    offset: int = integer(default=0, meaning="how many keys after its own position a query sees")
+    offset: int = integer(default=0, meaning="the last key that a query sees, counted from its own position")
 
     rule: ClassVar[str] = "k <= q + offset"
 

@@ -9,7 +9,7 @@ from maskattn.masks._slots import Slots
 
 @declared
 class KeyMask(Slots):
-    """keep[b, k]. True = may attend.
+    """keep[b, k]: of each row some keys are kept, the others are padding. True = may attend.
 
     Padding anywhere in the row (left padding, holes), Hugging Face's attention_mask == 1. A slot outside `keep` is not
     kept.

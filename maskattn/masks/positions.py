@@ -20,6 +20,15 @@ class At(Mask):
     Made by `Mask.at`. Storage slots of data masks move with the positions. The tensors may then be a block of what the
     data describe, so lengths are checked less: along an axis whose offset is 0 they may not exceed the data, along
     others nothing is checked, and a slot outside the data is not allowed.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Causal().at(q_offset=2), 3, 3))
+    ###
+    ###
+    ###
+    >>> print(masks.draw(masks.KeyPadding([4]).at(k_offset=2), 2, 5))
+    ##---
+    ##---
     """
 
     part: Mask = part(Mask, meaning="the mask that is moved")
@@ -83,6 +92,15 @@ class Positioned(Mask):
     """A relational mask whose tokens have given positions: q_pos[b, q] and k_pos[b, k]. True = may attend.
 
     Made by `Mask.with_positions`. A slot outside the positions is not allowed.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Causal().with_positions([[2, 0, 1]], [[2, 0, 1]]), 3, 3))
+    ###
+    -#-
+    -##
+    >>> print(masks.draw(masks.Causal().with_positions([[1, 3]], [[0, 1, 2, 3]]), 2, 4))
+    ##--
+    ####
     """
 
     part: Mask = part(Mask, meaning="the mask whose positions are given")
@@ -93,7 +111,7 @@ class Positioned(Mask):
     _called: ClassVar[str] = "with_positions"
 
     def _check(self, problems: Problems) -> None:
-        """the batches of the two differ"""
+        """the batches of q_pos and k_pos differ"""
         rows = (self.q_pos.shape[0], self.k_pos.shape[0])
         if rows[0] != rows[1] and 1 not in rows:
             problems.value(f"q_pos and k_pos must have one batch, got {rows[0]} and {rows[1]}")

@@ -9,7 +9,7 @@ from maskattn.masks._slots import Slots
 
 @declared
 class QueryMask(Slots):
-    """keep[b, q]. True = may attend.
+    """keep[b, q]: of each row some queries are kept, the others are padding. True = may attend.
 
     Padded queries, whose rows become empty and follow `empty_rows`. A slot outside `keep` is not kept.
 

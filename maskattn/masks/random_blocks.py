@@ -95,9 +95,6 @@ class RandomBlocks(Relational):
             faults.append(f"{self!r} expects q_len up to {self.kv_blocks * self.block_size}, got {q_len}")
         return faults
 
-    def __repr__(self) -> str:
-        return f"RandomBlocks({self.seed}, {self.block_size}, {self.blocks_per_row}, {self.kv_blocks})"
-
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
         block_size = draws.integer(1, 4)

@@ -32,12 +32,12 @@ class Segments(Mask):
     """
 
     q_ids: Array = data("int", "[B, L]", meaning="the document of each query; [1, L] serves every row")
-    k_ids: Array = data("int", "[B, S]", none="q_ids (self-attention)", default=None, meaning="that of each key")
+    k_ids: Array = data("int", "[B, S]", none="q_ids", default=None, meaning="the document of each key")
 
     rule: ClassVar[str] = "q_ids[b, q] == k_ids[b, k] >= 0"
 
     def _check(self, problems: Problems) -> None:
-        """the batches of the two differ"""
+        """the batches of q_ids and k_ids differ"""
         rows = [ids.shape[0] for ids in self._ids()]
         if rows[0] != rows[1] and 1 not in rows:
             problems.value(f"q_ids and k_ids must have one batch, got {rows[0]} and {rows[1]}")

@@ -6,7 +6,7 @@ import numpy as np
 
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, literal, peek
+from maskattn._fields import Array, peek
 from maskattn._lookup import extent, gather
 from maskattn._pairs import fixed, negated, zero
 from maskattn._problems import Problems
@@ -71,9 +71,6 @@ class Tree(Mask):
     def sizes(self) -> dict[str, int]:
         batch, nodes = self.first.shape
         return fixed(batch, q_len=nodes, kv_len=nodes)
-
-    def __repr__(self) -> str:
-        return f"Tree({literal(self.parents)})"
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
