@@ -23,8 +23,8 @@ from tests.convert.layouts.peer_cases import ALLOWED, PLAIN, WIDE, attend, conve
 @pytest.mark.parametrize("config", [WIDE, CONFIGS["no biases"]], ids=["every width its own", "no biases"])
 def test_equinox(config):
     canonical, tensors = converted("equinox", config)
-    sizes = {"key_size": config.key_dim, "value_size": config.value_dim, "output_size": config.output_dim}
-    sizes |= {"qk_size": config.qk_head_dim, "vo_size": config.value_head_dim}
+    sizes = {"key_size": config.kdim, "value_size": config.vdim, "output_size": config.out_dim}
+    sizes |= {"qk_size": config.head_dim, "vo_size": config.v_head_dim}
     flags = {f"use_{role}_bias": config.qkv_bias for role in ("query", "key", "value", "output")}
     key = jax.random.key(0)
     module = equinox.nn.MultiheadAttention(config.num_heads, config.embed_dim, **sizes, **flags, key=key)

@@ -17,8 +17,8 @@ from tests.convert.layouts.peer_cases import ALLOWED, GROUPED, PLAIN, WIDE, conv
 @pytest.mark.parametrize("config", [PLAIN, WIDE], ids=["plain", "every width its own"])
 def test_keras_multi_head_attention(config):
     canonical, tensors = converted("keras", config)
-    options = {"value_dim": config.value_head_dim, "output_shape": config.output_dim}
-    module = keras.layers.MultiHeadAttention(config.num_heads, config.qk_head_dim, **options, name="attention")
+    options = {"value_dim": config.v_head_dim, "output_shape": config.out_dim}
+    module = keras.layers.MultiHeadAttention(config.num_heads, config.head_dim, **options, name="attention")
     x = inputs_of(config)
     module.build(x[0].shape, x[2].shape, x[1].shape)
     variables = {variable.path: variable for variable in module.variables if "seed" not in variable.path}
