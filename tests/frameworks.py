@@ -50,7 +50,14 @@ NAMES = {
 }
 PLACE = getattr(importlib.util.find_spec("torch"), "origin", "")
 CAN_LINK = pytest.mark.skipif(" " in PLACE, reason="inductor cannot link PyTorch from a path with a space")
+#: What writes and reads files of these formats.
+FORMATS = {".orbax": "jax", ".pt": "torch"}
 _collecting = True
+
+
+def in_both(test: object) -> object:
+    """Marks a test that reaches both frameworks through the library."""
+    return pytest.mark.jax(pytest.mark.torch(test))
 
 
 class Missing:
@@ -95,8 +102,9 @@ def of_test(item: pytest.Item) -> set[str]:
     if isinstance(twin, str):
         return {twin} & PACKAGES.keys()
     fixtures = tuple(made[-1].func for made in item._fixtureinfo.name2fixturedefs.values())
-    given = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return of_functions((item.function, *fixtures)) | of_values(given)
+    given = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+    formats = {FORMATS[value] for value in given if isinstance(value, str) and value in FORMATS}
+    return of_functions((item.function, *fixtures)) | of_values(given) | formats
 
 
 def named(path: Path, framework: str) -> bool:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests import frameworks
-from tests.frameworks import Missing, jax, jnp, torch
+from tests.frameworks import Missing, in_both, jax, jnp, torch
 from tests.without import PACKAGES
 
 ROOT = Path(__file__).parents[1]
@@ -22,6 +22,7 @@ SOME = {
 }
 
 
+@in_both
 @pytest.mark.parametrize("missing", PACKAGES)
 def test_everything_is_collected_and_one_half_runs(missing):
     there = {"jax": "torch", "torch": "jax"}[missing]

@@ -224,6 +224,7 @@ def test_hostile_msgpack(tmp_path):
             checkpoints.open(path)
 
 
+@pytest.mark.torch
 def test_names_that_would_leave_a_folder_do_no_harm(tmp_path):
     """No reader makes a file of a name; only Orbax stores names as folders, and refuses these."""
     tensors = {name: np.ones(2, np.float32) for name in ("../../x", "/etc/x", "..", "a\\b", "con", " ")}
