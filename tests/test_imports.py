@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.frameworks import in_both
+
 ROOT = Path(__file__).parents[1]
 JAX = {"jax", "jaxlib", "flax", "optax", "orbax"}
 TORCH = {"torch", "torchvision", "functorch", "timm"}
@@ -19,7 +21,6 @@ TWINS = {"maskattn_jax": TORCH | {"maskattn_torch"}, "maskattn_torch": JAX | {"m
 # What a new interpreter holds after importing modules: the top-level names that are neither its own nor the library's.
 LOADED = """
 import importlib, json, pkgutil, sys
-from tests.frameworks import in_both
 before = set(sys.modules)
 package, left_out = sys.argv[1], sys.argv[2:]
 def load(name):
