@@ -56,7 +56,7 @@ class Problems:
         elif positive and value <= 0.0:
             self.value(f"{name} must be positive, got {value}")
 
-    def choice(self, name: str, value: Any, known: Sequence[str]) -> None:
+    def choice(self, name: str, value: object, known: Sequence[str]) -> None:
         """Note a name that is not among the known ones."""
         if not isinstance(value, str):
             self.type(f"{name} must be one of {', '.join(known)}, got {show(value)}")
@@ -76,13 +76,13 @@ class Problems:
             self.value(f"{name} must be at least {minimum}, got {number}")
         return number
 
-    def by_row(self, name: str, value: Any) -> Any:
+    def by_row(self, name: str, value: object) -> Any:
         """`value` as an int, or as an int array [] or [B] that holds one for each batch row."""
         if hasattr(value, "__len__") or hasattr(value, "dtype"):
             return self.array(name, value, "int", "[] or [B]", (0, 1))
         return self.integer(name, value)
 
-    def lengths(self, name: str, value: Any) -> Any:
+    def lengths(self, name: str, value: object) -> Any:
         """`value` as an int of at least 0, or as an int array [B] that holds one for each batch row."""
         if not hasattr(value, "__len__") and not getattr(value, "shape", ()):
             return self.integer(name, value, minimum=0)
@@ -90,7 +90,7 @@ class Problems:
         self.not_negative(name, value)
         return value
 
-    def integers(self, name: str, value: Any, minimum: int | None = None, length: int | None = None) -> Any:
+    def integers(self, name: str, value: object, minimum: int | None = None, length: int | None = None) -> Any:
         """`value` as a tuple of ints; where `length` is given, an int stands for itself on every axis."""
         if length is not None and not isinstance(value, (Sequence, np.ndarray)):
             number = self.integer(name, value, minimum)
@@ -102,7 +102,7 @@ class Problems:
             self.value(f"{name} must have {length} entries, got {len(value)}")
         return tuple(self.integer(f"{name}[{i}]", entry, minimum) for i, entry in enumerate(value))
 
-    def array(self, name: str, value: Any, kind: str, axes: str, ranks: tuple[int, ...]) -> Array:
+    def array(self, name: str, value: object, kind: str, axes: str, ranks: tuple[int, ...]) -> Array:
         """`value` as an array of `kind` ("bool", "int", "float"); NumPy data are copied, so that they cannot change.
 
         `axes` says the expected shape in messages.
@@ -125,7 +125,7 @@ class Problems:
             self.value(f"{name} must have shape {axes}, got {list(value.shape)}")
         return value
 
-    def not_negative(self, name: str, value: Any) -> None:
+    def not_negative(self, name: str, value: object) -> None:
         """Entries of `value`, where they can be read at once, are at least 0."""
         if isinstance(value, np.ndarray) and value.dtype.kind == "i" and value.size and int(value.min()) < 0:
             self.value(f"{name} must not be negative, got {int(value.min())}")
@@ -141,7 +141,7 @@ class Problems:
         raise TypeError(message) if self.wrong_type else ValueError(message)
 
 
-def _copied(value: Any, kind: str) -> np.ndarray:
+def _copied(value: object, kind: str) -> np.ndarray:
     array = np.array(value)
     if array.size == 0 and array.dtype == np.float64 and kind != "float":
         array = array.astype(bool if kind == "bool" else np.int64)  # an empty list has no dtype of its own
@@ -152,7 +152,7 @@ def _is_numpy_number(value: Any) -> bool:
     return type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and value.dtype.kind in "iuf"
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A value in an error message: short."""
     shape = getattr(value, "shape", None)
     if shape is not None:
@@ -161,7 +161,7 @@ def show(value: Any) -> str:
     return text if len(text) <= 60 else f"{text[:57]}..."
 
 
-def describe(value: Any) -> str:
+def describe(value: object) -> str:
     """A value in an error message: short, with its type."""
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return f"{type(value).__name__} of dtype {dtype_name(value)} and shape {list(value.shape)}"

@@ -11,15 +11,17 @@ from typing import Any
 import ml_dtypes
 import numpy as np
 
+from maskattn.typing import NumPyArray, NumPyDType
+
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def dtype_named(name: Any) -> np.dtype[Any]:
+def dtype_named(name: Any) -> NumPyDType:
     """The NumPy dtype of this name, or of this type; those of ml_dtypes too."""
     return np.dtype(getattr(ml_dtypes, str(name), name))
 
 
-def to_numpy(array: Any) -> np.ndarray[Any, Any]:
+def to_numpy(array: object) -> NumPyArray:
     """The array in NumPy, on the CPU a view of its memory; fails for traced arrays, each framework in its own words."""
     if not hasattr(array, "detach"):
         return np.asarray(array)
@@ -32,7 +34,7 @@ def to_numpy(array: Any) -> np.ndarray[Any, Any]:
     return np.asarray(tensor.view(bits)).view(extended)
 
 
-def to_torch(array: np.ndarray[Any, Any], device: Any = None) -> Any:
+def to_torch(array: NumPyArray, device: object = None) -> Any:
     """The array as a tensor, on the CPU a view of its memory."""
     torch = sys.modules["torch"]
     if array.dtype == BFLOAT16:

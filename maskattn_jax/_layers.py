@@ -9,16 +9,15 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax.nnx.nn.dtypes import promote_dtype
+from jax import Array
 
 from maskattn.modules import of_kernel
 from maskattn_jax.functional import FRAMEWORK
 
-Array = Any
-
 __all__ = ["check_array", "project_by", "project_in"]
 
 
-def check_array(where: str, name: str, x: Any) -> None:
+def check_array(where: str, name: str, x: object) -> None:
     """Raise a TypeError unless an input of a module is an array."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise TypeError(f"{where}: {name} must be an array, got {type(x).__name__}")

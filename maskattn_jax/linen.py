@@ -77,7 +77,7 @@ class MultiHeadAttention(nn.Module):
         if (rate or out_rate) and dropout_key is None and self.has_rng("dropout"):
             dropout_key = self.make_rng("dropout")
         inputs: Any = module_inputs(where, config, (query, key, value), check_array, dropout_key, deterministic)
-        keys = module_keys(dropout_key) if rate or out_rate else (None, None)
+        keys: tuple[Any, Any] = module_keys(dropout_key) if rate or out_rate else (None, None)
         if rate or out_rate:
             self.sow("intermediates", "dropout_key", words(dropout_key))
         if config.project:

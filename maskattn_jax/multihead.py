@@ -92,8 +92,8 @@ class MultiHeadAttention(nnx.Module):
         dropout_key = self._key(dropout_key) if rate or out_rate else dropout_key
         inputs: Any = module_inputs(where, config, (query, key, value), check_array, dropout_key, deterministic)
         if config.project:
-            inputs = project_in((self.query, self.key, self.value), inputs, kernel, _parameters)
-        keys = module_keys(dropout_key) if rate or out_rate else (None, None)
+            inputs = project_in((self.query, self.key, self.value), inputs, kernel, _parameters)  # type: ignore[attr-defined]
+        keys: tuple[Any, Any] = module_keys(dropout_key) if rate or out_rate else (None, None)
         out = attend_heads(config, FRAMEWORK, inputs, mask, bias, rate, keys[0], kernel)
         out = _project(self.out, out, kernel) if config.project else out.reshape(*out.shape[:2], config.output_dim)
         return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop")) if out_rate else out

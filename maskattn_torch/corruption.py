@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn.corruption import Ops, Scheme
 from maskattn_torch import rng
+from maskattn_torch.types import Device, RandomKey
 
 __all__ = ["corrupt"]
 
-Array = Any
 
-
-def corrupt(scheme: Scheme, key: Any, *args: Any, device: Any = None, **named: Any) -> Any:
+def corrupt(scheme: Scheme, key: RandomKey, *args: object, device: Device = None, **named: object) -> Any:
     """`scheme.apply(key, *args, **named)` on tensors: integers in its result are int64.
 
     Args:
@@ -37,7 +37,7 @@ def corrupt(scheme: Scheme, key: Any, *args: Any, device: Any = None, **named: A
 class _TorchOps(Ops):
     xp, rng, integer = torch, rng, torch.int64
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Device) -> None:
         self.device = device
 
     def key(self, key: Any) -> Any:

@@ -80,7 +80,9 @@ class MultiHeadAttention(nn.Module):
         given = module_inputs(where, config, (query, key, value), self._check, dropout_key, deterministic)
         inputs = self._project_in(*given, kernel)
         rate, out_rate = dropout_rates(config, deterministic)
-        keys = module_keys(rng.words(dropout_key, inputs[0].device)) if rate or out_rate else (None, None)
+        keys: tuple[Any, Any] = (
+            module_keys(rng.words(dropout_key, inputs[0].device)) if rate or out_rate else (None, None)
+        )
         out = attend_heads(config, FRAMEWORK, inputs, mask, bias, rate, keys[0], kernel).flatten(2)
         if config.project:
             out = _linear(out, self.proj.weight, self.proj.bias, kernel)

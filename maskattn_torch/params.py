@@ -16,8 +16,7 @@ from maskattn.arrays import to_numpy, to_torch
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts, live
 from maskattn.convert.layouts import Layout
-
-Array = Any
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["config_of", "dump", "load"]
 
@@ -54,12 +53,12 @@ def dump(module: Any) -> dict[str, Array]:
     return live.dumped(layout, config, held, live.name_of(module))
 
 
-def config_of(module: Any) -> AttentionConfig:
+def config_of(module: object) -> AttentionConfig:
     """The configuration of a live module: its own, or what the framework's module was built with."""
     return _describe(module)[1]
 
 
-def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
+def _describe(module: object) -> tuple[Layout, AttentionConfig]:
     if isinstance(module, torch.nn.MultiheadAttention):
         return layouts.get("torch-mha"), _mha_config(module)
     config = getattr(module, "config", None)

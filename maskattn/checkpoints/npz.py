@@ -21,9 +21,10 @@ from numpy.lib import format as npy
 
 from maskattn._contiguous import contiguous
 from maskattn.checkpoints import _seal, _zip
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import FileWriter
+from maskattn.typing import NumPyArray as Array
 
 SUFFIXES = (".npz",)
 # Weights hardly compress: a large archive that would inflate to more times its size than this is a bomb.

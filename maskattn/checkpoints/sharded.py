@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from maskattn.checkpoints import safetensors
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._publish import TemporaryFolder, publishing, sync_folder
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Writer
 from maskattn.checkpoints.safetensors import SafetensorsReader, SafetensorsWriter, _no_duplicates
+from maskattn.typing import NumPyArray as Array
 
 SUFFIXES = (".safetensors.index.json",)
 INDEX_LIMIT = 100_000_000

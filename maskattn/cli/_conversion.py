@@ -15,7 +15,7 @@ from maskattn.convert import Move, Plan, Verification, config_json, layouts, pro
 _LISTED = 20
 
 
-def show_plan(plan: Plan, reader: Reader, console: Any, *, verbose: bool, full: bool) -> None:
+def show_plan(plan: Plan, reader: Reader, console: object, *, verbose: bool, full: bool) -> None:
     """The plan: every tensor where ``full``, otherwise what is found and what is said of it."""
     say(console, f"{reader.path}: {plan.source} -> {plan.target}")
     for line in (*plan.evidence, *reader.notes):
@@ -35,7 +35,7 @@ def show_plan(plan: Plan, reader: Reader, console: Any, *, verbose: bool, full: 
     say(console, "  undone by converting back: " + ("byte for byte" if plan.exact else "not exactly, see above"))
 
 
-def _moves(plan: Plan, console: Any, verbose: bool) -> None:
+def _moves(plan: Plan, console: object, verbose: bool) -> None:
     groups: dict[tuple[Any, ...], list[Move]] = {}
     for move in plan.moves:
         alike = (_plain(move.target), move.operation, move.array.shape, move.array.dtype)
@@ -53,7 +53,7 @@ def _several(names: tuple[str, ...]) -> str:
     return (" + ".join(names[:3]) + more) or "nothing"
 
 
-def show_verification(result: Verification, console: Any) -> None:
+def show_verification(result: Verification, console: object) -> None:
     """What was compared, and the errors of attention beside their limits."""
     for name, how in result.different.items():
         say(console, f"  differs: {name}: {how}")
@@ -77,10 +77,10 @@ def settle(
     reader: Reader,
     origin: str,
     probe: Path,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     heads: int | None,
     kv_heads: int | None,
-    console: Any,
+    console: object,
 ) -> str:
     """The form named, or the only layout under which the first layer computes the output in the file ``probe``."""
     from maskattn.convert import families

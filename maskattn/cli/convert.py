@@ -27,7 +27,7 @@ class _Size(click.ParamType):
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
         found = re.fullmatch(r"(\d+)\s*([KMG]I?)?B?", str(value).strip().upper())
         if found is None or int(found[1]) == 0:
             self.fail(f"expected a size such as 5GB or 500MiB, got {value!r}", param, ctx)

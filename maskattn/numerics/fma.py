@@ -15,7 +15,7 @@ Array = Any
 _HALF = -(1 << 27)
 
 
-def multiply_add(xp: Any, u: Array, span: float, low: float, *, wide: bool) -> Array:
+def multiply_add(xp: object, u: Array, span: float, low: float, *, wide: bool) -> Array:
     """u * span + low of a float64 array and two numbers: rounded once where the inputs are `wide` (float64); else they
     have at most 24 bits, and the result is rounded to odd: casting it to float32 rounds it once.
 

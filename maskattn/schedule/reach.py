@@ -10,10 +10,10 @@ import numpy as np
 from maskattn._pairs import restrict
 from maskattn.masks import Mask
 from maskattn.schedule.tiles import PAIRS, Schedule, Tiles, Tiling, inside, readable, settled
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["empty_rows", "known_rows", "reached"]
 
-Array = np.ndarray[Any, Any]
 
 _Sizes = tuple[int | None, int | None, int, int]
 
@@ -21,7 +21,9 @@ _Sizes = tuple[int | None, int | None, int, int]
 _BLOCK = 128
 
 
-def empty_rows(mask: Mask, batch: int | None, heads: int | None, q_len: int, kv_len: int, *, bias: Any = None) -> Array:
+def empty_rows(
+    mask: Mask, batch: int | None, heads: int | None, q_len: int, kv_len: int, *, bias: object = None
+) -> Array:
     """Which rows may attend to nothing: bool [batch, heads, q_len], size 1 on axes that are not read.
 
     Args:

@@ -8,9 +8,10 @@ from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
 
 from maskattn import schedule
-from maskattn._fields import Array, peek
+from maskattn._fields import peek
 from maskattn._problems import Problems
 from maskattn.masks import And, KeyMask, KeyPadding, Mask, Or, QueryMask, check_mask, require_mask
 from maskattn.masks.interop.bands import Band, band, intersection

@@ -6,6 +6,7 @@ from typing import Any
 
 import jax.numpy as jnp
 from flax import nnx
+from jax import Array
 
 from maskattn.parity.training import models
 from maskattn.parity.training.tasks import Stack, Task
@@ -14,8 +15,6 @@ from maskattn_jax.corruption import corrupt
 from maskattn_jax.dropout import drop
 from maskattn_jax.multihead import MultiHeadAttention
 from maskattn_jax.seed import Attention
-
-Array = Any
 
 __all__ = ["OPERATIONS", "Block", "Model"]
 
@@ -35,7 +34,7 @@ class Block(nnx.Module):
         for name, part in models.Block.parts(stack, _Build(rngs)).items():
             setattr(self, name, part)
 
-    def __call__(self, x: Array, key: Array, **given: Any) -> Array:
+    def __call__(self, x: Array, key: Array, **given: object) -> Array:
         """x [B, L, E] -> [B, L, E]; `given` goes to the attention (mask, True = may attend; kernel)."""
         return models.Block.apply(self, OPERATIONS, x, key, **given)
 

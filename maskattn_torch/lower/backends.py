@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn import schedule
-from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks import Mask, check_mask
 from maskattn_torch.lower._binding import bind, device_of

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor as Array, nn
 from torch.nn import functional as F
 
 from maskattn.parity.training import models
@@ -15,8 +15,6 @@ from maskattn_torch.corruption import corrupt
 from maskattn_torch.dropout import drop
 from maskattn_torch.multihead import MultiHeadAttention
 from maskattn_torch.seed import Attention
-
-Array = Any
 
 __all__ = ["OPERATIONS", "Block", "Model"]
 
@@ -41,7 +39,7 @@ class Block(nn.Module):
         for name, part in models.Block.parts(stack, _Build()).items():
             setattr(self, name, part)
 
-    def forward(self, x: Array, key: Array, **given: Any) -> Array:
+    def forward(self, x: Array, key: Array, **given: object) -> Array:
         """x [B, L, E] -> [B, L, E]; `given` goes to the attention (mask, True = may attend; kernel)."""
         return models.Block.apply(self, OPERATIONS, x, key, **given)
 

@@ -159,7 +159,7 @@ def parse(data: Mapping[str, Any], where: str) -> Family:
     )
 
 
-def _check(problems: Problems, data: Mapping[str, Any]) -> None:
+def _check(problems: Problems, data: Mapping[str, object]) -> None:
     known = (*_TEXTS, *_LISTS, *_TABLES, "scan", "scan_axis")
     for name in data:
         if name not in known:

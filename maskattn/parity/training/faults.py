@@ -94,10 +94,10 @@ def _coupled(twin: str, make_optimizer: Any) -> Callable[..., Any]:
     def in_torch(settings: Optimizer, model: Any) -> Any:
         import torch
 
-        options = {"betas": settings.betas, "eps": settings.epsilon, "weight_decay": settings.weight_decay}
-        return torch.optim.Adam(list(model.named_parameters()), settings.learning_rate, **options)
+        rate, betas, decay = settings.learning_rate, settings.betas, settings.weight_decay
+        return torch.optim.Adam(list(model.named_parameters()), rate, betas, settings.epsilon, decay)
 
-    def in_jax(settings: Optimizer, model: Any) -> Any:
+    def in_jax(settings: Optimizer, model: object) -> Any:
         import optax
         from flax import nnx
 

@@ -16,8 +16,7 @@ from maskattn.parity.findings import Finding
 from maskattn.parity.training import names
 from maskattn.parity.training.tasks import OPTIMIZERS, TASKS
 from maskattn.standards import value
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 #: Loaded when used, so that nothing imports both frameworks by itself.
 TRAINERS = {"torch": "maskattn_torch.testing.training", "jax": "maskattn_jax.testing.training"}

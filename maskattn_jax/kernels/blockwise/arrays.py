@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from maskattn_jax.kernels.blockwise.problem import Problem
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
-
-Array = Any
 
 
 class Place(NamedTuple):
@@ -47,7 +45,8 @@ class Row(NamedTuple):
 
 def rows(tiling: CallTiling) -> Array:
     """Every row of tiles as its place along batch, heads and queries: int32 [rows of tiles, 3], queries first."""
-    return np.indices((*tiling.groups, tiling.q_tiles), np.int32).reshape(3, -1).T
+    # of NumPy until `lax.scan` takes them
+    return cast(Array, np.indices((*tiling.groups, tiling.q_tiles), np.int32).reshape(3, -1).T)
 
 
 def row(tiling: CallTiling, number: Array) -> Row:
@@ -64,7 +63,7 @@ def row(tiling: CallTiling, number: Array) -> Row:
     return Row(batch, head, tile, parts)
 
 
-def visit(problem: Problem, steps: Steps, at: Row, step: Callable[[list[Part], Any], Any], carry: Any) -> Any:
+def visit(problem: Problem, steps: Steps, at: Row, step: Callable[[list[Part], Any], Any], carry: object) -> Any:
     """`step(parts, carry)` for each step of one kind in a row of tiles: its parts at the step's keys."""
     tiling, origin = problem.tiling, problem.conditions.origin
     batch = at.batch + origin.row if steps.count.shape[0] > 1 else 0
@@ -75,7 +74,7 @@ def visit(problem: Problem, steps: Steps, at: Row, step: Callable[[list[Part], A
         for x in (steps.first, steps.stop)
     )
 
-    def one(n: Array | int, carry: Any) -> Any:
+    def one(n: Array | int, carry: object) -> Any:
         begin, end = (slice_at(x, (n,), (1,)).reshape(()) for x in (first, stop))
         # a step that is wider than what is left begins earlier, where it would reach beyond the last tile
         key = jnp.minimum(begin, tiling.kv_tiles - steps.width) if steps.masked else begin

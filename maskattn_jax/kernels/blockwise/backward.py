@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from maskattn.biases import DenseBias
 from maskattn_jax.kernels.blockwise import arrays
@@ -22,8 +22,6 @@ from maskattn_jax.kernels.blockwise.problem import Problem, float_leaves, group_
 from maskattn_jax.kernels.blockwise.shards import manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tile import bias_values, kept, scores, window
-
-Array = Any
 
 
 class Gradients(NamedTuple):

@@ -18,10 +18,8 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 from jax.sharding import NamedSharding, PartitionSpec
-
-Array = Any
 
 
 class Origin(NamedTuple):
@@ -32,7 +30,7 @@ class Origin(NamedTuple):
     query: Array
 
 
-def divided(run: Callable[..., Any], query: Array, key: Array, value: Array, sinks: Array | None, rest: Any) -> Any:
+def divided(run: Callable[..., Any], query: Array, key: Array, value: Array, sinks: Array | None, rest: object) -> Any:
     """run(query, key, value, sinks, rest, origin) -> (output [B, L, H, Dv], lse [B, L, H]), on each device's part of
     the arrays where they are sharded over explicit axes; `rest` is whole everywhere.
 
@@ -47,10 +45,10 @@ def divided(run: Callable[..., Any], query: Array, key: Array, value: Array, sin
     mesh = next(jax.typeof(x).sharding.mesh for x, spec in zip((query, key, value), specs, strict=True) if any(spec))
     batch, heads, length, kv_length = _division(specs, mesh, key.shape[2])
 
-    def placed(x: Array, *spec: Any) -> Array:
+    def placed(x: Array, *spec: object) -> Array:
         return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    def local(query: Array, key: Array, value: Array, sinks: Any, rest: Any, *starts: Array) -> Any:
+    def local(query: Array, key: Array, value: Array, sinks: object, rest: object, *starts: Array) -> Any:
         if kv_length is not None:
             key, value = (lax.all_gather(x, kv_length, axis=1, tiled=True) for x in (key, value))
         origin = Origin(*(x[0] for x in starts))
@@ -76,19 +74,19 @@ def divided(run: Callable[..., Any], query: Array, key: Array, value: Array, sin
     )(query, key, value, sinks, rest, *starts)
 
 
-def _division(specs: list[tuple[Any, ...]], mesh: Any, kv_heads: int) -> tuple[Any, Any, Any, Any]:
+def _division(specs: list[tuple[Any, ...]], mesh: object, kv_heads: int) -> tuple[Any, Any, Any, Any]:
     """The mesh axes that divide batch, heads, queries and, until they are gathered, keys; none divides two of them."""
     query, key, value = specs
     used: set[str] = set()
 
-    def first(*entries: Any) -> Any:
+    def first(*entries: object) -> Any:
         for entry in entries:
             if entry is not None and not used & set(_names(entry)):
                 used.update(_names(entry))
                 return entry
         return None
 
-    def in_whole_heads(*entries: Any) -> list[Any]:
+    def in_whole_heads(*entries: object) -> list[Any]:
         sizes = [_size(mesh, entry) for entry in entries]
         return [entry for entry, size in zip(entries, sizes, strict=True) if not kv_heads % size or not size % kv_heads]
 
@@ -101,7 +99,7 @@ def _division(specs: list[tuple[Any, ...]], mesh: Any, kv_heads: int) -> tuple[A
     return batch, heads, length, kv_length
 
 
-def manual_axes(tree: Any) -> tuple[str, ...]:
+def manual_axes(tree: object) -> tuple[str, ...]:
     """The mesh axes of an enclosing `shard_map` over which some leaf varies."""
     found: set[str] = set()
     for leaf in jax.tree.leaves(tree):
@@ -109,12 +107,12 @@ def manual_axes(tree: Any) -> tuple[str, ...]:
     return tuple(sorted(found))
 
 
-def vary(tree: Any, axes: tuple[str, ...]) -> Any:
+def vary(tree: object, axes: tuple[str, ...]) -> Any:
     """Every leaf as one that varies over these mesh axes, so that loops can add what varies to it."""
     if not axes:
         return tree
 
-    def one(leaf: Any) -> Any:
+    def one(leaf: object) -> Any:
         missing = tuple(name for name in axes if name not in manual_axes(leaf))
         return lax.pcast(jnp.asarray(leaf), missing, to="varying") if missing else leaf
 
@@ -132,6 +130,6 @@ def _size(mesh: Any, entry: Any) -> int:
     return math.prod(mesh.shape[name] for name in _names(entry))
 
 
-def _names(entry: Any) -> tuple[str, ...]:
+def _names(entry: object) -> tuple[str, ...]:
     """The mesh axes of an entry of a PartitionSpec."""
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)

@@ -11,6 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn import schedule
 from maskattn._lookup import at_row
@@ -19,12 +20,10 @@ from maskattn.biases import Bias, T5Buckets
 from maskattn.masks import Full, Mask
 from maskattn_torch import lower
 
-Array = Any
-
 __all__ = ["attention", "unsupported"]
 
 
-def attention(call: Call, sinks: Array | None, compiled: bool = True) -> tuple[Array, Array]:
+def attention(call: Call[Array], sinks: Array | None, compiled: bool = True) -> tuple[Array, Array]:
     """The output [B, L, H, Dv] and log-sum-exp [B, L, H] of a call, with `sinks` in float32; empty rows 0, -inf.
 
     The mask's data are read now (from the device, if they are there): once for each call.
@@ -48,7 +47,7 @@ def attention(call: Call, sinks: Array | None, compiled: bool = True) -> tuple[A
     return out.transpose(1, 2), lse.transpose(1, 2)
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Every reason why FlexAttention cannot run a call."""
     reasons = []
     if call.dropout is not None:

@@ -26,14 +26,13 @@ from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
+from torch import Tensor as Array
 
 from maskattn._fields import to_numpy
 from maskattn.masks import Mask
 from maskattn.schedule.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces_of
 from maskattn_torch.kernels.blockwise.spec import structure_of
 from maskattn_torch.kernels.blockwise.windows import allowed, kv_range, rectangle, window
-
-Array = Any
 
 __all__ = ["Forbidden", "Patch", "Patches", "Sizes", "patches_of", "reached"]
 

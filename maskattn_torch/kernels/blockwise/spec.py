@@ -10,17 +10,16 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn._fields import Spec
 from maskattn.attention import Dropout
-
-Array = Any
 
 _NUMBERS: dict[Any, int] = {}
 _STRUCTURES: list[Any] = []
 
 
-def pack(*nodes: Any) -> tuple[int, list[Array]]:
+def pack(*nodes: object) -> tuple[int, list[Array]]:
     """The number of the structure of `nodes` (masks, biases, Dropout or None), and their tensors."""
     leaves: list[Array] = []
     structure = tuple(structure_of(node, leaves) for node in nodes)
@@ -47,7 +46,7 @@ def structure_of(node: Any, leaves: list[Array]) -> Any:
 
 
 @torch.compiler.assume_constant_result
-def _number(structure: Any) -> int:
+def _number(structure: object) -> int:
     if structure not in _NUMBERS:
         _NUMBERS[structure] = len(_STRUCTURES)
         _STRUCTURES.append(structure)

@@ -6,11 +6,10 @@ from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn.masks import Dense, Mask, fold
 from maskattn.schedule.pieces import Piece
-
-Array = Any
 
 __all__ = ["allowed", "dense_part", "indices", "kv_range", "read_indices", "rectangle", "window"]
 

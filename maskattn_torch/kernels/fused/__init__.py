@@ -15,6 +15,7 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn import schedule
 from maskattn._fields import peek
@@ -23,8 +24,6 @@ from maskattn.biases import DenseBias
 from maskattn.masks import Causal, KeyPadding
 from maskattn_torch import lower
 
-Array = Any
-
 #: Dense masks of at most so many queries times keys are kept for the next call.
 _KEPT = 1 << 20
 
@@ -32,7 +31,7 @@ _KEPT = 1 << 20
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
 
-def attention(call: Call) -> tuple[Array, None]:
+def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
     query, key, value, mask, bias, sizes = call.query, call.key, call.value, call.mask, call.bias, call.sizes
     if bias is None and isinstance(mask, KeyPadding):
@@ -44,7 +43,8 @@ def attention(call: Call) -> tuple[Array, None]:
     allowed, rows, keys = _settled(None if causal else mask, sizes, query.device)
     added = lower.bias(bias, *sizes, device=query.device)
     if isinstance(bias, DenseBias):  # which may forbid by -inf
-        finite = added != -math.inf
+        assert added is not None
+        finite = torch.ne(added, -math.inf)
         allowed = finite if allowed is None else finite & allowed
         rows, keys = torch.any(allowed, -1), torch.any(allowed, -2)
     dense = allowed
@@ -69,7 +69,7 @@ def attention(call: Call) -> tuple[Array, None]:
     return out, None
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Everything that the vendor's function on this platform cannot express; [] where it runs the call."""
     reasons = []
     name = "scaled_dot_product_attention"
