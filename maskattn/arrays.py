@@ -10,13 +10,14 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
 
 from maskattn.typing import NumPyArray, NumPyDType
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def dtype_named(name: Any) -> NumPyDType:
+def dtype_named(name: DTypeLike) -> NumPyDType:
     """The NumPy dtype of this name, or of this type; those of ml_dtypes too."""
     return np.dtype(getattr(ml_dtypes, str(name), name))
 
@@ -34,7 +35,7 @@ def to_numpy(array: object) -> NumPyArray:
     return np.asarray(tensor.view(bits)).view(extended)
 
 
-def to_torch(array: NumPyArray, device: object = None) -> Any:
+def to_torch(array: NumPyArray, device: Any = None) -> Any:
     """The array as a tensor, on the CPU a view of its memory."""
     torch = sys.modules["torch"]
     if array.dtype == BFLOAT16:

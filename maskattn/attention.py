@@ -26,7 +26,7 @@ from maskattn.schedule.reach import empty_rows
 from maskattn.typing import Array, EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
 
 if TYPE_CHECKING:
-    from jaxtyping import Float
+    from jaxtyping import Float, UInt32
 
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
@@ -43,7 +43,7 @@ class Options(TypedDict, Generic[A], total=False):
     softcap: float | None
     sinks: Float[A, " H"] | None
     dropout_rate: float
-    dropout_key: Any
+    dropout_key: int | UInt32[A | NumPyArray, " 2"] | None
     dropout_broadcast: tuple[SharedAxis, ...]
     empty_rows: EmptyRows
     kernel: KernelName

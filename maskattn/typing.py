@@ -34,12 +34,18 @@ __all__ = [
     "Precision",
     "Reduction",
     "SharedAxis",
+    "Traced",
     "Width",
     "hints",
 ]
 
 NumPyArray: TypeAlias = np.ndarray[Any, Any]
 """An array of NumPy, of any shape and dtype."""
+
+Traced: TypeAlias = Any
+"""An array of whichever framework runs, in formulas that are written once: masks, biases, corruption, exact arithmetic.
+
+They take NumPy, PyTorch, JAX (also traced) and ints for arrays, by methods that no one type has."""
 
 NumPyDType: TypeAlias = np.dtype[Any]
 """A dtype of NumPy, or of ml_dtypes."""

@@ -13,6 +13,7 @@ from jax import Array
 
 from maskattn.modules import of_kernel
 from maskattn_jax.functional import FRAMEWORK
+from maskattn_jax.types import DType
 
 __all__ = ["check_array", "project_by", "project_in"]
 
@@ -49,7 +50,9 @@ def project_in(
     ]
 
 
-def project_by(linear: Any, x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: Any) -> Array:
+def project_by(
+    linear: Callable[..., Array], x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: DType
+) -> Array:
     """The last `in_axes` axes of x contracted with the first of the kernel, by `linear(x [..., in], [in, out], [out])`.
 
     Returns:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -12,6 +12,8 @@ from maskattn.numerics.exact import FORMATS
 from maskattn.typing import NumPyArray
 
 __all__ = ["OPS"]
+
+Carry = TypeVar("Carry")
 
 
 class _JaxOps:
@@ -75,7 +77,7 @@ class _JaxOps:
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         return jnp.zeros(tuple(shape), jnp.float64)
 
-    def scan(self, step: Callable[[Any, Any], Any], carry: object, xs: Sequence[Array]) -> Any:
+    def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         if xs[0].shape[0] == 0:
             return carry
         return lax.scan(lambda c, x: (step(c, x), None), carry, tuple(xs))[0]

@@ -10,13 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax import Array
+from jaxtyping import PyTree
 
 from maskattn.optimizers import OptimizerState, from_optax, to_optax
 
 __all__ = ["dump", "load"]
 
 
-def dump(optimizer: object, names: Sequence[str] | None = None) -> OptimizerState:
+def dump(optimizer: nnx.Optimizer | PyTree, names: Sequence[str] | None = None) -> OptimizerState:
     """The moments of a state of optax's adam, adamw or sgd by parameter name: new NumPy arrays.
 
     Args:
@@ -33,7 +34,7 @@ def dump(optimizer: object, names: Sequence[str] | None = None) -> OptimizerStat
     return dumped.map(lambda held: {name: np.array(array, copy=True) for name, array in held.items()})
 
 
-def load(optimizer: Any, state: OptimizerState, names: Sequence[str] | None = None) -> Any:
+def load(optimizer: nnx.Optimizer | PyTree, state: OptimizerState, names: Sequence[str] | None = None) -> PyTree | None:
     """Writes moments and counts into an ``nnx.Optimizer``, in place; for a state of optax returns the new one.
 
     Args as for ``dump``; a state of optax is one that ``init`` made for these parameters. Names, shapes and dtypes must

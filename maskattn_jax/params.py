@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree, Shaped
 
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts, live
@@ -26,7 +27,9 @@ __all__ = ["config_of", "dump", "load"]
 _LINEN = layouts.get("flax-linen")
 
 
-def load(module: object, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
+def load(
+    module: nnx.Module | flax.linen.Module | AttentionConfig, tensors: Mapping[str, Shaped[Array, "*shape"]]
+) -> dict[str, PyTree] | None:
     """Writes canonical ``tensors`` into an NNX ``module``, in place; for a Linen module or an AttentionConfig returns
     them as variables, ``{"params": {"query": {"kernel": ...}, ...}}``.
 
@@ -57,7 +60,7 @@ def load(module: object, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
     return None
 
 
-def dump(module: object) -> dict[str, Array]:
+def dump(module: nnx.Module | Mapping[str, PyTree]) -> dict[str, Shaped[Array, "*shape"]]:
     """The parameters of an NNX ``module``, or of Linen variables, as canonical tensors: new NumPy arrays.
 
     Raises:
@@ -75,7 +78,7 @@ def dump(module: object) -> dict[str, Array]:
     return live.dumped(layout, config, held, name_of)
 
 
-def config_of(module: object) -> AttentionConfig:
+def config_of(module: nnx.Module) -> AttentionConfig:
     """The configuration of a live NNX module: its own, or what the shapes of the framework's module say."""
     return _describe(module)[1]
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ from maskattn._fields import broadcasts
 from maskattn._problems import Problems
 from maskattn.numerics import rng, rng_arguments
 from maskattn.numerics.rng import PARITY, ROTATIONS, WORD, Shape
-from maskattn.typing import Width
+from maskattn.typing import NumPyDType, Width
 from maskattn_jax.types import Array, DType, Given, RandomKey
 
 __all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform", "words"]
@@ -161,7 +160,7 @@ def _bits(key: Array, shape: tuple[int, ...], start: int, width: int) -> Array:
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _uniform(key: Array, shape: tuple[int, ...], start: int, dtype: Any, low: Array, span: Array) -> Array:
+def _uniform(key: Array, shape: tuple[int, ...], start: int, dtype: NumPyDType, low: Array, span: Array) -> Array:
     """Elements of the flat `uniform` from `start` on, in a shape."""
     drawn, explicit = _FLOATS[dtype.name]
     uint = _UINTS[8 * dtype.itemsize]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
 from torch import Tensor as Array
@@ -12,6 +12,8 @@ from maskattn.numerics.exact import FORMATS
 from maskattn.typing import NumPyArray
 
 __all__ = ["OPS"]
+
+Carry = TypeVar("Carry")
 
 _INTEGERS = {16: torch.int16, 32: torch.int32, 64: torch.int64}
 
@@ -80,7 +82,7 @@ class _TorchOps:
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         return torch.zeros(tuple(shape), dtype=torch.float64, device=like.device)
 
-    def scan(self, step: Callable[[Any, Any], Any], carry: object, xs: Sequence[Array]) -> Any:
+    def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         for row in zip(*xs, strict=True):
             carry = step(carry, row)
         return carry

@@ -14,7 +14,7 @@ from maskattn.optimizers import OptimizerState, from_torch, to_torch
 __all__ = ["dump", "load"]
 
 
-def dump(optimizer: object, names: Sequence[str] | None = None) -> OptimizerState:
+def dump(optimizer: torch.optim.Optimizer, names: Sequence[str] | None = None) -> OptimizerState:
     """The moments of a ``torch.optim`` Adam, AdamW or SGD by parameter name: new NumPy arrays.
 
     Args:
@@ -28,7 +28,7 @@ def dump(optimizer: object, names: Sequence[str] | None = None) -> OptimizerStat
     return from_torch(_state_dict(optimizer), None if names is None else list(names))
 
 
-def load(optimizer: Any, state: OptimizerState, names: Sequence[str] | None = None) -> None:
+def load(optimizer: torch.optim.Optimizer, state: OptimizerState, names: Sequence[str] | None = None) -> None:
     """Writes moments and the step count into ``optimizer``, in place; its hyperparameters stay.
 
     Args as for ``dump``. Names, shapes and dtypes must be those of its parameters; everything is checked before

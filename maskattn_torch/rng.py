@@ -10,7 +10,8 @@ and in pieces that stay in the cache. A compiler that traced the rounds would do
 from __future__ import annotations
 
 import math
-from typing import Any, TypeAlias
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
@@ -232,7 +233,7 @@ def _(key: Array, start: int, count: int, p: float) -> Array:
     return torch.empty(count, dtype=torch.bool, device=key.device)
 
 
-def _draw(out: Array, key: Array, start: int, fill: Any) -> None:
+def _draw(out: Array, key: Array, start: int, fill: Callable[[Array, int, Array, Array], object]) -> None:
     """Call `fill(part of out, its place in out, x0, x1)` with both words of the hashes of each piece's counters."""
     schedule, step = _schedule(key), _piece(key.device)
     for low in range(0, len(out), step):

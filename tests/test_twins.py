@@ -18,6 +18,7 @@ DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a proc
 TPU = "Splash attention is a function of JAX alone"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
 PLATFORM = "JAX traces for a platform; PyTorch runs where its tensors are"
+OWN = "each framework has modules and optimizers of its own"
 FUNCTIONAL = "parameters of Linen, and states of optax, are values: new ones are returned"
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
@@ -25,8 +26,15 @@ ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', "
     "'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', "
     "'corrupt', 'explain', 'losses', 'lower', 'merge', 'optimizers', 'params'] in maskattn_torch": "see linen.py",
-    "optimizers.load -> Any in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
-    "params.load -> dict[str, Any] | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
+    "optimizers.dump: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
+    "optimizers.load: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
+    "optimizers.load -> PyTree | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
+    "params.config_of: module: nnx.Module in maskattn_jax, torch.nn.Module in maskattn_torch": OWN,
+    "params.dump: module: nnx.Module | Mapping[str, PyTree] in maskattn_jax, torch.nn.Module in maskattn_torch": OWN,
+    "params.load: module: nnx.Module | flax.linen.Module | AttentionConfig in maskattn_jax, torch.nn.Module in "
+    "maskattn_torch": OWN,
+    "params.load -> dict[str, PyTree] | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
+    "testing.training.make_optimizer -> nnx.Optimizer in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "testing.adapter.from_numpy -> jax.Array in maskattn_jax, torch.Tensor in maskattn_torch": "the framework's own",
     "types: __all__ ['Array', 'DType', 'Given', 'Operand', 'RandomKey'] in maskattn_jax, ['Array', 'DType', 'Device', "
     "'Given', 'Operand', 'RandomKey'] in maskattn_torch": DEVICE,
@@ -71,6 +79,7 @@ ALLOWED = {
     "'to_additive', 'to_block_mask', 'to_dense'] in maskattn_torch": TARGETS,
     "lower.backends: __all__ ['to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['to_block_mask'] in "
     "maskattn_torch": TARGETS,
+    "lower.backends: DotProductKeywords only in maskattn_jax": TARGETS,
     "lower.backends: to_block_mask only in maskattn_torch": TARGETS,
     "lower.backends: to_dot_product_attention only in maskattn_jax": TARGETS,
     "lower.backends: to_splash_mask only in maskattn_jax": TARGETS,

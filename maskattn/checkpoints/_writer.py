@@ -176,7 +176,7 @@ class Writer(ABC):
     def _begin(self) -> None: ...
 
     @abstractmethod
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]: ...
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]: ...
 
     def _end_tensor(self, name: str) -> None:
         return
@@ -219,7 +219,7 @@ class FileWriter(Writer):
     def _begin(self) -> None:
         self._temporary = Temporary(self.path)
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         return self._file.write
 
     def _publish(self) -> None:

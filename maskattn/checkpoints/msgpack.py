@@ -141,7 +141,7 @@ class MsgpackWriter(FileWriter):
         self._file.truncate(self._end)
         self._file.flush()
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         spans = [(Appender(self._file.fileno(), start), size) for start, size in self._spans[name]]
 
         def append(chunk: memoryview) -> None:

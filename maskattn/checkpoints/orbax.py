@@ -137,7 +137,7 @@ class OrbaxWriter(Writer):
         self._place = TemporaryFolder(self.path)
         self._started = time.time_ns()
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         info, folder = self.infos[name], self._folder / ".".join(self._paths[name])
         folder.mkdir()
         chunk = chunk_shape(info)

@@ -122,7 +122,7 @@ class PyTorchWriter(FileWriter):
                 raise RuntimeError(f"{self.path}: torch.save laid out {member.file_size} bytes for {name!r}")
         self._crcs: dict[str, int] = {}
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         append = Appender(self._file.fileno(), self._start(name))
         self._crcs[name] = 0
 

@@ -119,7 +119,7 @@ class SafetensorsWriter(FileWriter):
         self._file.write(self._header)
         self._file.flush()  # from here on, every thread writes at its own place
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         return Appender(self._file.fileno(), len(self._header) + self._starts[name])
 
     def _complete(self) -> None:

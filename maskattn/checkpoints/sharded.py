@@ -77,7 +77,7 @@ class ShardedWriter(Writer):
         for shard in self._shards:
             shard.path = self._place.place / shard.path.name
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         shard = self._of[name]
         with self._lock:
             if not shard.begun:

@@ -9,8 +9,7 @@ import numpy as np
 
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts import CANONICAL, Layout, faults, mixed_dtypes
-
-Array = Any
+from maskattn.typing import NumPyArray as Array
 
 
 def stored(

@@ -21,9 +21,7 @@ _Sizes = tuple[int | None, int | None, int, int]
 _BLOCK = 128
 
 
-def empty_rows(
-    mask: Mask, batch: int | None, heads: int | None, q_len: int, kv_len: int, *, bias: object = None
-) -> Array:
+def empty_rows(mask: Mask, batch: int | None, heads: int | None, q_len: int, kv_len: int, *, bias: Any = None) -> Array:
     """Which rows may attend to nothing: bool [batch, heads, q_len], size 1 on axes that are not read.
 
     Args:

@@ -22,7 +22,7 @@ from maskattn_jax.testing.models import Model
 __all__ = ["Trainer", "make_optimizer"]
 
 
-def make_optimizer(settings: Optimizer, model: object) -> Any:
+def make_optimizer(settings: Optimizer, model: Model) -> nnx.Optimizer:
     """The optimizer of optax with these settings, of all parameters of the model."""
     return nnx.Optimizer(model, _rule(settings), wrt=nnx.Param)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor as Array, nn
 from torch.nn import functional as F
@@ -67,18 +65,18 @@ class _Build:
 
     linear, embedding = nn.Linear, nn.Embedding
 
-    def norm(self, width: int, epsilon: float) -> Any:
+    def norm(self, width: int, epsilon: float) -> object:
         return nn.LayerNorm(width, eps=epsilon)
 
-    def table(self, *shape: int) -> Any:
+    def table(self, *shape: int) -> object:
         return nn.Parameter(torch.zeros(shape))
 
-    def attention(self, stack: Stack) -> Any:
+    def attention(self, stack: Stack) -> object:
         config = stack.attention
         if not stack.seed_module:
             return MultiHeadAttention(config)
         rates = (config.dropout_rate, config.out_dropout_rate)
         return Attention(config.embed_dim, config.num_heads, True, None, *rates)
 
-    def blocks(self, stack: Stack) -> Any:
+    def blocks(self, stack: Stack) -> object:
         return nn.ModuleList([Block(stack) for _ in range(stack.depth)])

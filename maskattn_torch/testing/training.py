@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
@@ -18,7 +17,7 @@ from maskattn_torch.testing.models import Model
 __all__ = ["Trainer", "make_optimizer"]
 
 
-def make_optimizer(settings: Optimizer, model: Any) -> Any:
+def make_optimizer(settings: Optimizer, model: Model) -> torch.optim.Optimizer:
     """The optimizer of PyTorch with these settings, of all parameters of the model."""
     parameters = list(model.named_parameters())
     if settings.name == "sgd":

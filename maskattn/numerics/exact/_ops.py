@@ -8,14 +8,14 @@ exact, and are the same in every framework. Nothing here rounds, but for the div
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
 
-from maskattn.typing import NumPyArray
+from maskattn.typing import NumPyArray, Traced as Array
 
-Array = Any
+Carry = TypeVar("Carry")
 
 #: bits of the stored mantissa, exponent bias and width in bits of the floating types
 FORMATS: dict[str, tuple[int, int, int]] = {
@@ -70,7 +70,7 @@ class Ops(Protocol):
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         """float64 zeros, where ``like`` lives."""
 
-    def scan(self, step: Callable[[Any, Any], Any], carry: object, xs: Sequence[Array]) -> Any:
+    def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         """``for row in zip(*xs): carry = step(carry, row)``, along the leading axes, in order."""
 
 
@@ -135,7 +135,7 @@ class NumpyOps:
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         return np.zeros(tuple(shape))
 
-    def scan(self, step: Callable[[Any, Any], Any], carry: object, xs: Sequence[Array]) -> Any:
+    def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         for row in zip(*xs, strict=True):
             carry = step(carry, row)
         return carry

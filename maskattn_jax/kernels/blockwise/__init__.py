@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 from jax import Array
@@ -101,7 +101,7 @@ def _gradients_jit(
     return (*d_arrays, d_bias, None if found.sinks is None else found.sinks.astype(sinks.dtype))
 
 
-def _no_second_derivative(*arguments: object) -> Any:
+def _no_second_derivative(*arguments: object) -> NoReturn:
     raise NotImplementedError('kernel="blockwise" has no second derivatives; kernel="reference" has')
 
 

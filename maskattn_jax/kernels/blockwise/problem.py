@@ -66,7 +66,7 @@ class Problem(NamedTuple):
     dirty: Array | None
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> jnp.dtype:
         """That of the computation: float64 stays, everything else is computed in float32 and rounded at the end."""
         return jnp.float64 if self.query.dtype == jnp.float64 else jnp.float32
 

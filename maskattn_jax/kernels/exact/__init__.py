@@ -7,7 +7,7 @@ off. Second derivatives are not defined: ``reference`` has them.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
@@ -145,7 +145,7 @@ def _drop_backward(kept: float, keep: Array, d_out: Array) -> tuple[Array, None]
 _drop.defvjp(_drop_forward, _drop_backward)
 
 
-def _no_second_derivative(*arguments: object) -> Any:
+def _no_second_derivative(*arguments: object) -> NoReturn:
     raise NotImplementedError('kernel="exact" has no second derivatives; kernel="reference" has')
 
 

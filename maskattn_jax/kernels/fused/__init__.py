@@ -51,7 +51,7 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
         out = splash.attention(replace(call, query=query, key=key, value=value))
     else:
         if not keywords and mask is not None:
-            keywords = lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")
+            keywords = {**lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")}
         if bias is not None and "bias" not in keywords:
             values: Any = lower.bias(bias, *sizes)
             keywords["bias"] = values.astype(query.dtype)

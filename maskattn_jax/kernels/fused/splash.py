@@ -61,7 +61,7 @@ def unsupported(call: Call[Array]) -> list[str]:
     return reasons
 
 
-def _split(mask: Any) -> tuple[Mask, list[Mask]]:
+def _split(mask: Mask | None) -> tuple[Mask, list[Mask]]:
     """The part of a mask that Splash plans with, and the parts that become segment ids."""
     parts: tuple[Mask, ...] = mask.parts if isinstance(mask, And) else () if mask is None else (mask,)
     per_row: list[Mask] = [part for part in parts if isinstance(part, (Segments, KeyPadding, KeyMask))]

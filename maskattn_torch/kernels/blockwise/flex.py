@@ -7,6 +7,7 @@ FlexAttention's uncompiled form on the CPU. No GPU was at hand: the compiled for
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -68,7 +69,7 @@ def _reachable(mask: Mask, sizes: tuple[int, int, int, int], key: Array, value: 
     return torch.where(keys, key, 0), torch.where(keys, value, 0)
 
 
-def _scores(bias: Bias | None, softcap: float | None) -> Any:
+def _scores(bias: Bias | None, softcap: float | None) -> Callable[..., Array] | None:
     """softcap, then bias, as FlexAttention's function of a score and its place; None where there is neither."""
     if bias is None and softcap is None:
         return None
@@ -82,7 +83,7 @@ def _scores(bias: Bias | None, softcap: float | None) -> Any:
     return score
 
 
-def _t5_values(bias: T5Buckets) -> Any:
+def _t5_values(bias: T5Buckets) -> Callable[..., Array]:
     """`bias.values` by a table of the bucket of each distance: its own rule compares with some 30 bounds, and makes
     them of integers that a compiler cannot hold."""
     far, device = bias.max_distance, bias.table.device

@@ -7,6 +7,7 @@ compiled graphs hold it.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
@@ -15,11 +16,11 @@ from torch import Tensor as Array
 from maskattn._fields import Spec
 from maskattn.attention import Dropout
 
-_NUMBERS: dict[Any, int] = {}
+_NUMBERS: dict[Hashable, int] = {}
 _STRUCTURES: list[Any] = []
 
 
-def pack(*nodes: object) -> tuple[int, list[Array]]:
+def pack(*nodes: Spec | Dropout[Array] | None) -> tuple[int, list[Array]]:
     """The number of the structure of `nodes` (masks, biases, Dropout or None), and their tensors."""
     leaves: list[Array] = []
     structure = tuple(structure_of(node, leaves) for node in nodes)
@@ -32,7 +33,7 @@ def unpack(number: int, leaves: list[Array]) -> list[Any]:
     return [_rebuilt(structure, remaining) for structure in _STRUCTURES[number]]
 
 
-def structure_of(node: Any, leaves: list[Array]) -> Any:
+def structure_of(node: Spec | Dropout[Array] | None, leaves: list[Array]) -> Hashable:
     """What `node` is besides its arrays, hashable; its arrays are appended to `leaves`."""
     if node is None:
         return None
@@ -46,14 +47,14 @@ def structure_of(node: Any, leaves: list[Array]) -> Any:
 
 
 @torch.compiler.assume_constant_result
-def _number(structure: object) -> int:
+def _number(structure: Hashable) -> int:
     if structure not in _NUMBERS:
         _NUMBERS[structure] = len(_STRUCTURES)
         _STRUCTURES.append(structure)
     return _NUMBERS[structure]
 
 
-def _rebuilt(structure: Any, leaves: Any) -> Any:
+def _rebuilt(structure: Any, leaves: Iterator[Array]) -> Any:
     if structure is None:
         return None
     if structure[0] is Dropout:
