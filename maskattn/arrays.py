@@ -12,7 +12,7 @@ import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
-from maskattn.typing import NumPyArray, NumPyDType
+from maskattn.typing import Array, NumPyArray, NumPyDType
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -20,6 +20,11 @@ BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 def dtype_named(name: DTypeLike) -> NumPyDType:
     """The NumPy dtype of this name, or of this type; those of ml_dtypes too."""
     return np.dtype(getattr(ml_dtypes, str(name), name))
+
+
+def dtype_name(array: Array) -> str:
+    """The dtype's name without its framework: "bool", "int32", "bfloat16"."""
+    return str(array.dtype).removeprefix("torch.")
 
 
 def to_numpy(array: object) -> NumPyArray:

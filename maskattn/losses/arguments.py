@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, get_args
+from typing import get_args
 
 import numpy as np
 
@@ -151,12 +151,12 @@ def _array(problems: Problems, name: str, value: object) -> bool:
     return False
 
 
-def _floats(problems: Problems, name: str, value: object) -> None:
+def _floats(problems: Problems, name: str, value: Array) -> None:
     if _array(problems, name, value) and not dtype_name(value).startswith(("float", "bfloat")):
         problems.type(f"{name} must be floats, got dtype {dtype_name(value)}")
 
 
-def _bools(problems: Problems, name: str, value: Any, of: Any, owner: str, rank: int | None = None) -> None:
+def _bools(problems: Problems, name: str, value: Array, of: Array, owner: str, rank: int | None = None) -> None:
     if not _array(problems, name, value):
         return
     if dtype_name(value) != "bool":
@@ -168,13 +168,13 @@ def _bools(problems: Problems, name: str, value: Any, of: Any, owner: str, rank:
             _leading(problems, name, value, of.shape, owner)
 
 
-def _leading(problems: Problems, name: str, value: Any, shape: Sequence[int], owner: str) -> None:
+def _leading(problems: Problems, name: str, value: Array, shape: Sequence[int], owner: str) -> None:
     found = tuple(value.shape)
     if len(found) > len(shape) or any(n not in (1, m) for n, m in zip(found, shape, strict=False)):
         problems.value(f"{name} must have leading axes of {owner} {list(shape)} (or 1 for one), got {list(found)}")
 
 
-def _pair(problems: Problems, prediction: Any, target: Any, rank: int, axes: str) -> None:
+def _pair(problems: Problems, prediction: Array, target: Array, rank: int, axes: str) -> None:
     _floats(problems, "prediction", prediction)
     _floats(problems, "target", target)
     if not problems and (len(target.shape) != rank or tuple(prediction.shape) != tuple(target.shape)):
