@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
@@ -9,6 +9,9 @@ from maskattn._fields import Array
 from maskattn._lookup import clip, gather, lookup
 from maskattn._pairs import AXES
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 
 @declared
@@ -28,7 +31,7 @@ class Dense(Mask):
     #-##-
     """
 
-    keep: Array = data("bool", "broadcastable to [B, H, L, S]", meaning="which pairs may attend")
+    keep: Bool[Array, "*shape"] = data("bool", "broadcastable to [B, H, L, S]", meaning="which pairs may attend")
 
     rule: ClassVar[str] = "keep[b, h, q, k]"
 
