@@ -28,6 +28,7 @@ from maskattn.typing import Array, EmptyRows, KernelName, NumPyArray, Precision,
 if TYPE_CHECKING:
     from jaxtyping import Float, UInt32
 
+EMPTY_ROWS: tuple[EmptyRows, ...] = get_args(EmptyRows)
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 Shape = tuple[int, ...]
@@ -176,7 +177,7 @@ def check_attention(call: Call[Array], framework: Framework[A]) -> None:
         if value is not None:
             problems.finite(name, problems.number(name, value), positive=name == "softcap")
     check_dropout(problems, call.dropout_rate, call.dropout_key, call.dropout_broadcast)
-    problems.choice("empty_rows", call.empty_rows, get_args(EmptyRows))
+    problems.choice("empty_rows", call.empty_rows, EMPTY_ROWS)
     problems.choice("precision", call.precision, get_args(Precision))
     problems.choice("kernel", call.kernel, ("auto", *framework.kernels))
     return_lse: object = call.return_lse

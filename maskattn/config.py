@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import operator
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any
 
 from maskattn._problems import Problems
-from maskattn.typing import EmptyRows
+from maskattn.attention import EMPTY_ROWS
 
 _SIZES = ("embed_dim", "num_heads")
 _OPTIONAL_SIZES = ("num_kv_heads", "head_dim", "v_head_dim", "kdim", "vdim", "out_dim")
@@ -72,7 +72,7 @@ class AttentionConfig:
             self._set(name, rate)
             if rate is not None and not 0.0 <= rate < 1.0:
                 problems.value(f"{name} must lie in [0, 1), got {rate}")
-        problems.choice("empty_rows", self.empty_rows, get_args(EmptyRows))
+        problems.choice("empty_rows", self.empty_rows, EMPTY_ROWS)
         if not problems:
             self._check_agreement(problems)
         problems.raise_if_any()

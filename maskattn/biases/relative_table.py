@@ -31,12 +31,9 @@ class RelativeTable(TableBias):
            [8, 7, 5, 4]])
     """
 
-    table: Float[
-        Array,
-        (
-            offsets  # H
-        ),
-    ] = data("float", "[offsets, H]", meaning="learned, a row per offset; [offsets, 1] serves every head")
+    table: Float[Array, "offsets H"] = data(
+        "float", "[offsets, H]", meaning="learned, a row per offset; [offsets, 1] serves every head"
+    )
     window: tuple[int, ...] = integers(minimum=1, least=1, most=3, meaning="lengths of the axes")
 
     def _check(self, problems: Problems) -> None:

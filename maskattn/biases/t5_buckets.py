@@ -32,12 +32,9 @@ class T5Buckets(TableBias):
     array([6, 6, 5, 5, 4, 4, 3, 2, 1, 0, 0, 0])
     """
 
-    table: Float[
-        Array,
-        (
-            buckets  # H
-        ),
-    ] = data("float", "[buckets, H]", meaning="learned, a row per bucket; [buckets, 1] serves every head")
+    table: Float[Array, "buckets H"] = data(
+        "float", "[buckets, H]", meaning="learned, a row per bucket; [buckets, 1] serves every head"
+    )
     max_distance: int = integer(default=128, meaning="from here on all distances share the last bucket of a side")
     bidirectional: bool = flag(default=True, meaning="whether keys after the query have buckets of their own")
     offset: Int[Array, "*B"] = data(
