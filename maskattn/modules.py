@@ -2,30 +2,48 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, cast
 
-from maskattn._fields import Array, broadcasts
+from maskattn._fields import broadcasts
 from maskattn._problems import Problems, show
-from maskattn.attention import Call, Framework, attend
+from maskattn.attention import A, Call, Framework, attend
+from maskattn.biases import Bias
 from maskattn.config import AttentionConfig
+from maskattn.masks import Mask
 from maskattn.numerics.rng_arguments import check_key
+from maskattn.typing import Array, KernelName
 
 
-def check_config(where: str, config: Any) -> None:
-    """Raise a TypeError unless `config` is an AttentionConfig."""
-    if not isinstance(config, AttentionConfig):
-        raise TypeError(f"{where}: config must be an AttentionConfig, got {show(config)}")
+def given_config(
+    where: str, config: AttentionConfig | int | None, num_heads: int | None, options: Mapping[str, Any]
+) -> AttentionConfig:
+    """A module's configuration: the one that it was given, or the one that embed_dim, num_heads and the rest make.
+
+    Raises:
+        TypeError, ValueError: neither of the two, both, or a field is at fault.
+    """
+    sizes = {name: size for name, size in (("embed_dim", config), ("num_heads", num_heads)) if size is not None}
+    if isinstance(config, AttentionConfig):
+        beside = ", ".join([*sizes, *options][1:])
+        if beside:
+            raise TypeError(f"{where}: {beside} must not be given beside a config: use config.replace")
+        return config
+    given = {**options, **sizes}
+    if "embed_dim" in options and config is not None or not {"embed_dim", "num_heads"} <= given.keys():
+        listed = ", ".join(f"{name} {show(value)}" for name, value in given.items()) or "neither"
+        raise TypeError(f"{where}: config must be an AttentionConfig, or embed_dim and num_heads, got {listed}")
+    return AttentionConfig(**given)
 
 
 def module_inputs(
     where: str,
     config: AttentionConfig,
-    given: tuple[Any, Any, Any],
-    check: Callable[[str, str, Any], None],
-    dropout_key: Any,
+    given: tuple[A, A | None, A | None],
+    check: Callable[[str, str, object], None],
+    dropout_key: object,
     deterministic: bool,
-) -> tuple[Array, Array, Array]:
+) -> tuple[A, A, A]:
     """A module's query [B, L, embed_dim], key [B, S, kdim] and value [B, S, vdim]: key defaults to query, value to key.
 
     Args:
@@ -44,7 +62,7 @@ def module_inputs(
     for name, x in inputs.items():
         check(where, name, x)
     problems = Problems(where)
-    for (name, x), width in zip(inputs.items(), (config.embed_dim, config.key_dim, config.value_dim), strict=True):
+    for (name, x), width in zip(inputs.items(), (config.embed_dim, config.kdim, config.vdim), strict=True):
         if len(x.shape) != 3 or x.shape[2] != width:
             problems.value(f"{name} must be [batch, length, {width}], got shape {tuple(x.shape)}")
     rates = [f"{name} {rate}" for name in ("dropout_rate", "out_dropout_rate") if (rate := getattr(config, name))]
@@ -61,8 +79,8 @@ def module_inputs(
 
 def head_shapes(config: AttentionConfig) -> tuple[tuple[int, int], ...]:
     """(heads, width of one) of query, key and value: (H, D), (K, D), (K, Dv)."""
-    kv_heads, width = config.kv_heads, config.qk_head_dim
-    return (config.num_heads, width), (kv_heads, width), (kv_heads, config.value_head_dim)
+    kv_heads, width = config.num_kv_heads, config.head_dim
+    return (config.num_heads, width), (kv_heads, width), (kv_heads, config.v_head_dim)
 
 
 def dropout_rates(config: AttentionConfig, deterministic: bool) -> tuple[float, float]:
@@ -72,30 +90,35 @@ def dropout_rates(config: AttentionConfig, deterministic: bool) -> tuple[float, 
 
 def attend_heads(
     config: AttentionConfig,
-    framework: Framework,
+    framework: Framework[A],
     inputs: Sequence[Array],
-    mask: Any,
-    bias: Any,
+    mask: Mask | Array | None,
+    bias: Bias | Array | None,
+    sinks: Array | None,
     rate: float,
-    dropout_key: Any,
-    kernel: str,
-) -> Array:
+    dropout_key: Array | None,
+    kernel: KernelName,
+) -> A:
     """Attention by a configuration, of query, key and value [B, length, heads * width], or split already.
 
     Args:
-        mask, bias, kernel: as in `attention`.
+        mask, bias, sinks, kernel: as in `attention`.
         rate, dropout_key: of the dropout of the weights.
 
     Returns:
         [B, L, H, Dv].
     """
     shapes = zip(inputs, head_shapes(config), strict=True)
-    query, key, value = (x.reshape(*x.shape[:2], *shape) for x, shape in shapes)
-    options = {"dropout_rate": rate, "dropout_key": dropout_key, "empty_rows": config.empty_rows, "kernel": kernel}
-    return attend(Call(query, key, value, mask, bias, config.scale, **options), framework)
+    query, key, value = (x.reshape((*x.shape[:2], *shape)) for x, shape in shapes)
+    options: dict[str, Any] = config.attention_options() | {
+        "dropout_rate": rate,
+        "dropout_key": dropout_key,
+        "kernel": kernel,
+    }
+    return cast(A, attend(Call(query, key, value, mask, bias, sinks=sinks, **options), framework))
 
 
-def of_kernel(framework: Framework, kernel: str, name: str) -> Any:
+def of_kernel(framework: Framework[A], kernel: KernelName, name: str) -> Callable[..., A] | None:
     """The `linear` or `drop` that a kernel brings, or None: what is around its attention is then as exact as that."""
     return getattr(framework.kernels.get(kernel), name, None)
 
@@ -121,7 +144,7 @@ def seed_config(
     )
 
 
-def seed_mask(mask: Any, x: Array, heads: int, framework: Framework) -> Array:
+def seed_mask(mask: Any, x: Array, heads: int, framework: Framework[A]) -> A:
     """The mask of the seed module for x [B, N, dim], with the axes of [B, H, N, N]; 1 = keep.
 
     Args:

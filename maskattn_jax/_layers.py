@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from flax.nnx.nn.dtypes import promote_dtype
 from jax import Array
 
 from maskattn.modules import of_kernel
+from maskattn.typing import KernelName
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.types import DType
 
@@ -25,7 +26,7 @@ def check_array(where: str, name: str, x: object) -> None:
 
 
 def project_in(
-    layers: tuple[Any, ...], inputs: tuple[Array, ...], kernel: str, parameters: Callable[[Any], Any]
+    layers: tuple[Any, ...], inputs: Sequence[Array], kernel: KernelName, parameters: Callable[[Any], Any]
 ) -> list[Array]:
     """The layers of query, key and value applied to their inputs; by the kernel's own `linear` where it brings one.
 
@@ -51,7 +52,7 @@ def project_in(
 
 
 def project_by(
-    linear: Callable[..., Array], x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: DType
+    linear: Callable[..., Array], x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: DType | None
 ) -> Array:
     """The last `in_axes` axes of x contracted with the first of the kernel, by `linear(x [..., in], [in, out], [out])`.
 

@@ -90,6 +90,8 @@ ALLOWED = {
     "lower._dense.bias: device only in maskattn_torch": DEVICE,
     "lower._dense.to_additive: device only in maskattn_torch": DEVICE,
     "lower._dense.to_dense: device only in maskattn_torch": DEVICE,
+    "multihead.MultiHeadAttention.__call__: dropout_key: RandomKey | nnx.Rngs | None in maskattn_jax, RandomKey | None "
+    "in maskattn_torch": RNGS,
     "multihead.MultiHeadAttention.__init__: device only in maskattn_torch": DEVICE,
     "multihead.MultiHeadAttention.__init__: param_dtype only in maskattn_jax": DTYPE,
     "multihead.MultiHeadAttention.__init__: rngs only in maskattn_jax": RNGS,
