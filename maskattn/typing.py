@@ -3,7 +3,8 @@
 Shapes are written with jaxtyping, `query: Float[Array, "B L H D"]`, in one vocabulary of axes:
 
 B batch · L query length · S key/value length · H heads · K key/value heads, head h reading h // (H // K) ·
-D head_dim · Dv value head_dim · E embed_dim · `#B` an axis of size B or 1 · `...` any axes
+D head_dim · Dv value head_dim · E embed_dim · C classes or channels · N tokens or patches ·
+`#B` an axis of size B or 1 · `*shape` any axes
 
 The twins import jaxtyping, so `typing.get_type_hints` reads their signatures. Here it is imported by type checkers and
 editors alone, since it takes as long to load as all masks do; `hints` reads the signatures of both:
