@@ -47,8 +47,8 @@ def at_row(number: Array, b: Array) -> Array:
     """A number that may differ between batch rows, an int or an int array [] or [B], in row b; 0 outside."""
     if isinstance(number, int) or len(number.shape) == 0:
         return number
-    found, inside = gather(number, b)
-    return found * inside
+    entry, inside = gather(number, b)
+    return entry * inside
 
 
 def rows_of(number: Array) -> dict[str, int]:

@@ -107,8 +107,8 @@ def filled(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def broadcast(self: Any, *args: Array, **named: Array) -> Any:
         indices = (*args, *named.values())
-        found = method(self, *args, **named)
-        return tuple(fill(each, *indices) for each in found) if isinstance(found, tuple) else fill(found, *indices)
+        value = method(self, *args, **named)
+        return tuple(fill(each, *indices) for each in value) if isinstance(value, tuple) else fill(value, *indices)
 
     return broadcast
 

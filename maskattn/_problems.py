@@ -113,9 +113,9 @@ class Problems:
             except ValueError:
                 self.value(f"{name} must be {_ARTICLE[kind]} array {axes}, got a ragged {type(value).__name__}")
                 return value
-        found = dtype_name(value)
-        if not found.startswith(_KINDS[kind]):
-            self.type(f"{name} must be {_ARTICLE[kind]} array, got dtype {found}")
+        dtype = dtype_name(value)
+        if not dtype.startswith(_KINDS[kind]):
+            self.type(f"{name} must be {_ARTICLE[kind]} array, got dtype {dtype}")
         elif isinstance(value, np.ndarray) and value.dtype.kind == "u":
             # comparing uint64 with int64 would go through float64
             if value.size and int(value.max()) > np.iinfo(np.int64).max:

@@ -101,11 +101,11 @@ def _parameters(module: Any) -> dict[str, Any]:
     """Every nnx.Param by its path joined by dots. A bias that a module was built without is a Param of None: left
     out.
     """
-    found = {}
+    by_name = {}
     for path, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Param) and node.get_value() is not None:
-            found[".".join(map(str, path))] = node
-    return found
+            by_name[".".join(map(str, path))] = node
+    return by_name
 
 
 def _infer(layout: Layout, held: Mapping[str, Any], name: str) -> AttentionConfig:
@@ -127,15 +127,15 @@ def _linen_config(module: flax.linen.Module, tensors: Mapping[str, Array]) -> At
         )
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of canonical names to NumPy arrays, got {type(tensors).__name__}")
-    found = _infer(live.CANONICAL, tensors, "tensors")
-    width = found.embed_dim if module.qkv_features is None else module.qkv_features
+    inferred = _infer(live.CANONICAL, tensors, "tensors")
+    width = inferred.embed_dim if module.qkv_features is None else module.qkv_features
     return AttentionConfig(
-        found.embed_dim,
+        inferred.embed_dim,
         module.num_heads,
         head_dim=max(width // module.num_heads, 1),
-        kdim=found.kdim,
-        vdim=found.vdim,
-        out_dim=found.embed_dim if module.out_features is None else module.out_features,
+        kdim=inferred.kdim,
+        vdim=inferred.vdim,
+        out_dim=inferred.embed_dim if module.out_features is None else module.out_features,
         qkv_bias=module.use_bias,
         out_bias=module.use_bias,
     )

@@ -68,10 +68,10 @@ class T5Buckets(TableBias):
         else:
             side, distance = 0, -apart * (apart < 0)
         exact = buckets // 2
-        found = side + distance * (distance < exact) + (distance >= exact) * exact
+        bucket = side + distance * (distance < exact) + (distance >= exact) * exact
         for begin in boundaries(buckets, self.max_distance):
-            found = found + (distance >= begin) * 1
-        return found
+            bucket = bucket + (distance >= begin) * 1
+        return bucket
 
     @property
     def depends(self) -> frozenset[str]:
@@ -90,12 +90,12 @@ def boundaries(buckets: int, max_distance: int) -> tuple[int, ...]:
     """
     exact = buckets // 2
     steps = buckets - exact
-    found = []
+    edges = []
     for j in range(1, steps):
         bound = max_distance**j * exact ** (steps - j)
         low, high = exact, max_distance  # low^steps < bound <= high^steps
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if middle**steps >= bound else (middle, high)
-        found.append(high)
-    return tuple(found)
+        edges.append(high)
+    return tuple(edges)

@@ -19,16 +19,16 @@ Sizes = Callable[[str, Layer], AttentionConfig]
 """Gives the sizes of a layer, by its shared name and as it is stored; ValueError where they cannot be told."""
 
 
-def read(found: Model, sizes: Sizes) -> Model:
+def read(stored: Model, sizes: Sizes) -> Model:
     """``found`` with its layers in canonical form; what cannot be read is a fault of it."""
-    model = replace(found, layers={})
-    for name, (rule, lazy) in found.buffers.items():
+    model = replace(stored, layers={})
+    for name, (rule, lazy) in stored.buffers.items():
         model.dropped[name] = "a model computes it when it is built"
         if rule.maker:
             _read_made(model, name, lazy)
-    for key, layer in found.layers.items():
+    for key, layer in stored.layers.items():
         try:
-            model.layers[key] = to_canonical(layer, sizes(key, layer), beside=found.form.beside)
+            model.layers[key] = to_canonical(layer, sizes(key, layer), beside=stored.form.beside)
         except ValueError as error:
             model.faults += str(error).splitlines()
         else:

@@ -24,15 +24,15 @@ def identify(infos: Infos, source: str, family: Family | None, config: Mapping[s
     """
     known = _families(family)
     if source == "auto":
-        found = matches(infos, config, families.forms(family)) if family else ()
-        found = found or matches(infos, config)
-        return _only(found, infos, config) if found else _incomplete(infos, family, config)
+        models = matches(infos, config, families.forms(family)) if family else ()
+        models = models or matches(infos, config)
+        return _only(models, infos, config) if models else _incomplete(infos, family, config)
     if source in known:
         return _named(infos, known[source], config)
     layout = layouts.get(source).name
     among = [form for each in known.values() for form in families.forms(each) if _stores(form, layout)]
-    found = matches(infos, config, among)
-    return _only(found, infos, config) if found else _alone(infos, layout)
+    models = matches(infos, config, among)
+    return _only(models, infos, config) if models else _alone(infos, layout)
 
 
 def target_form(
@@ -83,11 +83,11 @@ def _stores(form: Form, layout: str) -> bool:
     return layout in (form.layout, *(rule.layout for rule in form.family.rules if form.layout is None))
 
 
-def _only(found: tuple[Model, ...], infos: Infos, config: Mapping[str, Any]) -> Model:
-    if len(found) > 1:
-        lines = [f"  {model.form}: all {len(infos)} names accounted for" for model in found]
-        raise ValueError("\n".join([f"{len(found)} families fit these names: name one with --family", *lines]))
-    (model,) = found
+def _only(models: tuple[Model, ...], infos: Infos, config: Mapping[str, Any]) -> Model:
+    if len(models) > 1:
+        lines = [f"  {model.form}: all {len(infos)} names accounted for" for model in models]
+        raise ValueError("\n".join([f"{len(models)} families fit these names: name one with --family", *lines]))
+    (model,) = models
     model.evidence = (f"{model.form}: all {len(infos)} names are accounted for, none is missing",)
     if config.get("model_type") in model.form.family.model_types:
         model.evidence += (f"config.json says model_type {config['model_type']}",)

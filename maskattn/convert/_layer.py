@@ -92,8 +92,8 @@ def from_canonical(layer: Layer, layout: Layout, *, beside: bool) -> Layer:
         for name in [name for name, shape in extras.items() if layout.place(name, shape, config) is None]:
             kept[name.replace(".", layout.separator)] = given.pop(name)
             del extras[name]
-    found = [f"{layer.all_of_it}layout {layout.name} cannot hold it: {why}" for why in layout.unsupported(config)]
-    _raise(found + [layer.where + reason for reason in layout.misfits(extras, config)])
+    reasons = [f"{layer.all_of_it}layout {layout.name} cannot hold it: {why}" for why in layout.unsupported(config)]
+    _raise(reasons + [layer.where + reason for reason in layout.misfits(extras, config)])
     checks: tuple[Callable[[Read], None], ...] = ()
     if not layout.key_bias and "key.bias" in given:
         checks = (_check(layout.from_canonical, {"key.bias": given.pop("key.bias")}, config, layer.where),)
@@ -160,6 +160,6 @@ def _width(layer: Layer) -> int:
         return 0
 
 
-def _raise(found: list[str]) -> None:
-    if found:
-        raise ValueError("\n".join(found))
+def _raise(reasons: list[str]) -> None:
+    if reasons:
+        raise ValueError("\n".join(reasons))

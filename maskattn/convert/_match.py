@@ -55,17 +55,17 @@ def attention_alone(infos: Mapping[str, Any], layout: Layout, *, beside: bool = 
 
     What is no array (anything but a TensorInfo) is a layer's tensor as it is: its layout refuses it by name.
     """
-    found = {prefix.removesuffix(layout.separator): (prefix, names) for prefix, names in layout.match(infos).items()}
+    layers = {prefix.removesuffix(layout.separator): (prefix, names) for prefix, names in layout.match(infos).items()}
     heads, kv_heads = config_json.HEADS, config_json.KV_HEADS
-    rules = {at: Rule(at, "attention", at, layout.name, heads=heads, kv_heads=kv_heads) for at in found}
+    rules = {at: Rule(at, "attention", at, layout.name, heads=heads, kv_heads=kv_heads) for at in layers}
     style = GENERIC.get(layout.name, "flax" if layout.separator == "/" else "torch")
     family = Family(layout.name, "", style, layout.name, tuple(rules.values()), separator=layout.separator)
     model = Model(Form(family, beside=beside))
-    for at, (prefix, names) in found.items():
+    for at, (prefix, names) in layers.items():
         tensors = {local: infos[name] for local, name in names.items()}
         lazy = {n: Lazy.read(prefix + n, *x) if isinstance(x, TensorInfo) else x for n, x in tensors.items()}
         model.layers[at] = Layer(rules[at], (), prefix, layout, lazy)
-    claimed = {name for _, names in found.values() for name in names.values()}
+    claimed = {name for _, names in layers.values() for name in names.values()}
     model.left_over = [name for name in infos if name not in claimed]
     return model
 
@@ -87,16 +87,16 @@ def matches(
     if among is None:
         among = [form for family in _of_type(config) for form in families.forms(family)]
     plain = {_plain(name) for name in infos}
-    found: list[Model] = []
+    models: list[Model] = []
     for form in among:
         if not _may_hold(form, plain):
             continue
         model = match(form, infos, config, strict=True)
         if model is not None and model.complete and (model.layers or model.tensors):
-            same = [m for m in found if m.form.family is form.family and m.form.prefix == form.prefix]
-            found += [] if same else [model]  # its own form is tried first
-    found.sort(key=lambda m: (m.form.layout is not None, m.form.family.style != "torch"))
-    return tuple({_meaning(m): m for m in reversed(found)}.values())[::-1]
+            same = [m for m in models if m.form.family is form.family and m.form.prefix == form.prefix]
+            models += [] if same else [model]  # its own form is tried first
+    models.sort(key=lambda m: (m.form.layout is not None, m.form.family.style != "torch"))
+    return tuple({_meaning(m): m for m in reversed(models)}.values())[::-1]
 
 
 def _agrees(
@@ -154,11 +154,11 @@ def _group(rule: Rule) -> str:
     return rule.pattern[: rule.pattern.rfind("*") + 1]
 
 
-def _gaps(group: str, found: set[Indices]) -> list[str]:
+def _gaps(group: str, present: set[Indices]) -> list[str]:
     """Layers count from 0 without a gap, within each group of a nested pattern."""
     gaps: list[str] = []
-    for before in {indices[:-1] for indices in found if indices}:
-        numbers = {indices[-1] for indices in found if indices[:-1] == before}
+    for before in {indices[:-1] for indices in present if indices}:
+        numbers = {indices[-1] for indices in present if indices[:-1] == before}
         absent = [i for i in range(max(numbers)) if i not in numbers]
         if absent:
             gaps.append(f"{group}: the indices {before or ''} {', '.join(map(str, absent[:5]))} of {max(numbers) + 1}")

@@ -15,10 +15,10 @@ KV_HEADS = "num_key_value_heads|num_kv_heads|n_kv_heads"
 def beside(checkpoint: Path, named: Path | None = None) -> dict[str, Any]:
     """The configuration ``named``, or the one in the folder of a checkpoint; {} where there is none."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    found = [file for file in (folder / "config.json", folder / "params.json") if file.is_file()]
-    if named is None and not found:
+    files = [file for file in (folder / "config.json", folder / "params.json") if file.is_file()]
+    if named is None and not files:
         return {}
-    file = named or found[0]
+    file = named or files[0]
     try:
         data = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -47,6 +47,6 @@ def look_up(config: Mapping[str, Any], paths: str, index: int | None = None) -> 
 
 def heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
     """Query heads and key/value heads; None where it does not say, or not by a number that they could have."""
-    found = [look_up(config, paths) for paths in (HEADS, KV_HEADS)]
-    number, kv_number = (value if type(value) is int and value > 0 else None for value in found)
+    values = [look_up(config, paths) for paths in (HEADS, KV_HEADS)]
+    number, kv_number = (value if type(value) is int and value > 0 else None for value in values)
     return number, kv_number

@@ -38,10 +38,10 @@ class Scheme:
 
 def fraction(problems: Problems, name: str, value: Any, low: float = 0.0, high: float = 1.0) -> Any:
     """`value` as a float in [low, high]."""
-    found = problems.number(name, value)
-    if found is not None and not low <= found <= high:
-        problems.value(f"{name} must be in [{low:g}, {high:g}], got {found}")
-    return value if found is None else found
+    number = problems.number(name, value)
+    if number is not None and not low <= number <= high:
+        problems.value(f"{name} must be in [{low:g}, {high:g}], got {number}")
+    return value if number is None else number
 
 
 def between(problems: Problems, name: str, value: Any, fits: Callable[[float], bool], says: str) -> Any:
@@ -51,11 +51,11 @@ def between(problems: Problems, name: str, value: Any, fits: Callable[[float], b
     except (TypeError, ValueError):
         problems.type(f"{name} must be (low, high), got {value!r}")
         return value
-    found = problems.number(f"{name}[0]", low), problems.number(f"{name}[1]", high)
-    if found[0] is not None and found[1] is not None:
-        if not (found[0] <= found[1] and fits(found[0]) and fits(found[1])):
-            problems.value(f"{name} must be (low, high), low <= high, {says}, got {found}")
-    return found
+    bounds = problems.number(f"{name}[0]", low), problems.number(f"{name}[1]", high)
+    if bounds[0] is not None and bounds[1] is not None:
+        if not (bounds[0] <= bounds[1] and fits(bounds[0]) and fits(bounds[1])):
+            problems.value(f"{name} must be (low, high), low <= high, {says}, got {bounds}")
+    return bounds
 
 
 def flag(problems: Problems, name: str, value: Any) -> None:

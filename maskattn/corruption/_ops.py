@@ -123,5 +123,5 @@ def previous(ops: Ops, flags: Array, first: bool) -> Array:
 def indices(ops: Ops, keep: Array, size: int) -> tuple[Array, Array]:
     """Where each row is True, in order: int [..., size], filled up with 0, and how many those are, int [...]."""
     count = ops.sum(keep)
-    found = ops.argsort(ops.where(keep, 0, 1))[..., :size]
-    return ops.where(ops.arange(size) < count[..., None], found, 0), count
+    order = ops.argsort(ops.where(keep, 0, 1))[..., :size]
+    return ops.where(ops.arange(size) < count[..., None], order, 0), count

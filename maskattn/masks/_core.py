@@ -85,11 +85,11 @@ class Mask(Pairwise):
         Raises:
             ValueError: a size is negative or conflicts with the data; every conflict is named.
         """
-        found = self.sizes()
+        fixed = self.sizes()
         problems = Problems(f"sizes of {type(self).__name__}")
         sizes = {
-            "batch": found.get("batch", found.get("batch_multiple", 1)) if batch is None else batch,
-            "heads": found.get("heads", 1) if heads is None else heads,
+            "batch": fixed.get("batch", fixed.get("batch_multiple", 1)) if batch is None else batch,
+            "heads": fixed.get("heads", 1) if heads is None else heads,
             "q_len": q_len,
             "kv_len": kv_len,
         }

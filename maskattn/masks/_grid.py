@@ -111,10 +111,10 @@ def spans(low: Array, high: Array, shape: tuple[int, ...]) -> list[Span]:
     An axis is bounded by its ends where all axes before it have one coordinate, else by the whole axis.
     """
     single: Array = True
-    found: list[Span] = []
+    bounds: list[Span] = []
     for axis, size in enumerate(shape):
         below = math.prod(shape[axis + 1 :])
         first, last = low // below, high // below  # counts from the grid's origin, axes before included
-        found.append((first % size * single, last % size * single + (size - 1) * negated(single)))
+        bounds.append((first % size * single, last % size * single + (size - 1) * negated(single)))
         single = single & (first == last)
-    return found
+    return bounds

@@ -64,8 +64,8 @@ class BlockSparse(Mask):
             value, inside = gather(table, h, clip(q, -1, rows - 1), clip(k, -1, columns - 1))
             return value * inside
 
-        found = upto(q_hi, k_hi) - upto(q_lo - 1, k_hi) - upto(q_hi, k_lo - 1) + upto(q_lo - 1, k_lo - 1)
-        return found > 0, found == (q_hi - q_lo + 1) * (k_hi - k_lo + 1)
+        allowed = upto(q_hi, k_hi) - upto(q_lo - 1, k_hi) - upto(q_hi, k_lo - 1) + upto(q_lo - 1, k_lo - 1)
+        return allowed > 0, allowed == (q_hi - q_lo + 1) * (k_hi - k_lo + 1)
 
     @property
     def depends(self) -> frozenset[str]:

@@ -93,14 +93,14 @@ class _Reader:
             raise _fault(where, f"there is no mask {_short(name)}; there are {known}")
         where = f"{where}.{name}"
         declared = {field.name: field for field in given(cls)}
-        found = self.keys(fields, tuple(declared), where)
+        entries = self.keys(fields, tuple(declared), where)
         values = {}
         for key, field in declared.items():
             kind, at = field.metadata.get("kind", "static"), f"{where}.{key}"
             if kind == "part":
-                values[key] = self.part(found[key], str(field.type), at)
+                values[key] = self.part(entries[key], str(field.type), at)
             else:
-                values[key] = self.data(found[key], at) if kind == "data" else self.static(found[key], at)
+                values[key] = self.data(entries[key], at) if kind == "data" else self.static(entries[key], at)
         try:
             return cls(**values)
         except (ValueError, TypeError, OverflowError) as error:
@@ -175,12 +175,12 @@ def _check_brackets(text: str) -> None:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        twice = next(name for name in entries if names.count(name) > 1)
         raise ValueError(f"from_json: the key {_short(twice)} is given twice in one object")
-    return found
+    return entries
 
 
 def _no_number(text: str) -> Any:

@@ -130,9 +130,9 @@ def _number_by_arithmetic(parents: Array) -> tuple[Array, Array]:
     above = node[:, :, None] == node[:, None, :]  # [b, i, a]: whether a is i, or an ancestor at most 2^s - 1 before it
     jump = parents  # the ancestor 2^s before
     for _ in range(max(int(parents.shape[1]) - 1, 0).bit_length()):
-        known, found = jump * (jump >= 0), jump >= 0
-        above = above | (above[row, known] & found[:, :, None])
-        jump = jump[row, known] * found - negated(found) * 1
+        known, some = jump * (jump >= 0), jump >= 0
+        above = above | (above[row, known] & some[:, :, None])
+        jump = jump[row, known] * some - negated(some) * 1
     size = above.sum(1)
     sibling = (parents[:, :, None] == parents[:, None, :]) & (node[:, :, None] > node[:, None, :])
     before = (sibling * size[:, None, :]).sum(2)  # nodes in the trees of the siblings that come first

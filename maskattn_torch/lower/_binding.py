@@ -53,16 +53,16 @@ def readable(array: Array) -> Array:
         return torch.as_tensor(array)  # the compiler cannot branch on values, of NumPy arrays neither
     if not isinstance(array, torch.Tensor) or array.device.type != "cpu":
         return array
-    found = peek(array) if array.ndim == 1 else None
-    return array if found is None else found
+    numbers = peek(array) if array.ndim == 1 else None
+    return array if numbers is None else numbers
 
 
 def _as_array(array: Array, device: Any) -> Array:
     if isinstance(array, torch.Tensor):
         return array if device is None else array.to(device)
     if not isinstance(array, np.ndarray):
-        found = f"{type(array).__name__} of dtype {dtype_name(array)}"
-        raise TypeError(f"data must be of NumPy or PyTorch here, got {found}")
+        got = f"{type(array).__name__} of dtype {dtype_name(array)}"
+        raise TypeError(f"data must be of NumPy or PyTorch here, got {got}")
     return torch.as_tensor(array, device=device) if torch.compiler.is_compiling() else to_torch(array, device)
 
 

@@ -112,9 +112,9 @@ class Form:
             rule, part = plain[shared, attention]
             return rule, (), part
         for rule, part, pattern in patterns:
-            found = pattern.fullmatch(shared) if (rule.kind == "attention") == attention else None
-            if found is not None:
-                return rule, tuple(int(number) for number in found.groups()), part
+            match = pattern.fullmatch(shared) if (rule.kind == "attention") == attention else None
+            if match is not None:
+                return rule, tuple(int(number) for number in match.groups()), part
         return None
 
     @cached_property
@@ -148,10 +148,10 @@ class Form:
     def find(self, name: str) -> tuple[Rule, tuple[int, ...], str] | None:
         """What a tensor is: its rule, the indices of its layer, and its part (for attention: its name in the layer)."""
         for rule, expression in self._expressions:
-            found = expression.match(name)
-            if found is None:
+            match = expression.match(name)
+            if match is None:
                 continue
-            *numbers, rest = found.groups()
+            *numbers, rest = match.groups()
             part, indices = self._part(rule, rest), _indices(self._patterns[rule], numbers)
             if part is not None and min(indices, default=0) >= 0:
                 return rule, indices, part

@@ -45,25 +45,25 @@ class Stack:
     separator: str = "/"
 
     def __post_init__(self) -> None:
-        found = Problems("Stack")
+        problems = Problems("Stack")
         if self.each.count("{}") != 1:
-            found.value(f"each must hold '{{}}', the place of the layer's number, once, got {self.each!r}")
+            problems.value(f"each must hold '{{}}', the place of the layer's number, once, got {self.each!r}")
         if not self.stacked or self.stacked == self.each:
-            found.value(f"stacked must be the path of a module, other than each, got {self.stacked!r}")
+            problems.value(f"stacked must be the path of a module, other than each, got {self.stacked!r}")
         if self.axis < 0:
-            found.value(f"axis must be at least 0, got {self.axis}")
-        found.raise_if_any()
+            problems.value(f"axis must be at least 0, got {self.axis}")
+        problems.raise_if_any()
 
     def place(self, name: str) -> tuple[str, str] | None:
         """(what precedes the stacked layers, what follows) in the name of a stacked tensor; None for another's."""
-        found = self._match(re.escape(self.stacked), name)
-        return None if found is None else (found[1], found[2])
+        match = self._match(re.escape(self.stacked), name)
+        return None if match is None else (match[1], match[2])
 
     def layer(self, name: str) -> tuple[str, int, str] | None:
         """(what precedes, the layer's number, what follows) in the name of one layer's tensor; None for another's."""
         before, after = (re.escape(part) for part in self.each.split("{}"))
-        found = self._match(f"{before}(0|[1-9][0-9]*){after}", name)
-        return None if found is None else (found[1], int(found[2]), found[3])
+        match = self._match(f"{before}(0|[1-9][0-9]*){after}", name)
+        return None if match is None else (match[1], int(match[2]), match[3])
 
     def name(self, before: str, number: int | None, after: str) -> str:
         """The name of a layer's tensor; of the stacked one where ``number`` is None."""
@@ -77,7 +77,7 @@ class Stack:
             ValueError: one error that lists tensors without such an axis, of other lengths than their neighbours, and
                 names that are there already.
         """
-        found = Problems("unstack")
+        problems = Problems("unstack")
         stacks: dict[str, dict[str, Array]] = {}  # by what precedes and by what follows, the axis of layers first
         for name, array in tensors.items():
             place = self.place(name)
@@ -86,12 +86,12 @@ class Stack:
             if array.ndim > self.axis and array.shape[self.axis]:
                 stacks.setdefault(place[0], {})[place[1]] = np.moveaxis(array, self.axis, 0)
             else:
-                found.value(f"{name}: no axis {self.axis} of layers in shape {list(array.shape)}")
+                problems.value(f"{name}: no axis {self.axis} of layers in shape {list(array.shape)}")
         for before, parts in stacks.items():
             if len({len(layers) for layers in parts.values()}) > 1:
                 lengths = (f"{self.name(before, None, after)} {len(layers)}" for after, layers in parts.items())
-                found.value(f"numbers of layers differ: {', '.join(lengths)}")
-        found.raise_if_any()
+                problems.value(f"numbers of layers differ: {', '.join(lengths)}")
+        problems.raise_if_any()
         out: dict[str, Array] = {}
         for name, array in tensors.items():
             place = self.place(name)
@@ -101,9 +101,9 @@ class Stack:
                 count = len(next(iter(parts.values()), ()))
                 new = {self.name(place[0], i, after): parts[after][i] for i in range(count) for after in parts}
             for other in out.keys() & new.keys():
-                found.value(f"{other}: the name of a layer that is there already")
+                problems.value(f"{other}: the name of a layer that is there already")
             out.update(new)
-        found.raise_if_any()
+        problems.raise_if_any()
         return out
 
     def stack(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
@@ -113,7 +113,7 @@ class Stack:
             ValueError: one error that lists layers that lack a tensor, shapes and dtypes that differ between layers,
                 and names that are there already.
         """
-        found = Problems("stack")
+        problems = Problems("stack")
         out: dict[str, Array] = {}  # a stack stands where its first layer stood
         stacks: dict[tuple[str, str], dict[int, Array]] = {}
         for name, array in tensors.items():
@@ -125,7 +125,7 @@ class Stack:
             stacks.setdefault((before, after), {})[number] = array
             stacked = self.name(before, None, after)
             if stacked in tensors:
-                found.value(f"{stacked}: the name of stacked layers that is there already")
+                problems.value(f"{stacked}: the name of stacked layers that is there already")
             out.setdefault(stacked, array)
         counts: dict[str, int] = {}
         for (before, _), layers in stacks.items():
@@ -135,13 +135,13 @@ class Stack:
             kinds = {(tuple(array.shape), str(array.dtype)) for array in layers.values()}
             stacked = self.name(before, None, after)
             if missing:
-                found.value(f"missing: {', '.join(missing)}")
+                problems.value(f"missing: {', '.join(missing)}")
             if len(kinds) > 1:
                 listed = ", ".join(f"{list(shape)} {dtype}" for shape, dtype in sorted(kinds))
-                found.value(f"{stacked}: layers differ: {listed}")
-            if not found:
+                problems.value(f"{stacked}: layers differ: {listed}")
+            if not problems:
                 out[stacked] = np.stack([layers[i] for i in range(counts[before])], axis=self.axis)
-        found.raise_if_any()
+        problems.raise_if_any()
         return out
 
     def _match(self, module: str, name: str) -> re.Match[str] | None:

@@ -109,12 +109,12 @@ class Haliax(Layout):
         embed_dim, kv_heads, groups, dim = shapes["query"]
         heads, v_dim, out_dim = shapes["out"]
         divide(heads, kv_heads, "heads of o_proj.weight over those of q_proj.weight")
-        for what, given, found in (
+        for what, given, stored in (
             ("num_heads", num_heads, kv_heads * groups),
             ("num_kv_heads", num_kv_heads, kv_heads),
         ):
-            if given is not None and given != found:
-                raise ValueError(f"{what} is {given}, but the weights have {found}")
+            if given is not None and given != stored:
+                raise ValueError(f"{what} is {given}, but the weights have {stored}")
         return AttentionConfig(
             embed_dim,
             kv_heads * groups,

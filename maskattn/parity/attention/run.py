@@ -192,10 +192,10 @@ def _judge_one(
 def _compare(left: str, first: dict[str, Array], right: str, second: dict[str, Array]) -> list[Finding]:
     subject = f"{left} = {right}"
     names = [name for name in first if name != "mask"]
-    found = [bits_equal("bits", subject, name, first[name], second[name]) for name in names if name in second]
+    findings = [bits_equal("bits", subject, name, first[name], second[name]) for name in names if name in second]
     for name in sorted((set(first) ^ set(second)) - {"mask"}):
-        found.append(Finding("bits", subject, name, False, "only one of the two returned it"))
-    return found
+        findings.append(Finding("bits", subject, name, False, "only one of the two returned it"))
+    return findings
 
 
 def _enough(result: Result) -> Finding:
@@ -206,7 +206,7 @@ def _enough(result: Result) -> Finding:
 
 def _equal_shares(result: Result) -> list[Finding]:
     """The share of results equal to the rounded oracle, for the narrow dtypes, over the whole run."""
-    found = []
+    findings = []
     for subject in result.subjects:
         for dtype in ("bfloat16", "float16"):
             mine = [o.narrow for o in result.outcomes if o.subject == subject and o.case.dtype == dtype]
@@ -215,13 +215,13 @@ def _equal_shares(result: Result) -> list[Finding]:
                 continue
             share, limit = sum(same for same, _ in mine) / elements, standards.value(f"tier2.equal.{dtype}")
             message = f"{share:.5f} of {elements} equal the rounded oracle, at least {limit} must"
-            found.append(Finding("equal", subject, dtype, share >= limit, message, share, limit, elements))
-    return found
+            findings.append(Finding("equal", subject, dtype, share >= limit, message, share, limit, elements))
+    return findings
 
 
 def _no_worse_than_plain(result: Result) -> list[Finding]:
     """The largest error of each quantity is at most twice that of the plain computation, plus eps A."""
-    found = []
+    findings = []
     for subject in result.subjects:
         mine = [outcome for outcome in result.outcomes if outcome.subject == subject]
         for key in dict.fromkeys(key for outcome in mine for key in outcome.beside_plain):
@@ -231,5 +231,5 @@ def _no_worse_than_plain(result: Result) -> list[Finding]:
             worst, plain_worst = max(x for x, _, _ in seen), max(x for _, x, _ in seen)
             limit = standards.plain_limit(plain_worst)
             message = f"{worst:.3g} units in {key[1]}, the plain computation {plain_worst:.3g}, limit {limit:.3g}"
-            found.append(Finding("plain", subject, key[0], worst <= limit, message, worst, limit))
-    return found
+            findings.append(Finding("plain", subject, key[0], worst <= limit, message, worst, limit))
+    return findings

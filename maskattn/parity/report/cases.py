@@ -78,17 +78,17 @@ VERDICTS = {0: "every case ran and held", 1: "FAILED", 3: "what ran held; not ev
 
 def render(result: Result, console: Console, *, wide: bool = False, verbose: bool = False) -> None:
     """The table, the notes on what did not run, and every failure."""
-    found = lines(result)
+    all_lines = lines(result)
     say(console, f"kernel {result.kernel}: {', '.join(result.subjects)}")
     headings = ["\nmask", "\ncases", "\nnumbers", "bits\ndiffer", "error/\nlimit"]
     headings += ["ulp\np50", "\np99", "\nmax", "equal\n%", ""] if wide else [""]
-    total = [_total(result, found)] if len(found) > 1 else []
-    print_table(console, headings, [_row(line, wide) for line in found + total], wide=wide, total=bool(total))
+    total = [_total(result, all_lines)] if len(all_lines) > 1 else []
+    print_table(console, headings, [_row(line, wide) for line in all_lines + total], wide=wide, total=bool(total))
     more = "equal: share of the results that are the oracle's, rounded. ulps of results below 2^-26 of the largest "
     more += "magnitude are those of that floor."
     less = "--wide shows errors in ulps, and how many results are the oracle's, rounded."
     say(console, f"error/limit: the largest error as a share of its limit. {more if wide else less}", "dim")
-    for note in sorted({note for line in found for note in line.notes}):
+    for note in sorted({note for line in all_lines for note in line.notes}):
         say(console, f"not run: {note}")
     failures = result.failures
     for failure in failures if verbose else failures[:20]:
@@ -108,9 +108,9 @@ def _row(line: Line, wide: bool) -> list[str]:
     return [*cells, line.status]
 
 
-def _total(result: Result, found: list[Line]) -> Line:
-    cases, differing = sum(line.cases for line in found), sum(line.differing for line in found)
-    return Line("all", cases, result.elements, differing, max(line.worst for line in found), 0, 0, 0, 0, "", ())
+def _total(result: Result, all_lines: list[Line]) -> Line:
+    cases, differing = sum(line.cases for line in all_lines), sum(line.differing for line in all_lines)
+    return Line("all", cases, result.elements, differing, max(line.worst for line in all_lines), 0, 0, 0, 0, "", ())
 
 
 def _short(ulps: float) -> str:

@@ -208,7 +208,7 @@ def distance(tensors: Mapping[str, Array], others: Mapping[str, Array]) -> tuple
 
 def judge(outcome: Outcome) -> Outcome:
     """The outcome with its findings: losses, parameters, and whether there was anything to see."""
-    dtype, found = outcome.setting.dtype, []
+    dtype, findings = outcome.setting.dtype, []
     for run, (norm, element) in outcome.apart.items():
         subject = f"{run} = {against(run)}"
         difference = outcome.difference(run)
@@ -216,17 +216,17 @@ def judge(outcome: Outcome) -> Outcome:
         limits["every step"] = value(f"tier3.{dtype}")
         for quantity, limit in limits.items():
             judged = difference[:FIRST] if quantity != "every step" else difference
-            found.append(_finding("loss", subject, quantity, judged, limit, f"at step {int(judged.argmax()) + 1}"))
+            findings.append(_finding("loss", subject, quantity, judged, limit, f"at step {int(judged.argmax()) + 1}"))
         limit = value(f"tier3.{dtype}")
         message = f"by norm, {element:.1e} by element"
-        found.append(_finding("parameters", subject, "at the end", np.array([norm]), limit, message))
+        findings.append(_finding("parameters", subject, "at the end", np.array([norm]), limit, message))
     curve = outcome.curves["torch"]
     few = max(1, len(curve) // 10)
     share = float(curve[-few:].mean() / curve[:few].mean())
     learned = _finding(
         "learned", "torch", "loss", np.array([share]), value("tier3.fell"), "the last losses by the first"
     )
-    return Outcome(outcome.setting, outcome.curves, outcome.apart, (*found, learned))
+    return Outcome(outcome.setting, outcome.curves, outcome.apart, (*findings, learned))
 
 
 def _finding(check: str, subject: str, quantity: str, errors: Array, limit: float, where: str) -> Finding:

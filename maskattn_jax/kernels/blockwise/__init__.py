@@ -95,11 +95,11 @@ def _gradients_jit(
     tiling: CallTiling, options: Options, arrays: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
 ) -> tuple[Any, ...]:
     problem = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
-    found = gradients(problem, output, lse, d_output, d_lse)
+    computed = gradients(problem, output, lse, d_output, d_lse)
     *like, floats, sinks, _ = arrays
-    d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(found[:3], like, strict=True))
-    d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(found.bias, floats, strict=True)]
-    return (*d_arrays, d_bias, None if found.sinks is None else found.sinks.astype(sinks.dtype))
+    d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(computed[:3], like, strict=True))
+    d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(computed.bias, floats, strict=True)]
+    return (*d_arrays, d_bias, None if computed.sinks is None else computed.sinks.astype(sinks.dtype))
 
 
 def _no_second_derivative(*arguments: Any) -> Any:

@@ -93,8 +93,8 @@ def query_tile(problem: Problem, x: Array, part: Part) -> Array:
     """The part's queries of [B, L, K, group, D], the heads of a group one after the other: [rows, columns, -1, D]."""
     tiling = problem.tiling
     sizes = (tiling.rows, tiling.q_block, tiling.columns, tiling.group, x.shape[-1])
-    found = slice_at(x, (part.place.row, part.place.query, part.place.column, 0, 0), sizes).astype(problem.dtype)
-    return found.transpose(0, 2, 3, 1, 4).reshape(tiling.rows, tiling.columns, -1, x.shape[-1])
+    tile = slice_at(x, (part.place.row, part.place.query, part.place.column, 0, 0), sizes).astype(problem.dtype)
+    return tile.transpose(0, 2, 3, 1, 4).reshape(tiling.rows, tiling.columns, -1, x.shape[-1])
 
 
 def put_query_tile(problem: Problem, x: Array, tile: Array, part: Part) -> Array:

@@ -132,19 +132,19 @@ def _step(
     place, width = part.place, steps.width * problem.tiling.kv_block
     flat, precision = (*problem.tiling.flat, width), problem.options.precision
     key, value = arrays.key_tiles(problem, part, width)
-    found = scores(problem, place, queries.query, key, value, steps.masked)
-    p = jnp.exp(found.logits - queries.lse[..., None])
-    dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, found.value, precision=precision).reshape(p.shape)
+    tile = scores(problem, place, queries.query, key, value, steps.masked)
+    p = jnp.exp(tile.logits - queries.lse[..., None])
+    dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, tile.value, precision=precision).reshape(p.shape)
     factor = kept(problem, place, width)
     weights = p
     if factor is not None:
         factor = factor.astype(p.dtype)
         weights, dp = p * factor, dp * factor
     ds = p * (dp - queries.delta[..., None])
-    if found.allowed is not None:
-        ds = jnp.where(found.allowed, ds, 0)
-    raw = ds if found.slope is None else ds * (1 - found.slope * found.slope)
-    d_query = d_query + jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), found.key, precision=precision)
+    if tile.allowed is not None:
+        ds = jnp.where(tile.allowed, ds, 0)
+    raw = ds if tile.slope is None else ds * (1 - tile.slope * tile.slope)
+    d_query = d_query + jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), tile.key, precision=precision)
     d_key_t, d_value_t = (
         jnp.einsum("...dq,...qk->...dk", x, w.reshape(flat), precision=precision)
         for x, w in ((queries.query_t, raw), (queries.d_output_t, weights))

@@ -60,9 +60,9 @@ def output_and_lse(problem: Problem) -> tuple[Array, Array]:
             sink = None
             if sinks is not None:
                 sink = arrays.slice_at(sinks, (part.place.column, 0), tiling.tile[1:3])[..., None]
-            found = _finish(problem.options, one, sink)
+            finished = _finish(problem.options, one, sink)
             output, lse = (
-                arrays.put_query_tile(problem, x, y, part) for x, y in zip((output, lse), found, strict=True)
+                arrays.put_query_tile(problem, x, y, part) for x, y in zip((output, lse), finished, strict=True)
             )
         return (output, lse), None
 
@@ -76,15 +76,15 @@ def _step(problem: Problem, steps: Steps, part: arrays.Part, query: Array, sums:
     """The softmax of a tile with the keys of one step taken in."""
     flat, width = problem.tiling.flat, steps.width * problem.tiling.kv_block
     key, value = arrays.key_tiles(problem, part, width)
-    found = scores(problem, part.place, query, key, value, steps.masked)
-    highest = jnp.maximum(sums.highest, jnp.max(found.logits, axis=-1))
-    e = jnp.exp(found.logits - highest[..., None])
+    tile = scores(problem, part.place, query, key, value, steps.masked)
+    highest = jnp.maximum(sums.highest, jnp.max(tile.logits, axis=-1))
+    e = jnp.exp(tile.logits - highest[..., None])
     shrink = jnp.exp(sums.highest - highest)
     total = sums.total * shrink + jnp.sum(e, axis=-1)
     factor = kept(problem, part.place, width)
     e = e if factor is None else e * factor.astype(e.dtype)  # the denominator is that without dropout
     precision = problem.options.precision
-    added = jnp.einsum("...qk,...kd->...qd", e.reshape(*flat, width), found.value, precision=precision)
+    added = jnp.einsum("...qk,...kd->...qd", e.reshape(*flat, width), tile.value, precision=precision)
     return _Sums(highest, total, sums.output * shrink.reshape(*flat, 1) + added)
 
 

@@ -103,10 +103,10 @@ def _division(specs: list[tuple[Any, ...]], mesh: Any, kv_heads: int) -> tuple[A
 
 def manual_axes(tree: Any) -> tuple[str, ...]:
     """The mesh axes of an enclosing `shard_map` over which some leaf varies."""
-    found: set[str] = set()
+    axes: set[str] = set()
     for leaf in jax.tree.leaves(tree):
-        found |= set(getattr(getattr(jax.typeof(leaf), "mat", None), "varying", ()))
-    return tuple(sorted(found))
+        axes |= set(getattr(getattr(jax.typeof(leaf), "mat", None), "varying", ()))
+    return tuple(sorted(axes))
 
 
 def vary(tree: Any, axes: tuple[str, ...]) -> Any:

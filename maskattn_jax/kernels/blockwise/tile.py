@@ -83,8 +83,8 @@ def window(problem: Problem, shape: tuple[int, ...], place: Place, width: int) -
     """Where the slice of an array [B or 1, H or 1, L or 1, S or 1], padded, that a tile reads starts, and its sizes."""
     rows, columns, group, q_block = problem.tiling.tile
     sizes = (rows, columns * group, q_block, width)
-    found = zip(_starts_in_whole(problem, place), sizes, shape, strict=True)
-    read = [(start, size) if n != 1 else (0, 1) for start, size, n in found]
+    bounds = zip(_starts_in_whole(problem, place), sizes, shape, strict=True)
+    read = [(start, size) if n != 1 else (0, 1) for start, size, n in bounds]
     return [start for start, _ in read], [size for _, size in read]
 
 
@@ -120,7 +120,7 @@ def _allowed(problem: Problem, place: Place, width: int, masked: bool) -> Array 
     None where neither `masked` nor a bias leaves anything to ask.
     """
     tiling, conditions = problem.tiling, problem.conditions
-    found = None
+    allowed = None
     if masked:
         # the indices are arrays of their own: fused into what reads them, each entry would look its place up again
         index = lax.optimization_barrier(_indices(problem, place, width))
@@ -129,13 +129,13 @@ def _allowed(problem: Problem, place: Place, width: int, masked: bool) -> Array 
             parts.append(index[2] - conditions.origin.query < tiling.q_len)
         if conditions.mask is not None:
             parts.append(fold(conditions.mask, lambda mask: _evaluate(problem, mask, place, index)))
-        found = _rank_5(functools.reduce(operator.and_, parts))
+        allowed = _rank_5(functools.reduce(operator.and_, parts))
     if conditions.bias is not None:
         finite = bias_values(problem, conditions.bias, place, width) != -jnp.inf
         if tiling.shards > 1 and tiling.padded[0] != tiling.q_len:  # where the next device's queries follow
             finite = finite & (place.query + jnp.arange(tiling.q_block)[:, None] < tiling.q_len)
-        found = finite if found is None else found & finite
-    return found
+        allowed = finite if allowed is None else allowed & finite
+    return allowed
 
 
 def _evaluate(problem: Problem, mask: Mask, place: Place, index: tuple[Array, ...]) -> Array:

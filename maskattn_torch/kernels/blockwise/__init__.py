@@ -118,11 +118,11 @@ def _attention_gradients(
         of_lse = None if d_lse is None else d_lse.transpose(1, 2)
         q, k, v = _heads_first(query, key, value)
         *gradients, of_bias = walk.backward(problem, wanted[start : start + count], q, k, v, *rows, of_lse)
-        found = [x.transpose(1, 2).contiguous() for x in gradients]
+        ordered = [x.transpose(1, 2).contiguous() for x in gradients]
         if sinks is not None:
             delta = (d_out * out).sum(-1) - (0 if d_lse is None else d_lse)
-            found.append(-((sinks - lse).exp_() * delta).sum((0, 1)))
-    return found + of_bias
+            ordered.append(-((sinks - lse).exp_() * delta).sum((0, 1)))
+    return ordered + of_bias
 
 
 @_attention_gradients.register_fake

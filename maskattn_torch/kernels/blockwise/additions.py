@@ -70,10 +70,10 @@ class Gradients:
 
 def leaves_of(bias: Bias | None) -> list[Array]:
     """The arrays of a bias and of the masks in it."""
-    found: list[Array] = []
+    leaves: list[Array] = []
     if bias is not None:
-        bias.map_data(found.append)
-    return found
+        bias.map_data(leaves.append)
+    return leaves
 
 
 def _add_dense(total: Array, piece: Piece, d_logits: Array) -> None:
@@ -84,9 +84,9 @@ def _add_dense(total: Array, piece: Piece, d_logits: Array) -> None:
         reduced = sorted({0, *reduced})
     elif piece.count > 1:
         reduced = [axis for axis in reduced if axis != 0]
-    found = d_logits.sum(reduced, keepdim=True) if reduced else d_logits
-    for n in range(found.shape[0] if piece.count > 1 else 1):
-        dense_part(total, rectangle(piece, n)).add_(found[n : n + 1] if piece.count > 1 else found)
+    summed = d_logits.sum(reduced, keepdim=True) if reduced else d_logits
+    for n in range(summed.shape[0] if piece.count > 1 else 1):
+        dense_part(total, rectangle(piece, n)).add_(summed[n : n + 1] if piece.count > 1 else summed)
 
 
 def _add_rows(total: Array, bias: TableBias, piece: Piece, d_logits: Array) -> None:
@@ -99,7 +99,7 @@ def _add_rows(total: Array, bias: TableBias, piece: Piece, d_logits: Array) -> N
     if columns == 1:
         d_logits = d_logits.sum(1, keepdim=True)
     rows = rows.expand(d_logits.shape[0], 1, *d_logits.shape[2:]).reshape(-1)
-    found = d_logits.new_zeros((total.shape[0], d_logits.shape[1]))
-    found.index_add_(0, rows, d_logits.movedim(1, -1).reshape(-1, d_logits.shape[1]))
+    by_row = d_logits.new_zeros((total.shape[0], d_logits.shape[1]))
+    by_row.index_add_(0, rows, d_logits.movedim(1, -1).reshape(-1, d_logits.shape[1]))
     heads = slice(piece.heads.start, piece.heads.stop, piece.heads.step) if columns > 1 else slice(None)
-    total[:, heads] += found
+    total[:, heads] += by_row

@@ -159,15 +159,15 @@ def _key(mask: Mask | None, sizes: Sizes) -> Any:
 def _made(mask: Mask | None, sizes: Sizes) -> Patches:
     s = sizes
     readable = None if mask is None else mask.map_data(to_numpy)
-    found = pieces_of(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, s.blocks)
+    pieces = pieces_of(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, s.blocks)
     memory = _Memory(mask, s.dtype)
     backward: list[Patch] = []
     forward: list[Patch] = []
-    for piece in found:
+    for piece in pieces:
         parts = [Patch(part, memory.keep(part)) for part in cut(piece, s.group, (1 << 20) // s.width, s.area)]
         backward += parts
         forward += parts if s.area else _joined(piece, parts)
-    rows = sum(x.count * x.rows * len(x.batch) * len(x.heads) for x in found if x.first)
+    rows = sum(x.count * x.rows * len(x.batch) * len(x.heads) for x in pieces if x.first)
     covered = rows == s.batch * s.heads * s.q_len
     known = all(patch.kept is not None or patch.piece.kind != MIXED for patch in backward)
     exposed = not known or not all(bool(x.all()) for x in reached(backward, mask, s))
@@ -219,7 +219,7 @@ def _joined(piece: Piece, parts: list[Patch]) -> list[Patch]:
 
 
 def reached(
-    found: Sequence[Patch], mask: Mask | None, sizes: Sizes, bias: Callable[[Piece], Array] | None = None
+    patches: Sequence[Patch], mask: Mask | None, sizes: Sizes, bias: Callable[[Piece], Array] | None = None
 ) -> tuple[Array, Array]:
     """The rows and the keys that some allowed pair of the patches has: bool [B, H, L] and [B, K, S].
 
@@ -227,7 +227,7 @@ def reached(
     """
     rows = torch.zeros((sizes.batch, sizes.heads, sizes.q_len), dtype=torch.bool)
     keys = torch.zeros((sizes.batch, sizes.kv_heads, sizes.kv_len), dtype=torch.bool)
-    for patch in found:
+    for patch in patches:
         piece, added = patch.piece, patch.forbidden(mask, sizes.dtype).added
         if bias is not None:
             added = bias(piece) if added is None else added + bias(piece)

@@ -103,20 +103,20 @@ def _prepared(problem: Problem, q: Array, k: Array, v: Array, plain: bool = Fals
 
 
 def _forward(walk: _Walk, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    sizes, found = walk.sizes, walk.patches
-    make = torch.empty if found.covered else torch.zeros
+    sizes, patches = walk.sizes, walk.patches
+    make = torch.empty if patches.covered else torch.zeros
     shape = (sizes.batch, sizes.q_len, sizes.heads)
-    if not found.whole:
+    if not patches.whole:
         out = make((*shape, v.shape[3]), dtype=q.dtype).transpose(1, 2)
         lse = torch.full(shape, -torch.inf, dtype=q.dtype).transpose(1, 2)
-    for patch in found.forward:
+    for patch in patches.forward:
         piece, forbidden = patch.piece, patch.forbidden(walk.problem.mask, q.dtype)
         read = _read(walk, patch, q, k, v)
         if walk.terms is None:
             one = flash.forward(walk.problem.scale, piece, *read, forbidden)
         else:
             one = products.forward(walk.terms, piece, *read, forbidden)
-        if found.whole:
+        if patches.whole:
             return _in_order(one[0], sizes), _in_order(one[1], sizes)
         into = (window(out, piece, "q", piece.heads), window(lse, piece, "q", piece.heads))
         if piece.first:
