@@ -43,15 +43,15 @@ class Pairwise(Spec):
         """Why this cannot be used at these sizes (all four axes; None is not checked); [] where it can."""
         if self.children():
             return [fault for child in self.children() for fault in child.conflicts(sizes)]
-        faults = []
+        reasons = []
         for axis, expected in self.sizes().items():
             size = sizes["batch" if axis == "batch_multiple" else axis]
             if axis == "batch_multiple":
                 if size is not None and size % expected:
-                    faults.append(f"{self!r} expects a batch that is a multiple of {expected}, got {size}")
+                    reasons.append(f"{self!r} expects a batch that is a multiple of {expected}, got {size}")
             elif size not in (None, expected):
-                faults.append(f"{self!r} expects {axis} {expected}, got {size}")
-        return faults
+                reasons.append(f"{self!r} expects {axis} {expected}, got {size}")
+        return reasons
 
 
 def fixed(batch: int = 1, heads: int = 1, **lengths: int) -> dict[str, int]:

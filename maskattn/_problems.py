@@ -25,19 +25,19 @@ class Problems:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self.faults: list[str] = []
+        self.reasons: list[str] = []
         self.wrong_type = False
 
     def __bool__(self) -> bool:
-        return len(self.faults) > 0
+        return len(self.reasons) > 0
 
     def value(self, reason: str) -> None:
         """Note a wrong value."""
-        self.faults.append(reason)
+        self.reasons.append(reason)
 
     def type(self, reason: str) -> None:
         """Note a wrong type."""
-        self.faults.append(reason)
+        self.reasons.append(reason)
         self.wrong_type = True
 
     def number(self, name: str, value: Any) -> float | None:
@@ -132,12 +132,12 @@ class Problems:
 
     def raise_if_any(self) -> None:
         """Raise one error with all reasons, or return."""
-        if not self.faults:
+        if not self.reasons:
             return
-        if len(self.faults) == 1:
-            message = f"{self.where}: {self.faults[0]}"
+        if len(self.reasons) == 1:
+            message = f"{self.where}: {self.reasons[0]}"
         else:
-            message = f"{self.where}: {len(self.faults)} problems:" + "".join(f"\n  - {r}" for r in self.faults)
+            message = f"{self.where}: {len(self.reasons)} problems:" + "".join(f"\n  - {r}" for r in self.reasons)
         raise TypeError(message) if self.wrong_type else ValueError(message)
 
 

@@ -1,7 +1,7 @@
 """How files store tensors: lazy readers that trust nothing, writers that leave a whole file or none.
 
-One format per file here, entered in ``_FORMATS``: its ``SUFFIXES``, ``open_file``, ``create``, and ``problems``, which
-says what it cannot store.
+One format per file here, entered in ``_FORMATS``: its ``SUFFIXES``, ``open_file``, ``create``, and ``unsupported``:
+everything that it cannot store.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from maskattn.checkpoints import _seal, msgpack, npz, orbax, pytorch, safetensor
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader, sha256
 from maskattn.checkpoints._seal import PENDING
-from maskattn.checkpoints._writer import Writer, checked, names_problems, plain
+from maskattn.checkpoints._writer import Writer, checked, plain, wrong_names
 
 __all__ = ["PENDING", "Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
 
@@ -91,7 +91,7 @@ def create(
         raise TypeError(f"infos must be a mapping of names to TensorInfo, got {type(infos).__name__}")
     reasons = checked(infos, metadata, _seal.KEY)
     little = {name: TensorInfo(tuple(info.shape), _little(info.dtype)) for name, info in infos.items() if not reasons}
-    reasons += kind.problems(little)
+    reasons += kind.unsupported(little)
     if max_shard_size is not None and (not isinstance(max_shard_size, int) or max_shard_size < 1):
         reasons.append(f"max_shard_size must be a positive int, got {max_shard_size!r}")
     elif max_shard_size is not None and kind not in (safetensors, sharded):
@@ -141,7 +141,7 @@ def save(
         for name, array in tensors.items()
         if not isinstance(array, np.ndarray)
     ]
-    reasons += names_problems(tensors)
+    reasons += wrong_names(tensors)
     if reasons:
         raise ValueError("\n  ".join(["tensors cannot be saved:", *reasons]))
     infos = {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}

@@ -25,7 +25,7 @@ def paths(names: Iterable[str]) -> dict[str, Path]:
     return {name: tuple(name.split(mark)) for name in names}
 
 
-def problems(names: Iterable[str]) -> list[str]:
+def unsupported(names: Iterable[str]) -> list[str]:
     """What keeps ``names`` from being a tree: one line each."""
     leaves = paths(names)
     modules = {path[:i]: name for name, path in leaves.items() for i in range(1, len(path))}

@@ -238,7 +238,7 @@ class FileWriter(Writer):
 
 def checked(infos: Mapping[Any, Any], metadata: Mapping[Any, Any] | None, reserved: str) -> list[str]:
     """What is wrong with the names, shapes and dtypes of a new file, and with its metadata: one line each."""
-    reasons = names_problems(infos)
+    reasons = wrong_names(infos)
     for name, info in infos.items():
         if not isinstance(info, TensorInfo):
             reasons.append(f"{name}: expected a TensorInfo, got {type(info).__name__}")
@@ -252,7 +252,7 @@ def checked(infos: Mapping[Any, Any], metadata: Mapping[Any, Any] | None, reserv
     return reasons
 
 
-def names_problems(names: Iterable[Any]) -> list[str]:
+def wrong_names(names: Iterable[Any]) -> list[str]:
     """What is wrong with the names of tensors: one line each."""
     reasons: list[str] = []
     for name in names:

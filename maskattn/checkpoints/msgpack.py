@@ -74,10 +74,10 @@ class MsgpackReader(Reader):
         self._file.close()
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     reasons = [f"{n}: Flax restores no dtype {i.dtype}" for n, i in infos.items() if i.dtype.name not in _DTYPES]
-    return reasons + _trees.problems(infos)
+    return reasons + _trees.unsupported(infos)
 
 
 class MsgpackWriter(FileWriter):

@@ -94,7 +94,7 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / TREE).is_file()
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     reasons = [
         f"{name}: Orbax stores no dtype {info.dtype}"
@@ -102,7 +102,7 @@ def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
         if info.dtype not in _DTYPES.values()
     ]
     reasons += [f"{name}: Orbax stores no array of size 0" for name, info in infos.items() if info.nbytes == 0]
-    tree = _trees.problems(infos)
+    tree = _trees.unsupported(infos)
     directories: dict[str, str] = {}
     for name, parts in _trees.paths(infos).items():
         directory = ".".join(parts)

@@ -72,7 +72,7 @@ class SafetensorsReader(Reader):
         self._file.close()
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     reasons = [f"{n}: safetensors has no dtype {info.dtype}" for n, info in infos.items() if info.dtype not in _NAMES]
     if "__metadata__" in infos:

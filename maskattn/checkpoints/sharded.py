@@ -48,7 +48,7 @@ class ShardedReader(Reader):
         self._files.close()
 
 
-problems = safetensors.problems
+unsupported = safetensors.unsupported
 
 
 class ShardedWriter(Writer):

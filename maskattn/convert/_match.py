@@ -20,7 +20,11 @@ LAYERS = 10_000  # more than any model has: a longer axis is none of layers
 
 
 def match(
-    form: Form, infos: Mapping[str, TensorInfo | Lazy], config: Mapping[str, Any] | None = None, *, strict: bool = False
+    form: Form,
+    infos: Mapping[str, TensorInfo | Lazy],
+    model_config: Mapping[str, Any] | None = None,
+    *,
+    strict: bool = False,
 ) -> Model | None:
     """What ``infos`` are in ``form``; None where ``strict`` and a name is left over."""
     model, present = Model(form), Present()
@@ -46,7 +50,7 @@ def match(
         for at, tensor in tensors.items():
             _enter(model, rule, at, part, tensor)
             present.setdefault(rule, {}).setdefault(at, set()).add(part)
-    model.missing += _missing(form, present, config or {})
+    model.missing += _missing(form, present, model_config or {})
     return model
 
 
@@ -72,7 +76,7 @@ def attention_alone(infos: Mapping[str, Any], layout: Layout, *, beside: bool = 
 
 def matches(
     infos: Mapping[str, TensorInfo],
-    config: Mapping[str, Any] | None = None,
+    model_config: Mapping[str, Any] | None = None,
     among: Iterable[Form] | None = None,
 ) -> tuple[Model, ...]:
     """Every form whose names are exactly those of ``infos``: none missing, none left over.
@@ -80,18 +84,18 @@ def matches(
     Forms that take every tensor for the same thing count once: a Flax tree made of BERT is one, whether the family's
     table has PyTorch's names or Flax's.
 
-    ``config`` is a config.json; its model type narrows the families. ``among``: the forms to try; default: all forms of
-    all families.
+    ``model_config`` is a config.json; its model type narrows the families. ``among``: the forms to try; default: all
+    forms of all families.
     """
-    config = config or {}
+    model_config = model_config or {}
     if among is None:
-        among = [form for family in _of_type(config) for form in families.forms(family)]
+        among = [form for family in _of_type(model_config) for form in families.forms(family)]
     plain = {_plain(name) for name in infos}
     models: list[Model] = []
     for form in among:
         if not _may_hold(form, plain):
             continue
-        model = match(form, infos, config, strict=True)
+        model = match(form, infos, model_config, strict=True)
         if model is not None and model.complete and (model.layers or model.tensors):
             same = [m for m in models if m.form.family is form.family and m.form.prefix == form.prefix]
             models += [] if same else [model]  # its own form is tried first
@@ -118,13 +122,13 @@ def _enter(model: Model, rule: Rule, indices: Indices, part: str, lazy: Lazy) ->
         model.tensors[rule.shared(indices, part)] = model.form.as_flax(rule, part, lazy)
 
 
-def _missing(form: Form, present: Present, config: Mapping[str, Any]) -> list[str]:
+def _missing(form: Form, present: Present, model_config: Mapping[str, Any]) -> list[str]:
     groups: dict[str, set[Indices]] = {}
     for rule, places in present.items():
         groups.setdefault(_group(rule), set()).update(places)
     missing: list[str] = []
     for pattern, path in form.family.layers.items():
-        count, have = config_json.look_up(config, path), groups.get(pattern, set())
+        count, have = config_json.look_up(model_config, path), groups.get(pattern, set())
         if isinstance(count, int) and have and len(have) != count:
             missing.append(f"layers of {pattern}: {path} is {count}, found {len(have)}")
     for group, indices in groups.items():
@@ -176,14 +180,14 @@ def _meaning(model: Model) -> Hashable:
     return model.form.family.model, model.form.style, model.form.scan_axis, tensors, layers
 
 
-def _of_type(config: Mapping[str, Any]) -> tuple[Family, ...]:
-    told, known = config.get("model_type"), families.all_families()
-    fitting = tuple(f for f in known if told in f.model_types and _says(config, f.when))
-    return fitting or tuple(f for f in known if not config or not f.when or told is None)
+def _of_type(model_config: Mapping[str, Any]) -> tuple[Family, ...]:
+    told, known = model_config.get("model_type"), families.all_families()
+    fitting = tuple(f for f in known if told in f.model_types and _says(model_config, f.when))
+    return fitting or tuple(f for f in known if not model_config or not f.when or told is None)
 
 
-def _says(config: Mapping[str, Any], when: Mapping[str, Any]) -> bool:
-    return all(config_json.look_up(config, path) == value for path, value in when.items())
+def _says(model_config: Mapping[str, Any], when: Mapping[str, Any]) -> bool:
+    return all(config_json.look_up(model_config, path) == value for path, value in when.items())
 
 
 def _may_hold(form: Form, plain: set[str]) -> bool:

@@ -12,7 +12,7 @@ import numpy as np
 from maskattn.checkpoints import TensorInfo
 from maskattn.config import AttentionConfig
 from maskattn.convert import _memory, _provenance, families
-from maskattn.convert._canonical import Sizes, made, read, write
+from maskattn.convert._canonical import ConfigOf, made, read, write
 from maskattn.convert._identify import identify, target_form
 from maskattn.convert._layer import sizes
 from maskattn.convert._match import match
@@ -163,14 +163,14 @@ def plan(
     cast = None if dtype is None else np.dtype(dtype)
     if cast is not None and cast not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {cast}")
-    config, provenance = config or {}, provenance or {}
+    model_config, provenance = config or {}, provenance or {}
     own, prefixes = None if family is None else families.get(family), _provenance.prefixes(provenance)
-    stored = identify(infos, source, own, config)
+    stored = identify(infos, source, own, model_config)
     to = target_form(target, stored.form, own, scan, prefixes)
     heads, before = _provenance.heads(provenance), _provenance.buffers(provenance)
 
     def sizes_of(key: str, layer: Layer) -> AttentionConfig:
-        return sizes(layer, config, (num_heads, num_kv_heads), heads.get(key, (None, None)))
+        return sizes(layer, model_config, (num_heads, num_kv_heads), heads.get(key, (None, None)))
 
     planned = assemble(stored, to, sizes_of, infos, rest=rest, dtype=cast, before=before)
     return replace(planned, prefixes=prefixes | {stored.form.family.name: stored.form.prefix})
@@ -179,7 +179,7 @@ def plan(
 def assemble(
     source: Model,
     to: Form,
-    sizes_of: Sizes,
+    sizes_of: ConfigOf,
     infos: Mapping[str, TensorInfo],
     *,
     rest: str = "error",
@@ -190,26 +190,26 @@ def assemble(
 
     ``before``: what was left out on the way here, by family.
     """
-    source.faults += [f"{name}: missing" for name in source.missing]
+    source.reasons += [f"{name}: missing" for name in source.missing]
     model = read(source, sizes_of)
     if rest == "error":
         why = f", {source.form.family.name} does not know it"
         why = ": it lies outside every attention layer" if source.form.attention_only else why
-        model.faults += [f"{name}: left over{why}" for name in source.left_over]
+        model.reasons += [f"{name}: left over{why}" for name in source.left_over]
     if rest == "drop":
         model.dropped.update(dict.fromkeys(source.left_over, "no rule knows it"))
     written = write(model, to)
     kept = source.left_over if rest == "keep" else []
     for name in kept:
         if name in written:
-            model.faults.append(f"{name}: the name of a tensor that is kept is also the name of a converted one")
+            model.reasons.append(f"{name}: the name of a tensor that is kept is also the name of a converted one")
         written[name] = Lazy.read(name, *infos[name])
     again = _made_again(before or {}, to, written)
-    if not model.faults and not to.attention_only:
+    if not model.reasons and not to.attention_only:
         stored = match(to, written)
         lacks = f"{to.family.name} cannot do without it, and the source has none"
-        model.faults += [f"{name}: {lacks}" for name in stored.missing] if stored else []
-    refuse(model.faults, (source.form, to), source.evidence)
+        model.reasons += [f"{name}: {lacks}" for name in stored.missing] if stored else []
+    refuse(model.reasons, (source.form, to), source.evidence)
     left_out = {n: TensorInfo(lazy.shape, lazy.dtype) for n, (rule, lazy) in model.buffers.items() if rule.maker}
     return Plan(
         forms=(source.form, to),
@@ -283,8 +283,8 @@ def _cast(name: str, lazy: Lazy, dtype: np.dtype[Any] | None) -> Lazy:
     return lazy.changed(narrow, f"cast to {dtype}", dtype)
 
 
-def refuse(faults: list[str], forms: tuple[Form, Form], evidence: tuple[str, ...] = ()) -> None:
-    """One ValueError for all of ``faults``, if there are any."""
-    if faults:
+def refuse(reasons: list[str], forms: tuple[Form, Form], evidence: tuple[str, ...] = ()) -> None:
+    """One ValueError for all of ``reasons``, if there are any."""
+    if reasons:
         head = f"{'the checkpoint' if evidence else 'tensors'} cannot be converted from {forms[0]} to {forms[1]}:"
-        raise ValueError("\n  ".join([head, *dict.fromkeys(faults), *(f"({line})" for line in evidence)]))
+        raise ValueError("\n  ".join([head, *dict.fromkeys(reasons), *(f"({line})" for line in evidence)]))

@@ -66,7 +66,7 @@ def _judge(
         return tuple(layers), [f"expected the tensors of one layer, found {len(layers)}"], 0.0
     ((prefix, names),) = layers.items()
     layer = {name: tensors[full] for name, full in names.items()}
-    objections = layouts.faults(layout, layer, config, prefix)
+    objections = layouts.mismatches(layout, layer, config, prefix)
     if objections:
         return (prefix,), objections, 0.0
     extras = layout.extras_of(layer, config)

@@ -66,11 +66,11 @@ def convert_tensors(
     refuse([f"layout {name} cannot hold this config: {reason}" for name, reason in reasons], forms)
     if not stored.layers and config.project:
         wanted = " or ".join(origin.anchors)
-        stored.faults.append(f"no layer found: expected names ending in {wanted}, got {some(flat)}")
+        stored.reasons.append(f"no layer found: expected names ending in {wanted}, got {some(flat)}")
     if others == "keep":
         strange = [name for name in stored.left_over if not isinstance(flat[name], np.ndarray)]
         kinds = {name: f"{type(flat[name]).__module__}.{type(flat[name]).__name__}" for name in strange}
-        stored.faults += [f"{name}: expected a NumPy array, got {kind}" for name, kind in kinds.items()]
+        stored.reasons += [f"{name}: expected a NumPy array, got {kind}" for name, kind in kinds.items()]
         stored.left_over = [name for name in stored.left_over if name not in kinds]
     return assemble(stored, forms[1], lambda key, layer: config, infos, rest=others).evaluate(flat)
 

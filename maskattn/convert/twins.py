@@ -21,7 +21,7 @@ from maskattn.convert._tensors import convert_tensors
 Array = np.ndarray[Any, Any]
 
 
-class Judged:
+class WithinLimits:
     """An output that was held to limits: ``share``, the largest error / limit, says whether every element kept it."""
 
     share: float

@@ -8,8 +8,8 @@ import numpy as np
 
 from maskattn._problems import Problems
 from maskattn.corruption._base import Array, Scheme, batch_size, ready
-from maskattn.corruption._blocks import rectangle
 from maskattn.corruption._ops import BITS, NUMPY, Ops
+from maskattn.corruption._rectangle import rectangle
 
 _ATTEMPTS = 10
 _ASPECTS = 12  # bits of a draw of the aspect ratio
@@ -72,7 +72,7 @@ class BEiT(Scheme):
         high = 1 / (low or 1.0) if self.max_aspect is None else problems.number("max_aspect", self.max_aspect)
         if low is not None and high is not None and not 0 < low <= high < math.inf:
             problems.value(f"min_aspect, max_aspect must be positive and in order, got {low} and {high}")
-        if not problems.faults:
+        if not problems.reasons:
             total = grid[0] * grid[1]
             if total >= 2**15:
                 problems.value(f"grid must have fewer than {2**15} patches, got {total}")

@@ -7,8 +7,8 @@ import numpy as np
 
 from maskattn._problems import Problems
 from maskattn.corruption._base import Array, Scheme, batch_size, between, flag, ready
-from maskattn.corruption._blocks import rectangle
 from maskattn.corruption._ops import BITS, NUMPY, Ops, indices
+from maskattn.corruption._rectangle import rectangle
 
 _TRIES = 20
 _STEPS = 2**16
@@ -90,7 +90,7 @@ class IJEPA(Scheme):
             problems, "target_aspect", self.target_aspect, lambda x: 0 < x < float("inf"), "positive and finite"
         )
         flag(problems, "allow_overlap", self.allow_overlap)
-        if not problems.faults:
+        if not problems.reasons:
             for name, aspect in (("target", values["target_aspect"]), ("context", (1.0, 1.0))):
                 least = int(_sizes(values["grid"], values[f"{name}_scale"], aspect)[1].prod(axis=1).min())
                 if least <= values["min_keep"]:

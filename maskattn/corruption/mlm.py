@@ -69,18 +69,18 @@ class MLM(Scheme):
         problems = Problems("MLM")
         mask_id = problems.integer("mask_id", self.mask_id, minimum=0)
         vocab_size = problems.integer("vocab_size", self.vocab_size, minimum=1)
-        if not problems.faults and not mask_id < vocab_size < 2**31:
+        if not problems.reasons and not mask_id < vocab_size < 2**31:
             problems.value(f"vocab_size must be in (mask_id {mask_id}, 2**31), got {vocab_size}")
         rate = fraction(problems, "rate", self.rate)
         if rate == 0:
             problems.value("rate must be above 0, or nothing is ever to be predicted, got 0")
         shares = [fraction(problems, name, getattr(self, name)) for name in ("mask_share", "random_share")]
-        if not problems.faults and sum(shares) > 1:
+        if not problems.reasons and sum(shares) > 1:
             problems.value(f"mask_share + random_share must be at most 1, got {shares[0]} + {shares[1]}")
         for name in ("whole_words", "exact_count"):
             flag(problems, name, getattr(self, name))
         ignore_index = problems.integer("ignore_index", self.ignore_index)
-        if not problems.faults and 0 <= ignore_index < vocab_size:
+        if not problems.reasons and 0 <= ignore_index < vocab_size:
             problems.value(f"ignore_index must be no token of the vocabulary, got {ignore_index}")
         ready(problems, self, mask_id=mask_id, vocab_size=vocab_size, ignore_index=ignore_index, rate=rate)
         for name, share in zip(("mask_share", "random_share"), shares, strict=True):
@@ -107,7 +107,7 @@ class MLM(Scheme):
         for name, kind in (("special", "bool"), ("words", "int")):
             if given[name] is not None:
                 given[name] = problems.array(name, given[name], kind, "[B, L]", (2,))
-                if not problems.faults and tuple(given[name].shape) != tuple(tokens.shape):
+                if not problems.reasons and tuple(given[name].shape) != tuple(tokens.shape):
                     problems.value(
                         f"{name} must have the shape {list(tokens.shape)} of tokens, got {list(given[name].shape)}"
                     )

@@ -54,12 +54,12 @@ class SimMIM(Scheme):
         sides = problems.integers("image_size", self.image_size, minimum=1, length=2)
         unit, patch = problems.integer("unit", self.unit, minimum=1), problems.integer("patch", self.patch, minimum=1)
         ratio = fraction(problems, "ratio", self.ratio)
-        if not problems.faults:
+        if not problems.reasons:
             if any(side % unit for side in sides):
                 problems.value(f"image_size must be a multiple of unit {unit}, got {sides}")
             if unit % patch:
                 problems.value(f"unit must be a multiple of patch {patch}, got {unit}")
-        if not problems.faults:
+        if not problems.reasons:
             units = sides[0] * sides[1] // unit**2
             if ratio == 0:
                 problems.value("ratio must be above 0, or nothing is hidden, got 0")

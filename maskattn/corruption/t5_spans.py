@@ -80,7 +80,7 @@ class T5Spans(Scheme):
         mean = problems.number("mean_span", self.mean_span)
         if mean is not None and not 1 <= mean < float("inf"):
             problems.value(f"mean_span must be at least 1 and finite, got {mean}")
-        if not problems.faults and values["sentinels"] > values["first_sentinel"] + 1:
+        if not problems.reasons and values["sentinels"] > values["first_sentinel"] + 1:
             problems.value(
                 f"sentinels must be at most first_sentinel + 1 = {values['first_sentinel'] + 1}, got {self.sentinels}"
             )
@@ -128,7 +128,7 @@ class T5Spans(Scheme):
         tokens = problems.array("tokens", tokens, "int", "[B, L]", (2,))
         if lengths is not None:
             lengths = problems.array("lengths", lengths, "int", "[B]", (1,))
-        if not problems.faults:
+        if not problems.reasons:
             batch, length = tokens.shape
             if lengths is not None and lengths.shape[0] != batch:
                 problems.value(

@@ -9,24 +9,24 @@ from typing import Any, ClassVar, Protocol
 import numpy as np
 
 
-class Rule(Protocol):
+class Explained(Protocol):
     """What is asked of a mask here."""
 
     rule: ClassVar[str]
 
     def allowed(self, b: Any, h: Any, q: Any, k: Any) -> Any: ...
-    def asks(self, b: int, h: int, q: int, k: int) -> Sequence[tuple[Rule, tuple[int, int, int, int]]]: ...
+    def asks(self, b: int, h: int, q: int, k: int) -> Sequence[tuple[Explained, tuple[int, int, int, int]]]: ...
     def reads(self) -> dict[str, Any]: ...
 
 
-def explain(mask: Rule, b: int, h: int, q: int, k: int) -> str:
+def explain(mask: Explained, b: int, h: int, q: int, k: int) -> str:
     """What the whole expression says of one pair, then, indented, what each part says; the text of `Mask.why`."""
     verdict = "may" if mask.allowed(b, h, q, k) else "may not"
     head = f"query {q} {verdict} attend to key {k} (batch row {b}, head {h})"
     return "\n".join([head, *("  " + line for line in _lines(mask, b, h, q, k))])
 
 
-def _lines(mask: Rule, b: int, h: int, q: int, k: int) -> list[str]:
+def _lines(mask: Explained, b: int, h: int, q: int, k: int) -> list[str]:
     allows = bool(mask.allowed(b, h, q, k))
     text = f"{mask!r} {'allows' if allows else 'forbids'} it"
     asked = mask.asks(b, h, q, k)
@@ -40,7 +40,7 @@ def _lines(mask: Rule, b: int, h: int, q: int, k: int) -> list[str]:
     return lines
 
 
-def _reason(mask: Rule, allows: bool, indices: dict[str, int]) -> str:
+def _reason(mask: Explained, allows: bool, indices: dict[str, int]) -> str:
     """The mask's rule for this pair: a formula with the numbers in it, or the words."""
     rule = mask.rule
     if not rule:

@@ -60,10 +60,10 @@ def from_json(text: str | bytes, classes: Iterable[type[Mask]] = (), max_charact
         raise TypeError(f"from_json: text must be str or bytes, got {type(text).__name__}")
     if len(text) > max_characters:
         raise ValueError(f"from_json: text must have at most {max_characters} characters, got {len(text)}")
-    return _Reader(known_classes("from_json", classes)).document(text)
+    return _FromJson(known_classes("from_json", classes)).document(text)
 
 
-class _Reader:
+class _FromJson:
     def __init__(self, classes: dict[str, type[Mask]]) -> None:
         self.classes = classes
 

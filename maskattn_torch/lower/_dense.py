@@ -23,7 +23,7 @@ def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int, 
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
-    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _arrays(device))
+    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _lowering(device))
 
 
 def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int, *, device: Any = None) -> Array | None:
@@ -35,7 +35,7 @@ def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int, *, 
     Raises:
         ValueError: the sizes conflict with the bias's data.
     """
-    return lowering.bias(bias, (batch, heads, q_len, kv_len), _arrays(device))
+    return lowering.bias(bias, (batch, heads, q_len, kv_len), _lowering(device))
 
 
 def to_dense(
@@ -46,7 +46,7 @@ def to_dense(
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
-    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _arrays(device))
+    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _lowering(device))
     return torch.broadcast_to(keep, sizes)
 
 
@@ -71,7 +71,7 @@ def to_additive(
     return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, torch.finfo(dtype).min)
 
 
-def _arrays(device: Any) -> lowering.Arrays:
+def _lowering(device: Any) -> lowering.Lowering:
     """What lowering needs of PyTorch, on `device` (default: NumPy data on the CPU, tensors where they are)."""
     bound, indices = partial(bind, device=device), partial(arange, device=device)
-    return lowering.Arrays(readable, bound, indices, torch.Tensor.float, tables.look_up)
+    return lowering.Lowering(readable, bound, indices, torch.Tensor.float, tables.look_up)

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from maskattn.parity.training import models
-from maskattn.parity.training.tasks import Stack, Task
+from maskattn.parity.training.tasks import Task, Trunk
 from maskattn_torch import losses, rng
 from maskattn_torch.corruption import corrupt
 from maskattn_torch.dropout import drop
@@ -18,7 +18,7 @@ from maskattn_torch.seed import Attention
 
 Array = Any
 
-__all__ = ["OPERATIONS", "Block", "Model"]
+__all__ = ["OPERATIONS", "Block", "TaskModel"]
 
 
 def _gelu(x: Array, approximate: bool) -> Array:
@@ -35,7 +35,7 @@ class Block(nn.Module):
         stack: what the block is one of.
     """
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Trunk) -> None:
         super().__init__()
         self.stack = stack
         for name, part in models.Block.parts(stack, _Build()).items():
@@ -46,7 +46,7 @@ class Block(nn.Module):
         return models.Block.apply(self, OPERATIONS, x, key, **given)
 
 
-class Model(nn.Module):
+class TaskModel(nn.Module):
     """The model of a task.
 
     Args:
@@ -75,12 +75,12 @@ class _Build:
     def table(self, *shape: int) -> Any:
         return nn.Parameter(torch.zeros(shape))
 
-    def attention(self, stack: Stack) -> Any:
+    def attention(self, stack: Trunk) -> Any:
         config = stack.attention
         if not stack.seed_module:
             return MultiHeadAttention(config)
         rates = (config.dropout_rate, config.out_dropout_rate)
         return Attention(config.embed_dim, config.num_heads, True, None, *rates)
 
-    def blocks(self, stack: Stack) -> Any:
+    def blocks(self, stack: Trunk) -> Any:
         return nn.ModuleList([Block(stack) for _ in range(stack.depth)])

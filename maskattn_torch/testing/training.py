@@ -12,7 +12,7 @@ from maskattn.arrays import to_numpy, to_torch
 from maskattn.optimizers import OptimizerState
 from maskattn.parity.training.tasks import Optimizer, Task
 from maskattn_torch import optimizers, rng
-from maskattn_torch.testing.models import Model
+from maskattn_torch.testing.models import TaskModel
 
 Array = Any
 
@@ -47,7 +47,7 @@ class Trainer:
 
     def __init__(self, task: Task, settings: Optimizer, dtype: str, kernel: str) -> None:
         self.settings, self.dtype, self.kernel = settings, dtype, kernel
-        self.model = Model(task).to(getattr(torch, dtype))
+        self.model = TaskModel(task).to(getattr(torch, dtype))
         self.key = rng.key(0)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

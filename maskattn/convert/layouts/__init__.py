@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from maskattn.convert.layouts._base import Layout, Step
-from maskattn.convert.layouts._check import DTYPES, faults, mixed_dtypes
+from maskattn.convert.layouts._check import DTYPES, mismatches, mixed_dtypes
 from maskattn.convert.layouts._detect import Candidate, Detection, detect as _detect
 from maskattn.convert.layouts._extras import EXTRAS
 from maskattn.convert.layouts._stack import Stack
@@ -58,7 +58,7 @@ __all__ = [
     "Stack",
     "Step",
     "detect",
-    "faults",
+    "mismatches",
     "flatten",
     "get",
     "mixed_dtypes",

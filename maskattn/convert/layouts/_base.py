@@ -145,7 +145,7 @@ class Layout:
         return tuple(steps)
 
     def to_canonical(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Tensors:
-        """One layer's tensors (free of ``faults``) -> canonical tensors, as views or copies.
+        """One layer's tensors (free of ``mismatches``) -> canonical tensors, as views or copies.
 
         Part of a layer may be given: what each tensor holds is converted by itself. Buffers are compared with the
         canonical tensors given beside them. ValueError where a step finds values that it cannot take.

@@ -8,7 +8,7 @@ from typing import Any
 
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts._base import Layout
-from maskattn.convert.layouts._check import faults
+from maskattn.convert.layouts._check import mismatches
 
 _SHOWN = 3
 _REJECTED = 5
@@ -106,14 +106,14 @@ def _all_objections(
 
 def _objections(layout: Layout, layer: Mapping[str, Any], config: AttentionConfig | None) -> list[str]:
     if config is not None:
-        return faults(layout, layer, config)
+        return mismatches(layout, layer, config)
     not_arrays = [name for name, array in layer.items() if not hasattr(array, "shape")]
     if not_arrays:
         return [f"{name}: not an array" for name in not_arrays]
     nearest: list[str] | None = None
     for heads in _head_counts(layout, layer):
         try:
-            objections = faults(layout, layer, layout.infer(layer, heads, None))
+            objections = mismatches(layout, layer, layout.infer(layer, heads, None))
         except (TypeError, ValueError) as error:
             objections = [f"the layer: {error}"]
         if not objections:

@@ -32,7 +32,7 @@ _MODULES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_pro
 
 
 @dataclass(frozen=True)
-class Named(Stored):
+class NamedAxes(Stored):
     """A tensor with an axis for each named one; ``out_first``: the axes of the output come before the input's."""
 
     out_first: bool = False
@@ -74,7 +74,7 @@ class Named(Stored):
 def named(out_first: bool) -> tuple[Stored, ...]:
     """Weights and biases of the four projections."""
     return tuple(
-        Named(f"{module}.{'weight' if part == 'kernel' else 'bias'}", (role,), part, out_first=out_first)
+        NamedAxes(f"{module}.{'weight' if part == 'kernel' else 'bias'}", (role,), part, out_first=out_first)
         for role, module in _MODULES.items()
         for part in ("kernel", "bias")
     )

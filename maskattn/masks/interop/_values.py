@@ -24,14 +24,14 @@ def kind_of(array: Array) -> str:
 def as_array(problems: Problems, name: str, value: Any, kinds: tuple[str, ...], ranks: dict[int, str]) -> Array | None:
     """`value` as an array whose values can be read, of one of these kinds and ranks; None where a fault was noted."""
     array = np.array(value) if not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)) else value
-    before = len(problems.faults)
+    before = len(problems.reasons)
     if kind_of(array) not in kinds:
         problems.type(f"{name} must be of dtype {' or '.join(kinds)}, got {describe(array)}")
     if len(array.shape) not in ranks:
         problems.value(f"{name} must be {' or '.join(dict.fromkeys(ranks.values()))}, got shape {list(array.shape)}")
     if peek(array) is None:
         problems.value(f"{name} is traced, and its values must be read: import it outside jit")
-    return array if len(problems.faults) == before else None
+    return array if len(problems.reasons) == before else None
 
 
 def is_one(problems: Problems, name: str, array: Array) -> Array:

@@ -15,7 +15,7 @@ from maskattn.parity.attention.adapters import Adapter
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.cases import fresh
 from maskattn.parity.attention.module_checks import module_findings
-from maskattn.parity.attention.result import Outcome, Result
+from maskattn.parity.attention.result import CaseOutcome, Result
 from maskattn.parity.findings import Finding, bits_equal
 
 Array = np.ndarray[Any, Any]
@@ -58,7 +58,7 @@ def _subject(adapter: Adapter) -> str:
     return adapter.name if mode == usual else f"{adapter.name}-{mode}"
 
 
-def run_case(case: Case, implementations: Sequence[Adapter], kernel: str) -> list[Outcome]:
+def run_case(case: Case, implementations: Sequence[Adapter], kernel: str) -> list[CaseOutcome]:
     """One case over every implementation: outcomes in their order. Never raises for what an implementation does."""
     inputs, cotangent = arrays.inputs(case), arrays.cotangent(case)
     weights = arrays.weights(case) if case.config is not None else None
@@ -66,7 +66,7 @@ def run_case(case: Case, implementations: Sequence[Adapter], kernel: str) -> lis
     if case.config is None and any(adapter.conventions.get("lse") == "none" for adapter in implementations):
         cotangent["lse"] = np.zeros_like(cotangent["lse"])  # so that all are asked for the same gradients
     for adapter in implementations:
-        outcome = Outcome(case, _subject(adapter), "held")
+        outcome = CaseOutcome(case, _subject(adapter), "held")
         outcomes.append(outcome)
         reasons, differs = _declined(adapter, case)
         if reasons:
@@ -111,7 +111,7 @@ def _declined(adapter: Adapter, case: Case) -> tuple[list[str], bool]:
     return reasons, bool(reasons)
 
 
-def _raised(outcome: Outcome, error: Exception) -> None:
+def _raised(outcome: CaseOutcome, error: Exception) -> None:
     if outcome.case.must_raise and isinstance(error, ValueError) and "empty_rows" in str(error):
         outcome.findings.append(Finding("raises", outcome.subject, "output", True))
         return
@@ -127,7 +127,7 @@ def _judge(
     cotangent: dict[str, Array],
     weights: dict[str, Array] | None,
     results: dict[str, dict[str, Array]],
-    outcomes: dict[str, Outcome],
+    outcomes: dict[str, CaseOutcome],
     kernel: str,
     declared: dict[str, dict[str, str]],
 ) -> None:
@@ -154,7 +154,7 @@ def _judge(
 
 
 def _judge_one(
-    outcome: Outcome,
+    outcome: CaseOutcome,
     got: dict[str, Array],
     verdict: checks.Verdict,
     usual: dict[str, Array] | None,

@@ -48,7 +48,7 @@ def configs_of(
         except ValueError as error:
             reasons.append(f"layer {prefix!r}: {error}")
         else:
-            reasons += layouts.faults(kind, tensors, configs[prefix], prefix)
+            reasons += layouts.mismatches(kind, tensors, configs[prefix], prefix)
     if reasons:
         raise ValueError("\n  ".join([f"{reader.path} is not what layout {kind.name} calls for:", *reasons]))
     return configs
@@ -58,7 +58,7 @@ def canonical_layer(
     kind: Layout, tensors: Mapping[str, Array], config: AttentionConfig, prefix: str
 ) -> dict[str, Array]:
     """One layer's tensors in canonical form; ValueError lists everything that is not as the layout calls for."""
-    reasons = layouts.faults(kind, tensors, config, prefix)
+    reasons = layouts.mismatches(kind, tensors, config, prefix)
     if reasons:
         raise ValueError("\n  ".join([f"layer {prefix!r} is not what layout {kind.name} calls for:", *reasons]))
     canonical = kind.to_canonical(tensors, config)

@@ -9,7 +9,7 @@ from maskattn.parity.findings import Finding
 
 
 @dataclass(frozen=True)
-class Judged(twins.Judged):
+class Judged(twins.WithinLimits):
     """One twin's output under one kernel: its largest error, the limit at that place, and the largest error / limit."""
 
     twin: str

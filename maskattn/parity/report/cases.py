@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from maskattn import standards
-from maskattn.parity.attention.result import Outcome, Result
+from maskattn.parity.attention.result import CaseOutcome, Result
 from maskattn.parity.report.environment import environment
 from maskattn.parity.report.table import print_table, say, share_text
 
@@ -34,13 +34,13 @@ class Line:
 
 def lines(result: Result) -> list[Line]:
     """A line per family in the order in which they ran."""
-    families: dict[str, list[Outcome]] = {}
+    families: dict[str, list[CaseOutcome]] = {}
     for outcome in result.outcomes:
         families.setdefault(outcome.case.family, []).append(outcome)
     return [_line(family, outcomes) for family, outcomes in families.items()]
 
 
-def _line(family: str, outcomes: list[Outcome]) -> Line:
+def _line(family: str, outcomes: list[CaseOutcome]) -> Line:
     ulps = np.concatenate([outcome.ulps for outcome in outcomes])
     ulps = ulps[np.isfinite(ulps)]
     judged = sum(outcome.ulps.size for outcome in outcomes)
@@ -133,7 +133,7 @@ def as_json(result: Result) -> str:
     return json.dumps(data, indent=1, default=float)
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
+def _outcome(outcome: CaseOutcome) -> dict[str, Any]:
     return {
         "case": outcome.case.id,
         "implementation": outcome.subject,

@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 from maskattn import masks
 from maskattn.biases import RelativeTable
-from maskattn.parity.training.tasks import Stack, Task
+from maskattn.parity.training.tasks import Task, Trunk
 
 Array = Any
 
@@ -22,8 +22,8 @@ class Build(Protocol):
     def norm(self, width: int, epsilon: float) -> Any: ...
     def embedding(self, tokens: int, width: int) -> Any: ...
     def table(self, *shape: int) -> Any: ...
-    def attention(self, stack: Stack) -> Any: ...
-    def blocks(self, stack: Stack) -> Any: ...
+    def attention(self, stack: Trunk) -> Any: ...
+    def blocks(self, stack: Trunk) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Block:
     """Attention and an MLP, each with layer norm, dropout and a sum."""
 
     @staticmethod
-    def parts(stack: Stack, build: Build) -> dict[str, Any]:
+    def parts(stack: Trunk, build: Build) -> dict[str, Any]:
         """By name."""
         width = stack.attention.embed_dim
         parts = {

@@ -13,7 +13,7 @@ from maskattn_torch.kernels.blockwise.windows import allowed, dense_part, indice
 
 Array = Any
 
-__all__ = ["Gradients", "leaves_of", "undifferentiated", "values"]
+__all__ = ["BiasGradients", "leaves_of", "undifferentiated", "values"]
 
 
 def values(bias: Bias, piece: Piece, dtype: torch.dtype, device: Any) -> Array:
@@ -26,13 +26,13 @@ def values(bias: Bias, piece: Piece, dtype: torch.dtype, device: Any) -> Array:
 
 
 def undifferentiated(bias: Bias | None) -> list[str]:
-    """The arrays that require a gradient, of a bias that `Gradients` knows nothing about."""
+    """The arrays that require a gradient, of a bias that `BiasGradients` knows nothing about."""
     if bias is None or isinstance(bias, (DenseBias, TableBias, ALiBi)):
         return []
     return [name for name in bias.data_fields() if getattr(getattr(bias, name), "requires_grad", False)]
 
 
-class Gradients:
+class BiasGradients:
     """The gradient of each array of a bias, in the order of its leaves; None for those that are not wanted."""
 
     def __init__(self, bias: Bias | None, wanted: list[bool], dtype: torch.dtype) -> None:

@@ -30,12 +30,12 @@ import torch
 from maskattn._fields import to_numpy
 from maskattn.masks import Mask
 from maskattn.schedule.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces_of
-from maskattn_torch.kernels.blockwise.spec import structure_of
+from maskattn_torch.kernels.blockwise.packing import structure_of
 from maskattn_torch.kernels.blockwise.windows import allowed, kv_range, rectangle, window
 
 Array = Any
 
-__all__ = ["Forbidden", "Patch", "Patches", "Sizes", "patches_of", "reached"]
+__all__ = ["Forbidden", "Patch", "Patches", "PatchSizes", "patches_of", "reached"]
 
 #: Patches are found again by the bytes of their mask's data where these are no more.
 _DATA_BYTES = 1 << 20
@@ -44,7 +44,7 @@ _CALL_BYTES, _ALL_BYTES = 16 << 20, 64 << 20
 
 
 @dataclass(frozen=True)
-class Sizes:
+class PatchSizes:
     """What patches depend on besides the mask.
 
     Attributes:
@@ -124,7 +124,7 @@ class Patches:
     bytes: int
 
 
-def patches_of(mask: Mask | None, sizes: Sizes) -> Patches:
+def patches_of(mask: Mask | None, sizes: PatchSizes) -> Patches:
     """The patches for a mask bound to PyTorch (True = may attend), whose data are read now."""
     key = _key(mask, sizes)
     if key is None:
@@ -145,7 +145,7 @@ _KEPT: OrderedDict[Any, Patches] = OrderedDict()
 _LOCK = threading.Lock()
 
 
-def _key(mask: Mask | None, sizes: Sizes) -> Any:
+def _key(mask: Mask | None, sizes: PatchSizes) -> Any:
     """What patches are kept under; None where the mask's data are too large to be compared at every call."""
     if mask is None:
         return None, sizes
@@ -156,11 +156,11 @@ def _key(mask: Mask | None, sizes: Sizes) -> Any:
     return structure, tuple((to_numpy(x).tobytes(), x.dtype, tuple(x.shape)) for x in leaves), sizes
 
 
-def _made(mask: Mask | None, sizes: Sizes) -> Patches:
+def _made(mask: Mask | None, sizes: PatchSizes) -> Patches:
     s = sizes
     readable = None if mask is None else mask.map_data(to_numpy)
     pieces = pieces_of(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, s.blocks)
-    memory = _Memory(mask, s.dtype)
+    memory = _MaskStore(mask, s.dtype)
     backward: list[Patch] = []
     forward: list[Patch] = []
     for piece in pieces:
@@ -174,7 +174,7 @@ def _made(mask: Mask | None, sizes: Sizes) -> Patches:
     return Patches(tuple(backward), tuple(forward), len(forward) == 1 and covered, covered, exposed, memory.bytes)
 
 
-class _Memory:
+class _MaskStore:
     """What a mask forbids in the patches of a call, once where several are alike, up to `_CALL_BYTES`."""
 
     def __init__(self, mask: Mask | None, dtype: torch.dtype) -> None:
@@ -219,7 +219,7 @@ def _joined(piece: Piece, parts: list[Patch]) -> list[Patch]:
 
 
 def reached(
-    patches: Sequence[Patch], mask: Mask | None, sizes: Sizes, bias: Callable[[Piece], Array] | None = None
+    patches: Sequence[Patch], mask: Mask | None, sizes: PatchSizes, bias: Callable[[Piece], Array] | None = None
 ) -> tuple[Array, Array]:
     """The rows and the keys that some allowed pair of the patches has: bool [B, H, L] and [B, K, S].
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maskattn.config import AttentionConfig
-from maskattn.convert.layouts import CANONICAL, Layout, faults, mixed_dtypes
+from maskattn.convert.layouts import CANONICAL, Layout, mismatches, mixed_dtypes
 
 Array = Any
 
@@ -37,7 +37,7 @@ def dumped(layout: Layout, config: AttentionConfig, held: Mapping[str, Array], m
     Raises:
         ValueError: parameters that have no canonical form, all listed.
     """
-    raise_if_any(faults(layout, held, config), module)
+    raise_if_any(mismatches(layout, held, config), module)
     canonical = layout.to_canonical(held, config)
     names = CANONICAL.shapes(config, layout.extras_of(held, config))
     return {name: np.array(canonical[name], order="C", copy=True) for name in names}
@@ -54,7 +54,7 @@ def check_canonical(
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of canonical names to NumPy arrays, got {type(tensors).__name__}")
     given = dict(tensors.items())
-    reasons = faults(CANONICAL, given, config)
+    reasons = mismatches(CANONICAL, given, config)
     arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
     held = set(dtypes)
     if len(held) == 1:
