@@ -16,7 +16,7 @@ from maskattn.convert.layouts import Step
 from maskattn.convert.lazy import Lazy, Read, stack
 
 ConfigOf = Callable[[str, Layer], AttentionConfig]
-"""Gives the sizes of a layer, by its shared name and as it is stored; ValueError where they cannot be told."""
+"""Gives the sizes of a layer, by its canonical name and as it is stored; ValueError where they cannot be told."""
 
 
 def read(stored: Model, sizes: ConfigOf) -> Model:
@@ -115,7 +115,7 @@ def _fill_ties(model: Model, form: Form) -> None:
     for rule in model.form.family.rules:
         if rule.tied is None or "*" in rule.pattern:
             continue
-        name, tied = f"{rule.neutral}.kernel", f"{rule.tied}.embedding"
+        name, tied = f"{rule.canonical}.kernel", f"{rule.tied}.embedding"
         place = form.place(name, attention=False)
         if place is not None and place[0].required and name not in model.tensors and tied in model.tensors:
             model.tensors[name] = model.tensors[tied].T

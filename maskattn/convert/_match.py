@@ -115,11 +115,11 @@ def _agrees(
 
 def _enter(model: Model, rule: Rule, indices: Indices, part: str, lazy: Lazy) -> None:
     if rule.kind == "attention":
-        key, layout = rule.shared(indices), model.form.layout_of(rule)
+        key, layout = rule.canonical_name(indices), model.form.layout_of(rule)
         layer = model.layers.setdefault(key, Layer(rule, indices, f"{key} ({layout.name}): ", layout, {}))
         layer.tensors[part] = lazy
     else:
-        model.tensors[rule.shared(indices, part)] = model.form.as_flax(rule, part, lazy)
+        model.tensors[rule.canonical_name(indices, part)] = model.form.as_flax(rule, part, lazy)
 
 
 def _missing(form: Form, present: Present, model_config: Mapping[str, Any]) -> list[str]:

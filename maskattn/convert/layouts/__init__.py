@@ -10,8 +10,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
+from maskattn import _moved
 from maskattn.convert.layouts._base import Layout, Step
 from maskattn.convert.layouts._check import DTYPES, mismatches, mixed_dtypes
 from maskattn.convert.layouts._detect import Candidate, Detection, detect as _detect
@@ -58,14 +60,16 @@ __all__ = [
     "Stack",
     "Step",
     "detect",
-    "mismatches",
     "flatten",
     "get",
+    "mismatches",
     "mixed_dtypes",
     "names",
     "steps",
     "unflatten",
 ]
+
+__getattr__ = partial(_moved.renamed, __name__)
 
 _LAYOUTS: tuple[Layout, ...] = (
     CANONICAL,
