@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+from maskattn._arithmetic import negated
 from maskattn._fields import Array
-from maskattn._pairs import AXES, Pairwise, grid, negated
+from maskattn._pairs import AXES, Pairwise, grid
 from maskattn.biases import Additive, Bias, DenseBias, TableBias
 from maskattn.masks import Full, Mask, evaluate, require_mask
 

@@ -5,8 +5,9 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._arithmetic import negated
 from maskattn._fields import Array, part
-from maskattn._pairs import negated, restrict
+from maskattn._pairs import restrict
 from maskattn._problems import Problems, describe
 from maskattn.biases._base import Bias
 from maskattn.masks import Mask, check_mask

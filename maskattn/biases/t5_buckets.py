@@ -4,6 +4,7 @@ import functools
 from dataclasses import dataclass
 from typing import Any
 
+from maskattn._arithmetic import as_int, maximum, minimum
 from maskattn._fields import Array, data
 from maskattn._lookup import at_row, rows_of
 from maskattn._problems import Problems, describe
@@ -66,11 +67,11 @@ class T5Buckets(TableBias):
             buckets //= 2
             side, distance = (apart > 0) * buckets, abs(apart)
         else:
-            side, distance = 0, -apart * (apart < 0)
+            side, distance = 0, maximum(-apart, 0)
         exact = buckets // 2
-        bucket = side + distance * (distance < exact) + (distance >= exact) * exact
+        bucket = side + minimum(distance, exact)
         for begin in boundaries(buckets, self.max_distance):
-            bucket = bucket + (distance >= begin) * 1
+            bucket = bucket + as_int(distance >= begin)
         return bucket
 
     @property

@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._arithmetic import negated, never
 from maskattn.numerics import rng
 
 Array = Any
@@ -116,8 +117,8 @@ def rank(ops: Ops, values: Array) -> Array:
 
 def previous(ops: Ops, flags: Array, first: bool) -> Array:
     """Each flag of the row (last axis) moved one place on, `first` at the start."""
-    start = (flags[..., :1] | True) if first else (flags[..., :1] & False)
-    return ops.concatenate([start, flags[..., :-1]])
+    nowhere = never(flags[..., :1])
+    return ops.concatenate([negated(nowhere) if first else nowhere, flags[..., :-1]])
 
 
 def indices(ops: Ops, keep: Array, size: int) -> tuple[Array, Array]:

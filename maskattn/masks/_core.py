@@ -10,9 +10,10 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from maskattn._arithmetic import negated
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, on_subclass, part, to_numpy
-from maskattn._pairs import AXES, Pairwise, filled, grid, negated, restrict
+from maskattn._pairs import AXES, Pairwise, filled, grid, restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._to_json import to_json
 from maskattn.masks._why import explain

@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from maskattn._arithmetic import clip
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
-from maskattn._lookup import clip, gather, lookup
+from maskattn._lookup import gather, lookup
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask

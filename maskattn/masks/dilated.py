@@ -3,9 +3,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from maskattn._arithmetic import maximum, minimum
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._lookup import maximum
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
@@ -53,7 +53,7 @@ class Dilated(Relational):
         reach, step = min(self.window * self.dilation, _FAR // self.dilation * self.dilation), self.dilation
         low, high = k_lo - q_hi, k_hi - q_lo  # k - q takes every value between them, so both answers are exact
         inside = (low >= -reach) & (high <= reach)
-        last = -maximum(-high, -reach) // step * step  # the largest multiple that is not beyond
+        last = minimum(high, reach) // step * step  # the largest multiple that is not beyond
         return last >= maximum(low, -reach), inside & ((step == 1) | ((low == high) & (low % step == 0)))
 
     @classmethod

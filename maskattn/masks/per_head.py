@@ -4,9 +4,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from maskattn._arithmetic import never
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, part
-from maskattn._pairs import never, restrict
+from maskattn._pairs import restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._core import Mask
 from maskattn.masks.causal import Causal

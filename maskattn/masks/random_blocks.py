@@ -6,10 +6,10 @@ from typing import ClassVar
 
 import numpy as np
 
+from maskattn._arithmetic import never, zero
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data
 from maskattn._lookup import gather
-from maskattn._pairs import never, zero
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational

@@ -5,10 +5,11 @@ from typing import Any, ClassVar
 
 import numpy as np
 
+from maskattn._arithmetic import choose, clip, zero
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, to_numpy
-from maskattn._lookup import clip, count, gather, range_max
-from maskattn._pairs import fixed, zero
+from maskattn._lookup import count, gather, range_max
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
@@ -139,11 +140,10 @@ def _summary(ids: Array, b: Array, low: Array, high: Array) -> tuple[Array, Arra
         nothing = zero(low, high, b) - 1
         return nothing, nothing, nothing == 0
     real = ids >= 0
-    padding = (ids < 0) * 1  # PyTorch does not subtract bools
     number = count(real, b, low, high)
     # where the range lies outside the data, some entry is summarised in its place, and nothing was found
     first, last = clip(low, 0, size - 1), clip(high, 0, size - 1)
     top = ids.max()
-    most = range_max(ids * real - padding, b, first, last)
-    least = top - range_max((top - ids * real) * real - padding, b, first, last)
-    return least, most * (number > 0) - (number == 0) * 1, number == high - low + 1
+    most = range_max(choose(real, ids, -1), b, first, last)
+    least = top - range_max(choose(real, top - ids, -1), b, first, last)
+    return least, choose(number > 0, most, -1), number == high - low + 1

@@ -3,9 +3,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from maskattn._arithmetic import maximum
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._lookup import maximum
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational

@@ -5,10 +5,11 @@ from typing import ClassVar
 
 import numpy as np
 
+from maskattn._arithmetic import choose, zero
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, data, literal, peek
 from maskattn._lookup import extent, gather
-from maskattn._pairs import fixed, negated, zero
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
@@ -132,7 +133,7 @@ def _number_by_arithmetic(parents: Array) -> tuple[Array, Array]:
     for _ in range(max(int(parents.shape[1]) - 1, 0).bit_length()):
         known, some = jump * (jump >= 0), jump >= 0
         above = above | (above[row, known] & some[:, :, None])
-        jump = jump[row, known] * some - negated(some) * 1
+        jump = choose(some, jump[row, known], -1)
     size = above.sum(1)
     sibling = (parents[:, :, None] == parents[:, None, :]) & (node[:, :, None] > node[:, None, :])
     before = (sibling * size[:, None, :]).sum(2)  # nodes in the trees of the siblings that come first

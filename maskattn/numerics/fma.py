@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._arithmetic import constant
+
 Array = Any
 
 _HALF = -(1 << 27)
@@ -23,9 +25,9 @@ def multiply_add(xp: Any, u: Array, span: float, low: float, *, wide: bool) -> A
         xp: numpy or torch.
     """
     if not wide:
-        return _round_to_odd(xp, *_two_sum(u * span, u * 0.0 + low))  # the product is exact
+        return _round_to_odd(xp, *_two_sum(u * span, constant(low, u)))  # the product is exact
     product, rest = _two_product(xp, u, span)
-    middle, last = _two_sum(u * 0.0 + low, rest)
+    middle, last = _two_sum(constant(low, u), rest)
     total, tail = _two_sum(product, middle)
     return total + _round_to_odd(xp, *_two_sum(last, tail))
 

@@ -5,8 +5,8 @@ import operator
 
 import numpy as np
 
+from maskattn._arithmetic import negated
 from maskattn._fields import Array, to_numpy
-from maskattn._pairs import negated
 from maskattn._problems import Problems
 from maskattn.masks._core import And, Full, Mask
 from maskattn.masks.dense import Dense
