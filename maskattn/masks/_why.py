@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
@@ -50,16 +51,15 @@ def _reason(mask: Explained, allows: bool, indices: dict[str, int]) -> str:
         spoken = {"b": indices["b"], "h": indices["h"], "q": f"query {indices['q']}", "k": f"key {indices['k']}"}
         said = " ".join(str(spoken.get(word, word)) for word in rule.split(" "))
     else:
-        said = ast.unparse(_Numbers(mask.reads(), indices).visit(formula))
+        said = ast.unparse(_Numbers(mask.reads(), indices).visit(copy.deepcopy(formula)))
     if said == rule:
         return f": it allows {rule}"
     if formula is None:
         return f": {said}" if allows else f": it is not so that {said}"
-    lookup = _formula(rule)
-    if isinstance(lookup, ast.Subscript):  # its own verdict
-        where = _names(lookup)
+    if isinstance(formula, ast.Subscript):  # its own verdict
+        where = _names(formula)
         plain = all(index in indices for index in where)
-        shown = f"{ast.unparse(lookup.value)}[{', '.join(str(indices[index]) for index in where)}]" if plain else rule
+        shown = f"{ast.unparse(formula.value)}[{', '.join(str(indices[index]) for index in where)}]" if plain else rule
         return f": {shown} is {allows}"
     return f": {said} is {'true' if allows else 'false'} ({rule})"
 

@@ -78,7 +78,24 @@ class Stack:
                 names that are there already.
         """
         problems = Problems("unstack")
-        stacks: dict[str, dict[str, Array]] = {}  # by what precedes and by what follows, the axis of layers first
+        stacks = self._stacks(tensors, problems)
+        out: dict[str, Array] = {}
+        for name, array in tensors.items():
+            place = self.place(name)
+            layers = {name: array}
+            if place is not None:  # the first of a stack stands for all of it
+                before, parts = place[0], stacks.pop(place[0], {})
+                count = len(next(iter(parts.values()), ()))
+                layers = {self.name(before, i, after): parts[after][i] for i in range(count) for after in parts}
+            for other in out.keys() & layers.keys():
+                problems.value(f"{other}: the name of a layer that is there already")
+            out.update(layers)
+        problems.raise_if_any()
+        return out
+
+    def _stacks(self, tensors: Mapping[str, Array], problems: Problems) -> dict[str, dict[str, Array]]:
+        """The stacked tensors, by what precedes and what follows in their names, with the axis of layers first."""
+        stacks: dict[str, dict[str, Array]] = {}
         for name, array in tensors.items():
             place = self.place(name)
             if place is None:
@@ -92,19 +109,7 @@ class Stack:
                 lengths = (f"{self.name(before, None, after)} {len(layers)}" for after, layers in parts.items())
                 problems.value(f"numbers of layers differ: {', '.join(lengths)}")
         problems.raise_if_any()
-        out: dict[str, Array] = {}
-        for name, array in tensors.items():
-            place = self.place(name)
-            new = {name: array}
-            if place is not None:  # the first of a stack stands for all of it
-                parts = stacks.pop(place[0], {})
-                count = len(next(iter(parts.values()), ()))
-                new = {self.name(place[0], i, after): parts[after][i] for i in range(count) for after in parts}
-            for other in out.keys() & new.keys():
-                problems.value(f"{other}: the name of a layer that is there already")
-            out.update(new)
-        problems.raise_if_any()
-        return out
+        return stacks
 
     def stack(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Each layer's tensors -> stacked ones, new arrays; other tensors as they are.
@@ -114,33 +119,31 @@ class Stack:
                 and names that are there already.
         """
         problems = Problems("stack")
-        out: dict[str, Array] = {}  # a stack stands where its first layer stood
-        stacks: dict[tuple[str, str], dict[int, Array]] = {}
+        out: dict[str, Array] = {}
+        stacks: dict[str, dict[str, dict[int, Array]]] = {}  # by what precedes, what follows, and number
         for name, array in tensors.items():
             layer = self.layer(name)
             if layer is None:
                 out[name] = array
                 continue
             before, number, after = layer
-            stacks.setdefault((before, after), {})[number] = array
+            stacks.setdefault(before, {}).setdefault(after, {})[number] = array
             stacked = self.name(before, None, after)
+            out.setdefault(stacked, array)  # holds the place: a stack stands where its first layer stood
             if stacked in tensors:
                 problems.value(f"{stacked}: the name of stacked layers that is there already")
-            out.setdefault(stacked, array)
-        counts: dict[str, int] = {}
-        for (before, _), layers in stacks.items():
-            counts[before] = max(counts.get(before, 0), *(number + 1 for number in layers))
-        for (before, after), layers in stacks.items():
-            missing = [self.name(before, i, after) for i in range(counts[before]) if i not in layers]
-            kinds = {(tuple(array.shape), str(array.dtype)) for array in layers.values()}
-            stacked = self.name(before, None, after)
-            if missing:
-                problems.value(f"missing: {', '.join(missing)}")
-            if len(kinds) > 1:
-                listed = ", ".join(f"{list(shape)} {dtype}" for shape, dtype in sorted(kinds))
-                problems.value(f"{stacked}: layers differ: {listed}")
-            if not problems:
-                out[stacked] = np.stack([layers[i] for i in range(counts[before])], axis=self.axis)
+        for before, parts in stacks.items():
+            count = 1 + max(number for layers in parts.values() for number in layers)
+            for after, layers in parts.items():
+                stacked, kinds = self.name(before, None, after), {(a.shape, str(a.dtype)) for a in layers.values()}
+                missing = [self.name(before, i, after) for i in range(count) if i not in layers]
+                if missing:
+                    problems.value(f"missing: {', '.join(missing)}")
+                if len(kinds) > 1:
+                    listed = ", ".join(f"{list(shape)} {dtype}" for shape, dtype in sorted(kinds))
+                    problems.value(f"{stacked}: layers differ: {listed}")
+                if not problems:
+                    out[stacked] = np.stack([layers[i] for i in range(count)], axis=self.axis)
         problems.raise_if_any()
         return out
 
