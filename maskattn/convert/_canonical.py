@@ -20,7 +20,7 @@ ConfigOf = Callable[[str, Layer], AttentionConfig]
 
 
 def read(stored: Model, sizes: ConfigOf) -> Model:
-    """``found`` with its layers in canonical form; what cannot be read is a fault of it."""
+    """``stored`` with its layers in canonical form; why one cannot be read is among its reasons."""
     model = replace(stored, layers={})
     for name, (rule, lazy) in stored.buffers.items():
         model.dropped[name] = "a model computes it when it is built"

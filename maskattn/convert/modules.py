@@ -86,7 +86,7 @@ def check_targets(new: Mapping[str, Any], held: Mapping[str, tuple[tuple[int, ..
 
 
 def raise_if_any(reasons: list[str], module: str) -> None:
-    """One ValueError for all of ``found``."""
+    """One ValueError for all of ``reasons``."""
     if reasons:
         raise ValueError("\n  ".join([f"parameters of {module} and the tensors given do not agree:", *reasons]))
 
