@@ -72,7 +72,7 @@ def fill(result: Array, *indices: Array) -> Array:
     if not plain and tuple(getattr(result, "shape", ())) == broadcast_shape(*indices):
         return result
     everywhere = zero(*indices) == 0
-    boolean = isinstance(result, bool) or dtype_name(result) == "bool"
+    boolean = isinstance(result, bool) or (hasattr(result, "dtype") and dtype_name(result) == "bool")
     return result & everywhere if boolean else result * everywhere
 
 
