@@ -13,23 +13,14 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from maskattn.arrays import to_numpy as to_numpy
+from maskattn._declared import Declared, Kind as Kind, data as data, part as part
+from maskattn.arrays import dtype_name as dtype_name, to_numpy as to_numpy
 
 Array = Any  # of NumPy, JAX (also traced) or PyTorch
 Key = tuple[str, int | None]  # a field, and the place in it where it holds a tuple
 
 _SUBCLASSES: list[type[Spec]] = []
 _LISTENERS: list[Callable[[type[Spec]], None]] = []
-
-
-def data(**options: Any) -> Any:
-    """Declare a dataclass field that holds an array. None and a plain int are allowed in it, and are then static."""
-    return dataclasses.field(metadata={"kind": "data"}, **options)
-
-
-def part(**options: Any) -> Any:
-    """Declare a dataclass field that holds a mask, or a tuple of masks."""
-    return dataclasses.field(metadata={"kind": "part"}, **options)
 
 
 def on_subclass(callback: Callable[[type[Spec]], None]) -> None:
@@ -41,19 +32,16 @@ def on_subclass(callback: Callable[[type[Spec]], None]) -> None:
     _LISTENERS.append(callback)
 
 
-class Spec:
-    """Base of `Mask` and `Bias`. A subclass is a `@dataclass(frozen=True)`."""
+class Spec(Declared):
+    """Base of `Mask` and `Bias`. A subclass is `@declared`, or a `@dataclass(frozen=True)`."""
 
-    _kinds: ClassVar[dict[str, str]] = {}  # of the fields that are not static: "data" or "part"
+    _data: ClassVar[tuple[str, ...]] = ()
+    _masks: ClassVar[tuple[str, ...]] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        own = {
-            name: value.metadata.get("kind")
-            for name, value in vars(cls).items()
-            if isinstance(value, dataclasses.Field)
-        }
-        cls._kinds = cls._kinds | {name: kind for name, kind in own.items() if kind}
+        cls._data = tuple(name for name, kind in cls._kinds.items() if kind.role == "data")
+        cls._masks = tuple(name for name, kind in cls._kinds.items() if kind.role == "part")
         # dataclass() generates these three unless the class has them; arrays need the versions below.
         for name in ("__eq__", "__hash__", "__repr__"):
             if name not in vars(cls):
@@ -62,23 +50,17 @@ class Spec:
         for callback in _LISTENERS:
             callback(cls)
 
-    def _set(self, **values: Any) -> None:
-        """Fields as `__post_init__` has checked them: a frozen class sets none by itself."""
-        for name, value in values.items():
-            object.__setattr__(self, name, value)
-
     def data_fields(self) -> tuple[str, ...]:
         """Names of the fields that hold an array in this object (a data field may also hold None or an int)."""
         # After unflattening a leaf can be anything, so the names are then those of the object that was flattened.
         if "_leaves" in self.__dict__:
             return self.__dict__["_leaves"]
-        names = [name for name, kind in self._kinds.items() if kind == "data"]
-        return tuple([name for name in names if not isinstance(getattr(self, name), (int, type(None)))])
+        return tuple([name for name in self._data if not isinstance(getattr(self, name), (int, type(None)))])
 
     def _parts(self) -> list[tuple[Key, Any]]:
         """The masks this one is made of, each with the field it is in, and its place where that is a tuple."""
         keyed: list[tuple[Key, Any]] = []
-        for name in [name for name, kind in self._kinds.items() if kind == "part"]:
+        for name in self._masks:
             value = getattr(self, name)
             if isinstance(value, tuple):
                 keyed += [((name, place), mask) for place, mask in enumerate(value)]
@@ -108,7 +90,7 @@ class Spec:
         keyed: list[tuple[Key, Any]] = [((name, None), getattr(self, name)) for name in self.data_fields()]
         keyed += self._parts()
         taken = {name for (name, _), _ in keyed}
-        names = [field.name for field in dataclasses.fields(self) if field.name not in taken]  # type: ignore[arg-type]
+        names = [field.name for field in dataclasses.fields(self) if field.name not in taken]
         rest = tuple([(name, getattr(self, name)) for name in names])
         return [leaf for _, leaf in keyed], (tuple([key for key, _ in keyed]), rest)
 
@@ -120,8 +102,7 @@ class Spec:
         for (name, place), leaf in zip(keys, leaves, strict=True):
             values[name] = leaf if place is None else (*values.get(name, ()), leaf)
         new = object.__new__(cls)
-        new._set(**values)
-        new._set(_leaves=tuple([name for name, _ in keys if cls._kinds[name] == "data"]))
+        new._set(**values, _leaves=tuple([name for name, _ in keys if name in cls._data]))
         return new
 
     def __eq__(self, other: object) -> bool:
@@ -148,17 +129,12 @@ class Spec:
 
     def __repr__(self) -> str:
         shown = []
-        for field in dataclasses.fields(self):  # type: ignore[arg-type]
+        for field in dataclasses.fields(self):
             name, value = field.name, getattr(self, field.name)
-            if field.default is not dataclasses.MISSING and value is field.default:
+            if not field.init or (field.default is not dataclasses.MISSING and value is field.default):
                 continue
             shown.append(literal(value) if field.default is dataclasses.MISSING else f"{name}={literal(value)}")
         return f"{type(self).__name__}({', '.join(shown)})"
-
-
-def dtype_name(array: Array) -> str:
-    """The dtype's name without its framework: "bool", "int32", "bfloat16"."""
-    return str(array.dtype).removeprefix("torch.")
 
 
 #: Arrays of more entries are printed as their dtype and shape.

@@ -9,21 +9,12 @@ from typing import Any
 
 from maskattn._arithmetic import fill
 from maskattn._fields import Array, Spec
-from maskattn._problems import Problems
 
 AXES = ("batch", "heads", "q_len", "kv_len")
 
 
 class Pairwise(Spec):
     """Base of `Mask` and `Bias`: which indices are read, and which lengths the data fix."""
-
-    def __post_init__(self) -> None:
-        problems = Problems(type(self).__name__)
-        self._check(problems)
-        problems.raise_if_any()
-
-    def _check(self, problems: Problems) -> None:
-        """Note what is wrong with the fields, and `_set` those that are converted."""
 
     @property
     def depends(self) -> frozenset[str]:

@@ -9,10 +9,13 @@ from typing import Any
 
 import numpy as np
 
-from maskattn._fields import Array, dtype_name
+from maskattn.arrays import dtype_name
 
-_KINDS = {"bool": ("bool",), "int": ("int", "uint"), "float": ("float", "bfloat")}
-_ARTICLE = {"bool": "a bool", "int": "an int", "float": "a float"}
+Array = Any  # of NumPy, JAX (also traced) or PyTorch
+
+#: What the names of dtypes of a kind begin with.
+_KINDS = {"bool": ("bool",), "int": ("int", "uint"), "float": ("float", "bfloat"), "float32": ("float32",)}
+_ARTICLE = {"bool": "a bool", "int": "an int", "float": "a float", "float32": "a float32"}
 
 
 class Problems:
@@ -63,7 +66,7 @@ class Problems:
         elif value not in known:
             self.value(f"{name} must be one of {', '.join(known)}, got {value!r}")
 
-    def integer(self, name: str, value: Any, minimum: int | None = None) -> Any:
+    def integer(self, name: str, value: Any, minimum: int | None = None, below: int | None = None) -> Any:
         """`value` as an int."""
         try:
             if isinstance(value, (bool, np.bool_)):
@@ -74,21 +77,17 @@ class Problems:
             return value
         if minimum is not None and number < minimum:
             self.value(f"{name} must be at least {minimum}, got {number}")
+        elif below is not None and number >= below:
+            self.value(f"{name} must be less than {power(below)}, got {number}")
         return number
 
-    def by_row(self, name: str, value: Any) -> Any:
-        """`value` as an int, or as an int array [] or [B] that holds one for each batch row."""
-        if hasattr(value, "__len__") or hasattr(value, "dtype"):
-            return self.array(name, value, "int", "[] or [B]", (0, 1))
-        return self.integer(name, value)
-
-    def lengths(self, name: str, value: Any) -> Any:
-        """`value` as an int of at least 0, or as an int array [B] that holds one for each batch row."""
-        if not hasattr(value, "__len__") and not getattr(value, "shape", ()):
-            return self.integer(name, value, minimum=0)
-        value = self.array(name, value, "int", "[B]", (1,))
-        self.not_negative(name, value)
-        return value
+    def integer_or_array(
+        self, name: str, value: Any, axes: str, minimum: int | None = None, ranks: Sequence[int] = ()
+    ) -> Any:
+        """`value` as an int, or as an int array with `axes`; a scalar of NumPy is an array where `axes` has []."""
+        if hasattr(value, "__len__") or (hasattr(value, "dtype") and (value.shape or 0 in (ranks or ranks_of(axes)))):
+            return self.array(name, value, "int", axes, minimum, ranks)
+        return self.integer(name, value, minimum)
 
     def integers(self, name: str, value: Any, minimum: int | None = None, length: int | None = None) -> Any:
         """`value` as a tuple of ints; where `length` is given, an int stands for itself on every axis."""
@@ -102,10 +101,13 @@ class Problems:
             self.value(f"{name} must have {length} entries, got {len(value)}")
         return tuple(self.integer(f"{name}[{i}]", entry, minimum) for i, entry in enumerate(value))
 
-    def array(self, name: str, value: Any, kind: str, axes: str, ranks: tuple[int, ...]) -> Array:
+    def array(
+        self, name: str, value: Any, kind: str, axes: str, minimum: int | None = None, ranks: Sequence[int] = ()
+    ) -> Array:
         """`value` as an array of `kind` ("bool", "int", "float"); NumPy data are copied, so that they cannot change.
 
-        `axes` says the expected shape in messages.
+        `axes` is the expected shape as messages have it, as in `ranks_of`, whose result may be given too. Entries are
+        compared with `minimum` where they can be read at once.
         """
         if not hasattr(value, "shape") or not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)):
             try:
@@ -121,14 +123,13 @@ class Problems:
             if value.size and int(value.max()) > np.iinfo(np.int64).max:
                 self.value(f"{name} must fit in int64, got {int(value.max())}")
             value = value.astype(np.int64)
-        if len(value.shape) not in ranks:
+        if len(value.shape) not in (ranks or ranks_of(axes)):
             self.value(f"{name} must have shape {axes}, got {list(value.shape)}")
+        if minimum is not None and isinstance(value, np.ndarray) and value.dtype.kind == "i" and value.size:
+            if int(value.min()) < minimum:
+                least = f"be at least {minimum}" if minimum else "not be negative"
+                self.value(f"{name} must {least}, got {int(value.min())}")
         return value
-
-    def not_negative(self, name: str, value: Any) -> None:
-        """Entries of `value`, where they can be read at once, are at least 0."""
-        if isinstance(value, np.ndarray) and value.dtype.kind == "i" and value.size and int(value.min()) < 0:
-            self.value(f"{name} must not be negative, got {int(value.min())}")
 
     def raise_if_any(self) -> None:
         """Raise one error with all reasons, or return."""
@@ -141,15 +142,30 @@ class Problems:
         raise TypeError(message) if self.wrong_type else ValueError(message)
 
 
+def ranks_of(axes: str) -> Sequence[int]:
+    """The numbers of axes that a shape in words allows.
+
+    >>> ranks_of("[S] or [B, S]"), ranks_of("broadcastable to [H, L, S]")
+    ([1, 2], range(0, 4))
+    """
+    counts = [0 if shape[0] == "]" else shape.count(",") + 1 for shape in axes.split("[")[1:]]
+    return range(counts[0] + 1) if axes.startswith("broadcastable") else counts
+
+
 def _copied(value: Any, kind: str) -> np.ndarray:
     array = np.array(value)
-    if array.size == 0 and array.dtype == np.float64 and kind != "float":
+    if array.size == 0 and array.dtype == np.float64 and kind in ("bool", "int"):
         array = array.astype(bool if kind == "bool" else np.int64)  # an empty list has no dtype of its own
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
 
 
 def _is_numpy_number(value: Any) -> bool:
     return type(value).__module__ == "numpy" and getattr(value, "shape", None) == () and value.dtype.kind in "iuf"
+
+
+def power(number: int) -> str:
+    """The number as it is read best: a large power of two as 2**31."""
+    return f"2**{number.bit_length() - 1}" if number > 9999 and number & (number - 1) == 0 else str(number)
 
 
 def show(value: Any) -> str:

@@ -19,6 +19,11 @@ def dtype_named(name: Any) -> np.dtype[Any]:
     return np.dtype(getattr(ml_dtypes, str(name), name))
 
 
+def dtype_name(array: Any) -> str:
+    """The dtype's name without its framework: "bool", "int32", "bfloat16"."""
+    return str(array.dtype).removeprefix("torch.")
+
+
 def to_numpy(array: Any) -> np.ndarray[Any, Any]:
     """The array in NumPy, on the CPU a view of its memory; fails for traced arrays, each framework in its own words."""
     if not hasattr(array, "detach"):

@@ -4,22 +4,52 @@ from __future__ import annotations
 
 import math
 import operator
-from dataclasses import dataclass
-from typing import Any
+import warnings
+from dataclasses import dataclass, fields
+from typing import Any, TypedDict
 
 from maskattn._problems import Problems
 from maskattn.attention import EMPTY_ROWS
 
-_SIZES = ("embed_dim", "num_heads")
-_OPTIONAL_SIZES = ("num_kv_heads", "head_dim", "v_head_dim", "kdim", "vdim", "out_dim")
+_SIZES = ("embed_dim", "num_heads", "num_kv_heads", "head_dim", "v_head_dim", "kdim", "vdim", "out_dim")
+#: Names of the version before, when a size had one name as given and another as resolved.
+_RENAMED = {
+    "kv_heads": "num_kv_heads",
+    "qk_head_dim": "head_dim",
+    "value_head_dim": "v_head_dim",
+    "key_dim": "kdim",
+    "value_dim": "vdim",
+    "output_dim": "out_dim",
+    "softmax_scale": "scale",
+}
 
 
-@dataclass(frozen=True)
+class ConfigOptions(TypedDict, total=False):
+    """The fields of `AttentionConfig` but for the first two, as modules take them beside embed_dim and num_heads."""
+
+    num_kv_heads: int | None
+    head_dim: int | None
+    v_head_dim: int | None
+    kdim: int | None
+    vdim: int | None
+    out_dim: int | None
+    qkv_bias: bool
+    out_bias: bool
+    scale: float | None
+    softcap: float | None
+    sinks: bool
+    dropout_rate: float
+    out_dropout_rate: float
+    project: bool
+    empty_rows: str
+
+
+@dataclass(frozen=True, repr=False)
 class AttentionConfig:
-    """What one multi-head attention layer is: sizes, biases, scale, rates, and the policy for empty rows.
+    """What one multi-head attention layer is: sizes, biases, scores, rates, and the policy for empty rows.
 
-    Fields keep what was given (None where the default follows from the others); the properties give the resolved
-    values.
+    What is left out, or None, is settled when the configuration is made: each field then holds its value. `replace`
+    makes one with other fields.
 
     Args:
         embed_dim: E, the width of the query input.
@@ -31,10 +61,19 @@ class AttentionConfig:
         out_dim: width of the output (default embed_dim; H * Dv where project is False).
         qkv_bias, out_bias: whether the input projections and the output projection have a bias.
         scale: what multiplies query times key (default 1 / sqrt(D)).
+        softcap: c > 0 replaces a logit x by c * tanh(x / c) (Gemma 2); None leaves it.
+        sinks: whether each head has a learned logit in the softmax's denominator (gpt-oss), a parameter `sinks` [H].
         dropout_rate: of the attention weights, in [0, 1).
         out_dropout_rate: of the output, in [0, 1).
         project: False uses the inputs directly, split into heads, with no projection in or out.
         empty_rows: "zero", "mean", "nan" or "error": what a row that may attend to nothing gives.
+
+    >>> from maskattn import AttentionConfig
+    >>> config = AttentionConfig(64, 8, num_kv_heads=2)
+    >>> config.head_dim, config.v_head_dim, config.kdim, config.out_dim, config.scale == 8**-0.5
+    (8, 8, 64, 64, True)
+    >>> config
+    AttentionConfig(64, 8, num_kv_heads=2)
 
     Raises:
         TypeError, ValueError: one error that lists every field at fault.
@@ -42,15 +81,17 @@ class AttentionConfig:
 
     embed_dim: int
     num_heads: int
-    num_kv_heads: int | None = None
-    head_dim: int | None = None
-    v_head_dim: int | None = None
-    kdim: int | None = None
-    vdim: int | None = None
-    out_dim: int | None = None
+    num_kv_heads: int = None  # type: ignore[assignment]
+    head_dim: int = None  # type: ignore[assignment]
+    v_head_dim: int = None  # type: ignore[assignment]
+    kdim: int = None  # type: ignore[assignment]
+    vdim: int = None  # type: ignore[assignment]
+    out_dim: int = None  # type: ignore[assignment]
     qkv_bias: bool = True
     out_bias: bool = True
-    scale: float | None = None
+    scale: float = None  # type: ignore[assignment]
+    softcap: float | None = None
+    sinks: bool = False
     dropout_rate: float = 0.0
     out_dropout_rate: float = 0.0
     project: bool = True
@@ -58,15 +99,16 @@ class AttentionConfig:
 
     def __post_init__(self) -> None:
         problems = Problems("AttentionConfig")
-        for name in _SIZES + _OPTIONAL_SIZES:
-            if getattr(self, name) is not None or name in _SIZES:
+        for name in _SIZES:
+            if getattr(self, name) is not None or name in ("embed_dim", "num_heads"):
                 self._set(name, _size(problems, name, getattr(self, name)))
-        for name in ("qkv_bias", "out_bias", "project"):
+        for name in ("qkv_bias", "out_bias", "sinks", "project"):
             if not isinstance(getattr(self, name), bool):
                 problems.type(f"{name} must be True or False, got {getattr(self, name)!r}")
-        if self.scale is not None:
-            self._set("scale", problems.number("scale", self.scale))
-            problems.finite("scale", self.scale)
+        for name in ("scale", "softcap"):
+            if getattr(self, name) is not None:
+                self._set(name, problems.number(name, getattr(self, name)))
+                problems.finite(name, getattr(self, name), positive=name == "softcap")
         for name in ("dropout_rate", "out_dropout_rate"):
             rate = problems.number(name, getattr(self, name))
             self._set(name, rate)
@@ -74,70 +116,70 @@ class AttentionConfig:
                 problems.value(f"{name} must lie in [0, 1), got {rate}")
         problems.choice("empty_rows", self.empty_rows, EMPTY_ROWS)
         if not problems:
-            self._check_agreement(problems)
+            self._settle(problems)
         problems.raise_if_any()
 
     def _set(self, name: str, value: Any) -> None:
         object.__setattr__(self, name, value)
 
-    def _check_agreement(self, problems: Problems) -> None:
+    def _settle(self, problems: Problems) -> None:
+        """Give every field that is None what it follows from, and note sizes that do not go together."""
         if self.head_dim is None and self.embed_dim % self.num_heads:
             problems.value(f"embed_dim {self.embed_dim} is not divisible by num_heads {self.num_heads}: give head_dim")
-        if self.num_heads % self.kv_heads:
-            problems.value(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.kv_heads}")
+        for name, value in self._defaults():
+            if getattr(self, name) is None:
+                self._set(name, value)
+        if self.num_heads % self.num_kv_heads:
+            problems.value(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}")
         if self.project:
             return
-        needed = {
-            "embed_dim": self.num_heads * self.qk_head_dim,
-            "kdim": self.kv_heads * self.qk_head_dim,
-            "vdim": self.kv_heads * self.value_head_dim,
-            "out_dim": self.num_heads * self.value_head_dim,
-        }
-        for name, width in needed.items():
+        widths = {name: value for name, value in self._defaults() if name in ("kdim", "vdim", "out_dim")}
+        for name, width in {"embed_dim": self.num_heads * self.head_dim, **widths}.items():
             given = getattr(self, name)
-            if given is not None and given != width:
+            if given != width:
                 problems.value(f"{name} must be heads x head width = {width} where project is False, got {given}")
 
-    @property
-    def kv_heads(self) -> int:
-        """K: num_kv_heads, or num_heads."""
-        return self.num_heads if self.num_kv_heads is None else self.num_kv_heads
+    def _defaults(self) -> Any:
+        """Fields and what they follow from; each may read those before it."""
+        yield "num_kv_heads", self.num_heads
+        yield "head_dim", self.embed_dim // self.num_heads
+        yield "v_head_dim", self.head_dim
+        yield "kdim", self.embed_dim if self.project else self.num_kv_heads * self.head_dim
+        yield "vdim", self.embed_dim if self.project else self.num_kv_heads * self.v_head_dim
+        yield "out_dim", self.embed_dim if self.project else self.num_heads * self.v_head_dim
+        yield "scale", 1.0 / math.sqrt(self.head_dim)
 
-    @property
-    def qk_head_dim(self) -> int:
-        """D: head_dim, or embed_dim // num_heads."""
-        return self.embed_dim // self.num_heads if self.head_dim is None else self.head_dim
+    def replace(self, **changes: Any) -> AttentionConfig:
+        """The same but for some fields. What followed from the fields follows from the new ones (`dataclasses.replace`
+        would keep it as it was settled).
 
-    @property
-    def value_head_dim(self) -> int:
-        """Dv: v_head_dim, or D."""
-        return self.qk_head_dim if self.v_head_dim is None else self.v_head_dim
+        >>> from maskattn import AttentionConfig
+        >>> AttentionConfig(64, 8).replace(embed_dim=96).head_dim
+        12
+        """
+        return AttentionConfig(**{**self._given(), **changes})
 
-    @property
-    def key_dim(self) -> int:
-        """Width of the key input."""
-        if self.kdim is not None:
-            return self.kdim
-        return self.embed_dim if self.project else self.kv_heads * self.qk_head_dim
+    def _given(self) -> dict[str, Any]:
+        """The fields that neither follow from others nor are as they are by default."""
+        follows = dict(self._defaults())
+        kept = {field.name: getattr(self, field.name) for field in fields(self)}
+        defaults = {field.name: follows.get(field.name, field.default) for field in fields(self)}
+        return {name: value for name, value in kept.items() if value != defaults[name]}
 
-    @property
-    def value_dim(self) -> int:
-        """Width of the value input."""
-        if self.vdim is not None:
-            return self.vdim
-        return self.embed_dim if self.project else self.kv_heads * self.value_head_dim
+    def attention_options(self) -> dict[str, Any]:
+        """The arguments of `attention` that a configuration settles beside its sinks: scale, softcap, empty_rows."""
+        return {"scale": self.scale, "softcap": self.softcap, "empty_rows": self.empty_rows}
 
-    @property
-    def output_dim(self) -> int:
-        """Width of the output."""
-        if self.out_dim is not None:
-            return self.out_dim
-        return self.embed_dim if self.project else self.num_heads * self.value_head_dim
+    def __repr__(self) -> str:
+        """As it may be written: without what follows from the rest."""
+        named = [f"{name}={value!r}" for name, value in self._given().items() if name not in ("embed_dim", "num_heads")]
+        return f"AttentionConfig({', '.join([str(self.embed_dim), str(self.num_heads), *named])})"
 
-    @property
-    def softmax_scale(self) -> float:
-        """scale, or 1 / sqrt(D)."""
-        return 1.0 / math.sqrt(self.qk_head_dim) if self.scale is None else self.scale
+    def __getattr__(self, name: str) -> Any:
+        if name not in _RENAMED:
+            raise AttributeError(f"AttentionConfig has no {name!r}")
+        warnings.warn(f"AttentionConfig.{name} is now {_RENAMED[name]}", DeprecationWarning, stacklevel=2)
+        return getattr(self, _RENAMED[name])
 
 
 def _size(problems: Problems, name: str, value: Any) -> int | None:

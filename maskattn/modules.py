@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from maskattn._fields import Array, broadcasts
@@ -12,10 +12,25 @@ from maskattn.config import AttentionConfig
 from maskattn.numerics.rng_arguments import check_key
 
 
-def check_config(where: str, config: Any) -> None:
-    """Raise a TypeError unless `config` is an AttentionConfig."""
-    if not isinstance(config, AttentionConfig):
-        raise TypeError(f"{where}: config must be an AttentionConfig, got {show(config)}")
+def given_config(
+    where: str, config: AttentionConfig | int | None, num_heads: int | None, options: Mapping[str, Any]
+) -> AttentionConfig:
+    """A module's configuration: the one that it was given, or the one that embed_dim, num_heads and the rest make.
+
+    Raises:
+        TypeError, ValueError: neither of the two, both, or a field is at fault.
+    """
+    sizes = {name: size for name, size in (("embed_dim", config), ("num_heads", num_heads)) if size is not None}
+    if isinstance(config, AttentionConfig):
+        beside = ", ".join([*sizes, *options][1:])
+        if beside:
+            raise TypeError(f"{where}: {beside} must not be given beside a config: use config.replace")
+        return config
+    given = {**options, **sizes}
+    if "embed_dim" in options and config is not None or not {"embed_dim", "num_heads"} <= given.keys():
+        listed = ", ".join(f"{name} {show(value)}" for name, value in given.items()) or "neither"
+        raise TypeError(f"{where}: config must be an AttentionConfig, or embed_dim and num_heads, got {listed}")
+    return AttentionConfig(**given)
 
 
 def module_inputs(
@@ -44,7 +59,7 @@ def module_inputs(
     for name, x in inputs.items():
         check(where, name, x)
     problems = Problems(where)
-    for (name, x), width in zip(inputs.items(), (config.embed_dim, config.key_dim, config.value_dim), strict=True):
+    for (name, x), width in zip(inputs.items(), (config.embed_dim, config.kdim, config.vdim), strict=True):
         if len(x.shape) != 3 or x.shape[2] != width:
             problems.value(f"{name} must be [batch, length, {width}], got shape {tuple(x.shape)}")
     rates = [f"{name} {rate}" for name in ("dropout_rate", "out_dropout_rate") if (rate := getattr(config, name))]
@@ -61,8 +76,8 @@ def module_inputs(
 
 def head_shapes(config: AttentionConfig) -> tuple[tuple[int, int], ...]:
     """(heads, width of one) of query, key and value: (H, D), (K, D), (K, Dv)."""
-    kv_heads, width = config.kv_heads, config.qk_head_dim
-    return (config.num_heads, width), (kv_heads, width), (kv_heads, config.value_head_dim)
+    kv_heads, width = config.num_kv_heads, config.head_dim
+    return (config.num_heads, width), (kv_heads, width), (kv_heads, config.v_head_dim)
 
 
 def dropout_rates(config: AttentionConfig, deterministic: bool) -> tuple[float, float]:
@@ -76,6 +91,7 @@ def attend_heads(
     inputs: Sequence[Array],
     mask: Any,
     bias: Any,
+    sinks: Array | None,
     rate: float,
     dropout_key: Any,
     kernel: str,
@@ -83,7 +99,7 @@ def attend_heads(
     """Attention by a configuration, of query, key and value [B, length, heads * width], or split already.
 
     Args:
-        mask, bias, kernel: as in `attention`.
+        mask, bias, sinks, kernel: as in `attention`.
         rate, dropout_key: of the dropout of the weights.
 
     Returns:
@@ -91,8 +107,8 @@ def attend_heads(
     """
     shapes = zip(inputs, head_shapes(config), strict=True)
     query, key, value = (x.reshape(*x.shape[:2], *shape) for x, shape in shapes)
-    options = {"dropout_rate": rate, "dropout_key": dropout_key, "empty_rows": config.empty_rows, "kernel": kernel}
-    return attend(Call(query, key, value, mask, bias, config.scale, **options), framework)
+    options = config.attention_options() | {"dropout_rate": rate, "dropout_key": dropout_key, "kernel": kernel}
+    return attend(Call(query, key, value, mask, bias, sinks=sinks, **options), framework)
 
 
 def of_kernel(framework: Framework, kernel: str, name: str) -> Any:

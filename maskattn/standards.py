@@ -154,6 +154,7 @@ class Options(TypedDict, total=False):
 
     bias: Any
     scale: float | None
+    softcap: float | None
     empty_rows: str
     keep: Any
     dropout_rate: float
@@ -189,7 +190,7 @@ def module_limit(
     (q, k, v), (dq, dk, dv) = parts, errors
     scale = options.get("scale")
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    given: dict[str, Any] = {**options, "scale": scale}
+    given: dict[str, Any] = {**options, "scale": scale, "sinks": w.get("sinks")}
     undropped = {name: option for name, option in given.items() if name not in ("keep", "dropout_rate")}
     groups = q.shape[2] // k.shape[2]
     k, v, dk, dv = (np.repeat(x, groups, axis=2) for x in (k, v, dk, dv))
@@ -232,7 +233,7 @@ def module_oracle(
     names = ("query", "key", "value")
     inputs = _module_inputs(query, key, value_input)
     q, k, v = (rounded(_project(x, w, name)) for name, x in zip(names, inputs, strict=True))
-    output = rounded(oracle.attention(q, k, v, allowed, **options).output)
+    output = rounded(oracle.attention(q, k, v, allowed, sinks=w.get("sinks"), **options).output)
     if "out.kernel" not in w:
         return np.asarray(output.reshape(*output.shape[:2], -1))
     return np.asarray(np.einsum("blhd,hdo->blo", output, w["out.kernel"]) + w.get("out.bias", 0.0))

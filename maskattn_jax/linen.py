@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import flax.linen as nn
 import jax.numpy as jnp
 
-from maskattn.config import AttentionConfig
+from maskattn.config import AttentionConfig, ConfigOptions
 from maskattn.modules import (
     attend_heads,
-    check_config,
     dropout_rates,
+    given_config,
     head_shapes,
     module_inputs,
     of_kernel,
@@ -29,14 +32,14 @@ __all__ = ["Attention", "MultiHeadAttention"]
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention built from an `AttentionConfig`.
+    """Multi-head attention: `MultiHeadAttention(config)`, or `MultiHeadAttention(embed_dim, num_heads, ...)`.
 
     Parameters, initialised as `nn.MultiHeadDotProductAttention` initialises (the same numbers from the same key):
     `query`, `key`, `value` with kernels [E, H or K, D] and biases [H or K, D], and `out` with kernel [H, Dv, out] and
-    bias [out]. With `project=False` there are none.
+    bias [out]. With `project=False` there are none of these. With `sinks=True` there is `sinks` [H], zeros.
 
     Args:
-        config: the sizes and options.
+        config: an `AttentionConfig`; or embed_dim, with num_heads and its other fields by their names.
         dtype: of the computation; None follows inputs and parameters (Flax's promotion).
         param_dtype: of the parameters.
         deterministic: True applies no dropout; to be given here or in the call where a rate is above 0.
@@ -46,6 +49,34 @@ class MultiHeadAttention(nn.Module):
     dtype: Any = None
     param_dtype: Any = jnp.float32
     deterministic: bool | None = None
+
+    if TYPE_CHECKING:
+
+        @overload
+        def __init__(
+            self,
+            config: AttentionConfig,
+            dtype: Any = None,
+            param_dtype: Any = jnp.float32,
+            deterministic: bool | None = None,
+            *,
+            parent: Any = None,
+            name: str | None = None,
+        ) -> None: ...
+        @overload
+        def __init__(
+            self,
+            embed_dim: int,
+            num_heads: int,
+            *,
+            dtype: Any = None,
+            param_dtype: Any = jnp.float32,
+            deterministic: bool | None = None,
+            parent: Any = None,
+            name: str | None = None,
+            **options: Unpack[ConfigOptions],
+        ) -> None: ...
+        def __init__(self, *arguments: Any, **options: Any) -> None: ...
 
     @nn.compact
     def __call__(
@@ -71,7 +102,6 @@ class MultiHeadAttention(nn.Module):
             TypeError, ValueError: names the argument at fault.
         """
         config, where = self.config, "MultiHeadAttention"
-        check_config(where, config)
         deterministic = True if not (config.dropout_rate or config.out_dropout_rate) else _merge(self, deterministic)
         rate, out_rate = dropout_rates(config, deterministic)
         if (rate or out_rate) and dropout_key is None and self.has_rng("dropout"):
@@ -85,12 +115,14 @@ class MultiHeadAttention(nn.Module):
             layers = tuple(self._layer(name, shape, config.qkv_bias) for name, shape in names)
             # to initialise, Flax must call its layers
             inputs = project_in(layers, inputs, "auto" if self.is_initializing() else kernel, _parameters)
-        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, rate, keys[0], kernel)
-        out = self._project_out(out, kernel) if config.project else out.reshape(*out.shape[:2], config.output_dim)
+        zeros = nn.initializers.zeros
+        sinks = self.param("sinks", zeros, (config.num_heads,), self.param_dtype) if config.sinks else None
+        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, sinks, rate, keys[0], kernel)
+        out = self._project_out(out, kernel) if config.project else out.reshape(*out.shape[:2], config.out_dim)
         return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop")) if out_rate else out
 
     def _project_out(self, out: Array, kernel: str) -> Array:
-        layer = self._layer("out", (self.config.output_dim,), self.config.out_bias)
+        layer = self._layer("out", (self.config.out_dim,), self.config.out_bias)
         own = of_kernel(FRAMEWORK, kernel, "linear")
         if own is None or self.is_initializing():
             return layer(out)
@@ -106,6 +138,25 @@ class MultiHeadAttention(nn.Module):
             precision="highest",
             name=name,
         )
+
+
+def _taking_sizes(made: Callable[..., None]) -> Callable[..., None]:
+    """The constructor that Flax made of the attributes, taking the sizes in place of the first of them too."""
+
+    @functools.wraps(made)
+    def __init__(self: Any, config: Any = None, *arguments: Any, **options: Any) -> None:
+        if isinstance(config, AttentionConfig) and "num_heads" not in options:
+            made(self, config, *arguments, **options)
+            return
+        attributes = {name: options.pop(name) for name in _ATTRIBUTES if name in options}
+        (num_heads,) = arguments or (options.pop("num_heads", None),)
+        made(self, given_config("MultiHeadAttention", config, num_heads, options), **attributes)
+
+    return __init__
+
+
+_ATTRIBUTES = [field.name for field in dataclasses.fields(MultiHeadAttention) if field.init and field.name != "config"]
+MultiHeadAttention.__init__ = _taking_sizes(MultiHeadAttention.__init__)  # type: ignore[method-assign]
 
 
 def _parameters(layer: nn.DenseGeneral) -> tuple[Array, Array | None]:

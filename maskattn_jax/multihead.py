@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack, overload
 
 import jax.numpy as jnp
 from flax import nnx
 
-from maskattn.config import AttentionConfig
-from maskattn.modules import attend_heads, check_config, dropout_rates, head_shapes, module_inputs, of_kernel
+from maskattn.config import AttentionConfig, ConfigOptions
+from maskattn.modules import attend_heads, dropout_rates, given_config, head_shapes, module_inputs, of_kernel
 from maskattn_jax._layers import check_array, project_by, project_in
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
@@ -20,29 +20,55 @@ __all__ = ["MultiHeadAttention"]
 
 
 class MultiHeadAttention(nnx.Module):
-    """Multi-head attention built from an `AttentionConfig`.
+    """Multi-head attention: `MultiHeadAttention(config)`, or `MultiHeadAttention(embed_dim, num_heads, ...)`.
 
     Parameters, initialised as `nnx.MultiHeadAttention` initialises (the same numbers from the same `rngs`): `query`,
     `key`, `value` with kernels [E, H or K, D] and biases [H or K, D], `out` with kernel [H, Dv, out] and bias [out].
-    With `project=False` there are none.
+    With `project=False` there are none of these. With `sinks=True` there is `sinks` [H], zeros.
 
     Args:
-        config: the sizes and options.
+        config: an `AttentionConfig`; or embed_dim, with num_heads and its other fields by their names.
+        num_heads: H, where no configuration is given.
         dtype: of the computation; None follows inputs and parameters (Flax's promotion).
         param_dtype: of the parameters.
         rngs: the source of the initial parameters; where a rate is above 0, its "dropout" stream is forked too, as
             Flax's modules do, and gives the keys of calls that are given none.
+
+    Raises:
+        TypeError, ValueError: neither a configuration nor sizes, both, or one error that lists every field at fault.
     """
 
+    @overload
     def __init__(
         self, config: AttentionConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ) -> None: ...
+    @overload
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+        **options: Unpack[ConfigOptions],
+    ) -> None: ...
+    def __init__(
+        self,
+        config: Any = None,
+        num_heads: Any = None,
+        *,
+        dtype: Any = None,
+        param_dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
+        **options: Any,
     ) -> None:
-        check_config(type(self).__name__, config)
-        self.config = config
+        self.config = config = given_config(type(self).__name__, config, num_heads, options)
         self.dtype = dtype
         self.param_dtype = param_dtype
         self.deterministic = False
         self.rngs: nnx.RngStream | None = nnx.data(None)
+        self.sinks = nnx.data(nnx.Param(jnp.zeros(config.num_heads, param_dtype)) if config.sinks else None)
         if config.project:
             self._make_layers(rngs)
         if config.dropout_rate or config.out_dropout_rate:
@@ -52,11 +78,11 @@ class MultiHeadAttention(nnx.Module):
     def _make_layers(self, rngs: nnx.Rngs) -> None:
         config, dtype, param_dtype = self.config, self.dtype, self.param_dtype
         options = {"dtype": dtype, "param_dtype": param_dtype, "precision": "highest", "rngs": rngs}
-        widths = {"query": config.embed_dim, "key": config.key_dim, "value": config.value_dim}
+        widths = {"query": config.embed_dim, "key": config.kdim, "value": config.vdim}
         for (name, width), heads in zip(widths.items(), head_shapes(config), strict=True):
             setattr(self, name, nnx.LinearGeneral(width, heads, use_bias=config.qkv_bias, **options))
-        heads = (config.num_heads, config.value_head_dim)
-        self.out = nnx.LinearGeneral(heads, config.output_dim, axis=(-2, -1), use_bias=config.out_bias, **options)
+        heads = (config.num_heads, config.v_head_dim)
+        self.out = nnx.LinearGeneral(heads, config.out_dim, axis=(-2, -1), use_bias=config.out_bias, **options)
 
     def __call__(
         self,
@@ -94,8 +120,9 @@ class MultiHeadAttention(nnx.Module):
         if config.project:
             inputs = project_in((self.query, self.key, self.value), inputs, kernel, _parameters)
         keys = module_keys(dropout_key) if rate or out_rate else (None, None)
-        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, rate, keys[0], kernel)
-        out = _project(self.out, out, kernel) if config.project else out.reshape(*out.shape[:2], config.output_dim)
+        sinks = None if self.sinks is None else self.sinks[...]
+        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, sinks, rate, keys[0], kernel)
+        out = _project(self.out, out, kernel) if config.project else out.reshape(*out.shape[:2], config.out_dim)
         return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop")) if out_rate else out
 
     def _key(self, given: Any) -> Any:

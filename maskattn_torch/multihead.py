@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack, overload
 
 import torch
 from torch import nn
 from torch.nn import functional as F
 
-from maskattn.config import AttentionConfig
-from maskattn.modules import attend_heads, check_config, dropout_rates, head_shapes, module_inputs, of_kernel
+from maskattn.config import AttentionConfig, ConfigOptions
+from maskattn.modules import attend_heads, dropout_rates, given_config, head_shapes, module_inputs, of_kernel
 from maskattn_torch import rng
 from maskattn_torch.dropout import drop, module_keys
 from maskattn_torch.functional import FRAMEWORK
@@ -20,23 +20,37 @@ __all__ = ["MultiHeadAttention"]
 
 
 class MultiHeadAttention(nn.Module):
-    """Multi-head attention built from an `AttentionConfig`.
+    """Multi-head attention: `MultiHeadAttention(config)`, or `MultiHeadAttention(embed_dim, num_heads, ...)`.
 
     Parameters, initialised as `nn.Linear` initialises: where query, key and value have one width, `qkv.weight`
     [H * D + K * D + K * Dv, E] (rows in blocks q, k, v, head-major) and `qkv.bias`; otherwise `q_proj`, `k_proj`,
-    `v_proj`. The output is `proj` [out, H * Dv]. With `project=False` there are none.
+    `v_proj`. The output is `proj` [out, H * Dv]. With `project=False` there are none of these. With `sinks=True` there
+    is `sinks` [H], zeros.
 
     Args:
-        config: the sizes and options.
+        config: an `AttentionConfig`; or embed_dim, with num_heads and its other fields by their names.
+        num_heads: H, where no configuration is given.
         device, dtype: of the parameters.
+
+    Raises:
+        TypeError, ValueError: neither a configuration nor sizes, both, or one error that lists every field at fault.
     """
 
-    def __init__(self, config: AttentionConfig, *, device: Any = None, dtype: Any = None) -> None:
+    @overload
+    def __init__(self, config: AttentionConfig, *, device: Any = None, dtype: Any = None) -> None: ...
+    @overload
+    def __init__(
+        self, embed_dim: int, num_heads: int, *, device: Any = None, dtype: Any = None, **options: Unpack[ConfigOptions]
+    ) -> None: ...
+    def __init__(
+        self, config: Any = None, num_heads: Any = None, *, device: Any = None, dtype: Any = None, **options: Any
+    ) -> None:
         super().__init__()
-        check_config(type(self).__name__, config)
-        self.config = config
+        self.config = config = given_config(type(self).__name__, config, num_heads, options)
         self.rows = tuple(heads * width for heads, width in head_shapes(config))
-        self.fused = config.embed_dim == config.key_dim == config.value_dim
+        self.fused = config.embed_dim == config.kdim == config.vdim
+        zeros = torch.zeros(config.num_heads, device=device, dtype=dtype) if config.sinks else None
+        self.register_parameter("sinks", None if zeros is None else nn.Parameter(zeros))
         if not config.project:
             return
         options = {"bias": config.qkv_bias, "device": device, "dtype": dtype}
@@ -44,10 +58,10 @@ class MultiHeadAttention(nn.Module):
             self.qkv = nn.Linear(config.embed_dim, sum(self.rows), **options)
         else:
             self.q_proj = nn.Linear(config.embed_dim, self.rows[0], **options)
-            self.k_proj = nn.Linear(config.key_dim, self.rows[1], **options)
-            self.v_proj = nn.Linear(config.value_dim, self.rows[2], **options)
+            self.k_proj = nn.Linear(config.kdim, self.rows[1], **options)
+            self.v_proj = nn.Linear(config.vdim, self.rows[2], **options)
         options["bias"] = config.out_bias
-        self.proj = nn.Linear(config.num_heads * config.value_head_dim, config.output_dim, **options)
+        self.proj = nn.Linear(config.num_heads * config.v_head_dim, config.out_dim, **options)
 
     def forward(
         self,
@@ -81,7 +95,7 @@ class MultiHeadAttention(nn.Module):
         inputs = self._project_in(*given, kernel)
         rate, out_rate = dropout_rates(config, deterministic)
         keys = module_keys(rng.words(dropout_key, inputs[0].device)) if rate or out_rate else (None, None)
-        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, rate, keys[0], kernel).flatten(2)
+        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, self.sinks, rate, keys[0], kernel).flatten(2)
         if config.project:
             out = _linear(out, self.proj.weight, self.proj.bias, kernel)
         return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop")) if out_rate else out

@@ -41,7 +41,7 @@ def assert_same(left, right):
 
 
 def torch_mha(config, dtype):
-    widths = {"kdim": config.key_dim, "vdim": config.value_dim}
+    widths = {"kdim": config.kdim, "vdim": config.vdim}
     return torch.nn.MultiheadAttention(config.embed_dim, config.num_heads, bias=config.qkv_bias, dtype=dtype, **widths)
 
 
@@ -77,7 +77,7 @@ def nnx_twin(config, dtype):
 
 
 def nnx_mha(config, dtype):
-    widths = {"in_kv_features": config.key_dim, "num_kv_heads": config.num_kv_heads, "out_features": config.out_dim}
+    widths = {"in_kv_features": config.kdim, "num_kv_heads": config.num_kv_heads, "out_features": config.out_dim}
     options = {"use_bias": config.qkv_bias, "param_dtype": dtype, "decode": False, "rngs": nnx.Rngs(0)}
     return nnx.MultiHeadAttention(config.num_heads, config.embed_dim, **widths, **options)
 
@@ -244,4 +244,4 @@ def test_config_of():
         == CROSS_MHA
     )
     found = maskattn_jax.params.config_of(nnx_mha(AttentionConfig(42, 6, num_kv_heads=2, out_dim=13), jnp.float32))
-    assert (found.num_heads, found.kv_heads, found.qk_head_dim, found.output_dim) == (6, 2, 7, 13)
+    assert (found.num_heads, found.num_kv_heads, found.head_dim, found.out_dim) == (6, 2, 7, 13)

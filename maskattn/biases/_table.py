@@ -11,8 +11,9 @@ from maskattn.biases._base import Bias
 class TableBias(Bias):
     """values(b, h, q, k) = table[rows(b, q, k), h], with `table` [rows, H], or [rows, 1] for every head alike.
 
-    A subclass declares `table: Array = data()` and defines `rows`. Lowered, the gradient of the table is summed in one
-    stated order, so that it has the same bits in NumPy, JAX and PyTorch (`maskattn.numerics.exact.table`).
+    A subclass defines `rows`, and declares `table` as `data("float", "[rows, H]")`. Lowered, the gradient of the table
+    is summed in one stated order, so that it has the same bits in NumPy, JAX and PyTorch
+    (`maskattn.numerics.exact.table`).
     """
 
     table: Array

@@ -2,20 +2,18 @@ from __future__ import annotations
 
 import decimal
 import functools
-from dataclasses import dataclass
 
 import numpy as np
 
-from maskattn._fields import Array, data
+from maskattn._declared import choice, data, declared, integer
+from maskattn._fields import Array
 from maskattn._lookup import at_row, gather, rows_of
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.biases._base import Bias
 
-_FORMS = ("distance", "key")
 
-
-@dataclass(frozen=True)
+@declared
 class ALiBi(Bias):
     """-slopes[h] * abs(q + offset - k): the further apart, the less attention (Press, Smith and Lewis 2022, ALiBi).
 
@@ -26,10 +24,7 @@ class ALiBi(Bias):
     The slopes of n heads are 2^(-8 i / n), i = 1..n, where n is a power of two; otherwise those of the power of two m
     below n, followed by every second slope of 2m heads, the first included, as in the paper's code and BLOOM (MPT
     orders them otherwise: give its slopes). They are rounded to float32 once, and so is each value: the same bits in
-    NumPy, JAX and PyTorch. `slopes` [heads], float32, replaces them; gradients flow to it, summed in the order of the
-    framework.
-
-    `offset` is the position of query 0 (decoding): an int, or an int array [] or [B]; key 0 is position 0.
+    NumPy, JAX and PyTorch. Gradients flow to `slopes`, summed in the order of the framework.
 
     >>> from maskattn import biases
     >>> biases.ALiBi(4).slopes.tolist()
@@ -39,31 +34,21 @@ class ALiBi(Bias):
     >>> bias.values(0, 0, np.arange(2)[:, None], np.arange(3))
     array([[ 0.    , -0.0625, -0.125 ],
            [-0.0625,  0.    , -0.0625]], dtype=float32)
-
-    Raises:
-        TypeError: heads or offset is not an int, slopes not float32. ValueError: heads < 1, slopes not [heads], or an
-        unknown form.
     """
 
-    heads: int
-    slopes: Array = data(default=None)
-    form: str = "distance"
-    offset: Array = data(default=0)
+    heads: int = integer(minimum=1, meaning="query heads")
+    slopes: Array = data("float32", "[heads]", none="the published ones", default=None, meaning="one per head")
+    form: str = choice("distance", "key", default="distance", meaning="which of the two is added")
+    offset: Array = data(
+        "int", "[] or [B]", or_int=True, default=0, meaning="the position of query 0 (decoding); key 0 is position 0"
+    )
 
     def _check(self, problems: Problems) -> None:
-        heads = problems.integer("heads", self.heads, minimum=1)
-        problems.choice("form", self.form, _FORMS)
-        offset = problems.by_row("offset", self.offset)
-        slopes = self.slopes
-        if slopes is not None:
-            slopes = problems.array("slopes", slopes, "float", "[heads]", (1,))
-            if not str(slopes.dtype).endswith("float32"):
-                problems.type(f"slopes must be float32, got dtype {slopes.dtype}")
-            if tuple(slopes.shape) != (heads,):
-                problems.value(f"slopes must be one per head, [{heads}], got {list(slopes.shape)}")
-        if not problems and slopes is None:
-            slopes = np.array(_slopes(heads), np.float32)
-        self._set(heads=heads, offset=offset, slopes=slopes)
+        """slopes are not one per head"""
+        if self.slopes is None:
+            self._set(slopes=np.array(_slopes(self.heads), np.float32))
+        elif tuple(self.slopes.shape) != (self.heads,):
+            problems.value(f"slopes must be one per head, [{self.heads}], got {list(self.slopes.shape)}")
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         slope, _ = gather(self.slopes, h)

@@ -1,20 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from maskattn._fields import Array, data
+from maskattn._declared import data, declared
+from maskattn._fields import Array
 from maskattn._lookup import gather
 from maskattn._pairs import AXES
-from maskattn._problems import Problems
 from maskattn.biases._base import Bias
 
 
-@dataclass(frozen=True)
+@declared
 class DenseBias(Bias):
     """array[b, h, q, k], an explicit array, for a bias given to `attention` or learned elsewhere.
 
-    `array` is a float array broadcastable to [B, H, L, S]; an axis of size 1 broadcasts. It keeps its dtype, and
-    gradients flow to it. -inf forbids, as a mask does. Indices given to `values` lie inside the array.
+    An axis of size 1 serves every index. The array keeps its dtype, and gradients flow to it. -inf forbids, as a mask
+    does. Indices given to `values` lie inside the array.
 
     >>> import numpy as np
     >>> from maskattn import biases
@@ -22,17 +20,9 @@ class DenseBias(Bias):
     >>> bias.values(0, 0, np.array([[0], [1]]), np.array([[0, 1]]))
     array([[ 0. , -1. ],
            [ 0.5,  0. ]])
-
-    Raises:
-        ValueError: the array has more than four axes. TypeError: its dtype is not a float (a bool array is a mask).
     """
 
-    array: Array = data()
-
-    def _check(self, problems: Problems) -> None:
-        axes = "broadcastable to [B, H, L, S]"
-        value = problems.array("array", self.array, "float", axes, (0, 1, 2, 3, 4))
-        self._set(array=value)
+    array: Array = data("float", "broadcastable to [B, H, L, S]", meaning="what is added")
 
     @property
     def shape(self) -> tuple[int, ...]:

@@ -1,28 +1,24 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
-from typing import Any
 
 from maskattn._arithmetic import as_int, maximum, minimum
-from maskattn._fields import Array, data
+from maskattn._declared import data, declared, flag, integer
+from maskattn._fields import Array
 from maskattn._lookup import at_row, rows_of
-from maskattn._problems import Problems, describe
+from maskattn._problems import Problems
 from maskattn.biases._table import TableBias
 
 
-@dataclass(frozen=True)
+@declared
 class T5Buckets(TableBias):
     """table[bucket(k - q - offset), h]: distances in buckets, exact when near, logarithmic when far.
 
-    T5's relative position bias (Raffel et al. 2020, section 2.1; the rule is that of its code). `table` is
-    [buckets, H], learned (T5's `relative_attention_bias.weight`), or [buckets, 1] for every head alike. With
-    `bidirectional` (encoders) each side has half of the buckets, keys after the query the second half; without
-    (decoders) keys after the query share bucket 0. Of the n buckets of a side, m = n // 2 hold one distance each, and
-    bucket m + j, up to n - 1, begins where m * (max_distance / m)^(j / (n - m)) does: found in integers, once, so that
-    no framework's logarithm decides.
-
-    `offset` is the position of query 0 (decoding): an int, or an int array [] or [B]; key 0 is position 0.
+    T5's relative position bias (Raffel et al. 2020, section 2.1; the rule is that of its code, and `table` its
+    `relative_attention_bias.weight`). With `bidirectional` (encoders) each side has half of the buckets, keys after the
+    query the second half; without (decoders) keys after the query share bucket 0. Of the n buckets of a side,
+    m = n // 2 hold one distance each, and bucket m + j, up to n - 1, begins where m * (max_distance / m)^(j / (n - m))
+    does: found in integers, once, so that no framework's logarithm decides.
 
     >>> import numpy as np
     >>> from maskattn import biases
@@ -31,33 +27,25 @@ class T5Buckets(TableBias):
     array([2, 2, 2, 1, 0, 5, 6, 6, 6])
     >>> biases.T5Buckets(np.zeros((8, 1)), 16, bidirectional=False).rows(0, 9, np.arange(12))
     array([6, 6, 5, 5, 4, 4, 3, 2, 1, 0, 0, 0])
-
-    Raises:
-        ValueError: the table is not [buckets, H], has too few buckets (2, or 4 if bidirectional), or max_distance does
-        not exceed the distances that have a bucket each. TypeError: the table is not of a float dtype, or a number is
-        not an int.
     """
 
-    table: Array = data()
-    max_distance: int = 128
-    bidirectional: bool = True
-    offset: Array = data(default=0)
+    table: Array = data("float", "[buckets, H]", meaning="learned, a row per bucket; [buckets, 1] serves every head")
+    max_distance: int = integer(default=128, meaning="from here on all distances share the last bucket of a side")
+    bidirectional: bool = flag(default=True, meaning="whether keys after the query have buckets of their own")
+    offset: Array = data(
+        "int", "[] or [B]", or_int=True, default=0, meaning="the position of query 0 (decoding); key 0 is position 0"
+    )
 
     def _check(self, problems: Problems) -> None:
-        table = problems.array("table", self.table, "float", "[buckets, H]", (2,))
-        far = problems.integer("max_distance", self.max_distance)
-        offset = problems.by_row("offset", self.offset)
-        bidirectional: Any = self.bidirectional
-        if not isinstance(bidirectional, bool):
-            problems.type(f"bidirectional must be True or False, got {describe(bidirectional)}")
-        if not problems:
-            least = 4 if self.bidirectional else 2
-            if table.shape[0] < least:
-                problems.value(f"table must have at least {least} buckets, got {table.shape[0]}")
-            exact = table.shape[0] // least
-            if far <= exact:
-                problems.value(f"max_distance must exceed {exact}, below which each distance has a bucket, got {far}")
-        self._set(table=table, max_distance=far, offset=offset)
+        """table has fewer than 2 buckets (bidirectional: 4), or max_distance is among those with a bucket each"""
+        least = 4 if self.bidirectional else 2
+        if self.table.shape[0] < least:
+            problems.value(f"table must have at least {least} buckets, got {self.table.shape[0]}")
+        exact = self.table.shape[0] // least
+        if self.max_distance <= exact:
+            problems.value(
+                f"max_distance must exceed {exact}, below which each distance has a bucket, got {self.max_distance}"
+            )
 
     def rows(self, b: Array, q: Array, k: Array) -> Array:
         """The bucket: T5's `_relative_position_bucket` of k - q - offset."""

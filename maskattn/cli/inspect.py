@@ -89,11 +89,11 @@ def _form(reader: Any, family: str | None, config: Mapping[str, Any], heads: Any
     for name, layer in planned.layers.items():
         groups.setdefault((re.sub(r"\d+", "#", name), layer.config), []).append(name)
     for (_, sizes), names in groups.items():
-        kv = "" if sizes.kv_heads == sizes.num_heads else f", {sizes.kv_heads} key/value heads"
+        kv = "" if sizes.num_kv_heads == sizes.num_heads else f", {sizes.num_kv_heads} key/value heads"
         several = f"{names[0]} to {names[-1]}, {len(names)} layers" if len(names) > 1 else names[0]
         extras = [part for part in planned.layers[names[0]].tensors if part.split(".")[0] not in _PLAIN]
         beside = f", with {', '.join(extras)}" if extras else ""
-        text = f"{sizes.embed_dim} wide, {sizes.num_heads} heads{kv} of {sizes.qk_head_dim}{beside}"
+        text = f"{sizes.embed_dim} wide, {sizes.num_heads} heads{kv} of {sizes.head_dim}{beside}"
         _conversion.say(console, f"  attention: {several}: {text}")
     for name, why in planned.dropped.items():
         _conversion.say(console, f"  computed: {name} ({why.partition(';')[0]})")

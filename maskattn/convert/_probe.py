@@ -81,7 +81,7 @@ def _judge(
     shape = (*given["query"].shape[:2], given.get("key", given["query"]).shape[1])
     allowed = np.broadcast_to(allowed, (shape[0], max(allowed.shape[1], 1), *shape[1:]))
     options: dict[str, Any] = {"key": given.get("key"), "value_input": given.get("value"), "bias": given.get("bias")}
-    options |= {"scale": config.scale, "empty_rows": config.empty_rows}
+    options |= config.attention_options()
     right = standards.module_oracle(given["query"], canonical, allowed, dtype.name, **options)
     limit = standards.module_limit(given["query"], canonical, allowed, dtype.name, **options)
     if wanted.shape != right.shape:
@@ -100,7 +100,7 @@ def _checked(inputs: Mapping[str, Any], output: Any, config: AttentionConfig) ->
     reasons = [f"inputs: unknown name {name!r}, expected {', '.join(_INPUTS)}" for name in given if name not in _INPUTS]
     if "query" not in given:
         reasons.append("inputs: query [batch, length, embed_dim] is missing")
-    widths = {"query": config.embed_dim, "key": config.key_dim, "value": config.value_dim}
+    widths = {"query": config.embed_dim, "key": config.kdim, "value": config.vdim}
     for name in widths:
         if name in given and (given[name].ndim != 3 or given[name].shape[2] != widths[name]):
             shape = f"[batch, length, {widths[name]}]"

@@ -120,7 +120,7 @@ def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
         "kept": list(plan.kept),
         "buffers": buffers_as_json(plan.buffers),
         "prefixes": dict(plan.prefixes),
-        "heads": {name: [layer.config.num_heads, layer.config.kv_heads] for name, layer in plan.layers.items()},
+        "heads": {name: [layer.config.num_heads, layer.config.num_kv_heads] for name, layer in plan.layers.items()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("maskattn", "numpy")},
     }
 

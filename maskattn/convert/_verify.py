@@ -173,8 +173,8 @@ def _run(layer: str, config: AttentionConfig, left: dict[str, Array], right: dic
 
 
 def _sizes(config: AttentionConfig, dtype: np.dtype[Any]) -> str:
-    kv = "" if config.kv_heads == config.num_heads else f", {config.kv_heads} key/value"
-    return f"{config.embed_dim} wide, {config.num_heads} heads{kv} of {config.qk_head_dim}, {dtype}"
+    kv = "" if config.num_kv_heads == config.num_heads else f", {config.num_kv_heads} key/value"
+    return f"{config.embed_dim} wide, {config.num_heads} heads{kv} of {config.head_dim}, {dtype}"
 
 
 def _cast(array: Array, dtype: np.dtype[Any] | None) -> Array:

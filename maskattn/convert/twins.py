@@ -103,11 +103,11 @@ def random_inputs(
     ``standards.module_oracle`` and ``module_limit`` are told beside the first.
     """
     draw = np.random.default_rng(seed)
-    widths = [config.embed_dim, config.key_dim, config.value_dim]
+    widths = [config.embed_dim, config.kdim, config.vdim]
     widths = widths[:1] if len(set(widths)) == 1 else widths
     inputs = tuple(draw.standard_normal((len(lengths), max(lengths), width)).astype(dtype) for width in widths)
     options: dict[str, Any] = {} if len(inputs) == 1 else {"key": inputs[1], "value_input": inputs[2]}
-    return inputs, options | {"scale": config.scale, "empty_rows": config.empty_rows}
+    return inputs, options | config.attention_options()
 
 
 def both(tensors: Mapping[str, Array], source: str, config: AttentionConfig) -> tuple[TorchTwin, JaxTwin]:

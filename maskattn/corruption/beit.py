@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskattn._declared import declared, integer, integers, number
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme, batch_size, ready
+from maskattn.corruption._base import Array, Scheme, batch_size
 from maskattn.corruption._ops import BITS, NUMPY, Ops
 from maskattn.corruption._rectangle import rectangle
 
@@ -23,7 +23,7 @@ class Blocks(NamedTuple):
     removed: Array
 
 
-@dataclass(frozen=True, repr=False)
+@declared
 class BEiT(Scheme):
     """BEiT's block-wise masking: rectangles of patches are hidden until there are enough.
 
@@ -35,12 +35,6 @@ class BEiT(Scheme):
 
     The area is drawn in 2^16 steps and the aspect in 2^12, so that all arithmetic is exact.
 
-    Args:
-        grid: (height, width) in patches, an int for a square; at most 181 x 181 patches or as many in another shape.
-        patches: to be hidden, at least 1 and fewer than there are.
-        min_block, max_block: patches of one block; max_block is `patches` by default.
-        min_aspect, max_aspect: positive; max_aspect is 1 / min_aspect by default.
-
     >>> from maskattn import corruption
     >>> drawn = corruption.BEiT(grid=(6, 8), patches=20, min_block=6).apply(0, batch=1)
     >>> print("\\n".join("".join("-#"[int(x)] for x in row) for row in drawn.removed[0]))
@@ -50,37 +44,35 @@ class BEiT(Scheme):
     --######
     --######
     --------
-
-    Raises:
-        ValueError: a number is outside its range. TypeError: something is not a number. All of it at once.
     """
 
-    grid: Any = (14, 14)
-    patches: int = 75
-    min_block: int = 16
-    max_block: int | None = None
-    min_aspect: float = 0.3
-    max_aspect: float | None = None
+    grid: Any = integers(minimum=1, per=2, default=(14, 14), meaning="(height, width) in patches, fewer than 2**15")
+    patches: int = integer(minimum=1, default=75, meaning="how many are to be hidden, fewer than there are")
+    min_block: int = integer(minimum=1, default=16, meaning="the fewest patches of a block")
+    max_block: int | None = integer(minimum=1, none="patches", default=None, meaning="the most patches of a block")
+    min_aspect: float = number(above=0, default=0.3, meaning="the least aspect ratio")
+    max_aspect: float | None = number(above=0, none="1 / min_aspect", default=None, meaning="the largest aspect ratio")
 
-    def __post_init__(self) -> None:
-        problems = Problems("BEiT")
-        grid = problems.integers("grid", self.grid, minimum=1, length=2)
-        patches = problems.integer("patches", self.patches, minimum=1)
-        smallest = problems.integer("min_block", self.min_block, minimum=1)
-        largest = patches if self.max_block is None else problems.integer("max_block", self.max_block, minimum=1)
-        low = problems.number("min_aspect", self.min_aspect)
-        high = 1 / (low or 1.0) if self.max_aspect is None else problems.number("max_aspect", self.max_aspect)
-        if low is not None and high is not None and not 0 < low <= high < math.inf:
-            problems.value(f"min_aspect, max_aspect must be positive and in order, got {low} and {high}")
-        if not problems.reasons:
-            total = grid[0] * grid[1]
-            if total >= 2**15:
-                problems.value(f"grid must have fewer than {2**15} patches, got {total}")
-            if patches >= total:
-                problems.value(f"patches must be fewer than the {total} of the grid, or none is left, got {patches}")
-            if smallest > largest:
-                problems.value(f"min_block must be at most {largest}, the largest block, got {smallest}")
-        ready(problems, self, grid=grid, patches=patches, min_block=smallest)
+    def _check(self, problems: Problems) -> None:
+        """grid has too many patches, no patch would be left, or bounds are not in order"""
+        low, high = self._aspects
+        if not low <= high < math.inf:
+            problems.value(f"min_aspect, max_aspect must be in order, got {low} and {high}")
+        total = self.grid[0] * self.grid[1]
+        if total >= 2**15:
+            problems.value(f"grid must have fewer than {2**15} patches, got {total}")
+        if self.patches >= total:
+            problems.value(f"patches must be fewer than the {total} of the grid, or none is left, got {self.patches}")
+        if self.min_block > self._largest:
+            problems.value(f"min_block must be at most {self._largest}, the largest block, got {self.min_block}")
+
+    @property
+    def _largest(self) -> int:
+        return self.patches if self.max_block is None else self.max_block
+
+    @property
+    def _aspects(self) -> tuple[float, float]:
+        return self.min_aspect, 1 / self.min_aspect if self.max_aspect is None else self.max_aspect
 
     def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> Blocks:
         """Draw what is hidden from `batch` images.
@@ -92,8 +84,7 @@ class BEiT(Scheme):
         """
         batch = batch_size("BEiT", batch)
         key = ops.key(key)
-        largest = self.patches if self.max_block is None else self.max_block
-        low, high = self.min_aspect, 1 / self.min_aspect if self.max_aspect is None else self.max_aspect
+        largest, (low, high) = self._largest, self._aspects
         steps = (np.arange(2**_ASPECTS) + 0.5) / 2**_ASPECTS
         ratios = np.exp(math.log(low) + steps * math.log(high / low))
         taller, wider = ops.to_float(ratios), ops.to_float(1 / ratios)

@@ -1,12 +1,12 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskattn._declared import declared, flag, integer, integers, interval
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme, batch_size, between, flag, ready
+from maskattn.corruption._base import Array, Scheme, batch_size
 from maskattn.corruption._ops import BITS, NUMPY, Ops, indices
 from maskattn.corruption._rectangle import rectangle
 
@@ -29,7 +29,7 @@ class ContextTargets(NamedTuple):
     target_count: Array
 
 
-@dataclass(frozen=True, repr=False)
+@declared
 class IJEPA(Scheme):
     """I-JEPA's multi-block masking: from one block of an image, without the others, several blocks are predicted.
 
@@ -41,14 +41,6 @@ class IJEPA(Scheme):
     patches are left, another is drawn, and after every 20 in vain one target less is taken out.
 
     The source cuts all contexts of a batch to the shortest; here each keeps its own, and indices are filled up.
-
-    Args:
-        grid: (height, width) in patches, an int for a square.
-        targets: target blocks.
-        target_scale, context_scale: (low, high), fractions of the grid, in (0, 1].
-        target_aspect: (low, high), positive; context blocks are square.
-        min_keep: a block has more patches than this.
-        allow_overlap: whether the context keeps the targets' patches.
 
     >>> from maskattn import corruption
     >>> scheme = corruption.IJEPA(grid=(8, 8), targets=2, min_keep=4)
@@ -63,41 +55,29 @@ class IJEPA(Scheme):
     c111ccc-
     ccccccc-
     --------
-
-    Raises:
-        ValueError: a number is outside its range, or a block may have too few patches. TypeError: something is not a
-        number. All of it at once.
     """
 
-    grid: Any = (14, 14)
-    targets: int = 4
-    target_scale: tuple[float, float] = (0.15, 0.2)
-    context_scale: tuple[float, float] = (0.85, 1.0)
-    target_aspect: tuple[float, float] = (0.75, 1.5)
-    min_keep: int = 10
-    allow_overlap: bool = False
+    grid: Any = integers(minimum=2, per=2, default=(14, 14), meaning="(height, width) in patches")
+    targets: int = integer(minimum=1, default=4, meaning="target blocks")
+    target_scale: tuple[float, float] = interval(
+        above=0, maximum=1, default=(0.15, 0.2), meaning="the fraction of the grid that a target block takes"
+    )
+    context_scale: tuple[float, float] = interval(
+        above=0, maximum=1, default=(0.85, 1.0), meaning="the same of the context block"
+    )
+    target_aspect: tuple[float, float] = interval(
+        above=0, default=(0.75, 1.5), meaning="that of target blocks; context blocks are square"
+    )
+    min_keep: int = integer(minimum=0, default=10, meaning="a block has more patches than this")
+    allow_overlap: bool = flag(default=False, meaning="whether the context keeps the targets' patches")
 
-    def __post_init__(self) -> None:
-        problems = Problems("IJEPA")
-        values = {
-            "grid": problems.integers("grid", self.grid, minimum=2, length=2),
-            "targets": problems.integer("targets", self.targets, minimum=1),
-            "min_keep": problems.integer("min_keep", self.min_keep, minimum=0),
-        }
-        for name in ("target_scale", "context_scale"):
-            values[name] = between(problems, name, getattr(self, name), lambda x: 0 < x <= 1, "in (0, 1]")
-        values["target_aspect"] = between(
-            problems, "target_aspect", self.target_aspect, lambda x: 0 < x < float("inf"), "positive and finite"
-        )
-        flag(problems, "allow_overlap", self.allow_overlap)
-        if not problems.reasons:
-            for name, aspect in (("target", values["target_aspect"]), ("context", (1.0, 1.0))):
-                least = int(_sizes(values["grid"], values[f"{name}_scale"], aspect)[1].prod(axis=1).min())
-                if least <= values["min_keep"]:
-                    problems.value(
-                        f"min_keep must be below {least}, the smallest {name} block, got {values['min_keep']}"
-                    )
-        ready(problems, self, **values)
+    def _check(self, problems: Problems) -> None:
+        """a block may have no more patches than min_keep"""
+        blocks = (("target", self.target_scale, self.target_aspect), ("context", self.context_scale, (1.0, 1.0)))
+        for name, scale, aspect in blocks:
+            least = int(_sizes(self.grid, scale, aspect)[1].prod(axis=1).min())
+            if least <= self.min_keep:
+                problems.value(f"min_keep must be below {least}, the smallest {name} block, got {self.min_keep}")
 
     def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> ContextTargets:
         """Draw context and targets of `batch` images: in a loop, and with the errors, of `BEiT.apply`."""

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
+from maskattn._declared import declared, integer, number
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme, fraction, ready
+from maskattn.corruption._base import Array, Scheme
 from maskattn.corruption._ops import NUMPY, Ops
 from maskattn.masks import Mask
 
@@ -31,7 +31,7 @@ class Removed(NamedTuple):
         return mae_visible(self.visible)
 
 
-@dataclass(frozen=True, repr=False)
+@declared
 class MAE(Scheme):
     """MAE's random masking: most patches are removed, the encoder sees the others.
 
@@ -39,30 +39,18 @@ class MAE(Scheme):
     facebookresearch/mae: patches are sorted by random numbers, the first int(L * (1 - ratio)) are kept, and `restore`
     undoes the sorting: with mask tokens appended, gathering by `restore` gives the order of the image.
 
-    Args:
-        ratio: the fraction removed, in [0, 1).
-        prefix: tokens in front of the patches that are always visible and not counted (MAE's class token: 1).
-
     >>> from maskattn import corruption
     >>> drawn = corruption.MAE(0.75).apply(0, batch=1, length=8)
     >>> drawn.keep
     array([[5, 6]])
     >>> drawn.removed.astype(int)
     array([[1, 1, 1, 1, 1, 0, 0, 1]])
-
-    Raises:
-        ValueError: a number is outside its range. TypeError: something is not a number. All of it at once.
     """
 
-    ratio: float = 0.75
-    prefix: int = 0
-
-    def __post_init__(self) -> None:
-        problems = Problems("MAE")
-        ratio = fraction(problems, "ratio", self.ratio)
-        if ratio == 1:
-            problems.value(f"ratio must be below 1, or no patch is kept, got {self.ratio}")
-        ready(problems, self, ratio=ratio, prefix=problems.integer("prefix", self.prefix, minimum=0))
+    ratio: float = number(minimum=0, below=1, default=0.75, meaning="the fraction of the patches that is removed")
+    prefix: int = integer(
+        minimum=0, default=0, meaning="tokens in front that are always visible and not counted (MAE's class token: 1)"
+    )
 
     def apply(self, key: Array, batch: int, length: int, *, ops: Ops = NUMPY) -> Removed:
         """Draw what is removed from `batch` rows of `length` patches.

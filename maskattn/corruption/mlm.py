@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
 from maskattn._arithmetic import never, zero
+from maskattn._declared import declared, flag, integer, number
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme, flag, fraction, ready
+from maskattn.corruption._base import Array, Scheme
 from maskattn.corruption._ops import BITS, NUMPY, Ops, chance, previous, rank
 from maskattn.numerics import rng
 
@@ -23,7 +23,7 @@ class Masked(NamedTuple):
     selected: Array
 
 
-@dataclass(frozen=True, repr=False)
+@declared
 class MLM(Scheme):
     """BERT's masked language model: some tokens are to be predicted; most of those are replaced by a mask token.
 
@@ -37,12 +37,6 @@ class MLM(Scheme):
 
     A random token is drawn from the whole vocabulary, as in both sources: a 31-bit word modulo `vocab_size`.
 
-    Args:
-        mask_id: the token that stands for a hidden one.
-        vocab_size: random tokens are in [0, vocab_size).
-        rate, mask_share, random_share: fractions in [0, 1]; the shares are of what is selected and their sum is at most
-            1; rate must be above 0.
-
     >>> from maskattn import corruption
     >>> scheme = corruption.MLM(mask_id=103, vocab_size=30522)
     >>> tokens = [[101, 7592, 2088, 2003, 1037, 2204, 2173, 102, 0]]
@@ -51,41 +45,29 @@ class MLM(Scheme):
     array([[ 101, 7592, 2088,  103, 1037, 2204, 2173,  102,    0]])
     >>> drawn.labels
     array([[-100, -100, -100, 2003, 1037, -100, -100, -100, -100]])
-
-    Raises:
-        ValueError: a fraction is outside its interval, or an id outside the vocabulary. TypeError: something is not a
-        number. All of it at once.
     """
 
-    mask_id: int
-    vocab_size: int
-    rate: float = 0.15
-    mask_share: float = 0.8
-    random_share: float = 0.1
-    whole_words: bool = False
-    exact_count: bool = False
-    ignore_index: int = -100
+    mask_id: int = integer(minimum=0, meaning="the token that stands for a hidden one")
+    vocab_size: int = integer(minimum=1, below=2**31, meaning="random tokens are in [0, vocab_size)")
+    rate: float = number(above=0, maximum=1, default=0.15, meaning="the fraction of the tokens that is selected")
+    mask_share: float = number(
+        minimum=0, maximum=1, default=0.8, meaning="of what is selected, the fraction that becomes mask_id"
+    )
+    random_share: float = number(
+        minimum=0, maximum=1, default=0.1, meaning="of what is selected, the fraction that becomes a random token"
+    )
+    whole_words: bool = flag(default=False, meaning="whether words are selected instead of tokens")
+    exact_count: bool = flag(default=False, meaning="whether every row has as many selected as rate asks for")
+    ignore_index: int = integer(default=-100, meaning="the label where nothing is to be predicted")
 
-    def __post_init__(self) -> None:
-        problems = Problems("MLM")
-        mask_id = problems.integer("mask_id", self.mask_id, minimum=0)
-        vocab_size = problems.integer("vocab_size", self.vocab_size, minimum=1)
-        if not problems.reasons and not mask_id < vocab_size < 2**31:
-            problems.value(f"vocab_size must be in (mask_id {mask_id}, 2**31), got {vocab_size}")
-        rate = fraction(problems, "rate", self.rate)
-        if rate == 0:
-            problems.value("rate must be above 0, or nothing is ever to be predicted, got 0")
-        shares = [fraction(problems, name, getattr(self, name)) for name in ("mask_share", "random_share")]
-        if not problems.reasons and sum(shares) > 1:
-            problems.value(f"mask_share + random_share must be at most 1, got {shares[0]} + {shares[1]}")
-        for name in ("whole_words", "exact_count"):
-            flag(problems, name, getattr(self, name))
-        ignore_index = problems.integer("ignore_index", self.ignore_index)
-        if not problems.reasons and 0 <= ignore_index < vocab_size:
-            problems.value(f"ignore_index must be no token of the vocabulary, got {ignore_index}")
-        ready(problems, self, mask_id=mask_id, vocab_size=vocab_size, ignore_index=ignore_index, rate=rate)
-        for name, share in zip(("mask_share", "random_share"), shares, strict=True):
-            object.__setattr__(self, name, share)
+    def _check(self, problems: Problems) -> None:
+        """mask_id is no token of the vocabulary, ignore_index is one, or the shares sum to more than 1"""
+        if self.mask_id >= self.vocab_size:
+            problems.value(f"vocab_size must be in (mask_id {self.mask_id}, 2**31), got {self.vocab_size}")
+        elif 0 <= self.ignore_index < self.vocab_size:
+            problems.value(f"ignore_index must be no token of the vocabulary, got {self.ignore_index}")
+        if self.mask_share + self.random_share > 1:
+            problems.value(f"mask_share + random_share must be at most 1, got {self.mask_share} + {self.random_share}")
 
     def apply(
         self, key: Array, tokens: Array, special: Array = None, words: Array = None, *, ops: Ops = NUMPY
@@ -103,11 +85,11 @@ class MLM(Scheme):
             ValueError, TypeError: shapes or dtypes are wrong, or words are missing or given for nothing.
         """
         problems = Problems("MLM")
-        tokens = problems.array("tokens", tokens, "int", "[B, L]", (2,))
+        tokens = problems.array("tokens", tokens, "int", "[B, L]")
         given = {"special": special, "words": words}
         for name, kind in (("special", "bool"), ("words", "int")):
             if given[name] is not None:
-                given[name] = problems.array(name, given[name], kind, "[B, L]", (2,))
+                given[name] = problems.array(name, given[name], kind, "[B, L]")
                 if not problems.reasons and tuple(given[name].shape) != tuple(tokens.shape):
                     problems.value(
                         f"{name} must have the shape {list(tokens.shape)} of tokens, got {list(given[name].shape)}"

@@ -1,13 +1,13 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 
+from maskattn._declared import declared, integer, integers, number
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme, batch_size, fraction, ready
+from maskattn.corruption._base import Array, Scheme, batch_size
 from maskattn.corruption._ops import NUMPY, Ops, rank
 
 
@@ -18,18 +18,12 @@ class Units(NamedTuple):
     removed: Array
 
 
-@dataclass(frozen=True, repr=False)
+@declared
 class SimMIM(Scheme):
     """SimMIM's random masking: square units of an image are hidden, each several of the model's patches wide.
 
     Xie et al. 2022 (arXiv:2111.09886, section 3.2, page 4): units of 32 x 32 pixels, 60 % of them, for any patch size;
     as `MaskGenerator` of microsoft/SimMIM: ceil(units * ratio) units are hidden.
-
-    Args:
-        image_size: pixels, an int or (height, width): multiples of the unit.
-        unit: pixels along the side of a unit: a multiple of the patch.
-        patch: pixels along the side of the model's patch (Swin: 4, ViT: 16).
-        ratio: the fraction hidden, in (0, 1].
 
     >>> from maskattn import corruption
     >>> drawn = corruption.SimMIM(image_size=16, unit=8, patch=4, ratio=0.5).apply(1, batch=1)
@@ -38,34 +32,25 @@ class SimMIM(Scheme):
            [1, 1, 0, 0],
            [0, 0, 1, 1],
            [0, 0, 1, 1]])
-
-    Raises:
-        ValueError: a size is no multiple of the one that it should hold, or the ratio is outside (0, 1] or keeps
-        nothing. TypeError: something is not a number. All of it at once.
     """
 
-    image_size: Any = (192, 192)
-    unit: int = 32
-    patch: int = 4
-    ratio: float = 0.6
+    image_size: Any = integers(
+        minimum=1, per=2, default=(192, 192), meaning="pixels, (height, width): multiples of unit"
+    )
+    unit: int = integer(minimum=1, default=32, meaning="pixels along the side of a unit: a multiple of patch")
+    patch: int = integer(minimum=1, default=4, meaning="pixels along the side of the model's patch (Swin: 4, ViT: 16)")
+    ratio: float = number(above=0, maximum=1, default=0.6, meaning="the fraction of the units that is hidden")
 
-    def __post_init__(self) -> None:
-        problems = Problems("SimMIM")
-        sides = problems.integers("image_size", self.image_size, minimum=1, length=2)
-        unit, patch = problems.integer("unit", self.unit, minimum=1), problems.integer("patch", self.patch, minimum=1)
-        ratio = fraction(problems, "ratio", self.ratio)
-        if not problems.reasons:
-            if any(side % unit for side in sides):
-                problems.value(f"image_size must be a multiple of unit {unit}, got {sides}")
-            if unit % patch:
-                problems.value(f"unit must be a multiple of patch {patch}, got {unit}")
-        if not problems.reasons:
-            units = sides[0] * sides[1] // unit**2
-            if ratio == 0:
-                problems.value("ratio must be above 0, or nothing is hidden, got 0")
-            elif math.ceil(units * ratio) == units:
-                problems.value(f"ratio must keep at least one of {units} units, got {ratio}")
-        ready(problems, self, image_size=sides, unit=unit, patch=patch, ratio=ratio)
+    def _check(self, problems: Problems) -> None:
+        """a size is no multiple of what it must be, or no unit would be left"""
+        if any(side % self.unit for side in self.image_size):
+            problems.value(f"image_size must be a multiple of unit {self.unit}, got {self.image_size}")
+        if self.unit % self.patch:
+            problems.value(f"unit must be a multiple of patch {self.patch}, got {self.unit}")
+        if not problems:
+            units = self.image_size[0] * self.image_size[1] // self.unit**2
+            if math.ceil(units * self.ratio) == units:
+                problems.value(f"ratio must keep at least one of {units} units, got {self.ratio}")
 
     def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> Units:
         """Draw what is hidden from `batch` images.

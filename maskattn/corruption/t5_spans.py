@@ -1,13 +1,13 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 
+from maskattn._declared import declared, integer, number
 from maskattn._fields import peek
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme, fraction, ready
+from maskattn.corruption._base import Array, Scheme
 from maskattn.corruption._ops import NUMPY, Ops, previous, rank
 
 
@@ -28,7 +28,7 @@ class Spans(NamedTuple):
     corrupted: Array
 
 
-@dataclass(frozen=True, repr=False)
+@declared
 class T5Spans(Scheme):
     """T5's span corruption: spans of tokens are replaced by sentinels, and are what is to be written.
 
@@ -38,14 +38,6 @@ class T5Spans(Scheme):
     corrupted spans alternate, beginning with an uncorrupted one; every such division is equally likely. Fewer than two
     tokens stay as they are. Rounding is to even, in float64.
 
-    Args:
-        first_sentinel: the first span's sentinel; those of the next count down from it (T5: 32099).
-        sentinels: how many there are.
-        rate: the fraction corrupted, in (0, 1).
-        mean_span: the mean length of a span, at least 1.
-        eos_id: ends inputs and targets where it is given.
-        pad_id: fills up both.
-
     >>> from maskattn import corruption
     >>> scheme = corruption.T5Spans(first_sentinel=99, rate=0.3, mean_span=2)
     >>> drawn = scheme.apply(0, [[11, 12, 13, 14, 15, 16, 17, 18, 19, 20]])
@@ -53,38 +45,22 @@ class T5Spans(Scheme):
     array([[11, 12, 13, 99, 15, 16, 17, 18, 98]])
     >>> drawn.targets
     array([[99, 14, 98, 19, 20]])
-
-    Raises:
-        ValueError: a number is outside its range. TypeError: something is not a number. All of it at once.
     """
 
-    first_sentinel: int = 32099
-    sentinels: int = 100
-    rate: float = 0.15
-    mean_span: float = 3.0
-    eos_id: int | None = None
-    pad_id: int = 0
+    first_sentinel: int = integer(
+        minimum=0, default=32099, meaning="the first span's sentinel; those of the next count down from it"
+    )
+    sentinels: int = integer(minimum=1, default=100, meaning="how many there are")
+    rate: float = number(above=0, below=1, default=0.15, meaning="the fraction of the tokens that is corrupted")
+    mean_span: float = number(minimum=1, default=3.0, meaning="the mean length of a span")
+    eos_id: int | None = integer(minimum=0, none="no end is marked", default=None, meaning="ends inputs and targets")
+    pad_id: int = integer(minimum=0, default=0, meaning="fills up both")
 
-    def __post_init__(self) -> None:
-        problems = Problems("T5Spans")
-        values = {
-            "first_sentinel": problems.integer("first_sentinel", self.first_sentinel, minimum=0),
-            "sentinels": problems.integer("sentinels", self.sentinels, minimum=1),
-            "pad_id": problems.integer("pad_id", self.pad_id, minimum=0),
-            "rate": fraction(problems, "rate", self.rate),
-        }
-        if self.eos_id is not None:
-            values["eos_id"] = problems.integer("eos_id", self.eos_id, minimum=0)
-        if values["rate"] in (0, 1):
-            problems.value(f"rate must be above 0 and below 1, or nothing is hidden or nothing left, got {self.rate}")
-        mean = problems.number("mean_span", self.mean_span)
-        if mean is not None and not 1 <= mean < float("inf"):
-            problems.value(f"mean_span must be at least 1 and finite, got {mean}")
-        if not problems.reasons and values["sentinels"] > values["first_sentinel"] + 1:
-            problems.value(
-                f"sentinels must be at most first_sentinel + 1 = {values['first_sentinel'] + 1}, got {self.sentinels}"
-            )
-        ready(problems, self, mean_span=mean, **values)
+    def _check(self, problems: Problems) -> None:
+        """there are more sentinels than tokens up to first_sentinel"""
+        most = self.first_sentinel + 1
+        if self.sentinels > most:
+            problems.value(f"sentinels must be at most first_sentinel + 1 = {most}, got {self.sentinels}")
 
     def counts(self, length: int) -> tuple[int, int]:
         """How many tokens of `length` are corrupted, and in how many spans."""
@@ -125,9 +101,9 @@ class T5Spans(Scheme):
 
     def _checked(self, tokens: Array, lengths: Array) -> tuple[Array, Array]:
         problems = Problems("T5Spans")
-        tokens = problems.array("tokens", tokens, "int", "[B, L]", (2,))
+        tokens = problems.array("tokens", tokens, "int", "[B, L]")
         if lengths is not None:
-            lengths = problems.array("lengths", lengths, "int", "[B]", (1,))
+            lengths = problems.array("lengths", lengths, "int", "[B]")
         if not problems.reasons:
             batch, length = tokens.shape
             if lengths is not None and lengths.shape[0] != batch:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
 from maskattn._arithmetic import negated
+from maskattn._declared import declared, part
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, on_subclass, part, to_numpy
+from maskattn._fields import Array, on_subclass, to_numpy
 from maskattn._pairs import AXES, Pairwise, filled, grid, restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._to_json import to_json
@@ -26,8 +26,9 @@ class Mask(Pairwise):
     """What may attend to what. True = may attend.
 
     A mask is a `@dataclass(frozen=True)` subclass with an `allowed` method. Fields are static (ints, tuples: hashable,
-    part of a compile key) unless declared with `data()` (arrays of NumPy, JAX or PyTorch) or `part()` (masks).
-    Masks combine with `&`, `|` and `~`, which is the plain complement.
+    part of a compile key) unless declared with `data()` (arrays of NumPy, JAX or PyTorch) or `part()` (masks), which
+    check them where they are told what to expect: `data("int", "[B]")`, `part(Mask)`. Masks combine with `&`, `|` and
+    `~`, which is the plain complement.
 
     Attributes:
         relational: whether `allowed` compares positions rather than reads stored slots; only then does
@@ -224,31 +225,63 @@ class _Combination(Mask):
         return frozenset().union(*[mask.depends for mask in self.children()])
 
 
-@dataclass(frozen=True)
+@declared
 class And(_Combination):
-    """Allowed where every part allows; built by `&`."""
+    """Allowed where every part allows; built by `&`. True = may attend.
 
-    parts: tuple[Mask, ...] = part()
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Causal() & masks.KeyPadding([2]), 3, 3))
+    #--
+    ##-
+    ##-
+    >>> print(masks.draw(masks.Causal() & masks.Strided(2), 2, 4))
+    #---
+    -#--
+    """
+
+    parts: tuple[Mask, ...] = part(Mask, many=True, meaning="the masks that are combined")
 
     def __repr__(self) -> str:
         return " & ".join(f"({mask!r})" if isinstance(mask, Or) else repr(mask) for mask in self.parts)
 
 
-@dataclass(frozen=True)
+@declared
 class Or(_Combination):
-    """Allowed where any part allows; built by `|`."""
+    """Allowed where any part allows; built by `|`. True = may attend.
 
-    parts: tuple[Mask, ...] = part()
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Strided(2) | masks.KeyPadding([1]), 3, 3))
+    #--
+    ##-
+    #-#
+    >>> print(masks.draw(masks.Causal() | masks.KeyPadding([3]), 2, 4))
+    ###-
+    ###-
+    """
+
+    parts: tuple[Mask, ...] = part(Mask, many=True, meaning="the masks that are combined")
 
     def __repr__(self) -> str:
         return " | ".join(f"({mask!r})" if isinstance(mask, And) else repr(mask) for mask in self.parts)
 
 
-@dataclass(frozen=True)
+@declared
 class Not(_Combination):
-    """Allowed where its part forbids: the plain complement, built by `~`. Padding becomes allowed."""
+    """Allowed where its part forbids, built by `~`: the plain complement. True = may attend.
 
-    part: Mask = part()
+    Padding becomes allowed too.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(~masks.Causal(), 3, 3))
+    -##
+    --#
+    ---
+    >>> print(masks.draw(~masks.KeyPadding([3]), 2, 5))
+    ---##
+    ---##
+    """
+
+    part: Mask = part(Mask, meaning="the mask that is turned round")
 
     def __repr__(self) -> str:
         return f"~({self.part!r})" if isinstance(self.part, (And, Or)) else f"~{self.part!r}"
@@ -275,7 +308,7 @@ class _Constant(Mask):
         return frozenset()
 
 
-@dataclass(frozen=True)
+@declared
 class Full(_Constant):
     """Everything: every query may attend to every key. True = may attend.
 
@@ -295,7 +328,7 @@ class Full(_Constant):
     rule: ClassVar[str] = "everything"
 
 
-@dataclass(frozen=True)
+@declared
 class Empty(_Constant):
     """Nothing: no query may attend to any key. True = may attend.
 

@@ -14,24 +14,6 @@ from maskattn.masks._relational import Relational
 Span = tuple[Array, Array]  # the first and the last of numbers in a row
 
 
-def check_windows(problems: Problems, grid: Any, window: Any, shift: Any) -> tuple[Any, Any, Any]:
-    """grid, window and shift as tuples of ints; window must divide grid, and 0 <= shift < window, on every axis."""
-    grid = problems.integers("grid", grid, minimum=1)
-    if problems:
-        return grid, window, shift
-    if not grid:
-        problems.value("grid must have at least one axis, got ()")
-        return grid, window, shift
-    window = problems.integers("window", window, minimum=1, length=len(grid))
-    shift = problems.integers("shift", shift, length=len(grid))
-    if not problems:
-        if any(n % w for n, w in zip(grid, window, strict=True)):
-            problems.value(f"grid must be a multiple of window on every axis, got grid {grid} and window {window}")
-        if any(not 0 <= s < w for s, w in zip(shift, window, strict=True)):
-            problems.value(f"shift must be at least 0 and less than window on every axis, got {shift} and {window}")
-    return grid, window, shift
-
-
 class GridMask(Relational):
     """A mask that compares the coordinates of query and key in a grid, each axis by itself. Nothing outside is allowed.
 
@@ -89,20 +71,17 @@ class WindowMask(GridMask):
     shift: Any
 
     def _check(self, problems: Problems) -> None:
-        grid, window, shift = check_windows(problems, self.grid, self.window, self.shift)
-        self._set(grid=grid, window=window, shift=shift)
+        """window does not divide grid, or shift is not in [0, window), on some axis"""
+        grid, window, shift = self.grid, self.window, self.shift
+        if any(n % w for n, w in zip(grid, window, strict=True)):
+            problems.value(f"grid must be a multiple of window on every axis, got grid {grid} and window {window}")
+        if any(not 0 <= s < w for s, w in zip(shift, window, strict=True)):
+            problems.value(f"shift must be at least 0 and less than window on every axis, got {shift} and {window}")
 
 
 def equal(i: Span, j: Span) -> tuple[Array, Array]:
     """(some, every): whether any number of one span equals one of the other, and whether all do."""
     return (i[0] <= j[1]) & (j[0] <= i[1]), (i[0] == i[1]) & (j[0] == j[1]) & (i[0] == j[0])
-
-
-def check_grid(problems: Problems, grid: Any) -> bool:
-    """Note a grid that has not 1 to 3 axes; whether all is well so far."""
-    if not problems and not 1 <= len(grid) <= 3:
-        problems.value(f"grid must have 1 to 3 axes, got {grid}")
-    return not problems
 
 
 def spans(low: Array, high: Array, shape: tuple[int, ...]) -> list[Span]:

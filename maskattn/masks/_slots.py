@@ -8,7 +8,6 @@ from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._lookup import count, lookup
 from maskattn._pairs import fixed
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
 
@@ -17,10 +16,6 @@ class Slots(Mask):
 
     keep: Array
     of_keys: ClassVar[bool]
-
-    def _check(self, problems: Problems) -> None:
-        axes = "[B, S]" if self.of_keys else "[B, L]"
-        self._set(keep=problems.array("keep", self.keep, "bool", axes, (2,)))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return lookup(self.keep, b, k if self.of_keys else q)

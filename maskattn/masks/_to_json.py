@@ -23,9 +23,9 @@ def to_json(mask: Spec, library: Mapping[str, type[Spec]]) -> str:
     return json.dumps({"maskattn": VERSION, "mask": _write(mask, library)})
 
 
-def given(cls: type[Spec]) -> list[dataclasses.Field[Any]]:
+def given(cls: type[Spec]) -> tuple[str, ...]:
     """The fields that the constructor takes; others follow from them."""
-    return [field for field in dataclasses.fields(cls) if field.init]  # type: ignore[arg-type]
+    return tuple(field.name for field in dataclasses.fields(cls) if field.init)
 
 
 def _write(mask: Spec, library: Mapping[str, type[Spec]]) -> dict[str, Any]:
@@ -46,9 +46,9 @@ def _write(mask: Spec, library: Mapping[str, type[Spec]]) -> dict[str, Any]:
         raise ValueError(f"to_json: {where} must be an int, a bool, None, or a tuple of them, got {kind}")
 
     fields = {}
-    for field in given(cls):
-        value, where = getattr(mask, field.name), f"{cls.__name__}.{field.name}"
-        fields[field.name] = _array(value, where) if field.name in mask.data_fields() else plain(value, where)
+    for name in given(cls):
+        value, where = getattr(mask, name), f"{cls.__name__}.{name}"
+        fields[name] = _array(value, where) if name in mask.data_fields() else plain(value, where)
     return {cls.__name__: fields}
 
 

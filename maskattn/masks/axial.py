@@ -1,22 +1,21 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
+from maskattn._declared import declared, integer, integers
 from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._grid import GridMask, Span, check_grid, equal
+from maskattn.masks._grid import GridMask, Span, equal
 
 
-@dataclass(frozen=True)
+@declared
 class Axial(GridMask):
     """q and k differ along `axis` of the grid only. True = may attend.
 
-    Attention along one axis (Ho et al. 2019, Axial Attention): in a grid (H, W), where position = y * W + x, axis 1
-    lets a token see its row and axis 0 its column; negative axes count from the end, as in NumPy. `grid` is a tuple of
-    1 to 3 axes.
+    Attention along one axis (Ho et al. 2019, Axial Attention): in a grid (H, W) axis 1 lets a token see its row and
+    axis 0 its column.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.Axial((2, 2), axis=1), 4, 4))
@@ -28,24 +27,20 @@ class Axial(GridMask):
     #--#--
     -#--#-
     --#--#
-
-    Raises:
-        ValueError: the grid has no axis, more than three, or not this one. TypeError: something is not an int.
     """
 
-    grid: tuple[int, ...]
-    axis: int
+    grid: tuple[int, ...] = integers(
+        minimum=1, least=1, most=3, meaning="lengths of the axes; positions are row-major: y * W + x"
+    )
+    axis: int = integer(meaning="the axis along which tokens see each other; negative counts from the end")
 
     rule: ClassVar[str] = "q and k lie on one line along axis of the grid"
 
     def _check(self, problems: Problems) -> None:
-        grid: Any = problems.integers("grid", self.grid, minimum=1)
-        axis = problems.integer("axis", self.axis)
-        if check_grid(problems, grid):
-            if not -len(grid) <= axis < len(grid):
-                problems.value(f"axis must be one of the {len(grid)} of grid, got {axis}")
-            axis %= len(grid)
-        self._set(grid=grid, axis=axis)
+        """axis is none of grid"""
+        if not -len(self.grid) <= self.axis < len(self.grid):
+            problems.value(f"axis must be one of the {len(self.grid)} of grid, got {self.axis}")
+        self._set(axis=self.axis % len(self.grid))
 
     @property
     def axes(self) -> list[int]:

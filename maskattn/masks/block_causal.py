@@ -1,16 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from maskattn._declared import declared, integer
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn.masks._core import Mask
-from maskattn.masks._relational import Blocked
+from maskattn.masks._relational import Relational
 
 
-@dataclass(frozen=True)
-class BlockCausal(Blocked):
+@declared
+class BlockCausal(Relational):
     """k // size <= q // size: causal from block to block, everything inside a block. True = may attend.
 
     Autoregression over blocks: video and image tokens frame by frame, the clean half of block diffusion (BD3-LM).
@@ -25,12 +25,9 @@ class BlockCausal(Blocked):
     ##-----
     ##-----
     ####---
-
-    Raises:
-        ValueError: size is less than 1. TypeError: it is not an int.
     """
 
-    size: int
+    size: int = integer(minimum=1, meaning="positions in each block")
 
     rule: ClassVar[str] = "k // size <= q // size"
 

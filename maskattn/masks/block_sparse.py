@@ -1,25 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._arithmetic import clip
+from maskattn._declared import data, declared, integers
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, data
+from maskattn._fields import Array
 from maskattn._lookup import gather, lookup
 from maskattn._pairs import fixed
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
 
-@dataclass(frozen=True)
+@declared
 class BlockSparse(Mask):
     """layout[h, q // block_size, k // block_size]: an explicit map of blocks. True = may attend.
 
-    Block-sparse kernels (Sparse Transformer, DeepSpeed, FlexAttention), learned or searched patterns. `layout` is a
-    bool array [QB, KB], or [H, QB, KB] for a map per head (in a [1, QB, KB] array, one for every head). `block_size` is
-    an int, or a tuple (queries, keys). Blocks cover the lengths: QB = ceil(L / queries), KB = ceil(S / keys).
+    Block-sparse kernels (Sparse Transformer, DeepSpeed, FlexAttention), learned or searched patterns. Blocks cover the
+    lengths, QB = ceil(L / queries) and KB = ceil(S / keys), else `dense` and the lowerings raise a ValueError.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.BlockSparse([[True, False], [True, True]], 2), 4, 4))
@@ -30,22 +28,14 @@ class BlockSparse(Mask):
     >>> print(masks.draw(masks.BlockSparse([[True, False, True]], (2, 3)), 2, 7))
     ###---#
     ###---#
-
-    Raises:
-        ValueError: the array has neither two axes nor three, or block_size is less than 1. TypeError: the layout is not
-        bool, or block_size not an int. `dense` and the lowerings raise a ValueError where the blocks do not cover the
-        lengths.
     """
 
-    layout: Array = data()
-    block_size: Any  # type: ignore[misc]  # mypy takes data() for a default
+    layout: Array = data(
+        "bool", "[QB, KB] or [H, QB, KB]", meaning="which blocks may attend; [1, QB, KB] serves every head"
+    )
+    block_size: Any = integers(minimum=1, per=2, meaning="queries and keys of a block")
 
     rule: ClassVar[str] = "layout[h, q // block_size, k // block_size]"
-
-    def _check(self, problems: Problems) -> None:
-        layout = problems.array("layout", self.layout, "bool", "[QB, KB] or [H, QB, KB]", (2, 3))
-        block_size = problems.integers("block_size", self.block_size, minimum=1, length=2)
-        self._set(layout=layout, block_size=block_size)
 
     def _maps(self) -> Array:
         """The layout as [H or 1, QB, KB]."""

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from maskattn._declared import declared, integer
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._problems import Problems
@@ -10,7 +10,7 @@ from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
 
 
-@dataclass(frozen=True)
+@declared
 class Causal(Relational):
     """k <= q + offset: a query sees its own position and what comes before it. True = may attend.
 
@@ -31,17 +31,11 @@ class Causal(Relational):
     ###--
     ####-
     #####
-
-    Raises:
-        TypeError: offset is not an int (for an offset in an array, use `at`).
     """
 
-    offset: int = 0
+    offset: int = integer(default=0, meaning="the last key that a query sees, counted from its own position")
 
     rule: ClassVar[str] = "k <= q + offset"
-
-    def _check(self, problems: Problems) -> None:
-        self._set(offset=problems.integer("offset", self.offset))
 
     @classmethod
     def end_aligned(cls, q_len: int, kv_len: int) -> Causal:

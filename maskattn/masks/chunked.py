@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from maskattn._declared import declared, integer
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn.masks._core import Mask
 from maskattn.masks._grid import equal
-from maskattn.masks._relational import Blocked
+from maskattn.masks._relational import Relational
 
 
-@dataclass(frozen=True)
-class Chunked(Blocked):
+@declared
+class Chunked(Relational):
     """q // size == k // size: a query sees its own chunk only. True = may attend.
 
     Llama 4's local layers (with Causal), block-local attention.
@@ -28,12 +28,9 @@ class Chunked(Blocked):
     ###----
     ---#---
     ---##--
-
-    Raises:
-        ValueError: size is less than 1. TypeError: it is not an int.
     """
 
-    size: int
+    size: int = integer(minimum=1, meaning="positions in each chunk")
 
     rule: ClassVar[str] = "q // size == k // size"
 

@@ -1,24 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._arithmetic import clip
+from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, data
+from maskattn._fields import Array
 from maskattn._lookup import gather, lookup
 from maskattn._pairs import AXES
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
 
-@dataclass(frozen=True)
+@declared
 class Dense(Mask):
     """keep[b, h, q, k]: an explicit array. True = may attend.
 
-    For a pattern that no other mask describes, and for a bool array given to `attention`. `keep` is a bool array
-    broadcastable to [B, H, L, S] (so [L, S] serves every row and head); an axis of size 1 broadcasts.
+    For a pattern that no other mask describes, and for a bool array given to `attention`. [L, S] serves every row and
+    head, and an axis of size 1 every index; outside the others nothing may attend.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.Dense([[True, False, True], [False, True, True], [True, True, True]]), 3, 3))
@@ -28,18 +27,11 @@ class Dense(Mask):
     >>> print(masks.draw(masks.Dense([[True, False, True, True, False]]), 2, 5))
     #-##-
     #-##-
-
-    Raises:
-        ValueError: the array has more than four axes. TypeError: its dtype is not bool.
     """
 
-    keep: Array = data()
+    keep: Array = data("bool", "broadcastable to [B, H, L, S]", meaning="which pairs may attend")
 
     rule: ClassVar[str] = "keep[b, h, q, k]"
-
-    def _check(self, problems: Problems) -> None:
-        value = problems.array("keep", self.keep, "bool", "broadcastable to [B, H, L, S]", (0, 1, 2, 3, 4))
-        self._set(keep=value)
 
     @property
     def shape(self) -> tuple[int, ...]:

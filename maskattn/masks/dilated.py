@@ -1,24 +1,23 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._arithmetic import maximum, minimum
+from maskattn._declared import declared, integer
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
 
 _FAR = 1 << 30  # no two positions are further apart; beyond it int32 would overflow
 
 
-@dataclass(frozen=True)
+@declared
 class Dilated(Relational):
     """abs(k - q) <= window * dilation and (k - q) % dilation == 0. True = may attend.
 
-    A window with gaps: `window` keys on each side, `dilation` positions apart, and the query's own. Longformer's
-    dilated sliding window (Beltagy et al. 2020, section 3.1). With dilation 1 it is SlidingWindow(window, window).
+    A window with gaps, the query's own position included: Longformer's dilated sliding window (Beltagy et al. 2020,
+    section 3.1). With dilation 1 it is SlidingWindow(window, window).
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.Dilated(1, 2), 5, 5))
@@ -31,19 +30,12 @@ class Dilated(Relational):
     #--#--#-
     -#--#--#
     --#--#--
-
-    Raises:
-        ValueError: window is negative or dilation less than 1. TypeError: one is not an int.
     """
 
-    window: int
-    dilation: int
+    window: int = integer(minimum=0, meaning="keys on each side of the query")
+    dilation: int = integer(minimum=1, meaning="positions from one key to the next")
 
     rule: ClassVar[str] = "abs(k - q) <= window * dilation and (k - q) % dilation == 0"
-
-    def _check(self, problems: Problems) -> None:
-        window = problems.integer("window", self.window, minimum=0)
-        self._set(window=window, dilation=problems.integer("dilation", self.dilation, minimum=1))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         reach = min(self.window * self.dilation, _FAR)

@@ -1,22 +1,21 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, data
+from maskattn._fields import Array
 from maskattn._lookup import count, gather, within
 from maskattn._pairs import fixed
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
 
-@dataclass(frozen=True)
+@declared
 class Global(Mask):
     """tokens[b, q] or tokens[b, k]: global tokens see everything and everything sees them. True = may attend.
 
-    Self-attention (L = S). Longformer with a SlidingWindow, BigBird with SlidingWindow and RandomBlocks. `tokens` is a
-    bool array [S], or [B, S]: True = global. A slot outside it neither attends nor is attended to.
+    Self-attention (L = S): Longformer with a SlidingWindow, BigBird with SlidingWindow and RandomBlocks. A slot outside
+    `tokens` neither attends nor is attended to.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.Global([True, False, False, True]), 4, 4))
@@ -27,18 +26,11 @@ class Global(Mask):
     >>> print(masks.draw(masks.Global([[False, True, False, False]]).at(q_offset=1), 2, 4))
     ####
     -#--
-
-    Raises:
-        ValueError: the array has neither one axis nor two. TypeError: its dtype is not bool.
     """
 
-    tokens: Array = data()
+    tokens: Array = data("bool", "[S] or [B, S]", meaning="which tokens are global")
 
     rule: ClassVar[str] = "tokens[b, q] or tokens[b, k]"
-
-    def _check(self, problems: Problems) -> None:
-        value = problems.array("tokens", self.tokens, "bool", "[S] or [B, S]", (1, 2))
-        self._set(tokens=value)
 
     def _rows(self) -> Array:
         """tokens as [B or 1, S]."""

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._declared import Kind
 from maskattn.masks._core import Mask
 from maskattn.masks._names import known_classes
 from maskattn.masks._to_json import DTYPES, LIMIT, VERSION, given
@@ -92,15 +93,15 @@ class _FromJson:
             known = ", ".join(sorted(self.classes))
             raise _fault(where, f"there is no mask {_short(name)}; there are {known}")
         where = f"{where}.{name}"
-        declared = {field.name: field for field in given(cls)}
-        entries = self.keys(fields, tuple(declared), where)
+        names = given(cls)
+        entries = self.keys(fields, names, where)
         values = {}
-        for key, field in declared.items():
-            kind, at = field.metadata.get("kind", "static"), f"{where}.{key}"
-            if kind == "part":
-                values[key] = self.part(entries[key], str(field.type), at)
+        for key in names:
+            kind, at = cls._kinds.get(key, Kind()), f"{where}.{key}"
+            if kind.role == "part":
+                values[key] = self.part(entries[key], kind.many, at)
             else:
-                values[key] = self.data(entries[key], at) if kind == "data" else self.static(entries[key], at)
+                values[key] = self.data(entries[key], at) if kind.role == "data" else self.static(entries[key], at)
         try:
             return cls(**values)
         except (ValueError, TypeError, OverflowError) as error:
@@ -115,8 +116,8 @@ class _FromJson:
             raise _fault(where, "; ".join(faults))
         return tree
 
-    def part(self, tree: Any, annotation: str, where: str) -> Any:
-        if not annotation.startswith("tuple"):
+    def part(self, tree: Any, many: bool | None, where: str) -> Any:
+        if many is False or (many is None and not isinstance(tree, list)):
             return self.mask(tree, where)
         if not isinstance(tree, list):
             raise _fault(where, f"expected a list of masks, got {_short(tree)}")

@@ -1,18 +1,18 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from maskattn._fields import Array, data
+from maskattn._declared import data, declared
+from maskattn._fields import Array
 from maskattn.masks._slots import Slots
 
 
-@dataclass(frozen=True)
+@declared
 class KeyMask(Slots):
-    """keep[b, k]. True = may attend.
+    """keep[b, k]: of each row some keys are kept, the others are padding. True = may attend.
 
-    Padding anywhere in the row (left padding, holes), Hugging Face's attention_mask == 1. `keep` is a bool array
-    [B, S] (in a [1, S] array, one for every row); a slot outside it is not kept.
+    Padding anywhere in the row (left padding, holes), Hugging Face's attention_mask == 1. A slot outside `keep` is not
+    kept.
 
     >>> from maskattn import masks
     >>> keep = [[False, True, True, True], [True, False, True, False]]
@@ -24,12 +24,9 @@ class KeyMask(Slots):
     >>> print(masks.draw(masks.KeyMask(keep), 2, 4, batch=1))
     #-#-
     #-#-
-
-    Raises:
-        ValueError: the array has not two axes. TypeError: its dtype is not bool.
     """
 
-    keep: Array = data()
+    keep: Array = data("bool", "[B, S]", meaning="which keys are kept; [1, S] serves every row")
 
     rule: ClassVar[str] = "keep[b, k]"
     of_keys: ClassVar[bool] = True

@@ -1,24 +1,23 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
+from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, data
+from maskattn._fields import Array
 from maskattn._lookup import gather
 from maskattn._pairs import fixed
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
 
-@dataclass(frozen=True)
+@declared
 class KeyPadding(Mask):
     """0 <= k < lengths[b]: row b holds lengths[b] keys, the rest is padding at the end. True = may attend.
 
-    Batches of sequences of different lengths. `lengths` is an int array [B] (in a [1] array, one length for every row).
+    Batches of sequences of different lengths.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.KeyPadding([2, 3]), 3, 3))
@@ -28,19 +27,11 @@ class KeyPadding(Mask):
     >>> print(masks.draw(masks.KeyPadding([2, 3]), 2, 5, batch=1))
     ###--
     ###--
-
-    Raises:
-        ValueError: a length is negative, or the array has not one axis. TypeError: its dtype is not an int.
     """
 
-    lengths: Array = data()
+    lengths: Array = data("int", "[B]", minimum=0, meaning="how many keys each row holds; [1] serves every row")
 
     rule: ClassVar[str] = "0 <= k < lengths[b]"
-
-    def _check(self, problems: Problems) -> None:
-        value = problems.array("lengths", self.lengths, "int", "[B]", (1,))
-        problems.not_negative("lengths", value)
-        self._set(lengths=value)
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         length, inside = gather(self.lengths, b)

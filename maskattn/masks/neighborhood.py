@@ -1,17 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._arithmetic import clip, maximum, minimum
+from maskattn._declared import declared, integers
 from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._grid import GridMask, Span, check_grid
+from maskattn.masks._grid import GridMask, Span
 
 
-@dataclass(frozen=True)
+@declared
 class Neighborhood(GridMask):
     """On every axis k is one of the `kernel` keys nearest to q, moved inwards at the borders. True = may attend.
 
@@ -19,8 +19,7 @@ class Neighborhood(GridMask):
     an axis of length n, i the coordinate of q and k that of the key, the coordinates congruent modulo dilation form a
     group; with g = i % dilation, j = i // dilation and n_g = ceil((n - g) / dilation), the keys of q are
     k % dilation == g and start <= k // dilation < start + kernel, start = clip(j - kernel // 2, 0, n_g - kernel).
-    Every query sees exactly `kernel` keys per axis, at the borders too. The position is row-major, y * W + x.
-    `grid` is a tuple of 1 to 3 axes or, for one axis, an int; `kernel` and `dilation` are tuples, or one int for all.
+    Every query sees exactly `kernel` keys per axis, at the borders too.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.Neighborhood((6,), kernel=3), 6, 6))
@@ -35,27 +34,21 @@ class Neighborhood(GridMask):
     -----#-#
     ----#-#-
     -----#-#
-
-    Raises:
-        ValueError: kernel * dilation exceeds an axis, or the grid has not 1 to 3. TypeError: something is not an int.
     """
 
-    grid: tuple[int, ...]
-    kernel: Any
-    dilation: Any = 1
+    grid: Any = integers(
+        minimum=1, least=1, most=3, alone=True, meaning="lengths of the axes; positions are row-major: y * W + x"
+    )
+    kernel: Any = integers(minimum=1, per="grid", meaning="keys that a query sees, on each axis")
+    dilation: Any = integers(minimum=1, per="grid", default=1, meaning="coordinates from one key to the next")
 
     rule: ClassVar[str] = "k is in the neighborhood of q on every axis of the grid"
 
     def _check(self, problems: Problems) -> None:
-        given: Any = self.grid
-        grid = problems.integers("grid", given, minimum=1, length=None if hasattr(given, "__len__") else 1)
-        kernel, dilation = self.kernel, self.dilation
-        if check_grid(problems, grid):
-            kernel = problems.integers("kernel", kernel, minimum=1, length=len(grid))
-            dilation = problems.integers("dilation", dilation, minimum=1, length=len(grid))
-            if not problems and any(w * d > n for n, w, d in zip(grid, kernel, dilation, strict=True)):
-                problems.value(f"kernel * dilation must fit in grid {grid} on every axis, got {kernel} and {dilation}")
-        self._set(grid=grid, kernel=kernel, dilation=dilation)
+        """kernel * dilation exceeds grid on an axis"""
+        grid, kernel, dilation = self.grid, self.kernel, self.dilation
+        if any(w * d > n for n, w, d in zip(grid, kernel, dilation, strict=True)):
+            problems.value(f"kernel * dilation must fit in grid {grid} on every axis, got {kernel} and {dilation}")
 
     def along(self, axis: int, b: Array, i: Array, j: Array) -> Array:
         w, step = self.kernel[axis], self.dilation[axis]

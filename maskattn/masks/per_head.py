@@ -1,25 +1,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from maskattn._arithmetic import never
+from maskattn._declared import declared, part
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, part
+from maskattn._fields import Array
 from maskattn._pairs import restrict
-from maskattn._problems import Problems, describe
+from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks.causal import Causal
 from maskattn.masks.sliding_window import SlidingWindow
 
 
-@dataclass(frozen=True)
+@declared
 class PerHead(Mask):
     """Head h follows parts[h]: another mask for each head. True = may attend.
 
     Windows dilated in some heads only (Longformer), retrieval heads beside streaming heads, the kinds of heads of the
-    Sparse Transformer. One mask per query head, in order.
+    Sparse Transformer.
 
     >>> from maskattn import masks
     >>> m = masks.PerHead([masks.Causal(), masks.SlidingWindow(1)])
@@ -31,26 +31,16 @@ class PerHead(Mask):
     >>> print(masks.draw(m, 2, 5, head=0))
     #----
     ##---
-
-    Raises:
-        ValueError: there is no mask. TypeError: an entry is not a mask.
     """
 
-    parts: tuple[Mask, ...] = part()
+    parts: tuple[Mask, ...] = part(Mask, many=True, meaning="one mask per query head, in order")
 
     rule: ClassVar[str] = "head h follows mask h"
 
     def _check(self, problems: Problems) -> None:
-        given: Any = self.parts
-        if not isinstance(given, (list, tuple)):
-            problems.type(f"parts must be a list of masks, got {describe(given)}")
-        else:
-            for i, mask in enumerate(given):
-                if not isinstance(mask, Mask):
-                    problems.type(f"parts[{i}] must be a mask, got {describe(mask)}")
-            if not given:
-                problems.value("parts must have one mask per head, got []")
-            self._set(parts=tuple(given))
+        """there is no mask"""
+        if not self.parts:
+            problems.value("parts must have one mask per head, got []")
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         result = never(h)

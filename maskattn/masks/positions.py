@@ -3,34 +3,39 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
-from maskattn._fields import Array, data, literal, part
+from maskattn._declared import data, declared, part
+from maskattn._fields import Array, literal
 from maskattn._lookup import at_row, extent, gather, rows_of
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.masks._core import MOVES, And, Mask, Not, Or, rebuild
 
 
-@dataclass(frozen=True)
+@declared
 class At(Mask):
     """Query 0 is position q_offset of its mask, and key 0 is position k_offset. True = may attend.
 
-    Offsets are ints (static), or int arrays [] or [B] (data); storage slots of data masks move with the positions.
-    The tensors may then be a block of what the data describe, so lengths are checked less: along an axis whose offset
-    is 0 they may not exceed the data, along others nothing is checked, and a slot outside the data is not allowed.
+    Made by `Mask.at`. Storage slots of data masks move with the positions. The tensors may then be a block of what the
+    data describe, so lengths are checked less: along an axis whose offset is 0 they may not exceed the data, along
+    others nothing is checked, and a slot outside the data is not allowed.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Causal().at(q_offset=2), 3, 3))
+    ###
+    ###
+    ###
+    >>> print(masks.draw(masks.KeyPadding([4]).at(k_offset=2), 2, 5))
+    ##---
+    ##---
     """
 
-    part: Mask = part()
-    q_offset: Array = data(default=0)
-    k_offset: Array = data(default=0)
+    part: Mask = part(Mask, meaning="the mask that is moved")
+    q_offset: Array = data("int", "[] or [B]", or_int=True, default=0, meaning="the position of query 0")
+    k_offset: Array = data("int", "[] or [B]", or_int=True, default=0, meaning="the position of key 0")
 
-    def __post_init__(self) -> None:
-        problems = Problems("at")
-        q_offset, k_offset = problems.by_row("q_offset", self.q_offset), problems.by_row("k_offset", self.k_offset)
-        problems.raise_if_any()
-        self._set(q_offset=q_offset, k_offset=k_offset)
+    _called: ClassVar[str] = "at"
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return self.part.allowed(*restrict(self.part, b, h, q + at_row(self.q_offset, b), k + at_row(self.k_offset, b)))
@@ -82,27 +87,34 @@ def _moves(offset: Array) -> bool:
     return not isinstance(offset, int) or offset != 0
 
 
-@dataclass(frozen=True)
+@declared
 class Positioned(Mask):
     """A relational mask whose tokens have given positions: q_pos[b, q] and k_pos[b, k]. True = may attend.
 
-    A slot outside the positions is not allowed.
+    Made by `Mask.with_positions`. A slot outside the positions is not allowed.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Causal().with_positions([[2, 0, 1]], [[2, 0, 1]]), 3, 3))
+    ###
+    -#-
+    -##
+    >>> print(masks.draw(masks.Causal().with_positions([[1, 3]], [[0, 1, 2, 3]]), 2, 4))
+    ##--
+    ####
     """
 
-    part: Mask = part()
-    q_pos: Array = data()
-    k_pos: Array = data()
+    part: Mask = part(Mask, meaning="the mask whose positions are given")
+    q_pos: Array = data("int", "[B, L]", meaning="the position of each query; [1, L] serves every row")
+    k_pos: Array = data("int", "[B, S]", meaning="the position of each key; [1, S] serves every row")
 
     rule: ClassVar[str] = "q and k have positions"
+    _called: ClassVar[str] = "with_positions"
 
-    def __post_init__(self) -> None:
-        problems = Problems("with_positions")
-        q_pos = problems.array("q_pos", self.q_pos, "int", "[B, L]", (2,))
-        k_pos = problems.array("k_pos", self.k_pos, "int", "[B, S]", (2,))
-        if not problems and q_pos.shape[0] != k_pos.shape[0] and 1 not in (q_pos.shape[0], k_pos.shape[0]):
-            problems.value(f"q_pos and k_pos must have one batch, got {q_pos.shape[0]} and {k_pos.shape[0]}")
-        problems.raise_if_any()
-        self._set(q_pos=q_pos, k_pos=k_pos)
+    def _check(self, problems: Problems) -> None:
+        """the batches of q_pos and k_pos differ"""
+        rows = (self.q_pos.shape[0], self.k_pos.shape[0])
+        if rows[0] != rows[1] and 1 not in rows:
+            problems.value(f"q_pos and k_pos must have one batch, got {rows[0]} and {rows[1]}")
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         q_at, q_inside = gather(self.q_pos, b, q)

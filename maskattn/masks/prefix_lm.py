@@ -1,21 +1,19 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, data
+from maskattn._fields import Array
 from maskattn._lookup import at_row, rows_of
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
 
-@dataclass(frozen=True)
+@declared
 class PrefixLM(Mask):
     """k < prefix[b] or k <= q: everyone sees the prefix, what follows is causal. True = may attend.
 
-    T5's and UniLM's prefix language model, PaliGemma. `prefix` is an int, or an int array [B] (in a [1] array, one
-    prefix for every row).
+    T5's and UniLM's prefix language model, PaliGemma.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.PrefixLM(2), 4, 4))
@@ -26,18 +24,12 @@ class PrefixLM(Mask):
     >>> print(masks.draw(masks.PrefixLM([0, 3]), 2, 5, batch=1))
     ###--
     ###--
-
-    Raises:
-        ValueError: a prefix is negative, or the array has not one axis. TypeError: its dtype is not an int.
     """
 
-    prefix: Array = data()
+    prefix: Array = data("int", "[B]", minimum=0, or_int=True, meaning="keys that everyone sees; [1] serves every row")
 
     relational: ClassVar[bool] = True
     rule: ClassVar[str] = "k < prefix[b] or k <= q"
-
-    def _check(self, problems: Problems) -> None:
-        self._set(prefix=problems.lengths("prefix", self.prefix))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return (k < at_row(self.prefix, b)) | (k <= q)

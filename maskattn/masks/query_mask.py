@@ -1,18 +1,17 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
-from maskattn._fields import Array, data
+from maskattn._declared import data, declared
+from maskattn._fields import Array
 from maskattn.masks._slots import Slots
 
 
-@dataclass(frozen=True)
+@declared
 class QueryMask(Slots):
-    """keep[b, q]. True = may attend.
+    """keep[b, q]: of each row some queries are kept, the others are padding. True = may attend.
 
-    Padded queries, whose rows become empty and follow `empty_rows`. `keep` is a bool array
-    [B, L] (in a [1, L] array, one for every row); a slot outside it is not kept.
+    Padded queries, whose rows become empty and follow `empty_rows`. A slot outside `keep` is not kept.
 
     >>> from maskattn import masks
     >>> keep = [[True, True, False], [False, True, False]]
@@ -24,12 +23,9 @@ class QueryMask(Slots):
     -----
     #####
     -----
-
-    Raises:
-        ValueError: the array has not two axes. TypeError: its dtype is not bool.
     """
 
-    keep: Array = data()
+    keep: Array = data("bool", "[B, L]", meaning="which queries are kept; [1, L] serves every row")
 
     rule: ClassVar[str] = "keep[b, q]"
     of_keys: ClassVar[bool] = False

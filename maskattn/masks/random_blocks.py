@@ -1,14 +1,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from maskattn._arithmetic import never, zero
+from maskattn._declared import data, declared, integer
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, data
+from maskattn._fields import Array
 from maskattn._lookup import gather
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
@@ -18,18 +18,17 @@ from maskattn.numerics import rng
 _MOST = 1 << 24  # blocks drawn for one mask: a size that came from a file must not take all memory
 
 
-@dataclass(frozen=True)
+@declared
 class RandomBlocks(Relational):
     """k // block_size is one of the blocks drawn for q // block_size. True = may attend.
 
-    BigBird's random attention (Zaheer et al. 2020), with SlidingWindow and Global. Each block of `block_size` queries
-    sees `blocks_per_row` distinct blocks of as many keys, of `kv_blocks` (self-attention: there are as many query
-    blocks). All arguments are ints, and the choice is a function of them alone, the same in every framework: it is
-    drawn when the mask is built, with Floyd's algorithm. For query block i, words = rng.bits(rng.fold_in(rng.key(seed),
-    i), (blocks_per_row,)); for n from kv_blocks - blocks_per_row to kv_blocks - 1, the next word modulo n + 1 is taken,
-    or n itself where that was taken before.
+    BigBird's random attention (Zaheer et al. 2020), with SlidingWindow and Global, in self-attention: there are as many
+    blocks of queries as of keys, and they cover the lengths, else `dense` and the lowerings raise a ValueError.
 
-    `blocks` holds the choice, int [kv_blocks, blocks_per_row], in increasing order.
+    The choice is a function of the arguments alone, the same in every framework: it is drawn when the mask is built,
+    with Floyd's algorithm. For query block i, words = rng.bits(rng.fold_in(rng.key(seed), i), (blocks_per_row,)); for n
+    from kv_blocks - blocks_per_row to kv_blocks - 1, the next word modulo n + 1 is taken, or n itself where that was
+    taken before.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.RandomBlocks(0, block_size=1, blocks_per_row=2, kv_blocks=5), 5, 5))
@@ -43,35 +42,25 @@ class RandomBlocks(Relational):
     --##---
     ------#
     ------#
-
-    Raises:
-        ValueError: seed is outside [0, 2**31), a size is less than 1 (blocks_per_row: 0), or there are fewer blocks
-        than are to be drawn. TypeError: something is not an int. `dense` and the lowerings raise a ValueError where the
-        blocks do not cover the lengths.
     """
 
-    seed: int
-    block_size: int
-    blocks_per_row: int
-    kv_blocks: int
-    blocks: Array = data(init=False)
+    seed: int = integer(minimum=0, below=2**31, consumed=True, meaning="decides the choice")
+    block_size: int = integer(minimum=1, meaning="queries, and keys, of a block")
+    blocks_per_row: int = integer(minimum=0, meaning="blocks of keys that each block of queries sees")
+    kv_blocks: int = integer(minimum=1, meaning="blocks that there are")
+    blocks: Array = data(init=False, meaning="the choice, int [kv_blocks, blocks_per_row], in increasing order")
 
     rule: ClassVar[str] = "the block of k is one of those drawn for the block of q"
 
     def _check(self, problems: Problems) -> None:
-        seed = problems.integer("seed", self.seed, minimum=0)
-        block_size = problems.integer("block_size", self.block_size, minimum=1)
-        count = problems.integer("blocks_per_row", self.blocks_per_row, minimum=0)
-        kv_blocks = problems.integer("kv_blocks", self.kv_blocks, minimum=1)
-        if not problems and seed >= 2**31:
-            problems.value(f"seed must be less than 2**31, got {seed}")
-        if not problems and count > kv_blocks:
+        """blocks_per_row exceeds kv_blocks, or their product 2**24"""
+        count, kv_blocks = self.blocks_per_row, self.kv_blocks
+        if count > kv_blocks:
             problems.value(f"blocks_per_row must be at most kv_blocks {kv_blocks}, got {count}")
-        if not problems and kv_blocks * count > _MOST:
+        elif kv_blocks * count > _MOST:
             problems.value(f"kv_blocks * blocks_per_row must be at most {_MOST}, got {kv_blocks * count}")
-        if not problems:
-            blocks = _draw(seed, count, kv_blocks)
-            self._set(seed=seed, block_size=block_size, blocks_per_row=count, kv_blocks=kv_blocks, blocks=blocks)
+        else:
+            self._set(blocks=_draw(self.seed, count, kv_blocks))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         row, column = q // self.block_size, k // self.block_size
@@ -105,9 +94,6 @@ class RandomBlocks(Relational):
         if q_len is not None and q_len > self.kv_blocks * self.block_size:
             faults.append(f"{self!r} expects q_len up to {self.kv_blocks * self.block_size}, got {q_len}")
         return faults
-
-    def __repr__(self) -> str:
-        return f"RandomBlocks({self.seed}, {self.block_size}, {self.blocks_per_row}, {self.kv_blocks})"
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:

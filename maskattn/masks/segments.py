@@ -1,25 +1,24 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
 
 from maskattn._arithmetic import choose, clip, zero
+from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, data, to_numpy
+from maskattn._fields import Array, to_numpy
 from maskattn._lookup import count, gather, range_max
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
 
-@dataclass(frozen=True)
+@declared
 class Segments(Mask):
     """q_ids[b, q] == k_ids[b, k] >= 0: documents packed into one row see only themselves. True = may attend.
 
-    A negative id is padding: it attends to, and is attended by, nothing; 0 is an ordinary id. `q_ids` is an int array
-    [B, L], `k_ids` [B, S], by default q_ids (self-attention); [1, L] serves every row.
+    A negative id is padding: it attends to, and is attended by, nothing; 0 is an ordinary id.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.Segments([[0, 0, 1, -1]]), 4, 4))
@@ -31,25 +30,18 @@ class Segments(Mask):
     ##---
     --###
     --###
-
-    Raises:
-        ValueError: an array has not two axes, or the batches of the two differ. TypeError: a dtype is not an int.
     """
 
-    q_ids: Array = data()
-    k_ids: Array = data(default=None)
+    q_ids: Array = data("int", "[B, L]", meaning="the document of each query; [1, L] serves every row")
+    k_ids: Array = data("int", "[B, S]", none="q_ids", default=None, meaning="the document of each key")
 
     rule: ClassVar[str] = "q_ids[b, q] == k_ids[b, k] >= 0"
 
     def _check(self, problems: Problems) -> None:
-        q_ids = problems.array("q_ids", self.q_ids, "int", "[B, L]", (2,))
-        k_ids = self.k_ids
-        if k_ids is not None:
-            k_ids = problems.array("k_ids", k_ids, "int", "[B, S]", (2,))
-        if k_ids is not None and not problems and q_ids.shape[0] != k_ids.shape[0]:
-            if 1 not in (q_ids.shape[0], k_ids.shape[0]):
-                problems.value(f"q_ids and k_ids must have one batch, got {q_ids.shape[0]} and {k_ids.shape[0]}")
-        self._set(q_ids=q_ids, k_ids=k_ids)
+        """the batches of q_ids and k_ids differ"""
+        rows = [ids.shape[0] for ids in self._ids()]
+        if rows[0] != rows[1] and 1 not in rows:
+            problems.value(f"q_ids and k_ids must have one batch, got {rows[0]} and {rows[1]}")
 
     @classmethod
     def from_sizes(cls, q_sizes: Any, k_sizes: Any = None) -> Segments:
@@ -61,10 +53,9 @@ class Segments(Mask):
         problems = Problems("Segments.from_sizes")
         given = {"q_sizes": q_sizes} if k_sizes is None else {"q_sizes": q_sizes, "k_sizes": k_sizes}
         sides = {
-            name: problems.array(name, _concrete(sizes), "int", "[documents]", (1,)) for name, sizes in given.items()
+            name: problems.array(name, _concrete(sizes), "int", "[documents]", minimum=0)
+            for name, sizes in given.items()
         }
-        for name, sizes in sides.items():
-            problems.not_negative(name, sizes)
         if not problems and len({len(sizes) for sizes in sides.values()}) > 1:
             problems.value(f"one size per document is needed on both sides, got {[len(s) for s in sides.values()]}")
         problems.raise_if_any()
@@ -83,7 +74,7 @@ class Segments(Mask):
             given["cu_seqlens_k"] = cu_seqlens_k
         sizes = []
         for name, cumulative in given.items():
-            ends = problems.array(name, _concrete(cumulative), "int", "[documents + 1]", (1,))
+            ends = problems.array(name, _concrete(cumulative), "int", "[documents + 1]")
             if not problems and (len(ends) == 0 or ends[0] != 0 or (np.diff(ends) < 0).any()):
                 problems.value(f"{name} must start at 0 and not decrease, got {ends.tolist()}")
             sizes.append(ends)

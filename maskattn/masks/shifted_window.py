@@ -1,24 +1,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 from maskattn._arithmetic import negated
+from maskattn._declared import declared, integers
 from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
 from maskattn.masks._core import Mask
 from maskattn.masks._grid import Span, WindowMask, coordinate
 
 
-@dataclass(frozen=True)
+@declared
 class ShiftedWindow(WindowMask):
     """Swin's mask inside windows: of one window, tokens that the roll brought together do not mix. True = may attend.
 
     The grid is rolled by -shift and cut into windows, which are the batch: row b is window b % n_windows (row-major),
     L = S = the tokens of a window. In the last window of an axis the last `shift` coordinates come from the other end
     of the grid; a token attends to those that lie, on every axis, at the same end (Liu et al. 2021, Swin Transformer,
-    section 3.2). `grid` is a tuple of 1 to 3 axes; `window` and `shift` are tuples or one int for all axes.
+    section 3.2). `dense` and the lowerings raise a ValueError where the batch is not a multiple of the windows.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.ShiftedWindow((2, 2), window=2, shift=1), 4, 4))
@@ -33,15 +33,13 @@ class ShiftedWindow(WindowMask):
     ##-##-
     ##-##-
     --#--#
-
-    Raises:
-        ValueError: grid is not a multiple of window, or shift outside [0, window). TypeError: something is not an int.
-        `dense` and the lowerings raise a ValueError where the batch is not a multiple of the number of windows.
     """
 
-    grid: tuple[int, ...]
-    window: Any
-    shift: Any
+    grid: tuple[int, ...] = integers(
+        minimum=1, least=1, meaning="lengths of the axes; positions are row-major: y * W + x"
+    )
+    window: Any = integers(minimum=1, per="grid", meaning="lengths of a window")
+    shift: Any = integers(per="grid", meaning="how far the grid is rolled back, less than window")
 
     rule: ClassVar[str] = "q and k come from the same end of the grid on every axis of window b % n_windows"
 

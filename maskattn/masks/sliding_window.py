@@ -1,22 +1,20 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
+from maskattn._declared import declared, integer
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
 
 
-@dataclass(frozen=True)
+@declared
 class SlidingWindow(Relational):
     """-left <= k - q <= right: `left` keys before the query, itself, and `right` after. True = may attend.
 
     That is left + right + 1 keys, as in FlashAttention and jax.nn; where a library counts W keys with the query's own
-    (Hugging Face's Mistral), left is W - 1. None means unbounded on that side. Local attention of Longformer
-    (left = right) and Mistral (right = 0).
+    (Hugging Face's Mistral), left is W - 1. Local attention of Longformer (left = right) and Mistral (right = 0).
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.SlidingWindow(1), 4, 4))
@@ -32,21 +30,12 @@ class SlidingWindow(Relational):
     ##----
     ###---
     ####--
-
-    Raises:
-        ValueError: left or right is negative. TypeError: one is neither an int nor None.
     """
 
-    left: int | None
-    right: int | None = 0
+    left: int | None = integer(minimum=0, none="unbounded", meaning="keys before the query")
+    right: int | None = integer(minimum=0, none="unbounded", default=0, meaning="keys after the query")
 
     rule: ClassVar[str] = "-left <= k - q <= right"
-
-    def _check(self, problems: Problems) -> None:
-        for name in ("left", "right"):
-            value = getattr(self, name)
-            if value is not None:
-                self._set(**{name: problems.integer(f"{name} (None = unbounded)", value, minimum=0)})
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         result: Array = True

@@ -1,17 +1,16 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 from maskattn._arithmetic import maximum
+from maskattn._declared import declared, integer
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
 
 
-@dataclass(frozen=True)
+@declared
 class Strided(Relational):
     """k <= q and (q - k) % stride == 0: itself and every stride-th key before. True = may attend.
 
@@ -32,17 +31,11 @@ class Strided(Relational):
     #-##---
     -#-##--
     --#-##-
-
-    Raises:
-        ValueError: stride is less than 1. TypeError: it is not an int.
     """
 
-    stride: int
+    stride: int = integer(minimum=1, meaning="positions from one key to the next")
 
     rule: ClassVar[str] = "k <= q and (q - k) % stride == 0"
-
-    def _check(self, problems: Problems) -> None:
-        self._set(stride=problems.integer("stride", self.stride, minimum=1))
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return (k <= q) & ((q - k) % self.stride == 0)

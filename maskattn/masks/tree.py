@@ -1,30 +1,28 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 
 from maskattn._arithmetic import choose, zero
+from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, data, literal, peek
+from maskattn._fields import Array, peek
 from maskattn._lookup import extent, gather
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
 
-@dataclass(frozen=True)
+@declared
 class Tree(Mask):
     """k is q or an ancestor of q in the tree that `parents` describes. True = may attend.
 
     Speculative decoding over a tree of drafts (SpecInfer, Medusa, EAGLE), where the tokens of a call are the nodes
-    (L = S). `parents` is an int array [N], or [B, N] for a tree per row: parents[i] is the node before i, -1 for a
-    root; several roots, and nodes in any order, are allowed.
+    (L = S). Several roots, and nodes in any order, are allowed.
 
-    `first` and `last` are made from it: node i is number first[i] in depth-first order, and its descendants are those
-    up to number last[i]. From parents in NumPy they are found in O(N); from an array of a framework, which may be
-    traced, by arithmetic that takes O(N^2) memory.
+    `first` and `last` are found in O(N) from parents in NumPy; from an array of a framework, which may be traced, by
+    arithmetic that takes O(N^2) memory. What is wrong with the values of a traced array is not told.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.Tree([-1, 0, 0, 1, 2]), 5, 5))
@@ -36,29 +34,23 @@ class Tree(Mask):
     >>> print(masks.draw(masks.Tree([-1, 0, 0, 1, 2]).at(q_offset=3), 2, 5))
     ##-#-
     #-#-#
-
-    Raises:
-        ValueError: the array has neither one axis nor two, a parent is neither -1 nor a node, or there is a cycle
-        (both told only where the values can be read: not of traced arrays). TypeError: the dtype is not an int.
     """
 
-    parents: Array = data()
-    first: Array = data(init=False)
-    last: Array = data(init=False)
+    parents: Array = data("int", "[N] or [B, N]", meaning="the node before each, -1 for a root")
+    first: Array = data(init=False, meaning="the number of each node in depth-first order, int [B, N]")
+    last: Array = data(init=False, meaning="the largest number among its descendants and itself, int [B, N]")
 
     rule: ClassVar[str] = "key is the query or one of its ancestors"
 
     def _check(self, problems: Problems) -> None:
-        parents = problems.array("parents", self.parents, "int", "[N] or [B, N]", (1, 2))
-        if problems:
-            return
-        rows = parents if len(parents.shape) == 2 else parents[None]
+        """a parent is neither -1 nor a node, or there is a cycle"""
+        rows = self.parents if len(self.parents.shape) == 2 else self.parents[None]
         values = peek(rows)
         numbers = None if values is None else _number(problems, values)
         if not problems and not isinstance(rows, np.ndarray):
             numbers = _number_by_arithmetic(rows)
         if numbers is not None:
-            self._set(parents=parents, first=numbers[0], last=numbers[1])
+            self._set(first=numbers[0], last=numbers[1])
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         number, q_inside = gather(self.first, b, q)
@@ -80,9 +72,6 @@ class Tree(Mask):
     def sizes(self) -> dict[str, int]:
         batch, nodes = self.first.shape
         return fixed(batch, q_len=nodes, kv_len=nodes)
-
-    def __repr__(self) -> str:
-        return f"Tree({literal(self.parents)})"
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:

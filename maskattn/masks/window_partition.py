@@ -1,21 +1,21 @@
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
+from maskattn._declared import declared, integers
 from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
 from maskattn.masks._core import Mask
 from maskattn.masks._grid import Span, WindowMask, equal
 
 
-@dataclass(frozen=True)
+@declared
 class WindowPartition(WindowMask):
     """(y + window - shift) // window is equal for q and k on every axis. True = may attend.
 
-    Swin's windows over the flat grid, nothing rolled or cut: position = y * W + x. The windows are those of
-    `ShiftedWindow` (Swin's regions included) in another order: the ends of a shifted grid are windows of their own.
-    `grid` is a tuple of 1 to 3 axes; `window` and `shift` are tuples or one int for all axes.
+    Swin's windows over the flat grid, nothing rolled or cut (Liu et al. 2021, Swin Transformer, section 3.2). The
+    windows are those of `ShiftedWindow` (Swin's regions included) in another order: the ends of a shifted grid are
+    windows of their own.
 
     >>> from maskattn import masks
     >>> print(masks.draw(masks.WindowPartition((4,), window=2), 4, 4))
@@ -39,14 +39,13 @@ class WindowPartition(WindowMask):
     >>> print(masks.draw(m, 2, 4))
     #---
     -##-
-
-    Raises:
-        ValueError: grid is not a multiple of window, or shift outside [0, window). TypeError: something is not an int.
     """
 
-    grid: tuple[int, ...]
-    window: Any
-    shift: Any = 0
+    grid: tuple[int, ...] = integers(
+        minimum=1, least=1, meaning="lengths of the axes; positions are row-major: y * W + x"
+    )
+    window: Any = integers(minimum=1, per="grid", meaning="lengths of a window")
+    shift: Any = integers(per="grid", default=0, meaning="how far the grid is rolled back, less than window")
 
     rule: ClassVar[str] = "q and k lie in the same window of the shifted grid"
 

@@ -66,7 +66,7 @@ def left_padding(lengths: Array, kv_len: int) -> Mask:
     --###
     """
     problems = Problems("left_padding")
-    lengths = problems.array("lengths", lengths, "int", "[B]", (1,))
+    lengths = problems.array("lengths", lengths, "int", "[B]")
     kv_len = problems.integer("kv_len", kv_len, minimum=0)
     values = None if problems else peek(lengths)
     if values is not None and values.size and not 0 <= int(values.min()) <= int(values.max()) <= kv_len:
@@ -141,7 +141,7 @@ def speculative_tree(prefix_len: Array, parents: Array) -> Mask:
     ####-#
     """
     problems = Problems("speculative_tree")
-    prefix_len = problems.lengths("prefix_len", prefix_len)
+    prefix_len = problems.integer_or_array("prefix_len", prefix_len, "[B]", minimum=0)
     problems.raise_if_any()
     lengths = [prefix_len] if isinstance(prefix_len, int) else prefix_len
     return KeyPadding(lengths) | Tree(parents).at(k_offset=-prefix_len)

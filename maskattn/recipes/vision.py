@@ -105,7 +105,7 @@ def flamingo(image_positions: Array, tokens_per_image: int, images: int | None =
     --##
     """
     problems = Problems("flamingo")
-    positions = problems.array("image_positions", image_positions, "bool", "[B, L]", (2,))
+    positions = problems.array("image_positions", image_positions, "bool", "[B, L]")
     size = problems.integer("tokens_per_image", tokens_per_image, minimum=1)
     if images is not None:
         images = problems.integer("images", images, minimum=0)

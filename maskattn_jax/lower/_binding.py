@@ -54,8 +54,7 @@ def readable(array: Array) -> Array:
 def _check_integers(node: Any) -> None:
     """Positions are int32 here: an int that is added to one must leave it room."""
     _, (_, static) = node.flatten()
-    # a seed is used up when the mask is made
-    given = [(name, value) for name, value in static if name != "seed"]
+    given = [(name, value) for name, value in static if name not in node._kinds or not node._kinds[name].consumed]
     if isinstance(node, At) and not jax.config.jax_enable_x64:
         given += [(name, array) for name in node.data_fields() if (array := peek(getattr(node, name))) is not None]
     for name, value in given:

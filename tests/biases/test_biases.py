@@ -135,9 +135,9 @@ def test_sizes_that_conflict_are_named(twin, bias, message):
             TypeError,
             r"Additive: mask must be a Mask, got ndarray of dtype float64",
         ),
-        (lambda: biases.Additive(MASK, -np.inf), ValueError, r"value must be finite in float32 .* got -inf"),
+        (lambda: biases.Additive(MASK, -np.inf), ValueError, r"value must be finite in float32, got -inf"),
         (lambda: biases.Additive(MASK, -1e39), ValueError, r"value must be finite in float32"),
-        (lambda: biases.Additive(MASK, float("nan")), ValueError, r"value must be finite in float32 .* got nan"),
+        (lambda: biases.Additive(MASK, float("nan")), ValueError, r"value must be finite in float32, got nan"),
         (lambda: biases.Additive(None, "x"), TypeError, r"mask must be a Mask, got None.*\n  - value must be a number"),
     ],
 )

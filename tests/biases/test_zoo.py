@@ -158,7 +158,7 @@ def test_relative_table_is_that_of_transformers():
     "make, error, message",
     [
         (lambda: biases.ALiBi(0), ValueError, "heads must be at least 1, got 0"),
-        (lambda: biases.ALiBi(2, np.ones(2)), TypeError, "slopes must be float32, got dtype float64"),
+        (lambda: biases.ALiBi(2, np.ones(2)), TypeError, "slopes must be a float32 array, got dtype float64"),
         (lambda: biases.ALiBi(2, np.ones(3, np.float32)), ValueError, r"one per head, \[2\], got \[3\]"),
         (lambda: biases.ALiBi(2, form="row"), ValueError, "form must be one of distance, key, got 'row'"),
         (lambda: biases.ALiBi(2, offset=1.5), TypeError, "offset must be an int, got 1.5"),

@@ -131,7 +131,7 @@ def test_a_picture_shows_the_draws(tmp_path):
         (["mae(ratio=x)"], "expected a scheme as mae"),
         (["mae & causal"], "expected a scheme as mae"),
         (["mae(ration=0.9)"], "mae has no 'ration'; it has ratio, prefix"),
-        (["mae(ratio=1)"], "MAE: ratio must be below 1, or no patch is kept, got 1"),
+        (["mae(ratio=1)"], "MAE: ratio must be in [0, 1), got 1.0"),
         (["mae(ratio=0.999)"], "ratio must keep at least one of 196 patches, got 0.999"),
         (["mae", "--seed", -1], "-1 is not in the range"),
         (["maes"], "there is no mask 'maes'"),

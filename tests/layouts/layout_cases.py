@@ -33,7 +33,7 @@ FREE = {"rows": 9, "buckets": 11, "hidden": 13}
 def extra_shapes(layout, config, *, every):
     """Canonical names and shapes of the extras a layer must have, or (``every``) may have."""
     known = sizes(config) | FREE
-    wanted = [extra for extra in layouts.get(layout).extras if every or extra.required]
+    wanted = [e for e in layouts.get(layout).extras if e.required or every and (config.sinks or e.canonical != "sinks")]
     axes = {extra.canonical: extra.to or extra.axes for extra in reversed(wanted)}
     return {name: tuple(known.get(axis, axis) for axis in axes[name]) for name in reversed(axes)}
 

@@ -14,7 +14,7 @@ ALLOWED = (np.arange(11) < LENGTHS[:, None])[:, None, None, :]
 
 
 def inputs_of(config):
-    widths = (config.embed_dim, config.key_dim, config.value_dim)
+    widths = (config.embed_dim, config.kdim, config.vdim)
     return [np.random.default_rng(8).standard_normal((2, 11, width)).astype(np.float32) for width in widths]
 
 

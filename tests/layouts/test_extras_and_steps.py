@@ -205,3 +205,33 @@ def test_checkpoints_are_compared_with_their_extras_and_not_run_without_them(tmp
     assert "key_norm.scale" in str(compare(*paths, num_heads=5))
     with pytest.raises(ValueError, match=r"holds key_norm\.scale, query_norm\.scale: what is run here is attention"):
         verify_checkpoint(paths[0], num_heads=5)
+
+
+SINKS = AttentionConfig(30, 6, num_kv_heads=2, qkv_bias=False, out_bias=False, sinks=True)
+
+
+def test_sinks_move_between_the_layouts_that_have_them():
+    held = [name for name in layouts.names() if not layouts.get(name).unsupported(SINKS)]
+    assert {"canonical", "maskattn-torch", "flax-nnx", "flax-linen", "hf-llama"} == set(held)
+    for source, target in itertools.permutations(held, 2):
+        tensors = tensors_for(source, SINKS)
+        there = converted(tensors, source, target, SINKS)
+        assert there["sinks"].tobytes() == tensors["sinks"].tobytes() and there["sinks"].shape == (6,)
+        back = converted(there, target, source, SINKS)
+        assert back["sinks"].tobytes() == tensors["sinks"].tobytes()
+        inferred = layouts.get(source).infer(tensors, 6, 2)
+        assert inferred.sinks
+
+
+def test_sinks_that_a_configuration_does_not_have_or_misses_are_named():
+    tensors = tensors_for("timm", SINKS)
+    with pytest.raises(ValueError, match="sinks: left over"):
+        converted(tensors, "timm", "flax-nnx", SINKS.replace(sinks=False))
+    with pytest.raises(ValueError, match=r"sinks: missing, expected shape \[6\]"):
+        converted({n: x for n, x in tensors.items() if n != "sinks"}, "timm", "flax-nnx", SINKS)
+    with pytest.raises(
+        ValueError, match="layout hf-bert cannot hold this config: sinks is True, but the module has none"
+    ):
+        converted(tensors, "timm", "hf-bert", SINKS)
+    with pytest.raises(ValueError, match="softcap is 3.0, but the module has none"):
+        converted(tensors_for("timm", CONFIG), "timm", "torch-mha", CONFIG.replace(softcap=3.0))

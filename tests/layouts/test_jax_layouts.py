@@ -30,8 +30,8 @@ from maskattn.convert import layouts
 @pytest.mark.parametrize("config", [PLAIN, WIDE], ids=["plain", "every width its own"])
 def test_keras_multi_head_attention(config):
     canonical, tensors = converted("keras", config)
-    options = {"value_dim": config.value_head_dim, "output_shape": config.output_dim}
-    module = keras.layers.MultiHeadAttention(config.num_heads, config.qk_head_dim, **options, name="attention")
+    options = {"value_dim": config.v_head_dim, "output_shape": config.out_dim}
+    module = keras.layers.MultiHeadAttention(config.num_heads, config.head_dim, **options, name="attention")
     x = inputs_of(config)
     module.build(x[0].shape, x[2].shape, x[1].shape)
     variables = {variable.path: variable for variable in module.variables if "seed" not in variable.path}
@@ -61,8 +61,8 @@ def test_keras_grouped_query_attention():
 @pytest.mark.parametrize("config", [WIDE, CONFIGS["no biases"]], ids=["every width its own", "no biases"])
 def test_equinox(config):
     canonical, tensors = converted("equinox", config)
-    sizes = {"key_size": config.key_dim, "value_size": config.value_dim, "output_size": config.output_dim}
-    sizes |= {"qk_size": config.qk_head_dim, "vo_size": config.value_head_dim}
+    sizes = {"key_size": config.kdim, "value_size": config.vdim, "output_size": config.out_dim}
+    sizes |= {"qk_size": config.head_dim, "vo_size": config.v_head_dim}
     flags = {f"use_{role}_bias": config.qkv_bias for role in ("query", "key", "value", "output")}
     key = jax.random.key(0)
     module = equinox.nn.MultiheadAttention(config.num_heads, config.embed_dim, **sizes, **flags, key=key)

@@ -27,6 +27,7 @@ CONFIGS = {
     "grouped": AttentionConfig(12, 6, num_kv_heads=2, head_dim=5, v_head_dim=3, out_dim=8, out_bias=False, scale=0.3),
     "no bias": AttentionConfig(12, 4, num_kv_heads=1, qkv_bias=False, empty_rows="mean"),
     "cross": AttentionConfig(12, 3, kdim=10, vdim=11),
+    "capped": AttentionConfig(12, 3, num_kv_heads=1, softcap=0.4, sinks=True),
     "bare": AttentionConfig(12, 3, project=False),
 }
 
@@ -51,15 +52,17 @@ def canonical(config, seed=1):
     rng = np.random.default_rng(seed)
     c = config
     shapes = {
-        "query.kernel": (c.embed_dim, c.num_heads, c.qk_head_dim),
-        "key.kernel": (c.key_dim, c.kv_heads, c.qk_head_dim),
-        "value.kernel": (c.value_dim, c.kv_heads, c.value_head_dim),
-        "out.kernel": (c.num_heads, c.value_head_dim, c.output_dim),
+        "query.kernel": (c.embed_dim, c.num_heads, c.head_dim),
+        "key.kernel": (c.kdim, c.num_kv_heads, c.head_dim),
+        "value.kernel": (c.vdim, c.num_kv_heads, c.v_head_dim),
+        "out.kernel": (c.num_heads, c.v_head_dim, c.out_dim),
     }
     if c.qkv_bias:
         shapes |= {f"{n}.bias": shapes[f"{n}.kernel"][1:] for n in ("query", "key", "value")}
     if c.out_bias:
-        shapes["out.bias"] = (c.output_dim,)
+        shapes["out.bias"] = (c.out_dim,)
+    if c.sinks:
+        shapes["sinks"] = (c.num_heads,)
     return (
         {name: rng.uniform(-0.3, 0.3, shape).astype(np.float32) for name, shape in shapes.items()} if c.project else {}
     )
@@ -72,14 +75,12 @@ def build(config, weights):
     nnx_module.eval()
     tree = {}
     for name, x in weights.items():
-        part, leaf = name.split(".")
-        tree.setdefault(part, {})[leaf] = jnp.asarray(x)
+        *parts, leaf = name.split(".")
+        (tree.setdefault(*parts, {}) if parts else tree)[leaf] = jnp.asarray(x)
     if config.project:
         tensors = layouts.get("maskattn-torch").from_canonical(weights, config)
         module.load_state_dict({name: torch.tensor(x) for name, x in tensors.items()}, strict=True)
-        for part, leaves in tree.items():
-            for leaf, x in leaves.items():
-                getattr(getattr(nnx_module, part), leaf).set_value(x)
+        nnx.update(nnx_module, tree)
     linen_module = linen.MultiHeadAttention(config=config)
 
     def of_torch(*inputs, **options):
@@ -104,12 +105,12 @@ def test_the_three_modules_agree_with_the_oracle_and_in_exact_mode_bit_for_bit(n
     key, value = (MEMORY, VALUES) if name == "cross" else (X, X)
     allowed = mask.dense(7, key.shape[1], 2)
     if config.project:
-        options = {"key": key, "value_input": value, "scale": config.scale, "empty_rows": config.empty_rows}
+        options = {"key": key, "value_input": value, **config.attention_options()}
         want = standards.module_oracle(X, weights, allowed, **options)
         limit = standards.module_limit(X, weights, allowed, "float32", **options)
         for module in modules:
             got = module(*inputs, mask=mask)
-            assert got.dtype == np.float32 and got.shape == (2, 7, config.output_dim)
+            assert got.dtype == np.float32 and got.shape == (2, 7, config.out_dim)
             assert np.all(np.abs(got - want) <= limit)
     else:
         q = torch.tensor(X).reshape(2, 7, 3, 4)
@@ -117,6 +118,55 @@ def test_the_three_modules_agree_with_the_oracle_and_in_exact_mode_bit_for_bit(n
         assert np.array_equal(modules[0](*inputs, mask=mask), want)
     exact = [module(*inputs, mask=mask, kernel="exact") for module in modules]
     assert exact[0].tobytes() == exact[1].tobytes() == exact[2].tobytes()
+
+
+@pytest.mark.parametrize("change", [{"softcap": None}, {"sinks": False}], ids=["softcap", "sinks"])
+def test_softcap_and_sinks_change_what_a_module_gives(change):
+    config, weights = CONFIGS["capped"], canonical(CONFIGS["capped"])
+    less = config.replace(**change)
+    fewer = {name: x for name, x in weights.items() if name != "sinks" or less.sinks}
+    for with_both, without in zip(build(config, weights), build(less, fewer), strict=True):
+        assert np.abs(with_both(X) - without(X)).max() > standards.value("tier2.base") * standards.eps("float32")
+
+
+def test_modules_are_made_from_sizes_as_from_a_configuration():
+    config = AttentionConfig(12, 6, num_kv_heads=2, softcap=3.0, sinks=True, dropout_rate=0.1)
+    sizes = {"num_kv_heads": 2, "softcap": 3.0, "sinks": True, "dropout_rate": 0.1}
+    makers = {
+        "torch": maskattn_torch.MultiHeadAttention,
+        "nnx": lambda *sizes, **options: maskattn_jax.MultiHeadAttention(*sizes, **options, rngs=nnx.Rngs(0)),
+        "linen": linen.MultiHeadAttention,
+    }
+    for make in makers.values():
+        for module in (make(12, 6, **sizes), make(embed_dim=12, num_heads=6, **sizes), make(12, num_heads=6, **sizes)):
+            assert module.config == config == make(config).config == make(config=config).config
+        with pytest.raises(TypeError, match="num_heads must not be given beside a config"):
+            make(config, num_heads=6)
+        with pytest.raises(TypeError, match="or embed_dim and num_heads, got embed_dim 12"):
+            make(12)
+        with pytest.raises(TypeError, match="embed_dim"):
+            make(12, 6, embed_dim=12)
+        with pytest.raises(TypeError, match="dropout"):
+            make(12, 6, dropout=0.1)
+        with pytest.raises(ValueError, match="num_heads 5"):
+            make(12, 5)
+    assert linen.MultiHeadAttention(config, jnp.bfloat16) == linen.MultiHeadAttention(
+        12, 6, **sizes, dtype=jnp.bfloat16
+    )
+
+
+def test_sinks_are_zeros_at_first_and_of_the_dtype_of_the_parameters():
+    config = AttentionConfig(12, 3, sinks=True)
+    ours = maskattn_torch.MultiHeadAttention(config, dtype=torch.bfloat16)
+    assert list(ours.state_dict())[0] == "sinks" and ours.sinks.dtype == torch.bfloat16
+    assert ours.sinks.tolist() == [0.0, 0.0, 0.0]
+    module = maskattn_jax.MultiHeadAttention(config, param_dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    assert module.sinks[...].dtype == jnp.bfloat16 and module.sinks[...].tolist() == [0.0, 0.0, 0.0]
+    variables = linen.MultiHeadAttention(config, param_dtype=jnp.bfloat16).init(
+        jax.random.key(0), jnp.zeros((1, 2, 12))
+    )
+    assert variables["params"]["sinks"].dtype == jnp.bfloat16 and not variables["params"]["sinks"].any()
+    assert "sinks" not in nnx.to_pure_dict(nnx.state(maskattn_jax.MultiHeadAttention(12, 3, rngs=nnx.Rngs(0))))
 
 
 def test_a_state_dict_of_timm_loads_as_it_is():
@@ -263,7 +313,9 @@ def test_wrong_inputs_are_named(kind):
         call(kind, config, X[0], X, VALUES)
     with pytest.raises(TypeError, match="query must be a.* got list"):
         call(kind, config, [[1.0]])
-    with pytest.raises(TypeError, match="config must be an AttentionConfig, got 12"):
+    with pytest.raises(
+        TypeError, match="config must be an AttentionConfig, or embed_dim and num_heads, got embed_dim 12"
+    ):
         call(kind, 12, X)
     with pytest.raises(ValueError, match="kernel must be one of auto, reference, exact, .*got 'fast'"):
         call(kind, CONFIGS["plain"], X, kernel="fast")

@@ -64,10 +64,12 @@ class Layout:
     def unsupported(self, config: AttentionConfig) -> list[str]:
         """Every reason this layout cannot hold a layer of ``config``; ``[]`` where it can."""
         reasons = [reason for limit in self.limits for reason in limit(config)]
-        if self.interleaved and config.qk_head_dim % 2:
-            reasons.append(f"head_dim is {config.qk_head_dim}, but rotary pairs need an even one")
-        if self.scale is not None and config.softmax_scale != self.scale:
-            reasons.append(f"scale is {config.softmax_scale}, but the module always takes {self.scale}")
+        if self.interleaved and config.head_dim % 2:
+            reasons.append(f"head_dim is {config.head_dim}, but rotary pairs need an even one")
+        if self.scale is not None and config.scale != self.scale:
+            reasons.append(f"scale is {config.scale}, but the module always takes {self.scale}")
+        if config.sinks and not any(extra.canonical == "sinks" for extra in self.extras):
+            reasons.append("sinks is True, but the module has none")
         return reasons
 
     def infer(self, tensors: Mapping[str, Any], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
@@ -76,7 +78,8 @@ class Layout:
 
         Layouts that fold heads into rows need ``num_heads``, and ``num_kv_heads`` where shapes leave it open.
         """
-        options: dict[str, Any] = {"one_head_size": self.one_head_size, "scale": self.scale}
+        sinks = any(extra.canonical == "sinks" and extra.name in tensors for extra in self.extras)
+        options: dict[str, Any] = {"one_head_size": self.one_head_size, "scale": self.scale, "sinks": sinks}
         return infer_rows(self.name, self.projections, tensors, num_heads, num_kv_heads, **options)
 
     def shapes(self, config: AttentionConfig, extras: Mapping[str, Shape] | None = None) -> dict[str, Shape]:
@@ -85,7 +88,8 @@ class Layout:
         ``extras``: canonical names and shapes of the extras the layer has; each must have its ``place`` here.
         """
         shapes = {entry.name: entry.shape(config) for entry in self.stored(config)}
-        for name, shape in (extras or {}).items():
+        sinks = {"sinks": (config.num_heads,)} if config.sinks else {}
+        for name, shape in {**(extras or {}), **sinks}.items():
             extra = self.place(name, shape, config)
             if extra is None:
                 raise ValueError(f"{name} {list(shape)}: layout {self.name} has no place for it")
@@ -93,11 +97,13 @@ class Layout:
         return shapes
 
     def extras_of(self, tensors: Mapping[str, Any], config: AttentionConfig) -> dict[str, Shape]:
-        """The extras among one layer's ``tensors`` (anything with a shape): canonical names and shapes."""
+        """The extras among one layer's ``tensors`` (anything with a shape): canonical names and shapes. Sinks are not
+        among them: ``config`` says whether there are any.
+        """
         shapes: dict[str, Shape] = {}
         for name, array in tensors.items():
             extra = self.extra(name, tuple(array.shape), config)
-            if extra is not None:
+            if extra is not None and extra.canonical != "sinks":
                 shapes[extra.canonical] = extra.canonical_shape(tuple(array.shape), config)
         return shapes
 
@@ -155,7 +161,7 @@ class Layout:
             if entry.name in tensors:
                 out.update(entry.split(tensors[entry.name], config))
         if not self.key_bias and "query.bias" in out:
-            out["key.bias"] = np.zeros((config.kv_heads, config.qk_head_dim), out["query.bias"].dtype)
+            out["key.bias"] = np.zeros((config.num_kv_heads, config.head_dim), out["query.bias"].dtype)
         for name, array in tensors.items():
             extra = self.extra(name, tuple(array.shape), config)
             if extra is not None:

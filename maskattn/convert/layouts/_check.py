@@ -32,7 +32,8 @@ def mismatches(layout: Layout, tensors: Mapping[str, Any], config: AttentionConf
     wrong = [f"{prefix}{name}: missing{wanted}" for name, wanted in needed.items() if name not in tensors]
     for name, array in tensors.items():
         extras = [extra for extra in layout.extras if extra.name == name]
-        if name not in shapes and name not in buffers and not extras:
+        unwanted = not config.sinks and any(extra.canonical == "sinks" for extra in extras)
+        if name not in shapes and name not in buffers and (not extras or unwanted):
             reason = layout.refused.get(name, f"no part of layout {layout.name} with this config")
             wrong.append(f"{prefix}{name}: left over: {reason}")
             continue

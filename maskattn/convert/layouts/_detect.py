@@ -146,7 +146,7 @@ def _twin(
 
 def _table(layout: Layout, config: AttentionConfig) -> Any:
     # With one key/value head, (K, G + 2, D) is query, key, value in blocks.
-    stored = {replace(s, order="blocks") if config.kv_heads == 1 else s for s in layout.stored(config)}
+    stored = {replace(s, order="blocks") if config.num_kv_heads == 1 else s for s in layout.stored(config)}
     extras = {(extra.name, extra.canonical) for extra in layout.extras}
     methods = type(layout).to_canonical, type(layout).from_canonical
     return stored, extras, layout.interleaved, layout.key_bias, methods

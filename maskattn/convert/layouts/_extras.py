@@ -30,6 +30,7 @@ EXTRAS: Mapping[str, tuple[Axes, ...]] = {
     "relative_position_bias.table": (("rows", "H"),),
     "relative_attention_bias.table": (("buckets", "H"),),
     "logit_scale": (("H",),),
+    "sinks": (("H",),),
     "cpb_mlp.0.kernel": ((2, "hidden"),),
     "cpb_mlp.0.bias": (("hidden",),),
     "cpb_mlp.2.kernel": (("hidden", "H"),),
@@ -126,7 +127,7 @@ class Step:
 
 def sizes(config: AttentionConfig) -> dict[str, int]:
     """The axes whose length follows from the configuration."""
-    heads, kv_heads, dim, v_dim = config.num_heads, config.kv_heads, config.qk_head_dim, config.value_head_dim
+    heads, kv_heads, dim, v_dim = config.num_heads, config.num_kv_heads, config.head_dim, config.v_head_dim
     return {
         "E": config.embed_dim,
         "H": heads,

@@ -26,8 +26,10 @@ def infer_rows(
     *,
     one_head_size: bool,
     scale: float | None,
+    sinks: bool,
 ) -> AttentionConfig:
-    """For a layout that folds heads into rows. ``stored``: all it may hold; those present are used.
+    """For a layout that folds heads into rows. ``stored``: all it may hold; those present are used. ``one_head_size``,
+    ``scale`` and ``sinks`` are what the layout knows of its layers.
 
     ``num_kv_heads``, where not given, follows from the shapes if the layout has one head size for query, key and value
     or stores the key apart, and is ``num_heads`` otherwise. ValueError where the shapes admit no configuration.
@@ -60,6 +62,7 @@ def infer_rows(
         qkv_bias=bool(biased - {"out"}),
         out_bias="out" in biased,
         scale=scale,
+        sinks=sinks,
     )
 
 

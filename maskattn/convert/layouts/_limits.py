@@ -14,50 +14,55 @@ def projects(config: AttentionConfig) -> list[str]:
 
 def one_head_count(config: AttentionConfig) -> list[str]:
     """As many key/value heads as query heads."""
-    if config.kv_heads == config.num_heads:
+    if config.num_kv_heads == config.num_heads:
         return []
-    return [f"num_kv_heads is {config.kv_heads}, but the module has num_heads={config.num_heads} of each"]
+    return [f"num_kv_heads is {config.num_kv_heads}, but the module has num_heads={config.num_heads} of each"]
 
 
 def heads_make_width(config: AttentionConfig) -> list[str]:
     """num_heads * head_dim is embed_dim."""
-    if config.qk_head_dim * config.num_heads == config.embed_dim:
+    if config.head_dim * config.num_heads == config.embed_dim:
         return []
     return [
-        f"num_heads * head_dim is {config.num_heads} * {config.qk_head_dim}, "
+        f"num_heads * head_dim is {config.num_heads} * {config.head_dim}, "
         f"but the module has embed_dim={config.embed_dim}"
     ]
 
 
 def one_head_size(config: AttentionConfig) -> list[str]:
     """Query, key and value heads of one size."""
-    if config.value_head_dim == config.qk_head_dim:
+    if config.v_head_dim == config.head_dim:
         return []
-    return [f"v_head_dim is {config.value_head_dim}, but the module has head_dim={config.qk_head_dim} for both"]
+    return [f"v_head_dim is {config.v_head_dim}, but the module has head_dim={config.head_dim} for both"]
 
 
 def same_output(config: AttentionConfig) -> list[str]:
     """The output is as wide as the input."""
-    if config.output_dim == config.embed_dim:
+    if config.out_dim == config.embed_dim:
         return []
-    return [f"out_dim is {config.output_dim}, but the module gives embed_dim={config.embed_dim}"]
+    return [f"out_dim is {config.out_dim}, but the module gives embed_dim={config.embed_dim}"]
 
 
 def one_width(config: AttentionConfig) -> list[str]:
     """Query, key and value are projected from inputs of one width."""
     return [
         f"{name} is {width}, but the module has embed_dim={config.embed_dim}"
-        for name, width in (("kdim", config.key_dim), ("vdim", config.value_dim))
+        for name, width in (("kdim", config.kdim), ("vdim", config.vdim))
         if width != config.embed_dim
     ]
 
 
 def plain_scale(config: AttentionConfig) -> list[str]:
     """1 / sqrt(head_dim)."""
-    plain = 1.0 / math.sqrt(config.qk_head_dim)
-    if config.softmax_scale == plain:
+    plain = 1.0 / math.sqrt(config.head_dim)
+    if config.scale == plain:
         return []
     return [f"scale is {config.scale}, but the module always takes 1 / sqrt(head_dim) = {plain}"]
+
+
+def no_softcap(config: AttentionConfig) -> list[str]:
+    """Logits as they are."""
+    return [] if config.softcap is None else [f"softcap is {config.softcap}, but the module has none"]
 
 
 def all_biases(config: AttentionConfig) -> list[str]:
@@ -88,10 +93,10 @@ def one_bias_flag(config: AttentionConfig) -> list[str]:
     return [f"qkv_bias is {config.qkv_bias} and out_bias {config.out_bias}, but one flag sets both"]
 
 
-PLAIN = (projects, one_head_count, heads_make_width, one_head_size, same_output, plain_scale)
+PLAIN = (projects, one_head_count, heads_make_width, one_head_size, same_output, plain_scale, no_softcap)
 """Plain multi-head attention, with nothing to set but its width, its heads and the widths of key and value."""
 
-OWN_SCALE = (projects, one_head_count, one_head_size, same_output, one_width)
+OWN_SCALE = (projects, one_head_count, one_head_size, same_output, one_width, no_softcap)
 """Plain self-attention, with heads of any size and whatever scale."""
 
 GROUPED = (projects, one_head_size, same_output, one_width)

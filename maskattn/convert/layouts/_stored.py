@@ -54,8 +54,8 @@ class Stored:
     def shape(self, config: AttentionConfig) -> Shape:
         """The tensor's shape."""
         if self.roles == ("out",):
-            rows: Shape = (config.output_dim,)
-            inside: Shape = (config.num_heads, config.value_head_dim)
+            rows: Shape = (config.out_dim,)
+            inside: Shape = (config.num_heads, config.v_head_dim)
             if self.part == "bias":
                 return rows
             if self.form == "kernel":
@@ -79,13 +79,13 @@ class Stored:
             array = array.T
         if self.roles == ("out",):
             if self.part == "kernel":
-                array = array.T.reshape(config.num_heads, config.value_head_dim, -1)
+                array = array.T.reshape(config.num_heads, config.v_head_dim, -1)
             return {self.canonical[0]: array}
         rest = array.shape[1:]
         if self.order == "groups":
-            groups = config.num_heads // config.kv_heads
-            grouped = array.reshape(config.kv_heads, groups + 2, config.qk_head_dim, *rest)
-            query = grouped[:, :groups].reshape(config.num_heads, config.qk_head_dim, *rest)
+            groups = config.num_heads // config.num_kv_heads
+            grouped = array.reshape(config.num_kv_heads, groups + 2, config.head_dim, *rest)
+            query = grouped[:, :groups].reshape(config.num_heads, config.head_dim, *rest)
             rows = [query, grouped[:, groups], grouped[:, groups + 1]]
         else:
             heads = [heads_of(role, config) for role in self.roles]
@@ -105,9 +105,9 @@ class Stored:
             return matrix if self.form == "conv1d" else matrix.T
         rows = [np.moveaxis(x, 0, -1) if self.part == "kernel" else x for x in parts]  # [heads, head_dim, in]
         if self.order == "groups":
-            groups = config.num_heads // config.kv_heads
+            groups = config.num_heads // config.num_kv_heads
             tail = rows[0].shape[1:]
-            query = rows[0].reshape(config.kv_heads, groups, *tail)
+            query = rows[0].reshape(config.num_kv_heads, groups, *tail)
             array = np.concatenate([query, rows[1][:, None], rows[2][:, None]], axis=1).reshape(-1, *tail[1:])
         else:
             flat = [x.reshape(-1, *x.shape[2:]) for x in rows]
@@ -130,13 +130,13 @@ def separate(query: str, key: str, value: str, out: str) -> tuple[Stored, ...]:
 
 def heads_of(role: str, config: AttentionConfig) -> Shape:
     """(heads, head size) of query, key or value."""
-    heads = config.num_heads if role == "query" else config.kv_heads
-    return heads, config.value_head_dim if role == "value" else config.qk_head_dim
+    heads = config.num_heads if role == "query" else config.num_kv_heads
+    return heads, config.v_head_dim if role == "value" else config.head_dim
 
 
 def width_of(role: str, config: AttentionConfig) -> int:
     """The width of the input that query, key or value is projected from."""
-    return {"query": config.embed_dim, "key": config.key_dim, "value": config.value_dim}[role]
+    return {"query": config.embed_dim, "key": config.kdim, "value": config.vdim}[role]
 
 
 def half_split(array: Array) -> Array:

@@ -21,7 +21,7 @@ class SideBySide(Stored):
 
     def split(self, array: Array, config: AttentionConfig) -> Tensors:
         """The tensor -> three canonical tensors, views."""
-        parts = array.reshape(*array.shape[:-1], config.num_heads, config.qk_head_dim, 3)
+        parts = array.reshape(*array.shape[:-1], config.num_heads, config.head_dim, 3)
         return {name: parts[..., i] for i, name in enumerate(self.canonical)}
 
     def join(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Array:

@@ -17,6 +17,8 @@ bias_k            bias_v                       [K, D] · [K, Dv]: one more key a
 relative_position_bias.table                   [rows, H]: Swin
 relative_attention_bias.table                  [buckets, H]: T5
 logit_scale                                    [H]: Swin v2
+sinks                                          [H]: learned logits in the softmax's denominator; there where the
+                                               configuration has `sinks`
 cpb_mlp.0.kernel  cpb_mlp.0.bias               [2, hidden] · [hidden]: Swin v2's continuous position bias
 cpb_mlp.2.kernel                               [hidden, H]
 =============================================  ==================================================================
@@ -76,6 +78,7 @@ class Canonical(Layout):
             out_dim=out_dim,
             qkv_bias=any(self._join(role, "bias") in tensors for role in PROJECTIONS),
             out_bias=self._join("out", "bias") in tensors,
+            sinks="sinks" in tensors,
         )
 
     def _join(self, role: str, part: str) -> str:

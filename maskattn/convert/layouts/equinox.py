@@ -5,7 +5,7 @@
 from __future__ import annotations
 
 from maskattn.convert.layouts._base import Layout
-from maskattn.convert.layouts._limits import one_head_count, plain_scale, projects
+from maskattn.convert.layouts._limits import no_softcap, one_head_count, plain_scale, projects
 from maskattn.convert.layouts._stored import linear
 
 
@@ -20,5 +20,5 @@ class Equinox(Layout):
         *linear("value_proj", "value"),
         *linear("output_proj", "out"),
     )
-    limits = (projects, one_head_count, plain_scale)
+    limits = (projects, one_head_count, plain_scale, no_softcap)
     one_head_size = False

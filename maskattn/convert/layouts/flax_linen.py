@@ -1,6 +1,6 @@
 """Flax Linen multi-head attention, Flax's own and ours: ``query/kernel`` [E, H, D] ... ``out/kernel`` [H, Dv, out].
 
-With normalize_qk, ``query_ln/scale`` and ``key_ln/scale`` [D].
+With normalize_qk, ``query_ln/scale`` and ``key_ln/scale`` [D]. Ours may have ``sinks`` [H].
 
 So are the files of Vision Transformers from Google: the original release
 (https://github.com/google-research/vision_transformer) has the prefix
@@ -14,7 +14,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from maskattn.convert.layouts.canonical import Canonical, kernels
-from maskattn.convert.layouts.flax_nnx import norms
+from maskattn.convert.layouts.flax_nnx import beside
 
 
 class FlaxLinen(Canonical):
@@ -25,5 +25,5 @@ class FlaxLinen(Canonical):
     separator = "/"
     anchors: ClassVar[tuple[str, ...]] = ("query/kernel", "key/kernel", "value/kernel")
     projections = kernels("/")
-    extras = norms("/")
+    extras = beside("/")
     detectable = True

@@ -1,6 +1,7 @@
 """Flax NNX multi-head attention, Flax's own and ours: ``query.kernel`` [E, H, D] ... ``out.kernel`` [H, Dv, out].
 
 With normalize_qk, ``query_ln.scale`` and ``key_ln.scale`` [D]: Flax's norms have no biases.
+Ours may have ``sinks`` [H].
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from maskattn.convert.layouts._base import Extra
 from maskattn.convert.layouts.canonical import Canonical
 
 
-def norms(separator: str) -> tuple[Extra, ...]:
-    """The norms of queries and keys that Flax's multi-head attention may hold."""
-    return tuple(Extra(f"{role}_norm.scale", f"{role}_ln{separator}scale", ("D",)) for role in ("query", "key"))
+def beside(separator: str) -> tuple[Extra, ...]:
+    """The norms of queries and keys that Flax's multi-head attention may hold, and the sinks that ours may."""
+    norms = [Extra(f"{role}_norm.scale", f"{role}_ln{separator}scale", ("D",)) for role in ("query", "key")]
+    return (*norms, Extra("sinks", "sinks", ("H",)))
 
 
 class FlaxNNX(Canonical):
@@ -19,5 +21,5 @@ class FlaxNNX(Canonical):
 
     name = "flax-nnx"
     aliases = ("nnx",)
-    extras = norms(".")
+    extras = beside(".")
     detectable = True

@@ -41,13 +41,13 @@ class NamedAxes(Stored):
         """The tensor's shape."""
         (role,) = self.roles
         if role == "out":
-            inside, rows = (config.num_heads, config.value_head_dim), (config.output_dim,)
+            inside, rows = (config.num_heads, config.v_head_dim), (config.out_dim,)
             if self.part == "bias":
                 return rows
             return rows + inside if self.out_first else inside + rows
         heads: Shape = heads_of(role, config)
         if role == "query":
-            heads = (config.kv_heads, config.num_heads // config.kv_heads, config.qk_head_dim)
+            heads = (config.num_kv_heads, config.num_heads // config.num_kv_heads, config.head_dim)
         width = () if self.part == "bias" else (width_of(role, config),)
         return heads + width if self.out_first else width + heads
 
@@ -57,7 +57,7 @@ class NamedAxes(Stored):
         if self.part == "kernel" and self.out_first:
             array = np.moveaxis(array, 0, -1) if role == "out" else np.moveaxis(array, -1, 0)
         if role == "query":
-            array = array.reshape(*array.shape[:-3], config.num_heads, config.qk_head_dim)
+            array = array.reshape(*array.shape[:-3], config.num_heads, config.head_dim)
         return {self.canonical[0]: array}
 
     def join(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Array:
@@ -65,7 +65,7 @@ class NamedAxes(Stored):
         (role,) = self.roles
         array = tensors[self.canonical[0]]
         if role == "query":
-            array = array.reshape(*array.shape[:-2], config.kv_heads, -1, config.qk_head_dim)
+            array = array.reshape(*array.shape[:-2], config.num_kv_heads, -1, config.head_dim)
         if self.part == "kernel" and self.out_first:
             array = np.moveaxis(array, -1, 0) if role == "out" else np.moveaxis(array, 0, -1)
         return array

@@ -1,8 +1,9 @@
 """Hugging Face Llama, Mistral, Qwen2, Qwen3 and their many relatives: ``q_proj`` [H·D, E], ``k_proj`` and ``v_proj``
 [K·D, E], ``o_proj`` [E, H·D]; rotary pairs are half-split.
 
-Qwen2 has biases on query, key and value only; Qwen3 ``q_norm`` and ``k_norm`` [D]. In memory transformers 5 holds ViT
-and DINOv2 under the same names. So do Cohere and GLM, but with interleaved rotary pairs: they are not this layout.
+Qwen2 has biases on query, key and value only; Qwen3 ``q_norm`` and ``k_norm`` [D]; gpt-oss ``sinks`` [H]. In memory
+transformers 5 holds ViT and DINOv2 under the same names. So do Cohere and GLM, but with interleaved rotary pairs: they
+are not this layout.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ class HFLlama(Layout):
     extras = (
         Extra("query_norm.scale", "q_norm.weight", ("D",)),
         Extra("key_norm.scale", "k_norm.weight", ("D",)),
+        Extra("sinks", "sinks", ("H",)),
     )
     buffers = (inv_freq("rotary_emb.inv_freq"),)
     refused = {

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from maskattn.convert.layouts._base import Layout
 from maskattn.convert.layouts._buffers import CAUSAL, inv_freq
-from maskattn.convert.layouts._limits import GROUPED, heads_make_width, plain_scale
+from maskattn.convert.layouts._limits import GROUPED, heads_make_width, no_softcap, plain_scale
 from maskattn.convert.layouts._stored import linear
 
 
@@ -24,4 +24,4 @@ class HFNeoX(Layout):
     )
     # Files of transformers 4 hold them.
     buffers = (*CAUSAL, inv_freq("rotary_emb.inv_freq"), inv_freq("maybe_rotary.inv_freq"))
-    limits = (*GROUPED, heads_make_width, plain_scale)
+    limits = (*GROUPED, heads_make_width, plain_scale, no_softcap)

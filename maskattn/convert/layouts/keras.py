@@ -9,7 +9,14 @@ from typing import ClassVar
 
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts._base import Extra
-from maskattn.convert.layouts._limits import one_bias_flag, one_head_size, plain_scale, projects, same_output
+from maskattn.convert.layouts._limits import (
+    no_softcap,
+    one_bias_flag,
+    one_head_size,
+    plain_scale,
+    projects,
+    same_output,
+)
 from maskattn.convert.layouts.flax_linen import FlaxLinen
 
 _GATE = "an output gate has no canonical form"
@@ -17,7 +24,7 @@ _GATE = "an output gate has no canonical form"
 
 def grouped(config: AttentionConfig) -> list[str]:
     """GroupQueryAttention has one head size, and an output as wide as the input."""
-    return [] if config.kv_heads == config.num_heads else one_head_size(config) + same_output(config)
+    return [] if config.num_kv_heads == config.num_heads else one_head_size(config) + same_output(config)
 
 
 class Keras(FlaxLinen):
@@ -30,7 +37,7 @@ class Keras(FlaxLinen):
     projections = tuple(replace(e, name=e.name.replace("out/", "attention_output/")) for e in FlaxLinen.projections)
     extras: ClassVar[tuple[Extra, ...]] = ()
     refused = {"gate/kernel": _GATE, "gate/bias": _GATE}
-    limits = (projects, one_bias_flag, plain_scale, grouped)
+    limits = (projects, one_bias_flag, plain_scale, no_softcap, grouped)
 
     def _join(self, role: str, part: str) -> str:
         return super()._join("attention_output" if role == "out" else role, part)

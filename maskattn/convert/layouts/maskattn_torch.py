@@ -3,7 +3,7 @@
 Where query, key and value have one width: ``qkv.weight`` [H·D + K·D + K·Dv, E] in blocks query, key, value, each head-
 major, and ``qkv.bias``. Otherwise ``q_proj``, ``k_proj`` and ``v_proj``. The output is ``proj.weight`` [out, H·Dv],
 ``proj.bias``. timm (ViT, DeiT, MAE, and DINOv2's original) may add ``q_norm`` and ``k_norm`` [D], and ``norm`` [H·Dv]
-before the output projection.
+before the output projection; ours ``sinks`` [H].
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ class MaskattnTorch(Layout):
         Extra("key_norm.bias", "k_norm.bias", ("D",)),
         Extra("norm.scale", "norm.weight", ("H*Dv",)),
         Extra("norm.bias", "norm.bias", ("H*Dv",)),
+        Extra("sinks", "sinks", ("H",)),
     )
     refused = {"relative_position_bias_table": "a layer with a table is of layout swin"}
     one_head_size = False
@@ -44,4 +45,4 @@ class MaskattnTorch(Layout):
 
 def one_matrix(config: AttentionConfig, entry: Stored) -> bool:
     """Whether ``entry`` is fused exactly where ``config`` allows query, key and value to be one matrix."""
-    return (len(entry.roles) > 1) == (config.key_dim == config.embed_dim == config.value_dim)
+    return (len(entry.roles) > 1) == (config.kdim == config.embed_dim == config.vdim)

@@ -63,21 +63,21 @@ class MaxTextScaled(MaxText):
 
     def reading(self, config: AttentionConfig, names: Iterable[str] = ()) -> tuple[Step, ...]:
         """The scale is taken out of the weights."""
-        text = f"the query's kernel and bias hold 1 / sqrt({config.qk_head_dim}): multiplied by its inverse"
+        text = f"the query's kernel and bias hold 1 / sqrt({config.head_dim}): multiplied by its inverse"
         return (*super().reading(config, names), Step("unfold the scale", text, _power_of_two(config)))
 
     def writing(self, config: AttentionConfig) -> tuple[Step, ...]:
         """The scale goes into the weights."""
-        text = f"the query's kernel and bias are multiplied by 1 / sqrt({config.qk_head_dim})"
+        text = f"the query's kernel and bias are multiplied by 1 / sqrt({config.head_dim})"
         return (*super().writing(config), Step("fold the scale in", text, _power_of_two(config)))
 
     def to_canonical(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Tensors:
         """As the table says; the query is new."""
-        return _scaled(super().to_canonical(tensors, config), math.sqrt(config.qk_head_dim))
+        return _scaled(super().to_canonical(tensors, config), math.sqrt(config.head_dim))
 
     def from_canonical(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Tensors:
         """As the table says; the query is new."""
-        return super().from_canonical(_scaled(dict(tensors), 1 / math.sqrt(config.qk_head_dim)), config)
+        return super().from_canonical(_scaled(dict(tensors), 1 / math.sqrt(config.head_dim)), config)
 
 
 class MaxTextLlama(MaxTextScaled):
@@ -101,4 +101,4 @@ def _scaled(tensors: Tensors, factor: float) -> Tensors:
 
 
 def _power_of_two(config: AttentionConfig) -> bool:
-    return math.frexp(math.sqrt(config.qk_head_dim))[0] == 0.5
+    return math.frexp(math.sqrt(config.head_dim))[0] == 0.5

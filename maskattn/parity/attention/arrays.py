@@ -20,7 +20,7 @@ def inputs(case: Case) -> dict[str, Array]:
     s, draws = case.shape, Draws(case.seed * 2 + 1)
     if case.config is not None:
         c = case.config
-        widths = (c.embed_dim, c.kdim or c.embed_dim, c.vdim or c.embed_dim)
+        widths = (c.embed_dim, c.kdim, c.vdim)
         sizes: list[tuple[int, ...]] = [
             (s.batch, s.q_len, widths[0]),
             (s.batch, s.kv_len, widths[1]),
@@ -96,18 +96,19 @@ def weights(case: Case) -> dict[str, Array]:
     """Canonical weights of a case: `query.kernel` [E, H, D], ..., `out.bias` [out] (kernels' variance: 1/E)."""
     c, s, draws = case.config, case.shape, Draws(case.seed * 2 + 3)
     assert c is not None
-    kdim, vdim, out = c.kdim or c.embed_dim, c.vdim or c.embed_dim, c.out_dim or c.embed_dim
     shapes = {
         "query": (c.embed_dim, s.heads, s.head_dim),
-        "key": (kdim, s.kv_heads, s.head_dim),
-        "value": (vdim, s.kv_heads, s.v_head_dim),
+        "key": (c.kdim, s.kv_heads, s.head_dim),
+        "value": (c.vdim, s.kv_heads, s.v_head_dim),
     }
     made = {}
     for name, shape in shapes.items():
         made[f"{name}.kernel"] = draws.normal(shape) / np.sqrt(shape[0])
         if c.qkv_bias:
             made[f"{name}.bias"] = draws.normal(shape[1:])
-    made["out.kernel"] = draws.normal((s.heads, s.v_head_dim, out)) / np.sqrt(s.heads * s.v_head_dim)
+    made["out.kernel"] = draws.normal((s.heads, s.v_head_dim, c.out_dim)) / np.sqrt(s.heads * s.v_head_dim)
     if c.out_bias:
-        made["out.bias"] = draws.normal((out,))
+        made["out.bias"] = draws.normal((c.out_dim,))
+    if c.sinks:
+        made["sinks"] = draws.normal((s.heads,))
     return {name: array.astype(case.numpy_dtype) for name, array in made.items()}

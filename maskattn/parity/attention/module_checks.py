@@ -28,8 +28,7 @@ def module_findings(
     given: dict[str, Any] = {
         "key": inputs["key"],
         "value_input": inputs["value"],
-        "scale": config.scale,
-        "empty_rows": config.empty_rows,
+        **config.attention_options(),
         **case.dropped,
     }
     right = standards.module_oracle(inputs["query"], weights, inputs["mask"], case.dtype, **given)
@@ -93,7 +92,7 @@ def _gradients(
     x = {name: inputs[name].astype(np.float64) for name in ("query", "key", "value")}
     d_out = _dropped_output(case, cotangent["output"].astype(np.float64))
     parts = {n: np.einsum("ble,ehd->blhd", x[n], w[f"{n}.kernel"]) + w.get(f"{n}.bias", 0.0) for n in x}
-    kept: dict[str, Any] = {"scale": config.scale, "empty_rows": config.empty_rows, **case.dropped}
+    kept: dict[str, Any] = {**config.attention_options(), **case.dropped, "sinks": w.get("sinks")}
     arrays = (parts["query"], parts["key"], parts["value"], inputs["mask"])
     output = oracle.attention(*arrays, **kept).output
     d_attention = np.einsum("blo,hdo->blhd", d_out, w["out.kernel"])
@@ -108,7 +107,8 @@ def _gradients(
         grads: Any = oracle.magnitudes(*arrays, d_output=d_attention, **kept)
     else:
         grads = oracle.backward(*arrays, d_output=d_attention, **kept)
-    gradients = {"d_out.kernel": np.einsum("blhd,blo->hdo", output, d_out), "d_out.bias": d_out.sum(axis=(0, 1))}
+    gradients = {} if grads.sinks is None else {"d_sinks": grads.sinks}
+    gradients |= {"d_out.kernel": np.einsum("blhd,blo->hdo", output, d_out), "d_out.bias": d_out.sum(axis=(0, 1))}
     inner = {}
     for name in ("query", "key", "value"):
         gradient = getattr(grads, name)
@@ -117,4 +117,8 @@ def _gradients(
         inner[f"d_{name}"] = np.einsum("blhd,ehd->ble", gradient, w[f"{name}.kernel"])
     same = inputs["key"] is inputs["query"]
     gradients |= {"d_query": sum(inner.values())} if same else inner
-    return {name: gradient for name, gradient in gradients.items() if "." not in name or name[2:] in weights}
+    return {
+        name: gradient
+        for name, gradient in gradients.items()
+        if name in ("d_query", "d_key", "d_value") or name[2:] in weights
+    }

@@ -31,7 +31,7 @@ def run(
     for name in _INPUTS:
         projected = exact.linear(inputs[name], flat[name], biases.get(name))
         parts[name] = projected.reshape(*projected.shape[:2], *kernels[name].shape[1:])
-    options: dict[str, Any] = {"scale": config.scale, "empty_rows": config.empty_rows}
+    options: dict[str, Any] = {**config.attention_options(), "sinks": weights.get("sinks")}
     options |= {"dropout_rate": config.dropout_rate, "dropout_key": rng.fold_in(case.dropout_key, 0)}
     arrays = (parts["query"], parts["key"], parts["value"], inputs["mask"])
     attended, _ = exact.attention(*arrays, **options)
@@ -51,7 +51,8 @@ def run(
 
     d_joined, d_out, results["d_out.bias"] = exact.linear_backward(joined, out_flat, d_output)
     results["d_out.kernel"] = d_out.reshape(out_kernel.shape)
-    d_parts = exact.attention_backward(*arrays, d_joined.reshape(attended.shape), **options)[:3]
+    *d_parts, _, d_sinks = exact.attention_backward(*arrays, d_joined.reshape(attended.shape), **options)
+    results |= {} if d_sinks is None else {"d_sinks": d_sinks}
     d_flat = {n: d.reshape(*d.shape[:2], -1) for n, d in zip(_INPUTS, d_parts, strict=True)}
     for name in _INPUTS:
         d_input, d_kernel, d_bias = exact.linear_backward(inputs[name], flat[name], d_flat[name])

@@ -36,6 +36,6 @@ def from_canonical(tensors: Mapping[str, Array], twin: str, layers: Mapping[str,
 
 def _converted(tensors: Mapping[str, Array], target: str, layers: Mapping[str, AttentionConfig]) -> dict[str, Array]:
     infos = {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}
-    heads = {path: [config.num_heads, config.kv_heads] for path, config in layers.items()}
+    heads = {path: [config.num_heads, config.num_kv_heads] for path, config in layers.items()}
     planned = plan(infos, source=FAMILY.name, target=target, family=FAMILY, provenance={"heads": heads})
     return planned.evaluate(tensors)

@@ -22,7 +22,7 @@ EQUAL = Shape(batch=2, q_len=6, kv_len=6, heads=4, kv_heads=4, head_dim=3, v_hea
 
 def entries() -> Iterator[Case]:
     """Whole `MultiHeadAttention`s, projections included: self- and cross-attention, with and without biases, an empty
-    row, heads all alike, and dropout of weights and output."""
+    row, heads all alike, softcap with sinks, and dropout of weights and output."""
     base = {"embed_dim": 11, "num_heads": 4, "num_kv_heads": 2, "head_dim": 3, "v_head_dim": 5, "out_dim": 13}
     kinds: dict[str, tuple[Shape, dict[str, Any], masks.Mask]] = {
         "self": (MODULE, {}, masks.Causal(-1) & masks.KeyPadding(np.array([6, 4]))),  # row 0 is empty
@@ -31,6 +31,11 @@ def entries() -> Iterator[Case]:
             EQUAL,
             {"num_kv_heads": 4, "v_head_dim": 3, "qkv_bias": False, "out_bias": False, "scale": 0.31},
             masks.SlidingWindow(2, 1),
+        ),
+        "softcap-sinks": (
+            MODULE,
+            {"softcap": 3.0, "sinks": True},
+            masks.Causal(-1) & masks.KeyPadding(np.array([6, 4])),
         ),
         "dropout": (
             MODULE,
