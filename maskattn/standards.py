@@ -79,6 +79,43 @@ STANDARDS: tuple[Standard, ...] = (
     Standard("module.peer", 2, "against another library's module: the sum of both bounds", "two computations err"),
     Standard("loss.base", 4, "losses and their gradients: times eps * (1 + the largest number)^2", "measured to hold"),
     Standard(
+        "same.compiled",
+        1e-6,
+        "attention over standard normal float32 numbers, compiled, mapped or cut otherwise: absolute, and relative",
+        "8 eps: a compiler joins operations and orders sums as it likes",
+    ),
+    Standard("same.mapped", 2e-6, "the same under vmap, scan and remat, by tiles", "16 eps: tiles are merged, too"),
+    Standard(
+        "same.kernel", 3e-6, "the same by FlexAttention and jax.nn against `reference`", "24 eps: both algorithms err"
+    ),
+    Standard(
+        "same.tiles",
+        1e-5,
+        "the same where sums of hundreds of terms are cut otherwise: outputs and gradients, absolute",
+        "80 eps: what torch.testing takes for float32",
+    ),
+    Standard("same.gradient", 2e-5, "gradients that are sums over queries, devices or pairs", "160 eps: a sum of sums"),
+    Standard("same.second", 256, "second derivatives in float64, JAX against PyTorch: eps", "sums of products of four"),
+    Standard("same.float64", 1e-12, "the same formula in float64 in another order", "some thousand eps"),
+    Standard("same.average", 1e-15, "an average or a logarithm of few float64 numbers, relative", "4 eps"),
+    Standard("merge.average", 40, "ones, averaged over partial results: eps", "one for each of 40 keys"),
+    Standard("flash.trial", 1e-5, "the trial of PyTorch's CPU operator: relative", "it is right, or far off"),
+    Standard(
+        "oracle.differences", 1e-8, "gradients of the oracle against central differences", "step^2, and eps / step"
+    ),
+    Standard("exact.elementary", 2.0**-64, "exp and log of pairs: relative, log below 1 absolute", "53 bits and 11"),
+    Standard("exact.tanh", 2.0**-63, "tanh of pairs, and its slope", "an exp and a division"),
+    Standard(
+        "published.float32", 2e-6, "ALiBi's slopes, as transformers has them in float32", "16 eps: products of powers"
+    ),
+    Standard(
+        "convert.folded", 64, "a layer with a scale folded in or run by scan: eps of its largest", "three products"
+    ),
+    Standard("convert.near", 2.0**-22, "weights scaled by what is no power of two: relative", "two roundings"),
+    Standard("module.limit", 1e-3, "the limit of a module of ordinary size itself", "nothing large hides below it"),
+    Standard("draws.errors", 4.5, "shares of independent draws: standard errors off", "7 in a million by chance"),
+    Standard("draws.share", 0.05, "shares that are estimated from a sample: relative, or of 1", "some 1,000 draws"),
+    Standard(
         "suite.plain_numbers",
         5000,
         "numbers needed before the largest errors are compared with the plain computation's",

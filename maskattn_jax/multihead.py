@@ -53,7 +53,7 @@ class MultiHeadAttention(nnx.Module):
         rngs: nnx.Rngs,
         **options: Unpack[ConfigOptions],
     ) -> None: ...
-    def __init__(
+    def __init__(  # type: ignore[misc]
         self,
         config: Any = None,
         num_heads: Any = None,

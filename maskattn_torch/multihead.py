@@ -42,7 +42,7 @@ class MultiHeadAttention(nn.Module):
     def __init__(
         self, embed_dim: int, num_heads: int, *, device: Any = None, dtype: Any = None, **options: Unpack[ConfigOptions]
     ) -> None: ...
-    def __init__(
+    def __init__(  # type: ignore[misc]
         self, config: Any = None, num_heads: Any = None, *, device: Any = None, dtype: Any = None, **options: Any
     ) -> None:
         super().__init__()

@@ -1,16 +1,14 @@
 """Wrong calls of public entries, each met by an error that names the argument."""
 
-import jax
 import numpy as np
 import pytest
 from click.testing import CliRunner
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import checkpoints, masks
 from maskattn.cli.main import main
 from maskattn.convert import layouts
 from maskattn.parity.attention import adapters
+from tests.frameworks import jax, maskattn_jax, maskattn_torch
 
 FAR = 2**31 - 1
 CALLS = {

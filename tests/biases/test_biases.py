@@ -1,42 +1,33 @@
 from __future__ import annotations
 
-import jax
-import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
-from torch.utils import _pytree
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import biases, masks
+from tests.frameworks import _pytree, jax, jnp, maskattn_jax, maskattn_torch, torch
 
-TWINS = {"jax": maskattn_jax.lower, "torch": maskattn_torch.lower}
-both = pytest.mark.parametrize("twin", TWINS)
 SIZES = (2, 3, 4, 5)
 INDICES = np.ix_(*(np.arange(n) for n in SIZES))
 MASK = masks.Causal() & masks.KeyPadding([2, 5])
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 4, 5), (3, 4, 5), (1, 3, 1, 5), (4, 1), (5,), (), (2, 1, 1, 1)])
-@both
 def test_dense_bias_is_its_array(twin, shape):
     array = np.random.default_rng(0).standard_normal(shape).astype(np.float32)
     bias = biases.DenseBias(array)
     np.testing.assert_array_equal(bias.values(*INDICES), np.broadcast_to(array, SIZES))
-    found = TWINS[twin].bias(bias, *SIZES)
+    found = twin.lower.bias(bias, *SIZES)
     assert tuple(found.shape) == (1,) * (4 - len(shape)) + shape
     np.testing.assert_array_equal(np.asarray(found).reshape(shape), array)
 
 
-@both
 @pytest.mark.parametrize("dtype", [np.float32, np.float16, ml_dtypes.bfloat16])
 def test_dense_bias_keeps_its_dtype(twin, dtype):
     bias = biases.DenseBias(np.ones((4, 5), dtype) / dtype(3))
-    found = TWINS[twin].bias(bias, *SIZES)
+    found = twin.lower.bias(bias, *SIZES)
     assert str(found.dtype).removeprefix("torch.") == np.dtype(dtype).name
-    assert bias == TWINS[twin].bind(bias)  # dtype, shape and bytes
+    assert bias == twin.lower.bind(bias)  # dtype, shape and bytes
     assert bias.values(*INDICES).dtype == dtype
     assert biases.DenseBias(np.zeros(2, np.float16)) != biases.DenseBias(np.zeros(2, ml_dtypes.bfloat16))  # equal bytes
 
@@ -92,7 +83,6 @@ def test_biases_are_pytrees():
     np.testing.assert_array_equal(found[:, 0, 0, 0], arrays)
 
 
-@both
 def test_a_bias_of_the_users_own(twin):
     from dataclasses import dataclass
 
@@ -105,12 +95,11 @@ def test_a_bias_of_the_users_own(twin):
 
     slopes = np.array([0.5, 0.25, 0.125], np.float32)
     expected = slopes[:, None, None] * (np.arange(5) - np.arange(4)[:, None])
-    found = TWINS[twin].bias(Distance(slopes), *SIZES)
+    found = twin.lower.bias(Distance(slopes), *SIZES)
     np.testing.assert_array_equal(np.asarray(found), np.broadcast_to(expected, SIZES).astype(np.float32))
     assert Distance(slopes).values(*INDICES).shape == SIZES
 
 
-@both
 @pytest.mark.parametrize(
     "bias, message",
     [
@@ -121,7 +110,7 @@ def test_a_bias_of_the_users_own(twin):
 )
 def test_sizes_that_conflict_are_named(twin, bias, message):
     with pytest.raises(ValueError, match=message):
-        TWINS[twin].bias(bias, *SIZES)
+        twin.lower.bias(bias, *SIZES)
 
 
 @pytest.mark.parametrize(

@@ -11,13 +11,13 @@ import tempfile
 import zipfile
 from pathlib import Path
 
-import fuzz
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
 from maskattn import checkpoints
+from tests.checkpoints import fuzz
+from tests.frameworks import torch
 
 SUFFIXES = list(fuzz.SUFFIXES)
 

@@ -6,14 +6,13 @@ import os
 import subprocess
 import sys
 
-import flax.serialization
 import ml_dtypes
 import numpy as np
 import pytest
-import torch
 
 from maskattn import checkpoints
 from maskattn.checkpoints import msgpack, pytorch
+from tests.frameworks import flax, torch
 
 DRAW = np.random.default_rng(0)
 TREE = {

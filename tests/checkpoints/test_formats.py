@@ -9,10 +9,9 @@ import ml_dtypes
 import numpy as np
 import pytest
 import safetensors.numpy
-import safetensors.torch
-import torch
 
 from maskattn import checkpoints
+from tests.frameworks import torch
 
 FLOATS = [np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 
@@ -92,7 +91,9 @@ def test_other_libraries_read_what_is_written_and_the_other_way(tmp_path):
     with checkpoints.open(theirs) as src:
         assert_same(src, tensors)
         assert src.metadata == {"format": "pt"}
-    assert safetensors.torch.load_file(ours)["x.bfloat16"].dtype == torch.bfloat16
+    from safetensors.torch import load_file
+
+    assert load_file(ours)["x.bfloat16"].dtype == torch.bfloat16
     checkpoints.save(tmp_path / "a.npz", tensors)
     with np.load(tmp_path / "a.npz") as loaded:
         assert loaded["x.float16"].tobytes() == tensors["x.float16"].tobytes()

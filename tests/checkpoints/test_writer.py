@@ -12,10 +12,10 @@ from pathlib import Path
 import ml_dtypes
 import numpy as np
 import pytest
-from fuzz import SUFFIXES
 
 from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo, _writer as writing
+from tests.checkpoints.fuzz import SUFFIXES
 
 REPLACEABLE = [".safetensors", ".npz", ".msgpack", ".pt"]
 FLOAT = np.dtype(np.float32)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from fuzz import SUFFIXES
 
 from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo, _publish
+from tests.checkpoints.fuzz import SUFFIXES
 
 REPLACEABLE = [".safetensors", ".npz", ".msgpack", ".pt"]
 FLOAT = np.dtype(np.float32)

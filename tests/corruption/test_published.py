@@ -6,15 +6,14 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
-from published import beit, greedy_words, ijepa, ijepa_size, spans
 
-import maskattn_torch
-from maskattn import corruption, recipes
+from maskattn import corruption, recipes, standards
 from maskattn.corruption import ijepa as ijepa_module
 from maskattn.numerics import rng
+from tests.corruption.published import beit, greedy_words, ijepa, ijepa_size, spans
+from tests.frameworks import maskattn_torch, torch
 
-ERRORS = 4.5  # standard errors that a share of independent draws may be off
+ERRORS = standards.value("draws.errors")
 
 
 def assert_share(count, total, p):
@@ -33,7 +32,7 @@ def assert_uniform(counts):
 def assert_alike(one, other):
     """The means of two samples [n, ...] agree, entry by entry."""
     error = np.sqrt(one.var(axis=0) / len(one) + other.var(axis=0) / len(other))
-    assert (np.abs(one.mean(axis=0) - other.mean(axis=0)) <= ERRORS * error + 1e-12).all()
+    assert (np.abs(one.mean(axis=0) - other.mean(axis=0)) <= ERRORS * error + standards.value("same.float64")).all()
 
 
 # BERT

@@ -2,16 +2,12 @@
 
 from functools import partial
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 
-import maskattn_jax
-import maskattn_torch
 from maskattn import corruption
 from maskattn.numerics import rng
+from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, torch
 
 ROWS, LENGTH = 6, 40
 DRAW = np.random.default_rng(0)

@@ -6,9 +6,9 @@ import pickle
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from mask_cases import leaves, shaped_expressions, sizes
 
 from maskattn import masks
+from tests.masks.definitions import leaves, shaped_expressions, sizes
 
 A, B, C = masks.Causal(), masks.SlidingWindow(2), masks.KeyPadding([1, 3])
 SAME_AS_C = masks.KeyPadding(np.array([1, 3]))

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from mask_cases import RELATIONAL, SLOTS, Even, brute, leaves, pair, shaped_expressions, sizes
 
 from maskattn import masks
+from tests.masks.definitions import RELATIONAL, SLOTS, Even, brute, leaves, pair, shaped_expressions, sizes
 
 
 @pytest.mark.parametrize("kind", RELATIONAL + SLOTS)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from zoo_inputs import BAD as ZOO
 
 from maskattn import masks
+from tests.masks.pattern_inputs import BAD as PATTERNS
 
 BAD = [
     (lambda: masks.Causal(1.0), TypeError, r"Causal: offset must be an int, got 1\.0 \(float\)"),
@@ -57,7 +57,7 @@ BAD = [
     (lambda: masks.ShiftedWindow((4, 4), 0, 0), ValueError, r"window must be at least 1, got 0"),
     (lambda: masks.WindowPartition((4, 4), 2, -1), ValueError, r"shift must be at least 0 and less than window"),
     (lambda: masks.WindowPartition((4, 4), 2, 0.5), TypeError, r"shift must be an int, got 0\.5"),
-    *ZOO,
+    *PATTERNS,
 ]
 
 

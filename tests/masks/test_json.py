@@ -4,18 +4,16 @@ import base64
 import json
 from dataclasses import dataclass
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
-from mask_cases import Even, shaped_expressions
 
 from maskattn import masks, recipes
 from maskattn.masks._names import library_classes
 from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
+from tests.frameworks import jax, jnp, torch
+from tests.masks.definitions import Even, shaped_expressions
 
 SHAPES = [Shape(2, 6, 6, 2, 1, 8, 8), Shape(1, 1, 1, 1, 1, 8, 8), Shape(4, 3, 50, 2, 1, 8, 8)]
 
@@ -43,7 +41,7 @@ def test_expressions_survive(case):
 
 
 @pytest.mark.parametrize("seed", range(20))
-def test_compositions_of_the_whole_zoo_survive(seed):
+def test_compositions_of_all_patterns_survive(seed):
     round_trip(compose(Shape(2, 9, 9, 2, 1, 8, 8), Draws(f"json {seed}"), depth=4))
 
 

@@ -5,12 +5,12 @@ import tracemalloc
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from mask_cases import Even, shaped_expressions
 
 from maskattn import masks, recipes
 from maskattn.masks._names import library_classes, snake_case
 from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
+from tests.masks.definitions import Even, shaped_expressions
 
 SHAPES = [Shape(2, 4, 4, 2, 1, 8, 8), Shape(1, 1, 1, 1, 1, 8, 8), Shape(4, 3, 5, 2, 1, 8, 8)]
 
@@ -44,7 +44,7 @@ def test_expressions_are_read_back_from_their_repr(case):
 
 
 @pytest.mark.parametrize("seed", range(40))
-def test_compositions_of_the_whole_zoo_are_read_back(seed):
+def test_compositions_of_all_patterns_are_read_back(seed):
     mask = compose(Shape(1, 3, 3, 1, 1, 8, 8), Draws(f"text {seed}"), depth=4)
     assert shortened(mask) or masks.parse(repr(mask)) == mask
 

@@ -3,9 +3,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from mask_cases import leaves, shaped_expressions, sizes
 
 from maskattn import masks
+from tests.masks.definitions import leaves, shaped_expressions, sizes
 
 EXACT = ("full", "empty", "causal", "window", "prefix", "prefixes", "padding", "key", "query", "dense")
 

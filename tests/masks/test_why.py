@@ -6,12 +6,12 @@ import re
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
-from mask_cases import pair, shaped_expressions
 
 from maskattn import masks
 from maskattn.masks._names import library_classes
 from maskattn.parity.attention.cases import Shape
 from maskattn.parity.draws import Draws
+from tests.masks.definitions import pair, shaped_expressions
 
 FORMULA = re.compile(r" it: (.*) is (true|false) \((.*)\)$")
 

@@ -4,9 +4,9 @@ import itertools
 
 import numpy as np
 import pytest
-from mask_cases import brute
 
 from maskattn import masks
+from tests.masks.definitions import brute
 
 GRIDS = [((4, 6), (2, 3), (1, 1)), ((6, 6), (3, 3), (1, 2)), ((4, 4), (4, 4), (2, 2)), ((4, 4), (2, 2), (0, 1))]
 GRIDS += [((8, 4), (4, 2), (2, 0)), ((6,), (3,), (2,)), ((2, 4, 4), (2, 2, 2), (1, 1, 0)), ((4, 6), (2, 3), (0, 0))]

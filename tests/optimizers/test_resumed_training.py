@@ -2,23 +2,13 @@
 
 from dataclasses import replace
 
-import jax
-import jax.numpy as jnp
 import numpy as np
-import optax
 import pytest
-import torch
-from flax import nnx
 
-import maskattn_jax
-import maskattn_jax.optimizers
-import maskattn_jax.params
-import maskattn_torch
-import maskattn_torch.optimizers
-import maskattn_torch.params
 from maskattn import optimizers, standards
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
+from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, nnx, optax, torch
 
 CONFIG = AttentionConfig(10, 6, num_kv_heads=2, head_dim=5, v_head_dim=3, out_dim=7)
 DRAW = np.random.default_rng(0)
