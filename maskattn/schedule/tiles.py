@@ -218,7 +218,7 @@ def _walk(mask: Mask, tiling: Tiling) -> Iterator[tuple[int, Tiles, Tiles]]:
     while span < max(tiling.q_tiles, tiling.kv_tiles):
         span *= _FAN
     b, h = np.divmod(np.arange(tiling.batch * tiling.heads), max(tiling.heads, 1))
-    squares = Tiles(b, h, b * 0, b * 0)
+    squares = Tiles(b, h, np.zeros_like(b), np.zeros_like(b))
     step = _PARTS // _FAN**2
     while span > 1:
         span //= _FAN

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from maskattn._arithmetic import zero
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tiled_call import TiledCall
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
@@ -59,7 +60,7 @@ def row(tiling: CallTiling, number: Array) -> Row:
         column = (head * tiling.parts[1] + across) * tiling.columns
         # a query head h reads key/value head h // (H // K)
         kv_column = lax.div(column, jnp.int32(tiling.heads // tiling.kv_heads)) if tiling.by_head else column
-        nothing = tile * 0
+        nothing = zero(tile)  # on the devices that tile is on
         parts.append(Part(Place(first, column, tile * tiling.q_block, nothing, nothing, nothing), kv_column))
     return Row(batch, head, tile, parts)
 

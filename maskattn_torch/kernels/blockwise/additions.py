@@ -60,7 +60,7 @@ class BiasGradients:
             by_head = (d_logits * apart).sum((0, 2, 3)).double()
             heads = total.shape[0]
             numbers = torch.arange(piece.heads.start, piece.heads.stop, piece.heads.step, device=d_logits.device)
-            total.index_add_(0, numbers if heads > 1 else numbers * 0, by_head)
+            total.index_add_(0, numbers if heads > 1 else torch.zeros_like(numbers), by_head)
 
     def results(self) -> list[Array]:
         """The gradients that were wanted, in the dtypes of their arrays."""
