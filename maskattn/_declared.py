@@ -112,10 +112,10 @@ def integers(
             if not isinstance(fields[length], tuple):
                 return value  # that field is at fault
             length = len(fields[length])
-        found = problems.integers(name, value, minimum, length)
-        if length is None and isinstance(found, tuple) and not least <= len(found) <= (most or len(found)):
-            problems.value(f"{name} must have {_axes(least, most)}, got {found}")
-        return found
+        numbers = problems.integers(name, value, minimum, length)
+        if length is None and isinstance(numbers, tuple) and not least <= len(numbers) <= (most or len(numbers)):
+            problems.value(f"{name} must have {_axes(least, most)}, got {numbers}")
+        return numbers
 
     each = f"int{_whole(minimum)}"
     if per:
@@ -140,13 +140,13 @@ def number(
     span = _Span(minimum, above, maximum, below)
 
     def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
-        found = problems.number(name, value)
-        if found is None:
+        read = problems.number(name, value)
+        if read is None:
             return value
-        if not span.holds(found) or (float32 and abs(found) > _FLOAT32_MOST):
-            problems.value(f"{name} must be {'finite in float32' if float32 else span.must}, got {found}")
-            return found
-        return float(np.float32(found)) if float32 else found
+        if not span.holds(read) or (float32 and abs(read) > _FLOAT32_MOST):
+            problems.value(f"{name} must be {'finite in float32' if float32 else span.must}, got {read}")
+            return read
+        return float(np.float32(read)) if float32 else read
 
     says = f"number{span.short}{', finite in float32' if float32 else ''}"
     return Kind(says, meaning, _optional(check, none), none).field(options)
@@ -170,11 +170,11 @@ def interval(
         except (TypeError, ValueError):
             problems.type(f"{name} must be (low, high), got {show(value)}")
             return value
-        found = problems.number(f"{name}[0]", low), problems.number(f"{name}[1]", high)
-        if found[0] is not None and found[1] is not None:
-            if not (found[0] <= found[1] and span.holds(found[0]) and span.holds(found[1])):
-                problems.value(f"{name} must be (low, high), low <= high, {span.must}, got {found}")
-        return found
+        bounds = problems.number(f"{name}[0]", low), problems.number(f"{name}[1]", high)
+        if bounds[0] is not None and bounds[1] is not None:
+            if not (bounds[0] <= bounds[1] and span.holds(bounds[0]) and span.holds(bounds[1])):
+                problems.value(f"{name} must be (low, high), low <= high, {span.must}, got {bounds}")
+        return bounds
 
     return Kind(f"(low, high), numbers{span.short}, low <= high", meaning, check).field(options)
 
@@ -258,7 +258,7 @@ def part(of: type | None = None, *, many: bool | None = None, meaning: str = "",
 
 
 class Declared:
-    """Base of classes with declared fields: frozen dataclasses, checked when made, with one error for all faults."""
+    """Base of classes with declared fields: frozen dataclasses, checked when made, one error for all reasons."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     #: the fields that are declared; what a plain dataclass has beside them is static and not checked
@@ -284,7 +284,7 @@ class Declared:
         problems = Problems(self._called or type(self).__name__)
         for name, check in self._checks:
             fields[name] = check(problems, name, fields[name], fields)
-        if not problems.faults:
+        if not problems.reasons:
             self._check(problems)
         problems.raise_if_any()
 
@@ -323,10 +323,10 @@ def _documented(cls: type[Any]) -> str:
     bounds = ["its shape or value is out of bounds"] if any(kind.bounded for _, kind in kinds if kind.check) else []
     rules = bounds if cls._check is Declared._check else [*bounds, inspect.cleandoc(cls._check.__doc__ or "")]
     if cls._checks:
-        faults = ["    TypeError: a field is of another type."]
-        faults += [f"ValueError: {', or '.join(rules)}."] if rules else []
-        faults += ["One error names every fault."] if len(cls._checks) > 1 else []
-        text += f"\n\nRaises:\n{wrapped(' '.join(faults), _WIDTH, 4)}"
+        raises = ["    TypeError: a field is of another type."]
+        raises += [f"ValueError: {', or '.join(rules)}."] if rules else []
+        raises += ["One error names every fault."] if len(cls._checks) > 1 else []
+        text += f"\n\nRaises:\n{wrapped(' '.join(raises), _WIDTH, 4)}"
     return text
 
 

@@ -60,14 +60,14 @@ class Spec(Declared):
 
     def _parts(self) -> list[tuple[Key, Any]]:
         """The masks this one is made of, each with the field it is in, and its place where that is a tuple."""
-        found: list[tuple[Key, Any]] = []
+        keyed: list[tuple[Key, Any]] = []
         for name in self._masks:
             value = getattr(self, name)
             if isinstance(value, tuple):
-                found += [((name, place), mask) for place, mask in enumerate(value)]
+                keyed += [((name, place), mask) for place, mask in enumerate(value)]
             else:
-                found.append(((name, None), value))
-        return found
+                keyed.append(((name, None), value))
+        return keyed
 
     def children(self) -> tuple[Any, ...]:
         """The masks this one is made of."""
@@ -88,12 +88,12 @@ class Spec(Declared):
     def flatten(self) -> tuple[list[Any], Structure]:
         """(leaves, structure). Leaves are this object's arrays, then its masks; the structure, which is hashable, says
         where each stands, and what the other fields hold."""
-        found: list[tuple[Key, Any]] = [((name, None), getattr(self, name)) for name in self.data_fields()]
-        found += self._parts()
-        taken = {name for (name, _), _ in found}
+        keyed: list[tuple[Key, Any]] = [((name, None), getattr(self, name)) for name in self.data_fields()]
+        keyed += self._parts()
+        taken = {name for (name, _), _ in keyed}
         names = [field.name for field in dataclasses.fields(self) if field.name not in taken]
         rest = tuple([(name, getattr(self, name)) for name in names])
-        return [leaf for _, leaf in found], (tuple([key for key, _ in found]), rest)
+        return [leaf for _, leaf in keyed], (tuple([key for key, _ in keyed]), rest)
 
     @classmethod
     def unflatten(cls, structure: Structure, leaves: Iterable[object]) -> Self:

@@ -27,19 +27,19 @@ class Problems:
 
     def __init__(self, where: str) -> None:
         self.where = where
-        self.faults: list[str] = []
+        self.reasons: list[str] = []
         self.wrong_type = False
 
     def __bool__(self) -> bool:
-        return len(self.faults) > 0
+        return len(self.reasons) > 0
 
     def value(self, reason: str) -> None:
         """Note a wrong value."""
-        self.faults.append(reason)
+        self.reasons.append(reason)
 
     def type(self, reason: str) -> None:
         """Note a wrong type."""
-        self.faults.append(reason)
+        self.reasons.append(reason)
         self.wrong_type = True
 
     def number(self, name: str, value: Any) -> float | None:
@@ -114,9 +114,9 @@ class Problems:
             except ValueError:
                 self.value(f"{name} must be {_ARTICLE[kind]} array {axes}, got a ragged {type(value).__name__}")
                 return value
-        found = dtype_name(value)
-        if not found.startswith(_KINDS[kind]):
-            self.type(f"{name} must be {_ARTICLE[kind]} array, got dtype {found}")
+        dtype = dtype_name(value)
+        if not dtype.startswith(_KINDS[kind]):
+            self.type(f"{name} must be {_ARTICLE[kind]} array, got dtype {dtype}")
         elif isinstance(value, np.ndarray) and value.dtype.kind == "u":
             # comparing uint64 with int64 would go through float64
             if value.size and int(value.max()) > np.iinfo(np.int64).max:
@@ -132,12 +132,12 @@ class Problems:
 
     def raise_if_any(self) -> None:
         """Raise one error with all reasons, or return."""
-        if not self.faults:
+        if not self.reasons:
             return
-        if len(self.faults) == 1:
-            message = f"{self.where}: {self.faults[0]}"
+        if len(self.reasons) == 1:
+            message = f"{self.where}: {self.reasons[0]}"
         else:
-            message = f"{self.where}: {len(self.faults)} problems:" + "".join(f"\n  - {r}" for r in self.faults)
+            message = f"{self.where}: {len(self.reasons)} problems:" + "".join(f"\n  - {r}" for r in self.reasons)
         raise TypeError(message) if self.wrong_type else ValueError(message)
 
 

@@ -37,12 +37,12 @@ def project_in(
     if own is None:
         return [layer(x) for layer, x in zip(layers, inputs, strict=True)]
     dtype = layers[0].dtype
-    found = [parameters(layer) for layer in layers]
+    pairs = [parameters(layer) for layer in layers]
     if any(x is not inputs[0] for x in inputs):
-        return [project_by(own, x, weight, bias, 1, dtype) for x, (weight, bias) in zip(inputs, found, strict=True)]
-    shapes = [weight.shape[1:] for weight, _ in found]
-    weight = jnp.concatenate([w.reshape(w.shape[0], -1) for w, _ in found], axis=1)
-    bias = None if found[0][1] is None else jnp.concatenate([b.reshape(-1) for _, b in found])
+        return [project_by(own, x, weight, bias, 1, dtype) for x, (weight, bias) in zip(inputs, pairs, strict=True)]
+    shapes = [weight.shape[1:] for weight, _ in pairs]
+    weight = jnp.concatenate([w.reshape(w.shape[0], -1) for w, _ in pairs], axis=1)
+    bias = None if pairs[0][1] is None else jnp.concatenate([b.reshape(-1) for _, b in pairs])
     out = project_by(own, inputs[0], weight, bias, 1, dtype)
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     return [

@@ -167,8 +167,8 @@ MultiHeadAttention.__init__ = _taking_sizes(MultiHeadAttention.__init__)  # type
 
 def _parameters(layer: nn.DenseGeneral) -> tuple[Array, Array | None]:
     """Kernel and bias (or None) of a bound layer."""
-    found = layer.variables["params"]
-    return found["kernel"], found.get("bias")
+    stored = layer.variables["params"]
+    return stored["kernel"], stored.get("bias")
 
 
 def _merge(module: MultiHeadAttention, deterministic: bool | None) -> bool:

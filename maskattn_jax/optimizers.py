@@ -87,12 +87,12 @@ def _flat(tree: object, names: Sequence[str] | None) -> tuple[dict[str, Any], An
         ]
         nested = all(isinstance(key, jax.tree_util.DictKey) for path, _ in pairs for key in path)
         separator = "/" if nested and not isinstance(tree, nnx.State) else "."
-        found = [separator.join(path) for path in keys]
+        flat_names = [separator.join(path) for path in keys]
     else:
-        found = list(names)
-    if len(found) != len(pairs) or len(set(found)) != len(found):
-        raise ValueError(f"names: expected {len(pairs)} different names, got {len(found)}: {found[:3]}...")
-    return {name: leaf for name, (_, leaf) in zip(found, pairs, strict=True)}, structure
+        flat_names = list(names)
+    if len(flat_names) != len(pairs) or len(set(flat_names)) != len(flat_names):
+        raise ValueError(f"names: expected {len(pairs)} different names, got {len(flat_names)}: {flat_names[:3]}...")
+    return {name: leaf for name, (_, leaf) in zip(flat_names, pairs, strict=True)}, structure
 
 
 def _leaves(names: Sequence[str] | None) -> Callable[[Any], Mapping[str, Array]]:

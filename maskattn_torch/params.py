@@ -14,7 +14,7 @@ from jaxtyping import Shaped
 
 from maskattn.arrays import to_numpy, to_torch
 from maskattn.config import AttentionConfig
-from maskattn.convert import layouts, live
+from maskattn.convert import layouts, modules
 from maskattn.convert.layouts import Layout
 from maskattn.typing import NumPyArray as Array
 
@@ -31,10 +31,12 @@ def load(module: torch.nn.Module, tensors: Mapping[str, Shaped[Array, "*shape"]]
         TypeError: a module of a kind not known here.
     """
     layout, config = _describe(module)
-    held, name_of = dict(module.named_parameters()), live.name_of(module)
+    held, name_of = dict(module.named_parameters()), modules.name_of(module)
     fits = {name: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in held.items()}
-    new = live.stored(layout, config, tensors, fits, name_of)
-    live.raise_if_any([f"{name}: on the meta device, without memory" for name, p in held.items() if p.is_meta], name_of)
+    new = modules.stored(layout, config, tensors, fits, name_of)
+    modules.raise_if_any(
+        [f"{name}: on the meta device, without memory" for name, p in held.items() if p.is_meta], name_of
+    )
     ready = {name: to_torch(np.array(array, order="C", copy=True)) for name, array in new.items()}
     with torch.no_grad():
         for name, parameter in held.items():
@@ -50,7 +52,7 @@ def dump(module: torch.nn.Module) -> dict[str, Shaped[Array, "*shape"]]:
     """
     layout, config = _describe(module)
     held = {name: to_numpy(parameter) for name, parameter in module.named_parameters()}
-    return live.dumped(layout, config, held, live.name_of(module))
+    return modules.dumped(layout, config, held, modules.name_of(module))
 
 
 def config_of(module: torch.nn.Module) -> AttentionConfig:
@@ -66,13 +68,13 @@ def _describe(module: object) -> tuple[Layout, AttentionConfig]:
         return layouts.get("maskattn-torch"), config
     raise TypeError(
         f"module must be a MultiHeadAttention or Attention of maskattn_torch or a torch.nn.MultiheadAttention, "
-        f"got {live.name_of(module)}"
+        f"got {modules.name_of(module)}"
     )
 
 
 def _mha_config(module: torch.nn.MultiheadAttention) -> AttentionConfig:
     if module.add_zero_attn:
-        raise ValueError(f"{live.name_of(module)}: add_zero_attn is set, which no other module here can express")
+        raise ValueError(f"{modules.name_of(module)}: add_zero_attn is set, which no other module here can express")
     bias = module.in_proj_bias is not None
     return AttentionConfig(
         module.embed_dim,

@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.frameworks import in_both
+
 DEVICE = "PyTorch places each array where it is told; in JAX arrays follow their inputs, or shardings"
 RNGS = "NNX draws initial parameters from explicit streams, PyTorch from its global generator"
 DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTorch module has one"
@@ -45,14 +47,14 @@ ALLOWED = {
     "kernels/blockwise/flash.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/flex.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/products.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise/spec.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/packing.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/walk.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/windows.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/backward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/shards.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/arrays.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/forward.py: only in maskattn_jax": LOOPS,
-    "kernels/blockwise/problem.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/tiled_call.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/steps.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tile.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tiling.py: only in maskattn_jax": LOOPS,
@@ -100,7 +102,7 @@ ALLOWED = {
     "rng.words: device only in maskattn_torch": DEVICE,
     "seed.Attention.__init__: rngs only in maskattn_jax": RNGS,
     "testing.models.Block.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.Model.__init__: rngs only in maskattn_jax": RNGS,
+    "testing.models.TaskModel.__init__: rngs only in maskattn_jax": RNGS,
     "testing.adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
 }
 
@@ -186,6 +188,7 @@ def differences(*packages):
                 yield from compare_signatures(f"{stem}.{name}", one, two, packages)
 
 
+@in_both
 def test_the_twins_differ_only_where_it_is_said_and_why():
     assert {"functional.py", "lower/__init__.py", "kernels/exact/__init__.py"} <= files("maskattn_jax").keys()
     found = set(differences("maskattn_jax", "maskattn_torch"))

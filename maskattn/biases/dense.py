@@ -35,8 +35,8 @@ class DenseBias(Bias):
         return (1,) * (4 - len(self.array.shape)) + tuple(self.array.shape)
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        found, _ = gather(self.array.reshape(self.shape), b, h, q, k, stretch=(0, 1, 2, 3))
-        return found
+        values, _ = gather(self.array.reshape(self.shape), b, h, q, k, stretch=(0, 1, 2, 3))
+        return values
 
     @property
     def depends(self) -> frozenset[str]:

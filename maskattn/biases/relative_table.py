@@ -46,11 +46,11 @@ class RelativeTable(TableBias):
 
     def rows(self, b: Array, q: Array, k: Array) -> Array:
         """The index of the offset of q from k."""
-        found: Array = 0
+        row: Array = 0
         for axis, n in enumerate(self.window):
             i, j = coordinate(q, self.window, axis), coordinate(k, self.window, axis)
-            found = found * (2 * n - 1) + (i - j + n - 1)
-        return found
+            row = row * (2 * n - 1) + (i - j + n - 1)
+        return row
 
     def sizes(self) -> dict[str, int]:
         places = math.prod(self.window)

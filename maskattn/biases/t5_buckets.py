@@ -3,6 +3,7 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
+from maskattn._arithmetic import as_int, maximum, minimum
 from maskattn._declared import data, declared, flag, integer
 from maskattn._fields import Array
 from maskattn._lookup import at_row, rows_of
@@ -60,12 +61,12 @@ class T5Buckets(TableBias):
             buckets //= 2
             side, distance = (apart > 0) * buckets, abs(apart)
         else:
-            side, distance = 0, -apart * (apart < 0)
+            side, distance = 0, maximum(-apart, 0)
         exact = buckets // 2
-        found = side + distance * (distance < exact) + (distance >= exact) * exact
+        bucket = side + minimum(distance, exact)
         for begin in boundaries(buckets, self.max_distance):
-            found = found + (distance >= begin) * 1
-        return found
+            bucket = bucket + as_int(distance >= begin)
+        return bucket
 
     @property
     def depends(self) -> frozenset[str]:
@@ -84,12 +85,12 @@ def boundaries(buckets: int, max_distance: int) -> tuple[int, ...]:
     """
     exact = buckets // 2
     steps = buckets - exact
-    found = []
+    edges = []
     for j in range(1, steps):
         bound = max_distance**j * exact ** (steps - j)
         low, high = exact, max_distance  # low^steps < bound <= high^steps
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if middle**steps >= bound else (middle, high)
-        found.append(high)
-    return tuple(found)
+        edges.append(high)
+    return tuple(edges)

@@ -239,29 +239,29 @@ class FileWriter(Writer):
 
 def checked(infos: Mapping[Any, object], metadata: Mapping[Any, object] | None, reserved: str) -> list[str]:
     """What is wrong with the names, shapes and dtypes of a new file, and with its metadata: one line each."""
-    found = names_problems(infos)
+    reasons = wrong_names(infos)
     for name, info in infos.items():
         if not isinstance(info, TensorInfo):
-            found.append(f"{name}: expected a TensorInfo, got {type(info).__name__}")
+            reasons.append(f"{name}: expected a TensorInfo, got {type(info).__name__}")
         elif len(info.shape) > 32 or any(not isinstance(n, (int, np.integer)) or n < 0 for n in info.shape):
-            found.append(f"{name}: shape {info.shape!r:.100}")
+            reasons.append(f"{name}: shape {info.shape!r:.100}")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
-            found.append(f"metadata must map str to str, got {key!r}: {value!r:.100}")
+            reasons.append(f"metadata must map str to str, got {key!r}: {value!r:.100}")
         elif key == reserved:
-            found.append(f"metadata: the key {reserved!r} is written by this library")
-    return found
+            reasons.append(f"metadata: the key {reserved!r} is written by this library")
+    return reasons
 
 
-def names_problems(names: Iterable[object]) -> list[str]:
+def wrong_names(names: Iterable[object]) -> list[str]:
     """What is wrong with the names of tensors: one line each."""
-    found: list[str] = []
+    reasons: list[str] = []
     for name in names:
         if not isinstance(name, str) or not name:
-            found.append(f"{name!r}: names must be non-empty str")
+            reasons.append(f"{name!r}: names must be non-empty str")
         elif any("\ud800" <= c <= "\udfff" for c in name):
-            found.append(f"{name!r}: names must be valid Unicode")
-    return found
+            reasons.append(f"{name!r}: names must be valid Unicode")
+    return reasons
 
 
 def plain(provenance: Mapping[str, object] | None) -> dict[str, Any]:

@@ -102,7 +102,7 @@ class NpzReader(Reader):
         self._zip.close()
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     return [
         f"{name}: .npz has no dtype {info.dtype}"

@@ -95,15 +95,15 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / TREE).is_file()
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
-    found = [
+    reasons = [
         f"{name}: Orbax stores no dtype {info.dtype}"
         for name, info in infos.items()
         if info.dtype not in _DTYPES.values()
     ]
-    found += [f"{name}: Orbax stores no array of size 0" for name, info in infos.items() if info.nbytes == 0]
-    tree = _trees.problems(infos)
+    reasons += [f"{name}: Orbax stores no array of size 0" for name, info in infos.items() if info.nbytes == 0]
+    tree = _trees.unsupported(infos)
     directories: dict[str, str] = {}
     for name, parts in _trees.paths(infos).items():
         directory = ".".join(parts)
@@ -114,7 +114,7 @@ def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
             tree.append(f"{name}: cannot be the name of a folder, as Orbax stores it")
         elif len(directory.encode()) > 250 or directory in ("array_metadatas", "d", "manifest.ocdbt"):
             tree.append(f"{name}: cannot be the name of a folder, as Orbax stores it")
-    return found + tree
+    return reasons + tree
 
 
 class OrbaxWriter(Writer):
@@ -273,7 +273,7 @@ def _leaves(path: Path, tree: Mapping[str, object], mark: str) -> tuple[dict[str
     entries = tree.get("tree_metadata")
     if not isinstance(entries, dict):
         raise ValueError(f"{path / TREE}: has no tree_metadata")
-    found: dict[str, str] = {}
+    directories: dict[str, str] = {}
     notes: list[str] = []
     for entry in entries.values():
         try:
@@ -286,11 +286,11 @@ def _leaves(path: Path, tree: Mapping[str, object], mark: str) -> tuple[dict[str
             notes.append(f"{name}: left out, it is no array but {kind!s:.50}")
         elif not directory or "/" in directory or "\0" in directory or directory in (".", ".."):
             raise ValueError(f"{path / TREE}: {name!r:.200} is no name of a folder in the checkpoint")
-        elif name in found:
+        elif name in directories:
             raise ValueError(f"{path / TREE}: two entries are both named {name!r:.200}")
         else:
-            found[name] = directory
-    return found, notes
+            directories[name] = directory
+    return directories, notes
 
 
 def _spec(path: Path, tree: Mapping[str, object], directory: str) -> dict[str, Any]:

@@ -82,7 +82,7 @@ class PyTorchReader(Reader):
         self._tensors = {}
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     return [f"{name}: PyTorch has no dtype {info.dtype}" for name, info in infos.items() if info.dtype not in _NAMES]
 

@@ -73,12 +73,12 @@ class SafetensorsReader(Reader):
         self._file.close()
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
-    found = [f"{n}: safetensors has no dtype {info.dtype}" for n, info in infos.items() if info.dtype not in _NAMES]
+    reasons = [f"{n}: safetensors has no dtype {info.dtype}" for n, info in infos.items() if info.dtype not in _NAMES]
     if "__metadata__" in infos:
-        found.append("__metadata__: a name that safetensors keeps for itself")
-    return found
+        reasons.append("__metadata__: a name that safetensors keeps for itself")
+    return reasons
 
 
 class SafetensorsWriter(FileWriter):

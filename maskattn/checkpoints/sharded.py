@@ -49,7 +49,7 @@ class ShardedReader(Reader):
         self._files.close()
 
 
-problems = safetensors.problems
+unsupported = safetensors.unsupported
 
 
 class ShardedWriter(Writer):
@@ -182,8 +182,8 @@ def _shard(index: Path, file: str) -> Path:
 
 
 def _agree(path: Path, weight_map: dict[str, str], shards: dict[str, SafetensorsReader]) -> None:
-    found = [f"{name}: not in {file}" for name, file in weight_map.items() if name not in shards[file].infos]
+    wrong = [f"{name}: not in {file}" for name, file in weight_map.items() if name not in shards[file].infos]
     for file, shard in shards.items():
-        found += [f"{name}: in {file}, but the index does not say so" for name in shard if weight_map.get(name) != file]
-    if found:
-        raise ValueError("\n  ".join([f"{path} and its files disagree:", *found]))
+        wrong += [f"{name}: in {file}, but the index does not say so" for name in shard if weight_map.get(name) != file]
+    if wrong:
+        raise ValueError("\n  ".join([f"{path} and its files disagree:", *wrong]))

@@ -93,8 +93,8 @@ def settle(
     if "output" not in arrays or "query" not in arrays:
         raise ValueError(f"{probe}: expected arrays named query and output, got {', '.join(arrays) or 'none'}")
     output = arrays.pop("output")
-    found = layouts.detect(reader.outline())
-    names = [candidate.layout for candidate in found]
+    candidates = layouts.detect(reader.outline())
+    names = [candidate.layout for candidate in candidates]
     if not names:
         return origin
     kind = layouts.get(names[0])

@@ -31,10 +31,10 @@ class _Size(click.ParamType):
     name = "size"
 
     def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"(\d+)\s*([KMG]I?)?B?", str(value).strip().upper())
-        if found is None or int(found[1]) == 0:
+        match = re.fullmatch(r"(\d+)\s*([KMG]I?)?B?", str(value).strip().upper())
+        if match is None or int(match[1]) == 0:
             self.fail(f"expected a size such as 5GB or 500MiB, got {value!r}", param, ctx)
-        return int(found[1]) * _UNITS[found[2] or ""]
+        return int(match[1]) * _UNITS[match[2] or ""]
 
 
 @click.command(name="convert")

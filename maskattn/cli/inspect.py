@@ -70,8 +70,8 @@ def command(
             if not no_read:
                 with bar(console, "reading", total) as progress:
                     strange = _strange(reader, progress)
-    for name, found in strange.items():
-        say(console, f"  not finite: {name}: {found}")
+    for name, counts in strange.items():
+        say(console, f"  not finite: {name}: {counts}")
     if not no_read:
         hashed = ", all equal to their SHA-256" if reader.hashes else ", no hashes to compare with"
         say(console, f"  values: {'all finite' if not strange else f'{len(strange)} tensors not finite'}{hashed}")
@@ -142,10 +142,10 @@ def _strange(reader: Reader, progress: Callable[[str, int], None]) -> dict[str, 
 
     from maskattn.convert.layouts import DTYPES
 
-    found: dict[str, str] = {}
+    strange: dict[str, str] = {}
     for name, array in reader.ahead(list(reader)):
         if array.dtype in DTYPES and not np.isfinite(array).all():
             nans, infinities = int(np.isnan(array).sum()), int(np.isinf(array).sum())
-            found[name] = f"{nans} NaN, {infinities} infinite of {array.size}"
+            strange[name] = f"{nans} NaN, {infinities} infinite of {array.size}"
         progress(name, array.nbytes)
-    return found
+    return strange

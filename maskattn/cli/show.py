@@ -114,7 +114,7 @@ def _print(mask: Mask, sizes: dict[str, int], row: int, head: int, tile: int, as
     from maskattn.show import drawing, statistics
 
     q_len, kv_len, batch, heads = sizes["q_len"], sizes["kv_len"], sizes["batch"], sizes["heads"]
-    found = statistics(mask, q_len, kv_len, batch, heads, tile=(tile, tile))
+    figures = statistics(mask, q_len, kv_len, batch, heads, tile=(tile, tile))
     title = repr(mask)
     space = _terminal.size()
     _terminal.echo(title if len(title) <= 400 else f"{title[:397]}...")
@@ -126,29 +126,29 @@ def _print(mask: Mask, sizes: dict[str, int], row: int, head: int, tile: int, as
     if batch and heads:
         size = {"width": space.columns, "height": max(16, min(44, space.lines - 12))}
         click.echo(drawing(mask, q_len, kv_len, row, head, ascii_only=ascii_only, **size))
-    for name, value in _figures(found):
+    for name, value in _figures(figures):
         _terminal.echo(f"{name:<12}{value}", 12)
     for warning in masks.lint(mask, q_len, kv_len, batch, heads):
         _terminal.echo(f"{'warning':<12}{warning}", 12)
 
 
-def _figures(found: Statistics) -> list[tuple[str, str]]:
-    if not found.pairs:
+def _figures(s: Statistics) -> list[tuple[str, str]]:
+    if not s.pairs:
         return [("density", "there are no pairs")]
-    about = "" if found.exact else "about "
-    rows = f"{found.empty_rows:,} of {found.rows:,} may attend to nothing"
-    if found.unknown_rows:
-        rows += f" ({found.unknown_rows:,} more were not settled)"
-    side = " x ".join(str(n) for n in found.tile)
-    shares = (found.skipped_tiles, found.full_tiles, found.tiles - found.skipped_tiles - found.full_tiles)
-    skipped, full, mixed = (_percent(count, found.tiles) for count in shares)
+    about = "" if s.exact else "about "
+    rows = f"{s.empty_rows:,} of {s.rows:,} may attend to nothing"
+    if s.unknown_rows:
+        rows += f" ({s.unknown_rows:,} more were not settled)"
+    side = " x ".join(str(n) for n in s.tile)
+    shares = (s.skipped_tiles, s.full_tiles, s.tiles - s.skipped_tiles - s.full_tiles)
+    skipped, full, mixed = (_percent(count, s.tiles) for count in shares)
     return [
         (
             "density",
-            f"{about}{_percent(found.allowed, found.pairs)} ({about}{found.allowed:,} of {found.pairs:,} pairs)",
+            f"{about}{_percent(s.allowed, s.pairs)} ({about}{s.allowed:,} of {s.pairs:,} pairs)",
         ),
         ("empty rows", rows),
-        ("tiles", f"{found.tiles:,} of {side}: {skipped} skipped, {full} without mask, {mixed} mixed"),
+        ("tiles", f"{s.tiles:,} of {side}: {skipped} skipped, {full} without mask, {mixed} mixed"),
     ]
 
 

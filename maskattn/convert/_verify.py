@@ -20,7 +20,7 @@ from maskattn.config import AttentionConfig
 from maskattn.convert._plan import Move, Plan, back, in_order
 from maskattn.convert._run import each
 from maskattn.convert.layouts import CANONICAL, DTYPES
-from maskattn.convert.twins import JaxTwin, Judged, TorchTwin, random_inputs
+from maskattn.convert.twins import JaxTwin, TorchTwin, WithinLimits, random_inputs
 from maskattn.typing import NumPyArray as Array, NumPyDType
 
 Progress = Callable[[str, int], None]
@@ -30,7 +30,7 @@ _MOVED = ("reshape", "transpose", "take", "concatenate", "stack", "moveaxis", "c
 
 
 @dataclass(frozen=True)
-class Ran(Judged):
+class Ran(WithinLimits):
     """One attention layer in one framework: its largest error, the limit there, and the largest error / limit."""
 
     layer: str

@@ -20,7 +20,7 @@ from maskattn.convert._tensors import convert_tensors
 from maskattn.typing import NumPyArray as Array, NumPyDType
 
 
-class Judged:
+class WithinLimits:
     """An output that was held to limits: ``share``, the largest error / limit, says whether every element kept it."""
 
     share: float

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from maskattn._arithmetic import negated, never
 from maskattn.numerics import rng
 from maskattn.typing import Traced as Array
 
@@ -118,12 +119,12 @@ def rank(ops: Ops, values: Array) -> Array:
 
 def previous(ops: Ops, flags: Array, first: bool) -> Array:
     """Each flag of the row (last axis) moved one place on, `first` at the start."""
-    start = (flags[..., :1] | True) if first else (flags[..., :1] & False)
-    return ops.concatenate([start, flags[..., :-1]])
+    nowhere = never(flags[..., :1])
+    return ops.concatenate([negated(nowhere) if first else nowhere, flags[..., :-1]])
 
 
 def indices(ops: Ops, keep: Array, size: int) -> tuple[Array, Array]:
     """Where each row is True, in order: int [..., size], filled up with 0, and how many those are, int [...]."""
     count = ops.sum(keep)
-    found = ops.argsort(ops.where(keep, 0, 1))[..., :size]
-    return ops.where(ops.arange(size) < count[..., None], found, 0), count
+    order = ops.argsort(ops.where(keep, 0, 1))[..., :size]
+    return ops.where(ops.arange(size) < count[..., None], order, 0), count

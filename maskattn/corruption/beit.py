@@ -8,8 +8,8 @@ import numpy as np
 from maskattn._declared import declared, integer, integers, number
 from maskattn._problems import Problems
 from maskattn.corruption._base import Scheme, batch_size
-from maskattn.corruption._blocks import rectangle
 from maskattn.corruption._ops import BITS, NUMPY, Ops
+from maskattn.corruption._rectangle import rectangle
 from maskattn.typing import Traced as Array
 
 if TYPE_CHECKING:

@@ -7,8 +7,8 @@ import numpy as np
 from maskattn._declared import declared, flag, integer, integers, interval
 from maskattn._problems import Problems
 from maskattn.corruption._base import Scheme, batch_size
-from maskattn.corruption._blocks import rectangle
 from maskattn.corruption._ops import BITS, NUMPY, Ops, indices
+from maskattn.corruption._rectangle import rectangle
 from maskattn.typing import Traced as Array
 
 if TYPE_CHECKING:
@@ -105,15 +105,15 @@ class IJEPA(Scheme[ContextTargets]):
             return ~state[2]
 
         def step(state: Any) -> Any:
-            turn, context, found = state
+            turn, context, done = state
             draws = ops.words(ops.fold_in(key, turn + 2), (batch, 2))
             top, left = draws[:, 0] % (self.grid[0] - tall), draws[:, 1] % (self.grid[1] - wide)
             block = rectangle(ops, self.grid, top, left, none[:, 0] + tall, none[:, 0] + wide)
             for number in range(0 if self.allow_overlap else self.targets):
                 block = block & ~(targets[:, number] & (number < self.targets - turn // _TRIES))
             enough = ops.sum(block, 2) > self.min_keep
-            context = ops.where((found | ~enough)[:, None, None], context, block)
-            return turn + 1, context, found | enough
+            context = ops.where((done | ~enough)[:, None, None], context, block)
+            return turn + 1, context, done | enough
 
         empty = ops.zeros((batch, *self.grid)) > 0
         context = ops.while_any(going, step, (ops.zeros(()), empty, ops.zeros((batch,)) > 0))[1]

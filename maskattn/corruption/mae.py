@@ -64,8 +64,8 @@ class MAE(Scheme[Removed]):
         """
         problems = Problems("MAE")
         batch, length = problems.integer("batch", batch, minimum=0), problems.integer("length", length, minimum=1)
-        kept = 0 if problems.faults else int(length * (1 - self.ratio))
-        if not problems.faults and not kept:
+        kept = 0 if problems.reasons else int(length * (1 - self.ratio))
+        if not problems.reasons and not kept:
             problems.value(f"ratio must keep at least one of {length} patches, got {self.ratio}")
         problems.raise_if_any()
         order = ops.argsort(ops.words(ops.key(key), (batch, length)))

@@ -4,6 +4,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from maskattn._arithmetic import never, zero
 from maskattn._declared import declared, flag, integer, number
 from maskattn._problems import Problems
 from maskattn.corruption._base import Scheme
@@ -99,7 +100,7 @@ class MLM(Scheme[Masked]):
         for name, kind in (("special", "bool"), ("words", "int")):
             if given[name] is not None:
                 given[name] = problems.array(name, given[name], kind, "[B, L]")
-                if not problems.faults and tuple(given[name].shape) != tuple(tokens.shape):
+                if not problems.reasons and tuple(given[name].shape) != tuple(tokens.shape):
                     problems.value(
                         f"{name} must have the shape {list(tokens.shape)} of tokens, got {list(given[name].shape)}"
                     )
@@ -109,7 +110,7 @@ class MLM(Scheme[Masked]):
             )
         problems.raise_if_any()
         tokens = ops.array(tokens)
-        spared = tokens != tokens if special is None else ops.array(given["special"])
+        spared = never(tokens) if special is None else ops.array(given["special"])
         key = ops.key(key)
         selected = self._select(ops, ops.fold_in(key, 0), spared, None if words is None else ops.array(given["words"]))
         fate = ops.words(ops.fold_in(key, 1), tokens.shape) >> (BITS - 23)
@@ -127,7 +128,7 @@ class MLM(Scheme[Masked]):
             order = rank(ops, ops.where(spared, 2**30, draws))
             return (order < self._count(ops, spared)[:, None]) & ~spared
         moved = ops.concatenate([words[:, :1], words[:, :-1]]) != words
-        first = previous(ops, moved & False, True) | moved | spared | previous(ops, spared, False)
+        first = previous(ops, never(moved), True) | moved | spared | previous(ops, spared, False)
         word = ops.cumsum(first) - 1  # which word of its row, from 0
         if not self.exact_count:
             chosen = chance(ops, key, self.rate, spared.shape)
@@ -137,7 +138,7 @@ class MLM(Scheme[Masked]):
         begins = ops.argsort(ops.where(first, 0, 1))
         there = ops.arange(length) < ops.sum(first)[:, None]
         begins = ops.where(there, begins, length)
-        ends = ops.concatenate([begins[:, 1:], begins[:, :1] * 0 + length])
+        ends = ops.concatenate([begins[:, 1:], zero(begins[:, :1]) + length])
         candidate = there & ~ops.take_along(spared, ops.where(there, begins, 0))
         sizes = ops.where(candidate, ends - begins, 0)
         order = ops.argsort(draws)
@@ -147,7 +148,7 @@ class MLM(Scheme[Masked]):
             taken = total + size <= most
             return ops.where(taken, total + size, total), taken
 
-        taken = ops.scan(take, most * 0, ops.take_along(sizes, order))
+        taken = ops.scan(take, zero(most), ops.take_along(sizes, order))
         return ops.take_along(ops.take_along(taken, ops.argsort(order)), word) & ~spared
 
     def _count(self, ops: Ops, spared: Array) -> Array:

@@ -115,7 +115,7 @@ class T5Spans(Scheme[Spans]):
         tokens = problems.array("tokens", tokens, "int", "[B, L]")
         if lengths is not None:
             lengths = problems.array("lengths", lengths, "int", "[B]")
-        if not problems.faults:
+        if not problems.reasons:
             batch, length = tokens.shape
             if lengths is not None and lengths.shape[0] != batch:
                 problems.value(

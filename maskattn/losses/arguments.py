@@ -169,17 +169,17 @@ def _bools(problems: Problems, name: str, value: Array, of: Array, owner: str, r
 
 
 def _leading(problems: Problems, name: str, value: Array, shape: Sequence[int], owner: str) -> None:
-    found = tuple(value.shape)
-    if len(found) > len(shape) or any(n not in (1, m) for n, m in zip(found, shape, strict=False)):
-        problems.value(f"{name} must have leading axes of {owner} {list(shape)} (or 1 for one), got {list(found)}")
+    got = tuple(value.shape)
+    if len(got) > len(shape) or any(n not in (1, m) for n, m in zip(got, shape, strict=False)):
+        problems.value(f"{name} must have leading axes of {owner} {list(shape)} (or 1 for one), got {list(got)}")
 
 
 def _pair(problems: Problems, prediction: Array, target: Array, rank: int, axes: str) -> None:
     _floats(problems, "prediction", prediction)
     _floats(problems, "target", target)
     if not problems and (len(target.shape) != rank or tuple(prediction.shape) != tuple(target.shape)):
-        found = f"{list(prediction.shape)} and {list(target.shape)}"
-        problems.value(f"prediction and target must have one shape {axes}, got {found}")
+        shapes = f"{list(prediction.shape)} and {list(target.shape)}"
+        problems.value(f"prediction and target must have one shape {axes}, got {shapes}")
 
 
 def _label_values(problems: Problems, labels: Array, classes: int, ignore_index: int) -> None:
@@ -188,8 +188,8 @@ def _label_values(problems: Problems, labels: Array, classes: int, ignore_index:
         return
     used = values[values != ignore_index]
     if used.size and not 0 <= int(used.min()) <= int(used.max()) < classes:
-        found = f"{int(used.min())} to {int(used.max())}"
-        problems.value(f"labels must be in [0, {classes}) or ignore_index {ignore_index}, got {found}")
+        labelled = f"{int(used.min())} to {int(used.max())}"
+        problems.value(f"labels must be in [0, {classes}) or ignore_index {ignore_index}, got {labelled}")
 
 
 def _read(array: Array) -> NumPyArray | None:

@@ -9,10 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from maskattn._arithmetic import negated
 from maskattn._declared import declared, part
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, on_subclass, to_numpy
-from maskattn._pairs import AXES, Pairwise, filled, grid, negated, restrict
+from maskattn._pairs import AXES, Pairwise, filled, grid, restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._to_json import to_json
 from maskattn.masks._why import explain
@@ -86,11 +87,11 @@ class Mask(Pairwise):
         Raises:
             ValueError: a size is negative or conflicts with the data; every conflict is named.
         """
-        found = self.sizes()
+        fixed = self.sizes()
         problems = Problems(f"sizes of {type(self).__name__}")
         sizes = {
-            "batch": found.get("batch", found.get("batch_multiple", 1)) if batch is None else batch,
-            "heads": found.get("heads", 1) if heads is None else heads,
+            "batch": fixed.get("batch", fixed.get("batch_multiple", 1)) if batch is None else batch,
+            "heads": fixed.get("heads", 1) if heads is None else heads,
             "q_len": q_len,
             "kv_len": kv_len,
         }

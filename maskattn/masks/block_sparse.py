@@ -3,10 +3,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from maskattn._arithmetic import clip
 from maskattn._declared import data, declared, integers
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._lookup import clip, gather, lookup
+from maskattn._lookup import gather, lookup
 from maskattn._pairs import fixed
 from maskattn.masks._core import Mask
 
@@ -57,8 +58,8 @@ class BlockSparse(Mask):
             value, inside = gather(table, h, clip(q, -1, rows - 1), clip(k, -1, columns - 1))
             return value * inside
 
-        found = upto(q_hi, k_hi) - upto(q_lo - 1, k_hi) - upto(q_hi, k_lo - 1) + upto(q_lo - 1, k_lo - 1)
-        return found > 0, found == (q_hi - q_lo + 1) * (k_hi - k_lo + 1)
+        allowed = upto(q_hi, k_hi) - upto(q_lo - 1, k_hi) - upto(q_hi, k_lo - 1) + upto(q_lo - 1, k_lo - 1)
+        return allowed > 0, allowed == (q_hi - q_lo + 1) * (k_hi - k_lo + 1)
 
     @property
     def depends(self) -> frozenset[str]:

@@ -3,10 +3,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, ClassVar
 
+from maskattn._arithmetic import clip
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._lookup import clip, gather, lookup
+from maskattn._lookup import gather, lookup
 from maskattn._pairs import AXES
 from maskattn.masks._core import Mask
 

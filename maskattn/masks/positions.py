@@ -60,11 +60,11 @@ class At(Mask):
         return inner | {"b"} if self._rows() and inner & {"q", "k"} else inner
 
     def sizes(self) -> dict[str, int]:
-        found = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
+        sizes = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
         for rows in self._rows():
-            if found.setdefault("batch", rows) != rows:
-                raise ValueError(f"batch is {found['batch']} in {self.part!r} but {rows} in the offsets of `at`")
-        return found
+            if sizes.setdefault("batch", rows) != rows:
+                raise ValueError(f"batch is {sizes['batch']} in {self.part!r} but {rows} in the offsets of `at`")
+        return sizes
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         inner, whole = dict(sizes), self.part.sizes()
@@ -139,12 +139,12 @@ class Positioned(Mask):
         return self.part.depends | ({"b", "q", "k"} if "batch" in self.sizes() else {"q", "k"})
 
     def sizes(self) -> dict[str, int]:
-        found = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
+        sizes = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
         for axis, positions in (("q_len", self.q_pos), ("kv_len", self.k_pos)):
-            rows, found[axis] = (int(size) for size in positions.shape)
-            if rows != 1 and found.setdefault("batch", rows) != rows:
-                raise ValueError(f"batch is {found['batch']} in {self.part!r} but {rows} in the positions")
-        return found
+            rows, sizes[axis] = (int(size) for size in positions.shape)
+            if rows != 1 and sizes.setdefault("batch", rows) != rows:
+                raise ValueError(f"batch is {sizes['batch']} in {self.part!r} but {rows} in the positions")
+        return sizes
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         # Lengths are those of the positions, whatever lengths the part itself would have.

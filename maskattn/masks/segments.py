@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from maskattn._arithmetic import choose, clip, zero
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, to_numpy
-from maskattn._lookup import clip, count, gather, range_max
-from maskattn._pairs import fixed, zero
+from maskattn._lookup import count, gather, range_max
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
@@ -54,14 +55,14 @@ class Segments(Mask):
         """
         problems = Problems("Segments.from_sizes")
         given = {"q_sizes": q_sizes} if k_sizes is None else {"q_sizes": q_sizes, "k_sizes": k_sizes}
-        found = {
+        sides = {
             name: problems.array(name, _concrete(sizes), "int", "[documents]", minimum=0)
             for name, sizes in given.items()
         }
-        if not problems and len({len(sizes) for sizes in found.values()}) > 1:
-            problems.value(f"one size per document is needed on both sides, got {[len(s) for s in found.values()]}")
+        if not problems and len({len(sizes) for sizes in sides.values()}) > 1:
+            problems.value(f"one size per document is needed on both sides, got {[len(s) for s in sides.values()]}")
         problems.raise_if_any()
-        return cls(*(np.repeat(np.arange(len(sizes)), sizes)[None] for sizes in found.values()))
+        return cls(*(np.repeat(np.arange(len(sizes)), sizes)[None] for sizes in sides.values()))
 
     @classmethod
     def from_cu_seqlens(cls, cu_seqlens_q: object, cu_seqlens_k: object = None) -> Segments:
@@ -133,11 +134,10 @@ def _summary(ids: Array, b: Array, low: Array, high: Array) -> tuple[Array, Arra
         nothing = zero(low, high, b) - 1
         return nothing, nothing, nothing == 0
     real = ids >= 0
-    padding = (ids < 0) * 1  # PyTorch does not subtract bools
-    found = count(real, b, low, high)
+    number = count(real, b, low, high)
     # where the range lies outside the data, some entry is summarised in its place, and nothing was found
     first, last = clip(low, 0, size - 1), clip(high, 0, size - 1)
     top = ids.max()
-    most = range_max(ids * real - padding, b, first, last)
-    least = top - range_max((top - ids * real) * real - padding, b, first, last)
-    return least, most * (found > 0) - (found == 0) * 1, found == high - low + 1
+    most = range_max(choose(real, ids, -1), b, first, last)
+    least = top - range_max(choose(real, top - ids, -1), b, first, last)
+    return least, choose(number > 0, most, -1), number == high - low + 1

@@ -4,11 +4,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from maskattn._arithmetic import choose, zero
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, peek
 from maskattn._lookup import extent, gather
-from maskattn._pairs import fixed, negated, zero
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 
@@ -124,9 +125,9 @@ def _number_by_arithmetic(parents: Array) -> tuple[Array, Array]:
     above = node[:, :, None] == node[:, None, :]  # [b, i, a]: whether a is i, or an ancestor at most 2^s - 1 before it
     jump = parents  # the ancestor 2^s before
     for _ in range(max(int(parents.shape[1]) - 1, 0).bit_length()):
-        known, found = jump * (jump >= 0), jump >= 0
-        above = above | (above[row, known] & found[:, :, None])
-        jump = jump[row, known] * found - negated(found) * 1
+        known, some = jump * (jump >= 0), jump >= 0
+        above = above | (above[row, known] & some[:, :, None])
+        jump = choose(some, jump[row, known], -1)
     size = above.sum(1)
     sibling = (parents[:, :, None] == parents[:, None, :]) & (node[:, :, None] > node[:, None, :])
     before = (sibling * size[:, None, :]).sum(2)  # nodes in the trees of the siblings that come first

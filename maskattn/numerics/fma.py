@@ -10,6 +10,7 @@ from types import ModuleType
 
 import numpy as np
 
+from maskattn._arithmetic import constant
 from maskattn.typing import Traced as Array
 
 _HALF = -(1 << 27)
@@ -23,9 +24,9 @@ def multiply_add(xp: ModuleType, u: Array, span: float, low: float, *, wide: boo
         xp: numpy or torch.
     """
     if not wide:
-        return _round_to_odd(xp, *_two_sum(u * span, u * 0.0 + low))  # the product is exact
+        return _round_to_odd(xp, *_two_sum(u * span, constant(low, u)))  # the product is exact
     product, rest = _two_product(xp, u, span)
-    middle, last = _two_sum(u * 0.0 + low, rest)
+    middle, last = _two_sum(constant(low, u), rest)
     total, tail = _two_sum(product, middle)
     return total + _round_to_odd(xp, *_two_sum(last, tail))
 

@@ -78,7 +78,7 @@ class Options(TypedDict, total=False):
     dtype: DTypeLike
 
 
-class _Problem(NamedTuple):
+class _Arguments(NamedTuple):
     """What all three functions here take: the arrays of the formulas, and what they are computed with."""
 
     query: Array
@@ -148,10 +148,10 @@ def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
     return x.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1 and x.shape[i] != 1), keepdims=True)
 
 
-def _weights(problem: _Problem, q: Array, k: Array) -> _Weights:
-    allowed, bias, softcap, sinks = problem.allowed, problem.bias, problem.softcap, problem.sinks
+def _weights(given: _Arguments, q: Array, k: Array) -> _Weights:
+    allowed, bias, softcap, sinks = given.allowed, given.bias, given.softcap, given.sinks
     shape = (*q.shape[:3], k.shape[2])
-    logits = problem.factor * (q @ k.swapaxes(-1, -2))
+    logits = given.factor * (q @ k.swapaxes(-1, -2))
     slope = None
     if softcap is not None:
         slope = np.tanh(logits / softcap)
@@ -176,7 +176,7 @@ def _weights(problem: _Problem, q: Array, k: Array) -> _Weights:
         total = total + sink_e
     live = e / np.where(empty, 1, total)
     p = live
-    if problem.empty_rows == "mean" and shape[3]:
+    if given.empty_rows == "mean" and shape[3]:
         p = np.where(empty, np.ones((), q.dtype) / shape[3], live)
     lse = np.where(empty, -np.inf, shift + np.log(np.where(empty, 1, total)))
     return _Weights(logits, p, live, slope, may, empty, None if sink_e is None else sink_e / total, lse)
@@ -195,13 +195,13 @@ def attention(
     as in ``maskattn_torch.attention``, without ``"error"``; ``dtype``: float64, or np.longdouble where the judge must
     be finer than what it judges.
     """
-    problem = _Problem(query, key, value, allowed, **options)
-    q, k, v = problem.heads_first()
+    given = _Arguments(query, key, value, allowed, **options)
+    q, k, v = given.heads_first()
     with np.errstate(all="ignore"):
-        w = _weights(problem, q, k)
-        out = _weighted(problem.dropped(w.p), v)
-        if problem.empty_rows != "mean":
-            out = np.where(w.empty, np.nan if problem.empty_rows == "nan" else 0.0, out)
+        w = _weights(given, q, k)
+        out = _weighted(given.dropped(w.p), v)
+        if given.empty_rows != "mean":
+            out = np.where(w.empty, np.nan if given.empty_rows == "nan" else 0.0, out)
     return Forward(out.transpose(0, 2, 1, 3), w.lse[..., 0].transpose(0, 2, 1))
 
 
@@ -216,45 +216,45 @@ def backward(
     **options: Unpack[Options],
 ) -> Gradients:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)``: ``d_output`` [B, L, H, Dv], ``d_lse`` [B, L, H]."""
-    problem = _Problem(query, key, value, allowed, **options)
-    return _backward(problem, d_output, d_lse, lambda x: x, np.subtract)[0]
+    given = _Arguments(query, key, value, allowed, **options)
+    return _backward(given, d_output, d_lse, lambda x: x, np.subtract)[0]
 
 
 def _backward(
-    problem: _Problem,
+    given: _Arguments,
     d_output: Array,
     d_lse: Array | None,
     size: Callable[[Array], Array],
     minus: Callable[[ArrayLike, ArrayLike], Array],
 ) -> tuple[Gradients, _Weights]:
     """The backward pass, and with ``size=abs`` and ``minus=add`` its magnitudes: one text, so that they cannot part."""
-    q, k, v = problem.heads_first()
+    q, k, v = given.heads_first()
     batch, heads, _, _ = q.shape
-    kv_heads = np.shape(problem.key)[2]
+    kv_heads = np.shape(given.key)[2]
 
     def sum_groups(x: Array) -> Array:
         """[B, H, S, D] -> [B, S, K, D]"""
         return x.reshape(batch, kv_heads, heads // max(kv_heads, 1), *x.shape[2:]).sum(axis=2).transpose(0, 2, 1, 3)
 
     with np.errstate(all="ignore"):
-        w = _weights(problem, q, k)
-        d_o = size(_heads(d_output, problem.dtype))
-        q, k, v, scale = size(q), size(k), size(v), float(size(np.asarray(problem.factor)))
-        d_o_kept = d_o if problem.empty_rows == "mean" else np.where(w.empty, 0, d_o)
-        d_value = _weighted(problem.dropped(w.p).swapaxes(-1, -2), d_o_kept)
-        dp = problem.dropped(np.where(w.live != 0, d_o @ v.swapaxes(-1, -2), 0))
+        w = _weights(given, q, k)
+        d_o = size(_heads(d_output, given.dtype))
+        q, k, v, scale = size(q), size(k), size(v), float(size(np.asarray(given.factor)))
+        d_o_kept = d_o if given.empty_rows == "mean" else np.where(w.empty, 0, d_o)
+        d_value = _weighted(given.dropped(w.p).swapaxes(-1, -2), d_o_kept)
+        dp = given.dropped(np.where(w.live != 0, d_o @ v.swapaxes(-1, -2), 0))
         delta = (w.live * dp).sum(axis=-1, keepdims=True)
         d_row = (
             np.zeros_like(delta)
             if d_lse is None
-            else size(np.asarray(d_lse).astype(problem.dtype).transpose(0, 2, 1)[..., None])
+            else size(np.asarray(d_lse).astype(given.dtype).transpose(0, 2, 1)[..., None])
         )
         inner = minus(dp, delta) + d_row
         ds = np.where(w.live != 0, w.live * inner, 0)
         draw = ds if w.slope is None else ds * minus(1, w.slope * w.slope)
         d_query = scale * _weighted(draw, k)
         d_key = scale * _weighted(draw.swapaxes(-1, -2), q)
-        d_bias = None if problem.bias is None else _sum_to(ds, np.shape(problem.bias))
+        d_bias = None if given.bias is None else _sum_to(ds, np.shape(given.bias))
         d_sinks = None if w.sink is None else (w.sink * (minus(0, delta) + d_row)).sum(axis=(0, 2, 3))
     return Gradients(d_query.transpose(0, 2, 1, 3), sum_groups(d_key), sum_groups(d_value), d_bias, d_sinks), w
 
@@ -274,11 +274,11 @@ def magnitudes(
     A forbidden pair has no magnitude. For the log-sum-exp it is |max| + |log sum| + 1: the logarithm turns the relative
     error of its argument into an absolute one.
     """
-    problem = _Problem(query, key, value, allowed, **options)
+    given = _Arguments(query, key, value, allowed, **options)
     d_o = np.zeros((*np.shape(query)[:3], np.shape(value)[3])) if d_output is None else d_output
-    grads, w = _backward(problem, d_o, d_lse, np.abs, np.add)
+    grads, w = _backward(given, d_o, d_lse, np.abs, np.add)
     with np.errstate(all="ignore"):
-        output = _weighted(problem.dropped(w.p), np.abs(problem.heads_first()[2])).transpose(0, 2, 1, 3)
+        output = _weighted(given.dropped(w.p), np.abs(given.heads_first()[2])).transpose(0, 2, 1, 3)
         highest = w.logits.max(axis=-1, initial=-np.inf)
         lse = np.where(
             w.empty[..., 0], 0, np.abs(_clean(highest)) + np.abs(_clean(w.lse[..., 0] - _clean(highest))) + 1

@@ -138,9 +138,9 @@ class Schedule(Tiling):
 
     def states(self) -> Array:
         """EMPTY, MIXED or FULL of every tile: int8 [batch, heads, q_tiles, kv_tiles]."""
-        found = np.zeros((self.batch * self.heads * self.q_tiles, self.kv_tiles), np.int8)
-        found[self.entry_rows, self.indices] = np.where(self.full, FULL, MIXED)
-        return found.reshape(self.batch, self.heads, self.q_tiles, self.kv_tiles)
+        states = np.zeros((self.batch * self.heads * self.q_tiles, self.kv_tiles), np.int8)
+        states[self.entry_rows, self.indices] = np.where(self.full, FULL, MIXED)
+        return states.reshape(self.batch, self.heads, self.q_tiles, self.kv_tiles)
 
     def _plane(self, b: int, h: int) -> int:
         return (b if self.batch > 1 else 0) * self.heads + (h if self.heads > 1 else 0)
@@ -165,10 +165,10 @@ def readable(where: str, mask: Mask) -> Mask:
     require_mask(where, mask)
 
     def concrete(array: object) -> Array:
-        found = peek(array)
-        if found is None:
+        numbers = peek(array)
+        if numbers is None:
             raise ValueError(f"{where}: the data of {mask!r} are traced, and must be read now: call it outside jit")
-        return found
+        return numbers
 
     return mask.map_data(concrete)
 
@@ -182,10 +182,10 @@ def settled(
         TypeError, ValueError: a size is wrong or conflicts with the mask's data.
     """
     batch, heads, q_len, kv_len = sizes
-    found, depends = mask.settle(q_len, kv_len, batch, heads), depends | mask.depends
-    rows = found["batch"] if "b" in depends else min(found["batch"], 1)
-    columns = found["heads"] if "h" in depends else min(found["heads"], 1)
-    return rows, columns, found["q_len"], found["kv_len"]
+    fixed, depends = mask.settle(q_len, kv_len, batch, heads), depends | mask.depends
+    rows = fixed["batch"] if "b" in depends else min(fixed["batch"], 1)
+    columns = fixed["heads"] if "h" in depends else min(fixed["heads"], 1)
+    return rows, columns, fixed["q_len"], fixed["kv_len"]
 
 
 def _schedule(mask: Mask, tiling: Tiling, exact: bool) -> Schedule:
@@ -217,13 +217,13 @@ def _walk(mask: Mask, tiling: Tiling) -> Iterator[tuple[int, Tiles, Tiles]]:
     while span < max(tiling.q_tiles, tiling.kv_tiles):
         span *= _FAN
     b, h = np.divmod(np.arange(tiling.batch * tiling.heads), max(tiling.heads, 1))
-    squares = Tiles(b, h, b * 0, b * 0)
+    squares = Tiles(b, h, np.zeros_like(b), np.zeros_like(b))
     step = _PARTS // _FAN**2
     while span > 1:
         span //= _FAN
         parts = [squares.some(slice(start, start + step)) for start in range(0, len(squares.b), step)]
-        found = [_divide(mask, tiling, part, span) for part in parts]
-        full, squares = _joined([f for f, _ in found]), _joined([m for _, m in found])
+        divided = [_divide(mask, tiling, part, span) for part in parts]
+        full, squares = _joined([f for f, _ in divided]), _joined([m for _, m in divided])
         yield span, full, squares
 
 

@@ -51,8 +51,8 @@ def readable(array: Given) -> Given:
     if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
         return array
     on_cpu = array.is_fully_addressable and all(device.platform == "cpu" for device in array.devices())
-    found = peek(array) if on_cpu and array.ndim == 1 else None
-    return array if found is None else found
+    numbers = peek(array) if on_cpu and array.ndim == 1 else None
+    return array if numbers is None else numbers
 
 
 def _check_integers(node: Spec) -> None:
@@ -87,8 +87,8 @@ def _as_array(array: Given) -> Array:
         if array.min() < limits.min or array.max() > limits.max:
             raise ValueError(f"integers must fit in int32 while x64 is off, got {array.min()} to {array.max()}")
     if hasattr(array, "detach"):
-        found = f"{type(array).__name__} of dtype {dtype_name(array)}"
-        raise TypeError(f"data must be of NumPy or JAX here, got {found}")
+        got = f"{type(array).__name__} of dtype {dtype_name(array)}"
+        raise TypeError(f"data must be of NumPy or JAX here, got {got}")
     if not isinstance(array, np.ndarray):
         return jnp.asarray(array)
     with jax.ensure_compile_time_eval():  # NumPy data stay readable while a function is traced: plans can be made

@@ -12,7 +12,7 @@ from maskattn_jax import tables
 from maskattn_jax.lower._binding import arange, bind, readable
 from maskattn_jax.types import Array, DType
 
-_ARRAYS = lowering.Arrays(readable, bind, arange, lambda array: array.astype(jnp.float32), tables.look_up)
+_LOWERING = lowering.Lowering(readable, bind, arange, lambda array: array.astype(jnp.float32), tables.look_up)
 
 
 def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int) -> Bool[Array, "#B #H #L #S"] | None:
@@ -23,7 +23,7 @@ def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int) 
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
-    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _ARRAYS)
+    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _LOWERING)
 
 
 def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> Float[Array, "#B #H #L #S"] | None:
@@ -35,7 +35,7 @@ def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> 
     Raises:
         ValueError: the sizes conflict with the bias's data.
     """
-    return lowering.bias(bias, (batch, heads, q_len, kv_len), _ARRAYS)
+    return lowering.bias(bias, (batch, heads, q_len, kv_len), _LOWERING)
 
 
 def to_dense(
@@ -46,7 +46,7 @@ def to_dense(
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
-    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _ARRAYS)
+    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _LOWERING)
     return jnp.broadcast_to(keep, sizes)
 
 

@@ -72,9 +72,9 @@ def to_dot_product_attention(
         else:
             rest.append(part)
     keywords: dict[str, Any] = _band_keywords(intersection(bands), q_len, kv_len)
-    for name, found in lengths.items():
-        if found:
-            least = functools.reduce(jnp.minimum, [jnp.asarray(each, jnp.int32) for each in found])
+    for name, given in lengths.items():
+        if given:
+            least = functools.reduce(jnp.minimum, [jnp.asarray(each, jnp.int32) for each in given])
             keywords[name] = jnp.broadcast_to(least, (batch,))
     if rest:
         keywords["mask"] = allowed(functools.reduce(operator.and_, rest), batch, heads, q_len, kv_len)
@@ -148,11 +148,11 @@ def _query_lengths(part: Mask) -> Array | None:
 
 def _prefix_lengths(keep: Array) -> Array | None:
     """How many slots each row keeps, where it keeps the first ones and the data can be read; else None."""
-    found = peek(keep)
-    if found is None:
+    kept = peek(keep)
+    if kept is None:
         return None
-    lengths = found.sum(1)
-    return lengths if (found == (np.arange(found.shape[1]) < lengths[:, None])).all() else None
+    lengths = kept.sum(1)
+    return lengths if (kept == (np.arange(kept.shape[1]) < lengths[:, None])).all() else None
 
 
 def _refuse_empty_rows(mask: Mask, sizes: tuple[int, int, int, int], query_lengths: list[Array]) -> None:
@@ -181,8 +181,8 @@ def _reading_batch(mask: Mask) -> list[Mask]:
     """The innermost parts that differ between batch rows."""
     if "b" not in mask.depends:
         return []
-    found = [part for child in mask.children() for part in _reading_batch(child)]
-    return found or [mask]
+    reading = [part for child in mask.children() for part in _reading_batch(child)]
+    return reading or [mask]
 
 
 def _splash(splash: ModuleType, mask: Mask, head: int, heads: int, shape: tuple[int, int]) -> Any:

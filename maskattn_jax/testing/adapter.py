@@ -54,8 +54,8 @@ class Adapter(TwinAdapter):
         if self.mode == "jit" and jitted:
             mask = dense
         bias, key, options = None if "bias" in arrays else case.bias, from_numpy(case.dropout_key), self.options(case)
-        found, gradients = (_compiled if jitted else _attend)(arrays, mask, bias, key, given, tuple(options.items()))
-        results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
+        outputs, gradients = (_compiled if jitted else _attend)(arrays, mask, bias, key, given, tuple(options.items()))
+        results = {name: to_numpy(x) for name, x in zip(("output", "lse"), outputs, strict=False)}
         results |= {} if dense is None else {"mask": to_numpy(dense)}
         return results | {f"d_{name}": to_numpy(grad) for name, grad in gradients.items()}
 
@@ -106,8 +106,8 @@ def _attend(
     def forward(arrays: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         added = replace(bias, table=arrays["table"]) if "table" in arrays else bias
         given = {"bias": arrays.get("bias", added), "sinks": arrays.get("sinks"), "dropout_key": key, **dict(options)}
-        found = functional.attention(arrays["query"], arrays["key"], arrays["value"], mask, **given)
-        return found if given["return_lse"] else (found,)
+        outputs = functional.attention(arrays["query"], arrays["key"], arrays["value"], mask, **given)
+        return outputs if given["return_lse"] else (outputs,)
 
     if cotangent is None:
         return forward(arrays), {}

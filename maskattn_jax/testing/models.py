@@ -7,14 +7,14 @@ from flax import nnx
 from jax import Array
 
 from maskattn.parity.training import models
-from maskattn.parity.training.tasks import Stack, Task
+from maskattn.parity.training.tasks import Task, Trunk
 from maskattn_jax import losses, rng
 from maskattn_jax.corruption import corrupt
 from maskattn_jax.dropout import drop
 from maskattn_jax.multihead import MultiHeadAttention
 from maskattn_jax.seed import Attention
 
-__all__ = ["OPERATIONS", "Block", "Model"]
+__all__ = ["OPERATIONS", "Block", "TaskModel"]
 
 
 OPERATIONS = models.Operations(jnp, jnp.take_along_axis, nnx.gelu, rng.split, corrupt, drop, losses)
@@ -27,7 +27,7 @@ class Block(nnx.Module):
         stack: what the block is one of.
     """
 
-    def __init__(self, stack: Stack, *, rngs: nnx.Rngs) -> None:
+    def __init__(self, stack: Trunk, *, rngs: nnx.Rngs) -> None:
         self.stack = stack
         for name, part in models.Block.parts(stack, _Build(rngs)).items():
             setattr(self, name, part)
@@ -37,7 +37,7 @@ class Block(nnx.Module):
         return models.Block.apply(self, OPERATIONS, x, key, **given)
 
 
-class Model(nnx.Module):
+class TaskModel(nnx.Module):
     """The model of a task.
 
     Args:
@@ -78,12 +78,12 @@ class _Build:
     def table(self, *shape: int) -> object:
         return nnx.Param(jnp.zeros(shape))
 
-    def attention(self, stack: Stack) -> object:
+    def attention(self, stack: Trunk) -> object:
         config = stack.attention
         if not stack.seed_module:
             return MultiHeadAttention(config, rngs=self.rngs)
         rates = (config.dropout_rate, config.out_dropout_rate)
         return Attention(config.embed_dim, config.num_heads, True, None, *rates, rngs=self.rngs)
 
-    def blocks(self, stack: Stack) -> object:
+    def blocks(self, stack: Trunk) -> object:
         return nnx.List([Block(stack, rngs=self.rngs) for _ in range(stack.depth)])

@@ -17,12 +17,12 @@ from maskattn.optimizers import OptimizerState
 from maskattn.parity.training.tasks import Optimizer, Task
 from maskattn.typing import NumPyArray
 from maskattn_jax import optimizers, rng
-from maskattn_jax.testing.models import Model
+from maskattn_jax.testing.models import TaskModel
 
 __all__ = ["Trainer", "make_optimizer"]
 
 
-def make_optimizer(settings: Optimizer, model: Model) -> nnx.Optimizer:
+def make_optimizer(settings: Optimizer, model: TaskModel) -> nnx.Optimizer:
     """The optimizer of optax with these settings, of all parameters of the model."""
     return nnx.Optimizer(model, _rule(settings), wrt=nnx.Param)
 
@@ -51,7 +51,7 @@ class Trainer:
     def __init__(self, task: Task, settings: Optimizer, dtype: str, kernel: str) -> None:
         self.settings, self.dtype, self.kernel = settings, dtype, kernel
         # Without its first numbers, which would be compiled and then replaced.
-        self.model = nnx.eval_shape(lambda: Model(task, rngs=nnx.Rngs(params=0)))
+        self.model = nnx.eval_shape(lambda: TaskModel(task, rngs=nnx.Rngs(params=0)))
         self.key = jax.random.key(0)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -57,8 +57,8 @@ def readable(array: Given) -> Given:
         return torch.as_tensor(array)  # the compiler cannot branch on values, of NumPy arrays neither
     if not isinstance(array, torch.Tensor) or array.device.type != "cpu":
         return array
-    found = peek(array) if array.ndim == 1 else None
-    return array if found is None else found
+    numbers = peek(array) if array.ndim == 1 else None
+    return array if numbers is None else numbers
 
 
 def _as_array(array: Given, device: Device) -> Array:
@@ -66,8 +66,8 @@ def _as_array(array: Given, device: Device) -> Array:
         return array if device is None else array.to(device)
     given: object = array
     if not isinstance(given, np.ndarray):
-        found = f"{type(given).__name__} of dtype {dtype_name(array)}"
-        raise TypeError(f"data must be of NumPy or PyTorch here, got {found}")
+        got = f"{type(given).__name__} of dtype {dtype_name(array)}"
+        raise TypeError(f"data must be of NumPy or PyTorch here, got {got}")
     return torch.as_tensor(array, device=device) if torch.compiler.is_compiling() else to_torch(array, device)
 
 

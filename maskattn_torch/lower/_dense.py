@@ -25,7 +25,7 @@ def allowed(
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
-    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _arrays(device))
+    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _lowering(device))
 
 
 def bias(
@@ -39,7 +39,7 @@ def bias(
     Raises:
         ValueError: the sizes conflict with the bias's data.
     """
-    return lowering.bias(bias, (batch, heads, q_len, kv_len), _arrays(device))
+    return lowering.bias(bias, (batch, heads, q_len, kv_len), _lowering(device))
 
 
 def to_dense(
@@ -50,7 +50,7 @@ def to_dense(
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
-    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _arrays(device))
+    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _lowering(device))
     return torch.broadcast_to(keep, sizes)
 
 
@@ -75,7 +75,7 @@ def to_additive(
     return torch.zeros(keep.shape, dtype=dtype, device=keep.device).masked_fill(~keep, torch.finfo(dtype).min)
 
 
-def _arrays(device: Device) -> lowering.Arrays:
+def _lowering(device: Device) -> lowering.Lowering:
     """What lowering needs of PyTorch, on `device` (default: NumPy data on the CPU, tensors where they are)."""
     bound, indices = partial(bind, device=device), partial(arange, device=device)
-    return lowering.Arrays(readable, bound, indices, torch.Tensor.float, tables.look_up)
+    return lowering.Lowering(readable, bound, indices, torch.Tensor.float, tables.look_up)

@@ -39,17 +39,16 @@ class Adapter(TwinAdapter):
         bias: Any = arrays["bias"] if "bias" in arrays else case.bias
         bias = replace(bias, table=arrays["table"]) if "table" in arrays else bias
         options = {"sinks": arrays.get("sinks"), "dropout_key": from_numpy(case.dropout_key), **self.options(case)}
-        found: Any = functional.attention(
-            arrays["query"], arrays["key"], arrays["value"], case.mask, bias=bias, **options
-        )
-        found = found if options["return_lse"] else (found,)
-        results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
+        inputs = (arrays["query"], arrays["key"], arrays["value"])
+        outputs: Any = functional.attention(*inputs, case.mask, bias=bias, **options)
+        outputs = outputs if options["return_lse"] else (outputs,)
+        results = {name: to_numpy(x) for name, x in zip(("output", "lse"), outputs, strict=False)}
         if case.mask is not None:
             s = case.shape
             results["mask"] = to_numpy(lower.to_dense(case.mask, s.q_len, s.kv_len, s.batch, s.heads))
         if cotangent is not None:
-            given = [from_numpy(cotangent[name]) for name in ("output", "lse")[: len(found)]]
-            gradients = torch.autograd.grad(found, list(arrays.values()), given, materialize_grads=True)
+            given = [from_numpy(cotangent[name]) for name in ("output", "lse")[: len(outputs)]]
+            gradients = torch.autograd.grad(outputs, list(arrays.values()), given, materialize_grads=True)
             results |= {f"d_{name}": to_numpy(grad) for name, grad in zip(arrays, gradients, strict=True)}
         return results
 

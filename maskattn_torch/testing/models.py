@@ -7,14 +7,14 @@ from torch import Tensor as Array, nn
 from torch.nn import functional as F
 
 from maskattn.parity.training import models
-from maskattn.parity.training.tasks import Stack, Task
+from maskattn.parity.training.tasks import Task, Trunk
 from maskattn_torch import losses, rng
 from maskattn_torch.corruption import corrupt
 from maskattn_torch.dropout import drop
 from maskattn_torch.multihead import MultiHeadAttention
 from maskattn_torch.seed import Attention
 
-__all__ = ["OPERATIONS", "Block", "Model"]
+__all__ = ["OPERATIONS", "Block", "TaskModel"]
 
 
 def _gelu(x: Array, approximate: bool) -> Array:
@@ -31,7 +31,7 @@ class Block(nn.Module):
         stack: what the block is one of.
     """
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Trunk) -> None:
         super().__init__()
         self.stack = stack
         for name, part in models.Block.parts(stack, _Build()).items():
@@ -42,7 +42,7 @@ class Block(nn.Module):
         return models.Block.apply(self, OPERATIONS, x, key, **given)
 
 
-class Model(nn.Module):
+class TaskModel(nn.Module):
     """The model of a task.
 
     Args:
@@ -71,12 +71,12 @@ class _Build:
     def table(self, *shape: int) -> object:
         return nn.Parameter(torch.zeros(shape))
 
-    def attention(self, stack: Stack) -> object:
+    def attention(self, stack: Trunk) -> object:
         config = stack.attention
         if not stack.seed_module:
             return MultiHeadAttention(config)
         rates = (config.dropout_rate, config.out_dropout_rate)
         return Attention(config.embed_dim, config.num_heads, True, None, *rates)
 
-    def blocks(self, stack: Stack) -> object:
+    def blocks(self, stack: Trunk) -> object:
         return nn.ModuleList([Block(stack) for _ in range(stack.depth)])

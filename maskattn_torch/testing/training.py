@@ -12,12 +12,12 @@ from maskattn.optimizers import OptimizerState
 from maskattn.parity.training.tasks import Optimizer, Task
 from maskattn.typing import NumPyArray
 from maskattn_torch import optimizers, rng
-from maskattn_torch.testing.models import Model
+from maskattn_torch.testing.models import TaskModel
 
 __all__ = ["Trainer", "make_optimizer"]
 
 
-def make_optimizer(settings: Optimizer, model: Model) -> torch.optim.Optimizer:
+def make_optimizer(settings: Optimizer, model: TaskModel) -> torch.optim.Optimizer:
     """The optimizer of PyTorch with these settings, of all parameters of the model."""
     parameters = list(model.named_parameters())
     if settings.name == "sgd":
@@ -45,7 +45,7 @@ class Trainer:
 
     def __init__(self, task: Task, settings: Optimizer, dtype: str, kernel: str) -> None:
         self.settings, self.dtype, self.kernel = settings, dtype, kernel
-        self.model = Model(task).to(getattr(torch, dtype))
+        self.model = TaskModel(task).to(getattr(torch, dtype))
         self.key = rng.key(0)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import TYPE_CHECKING
 
+from maskattn import _moved
 from maskattn.convert.layouts._base import Layout, Step
-from maskattn.convert.layouts._check import DTYPES, faults, mixed_dtypes
+from maskattn.convert.layouts._check import DTYPES, mismatches, mixed_dtypes
 from maskattn.convert.layouts._detect import Candidate, Detection, detect as _detect
 from maskattn.convert.layouts._extras import EXTRAS
 from maskattn.convert.layouts._stack import Stack
@@ -58,14 +60,16 @@ __all__ = [
     "Stack",
     "Step",
     "detect",
-    "faults",
     "flatten",
     "get",
+    "mismatches",
     "mixed_dtypes",
     "names",
     "steps",
     "unflatten",
 ]
+
+__getattr__ = partial(_moved.renamed, __name__)
 
 _LAYOUTS: tuple[Layout, ...] = (
     CANONICAL,

@@ -64,9 +64,9 @@ class Canonical(Layout):
         kdim, kv_heads, _ = need(tensors, self._join("key", "kernel"), 3)
         vdim, _, v_dim = need(tensors, self._join("value", "kernel"), 3)
         out_dim = need(tensors, self._join("out", "kernel"), 3)[2]
-        for what, given, found in (("num_heads", num_heads, heads), ("num_kv_heads", num_kv_heads, kv_heads)):
-            if given is not None and given != found:
-                raise ValueError(f"{what} is {given}, but the kernels have {found}")
+        for what, given, stored in (("num_heads", num_heads, heads), ("num_kv_heads", num_kv_heads, kv_heads)):
+            if given is not None and given != stored:
+                raise ValueError(f"{what} is {given}, but the kernels have {stored}")
         return AttentionConfig(
             embed_dim,
             heads,

@@ -32,7 +32,7 @@ _MODULES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_pro
 
 
 @dataclass(frozen=True)
-class Named(Stored):
+class NamedAxes(Stored):
     """A tensor with an axis for each named one; ``out_first``: the axes of the output come before the input's."""
 
     out_first: bool = False
@@ -74,7 +74,7 @@ class Named(Stored):
 def named(out_first: bool) -> tuple[Stored, ...]:
     """Weights and biases of the four projections."""
     return tuple(
-        Named(f"{module}.{'weight' if part == 'kernel' else 'bias'}", (role,), part, out_first=out_first)
+        NamedAxes(f"{module}.{'weight' if part == 'kernel' else 'bias'}", (role,), part, out_first=out_first)
         for role, module in _MODULES.items()
         for part in ("kernel", "bias")
     )
@@ -109,12 +109,12 @@ class Haliax(Layout):
         embed_dim, kv_heads, groups, dim = shapes["query"]
         heads, v_dim, out_dim = shapes["out"]
         divide(heads, kv_heads, "heads of o_proj.weight over those of q_proj.weight")
-        for what, given, found in (
+        for what, given, stored in (
             ("num_heads", num_heads, kv_heads * groups),
             ("num_kv_heads", num_kv_heads, kv_heads),
         ):
-            if given is not None and given != found:
-                raise ValueError(f"{what} is {given}, but the weights have {found}")
+            if given is not None and given != stored:
+                raise ValueError(f"{what} is {given}, but the weights have {stored}")
         return AttentionConfig(
             embed_dim,
             kv_heads * groups,

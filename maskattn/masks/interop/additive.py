@@ -27,10 +27,10 @@ def from_additive(bias: Array, drop_at: float | None = None) -> Mask:
         ValueError: any other value, with its place; or the array is traced. TypeError: it is not of floats.
     """
     problems = Problems("from_additive")
-    found = as_array(problems, "bias", bias, ("float",), _RANKS)
+    array = as_array(problems, "bias", bias, ("float",), _RANKS)
     if drop_at is not None:
         drop_at = problems.number("drop_at", drop_at)
-    keep = None if found is None else is_zero(problems, "bias", found, drop_at)
+    keep = None if array is None else is_zero(problems, "bias", array, drop_at)
     problems.raise_if_any()
     return Dense(keep)
 

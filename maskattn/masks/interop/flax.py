@@ -26,8 +26,8 @@ def from_flax(mask: Array | None) -> Mask:
         return Full()
     problems = Problems("from_flax")
     ranks = dict.fromkeys(range(5), "broadcastable to [B, H, L, S]")
-    found = as_array(problems, "mask", mask, ("bool", "int", "float"), ranks)
-    keep = None if found is None else is_one(problems, "mask", found)
+    array = as_array(problems, "mask", mask, ("bool", "int", "float"), ranks)
+    keep = None if array is None else is_one(problems, "mask", array)
     problems.raise_if_any()
     return Dense(keep)
 

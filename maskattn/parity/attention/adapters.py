@@ -74,8 +74,8 @@ def load(spec: str) -> Adapter:
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute):
         raise ValueError(f"an adapter is named pkg.mod:ATTRIBUTE, got {spec!r}")
-    found = getattr(importlib.import_module(module_name), attribute)
-    adapter = found() if isinstance(found, type) else found
+    loaded = getattr(importlib.import_module(module_name), attribute)
+    adapter = loaded() if isinstance(loaded, type) else loaded
     if not hasattr(adapter, "name"):
         adapter = _Named(adapter, spec)
     missing = [name for name in ("conventions", "unsupported", "run") if not hasattr(adapter, name)]

@@ -49,7 +49,7 @@ class Fault:
     uses: str = "reference"
 
 
-class Framework:
+class TwinArrays:
     """The few array functions that a planted kernel needs, of a twin's framework."""
 
     def __init__(self, twin: str) -> None:
@@ -104,7 +104,7 @@ class Faulty:
 @contextlib.contextmanager
 def _patched(twin: str, kernel: str, fault: Fault) -> Iterator[None]:
     functional = importlib.import_module(f"maskattn_{twin}.functional")
-    framework, original = Framework(twin), functional.KERNELS[kernel]
+    framework, original = TwinArrays(twin), functional.KERNELS[kernel]
     multihead = importlib.import_module(f"maskattn_{twin}.multihead")
     made = [(original, name, make) for name, make in fault.internals.items()]
     made += [(multihead, name, make) for name, make in fault.module.items()]

@@ -41,9 +41,9 @@ def hashes(adapter: Adapter, case: Case) -> dict[str, str]:
     """SHA-256 of each result's bytes (little-endian, C order), and of the inputs': a change there is told apart."""
     given, cotangents = inputs(case), cotangent(case)
     results = adapter.run(case, given, None, cotangents)
-    found = {f"in:{name}": array for name, array in {**given, **{f"d_{n}": a for n, a in cotangents.items()}}.items()}
-    found |= {name: array for name, array in results.items() if name != "mask"}
-    return {name: _hash(array) for name, array in sorted(found.items())}
+    arrays = {f"in:{name}": array for name, array in {**given, **{f"d_{n}": a for n, a in cotangents.items()}}.items()}
+    arrays |= {name: array for name, array in results.items() if name != "mask"}
+    return {name: _hash(array) for name, array in sorted(arrays.items())}
 
 
 def _hash(array: NumPyArray) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 from maskattn.numerics import rng
 from maskattn.optimizers import OptimizerState
 from maskattn.parity.training import run
-from maskattn.parity.training.run import Outcome, Setting, Trainer
+from maskattn.parity.training.run import Setting, Trainer, TrainingOutcome
 from maskattn.parity.training.tasks import Optimizer
 from maskattn.typing import NumPyArray as Array
 
@@ -25,7 +25,7 @@ Replacement = Callable[[str, Any], Any]
 
 
 @dataclass(frozen=True)
-class Fault:
+class TrainingFault:
     """One mistake.
 
     Attributes:
@@ -110,20 +110,20 @@ def _coupled(twin: str, make_optimizer: Any) -> Callable[..., Any]:
     return {"torch": in_torch, "jax": in_jax}[twin]
 
 
-FAULTS: tuple[Fault, ...] = (
-    Fault("key-twice", "a key serves two steps", trainer=_SameKeyTwice),
-    Fault("moments-dropped", "the run goes on without its moments", trainer=_MomentsDropped),
-    Fault("count-dropped", "the run goes on with its moments, from step 0", trainer=_CountDropped),
-    Fault("key-dropped", "the run goes on with the key it began with", trainer=_KeyDropped),
-    Fault(
+FAULTS: tuple[TrainingFault, ...] = (
+    TrainingFault("key-twice", "a key serves two steps", trainer=_SameKeyTwice),
+    TrainingFault("moments-dropped", "the run goes on without its moments", trainer=_MomentsDropped),
+    TrainingFault("count-dropped", "the run goes on with its moments, from step 0", trainer=_CountDropped),
+    TrainingFault("key-dropped", "the run goes on with the key it began with", trainer=_KeyDropped),
+    TrainingFault(
         "decay-coupled",
         "weight decay goes through the moments",
         patches=(("testing.training", "make_optimizer", _coupled),),
     ),
-    Fault(
+    TrainingFault(
         "dropout-unscaled", "what dropout keeps is not scaled", patches=(("testing.models", "OPERATIONS", _unscaled),)
     ),
-    Fault(
+    TrainingFault(
         "ignored-counted",
         "the mean divides by ignored positions too",
         patches=(("losses", "cross_entropy", _by_all_positions),),
@@ -132,7 +132,7 @@ FAULTS: tuple[Fault, ...] = (
 
 
 @contextlib.contextmanager
-def planted(fault: Fault, twin: str) -> Iterator[Callable[[str, Setting], Trainer]]:
+def planted(fault: TrainingFault, twin: str) -> Iterator[Callable[[str, Setting], Trainer]]:
     """While it lasts, the twin's code is wrong; gives what makes trainers. Nothing stays changed afterwards."""
     patches = [(f"maskattn_{twin}.{name}", attribute, wrong) for name, attribute, wrong in fault.patches]
     if twin == "jax" and patches:  # what is compiled already would not see it, and what is compiled now must not stay
@@ -157,13 +157,13 @@ def _fresh() -> Any:
     return importlib.import_module("maskattn_jax.testing.training")._compiled_gradient()
 
 
-def caught(fault: Fault, twin: str) -> list[str]:
+def caught(fault: TrainingFault, twin: str) -> list[str]:
     """The checks that saw the fault in this twin; [] where it went unseen."""
     with planted(fault, twin) as make:
         return failed(run.run_setting(SETTING, STEPS, make=make))
 
 
-def failed(outcome: Outcome) -> list[str]:
+def failed(outcome: TrainingOutcome) -> list[str]:
     """The checks that did not hold, each once; "learned" is none of them, since so few steps prove nothing."""
     if outcome.error is not None:
         return [f"error: {outcome.error}"]

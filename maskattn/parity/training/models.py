@@ -11,7 +11,7 @@ from typing import Any, Protocol
 
 from maskattn import masks
 from maskattn.biases import RelativeTable
-from maskattn.parity.training.tasks import Stack, Task
+from maskattn.parity.training.tasks import Task, Trunk
 from maskattn.typing import Traced as Array
 
 
@@ -22,8 +22,8 @@ class Build(Protocol):
     def norm(self, width: int, epsilon: float) -> object: ...
     def embedding(self, tokens: int, width: int) -> object: ...
     def table(self, *shape: int) -> object: ...
-    def attention(self, stack: Stack) -> object: ...
-    def blocks(self, stack: Stack) -> object: ...
+    def attention(self, stack: Trunk) -> object: ...
+    def blocks(self, stack: Trunk) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Block:
     """Attention and an MLP, each with layer norm, dropout and a sum."""
 
     @staticmethod
-    def parts(stack: Stack, build: Build) -> dict[str, object]:
+    def parts(stack: Trunk, build: Build) -> dict[str, object]:
         """By name."""
         width = stack.attention.embed_dim
         parts = {

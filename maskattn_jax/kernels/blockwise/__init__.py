@@ -3,7 +3,7 @@
     tiling.py     how a call is divided into tiles       arrays.py      reading and writing them
     steps.py      which of them are visited, and how     tile.py        the scores of one
     shards.py     several devices                        forward.py     the walk over all steps,
-    problem.py    what both passes compute with          backward.py    and that for the gradients
+    tiled.py    what both passes compute with          backward.py    and that for the gradients
 
 Nothing of L x S entries is made (but the gradient of a bias that has so many).
 
@@ -24,9 +24,9 @@ from maskattn.attention import Call
 from maskattn_jax import lower
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
-from maskattn_jax.kernels.blockwise.problem import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.shards import Origin, divided, manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import cheapest
+from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 
 
@@ -93,12 +93,12 @@ def _gradients(*arguments: object) -> tuple[Any, ...]:
 def _gradients_jit(
     tiling: CallTiling, options: Options, arrays: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
 ) -> tuple[Any, ...]:
-    problem = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
-    found = gradients(problem, output, lse, d_output, d_lse)
+    tiled = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
+    computed = gradients(tiled, output, lse, d_output, d_lse)
     *like, floats, sinks, _ = arrays
-    d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(found[:3], like, strict=True))
-    d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(found.bias, floats, strict=True)]
-    return (*d_arrays, d_bias, None if found.sinks is None else found.sinks.astype(sinks.dtype))
+    d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(computed[:3], like, strict=True))
+    d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(computed.bias, floats, strict=True)]
+    return (*d_arrays, d_bias, None if computed.sinks is None else computed.sinks.astype(sinks.dtype))
 
 
 def _no_second_derivative(*arguments: object) -> NoReturn:

@@ -108,10 +108,10 @@ def _division(specs: list[Entries], mesh: Mesh, kv_heads: int) -> Entries:
 
 def manual_axes(tree: object) -> tuple[str, ...]:
     """The mesh axes of an enclosing `shard_map` over which some leaf varies."""
-    found: set[str] = set()
+    axes: set[str] = set()
     for leaf in jax.tree.leaves(tree):
-        found |= set(getattr(getattr(jax.typeof(leaf), "mat", None), "varying", ()))
-    return tuple(sorted(found))
+        axes |= set(getattr(getattr(jax.typeof(leaf), "mat", None), "varying", ()))
+    return tuple(sorted(axes))
 
 
 def vary(tree: T, axes: tuple[str, ...]) -> T:

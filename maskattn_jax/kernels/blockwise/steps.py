@@ -76,8 +76,8 @@ def cheapest(
     """
     sizes = [blocks] if blocks else block_sizes(query.shape[1], key.shape[1], _is_known(mask))
     tilings = [divide(mask, query, key, whole, one) for one in sizes]
-    found = [(tiling, steps_of(mask, tiling, origin)) for tiling in tilings]
-    tiling, kinds = found[0] if len(found) == 1 else min(found, key=lambda one: cost(*one))
+    ways = [(tiling, steps_of(mask, tiling, origin)) for tiling in tilings]
+    tiling, kinds = ways[0] if len(ways) == 1 else min(ways, key=lambda one: cost(*one))
     return tiling, kinds if tiling.shards == 1 else _own(tiling, kinds, origin)
 
 

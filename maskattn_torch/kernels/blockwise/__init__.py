@@ -24,7 +24,7 @@ from torch import Tensor as Array
 from maskattn.attention import Call
 from maskattn_torch._operators import operator, unwatched
 from maskattn_torch.kernels.blockwise import additions, flex, walk
-from maskattn_torch.kernels.blockwise.spec import pack, unpack
+from maskattn_torch.kernels.blockwise.packing import pack, unpack
 
 
 def attention(call: Call[Array]) -> tuple[Array, Array]:
@@ -44,7 +44,7 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         if unwatched(*arrays, *leaves):
             out, lse = _attention(*arrays, *options, leaves)
         else:
-            out, lse = _Attention.apply(*arrays, *options, *leaves)
+            out, lse = _Blockwise.apply(*arrays, *options, *leaves)
     if call.empty_rows == "nan" and sinks is None:
         out = torch.where((lse == -torch.inf).unsqueeze(-1), torch.nan, out)
     return out.to(dtype), lse
@@ -75,9 +75,9 @@ def _attention(
     blocks: Sequence[int] | None,
     leaves: list[Array],
 ) -> tuple[Array, Array]:
-    problem = _problem(number, leaves, scale, softcap, blocks)
+    conditions = _conditions(number, leaves, scale, softcap, blocks)
     with torch.autocast(query.device.type, enabled=False):
-        out, lse = walk.forward(problem, *_heads_first(query, key, value))
+        out, lse = walk.forward(conditions, *_heads_first(query, key, value))
         if sinks is not None:
             total = torch.logaddexp(lse, sinks[:, None])
             out, lse = out * (lse - total).exp_().unsqueeze(-1), total
@@ -107,20 +107,20 @@ def _attention_gradients(
     wanted: list[bool],
 ) -> list[Array]:
     """The gradients of query, key, value, of sinks if given, and of the leaves that are wanted."""
-    problem = _problem(number, leaves, scale, softcap, blocks)
-    count = len(additions.leaves_of(problem.bias))
-    start = len(leaves) - count - (problem.dropout is not None)
+    conditions = _conditions(number, leaves, scale, softcap, blocks)
+    count = len(additions.leaves_of(conditions.bias))
+    start = len(leaves) - count - (conditions.dropout is not None)
     with torch.autocast(query.device.type, enabled=False):
         d_lse = d_lse if d_lse is not None and bool(d_lse.any()) else None
         rows = (d_out.transpose(1, 2), out.transpose(1, 2), lse.transpose(1, 2))
         of_lse = None if d_lse is None else d_lse.transpose(1, 2)
         q, k, v = _heads_first(query, key, value)
-        *gradients, of_bias = walk.backward(problem, wanted[start : start + count], q, k, v, *rows, of_lse)
-        found = [x.transpose(1, 2).contiguous() for x in gradients]
+        *gradients, of_bias = walk.backward(conditions, wanted[start : start + count], q, k, v, *rows, of_lse)
+        ordered = [x.transpose(1, 2).contiguous() for x in gradients]
         if sinks is not None:
             delta = (d_out * out).sum(-1) - (0 if d_lse is None else d_lse)
-            found.append(-((sinks - lse).exp_() * delta).sum((0, 1)))
-    return found + of_bias
+            ordered.append(-((sinks - lse).exp_() * delta).sum((0, 1)))
+    return ordered + of_bias
 
 
 @_attention_gradients.register_fake
@@ -130,7 +130,7 @@ def _(query: Array, key: Array, value: Array, sinks: Array | None, *rest: Any) -
     return [x.new_empty(x.shape) for x in given + [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]]
 
 
-class _Attention(torch.autograd.Function):
+class _Blockwise(torch.autograd.Function):
     """The operators as one differentiable function: torch.func needs this form, torch.compile takes it as well."""
 
     generate_vmap_rule = True
@@ -158,11 +158,11 @@ class _Attention(torch.autograd.Function):
         return *grads, d_sinks, *[None] * 4, *d_leaves
 
 
-def _problem(
+def _conditions(
     number: int, leaves: list[Array], scale: float, softcap: float | None, blocks: Sequence[int] | None
-) -> walk.Problem:
+) -> walk.Conditions:
     mask, bias, dropout = unpack(number, leaves)
-    return walk.Problem(mask, bias, dropout, scale, softcap, None if blocks is None else (blocks[0], blocks[1]))
+    return walk.Conditions(mask, bias, dropout, scale, softcap, None if blocks is None else (blocks[0], blocks[1]))
 
 
 def _heads_first(*arrays: Array) -> tuple[Array, ...]:

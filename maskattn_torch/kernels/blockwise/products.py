@@ -58,7 +58,7 @@ def backward(
     v: Array,
     forbidden: Forbidden,
     rows: tuple[Array, ...],
-    of_bias: additions.Gradients,
+    of_bias: additions.BiasGradients,
 ) -> tuple[Array, Array, Array]:
     """This rectangle's share of dq, dk, dv; that of the bias goes to `of_bias`.
 

@@ -82,10 +82,10 @@ def dense_part(array: Array, piece: Piece) -> Array:
             slice(piece.k, piece.k + piece.cols),
         )
         return array[tuple(s if n > 1 else slice(None) for s, n in zip(slices, array.shape, strict=True))]
-    found = [
+    cuts = [
         x if n > 1 else torch.zeros_like(x[:1, :1, :1, :1]) for x, n in zip(indices(piece), array.shape, strict=True)
     ]
-    return array[tuple(found)]
+    return array[tuple(cuts)]
 
 
 def _arange(numbers: range, device: Device) -> Array:

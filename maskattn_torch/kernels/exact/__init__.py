@@ -33,7 +33,7 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
     arrays = Arrays(call.query, call.key, call.value, allowed, added, call.sinks, keep)
     arguments = (*arrays, *Options(call.scale, call.softcap, call.empty_rows, kept))
-    return _attention(*arguments) if unwatched(*arrays) else _Attention.apply(*arguments)
+    return _attention(*arguments) if unwatched(*arrays) else _Exact.apply(*arguments)
 
 
 def unsupported(call: Call[Array]) -> list[str]:
@@ -85,7 +85,7 @@ def _(query: Array, key: Array, value: Array, allowed: Any, bias: Any, sinks: An
     return [x.new_empty(x.shape) for x in (query, key, value, bias, sinks) if x is not None]
 
 
-class _Attention(torch.autograd.Function):
+class _Exact(torch.autograd.Function):
     """The operators as one differentiable function: torch.func needs this form, torch.compile takes it as well."""
 
     generate_vmap_rule = True

@@ -123,11 +123,11 @@ def _trimmed(mask: KeyPadding, key: Array, value: Array) -> tuple[KeyPadding | N
     lengths = mask.lengths
     if torch.compiler.is_compiling() or not isinstance(lengths, torch.Tensor) or lengths.device.type != "cpu":
         return mask, key, value
-    found = peek(lengths)
-    if found is None or not found.size or found.min() < 1:
+    numbers = peek(lengths)
+    if numbers is None or not numbers.size or numbers.min() < 1:
         return mask, key, value
-    longest = int(found.max())
-    return None if found.min() == longest else mask, key[:, :longest], value[:, :longest]
+    longest = int(numbers.max())
+    return None if numbers.min() == longest else mask, key[:, :longest], value[:, :longest]
 
 
 def _cleared(x: Array, keys: Array | None) -> Array:

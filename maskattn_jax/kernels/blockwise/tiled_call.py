@@ -44,7 +44,7 @@ class Conditions(NamedTuple):
     origin: Origin
 
 
-class Problem(NamedTuple):
+class TiledCall(NamedTuple):
     """What both passes compute with: arrays in their own order and dtype (a tile is transposed when it is read), padded
     to whole tiles.
 
@@ -80,7 +80,7 @@ def prepared(
     floats: list[Array],
     sinks: Array | None,
     conditions: Conditions,
-) -> Problem:
+) -> TiledCall:
     """The arrays of `attention`, `floats` being those of the bias, as the passes take them."""
     dirty = None
     if tiling.q_len > FEW:
@@ -91,7 +91,7 @@ def prepared(
     conditions = conditions._replace(mask=mask, bias=_padded(bias, tiling))
     more = tiling.padded[1] - tiling.kv_len
     key, value = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) if more else x for x in (key, value))
-    return Problem(tiling, options, group_heads(tiling, query), key, value, sinks, conditions, dirty)
+    return TiledCall(tiling, options, group_heads(tiling, query), key, value, sinks, conditions, dirty)
 
 
 def float_leaves(bias: Bias | None) -> tuple[list[Array], Any]:

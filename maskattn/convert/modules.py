@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from maskattn.config import AttentionConfig
-from maskattn.convert.layouts import CANONICAL, Layout, faults, mixed_dtypes
+from maskattn.convert.layouts import CANONICAL, Layout, mismatches, mixed_dtypes
 from maskattn.typing import NumPyArray as Array
 
 
@@ -36,7 +36,7 @@ def dumped(layout: Layout, config: AttentionConfig, held: Mapping[str, Array], m
     Raises:
         ValueError: parameters that have no canonical form, all listed.
     """
-    raise_if_any(faults(layout, held, config), module)
+    raise_if_any(mismatches(layout, held, config), module)
     canonical = layout.to_canonical(held, config)
     names = CANONICAL.shapes(config, layout.extras_of(held, config))
     return {name: np.array(canonical[name], order="C", copy=True) for name in names}
@@ -53,17 +53,17 @@ def check_canonical(
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of canonical names to NumPy arrays, got {type(tensors).__name__}")
     given = dict(tensors.items())
-    found = faults(CANONICAL, given, config)
+    reasons = mismatches(CANONICAL, given, config)
     arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
     held = set(dtypes)
     if len(held) == 1:
         (dtype,) = held
         wrong = [name for name in CANONICAL.shapes(config) if name in arrays and str(arrays[name].dtype) != dtype]
-        found += [f"{name}: the module holds dtype {dtype}, got {arrays[name].dtype}" for name in wrong]
+        reasons += [f"{name}: the module holds dtype {dtype}, got {arrays[name].dtype}" for name in wrong]
     else:
-        found += [f"tensors: {reason}" for reason in mixed_dtypes(arrays)]
-    found += layout.misfits(CANONICAL.extras_of(arrays, config), config)
-    raise_if_any(found, module)
+        reasons += [f"tensors: {reason}" for reason in mixed_dtypes(arrays)]
+    reasons += layout.misfits(CANONICAL.extras_of(arrays, config), config)
+    raise_if_any(reasons, module)
     return given
 
 
@@ -71,23 +71,23 @@ def check_targets(new: Mapping[str, Any], held: Mapping[str, tuple[tuple[int, ..
     """Whether arrays ``new`` fit the (shape, dtype name) that a module holds under the same names; one ValueError
     if not.
     """
-    found = [f"{name}: the module has no such parameter" for name in new if name not in held]
-    found += [f"{name}: a parameter of the module that nothing would fill" for name in held if name not in new]
+    reasons = [f"{name}: the module has no such parameter" for name in new if name not in held]
+    reasons += [f"{name}: a parameter of the module that nothing would fill" for name in held if name not in new]
     for name in new:
         if name not in held:
             continue
         shape, dtype = held[name]
         if tuple(new[name].shape) != tuple(shape):
-            found.append(f"{name}: the module holds shape {list(shape)}, got {list(new[name].shape)}")
+            reasons.append(f"{name}: the module holds shape {list(shape)}, got {list(new[name].shape)}")
         if str(new[name].dtype) != dtype:
-            found.append(f"{name}: the module holds dtype {dtype}, got {new[name].dtype}")
-    raise_if_any(found, module)
+            reasons.append(f"{name}: the module holds dtype {dtype}, got {new[name].dtype}")
+    raise_if_any(reasons, module)
 
 
-def raise_if_any(found: list[str], module: str) -> None:
-    """One ValueError for all of ``found``."""
-    if found:
-        raise ValueError("\n  ".join([f"parameters of {module} and the tensors given do not agree:", *found]))
+def raise_if_any(reasons: list[str], module: str) -> None:
+    """One ValueError for all of ``reasons``."""
+    if reasons:
+        raise ValueError("\n  ".join([f"parameters of {module} and the tensors given do not agree:", *reasons]))
 
 
 def name_of(module: object) -> str:
