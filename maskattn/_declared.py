@@ -217,6 +217,8 @@ def data(
         axes: "[B, S]", "[] or [B]", "broadcastable to [H, L, S]".
         minimum: of the entries, checked where they can be read at once.
         or_int: an int may stand for the array. It is then static, as None is.
+        none: what None stands for, in words; empty: None is refused.
+        meaning: of the field, for the docstring of the class.
     """
     ranks = ranks_of(axes)
 
@@ -233,7 +235,10 @@ def data(
 
 
 def part(of: type | None = None, *, many: bool | None = None, meaning: str = "", **options: object) -> Any:
-    """A field that holds an object of class `of` that has declared fields too, or with `many` a tuple of such."""
+    """A field that holds an object of class `of` that has declared fields too, or with `many` a tuple of such.
+
+    `meaning` is what the docstring of the class says of it.
+    """
 
     def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         if of is None:

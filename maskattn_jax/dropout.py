@@ -36,6 +36,9 @@ def keep(
         dropout: the rate and the key.
         b, h, q, k: indices in the score matrix: integer arrays that broadcast, or ints.
         sizes: of the whole score matrix, (B, H, L, S).
+
+    Raises:
+        ValueError: the rate is not in [0, 1].
     """
     batch, heads, q_len, kv_len = sizes
     b, h, q, k = (jnp.asarray(index).astype(jnp.uint32) for index in (b, h, q, k))
@@ -52,8 +55,9 @@ def keep(
 
 
 def dense(dropout: Dropout[Array], sizes: tuple[int, int, int, int]) -> Bool[Array, "#B #H L S"]:
-    """`keep` of the whole score matrix, `sizes` = (B, H, L, S): bool [B or 1, H or 1, L, S], 1 where the axis is
-    shared.
+    """`keep` of the whole score matrix, True = kept: bool [B or 1, H or 1, L, S], 1 where the axis is shared.
+
+    Arguments as in `keep`.
     """
     drawn = [1 if axis in dropout.shared else n for axis, n in zip(("batch", "heads", "", ""), sizes, strict=True)]
     b, h, q, k = (jnp.arange(n).reshape(-1, *[1] * (3 - axis)) for axis, n in enumerate(drawn))
@@ -62,7 +66,7 @@ def dense(dropout: Dropout[Array], sizes: tuple[int, int, int, int]) -> Bool[Arr
 
 def module_keys(key: RandomKey) -> tuple[UInt32[Array, " 2"], UInt32[Array, " 2"]]:
     """The keys of a module's two draws, from the one that it is given: `fold_in(key, 0)` for the attention weights and
-    `fold_in(key, 1)` for the output.
+    `fold_in(key, 1)` for the output. Errors as in `rng.words`.
     """
     return rng.fold_in(key, 0), rng.fold_in(key, 1)
 
@@ -80,6 +84,8 @@ def drop(
         rate: the probability of being dropped, in (0, 1).
         key: a seed, two uint32 words, or a `jax.random.key`.
         by: computes it, given x, keep and the rate, where a kernel brings its own.
+
+    Errors as in `maskattn.rng.bernoulli`.
     """
     kept = rng.bernoulli(key, 1.0 - rate, x.shape)
     if by is not None:

@@ -94,7 +94,7 @@ class MultiHeadAttention(nn.Module):
         deterministic: bool | None = None,
         kernel: KernelName = "auto",
     ) -> Float[Array, "B L out_dim"]:
-        """As `maskattn_jax.MultiHeadAttention`, but for these.
+        """As the module of NNX. Arguments as in `maskattn_jax.MultiHeadAttention.__call__`, but for these.
 
         Args:
             dropout_key: a seed in [0, 2**31), two uint32 words, or a `jax.random.key`; None takes
@@ -184,7 +184,10 @@ def _merge(module: MultiHeadAttention, deterministic: bool | None) -> bool:
 class Attention(nn.Module):
     """The seed module: self-attention with `(1 - mask) * -10000` added to the logits before softmax.
 
-    Arguments as in `maskattn_jax.Attention`, without `rngs`; `deterministic` as in `MultiHeadAttention`.
+    Arguments as in `maskattn_jax.Attention`, without `rngs`, and
+
+    Args:
+        deterministic: as in `MultiHeadAttention`.
     """
 
     dim: int
@@ -221,6 +224,9 @@ class Attention(nn.Module):
         deterministic: bool | None = None,
         kernel: KernelName = "auto",
     ) -> Float[Array, "B N E"]:
-        """As `maskattn_jax.Attention`: x [B, N, dim] -> [B, N, dim]."""
+        """As the module of NNX: x [B, N, dim] -> [B, N, dim].
+
+        Arguments as in `maskattn_jax.Attention.__call__`; `deterministic`: None means the attribute.
+        """
         bias = None if attention_mask is None else soft_mask(attention_mask, x, self.num_heads)
         return self.inner(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)

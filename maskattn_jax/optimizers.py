@@ -35,7 +35,7 @@ def dump(optimizer: nnx.Optimizer | PyTree, names: Sequence[str] | None = None) 
 
 
 def load(optimizer: nnx.Optimizer | PyTree, state: OptimizerState, names: Sequence[str] | None = None) -> PyTree | None:
-    """Writes moments and counts into an ``nnx.Optimizer``, in place; for a state of optax returns the new one.
+    """Writes moments and counts of ``state`` into an ``nnx.Optimizer``, in place; of a state of optax returns another.
 
     Args as for ``dump``; a state of optax is one that ``init`` made for these parameters. Names, shapes and dtypes must
     be those of its parameters; everything is checked before anything is written.

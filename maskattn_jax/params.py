@@ -79,7 +79,11 @@ def dump(module: nnx.Module | Mapping[str, PyTree]) -> dict[str, Shaped[Array, "
 
 
 def config_of(module: nnx.Module) -> AttentionConfig:
-    """The configuration of a live NNX module: its own, or what the shapes of the framework's module say."""
+    """The configuration of a live NNX module: its own, or what the shapes of the framework's module say.
+
+    Raises:
+        TypeError: another module. ValueError: no configuration has these shapes.
+    """
     return _describe(module)[1]
 
 

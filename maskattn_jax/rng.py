@@ -34,12 +34,18 @@ _FLOATS = {"float32": (32, 23), "float64": (64, 52), "float16": (16, 10), "bfloa
 
 
 def key(seed: int) -> UInt32[Array, " 2"]:
-    """The key of a seed in [0, 2**31), as `jax.random.key(seed)` holds it: uint32 [2]."""
+    """The key of a seed in [0, 2**31), as `jax.random.key(seed)` holds it: uint32 [2].
+
+    Errors as in `maskattn.rng.key`.
+    """
     return jnp.asarray(rng.key(seed))
 
 
 def split(key: RandomKey, n: Shape = 2) -> UInt32[Array, "... 2"]:
-    """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape."""
+    """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape.
+
+    Arguments and errors as in `maskattn.rng.split`.
+    """
     shape, _ = rng_arguments.check_part(n, 0)
     return _fold_in(words(key), jnp.arange(math.prod(shape))).reshape(*shape, 2)
 
@@ -51,6 +57,8 @@ def fold_in(key: RandomKey, data: int | Integer[Given, "*shape"]) -> UInt32[Arra
         key: uint32 [2].
         data: an integer in [0, 2**32), or an integer array, which gives a key for each: uint32 [*data.shape, 2]. The
             values of a JAX array are not checked: it may be traced.
+
+    Errors as in `maskattn.rng.fold_in`.
     """
     if not isinstance(data, jax.Array):
         data = jnp.asarray(rng_arguments.check_numbers(data))

@@ -123,10 +123,9 @@ def explain(
     mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
     **keywords: Unpack[Options[Operand]],
 ) -> tuple[str, str]:
-    """Which kernel `attention` would run for these arguments, and why: ("blockwise", "...").
+    """Which kernel `attention` would run for these arguments, and why: ("blockwise", "..."). Nothing is computed.
 
-    Raises:
-        TypeError, ValueError: as `attention`; nothing is computed.
+    Arguments and errors as in `attention`.
     """
     return choose(prepare(Call(query, key, value, mask, **keywords), FRAMEWORK), FRAMEWORK)
 

@@ -87,8 +87,8 @@ def masked_mean(
 
 
 def patchify(images: Shaped[Array, "B height width C"], patch: int) -> Shaped[Array, "B N P"]:
-    """Images [B, H, W, C] as patches [B, H/patch · W/patch, patch · patch · C]: rows of patches, and in each rows of
-    pixels, channels last.
+    """`images` [B, H, W, C] as patches [B, H/patch · W/patch, patch · patch · C]: rows of patches, and in each rows of
+    pixels, channels last, as `patchify` of facebookresearch/mae (He et al. 2022) has them.
 
     Raises:
         ValueError: the sides are no multiples of patch. TypeError: patch is not an int.

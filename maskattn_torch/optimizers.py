@@ -29,7 +29,7 @@ def dump(optimizer: torch.optim.Optimizer, names: Sequence[str] | None = None) -
 
 
 def load(optimizer: torch.optim.Optimizer, state: OptimizerState, names: Sequence[str] | None = None) -> None:
-    """Writes moments and the step count into ``optimizer``, in place; its hyperparameters stay.
+    """Writes moments and the step count of ``state`` into ``optimizer``, in place; its hyperparameters stay.
 
     Args as for ``dump``. Names, shapes and dtypes must be those of its parameters; everything is checked before
     anything is written.

@@ -56,7 +56,11 @@ def dump(module: torch.nn.Module) -> dict[str, Shaped[Array, "*shape"]]:
 
 
 def config_of(module: torch.nn.Module) -> AttentionConfig:
-    """The configuration of a live module: its own, or what the framework's module was built with."""
+    """The configuration of a live module: its own, or what the framework's module was built with.
+
+    Raises:
+        TypeError: another module. ValueError: the module adds a row of zeros, which no other can.
+    """
     return _describe(module)[1]
 
 

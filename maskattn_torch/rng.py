@@ -48,12 +48,18 @@ _FLOATS = {
 
 
 def key(seed: int) -> UInt32[Array, " 2"]:
-    """The key of a seed in [0, 2**31), as `jax.random.key(seed)` holds it: uint32 [2], on the CPU."""
+    """The key of a seed in [0, 2**31), as `jax.random.key(seed)` holds it: uint32 [2], on the CPU.
+
+    Errors as in `maskattn.rng.key`.
+    """
     return torch.from_numpy(rng.key(seed))
 
 
 def split(key: RandomKey, n: Shape = 2) -> UInt32[Array, "... 2"]:
-    """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape."""
+    """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape.
+
+    Arguments and errors as in `maskattn.rng.split`.
+    """
     key, (shape, _) = words(key), rng_arguments.check_part(n, 0)
     counters = torch.arange(math.prod(shape), device=key.device)
     return _hash(key, counters).reshape(*shape, 2)
@@ -66,6 +72,8 @@ def fold_in(key: RandomKey, data: int | Integer[Given, "*shape"]) -> UInt32[Arra
         key: uint32 [2].
         data: an integer in [0, 2**32), or an integer tensor, which gives a key for each: uint32 [*data.shape, 2]. A
             tensor's values are not checked: reading them would wait for its device.
+
+    Errors as in `maskattn.rng.fold_in`.
     """
     key = words(key)
     if isinstance(data, int):  # a number needs no NumPy, which a compiler cannot follow
@@ -139,7 +147,8 @@ def permutation(
 
 
 def words(key: RandomKey, device: Device = None) -> UInt32[Array, " 2"]:
-    """The two uint32 words of what may stand for a key: a seed in [0, 2**31), or the words, of PyTorch or NumPy.
+    """The two uint32 words of what may stand for a key: a seed in [0, 2**31), or the words, of PyTorch or NumPy; on
+    `device` (default: where they are, else the CPU).
 
     Raises:
         TypeError, ValueError: for anything else.

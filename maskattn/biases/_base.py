@@ -21,12 +21,12 @@ class Bias(Pairwise):
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Bias]:
-        """Biases of this class that fit these sizes, chosen with `draws`: the parity suite runs them."""
+        """Biases of this class that fit the sizes of `shape`, chosen with `draws`: the parity suite runs them."""
         return []
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         """What is added for query q and key k of batch row b and head h.
 
-        The indices are those of `Mask.allowed`; the result is float, of their broadcast shape.
+        Arguments as in `masks.Mask.allowed`; the result is float, of their broadcast shape.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define values(b, h, q, k)")

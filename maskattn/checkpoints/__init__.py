@@ -37,7 +37,7 @@ def open(path: str | os.PathLike[str], *, verify: bool = True) -> Reader:
             library writes have); False reads a damaged file as it is.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: nothing is there. TypeError: path is none.
         ValueError: a suffix of no known format, a folder with none or several checkpoints, a damaged or hostile file.
             No Python object is ever unpickled; sizes are checked before memory is taken.
     """
@@ -85,6 +85,7 @@ def create(
     Raises:
         ValueError: an unknown suffix, names, dtypes or metadata that the format cannot hold: all at once.
         FileExistsError: a sharded checkpoint is there already, or one beside ``path`` would hide the new one.
+        TypeError: infos are no mapping.
     """
     where = Path(path)
     kind = _format(where)
@@ -133,7 +134,7 @@ def save(
 
     Raises:
         ValueError: an unknown suffix, a dtype the format has no name for, values that are not arrays: all at once.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written. TypeError: tensors are no mapping.
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of names to arrays, got {type(tensors).__name__}")

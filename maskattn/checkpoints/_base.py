@@ -9,7 +9,11 @@ from maskattn.typing import NumPyDType
 
 
 class TensorInfo(NamedTuple):
-    """The shape and the dtype of a tensor that is not in memory."""
+    """The shape and the dtype of a tensor that is not in memory.
+
+    Attributes:
+        shape: of any rank. dtype: of NumPy.
+    """
 
     shape: tuple[int, ...]
     dtype: NumPyDType

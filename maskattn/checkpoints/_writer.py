@@ -34,7 +34,8 @@ class Writer(ABC):
     what was at ``path`` is as it was. Beside the tensors in hand a few MB are held, however large the file.
 
     ``infos`` is what was announced, ``order`` its names in the order that the format stores, ``hashes`` the SHA-256 of
-    each tensor written so far. ``max_shard_size``: bytes of each file, where a format has several.
+    each tensor written so far. ``max_shard_size``: bytes of each file, where a format has several. ``metadata`` and
+    ``provenance`` as in ``create``.
     """
 
     parallel: ClassVar[bool] = False  # whether tensors can be written from several threads at once

@@ -26,7 +26,11 @@ REST = ("error", "keep", "drop")
 
 
 class Move(NamedTuple):
-    """One tensor of the target: its name, and the source tensors and operations it is made of."""
+    """One tensor of the target.
+
+    Attributes:
+      target: its name. array: the source tensors and operations it is made of.
+    """
 
     target: str
     array: Lazy
@@ -109,7 +113,11 @@ class Plan:
         return _memory.peak((move.array for move in self.moves), self.infos)
 
     def check(self, read: Read) -> None:
-        """Reads what must be checked before anything is published; one ValueError lists what is not as planned."""
+        """Reads what must be checked before anything is published; ``read`` gives a source's tensor by its name.
+
+        Raises:
+            ValueError: one error that lists what is not as planned.
+        """
         reasons: list[str] = []
         for check in self.checks:
             try:
@@ -157,6 +165,7 @@ def plan(
     Raises:
         ValueError: one error that lists every tensor missing, left over, of the wrong shape, or without a place in the
             target; a form that cannot be told, with the candidates; unknown names.
+        FileNotFoundError: ``family`` is no file.
     """
     if rest not in REST:
         raise ValueError(f"rest must be one of {', '.join(REST)}, got {rest!r}")

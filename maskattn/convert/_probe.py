@@ -38,7 +38,7 @@ def probe(
         output: what the layer gave for them, [B, L, out], without what is not attention: no rotary embedding, no norm.
 
     Raises:
-        ValueError: inputs that do not fit ``config``; an unknown layout.
+        ValueError: inputs that do not fit ``config``; an unknown layout. TypeError: inputs are no mapping.
     """
     given = _checked(inputs, output, config)
     wanted = np.asarray(output)

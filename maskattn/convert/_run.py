@@ -43,7 +43,9 @@ def run(
     """Writes the checkpoint that ``plan`` describes; ``reader`` is the source it was made from.
 
     Returns where it is: ``path``, or the index of several files. It has the hash of every tensor and says where it
-    comes from: the source's files and their hashes, both forms, casts, steps, versions.
+    comes from: the source's files and their hashes, both forms, casts, steps, versions. ``metadata`` and
+    ``max_shard_size`` are those of ``checkpoints.create``; ``progress`` is called with the name of each tensor that was
+    written, and its bytes, from two threads.
 
     Raises:
         ValueError: the format cannot hold a tensor; a value is not what the plan takes it to be; a cast made a finite

@@ -21,9 +21,12 @@ _AREA = 16  # bits of a draw of the area
 
 
 class Blocks(NamedTuple):
-    """What `BEiT` returns."""
+    """What `BEiT` returns.
 
-    #: bool [B, height, width]: True = the patch is replaced by a mask token
+    Attributes:
+        removed: bool [B, height, width]: True = the patch is replaced by a mask token.
+    """
+
     removed: Bool[Array, "B height width"]
 
 
@@ -79,7 +82,7 @@ class BEiT(Scheme[Blocks]):
         return self.min_aspect, 1 / self.min_aspect if self.max_aspect is None else self.max_aspect
 
     def apply(self, key: int | UInt32[Array, " 2"], batch: int, *, ops: Ops = NUMPY) -> Blocks:
-        """Draw what is hidden from `batch` images.
+        """Draw what is hidden from `batch` images, by `key` (see `Scheme`).
 
         Under jit, and in PyTorch, the loop runs until the last row is done; a row's result does not depend on others.
 

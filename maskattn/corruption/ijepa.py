@@ -19,16 +19,21 @@ _STEPS = 2**16
 
 
 class ContextTargets(NamedTuple):
-    """What `IJEPA` returns; integers in the framework's index dtype. Behind their count, indices are 0."""
+    """What `IJEPA` returns; integers in the framework's index dtype. Behind their count, indices are 0.
 
-    #: bool [B, height, width]: True = seen by the context encoder
+    Attributes:
+        context: bool [B, height, width]: True = seen by the context encoder.
+        targets: bool [B, targets, height, width]: True = to be predicted.
+        context_ids: int [B, C]: the patches of the context in order; C is the largest context block.
+        context_count: int [B]: how many they are.
+        target_ids: int [B, targets, P]: the patches of the targets; P is the largest target block.
+        target_count: int [B, targets]: how many they are.
+    """
+
     context: Bool[Array, "B height width"]
-    #: bool [B, targets, height, width]: True = to be predicted
     targets: Bool[Array, "B targets height width"]
-    #: int [B, C] and int [B]: the patches of the context in order, and how many; C is the largest context block
     context_ids: Int[Array, "B C"]
     context_count: Array
-    #: int [B, targets, P] and int [B, targets]: the same of the targets; P is the largest target block
     target_ids: Int[Array, "B targets P"]
     target_count: Array
 
@@ -84,7 +89,10 @@ class IJEPA(Scheme[ContextTargets]):
                 problems.value(f"min_keep must be below {least}, the smallest {name} block, got {self.min_keep}")
 
     def apply(self, key: int | UInt32[Array, " 2"], batch: int, *, ops: Ops = NUMPY) -> ContextTargets:
-        """Draw context and targets of `batch` images: in a loop, and with the errors, of `BEiT.apply`."""
+        """Draw context and targets of `batch` images: in a loop, as `BEiT.apply` does.
+
+        Arguments and errors as in `corruption.BEiT.apply`.
+        """
         batch = batch_size("IJEPA", batch)
         key = ops.key(key)
         draws = ops.words(ops.fold_in(key, 0), (2,)) >> (BITS - 16)

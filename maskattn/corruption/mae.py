@@ -14,15 +14,18 @@ if TYPE_CHECKING:
 
 
 class Removed(NamedTuple):
-    """What `MAE` returns; integers in the framework's index dtype."""
+    """What `MAE` returns; integers in the framework's index dtype.
 
-    #: int [B, K]: the patches that are kept, in the order of their draws
+    Attributes:
+        keep: int [B, K]: the patches that are kept, in the order of their draws.
+        restore: int [B, L]: the place of each patch among the kept ones and then the removed ones.
+        removed: bool [B, L]: True = removed, where MAE's mask is 1.
+        visible: bool [B, prefix + L]: True = visible to the encoder, the tokens in front included.
+    """
+
     keep: Int[Array, "B K"]
-    #: int [B, L]: the place of each patch among the kept ones and then the removed ones
     restore: Int[Array, "B L"]
-    #: bool [B, L]: True = removed, where MAE's mask is 1
     removed: Bool[Array, "B L"]
-    #: bool [B, prefix + L]: True = visible to the encoder, the tokens in front included
     visible: Bool[Array, "B prefix+L"]
 
     def attention_mask(self) -> Mask:
@@ -57,7 +60,7 @@ class MAE(Scheme[Removed]):
     )
 
     def apply(self, key: int | UInt32[Array, " 2"], batch: int, length: int, *, ops: Ops = NUMPY) -> Removed:
-        """Draw what is removed from `batch` rows of `length` patches.
+        """Draw what is removed from `batch` rows of `length` patches, by `key` (see `Scheme`).
 
         Raises:
             ValueError: a size is negative, or no patch would be kept. TypeError: it is not an int.

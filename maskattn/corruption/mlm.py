@@ -17,13 +17,16 @@ if TYPE_CHECKING:
 
 
 class Masked(NamedTuple):
-    """What `MLM` returns; integers in the framework's index dtype."""
+    """What `MLM` returns; integers in the framework's index dtype.
 
-    #: int [B, L]: the tokens with those that were replaced
+    Attributes:
+        tokens: int [B, L]: the tokens with those that were replaced.
+        labels: int [B, L]: the original token where one is to be predicted, `ignore_index` elsewhere.
+        selected: bool [B, L]: True = to be predicted, whether it was replaced or not.
+    """
+
     tokens: Int[Array, "B L"]
-    #: int [B, L]: the original token where one is to be predicted, `ignore_index` elsewhere
     labels: Int[Array, "B L"]
-    #: bool [B, L]: True = to be predicted, whether it was replaced or not
     selected: Bool[Array, "B L"]
 
 

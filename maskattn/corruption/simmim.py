@@ -16,9 +16,12 @@ if TYPE_CHECKING:
 
 
 class Units(NamedTuple):
-    """What `SimMIM` returns."""
+    """What `SimMIM` returns.
 
-    #: bool [B, height / patch, width / patch]: True = the patch is replaced by a mask token
+    Attributes:
+        removed: bool [B, height / patch, width / patch]: True = the patch is replaced by a mask token.
+    """
+
     removed: Bool[Array, "B height / patch width / patch"]
 
 
@@ -57,7 +60,7 @@ class SimMIM(Scheme[Units]):
                 problems.value(f"ratio must keep at least one of {units} units, got {self.ratio}")
 
     def apply(self, key: int | UInt32[Array, " 2"], batch: int, *, ops: Ops = NUMPY) -> Units:
-        """Draw what is hidden from `batch` images.
+        """Draw what is hidden from `batch` images, by `key` (see `Scheme`).
 
         Raises:
             ValueError: batch is negative. TypeError: it is not an int.

@@ -19,16 +19,18 @@ class Spans(NamedTuple):
     """What `T5Spans` returns; integers in the framework's index dtype.
 
     Each row ends with padding where it is shorter than the longest that its input could give.
+
+    Attributes:
+        inputs: int [B, I]: the tokens, each corrupted span being one sentinel.
+        targets: int [B, T]: each span after its sentinel.
+        input_lengths, target_lengths: int [B]: tokens of inputs and of targets that are no padding.
+        corrupted: bool [B, L]: True = the token is in a corrupted span.
     """
 
-    #: int [B, I]: the tokens, each corrupted span being one sentinel
     inputs: Int[Array, "B I"]
-    #: int [B, T]: each span after its sentinel
     targets: Int[Array, "B T"]
-    #: int [B]: tokens of inputs and of targets that are no padding
     input_lengths: Int[Array, " B"]
     target_lengths: Array
-    #: bool [B, L]: True = the token is in a corrupted span
     corrupted: Bool[Array, "B L"]
 
 

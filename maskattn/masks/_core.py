@@ -47,7 +47,7 @@ class Mask(Pairwise):
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        """Masks of this class that fit these sizes, chosen with `draws`; [] where none does.
+        """Masks of this class that fit the sizes of `shape`, chosen with `draws`; [] where none does.
 
         The parity suite, the benchmarks, the gallery and the tests take their masks from here.
         """
@@ -66,7 +66,10 @@ class Mask(Pairwise):
 
     @filled
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        """Bounds for the tiles of queries q_lo..q_hi and keys k_lo..k_hi (inclusive; not empty).
+        """Bounds for the tiles of queries q_lo..q_hi and keys k_lo..k_hi (inclusive; not empty) of row b and head h.
+
+        Args:
+            b, h, q_lo, q_hi, k_lo, k_hi: integer arrays that broadcast together, or ints.
 
         Returns:
             (some, every), bool, of the broadcast shape: `some` False means that no pair of the tile is allowed, `every`
@@ -75,14 +78,14 @@ class Mask(Pairwise):
         return True, False
 
     def on_grid(self, shape: tuple[int, ...], arange: Callable[[int], Array]) -> Array:
-        """`allowed` for the whole of `shape` [batch, heads, q_len, kv_len], size 1 on axes that are not read.
+        """`allowed` for the whole of `shape` [batch, heads, q_len, kv_len], size 1 on axes that are not read: bool.
 
         `arange` makes index arrays of the framework that the data are of.
         """
         return self.allowed(*grid(self.depends, shape, arange))
 
     def settle(self, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None) -> dict[str, int]:
-        """All four sizes, those not given taken from the data (else 1).
+        """All four sizes: q_len, kv_len, and batch and heads, which not given are taken from the data (else 1).
 
         Raises:
             ValueError: a size is negative or conflicts with the data; every conflict is named.
@@ -116,7 +119,9 @@ class Mask(Pairwise):
     def at(self, q_offset: Array = 0, k_offset: Array = 0) -> Mask:
         """The same mask where query 0 is position q_offset and key 0 is position k_offset (decoding, shards).
 
-        Data masks (lengths, keep) index storage slots, which move too. Offsets are ints or int arrays, [] or [B].
+        Data masks (lengths, keep) index storage slots, which move too.
+
+        `q_offset`, `k_offset`: ints or int arrays, [] or [B].
         """
         return MOVES["at"](self, q_offset, k_offset)
 
@@ -128,7 +133,11 @@ class Mask(Pairwise):
         return MOVES["with_positions"](self, q_pos, k_pos)
 
     def why(self, b: int, h: int, q: int, k: int) -> str:
-        """In words: which parts of the expression allow or forbid query q of row b, head h, to attend to key k."""
+        """In words: which parts of the expression allow or forbid query q of row b, head h, to attend to key k.
+
+        Raises:
+            ValueError: an index is negative, or there is no such row or head. TypeError: one is not an int.
+        """
         problems = Problems("why")
         sizes = self.sizes()
         for name, index, axis in zip("bhqk", (b, h, q, k), AXES, strict=True):
@@ -382,6 +391,7 @@ def fold(mask: Mask, leaf: Callable[[Mask], Any]) -> Any:
     """The value of an expression, from those of its parts: `&` and `|` of them, `~` its complement, as the mask says.
 
     Args:
+        mask: True = may attend.
         leaf: the value of a mask that is none of the three (a mask moved by `at` among them): a bool, a bool array of
             any framework, a Mask, or whatever else has the three operators.
 
@@ -400,6 +410,7 @@ def rebuild(mask: Mask, change: Callable[[Mask], Mask | None]) -> Mask:
     """The same expression with some of its masks replaced, `&`, `|` and `~` simplified as they are built.
 
     Args:
+        mask: True = may attend, as in the result.
         change: what takes the place of a mask, or None to keep it and look at the masks that it is made of. Asked from
             the outside in.
 

@@ -37,7 +37,7 @@ _BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def from_json(text: str | bytes, classes: Iterable[type[Mask]] = (), max_characters: int = MAX_CHARACTERS) -> Mask:
-    """The mask of a text that `to_json` wrote, with NumPy data: the same bytes, dtypes and shapes.
+    """The mask of a text that `to_json` wrote, True = may attend, with NumPy data: the same bytes, dtypes and shapes.
 
     Args:
         text: str, or UTF-8 bytes.

@@ -68,6 +68,8 @@ class Segments(Mask):
     def from_cu_seqlens(cls, cu_seqlens_q: object, cu_seqlens_k: object = None) -> Segments:
         """Documents laid end to end, given by FlashAttention's cumulative lengths [0, n0, n0 + n1, ...].
 
+        `cu_seqlens_q` are those of the queries, `cu_seqlens_k` those of the keys (None: the same).
+
         Raises:
             ValueError: one does not start at 0 or decreases. TypeError: they are not ints.
         """

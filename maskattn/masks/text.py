@@ -37,7 +37,7 @@ Functions = Mapping[str, Callable[..., Any]]
 
 
 def parse(text: str, classes: Iterable[type[Mask]] = (), names: Mapping[str, Functions] | None = None) -> Mask:
-    """The mask that a text describes, in Python's grammar; nothing is evaluated.
+    """The mask that a text describes, True = may attend, in Python's grammar; nothing is evaluated.
 
     - A mask is called by its class name or the same in snake_case: `Causal()`, `prefix_lm(4)`. The parentheses may be
       left out where nothing is in them. Short names: window = SlidingWindow, padding = KeyPadding, prefix = PrefixLM,

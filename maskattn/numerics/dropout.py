@@ -41,7 +41,7 @@ def dense(
 
 
 def check_dropout(problems: Problems, rate: object, key: object, broadcast: object) -> None:
-    """Note what is wrong with a rate, the key that a rate above 0 needs, and the axes that share a draw."""
+    """Note in problems what is wrong with a rate, the key that a rate above 0 needs, and the axes of broadcast."""
     number = problems.number("dropout_rate", rate)
     if number is not None and not 0.0 <= number < 1.0:
         problems.value(f"dropout_rate must lie in [0, 1), got {number}")

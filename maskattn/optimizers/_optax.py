@@ -86,7 +86,7 @@ def from_optax(state: Any, *, leaves: Leaves = _named) -> OptimizerState:
 
 
 def to_optax(state: OptimizerState, template: Any, *, leaves: Leaves = _named, rebuild: Rebuild = _renamed) -> Any:
-    """``template``, a state as ``init`` makes it, with the moments and every count of updates of ``state``.
+    """``template``, a state as ``init`` of optax makes it, with the moments and every count of updates of ``state``.
 
     Counts of schedules are set too: the next update takes the learning rate of that step. ``leaves`` as in
     ``from_optax``; ``rebuild`` puts named arrays into a tree of parameters.

@@ -22,12 +22,17 @@ SLOTS = {"adam": ("mu", "nu"), "sgd": ("trace",)}
 class OptimizerState:
     """Moments by parameter.
 
-    rule: ``"adam"`` (Adam and AdamW, which remember the same) or ``"sgd"`` (with momentum).
-    step: updates made so far; None where the optimizer keeps no count (SGD of PyTorch).
-    slots: ``{"mu": {...}, "nu": {...}}`` or ``{"trace": {...}}``, each a mapping of parameter names to arrays of the
-        parameters' shapes: the first and second moment of Adam (Kingma and Ba 2015, algorithm 1) before bias
-        correction, or the decayed sum of gradients.
-    notes: what belongs to the optimizer and is not state: hyperparameters, and flags without a counterpart.
+    Attributes:
+        rule: ``"adam"`` (Adam and AdamW, which remember the same) or ``"sgd"`` (with momentum).
+        step: updates made so far; None where the optimizer keeps no count (SGD of PyTorch).
+        slots: ``{"mu": {...}, "nu": {...}}`` or ``{"trace": {...}}``, each a mapping of parameter names to arrays of
+            the parameters' shapes: the first and second moment of Adam (Kingma and Ba 2015, algorithm 1) before bias
+            correction, or the decayed sum of gradients.
+        notes: what belongs to the optimizer and is not state: hyperparameters, and flags without a counterpart.
+
+    Raises:
+        ValueError: slots are not those of the rule, a parameter is not in each, step is negative or no int, or the
+            rule is unknown. TypeError: it is not a str.
     """
 
     rule: str
@@ -68,8 +73,8 @@ def convert(
 ) -> OptimizerState:
     """Moments of attention layers from one layout to another: ``convert_tensors`` of each slot.
 
-    Arguments are those of ``convert_tensors``, except that ``source`` must be named. What the target stores and does
-    not train (buffers) has no moments and is left out.
+    ``state`` are the moments. Arguments are those of ``convert_tensors``, except that ``source`` must be named. What
+    the target stores and does not train (buffers) has no moments and is left out.
 
     Raises:
         ValueError: as ``convert_tensors``; and where the conversion does more than move numbers, as when a scale is

@@ -20,6 +20,7 @@ _FLAGS = ("foreach", "fused", "capturable", "differentiable")
 def from_torch(state_dict: Mapping[str, Any], names: Sequence[str] | None = None) -> OptimizerState:
     """``optimizer.state_dict()`` with NumPy arrays in place of tensors -> the moments by parameter name.
 
+    ``state_dict`` is that of PyTorch's Adam, AdamW or SGD.
     PyTorch numbers parameters in the order in which the optimizer was given them; ``names`` are their names in that
     order, and may be left out where the optimizer was built from ``named_parameters()``.
 
@@ -68,11 +69,11 @@ def to_torch(
     held: Mapping[str, object],
     names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The moments as a dictionary for ``optimizer.load_state_dict``, with NumPy arrays in place of tensors.
+    """The moments as a dictionary for PyTorch's ``load_state_dict``, with NumPy arrays in place of tensors.
 
     ``template`` is the ``state_dict()`` of the optimizer that is to go on, whose hyperparameters are kept; ``held``
     maps its parameters' names to anything with their shape and dtype, which moments must have (PyTorch casts others in
-    silence); ``names`` as in ``from_torch``.
+    silence); ``state`` are the moments, ``names`` as in ``from_torch``.
 
     Raises:
         ValueError: one error that lists every parameter that does not fit, another rule, ``amsgrad``, ``maximize`` or

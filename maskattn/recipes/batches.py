@@ -76,7 +76,7 @@ def left_padding(lengths: Array, kv_len: int) -> Mask:
 def right_padding(lengths: Array) -> Mask:
     """Keys that are no padding, where padding comes last: k < lengths[b]. True = may attend.
 
-    What training uses. `lengths` is int [B].
+    What training uses (Hugging Face's `padding_side="right"`). `lengths` is int [B].
 
     Raises:
         ValueError: a length is negative, or the array has not one axis. TypeError: its dtype is not an int.

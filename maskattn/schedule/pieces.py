@@ -41,6 +41,9 @@ class Piece:
 
     Attributes:
         batch, heads: the batch rows and (query) heads.
+        q, k: the first query and the first key of the first rectangle.
+        q_step, k_step: queries and keys from one rectangle to the next.
+        count, rows, cols: how many rectangles, and the queries and keys of each.
         kind: which of the pairs are allowed: OPEN, all; TRIANGLE, those with k - first key <= q - first query;
             MIXED, the mask must be asked.
         first: whether no piece before this one holds any of its queries.
@@ -88,6 +91,8 @@ def pieces_of(
     Heads of a piece read one key/value head, or they are all heads, or there are as many of both kinds.
 
     Args:
+        batch, heads, kv_heads, q_len, kv_len: the sizes of the scores, and how many heads keys have.
+        limits: the most queries and keys of a rectangle.
         blocks: the tiles to start from, queries by keys; None chooses.
     """
     if not (batch and heads and q_len and kv_len):

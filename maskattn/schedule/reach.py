@@ -22,7 +22,7 @@ _BLOCK = 128
 
 
 def empty_rows(mask: Mask, batch: int | None, heads: int | None, q_len: int, kv_len: int, *, bias: Any = None) -> Array:
-    """Which rows may attend to nothing: bool [batch, heads, q_len], size 1 on axes that are not read.
+    """Which rows may attend to none of kv_len keys: bool [batch, heads, q_len], size 1 on axes that are not read.
 
     Args:
         mask: True = may attend. Its data must be readable now.

@@ -78,6 +78,8 @@ class Schedule(Tiling):
     that a mask gives may be loose.
 
     Attributes:
+        batch, heads, q_len, kv_len: the sizes; 1 on axes that the mask does not read.
+        q_block, kv_block: queries and keys of a tile.
         indptr: int64 [batch * heads * q_tiles + 1]: where the entries of each query tile start, row-major.
         indices: int32 [entries]: the key tile.
         full: bool [entries].
@@ -104,7 +106,7 @@ class Schedule(Tiling):
 
         Args:
             mask: its data must be readable now: not traced.
-            batch, heads: None takes them from the data.
+            batch, heads, q_len, kv_len: the sizes; None takes them from the data.
             exact: evaluate each pair of the tiles that the mask's bounds leave undecided, so that no mixed tile is in
                 truth empty or full.
 
@@ -131,7 +133,7 @@ class Schedule(Tiling):
         return counts["empty"] / max(sum(counts.values()), 1)
 
     def row(self, b: int, h: int, i: int) -> tuple[Array, Array]:
-        """(indices, full) of query tile `i` of batch row `b` and head `h`."""
+        """(indices, full), int32 and bool [entries], of query tile `i` of batch row `b` and head `h`."""
         at = self._plane(b, h) * self.q_tiles + i
         entries = slice(self.indptr[at], self.indptr[at + 1])
         return self.indices[entries], self.full[entries]

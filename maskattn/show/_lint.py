@@ -42,6 +42,7 @@ def lint(
 
     Args:
         mask: True = may attend.
+        q_len, kv_len, batch, heads: the sizes it is used at; None takes them from the data.
 
     Raises:
         ValueError: a size conflicts with the data.

@@ -14,20 +14,27 @@ from maskattn.schedule.tiles import Schedule, Tiles, pairs
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `statistics` found. Counts are over the whole [batch, heads, q_len, kv_len]."""
+    """What `statistics` found. Counts are over the whole [batch, heads, q_len, kv_len].
+
+    Attributes:
+        sizes: of these four axes, by their names.
+        tile: queries and keys of a tile.
+        allowed: pairs that may attend; an estimate where not `exact`.
+        exact: whether every pair was counted.
+        empty_rows: rows that may attend to nothing.
+        unknown_rows: rows of which it was not found out.
+        skipped_tiles: tiles with nothing allowed by `Mask.tile`, which a kernel skips.
+        full_tiles: tiles with everything allowed by `Mask.tile`, which a kernel runs without the mask.
+        tiles: all there are.
+    """
 
     sizes: dict[str, int]
     tile: tuple[int, int]
-    #: pairs that may attend; an estimate where not `exact`
     allowed: int
     exact: bool
-    #: rows that may attend to nothing
     empty_rows: int
-    #: rows of which it was not found out
     unknown_rows: int
-    #: tiles with nothing allowed by `Mask.tile`, which a kernel skips
     skipped_tiles: int
-    #: tiles with everything allowed by `Mask.tile`, which a kernel runs without the mask
     full_tiles: int
     tiles: int
 

@@ -27,7 +27,7 @@ def register() -> None:
 
 
 def bind(node: Node) -> Node:
-    """The mask or bias with its data as JAX arrays (int64 becomes int32 unless x64 is on).
+    """`node`, a mask or bias, with its data as JAX arrays (int64 becomes int32 unless x64 is on).
 
     Raises:
         ValueError: an integer does not fit in int32 while x64 is off, or could leave it when added to a position.
@@ -37,7 +37,11 @@ def bind(node: Node) -> Node:
 
 
 def check(node: Pairwise, batch: int, heads: int, q_len: int, kv_len: int) -> None:
-    """Raise a ValueError naming every conflict between these sizes and the data of a mask or bias."""
+    """Compare the sizes batch, heads, q_len and kv_len with the data of `node`, a mask or bias.
+
+    Raises:
+        ValueError: they conflict; every conflict is named.
+    """
     lowering.check(node, (batch, heads, q_len, kv_len), readable)
 
 

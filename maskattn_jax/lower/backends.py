@@ -47,6 +47,7 @@ def to_dot_product_attention(
 
     Args:
         mask: True = may attend.
+        batch, heads, q_len, kv_len: the sizes it is used at.
         empty_rows: jax.nn gives a row that may attend to nothing the average of all values. "error" refuses a mask with
             such a row, "mean" accepts it. Rows beyond `query_seq_lengths` give 0, and are not counted.
 
@@ -92,6 +93,7 @@ def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> MultiHead
     Args:
         mask: True = may attend. Its data must be readable now, since Splash plans with them, and the same for every
             batch row (padding and documents go to the kernel as segment ids).
+        heads, q_len, kv_len: ints, at least 1.
 
     Raises:
         TypeError, ValueError: everything that Splash cannot express, or that is wrong, in one error.

@@ -24,7 +24,7 @@ def register() -> None:
 
 
 def bind(node: Node, *, device: Device = None) -> Node:
-    """The mask or bias with its data as tensors on `device` (default: NumPy data on the CPU, tensors where they are).
+    """`node`, a mask or bias, with its data as tensors on `device` (by default NumPy's on the CPU, tensors stay).
 
     Raises:
         TypeError: data are neither of NumPy nor of PyTorch.
@@ -33,7 +33,11 @@ def bind(node: Node, *, device: Device = None) -> Node:
 
 
 def check(node: Pairwise, batch: int, heads: int, q_len: int, kv_len: int) -> None:
-    """Raise a ValueError naming every conflict between these sizes and the data of a mask or bias."""
+    """Compare the sizes batch, heads, q_len and kv_len with the data of `node`, a mask or bias.
+
+    Raises:
+        ValueError: they conflict; every conflict is named.
+    """
     lowering.check(node, (batch, heads, q_len, kv_len), readable)
 
 

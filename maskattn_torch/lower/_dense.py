@@ -20,7 +20,7 @@ def allowed(
 ) -> Bool[Array, "#B #H #L #S"] | None:
     """Where the mask allows: bool, rank 4, broadcastable to [batch, heads, q_len, kv_len]. True = may attend.
 
-    Axes that the mask does not read have size 1. None where everything is allowed.
+    Axes that the mask does not read have size 1. None where everything is allowed. `device`: as in `bind`.
 
     Raises:
         ValueError: the sizes conflict with the mask's data.
@@ -34,7 +34,7 @@ def bias(
     """The bias as a float tensor, rank 4, broadcastable to [batch, heads, q_len, kv_len].
 
     Axes that the bias does not read have size 1. A DenseBias is only reshaped: gradients flow to its array, and
-    to the table of a TableBias, summed in one order for every framework.
+    to the table of a TableBias, summed in one order for every framework. `device`: as in `bind`.
 
     Raises:
         ValueError: the sizes conflict with the bias's data.
@@ -46,6 +46,8 @@ def to_dense(
     mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, device: Device = None
 ) -> Bool[Array, "B H L S"]:
     """The mask as a bool tensor [batch, heads, q_len, kv_len]. True = may attend. Sizes not given come from the data.
+
+    `device`: as in `bind`.
 
     Raises:
         ValueError: the sizes conflict with the mask's data.
@@ -65,6 +67,8 @@ def to_additive(
     device: Device = None,
 ) -> Float[Array, "B H L S"]:
     """0 where the mask allows, the dtype's minimum where it forbids: [batch, heads, q_len, kv_len].
+
+    `device`: as in `bind`.
 
     Raises:
         TypeError: the dtype is not a float. ValueError: the sizes conflict with the mask's data.

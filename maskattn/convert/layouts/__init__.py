@@ -114,7 +114,11 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Layout:
-    """The layout called ``name``, or one of whose aliases it is; ValueError lists the known ones."""
+    """The layout called ``name``, or one of whose aliases it is.
+
+    Raises:
+        ValueError: there is none; lists the known ones.
+    """
     for layout in _LAYOUTS:
         if name == layout.name or name in layout.aliases:
             return layout
@@ -129,6 +133,9 @@ def steps(source: str, target: str, config: AttentionConfig, tensors: Iterable[s
         source, target: names of layouts. config: the sizes of the layer.
         tensors: the names of one layer's tensors without prefix, which show the buffers it holds.
 
+    Raises:
+        ValueError: an unknown layout.
+
     A ``Step`` whose ``exact`` is False cannot be undone exactly: converted back, the bytes are not those of the source.
     """
     return get(source).reading(config, tensors) + get(target).writing(config)
@@ -139,5 +146,8 @@ def detect(tensors: Mapping[str, object], config: AttentionConfig | None = None)
 
     Without ``config``, shapes need only agree with each other; with it, they must be those of the configuration. The
     answer's ``layout`` is the name of the only candidate, and raises ValueError where there is none or more than one.
+
+    Raises:
+        TypeError: tensors are no mapping.
     """
     return _detect(tensors, config, [layout for layout in _LAYOUTS if layout.detectable])

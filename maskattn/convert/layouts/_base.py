@@ -37,6 +37,8 @@ class Layout:
     ``limits``: functions of a configuration that give the reasons why it cannot be held. ``scale``: what the modules
     always multiply query times key by, where that is not 1 / sqrt(D).
     ``stores_heads``: the shapes show the number of heads. ``detectable``: ``detect`` considers this layout.
+
+    Methods take ``config``, the configuration of the layer, and ``tensors`` of one layer, by names without prefix.
     """
 
     name: ClassVar[str]
@@ -73,10 +75,12 @@ class Layout:
         return reasons
 
     def infer(self, tensors: Mapping[str, object], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
-        """The configuration that the shapes of one layer's ``tensors`` (anything with a shape) admit; ValueError where
-        they admit none.
+        """The configuration that the shapes of one layer's ``tensors`` (anything with a shape) admit.
 
         Layouts that fold heads into rows need ``num_heads``, and ``num_kv_heads`` where shapes leave it open.
+
+        Raises:
+            ValueError: they admit none.
         """
         sinks = any(extra.canonical == "sinks" and extra.name in tensors for extra in self.extras)
         options: dict[str, Any] = {"one_head_size": self.one_head_size, "scale": self.scale, "sinks": sinks}
@@ -85,7 +89,10 @@ class Layout:
     def shapes(self, config: AttentionConfig, extras: Mapping[str, Shape] | None = None) -> dict[str, Shape]:
         """Every tensor of one layer, by its name without prefix, and its shape.
 
-        ``extras``: canonical names and shapes of the extras the layer has; each must have its ``place`` here.
+        ``extras``: canonical names and shapes of the extras the layer has.
+
+        Raises:
+            ValueError: one of them has no ``place`` here.
         """
         shapes = {entry.name: entry.shape(config) for entry in self.stored(config)}
         sinks = {"sinks": (config.num_heads,)} if config.sinks else {}
@@ -154,7 +161,10 @@ class Layout:
         """One layer's tensors (free of ``mismatches``) -> canonical tensors, as views or copies.
 
         Part of a layer may be given: what each tensor holds is converted by itself. Buffers are compared with the
-        canonical tensors given beside them. ValueError where a step finds values that it cannot take.
+        canonical tensors given beside them.
+
+        Raises:
+            ValueError: a step finds values that it cannot take.
         """
         out: Tensors = {}
         for entry in self.stored(config):
@@ -182,8 +192,10 @@ class Layout:
     def from_canonical(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Tensors:
         """Canonical tensors of one layer (free of ``misfits``) -> this layout's, as views or copies.
 
-        Part of a layer may be given: what is complete is converted. ValueError where a step finds values that it
-        cannot take.
+        Part of a layer may be given: what is complete is converted.
+
+        Raises:
+            ValueError: a step finds values that it cannot take.
         """
         given = dict(tensors)
         if not self.key_bias and "key.bias" in given:

@@ -20,6 +20,7 @@ DTYPES = (*(np.dtype(t) for t in (np.float64, np.float32, np.float16)), BFLOAT16
 def mismatches(layout: Layout, tensors: Mapping[str, object], config: AttentionConfig, prefix: str = "") -> list[str]:
     """Every fault of one layer's ``tensors`` (named without ``prefix``, which the messages add); ``[]`` where none.
 
+    ``layout`` and ``config`` say what it should hold.
     Judges names, shapes and dtypes; values are not read.
     """
     reasons = layout.unsupported(config)
@@ -52,7 +53,9 @@ def mismatches(layout: Layout, tensors: Mapping[str, object], config: AttentionC
 
 
 def mixed_dtypes(canonical: Mapping[str, Any]) -> list[str]:
-    """Query, key and value must share a dtype, part by part: a layout may store them as one array."""
+    """Where query, key and value of ``canonical`` tensors do not share a dtype, part by part, as they must: a layout
+    may store them as one array.
+    """
     reasons: list[str] = []
     for part in ("kernel", "bias"):
         dtypes = {role: canonical[f"{role}.{part}"].dtype for role in PROJECTIONS if f"{role}.{part}" in canonical}

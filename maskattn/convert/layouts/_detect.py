@@ -16,7 +16,12 @@ _REJECTED = 5
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layout whose names occur. ``objections`` says what speaks against it; empty where it fits."""
+    """A layout whose names occur.
+
+    Attributes:
+        layout: its name. layers: the prefixes of the layers found. evidence: what speaks for it, in words.
+        objections: what speaks against it; empty where it fits.
+    """
 
     layout: str
     layers: tuple[str, ...]
@@ -33,7 +38,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Detection:
-    """The layouts that fit, and those whose names occur but that do not fit. Iterates over those that fit."""
+    """What was found; iterates over the layouts that fit.
+
+    Attributes:
+        candidates: the layouts that fit. rejected: those whose names occur but that do not fit.
+    """
 
     candidates: tuple[Candidate, ...]
     rejected: tuple[Candidate, ...] = ()
@@ -49,7 +58,11 @@ class Detection:
 
     @property
     def layout(self) -> str:
-        """The name of the only layout that fits; ValueError with the evidence where none or several do."""
+        """The name of the only layout that fits.
+
+        Raises:
+            ValueError: none or several do; with the evidence.
+        """
         if len(self.candidates) == 1:
             return self.candidates[0].layout
         nearest = sorted(self.rejected, key=lambda candidate: len(candidate.objections))

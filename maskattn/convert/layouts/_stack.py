@@ -66,7 +66,9 @@ class Stack:
         return None if match is None else (match[1], int(match[2]), match[3])
 
     def name(self, before: str, number: int | None, after: str) -> str:
-        """The name of a layer's tensor; of the stacked one where ``number`` is None."""
+        """The name of a layer's tensor, of what stands ``before`` and ``after``; of the stacked one where ``number`` is
+        None.
+        """
         module = self.stacked if number is None else self.each.format(number)
         return before + module + self.separator + after
 

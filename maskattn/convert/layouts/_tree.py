@@ -9,7 +9,10 @@ from typing import Any
 def flatten(tree: Mapping[str, object], separator: str = "/") -> dict[str, Any]:
     """``{"query": {"kernel": x}}`` -> ``{"query/kernel": x}``. Names already flat stay as they are.
 
-    ValueError where two paths give one name.
+    ``tree`` holds arrays under names that ``separator`` joins.
+
+    Raises:
+        ValueError: two paths give one name. TypeError: a name is not a str.
     """
     flat: dict[str, Any] = {}
     stack: list[tuple[str, Any]] = [("", tree)]
@@ -28,7 +31,11 @@ def flatten(tree: Mapping[str, object], separator: str = "/") -> dict[str, Any]:
 
 
 def unflatten(tensors: Mapping[str, object], separator: str = "/") -> dict[str, Any]:
-    """``{"query/kernel": x}`` -> ``{"query": {"kernel": x}}``; ValueError where an array is also a module."""
+    """``{"query/kernel": x}`` -> ``{"query": {"kernel": x}}``: the names of ``tensors``, parted at ``separator``.
+
+    Raises:
+        ValueError: an array is also a module.
+    """
     tree: dict[str, Any] = {}
     for name, array in tensors.items():
         *modules, leaf = name.split(separator)

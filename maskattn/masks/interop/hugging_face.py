@@ -16,7 +16,8 @@ _KEYS, _PAIRS = "[B, S] of 1 and 0", "[B, 1 or H, L, S]"
 def from_hf(attention_mask: Array | None) -> Mask:
     """Hugging Face's `attention_mask` as a mask. True = may attend.
 
-    [B, S] of 1 (keep) and 0 (padding), of any dtype: a KeyMask, to be combined with the model's own causal mask.
+    `attention_mask` [B, S] of 1 (keep) and 0 (padding), of any dtype: a KeyMask, to be combined with the model's own
+    causal mask.
     [B, 1 or H, L, S]: bool (True = may attend, what SDPA is given) or float (0 may attend, the dtype's minimum or -inf
     may not), which holds the causal mask already. None: everything.
 

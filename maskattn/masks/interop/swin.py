@@ -13,7 +13,7 @@ from maskattn.masks.shifted_window import ShiftedWindow
 
 
 def from_swin(attn_mask: Array | None) -> Mask:
-    """Swin's `attn_mask` [windows, N, N] of 0 and -100 (timm, the official code, Hugging Face) as a ShiftedWindow.
+    """Swin's `attn_mask`, float [windows, N, N] of 0 and -100 (timm, official code, Hugging Face), as a ShiftedWindow.
 
     Grid, window and shift are read off the pattern and proven by comparing all of it; where several fit they are the
     same mask, and the one nearest to a square is named. -inf and the dtype's minimum count as -100 does. None (a block

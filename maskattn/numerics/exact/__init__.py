@@ -69,7 +69,7 @@ def attention_backward(
     **options: Any,
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their
-    types; the options are those of ``attention``.
+    shapes and dtypes. ``allowed``: True = may attend. Arguments as in ``attention``.
     """
     call = Call(query, key, value, allowed, **options)
     arrays, terms = _terms(call)
@@ -105,13 +105,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 
 def linear_backward(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
-    """Gradients of x, weight and bias for ``d_out`` [..., out]."""
+    """Gradients of x, weight and bias for ``d_out`` [..., out], all of one dtype. Arguments as in ``linear``."""
     with np.errstate(all="ignore"):
         flat = project.backward(_OPS, x.reshape(-1, x.shape[-1]), weight, d_out.reshape(-1, weight.shape[1]))
     return flat[0].reshape(x.shape), flat[1], flat[2]
 
 
 def drop(x: Array, keep: Array, rate: float) -> Array:
-    """``x * keep / (1 - rate)``, rounded once; ``keep`` (bool) has the shape of ``x``. Also its own gradient."""
+    """``x * keep / (1 - rate)``, rounded once; ``keep``: bool, True = kept, the shape of ``x``. Also its gradient."""
     with np.errstate(all="ignore"):
         return _drop.drop(_OPS, x, keep, 1.0 - rate)
