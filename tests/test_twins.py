@@ -11,6 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.frameworks import in_both
+
 DEVICE = "PyTorch places each array where it is told; in JAX arrays follow their inputs, or shardings"
 RNGS = "NNX draws initial parameters from explicit streams, PyTorch from its global generator"
 DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTorch module has one"
@@ -164,6 +166,7 @@ def differences(*packages):
                 yield from compare_signatures(f"{stem}.{name}", one, two, packages)
 
 
+@in_both
 def test_the_twins_differ_only_where_it_is_said_and_why():
     assert {"functional.py", "lower/__init__.py", "kernels/exact/__init__.py"} <= files("maskattn_jax").keys()
     found = set(differences("maskattn_jax", "maskattn_torch"))
