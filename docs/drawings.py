@@ -293,8 +293,8 @@ def conversion() -> Page:
     ((source,),) = {lazy.sources for _, lazy in parts}
 
     page = Page(678)
-    title = "maskattn convert tiny.safetensors tiny.npz --to flax-linen"
-    page.text(WIDTH / 2, page.y + 6, title, 8.5, ha="center", weight="bold")
+    title = "maskattn convert tiny.safetensors tiny.npz --to flax-linen --heads 2"
+    page.text(WIDTH / 2, page.y + 6, title, 7.5, ha="center", weight="bold")
     page.y += 18
     top = page.y
     page.text(EDGE, page.y + 9, "names, shapes, dtypes: no number read, nothing written", 8, color=BLUE, weight="bold")
