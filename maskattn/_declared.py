@@ -19,7 +19,8 @@ from maskattn._text import wrapped
 
 T = TypeVar("T")
 #: (problems, name, value, all fields) -> the value as it should be, or as it came with its fault noted.
-Check = Callable[[Problems, str, Any, Mapping[str, Any]], Any]
+Fields = Mapping[str, Any]
+Check = Callable[[Problems, str, object, Fields], object]
 Role = Literal["static", "data", "part"]
 
 _WIDTH = 112  # of lines in documentation
@@ -52,7 +53,7 @@ class Kind:
         """A field of this kind."""
         return dataclasses.field(metadata={"kind": self}, **options)
 
-    def described(self, default: Any) -> str:
+    def described(self, default: object) -> str:
         """What it says, with what None means and the default."""
         words = self.says
         if self.none and default is not None:
@@ -73,11 +74,11 @@ def integer(
     none: str = "",
     consumed: bool = False,
     meaning: str = "",
-    **options: Any,
+    **options: object,
 ) -> Any:
     """A field that holds an int, minimum <= int < below."""
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         return problems.integer(name, value, minimum, below)
 
     bounded = minimum is not None or below is not None
@@ -93,7 +94,7 @@ def integers(
     most: int | None = None,
     alone: bool = False,
     meaning: str = "",
-    **options: Any,
+    **options: object,
 ) -> Any:
     """A field that holds a tuple of ints, each at least `minimum`.
 
@@ -105,7 +106,7 @@ def integers(
 
     named = isinstance(per, str)
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         length: Any = 1 if alone and not hasattr(value, "__len__") else per
         if named:
             if not isinstance(fields[length], tuple):
@@ -133,12 +134,12 @@ def number(
     float32: bool = False,
     none: str = "",
     meaning: str = "",
-    **options: Any,
+    **options: object,
 ) -> Any:
     """A field that holds a finite float, minimum <= float <= maximum, above < float < below, rounded if `float32`."""
     span = _Span(minimum, above, maximum, below)
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         read = problems.number(name, value)
         if read is None:
             return value
@@ -163,7 +164,7 @@ def interval(
     """A field that holds (low, high), two floats in order within the bounds, as `number` has them."""
     span = _Span(minimum, above, maximum, below)
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: Any, fields: Fields) -> object:
         try:
             low, high = value
         except (TypeError, ValueError):
@@ -178,10 +179,10 @@ def interval(
     return Kind(f"(low, high), numbers{span.short}, low <= high", meaning, check).field(options)
 
 
-def flag(*, meaning: str = "", **options: Any) -> Any:
+def flag(*, meaning: str = "", **options: object) -> Any:
     """A field that holds True or False."""
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         if not isinstance(value, bool):
             problems.type(f"{name} must be True or False, got {describe(value)}")
         return value
@@ -189,10 +190,10 @@ def flag(*, meaning: str = "", **options: Any) -> Any:
     return Kind("bool", meaning, check, bounded=False).field(options)
 
 
-def choice(*known: str, meaning: str = "", **options: Any) -> Any:
+def choice(*known: str, meaning: str = "", **options: object) -> Any:
     """A field that holds one of these names."""
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         problems.choice(name, value, known)
         return value
 
@@ -207,7 +208,7 @@ def data(
     or_int: bool = False,
     none: str = "",
     meaning: str = "",
-    **options: Any,
+    **options: object,
 ) -> Any:
     """A field that holds an array of NumPy, JAX or PyTorch.
 
@@ -219,7 +220,7 @@ def data(
     """
     ranks = ranks_of(axes)
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         if none and value is None:
             return value
         if or_int:
@@ -231,10 +232,10 @@ def data(
     return kind.field(options)
 
 
-def part(of: type | None = None, *, many: bool | None = None, meaning: str = "", **options: Any) -> Any:
+def part(of: type | None = None, *, many: bool | None = None, meaning: str = "", **options: object) -> Any:
     """A field that holds an object of class `of` that has declared fields too, or with `many` a tuple of such."""
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         if of is None:
             return value
         if not many:
@@ -266,7 +267,7 @@ class Declared:
     #: what its errors begin with; empty: the name of the class
     _called: ClassVar[str] = ""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         for name in vars(cls).get("__slots__", ()):  # of dataclass(slots=True): fields stay in the dictionary
             delattr(cls, name)
@@ -290,7 +291,7 @@ class Declared:
     def _check(self, problems: Problems) -> None:
         """Note what is wrong between fields that are right by themselves, and `_set` those that follow from others."""
 
-    def _set(self, **values: Any) -> None:
+    def _set(self, **values: object) -> None:
         """Set fields while the object is made: later it is frozen."""
         vars(self).update(values)
 
@@ -337,7 +338,7 @@ def _line(field: dataclasses.Field[Any], kind: Kind) -> str:
 def _optional(check: Check, none: str) -> Check:
     """The check, for values that are not None."""
 
-    def optional(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def optional(problems: Problems, name: str, value: object, fields: Fields) -> object:
         return None if value is None else check(problems, f"{name} (None = {none})", value, fields)
 
     return optional if none else check

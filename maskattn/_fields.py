@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from maskattn._declared import Declared, Kind as Kind, data as data, part as part
 from maskattn.arrays import dtype_name as dtype_name, to_numpy as to_numpy
+from maskattn.typing import Traced as Array
 
-Array = Any  # of NumPy, JAX (also traced) or PyTorch
 Key = tuple[str, int | None]  # a field, and the place in it where it holds a tuple
+Structure = tuple[tuple[Key, ...], tuple[tuple[str, Any], ...]]  # where each leaf stands, and the other fields
 
 _SUBCLASSES: list[type[Spec]] = []
 _LISTENERS: list[Callable[[type[Spec]], None]] = []
@@ -38,7 +39,7 @@ class Spec(Declared):
     _data: ClassVar[tuple[str, ...]] = ()
     _masks: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         cls._data = tuple(name for name, kind in cls._kinds.items() if kind.role == "data")
         cls._masks = tuple(name for name, kind in cls._kinds.items() if kind.role == "part")
@@ -72,19 +73,19 @@ class Spec(Declared):
         """The masks this one is made of."""
         return tuple([mask for _, mask in self._parts()])
 
-    def with_children(self, children: Sequence[Any]) -> Any:
+    def with_children(self, children: Sequence[Spec]) -> Self:
         """The same but for its masks; nothing is validated."""
         leaves, structure = self.flatten()
         return type(self).unflatten(structure, [*leaves[: len(leaves) - len(children)], *children])
 
-    def map_data(self, function: Callable[[Array], Array]) -> Any:
+    def map_data(self, function: Callable[[Array], object]) -> Self:
         """The same expression with `function` applied to every array in it; nothing is validated."""
         leaves, structure = self.flatten()
         return type(self).unflatten(
             structure, [leaf.map_data(function) if isinstance(leaf, Spec) else function(leaf) for leaf in leaves]
         )
 
-    def flatten(self) -> tuple[list[Any], tuple[tuple[Key, ...], tuple[tuple[str, Any], ...]]]:
+    def flatten(self) -> tuple[list[Any], Structure]:
         """(leaves, structure). Leaves are this object's arrays, then its masks; the structure, which is hashable, says
         where each stands, and what the other fields hold."""
         keyed: list[tuple[Key, Any]] = [((name, None), getattr(self, name)) for name in self.data_fields()]
@@ -95,7 +96,7 @@ class Spec(Declared):
         return [leaf for _, leaf in keyed], (tuple([key for key, _ in keyed]), rest)
 
     @classmethod
-    def unflatten(cls, structure: tuple[tuple[Key, ...], tuple[tuple[str, Any], ...]], leaves: Iterable[Any]) -> Any:
+    def unflatten(cls, structure: Structure, leaves: Iterable[object]) -> Self:
         """The inverse of `flatten`. It never validates: frameworks put placeholders where arrays were."""
         keys, rest = structure
         values = dict(rest)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from maskattn._arithmetic import fill
@@ -52,14 +52,14 @@ def fixed(batch: int = 1, heads: int = 1, **lengths: int) -> dict[str, int]:
     return rows | {axis: int(size) for axis, size in lengths.items()}
 
 
-def merge_sizes(parts: tuple[Any, ...]) -> dict[str, int]:
+def merge_sizes(parts: Sequence[Pairwise]) -> dict[str, int]:
     """What all the parts fix together.
 
     Raises:
         ValueError: two of them disagree.
     """
     merged: dict[str, int] = {}
-    owners: dict[str, Any] = {}
+    owners: dict[str, Pairwise] = {}
     for part in parts:
         for axis, size in part.sizes().items():
             if axis == "batch_multiple":
@@ -71,7 +71,7 @@ def merge_sizes(parts: tuple[Any, ...]) -> dict[str, int]:
     return merged
 
 
-def restrict(pairwise: Any, b: Array, h: Array, q: Array, k: Array) -> tuple[Array, ...]:
+def restrict(pairwise: Pairwise, b: Array, h: Array, q: Array, k: Array) -> tuple[Array, ...]:
     """The indices, 0 in place of those that a mask or bias does not read: its result then stays small."""
     depends = pairwise.depends
     return (
@@ -97,7 +97,7 @@ def filled(method: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(method)
-    def broadcast(self: Any, *args: Array, **named: Array) -> Any:
+    def broadcast(self: object, *args: Array, **named: Array) -> Any:
         indices = (*args, *named.values())
         value = method(self, *args, **named)
         return tuple(fill(each, *indices) for each in value) if isinstance(value, tuple) else fill(value, *indices)

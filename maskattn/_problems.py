@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 
 from maskattn.arrays import dtype_name
-
-Array = Any  # of NumPy, JAX (also traced) or PyTorch
+from maskattn.typing import Traced as Array
 
 #: What the names of dtypes of a kind begin with.
 _KINDS = {"bool": ("bool",), "int": ("int", "uint"), "float": ("float", "bfloat"), "float32": ("float32",)}
@@ -59,7 +58,7 @@ class Problems:
         elif positive and value <= 0.0:
             self.value(f"{name} must be positive, got {value}")
 
-    def choice(self, name: str, value: Any, known: Sequence[str]) -> None:
+    def choice(self, name: str, value: object, known: Sequence[str]) -> None:
         """Note a name that is not among the known ones."""
         if not isinstance(value, str):
             self.type(f"{name} must be one of {', '.join(known)}, got {show(value)}")
@@ -89,7 +88,7 @@ class Problems:
             return self.array(name, value, "int", axes, minimum, ranks)
         return self.integer(name, value, minimum)
 
-    def integers(self, name: str, value: Any, minimum: int | None = None, length: int | None = None) -> Any:
+    def integers(self, name: str, value: object, minimum: int | None = None, length: int | None = None) -> Any:
         """`value` as a tuple of ints; where `length` is given, an int stands for itself on every axis."""
         if length is not None and not isinstance(value, (Sequence, np.ndarray)):
             number = self.integer(name, value, minimum)
@@ -152,7 +151,7 @@ def ranks_of(axes: str) -> Sequence[int]:
     return range(counts[0] + 1) if axes.startswith("broadcastable") else counts
 
 
-def _copied(value: Any, kind: str) -> np.ndarray:
+def _copied(value: object, kind: str) -> np.ndarray:
     array = np.array(value)
     if array.size == 0 and array.dtype == np.float64 and kind in ("bool", "int"):
         array = array.astype(bool if kind == "bool" else np.int64)  # an empty list has no dtype of its own
@@ -168,7 +167,7 @@ def power(number: int) -> str:
     return f"2**{number.bit_length() - 1}" if number > 9999 and number & (number - 1) == 0 else str(number)
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A value in an error message: short."""
     shape = getattr(value, "shape", None)
     if shape is not None:

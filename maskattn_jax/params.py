@@ -15,19 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree, Shaped
 
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts, modules
 from maskattn.convert.layouts import Layout
-
-Array = Any
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["config_of", "dump", "load"]
 
 _LINEN = layouts.get("flax-linen")
 
 
-def load(module: Any, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
+def load(
+    module: nnx.Module | flax.linen.Module | AttentionConfig, tensors: Mapping[str, Shaped[Array, "*shape"]]
+) -> dict[str, PyTree] | None:
     """Writes canonical ``tensors`` into an NNX ``module``, in place; for a Linen module or an AttentionConfig returns
     them as variables, ``{"params": {"query": {"kernel": ...}, ...}}``.
 
@@ -58,7 +60,7 @@ def load(module: Any, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
     return None
 
 
-def dump(module: Any) -> dict[str, Array]:
+def dump(module: nnx.Module | Mapping[str, PyTree]) -> dict[str, Shaped[Array, "*shape"]]:
     """The parameters of an NNX ``module``, or of Linen variables, as canonical tensors: new NumPy arrays.
 
     Raises:
@@ -76,12 +78,12 @@ def dump(module: Any) -> dict[str, Array]:
     return modules.dumped(layout, config, held, name_of)
 
 
-def config_of(module: Any) -> AttentionConfig:
+def config_of(module: nnx.Module) -> AttentionConfig:
     """The configuration of a live NNX module: its own, or what the shapes of the framework's module say."""
     return _describe(module)[1]
 
 
-def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
+def _describe(module: object) -> tuple[Layout, AttentionConfig]:
     layout = layouts.get("flax-nnx")
     config = getattr(module, "config", None)
     if isinstance(module, nnx.Module) and isinstance(config, AttentionConfig):
@@ -97,7 +99,7 @@ def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
     )
 
 
-def _parameters(module: Any) -> dict[str, Any]:
+def _parameters(module: object) -> dict[str, Any]:
     """Every nnx.Param by its path joined by dots. A bias that a module was built without is a Param of None: left
     out.
     """
@@ -108,7 +110,7 @@ def _parameters(module: Any) -> dict[str, Any]:
     return by_name
 
 
-def _infer(layout: Layout, held: Mapping[str, Any], name: str) -> AttentionConfig:
+def _infer(layout: Layout, held: Mapping[str, object], name: str) -> AttentionConfig:
     try:
         return layout.infer(held, None, None)
     except ValueError as error:
@@ -152,6 +154,6 @@ def _check_norms(module: flax.linen.Module, given: Mapping[str, Array]) -> None:
 def _variables(given: Mapping[str, Array], config: AttentionConfig, name: str) -> dict[str, Any]:
     narrowed = [n for n, array in given.items() if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype]
     modules.raise_if_any([f"{n}: dtype {given[n].dtype} needs jax_enable_x64, which is off" for n in narrowed], name)
-    arrays = {n: jnp.array(array, copy=True) for n, array in given.items()}
+    arrays: dict[str, Any] = {n: jnp.array(array, copy=True) for n, array in given.items()}
     flat = _LINEN.from_canonical(arrays, config)
     return {"params": layouts.unflatten(flat)} if flat else {}

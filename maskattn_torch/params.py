@@ -7,22 +7,21 @@ tensors are NumPy arrays by the names of ``maskattn.convert.layouts.canonical``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 
 from maskattn.arrays import to_numpy, to_torch
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts, modules
 from maskattn.convert.layouts import Layout
-
-Array = Any
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["config_of", "dump", "load"]
 
 
-def load(module: Any, tensors: Mapping[str, Array]) -> None:
+def load(module: torch.nn.Module, tensors: Mapping[str, Shaped[Array, "*shape"]]) -> None:
     """Writes canonical ``tensors`` into ``module``, in place.
 
     Names, shapes and dtypes must be those of the module; everything is checked before anything is written.
@@ -44,7 +43,7 @@ def load(module: Any, tensors: Mapping[str, Array]) -> None:
             parameter.copy_(ready[name])
 
 
-def dump(module: Any) -> dict[str, Array]:
+def dump(module: torch.nn.Module) -> dict[str, Shaped[Array, "*shape"]]:
     """The parameters of ``module`` as canonical tensors: new NumPy arrays, bfloat16 as ml_dtypes'.
 
     Raises:
@@ -56,12 +55,12 @@ def dump(module: Any) -> dict[str, Array]:
     return modules.dumped(layout, config, held, modules.name_of(module))
 
 
-def config_of(module: Any) -> AttentionConfig:
+def config_of(module: torch.nn.Module) -> AttentionConfig:
     """The configuration of a live module: its own, or what the framework's module was built with."""
     return _describe(module)[1]
 
 
-def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
+def _describe(module: object) -> tuple[Layout, AttentionConfig]:
     if isinstance(module, torch.nn.MultiheadAttention):
         return layouts.get("torch-mha"), _mha_config(module)
     config = getattr(module, "config", None)

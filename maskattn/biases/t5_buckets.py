@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
 from maskattn._arithmetic import as_int, maximum, minimum
 from maskattn._declared import data, declared, flag, integer
@@ -8,6 +9,9 @@ from maskattn._fields import Array
 from maskattn._lookup import at_row, rows_of
 from maskattn._problems import Problems
 from maskattn.biases._table import TableBias
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @declared
@@ -29,10 +33,12 @@ class T5Buckets(TableBias):
     array([6, 6, 5, 5, 4, 4, 3, 2, 1, 0, 0, 0])
     """
 
-    table: Array = data("float", "[buckets, H]", meaning="learned, a row per bucket; [buckets, 1] serves every head")
+    table: Float[Array, "buckets H"] = data(
+        "float", "[buckets, H]", meaning="learned, a row per bucket; [buckets, 1] serves every head"
+    )
     max_distance: int = integer(default=128, meaning="from here on all distances share the last bucket of a side")
     bidirectional: bool = flag(default=True, meaning="whether keys after the query have buckets of their own")
-    offset: Array = data(
+    offset: Int[Array, "*B"] = data(
         "int", "[] or [B]", or_int=True, default=0, meaning="the position of query 0 (decoding); key 0 is position 0"
     )
 

@@ -19,6 +19,7 @@ from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader, sha256
 from maskattn.checkpoints._seal import PENDING
 from maskattn.checkpoints._writer import Writer, checked, plain, wrong_names
+from maskattn.typing import NumPyDType
 
 __all__ = ["PENDING", "Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
 
@@ -57,7 +58,7 @@ def create(
     infos: Mapping[str, TensorInfo],
     *,
     metadata: Mapping[str, str] | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
     max_shard_size: int | None = None,
 ) -> Writer:
     """A writer of a new checkpoint, tensor by tensor, replacing a file that is there when it is left.
@@ -149,7 +150,7 @@ def save(
         writer.write_each(tensors.__getitem__)
 
 
-def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _little(dtype: NumPyDType) -> NumPyDType:
     return dtype.newbyteorder("<") if dtype.kind in "iufc" else dtype
 
 

@@ -11,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from maskattn.checkpoints import _seal
 from maskattn.checkpoints._base import TensorInfo
@@ -24,7 +24,7 @@ END = struct.Struct("<4s4H2LH")  # the record that ends an archive; its last num
 
 def compose(
     path: Path,
-    provenance: Mapping[str, Any],
+    provenance: Mapping[str, object],
     hashes: Mapping[str, str],
     infos: Mapping[str, TensorInfo],
     metadata: Mapping[str, str],

@@ -22,11 +22,12 @@ import ml_dtypes
 import numpy as np
 
 from maskattn.checkpoints import _seal, _trees
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._msgpack import ARRAY, CHUNKED, NUMPY_SCALAR, Scanner, pack, pack_map_header, pack_prefix
 from maskattn.checkpoints._publish import Temporary, sync_folder
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Appender, FileWriter
+from maskattn.typing import NumPyArray as Array
 
 SUFFIXES = (".msgpack",)
 BESIDE = ".maskattn.json"
@@ -140,7 +141,7 @@ class MsgpackWriter(FileWriter):
         self._file.truncate(self._end)
         self._file.flush()
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         spans = [(Appender(self._file.fileno(), start), size) for start, size in self._spans[name]]
 
         def append(chunk: memoryview) -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from maskattn.checkpoints import safetensors
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._publish import TemporaryFolder, publishing, sync_folder
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Writer
 from maskattn.checkpoints.safetensors import SafetensorsReader, SafetensorsWriter, _no_duplicates
+from maskattn.typing import NumPyArray as Array
 
 SUFFIXES = (".safetensors.index.json",)
 INDEX_LIMIT = 100_000_000
@@ -76,7 +77,7 @@ class ShardedWriter(Writer):
         for shard in self._shards:
             shard.path = self._place.place / shard.path.name
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         shard = self._of[name]
         with self._lock:
             if not shard.begun:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from maskattn.masks import library_classes
 from maskattn.parity.attention.cases import Shape
 from maskattn.parity.draws import Draws
 from maskattn.show.picture import LINE, TEXT, new_figure, paint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHAPE = Shape(batch=4, q_len=24, kv_len=24, heads=2, kv_heads=1, head_dim=8, v_head_dim=8)
 INKS = {"masks": "#1f4e8c", "combinations": "#0b7a6f", "recipes": "#a8470b"}
@@ -71,7 +74,7 @@ def write_gallery(path: str | os.PathLike[str]) -> int:
     return len(drawn)
 
 
-def _draw(figure: Any, panel: Panel, left: float, top: float, width: float, height: float) -> None:
+def _draw(figure: Figure, panel: Panel, left: float, top: float, width: float, height: float) -> None:
     """One panel: name, mask and what it was made from, its upper left corner at (left, top) inches."""
     batch, head = _matrix(panel)
     scale = _IMAGE / max(panel.q_len, panel.kv_len)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -14,6 +13,7 @@ from maskattn.convert._model import Layer, Model
 from maskattn.convert.families import GENERIC, Form, Rule
 from maskattn.convert.layouts import Step
 from maskattn.convert.lazy import Lazy, Read, stack
+from maskattn.typing import NumPyArray, NumPyDType
 
 ConfigOf = Callable[[str, Layer], AttentionConfig]
 """Gives the sizes of a layer, by its canonical name and as it is stored; ValueError where they cannot be told."""
@@ -36,7 +36,7 @@ def read(stored: Model, sizes: ConfigOf) -> Model:
     return model
 
 
-def made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+def made(shape: tuple[int, ...], dtype: NumPyDType) -> NumPyArray:
     """The one kind of buffer that a converted file lets be made again: 0, 1, 2, ... along the last axis."""
     return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape)
 

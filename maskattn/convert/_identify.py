@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from maskattn.checkpoints import TensorInfo
 from maskattn.convert import families, layouts
@@ -17,7 +16,7 @@ Infos = Mapping[str, TensorInfo]
 _SHOWN = 5
 
 
-def identify(infos: Infos, source: str, family: Family | None, model_config: Mapping[str, Any]) -> Model:
+def identify(infos: Infos, source: str, family: Family | None, model_config: Mapping[str, object]) -> Model:
     """What ``infos`` are; ValueError where it cannot be told. ``source``: "auto", a family's name or a layout's.
 
     ``family`` (one of the user's own) is tried before the library's.
@@ -83,7 +82,7 @@ def _stores(form: Form, layout: str) -> bool:
     return layout in (form.layout, *(rule.layout for rule in form.family.rules if form.layout is None))
 
 
-def _only(models: tuple[Model, ...], infos: Infos, model_config: Mapping[str, Any]) -> Model:
+def _only(models: tuple[Model, ...], infos: Infos, model_config: Mapping[str, object]) -> Model:
     if len(models) > 1:
         lines = [f"  {model.form}: all {len(infos)} names accounted for" for model in models]
         raise ValueError("\n".join([f"{len(models)} families fit these names: name one with --family", *lines]))
@@ -94,7 +93,7 @@ def _only(models: tuple[Model, ...], infos: Infos, model_config: Mapping[str, An
     return model
 
 
-def _named(infos: Infos, family: Family, model_config: Mapping[str, Any]) -> Model:
+def _named(infos: Infos, family: Family, model_config: Mapping[str, object]) -> Model:
     """The form of a family that was asked for, wrong as it may be: the one that knows most of the names."""
     exact = matches(infos, model_config, families.forms(family))
     model = exact[0] if exact else _nearest(infos, family, model_config)
@@ -103,7 +102,7 @@ def _named(infos: Infos, family: Family, model_config: Mapping[str, Any]) -> Mod
     return model
 
 
-def _nearest(infos: Infos, family: Family, model_config: Mapping[str, Any]) -> Model:
+def _nearest(infos: Infos, family: Family, model_config: Mapping[str, object]) -> Model:
     near = [match(form, infos, model_config) for form in families.forms(family)]
     return min((model for model in near if model), key=lambda model: (len(model.left_over), len(model.missing)))
 
@@ -112,7 +111,7 @@ def _faulty(model: Model) -> str:
     return f"{len(model.left_over)} names left over, {len(model.missing)} missing"
 
 
-def _incomplete(infos: Infos, family: Family | None, model_config: Mapping[str, Any]) -> Model:
+def _incomplete(infos: Infos, family: Family | None, model_config: Mapping[str, object]) -> Model:
     """No family accounts for every name exactly. One that knows most is reported; attention alone needs no family."""
     candidates = [family] if family else [f for f in families.all_families() if _could_be(f, model_config)]
     near = [_nearest(infos, each, model_config) for each in candidates] if infos else []
@@ -125,7 +124,7 @@ def _incomplete(infos: Infos, family: Family | None, model_config: Mapping[str, 
     return _alone(infos, layouts.detect(outlines).layout)
 
 
-def _could_be(family: Family, model_config: Mapping[str, Any]) -> bool:
+def _could_be(family: Family, model_config: Mapping[str, object]) -> bool:
     model_type = model_config.get("model_type")
     return model_type is None or model_type in family.model_types or not family.model_types
 
@@ -139,7 +138,7 @@ def _alone(infos: Infos, layout: str) -> Model:
     return model
 
 
-def some(names: Mapping[str, Any]) -> str:
+def some(names: Mapping[str, object]) -> str:
     """The first names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""

@@ -6,20 +6,18 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import numpy as np
-
 from maskattn.config import AttentionConfig
 from maskattn.convert import config_json, layouts
 from maskattn.convert._model import Heads, Layer
 from maskattn.convert.layouts import CANONICAL, EXTRAS, Layout
 from maskattn.convert.lazy import Lazy, NeedsNumbers, Read, constant
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Convert = Callable[[Mapping[str, Any], AttentionConfig], Mapping[str, Any]]
 """``to_canonical`` or ``from_canonical`` of a layout."""
 
 
-def sizes(layer: Layer, model_config: Mapping[str, Any], asked: Heads, remembered: Heads) -> AttentionConfig:
+def sizes(layer: Layer, model_config: Mapping[str, object], asked: Heads, remembered: Heads) -> AttentionConfig:
     """The configuration that the shapes of a stored layer admit. ValueError where they admit none.
 
     Heads are those of ``model_config``, a config.json; as asked for; as the file remembers; by the family's rule; or
@@ -145,7 +143,7 @@ def _check(convert: Convert, needed: Mapping[str, Lazy], config: AttentionConfig
 
 def _called(
     convert: Convert, needed: Mapping[str, Lazy], config: AttentionConfig, where: str, read: Read
-) -> Mapping[str, Any]:
+) -> Mapping[str, object]:
     arrays = {name: lazy.evaluate(read) for name, lazy in needed.items()}
     try:
         return convert(arrays, config)

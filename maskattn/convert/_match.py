@@ -22,7 +22,7 @@ LAYERS = 10_000  # more than any model has: a longer axis is none of layers
 def match(
     form: Form,
     infos: Mapping[str, TensorInfo | Lazy],
-    model_config: Mapping[str, Any] | None = None,
+    model_config: Mapping[str, object] | None = None,
     *,
     strict: bool = False,
 ) -> Model | None:
@@ -76,7 +76,7 @@ def attention_alone(infos: Mapping[str, Any], layout: Layout, *, beside: bool = 
 
 def matches(
     infos: Mapping[str, TensorInfo],
-    model_config: Mapping[str, Any] | None = None,
+    model_config: Mapping[str, object] | None = None,
     among: Iterable[Form] | None = None,
 ) -> tuple[Model, ...]:
     """Every form whose names are exactly those of ``infos``: none missing, none left over.
@@ -122,7 +122,7 @@ def _enter(model: Model, rule: Rule, indices: Indices, part: str, lazy: Lazy) ->
         model.tensors[rule.canonical_name(indices, part)] = model.form.as_flax(rule, part, lazy)
 
 
-def _missing(form: Form, present: Present, model_config: Mapping[str, Any]) -> list[str]:
+def _missing(form: Form, present: Present, model_config: Mapping[str, object]) -> list[str]:
     groups: dict[str, set[Indices]] = {}
     for rule, places in present.items():
         groups.setdefault(_group(rule), set()).update(places)
@@ -180,13 +180,13 @@ def _meaning(model: Model) -> Hashable:
     return model.form.family.model, model.form.style, model.form.scan_axis, tensors, layers
 
 
-def _of_type(model_config: Mapping[str, Any]) -> tuple[Family, ...]:
+def _of_type(model_config: Mapping[str, object]) -> tuple[Family, ...]:
     told, known = model_config.get("model_type"), families.all_families()
     fitting = tuple(f for f in known if told in f.model_types and _says(model_config, f.when))
     return fitting or tuple(f for f in known if not model_config or not f.when or told is None)
 
 
-def _says(model_config: Mapping[str, Any], when: Mapping[str, Any]) -> bool:
+def _says(model_config: Mapping[str, object], when: Mapping[str, object]) -> bool:
     return all(config_json.look_up(model_config, path) == value for path, value in when.items())
 
 

@@ -20,8 +20,8 @@ from maskattn.convert._model import Layer, Model
 from maskattn.convert.families import Family, Form
 from maskattn.convert.layouts import DTYPES, Step
 from maskattn.convert.lazy import Lazy, Read, constant
+from maskattn.typing import NumPyArray as Array, NumPyDType
 
-Array = np.ndarray[Any, Any]
 REST = ("error", "keep", "drop")
 
 
@@ -60,7 +60,7 @@ class Plan:
     steps: tuple[Step, ...]
     dropped: Mapping[str, str]
     kept: tuple[str, ...]
-    dtype: np.dtype[Any] | None
+    dtype: NumPyDType | None
     layers: Mapping[str, Layer]
     checks: tuple[Callable[[Read], None], ...]
     buffers: _provenance.Buffers
@@ -183,7 +183,7 @@ def assemble(
     infos: Mapping[str, TensorInfo],
     *,
     rest: str = "error",
-    dtype: np.dtype[Any] | None = None,
+    dtype: NumPyDType | None = None,
     before: _provenance.Buffers | None = None,
 ) -> Plan:
     """The plan of every conversion: what was found, through the canonical model, to the form ``to``.
@@ -267,7 +267,7 @@ def _made_again(before: _provenance.Buffers, to: Form, written: dict[str, Lazy])
     return bool(infos)
 
 
-def _cast(name: str, lazy: Lazy, dtype: np.dtype[Any] | None) -> Lazy:
+def _cast(name: str, lazy: Lazy, dtype: NumPyDType | None) -> Lazy:
     """``lazy`` in ``dtype``. A finite number that becomes infinite is damage, not rounding: a ValueError then."""
     if dtype is None or lazy.dtype == dtype or lazy.dtype not in DTYPES:
         return lazy

@@ -11,19 +11,18 @@ from maskattn import standards
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts import Candidate, Detection, Layout
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 _INPUTS = ("query", "key", "value", "mask", "bias")
 
 
 def probe(
-    tensors: Mapping[str, Any],
+    tensors: Mapping[str, object],
     candidates: Iterable[str],
     config: AttentionConfig,
     *,
-    inputs: Mapping[str, Any],
-    output: Any,
+    inputs: Mapping[str, object],
+    output: object,
 ) -> Detection:
     """Which of ``candidates`` the tensors of one layer are in, told by what the layer computes.
 
@@ -93,7 +92,7 @@ def _judge(
     return (prefix,), [], float(standards.share(error, limit).max(initial=0))
 
 
-def _checked(inputs: Mapping[str, Any], output: Any, config: AttentionConfig) -> dict[str, Array]:
+def _checked(inputs: Mapping[str, object], output: object, config: AttentionConfig) -> dict[str, Array]:
     if not isinstance(inputs, Mapping):
         raise TypeError(f"inputs must be a mapping of {', '.join(_INPUTS)} to arrays, got {type(inputs).__name__}")
     given = {name: np.asarray(array) for name, array in inputs.items()}

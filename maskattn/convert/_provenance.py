@@ -44,7 +44,7 @@ def buffers_as_json(left_out: Buffers) -> dict[str, Any]:
     return {"family": "", "tensors": {}}
 
 
-def heads(provenance: Mapping[str, Any]) -> dict[str, Heads]:
+def heads(provenance: Mapping[str, object]) -> dict[str, Heads]:
     """Query and key/value heads of attention layers; ValueError where they cannot be meant."""
     told = provenance.get("heads") or {}
     if not isinstance(told, Mapping):
@@ -57,7 +57,7 @@ def heads(provenance: Mapping[str, Any]) -> dict[str, Heads]:
     return by_layer
 
 
-def prefixes(provenance: Mapping[str, Any]) -> dict[str, str]:
+def prefixes(provenance: Mapping[str, object]) -> dict[str, str]:
     """What stood before the names when the checkpoint was of a family."""
     told = provenance.get("prefixes") or {}
     if not isinstance(told, Mapping) or not all(isinstance(value, str) for value in told.values()):

@@ -14,12 +14,11 @@ from maskattn.convert import layouts
 from maskattn.convert._identify import some
 from maskattn.convert._match import attention_alone
 from maskattn.convert._plan import REST, assemble, refuse
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 def convert_tensors(
-    tensors: Mapping[str, Any],
+    tensors: Mapping[str, object],
     *,
     source: str,
     target: str,
@@ -75,7 +74,7 @@ def convert_tensors(
     return assemble(stored, forms[1], lambda key, layer: config, infos, rest=others).evaluate(flat)
 
 
-def _flat(tensors: Mapping[str, Any], separator: str) -> dict[str, Any]:
+def _flat(tensors: Mapping[str, object], separator: str) -> dict[str, Any]:
     if any(isinstance(value, Mapping) for value in tensors.values()):
         return layouts.flatten(tensors, separator)
     if not all(isinstance(name, str) for name in tensors):

@@ -28,7 +28,7 @@ def beside(checkpoint: Path, named: Path | None = None) -> dict[str, Any]:
     return data
 
 
-def look_up(model_config: Mapping[str, Any], paths: str, index: int | None = None) -> Any:
+def look_up(model_config: Mapping[str, object], paths: str, index: int | None = None) -> Any:
     """The value at the first of ``paths`` that a config.json has; None where it has none.
 
     Keys are joined by dots, alternatives by bars. A list gives its entry of ``index``: sizes that differ from stage to
@@ -45,7 +45,7 @@ def look_up(model_config: Mapping[str, Any], paths: str, index: int | None = Non
     return None
 
 
-def heads(model_config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+def heads(model_config: Mapping[str, object]) -> tuple[int | None, int | None]:
     """Query heads and key/value heads; None where it does not say, or not by a number that they could have."""
     values = [look_up(model_config, paths) for paths in (HEADS, KV_HEADS)]
     number, kv_number = (value if type(value) is int and value > 0 else None for value in values)

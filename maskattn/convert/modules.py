@@ -9,8 +9,7 @@ import numpy as np
 
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts import CANONICAL, Layout, mismatches, mixed_dtypes
-
-Array = Any
+from maskattn.typing import NumPyArray as Array
 
 
 def stored(
@@ -44,7 +43,7 @@ def dumped(layout: Layout, config: AttentionConfig, held: Mapping[str, Array], m
 
 
 def check_canonical(
-    tensors: Mapping[str, Any], config: AttentionConfig, layout: Layout, module: str, dtypes: Iterable[str] = ()
+    tensors: Mapping[str, object], config: AttentionConfig, layout: Layout, module: str, dtypes: Iterable[str] = ()
 ) -> dict[str, Any]:
     """``tensors`` as a dict, if they are exactly the canonical tensors of ``config``, with extras that ``layout`` has a
     place for; one ValueError lists every fault.
@@ -91,6 +90,6 @@ def raise_if_any(reasons: list[str], module: str) -> None:
         raise ValueError("\n  ".join([f"parameters of {module} and the tensors given do not agree:", *reasons]))
 
 
-def name_of(module: Any) -> str:
+def name_of(module: object) -> str:
     """The class of a module, as errors name it."""
     return f"{type(module).__module__}.{type(module).__qualname__}"

@@ -1,30 +1,34 @@
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from maskattn._arithmetic import never, zero
 from maskattn._declared import declared, flag, integer, number
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme
+from maskattn.corruption._base import Scheme
 from maskattn.corruption._ops import BITS, NUMPY, Ops, chance, previous, rank
 from maskattn.numerics import rng
+from maskattn.typing import Traced as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int, UInt32
 
 
 class Masked(NamedTuple):
     """What `MLM` returns; integers in the framework's index dtype."""
 
     #: int [B, L]: the tokens with those that were replaced
-    tokens: Array
+    tokens: Int[Array, "B L"]
     #: int [B, L]: the original token where one is to be predicted, `ignore_index` elsewhere
-    labels: Array
+    labels: Int[Array, "B L"]
     #: bool [B, L]: True = to be predicted, whether it was replaced or not
-    selected: Array
+    selected: Bool[Array, "B L"]
 
 
 @declared
-class MLM(Scheme):
+class MLM(Scheme[Masked]):
     """BERT's masked language model: some tokens are to be predicted; most of those are replaced by a mask token.
 
     Devlin et al. 2019 (arXiv:1810.04805, section 3.1, page 4, and appendix A.1): 15 % of the tokens are selected; of
@@ -70,7 +74,13 @@ class MLM(Scheme):
             problems.value(f"mask_share + random_share must be at most 1, got {self.mask_share} + {self.random_share}")
 
     def apply(
-        self, key: Array, tokens: Array, special: Array = None, words: Array = None, *, ops: Ops = NUMPY
+        self,
+        key: int | UInt32[Array, " 2"],
+        tokens: Int[Array, "B L"],
+        special: Bool[Array, "B L"] | None = None,
+        words: Int[Array, "B L"] | None = None,
+        *,
+        ops: Ops = NUMPY,
     ) -> Masked:
         """Corrupt a batch of tokens.
 
@@ -86,7 +96,7 @@ class MLM(Scheme):
         """
         problems = Problems("MLM")
         tokens = problems.array("tokens", tokens, "int", "[B, L]")
-        given = {"special": special, "words": words}
+        given: dict[str, Any] = {"special": special, "words": words}
         for name, kind in (("special", "bool"), ("words", "int")):
             if given[name] is not None:
                 given[name] = problems.array(name, given[name], kind, "[B, L]")

@@ -39,7 +39,7 @@ class Mask(Pairwise):
     relational: ClassVar[bool] = False
     rule: ClassVar[str] = ""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         for name in ("allowed", "tile"):
             if name in vars(cls):
                 setattr(cls, name, filled(vars(cls)[name]))
@@ -156,11 +156,11 @@ class Mask(Pairwise):
         """
         return to_json(self, library_classes())
 
-    def __and__(self, other: Any) -> Mask:
+    def __and__(self, other: object) -> Mask:
         _refuse_array(other)
         return conjunction(self, other) if isinstance(other, Mask) else NotImplemented
 
-    def __or__(self, other: Any) -> Mask:
+    def __or__(self, other: object) -> Mask:
         _refuse_array(other)
         return disjunction(self, other) if isinstance(other, Mask) else NotImplemented
 
@@ -190,20 +190,20 @@ def is_mask(cls: type) -> bool:
     return issubclass(cls, Mask) and "__dataclass_fields__" in vars(cls)
 
 
-def check_mask(problems: Problems, mask: Any) -> None:
+def check_mask(problems: Problems, mask: object) -> None:
     """Note an argument `mask` that is no mask."""
     if not isinstance(mask, Mask):
         problems.type(f"mask must be a Mask, got {describe(mask)}")
 
 
-def require_mask(where: str, mask: Any) -> None:
+def require_mask(where: str, mask: object) -> None:
     """A TypeError that names the argument where it is no mask."""
     problems = Problems(where)
     check_mask(problems, mask)
     problems.raise_if_any()
 
 
-def _refuse_array(other: Any) -> None:
+def _refuse_array(other: object) -> None:
     if hasattr(other, "shape") and hasattr(other, "dtype"):
         raise TypeError(
             "an array does not combine with a mask: wrap it first, as masks.Dense(array), True = may attend"

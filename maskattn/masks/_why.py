@@ -15,7 +15,7 @@ class Explained(Protocol):
 
     rule: ClassVar[str]
 
-    def allowed(self, b: Any, h: Any, q: Any, k: Any) -> Any: ...
+    def allowed(self, b: object, h: object, q: object, k: object) -> Any: ...
     def asks(self, b: int, h: int, q: int, k: int) -> Sequence[tuple[Explained, tuple[int, int, int, int]]]: ...
     def reads(self) -> dict[str, Any]: ...
 
@@ -97,7 +97,7 @@ def _names(lookup: ast.Subscript) -> list[str]:
     return [ast.unparse(index) for index in (where.elts if isinstance(where, ast.Tuple) else (where,))]
 
 
-def _entry(array: Any, where: list[str], indices: dict[str, int]) -> str:
+def _entry(array: object, where: list[str], indices: dict[str, int]) -> str:
     """The entry of an array at named indices; batch and heads broadcast, and outside there is nothing."""
     if not hasattr(array, "shape"):
         return str(array)

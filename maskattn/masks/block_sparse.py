@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from maskattn._arithmetic import clip
 from maskattn._declared import data, declared, integers
@@ -10,6 +10,9 @@ from maskattn._fields import Array
 from maskattn._lookup import gather, lookup
 from maskattn._pairs import fixed
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 
 @declared
@@ -30,7 +33,7 @@ class BlockSparse(Mask):
     ###---#
     """
 
-    layout: Array = data(
+    layout: Bool[Array, "*H QB KB"] = data(
         "bool", "[QB, KB] or [H, QB, KB]", meaning="which blocks may attend; [1, QB, KB] serves every head"
     )
     block_size: Any = integers(minimum=1, per=2, meaning="queries and keys of a block")

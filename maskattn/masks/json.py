@@ -84,7 +84,7 @@ class _FromJson:
             raise _fault("maskattn", f"expected version {VERSION}, got {_short(fields['maskattn'])}")
         return self.mask(fields["mask"], "mask")
 
-    def mask(self, tree: Any, where: str) -> Mask:
+    def mask(self, tree: object, where: str) -> Mask:
         if not isinstance(tree, dict) or len(tree) != 1:
             raise _fault(where, f'expected a mask, {{"ClassName": {{...}}}}, got {_short(tree)}')
         ((name, fields),) = tree.items()
@@ -107,7 +107,7 @@ class _FromJson:
         except (ValueError, TypeError, OverflowError) as error:
             raise _fault(where, str(error)) from None
 
-    def keys(self, tree: Any, expected: tuple[str, ...], where: str) -> dict[str, Any]:
+    def keys(self, tree: object, expected: tuple[str, ...], where: str) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise _fault(where, f"expected an object with {', '.join(expected) or 'no fields'}, got {_short(tree)}")
         faults = [f"missing {name}" for name in expected if name not in tree]
@@ -116,21 +116,21 @@ class _FromJson:
             raise _fault(where, "; ".join(faults))
         return tree
 
-    def part(self, tree: Any, many: bool | None, where: str) -> Any:
+    def part(self, tree: object, many: bool | None, where: str) -> Any:
         if many is False or (many is None and not isinstance(tree, list)):
             return self.mask(tree, where)
         if not isinstance(tree, list):
             raise _fault(where, f"expected a list of masks, got {_short(tree)}")
         return tuple(self.mask(entry, f"{where}[{i}]") for i, entry in enumerate(tree))
 
-    def static(self, tree: Any, where: str) -> Any:
+    def static(self, tree: object, where: str) -> Any:
         if isinstance(tree, list):
             return tuple(self.static(entry, f"{where}[{i}]") for i, entry in enumerate(tree))
         if tree is None or isinstance(tree, int):
             return tree
         raise _fault(where, f"expected an integer, true, false, null or a list of them, got {_short(tree)}")
 
-    def data(self, tree: Any, where: str) -> Any:
+    def data(self, tree: object, where: str) -> Any:
         if tree is None or type(tree) is int:
             return tree
         fields = self.keys(tree, _ARRAY_KEYS, where)
@@ -198,7 +198,7 @@ def _fault(where: str, problem: str) -> ValueError:
     return ValueError(f"from_json: {where}: {problem}")
 
 
-def _short(tree: Any) -> str:
+def _short(tree: object) -> str:
     if isinstance(tree, dict):
         return f"an object with {len(tree)} keys"
     if isinstance(tree, list):

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
 from maskattn.numerics import rng
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 _MOST = 1 << 24  # blocks drawn for one mask: a size that came from a file must not take all memory
 
@@ -48,7 +51,9 @@ class RandomBlocks(Relational):
     block_size: int = integer(minimum=1, meaning="queries, and keys, of a block")
     blocks_per_row: int = integer(minimum=0, meaning="blocks of keys that each block of queries sees")
     kv_blocks: int = integer(minimum=1, meaning="blocks that there are")
-    blocks: Array = data(init=False, meaning="the choice, int [kv_blocks, blocks_per_row], in increasing order")
+    blocks: Int[Array, "kv_blocks blocks_per_row"] = data(
+        init=False, meaning="the choice, int [kv_blocks, blocks_per_row], in increasing order"
+    )
 
     rule: ClassVar[str] = "the block of k is one of those drawn for the block of q"
 

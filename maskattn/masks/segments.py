@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from maskattn._lookup import count, gather, range_max
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 
 @declared
@@ -32,8 +35,8 @@ class Segments(Mask):
     --###
     """
 
-    q_ids: Array = data("int", "[B, L]", meaning="the document of each query; [1, L] serves every row")
-    k_ids: Array = data("int", "[B, S]", none="q_ids", default=None, meaning="the document of each key")
+    q_ids: Int[Array, "#B L"] = data("int", "[B, L]", meaning="the document of each query; [1, L] serves every row")
+    k_ids: Int[Array, "#B S"] = data("int", "[B, S]", none="q_ids", default=None, meaning="the document of each key")
 
     rule: ClassVar[str] = "q_ids[b, q] == k_ids[b, k] >= 0"
 
@@ -44,7 +47,7 @@ class Segments(Mask):
             problems.value(f"q_ids and k_ids must have one batch, got {rows[0]} and {rows[1]}")
 
     @classmethod
-    def from_sizes(cls, q_sizes: Any, k_sizes: Any = None) -> Segments:
+    def from_sizes(cls, q_sizes: object, k_sizes: object = None) -> Segments:
         """Documents of these lengths laid end to end in one row: ids [1, sum(q_sizes)] and [1, sum(k_sizes)].
 
         Raises:
@@ -62,7 +65,7 @@ class Segments(Mask):
         return cls(*(np.repeat(np.arange(len(sizes)), sizes)[None] for sizes in sides.values()))
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens_q: Any, cu_seqlens_k: Any = None) -> Segments:
+    def from_cu_seqlens(cls, cu_seqlens_q: object, cu_seqlens_k: object = None) -> Segments:
         """Documents laid end to end, given by FlashAttention's cumulative lengths [0, n0, n0 + n1, ...].
 
         Raises:
@@ -119,7 +122,7 @@ class Segments(Mask):
         return [cls(q_ids, np.sort(draws.integers(-1, 3, (shape.batch, shape.kv_len)), axis=1))]
 
 
-def _concrete(value: Any) -> Any:
+def _concrete(value: object) -> Any:
     """Sizes decide shapes, so they must be readable now: a framework's array is brought to NumPy."""
     return to_numpy(value) if hasattr(value, "dtype") else value
 

@@ -227,7 +227,7 @@ class _Text:
         raise ValueError(f"masks.parse: {where}: {problem}\n  {before}{shown}{after}\n  {caret}") from None
 
 
-def _without_entries(dtype: np.dtype[Any], shape: Any) -> np.ndarray:
+def _without_entries(dtype: np.dtype[Any], shape: object) -> np.ndarray:
     """int32[0, 4]: an array that has no entries is its dtype and shape."""
     shape = shape if isinstance(shape, tuple) else (shape,)
     if not all(type(n) is int and n >= 0 for n in shape):
@@ -237,7 +237,7 @@ def _without_entries(dtype: np.dtype[Any], shape: Any) -> np.ndarray:
     return np.empty(shape, dtype)
 
 
-def _exactly(dtype: np.dtype[Any], entries: Any) -> np.ndarray:
+def _exactly(dtype: np.dtype[Any], entries: object) -> np.ndarray:
     """The array of `dtype` with exactly these entries."""
     if isinstance(entries, Mask):
         raise TypeError(f"{dtype} needs numbers")

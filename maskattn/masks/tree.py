@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from maskattn._lookup import extent, gather
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 
 @declared
@@ -36,9 +39,11 @@ class Tree(Mask):
     #-#-#
     """
 
-    parents: Array = data("int", "[N] or [B, N]", meaning="the node before each, -1 for a root")
-    first: Array = data(init=False, meaning="the number of each node in depth-first order, int [B, N]")
-    last: Array = data(init=False, meaning="the largest number among its descendants and itself, int [B, N]")
+    parents: Int[Array, "*B N"] = data("int", "[N] or [B, N]", meaning="the node before each, -1 for a root")
+    first: Int[Array, "B N"] = data(init=False, meaning="the number of each node in depth-first order, int [B, N]")
+    last: Int[Array, "B N"] = data(
+        init=False, meaning="the largest number among its descendants and itself, int [B, N]"
+    )
 
     rule: ClassVar[str] = "key is the query or one of its ancestors"
 

@@ -23,11 +23,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
-Array = np.ndarray[Any, Any]
+from maskattn.typing import EmptyRows, NumPyArray as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 class Forward(NamedTuple):
@@ -61,21 +65,34 @@ class Magnitudes(NamedTuple):
     sinks: Array | None
 
 
+class Options(TypedDict, total=False):
+    """What `attention`, `backward` and `magnitudes` take besides the arrays: see `attention`."""
+
+    bias: Float[Array, "#B #H #L #S"] | None
+    scale: float | None
+    softcap: float | None
+    sinks: Float[Array, " H"] | None
+    empty_rows: EmptyRows
+    keep: Bool[Array, "#B #H L S"] | None
+    dropout_rate: float
+    dtype: DTypeLike
+
+
 class _Arguments(NamedTuple):
     """What all three functions here take: the arrays of the formulas, and what they are computed with."""
 
-    query: Any
-    key: Any
-    value: Any
-    allowed: Any = None
-    bias: Any = None
+    query: Array
+    key: Array
+    value: Array
+    allowed: Array | None = None
+    bias: Array | None = None
     scale: float | None = None
     softcap: float | None = None
-    sinks: Any = None
-    empty_rows: str = "zero"
-    keep: Any = None
+    sinks: Array | None = None
+    empty_rows: EmptyRows = "zero"
+    keep: Array | None = None
     dropout_rate: float = 0.0
-    dtype: Any = np.float64
+    dtype: DTypeLike = np.float64
 
     @property
     def factor(self) -> float:
@@ -120,7 +137,7 @@ def _weighted(w: Array, x: Array) -> Array:
     return np.where(met, np.nan, out)
 
 
-def _heads(x: Array, dtype: Any, groups: int = 1) -> Array:
+def _heads(x: Array, dtype: DTypeLike, groups: int = 1) -> Array:
     """[B, length, K, D] -> [B, K * groups, length, D], each head repeated ``groups`` times in a row."""
     return np.repeat(np.asarray(x).astype(dtype).transpose(0, 2, 1, 3), groups, axis=1)
 
@@ -165,7 +182,13 @@ def _weights(given: _Arguments, q: Array, k: Array) -> _Weights:
     return _Weights(logits, p, live, slope, may, empty, None if sink_e is None else sink_e / total, lse)
 
 
-def attention(query: Any, key: Any, value: Any, allowed: Any = None, **options: Any) -> Forward:
+def attention(
+    query: Float[Array, "B L H D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K Dv"],
+    allowed: Bool[Array, "#B #H #L #S"] | None = None,
+    **options: Unpack[Options],
+) -> Forward:
     """Masked attention. ``allowed``: bool, True = may attend.
 
     The options, here and below: ``bias``, ``scale``, ``softcap``, ``sinks``, ``keep``, ``dropout_rate``; ``empty_rows``
@@ -183,7 +206,14 @@ def attention(query: Any, key: Any, value: Any, allowed: Any = None, **options: 
 
 
 def backward(
-    query: Any, key: Any, value: Any, allowed: Any = None, *, d_output: Any, d_lse: Any = None, **options: Any
+    query: Float[Array, "B L H D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K Dv"],
+    allowed: Bool[Array, "#B #H #L #S"] | None = None,
+    *,
+    d_output: Float[Array, "B L H Dv"],
+    d_lse: Float[Array, "B L H"] | None = None,
+    **options: Unpack[Options],
 ) -> Gradients:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)``: ``d_output`` [B, L, H, Dv], ``d_lse`` [B, L, H]."""
     given = _Arguments(query, key, value, allowed, **options)
@@ -192,10 +222,10 @@ def backward(
 
 def _backward(
     given: _Arguments,
-    d_output: Any,
-    d_lse: Any,
+    d_output: Array,
+    d_lse: Array | None,
     size: Callable[[Array], Array],
-    minus: Callable[[Any, Any], Array],
+    minus: Callable[[ArrayLike, ArrayLike], Array],
 ) -> tuple[Gradients, _Weights]:
     """The backward pass, and with ``size=abs`` and ``minus=add`` its magnitudes: one text, so that they cannot part."""
     q, k, v = given.heads_first()
@@ -230,7 +260,14 @@ def _backward(
 
 
 def magnitudes(
-    query: Any, key: Any, value: Any, allowed: Any = None, *, d_output: Any = None, d_lse: Any = None, **options: Any
+    query: Float[Array, "B L H D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K Dv"],
+    allowed: Bool[Array, "#B #H #L #S"] | None = None,
+    *,
+    d_output: Float[Array, "B L H Dv"] | None = None,
+    d_lse: Float[Array, "B L H"] | None = None,
+    **options: Unpack[Options],
 ) -> Magnitudes:
     """What errors are measured against; gradients' magnitudes are None where ``d_output`` is None.
 

@@ -32,7 +32,7 @@ AROUND = {
 }
 
 
-def _named(tree: Any) -> Mapping[str, Any]:
+def _named(tree: object) -> Mapping[str, object]:
     """Nested mappings -> leaves under names joined by a slash; masked parameters are left out."""
     if not isinstance(tree, Mapping):
         raise TypeError(f"expected parameters in nested mappings, got {type(tree).__name__}: other trees need leaves=")
@@ -100,7 +100,7 @@ def to_optax(state: OptimizerState, template: Any, *, leaves: Leaves = _named, r
     rules = set()
     counted: list[str] = []
 
-    def look(path: str, node: Any) -> Any:
+    def look(path: str, node: object) -> Any:
         if type(node).__name__ in RULES:
             rules.add(RULES[type(node).__name__])
             for slot in held:

@@ -10,8 +10,8 @@ import numpy as np
 
 from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Slots = Mapping[str, Mapping[str, Array]]
 
 # The slots of each rule, by optax's names, which are those of the papers.
@@ -94,7 +94,7 @@ def convert(
     return state.map(conversion)
 
 
-def as_array(problems: Problems, where: str, leaf: Any) -> Array:
+def as_array(problems: Problems, where: str, leaf: object) -> Array:
     """A leaf of a tree as a NumPy array of its own dtype; notes what is none."""
     try:
         array = np.asarray(leaf)

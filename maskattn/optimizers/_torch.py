@@ -63,7 +63,10 @@ def from_torch(state_dict: Mapping[str, Any], names: Sequence[str] | None = None
 
 
 def to_torch(
-    state: OptimizerState, template: Mapping[str, Any], held: Mapping[str, Any], names: Sequence[str] | None = None
+    state: OptimizerState,
+    template: Mapping[str, object],
+    held: Mapping[str, object],
+    names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
     """The moments as a dictionary for ``optimizer.load_state_dict``, with NumPy arrays in place of tensors.
 
@@ -124,7 +127,7 @@ def _read(
     return groups, dict(zip(numbers, given, strict=True))
 
 
-def _rule(groups: Sequence[Mapping[str, Any]], problems: Problems) -> str:
+def _rule(groups: Sequence[Mapping[str, object]], problems: Problems) -> str:
     """Which optimizer it is, told by its hyperparameters; notes those that no state of optax could go with."""
     keys = set.intersection(*(set(group) for group in groups)) if groups else set()
     if {"amsgrad", "betas"} <= keys:

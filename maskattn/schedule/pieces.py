@@ -10,17 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from maskattn.masks import Mask
 from maskattn.schedule.rectangles import MIXED, OPEN, TRIANGLE, Planes, Rectangle, coarser, from_rows, from_tiles
 from maskattn.schedule.tiles import Schedule
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["MIXED", "NO_LIMITS", "OPEN", "TRIANGLE", "Limits", "Piece", "cut", "pieces_of"]
 
-Array = np.ndarray[Any, Any]
 
 #: Tiles of this many queries and keys; wider ones of the second are taken where they cost less.
 _FINE, _COARSE = 64, 256

@@ -10,10 +10,10 @@ import numpy as np
 from maskattn._pairs import restrict
 from maskattn.masks import Mask
 from maskattn.schedule.tiles import PAIRS, Schedule, Tiles, Tiling, inside, readable, settled
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["empty_rows", "known_rows", "reached"]
 
-Array = np.ndarray[Any, Any]
 
 _Sizes = tuple[int | None, int | None, int, int]
 

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from maskattn.masks import Mask
 from maskattn.schedule.tiles import Schedule, pairs
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["MIXED", "OPEN", "TRIANGLE", "Planes", "Rectangle", "coarser", "from_rows", "from_tiles"]
 
-Array = np.ndarray[Any, Any]
 
 #: What the mask allows of a rectangle: every pair; those with k - k_lo <= q - q_lo; or it must be asked.
 OPEN, TRIANGLE, MIXED = 0, 1, 2

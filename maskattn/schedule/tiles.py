@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from maskattn._fields import peek
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.masks import Mask, require_mask
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["EMPTY", "FULL", "MIXED", "Schedule", "Tiles", "Tiling", "pairs"]
 
@@ -25,8 +26,6 @@ EMPTY, MIXED, FULL = 0, 1, 2
 _FAN = 8
 #: the most parts of squares, and the most pairs, that one step works on at a time
 _PARTS, PAIRS = 1 << 21, 1 << 19
-
-Array = np.ndarray[Any, Any]
 
 
 class Tiles(NamedTuple):
@@ -157,7 +156,7 @@ class Schedule(Tiling):
         return Tiles(*np.divmod(plane, self.heads or 1), q, self.indices[chosen].astype(np.int64))
 
 
-def readable(where: str, mask: Any) -> Mask:
+def readable(where: str, mask: Mask) -> Mask:
     """The mask with its data in NumPy.
 
     Raises:
@@ -165,7 +164,7 @@ def readable(where: str, mask: Any) -> Mask:
     """
     require_mask(where, mask)
 
-    def concrete(array: Any) -> Array:
+    def concrete(array: object) -> Array:
         numbers = peek(array)
         if numbers is None:
             raise ValueError(f"{where}: the data of {mask!r} are traced, and must be read now: call it outside jit")

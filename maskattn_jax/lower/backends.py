@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Bool, Int
 
 from maskattn import schedule
-from maskattn._fields import Array, peek
+from maskattn._fields import peek
 from maskattn._problems import Problems
 from maskattn.masks import And, KeyMask, KeyPadding, Mask, Or, QueryMask, check_mask, require_mask
 from maskattn.masks.interop.bands import Band, band, intersection
 from maskattn_jax.lower._binding import check
 from maskattn_jax.lower._dense import allowed
 
+if TYPE_CHECKING:
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import MultiHeadMask
+
 __all__ = ["to_dot_product_attention", "to_splash_mask"]
 
 
+class DotProductKeywords(TypedDict, total=False):
+    """Keywords of `jax.nn.dot_product_attention`."""
+
+    is_causal: bool
+    local_window_size: tuple[int, int]
+    query_seq_lengths: Int[Array, " B"]
+    key_value_seq_lengths: Int[Array, " B"]
+    mask: Bool[Array, "#B #H #L #S"] | None
+
+
 def to_dot_product_attention(
-    mask: Mask, batch: int, heads: int, q_len: int, kv_len: int, *, empty_rows: str = "error"
-) -> dict[str, Any]:
+    mask: Mask, batch: int, heads: int, q_len: int, kv_len: int, *, empty_rows: Literal["error", "mean"] = "error"
+) -> DotProductKeywords:
     """The mask as keywords of `jax.nn.dot_product_attention`.
 
     Bands around the diagonal become `is_causal` and `local_window_size`, lengths become `key_value_seq_lengths` and
@@ -55,7 +71,7 @@ def to_dot_product_attention(
             lengths["query_seq_lengths"].append(queries)
         else:
             rest.append(part)
-    keywords = _band_keywords(intersection(bands), q_len, kv_len)
+    keywords: dict[str, Any] = _band_keywords(intersection(bands), q_len, kv_len)
     for name, given in lengths.items():
         if given:
             least = functools.reduce(jnp.minimum, [jnp.asarray(each, jnp.int32) for each in given])
@@ -64,10 +80,10 @@ def to_dot_product_attention(
         keywords["mask"] = allowed(functools.reduce(operator.and_, rest), batch, heads, q_len, kv_len)
     if empty_rows == "error":
         _refuse_empty_rows(mask, (batch, heads, q_len, kv_len), lengths["query_seq_lengths"])
-    return keywords
+    return cast(DotProductKeywords, keywords)
 
 
-def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> Any:
+def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> MultiHeadMask:
     """The mask as a `MultiHeadMask` of TPU Splash attention, one mask per head.
 
     Bands become its CausalMask, LocalMask and FullMask, `&` and `|` its own, whatever else a NumpyMask, an array
@@ -169,7 +185,7 @@ def _reading_batch(mask: Mask) -> list[Mask]:
     return reading or [mask]
 
 
-def _splash(splash: Any, mask: Mask, head: int, heads: int, shape: tuple[int, int]) -> Any:
+def _splash(splash: ModuleType, mask: Mask, head: int, heads: int, shape: tuple[int, int]) -> Any:
     limits = band(mask)
     if limits is not None:
         low, high = limits

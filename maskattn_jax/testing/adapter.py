@@ -17,13 +17,14 @@ from maskattn.arrays import to_numpy
 from maskattn.parity.attention.adapters import Arrays
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.twin_adapter import TwinAdapter
+from maskattn.typing import NumPyArray
 from maskattn_jax import functional, lower, multihead, params
 from maskattn_jax.kernels import KERNELS
 
 __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
 
 
-def from_numpy(array: np.ndarray[Any, Any]) -> jax.Array:
+def from_numpy(array: NumPyArray) -> jax.Array:
     """A JAX array of the array's dtype (float64 within `jax.enable_x64` only)."""
     return jnp.asarray(np.ascontiguousarray(array))
 
@@ -74,15 +75,15 @@ class Adapter(TwinAdapter):
         params.load(module, weights)
         names = ["query"] if inputs["key"] is inputs["query"] else ["query", "key", "value"]
         arrays = {name: from_numpy(inputs[name]) for name in names}
-        graph, state, rest = nnx.split(module, nnx.Param, ...)
+        graph, state, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 
-        def forward(state: Any, arrays: dict[str, jax.Array]) -> jax.Array:
+        def forward(state: object, arrays: dict[str, jax.Array]) -> jax.Array:
             module = nnx.merge(graph, state, rest)
             key = from_numpy(case.dropout_key)
-            given = {"mask": case.mask, "bias": case.bias, "dropout_key": key, "kernel": self.kernel}
+            given: Any = {"mask": case.mask, "bias": case.bias, "dropout_key": key, "kernel": self.kernel}
             return module(*(arrays[name] for name in names), **given)
 
-        def both(state: Any, arrays: dict[str, jax.Array], d_output: jax.Array | None) -> tuple[jax.Array, Any]:
+        def both(state: object, arrays: dict[str, jax.Array], d_output: jax.Array | None) -> tuple[jax.Array, Any]:
             output, pull = jax.vjp(forward, state, arrays)
             return output, None if d_output is None else pull(d_output)
 

@@ -165,7 +165,7 @@ def parse(data: Mapping[str, Any], where: str) -> Family:
     return family
 
 
-def _rule(problems: Problems, family: Family, pattern: str, line: Any, body: bool) -> Any:
+def _rule(problems: Problems, family: Family, pattern: str, line: object, body: bool) -> Any:
     """The rule of one line; None, and why, where something is wrong with it."""
     line = {"kind": line} if isinstance(line, str) else line
     if not isinstance(line, dict):

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from maskattn import _moved
 from maskattn.convert.layouts._base import Layout, Step
@@ -134,7 +134,7 @@ def steps(source: str, target: str, config: AttentionConfig, tensors: Iterable[s
     return get(source).reading(config, tensors) + get(target).writing(config)
 
 
-def detect(tensors: Mapping[str, Any], config: AttentionConfig | None = None) -> Detection:
+def detect(tensors: Mapping[str, object], config: AttentionConfig | None = None) -> Detection:
     """Which layouts ``tensors`` (names to arrays) can be in, with the evidence.
 
     Without ``config``, shapes need only agree with each other; with it, they must be those of the configuration. The

@@ -72,7 +72,7 @@ class Layout:
             reasons.append("sinks is True, but the module has none")
         return reasons
 
-    def infer(self, tensors: Mapping[str, Any], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
+    def infer(self, tensors: Mapping[str, object], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
         """The configuration that the shapes of one layer's ``tensors`` (anything with a shape) admit; ValueError where
         they admit none.
 
@@ -230,7 +230,7 @@ class Layout:
                 layers[prefix][name[len(prefix) :]] = name
         return {prefix: owned for prefix, owned in layers.items() if not owned.keys() & set(self.without)}
 
-    def _owner(self, name: str, prefixes: Mapping[str, Any]) -> str | None:
+    def _owner(self, name: str, prefixes: Mapping[str, object]) -> str | None:
         end = len(name)
         while end >= 0:  # from the longest prefix to the empty one
             end = name.rfind(self.separator, 0, end)

@@ -17,7 +17,7 @@ DTYPES = (*(np.dtype(t) for t in (np.float64, np.float32, np.float16)), BFLOAT16
 """Of parameters."""
 
 
-def mismatches(layout: Layout, tensors: Mapping[str, Any], config: AttentionConfig, prefix: str = "") -> list[str]:
+def mismatches(layout: Layout, tensors: Mapping[str, object], config: AttentionConfig, prefix: str = "") -> list[str]:
     """Every fault of one layer's ``tensors`` (named without ``prefix``, which the messages add); ``[]`` where none.
 
     Judges names, shapes and dtypes; values are not read.

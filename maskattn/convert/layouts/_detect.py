@@ -65,7 +65,7 @@ class Detection:
         raise ValueError("\n".join([head, *lines]))
 
 
-def detect(tensors: Mapping[str, Any], config: AttentionConfig | None, layouts: Sequence[Layout]) -> Detection:
+def detect(tensors: Mapping[str, object], config: AttentionConfig | None, layouts: Sequence[Layout]) -> Detection:
     """Judges each of ``layouts``; see ``maskattn.convert.layouts.detect``."""
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors: expected a mapping of names to arrays, got {type(tensors).__name__}")
@@ -91,7 +91,10 @@ def detect(tensors: Mapping[str, Any], config: AttentionConfig | None, layouts: 
 
 
 def _all_objections(
-    layout: Layout, layers: Mapping[str, Mapping[str, str]], tensors: Mapping[str, Any], config: AttentionConfig | None
+    layout: Layout,
+    layers: Mapping[str, Mapping[str, str]],
+    tensors: Mapping[str, object],
+    config: AttentionConfig | None,
 ) -> list[str]:
     objections: list[str] = []
     seen: dict[Any, list[str]] = {}  # most layers of a model are alike
@@ -104,7 +107,7 @@ def _all_objections(
     return objections
 
 
-def _objections(layout: Layout, layer: Mapping[str, Any], config: AttentionConfig | None) -> list[str]:
+def _objections(layout: Layout, layer: Mapping[str, object], config: AttentionConfig | None) -> list[str]:
     if config is not None:
         return mismatches(layout, layer, config)
     not_arrays = [name for name, array in layer.items() if not hasattr(array, "shape")]

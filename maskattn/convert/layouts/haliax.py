@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -96,7 +96,7 @@ class Haliax(Layout):
     stores_heads = True
     out_first: ClassVar[bool] = False
 
-    def infer(self, tensors: Mapping[str, Any], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
+    def infer(self, tensors: Mapping[str, object], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
         """Every size is in the shapes; ``num_heads`` and ``num_kv_heads``, where given, must agree with them."""
         shapes = {
             role: need(tensors, f"{module}.weight", 4 if role == "query" else 3) for role, module in _MODULES.items()

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 
@@ -39,7 +37,7 @@ def from_additive(bias: Array, drop_at: float | None = None) -> Mask:
 
 def to_additive(
     mask: Mask,
-    dtype: Any,
+    dtype: object,
     q_len: int,
     kv_len: int,
     batch: int | None = None,

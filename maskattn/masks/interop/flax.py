@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from maskattn._fields import Array
@@ -35,7 +33,7 @@ def from_flax(mask: Array | None) -> Mask:
 
 
 def to_flax(
-    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: Any = bool
+    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: object = bool
 ) -> np.ndarray:
     """A mask for Flax: 1 or True = may attend, rank 4, size 1 on axes that the mask does not read.
 

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from maskattn._fields import Array
@@ -46,7 +44,7 @@ def from_hf(attention_mask: Array | None) -> Mask:
 
 
 def to_hf(
-    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: Any = None
+    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: object = None
 ) -> np.ndarray:
     """`attention_mask` for a Hugging Face model.
 

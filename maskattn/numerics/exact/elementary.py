@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from decimal import Context, Decimal
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -17,6 +16,7 @@ from maskattn._arithmetic import constant
 from maskattn.numerics.exact import bits, pair
 from maskattn.numerics.exact._ops import Array, Ops
 from maskattn.numerics.exact.pair import Pair
+from maskattn.typing import NumPyArray
 
 #: exp gives 0 below this (2^-298.6): far below what a softmax weight can add to a float32, and far above underflow
 EXP_CUT = -207.0
@@ -34,14 +34,14 @@ def _parts(x: Decimal, widths: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(terms)
 
 
-def _column(values: list[Decimal]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _column(values: list[Decimal]) -> tuple[NumPyArray, NumPyArray]:
     hi = np.array([float(v) for v in values])
     lo = np.array([float(Context(prec=60).subtract(v, Decimal(float(v)))) for v in values])
     return hi, lo
 
 
 @cache
-def _exp_tables() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[float, ...], float]:
+def _exp_tables() -> tuple[NumPyArray, NumPyArray, tuple[float, ...], float]:
     context = Context(prec=60)
     ln2 = context.ln(Decimal(2))
     step = context.divide(ln2, Decimal(_STEPS))
@@ -51,7 +51,7 @@ def _exp_tables() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[flo
 
 
 @cache
-def _log_tables() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[float, ...]]:
+def _log_tables() -> tuple[NumPyArray, NumPyArray, tuple[float, ...]]:
     context = Context(prec=60)
     hi, lo = _column([context.ln(Decimal(1) + Decimal(j) / Decimal(_STEPS)) for j in range(_STEPS + 1)])
     return hi, lo, _parts(context.ln(Decimal(2)), (40, 40, 26))

@@ -16,8 +16,7 @@ from maskattn.numerics import oracle
 from maskattn.parity.attention.arrays import bias_rows, bias_values
 from maskattn.parity.attention.case import Case
 from maskattn.parity.findings import Finding, bits_equal
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 #: Results of an adapter, in order, and the fields of the oracle that judge them.
 GRADIENTS = {"d_query": "query", "d_key": "key", "d_value": "value", "d_bias": "bias", "d_sinks": "sinks"}

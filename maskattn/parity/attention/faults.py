@@ -13,15 +13,12 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 from maskattn import masks
 from maskattn.parity.attention import adapters, run
 from maskattn.parity.attention.adapters import Arrays
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.cases import get
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 @dataclass(frozen=True)
@@ -61,11 +58,11 @@ class TwinArrays:
         self.lower = importlib.import_module(f"maskattn_{twin}.lower")
         self.dropout = importlib.import_module(f"maskattn_{twin}.dropout")
 
-    def exp(self, x: Any) -> Any:
+    def exp(self, x: object) -> Any:
         """The exponential."""
         return self.arrays.exp(x)
 
-    def matmul(self, a: Any, b: Any, precision: str) -> Any:
+    def matmul(self, a: object, b: object, precision: str) -> Any:
         """a @ b."""
         return self.arrays.matmul(a, b)
 

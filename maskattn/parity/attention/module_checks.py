@@ -10,8 +10,7 @@ from maskattn import standards
 from maskattn.numerics import oracle, rng
 from maskattn.parity.attention.case import Case
 from maskattn.parity.findings import Finding
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 def module_findings(

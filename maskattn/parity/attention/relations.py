@@ -18,8 +18,8 @@ from maskattn.parity.attention.arrays import cotangent, inputs
 from maskattn.parity.attention.case import Case, Shape
 from maskattn.parity.draws import Draws
 from maskattn.parity.findings import Finding, bits_equal
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
 SELF = Shape(batch=2, q_len=12, kv_len=12, heads=4, kv_heads=2, head_dim=5, v_head_dim=3)

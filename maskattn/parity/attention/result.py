@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from maskattn.parity.attention.case import Case
 from maskattn.parity.findings import Finding
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 #: How one implementation fared on one case. Only "held" is good; "unsupported" and "differs" say why.
 Status = Literal["held", "failed", "error", "unsupported", "differs"]

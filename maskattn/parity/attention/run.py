@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -17,8 +16,7 @@ from maskattn.parity.attention.cases import fresh
 from maskattn.parity.attention.module_checks import module_findings
 from maskattn.parity.attention.result import CaseOutcome, Result
 from maskattn.parity.findings import Finding, bits_equal
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 def run_cases(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
@@ -12,8 +11,8 @@ from maskattn import checkpoints
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts import CANONICAL, Layout
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Layers = dict[str, dict[str, str]]
 
 

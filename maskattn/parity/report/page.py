@@ -126,5 +126,5 @@ def _card(line: Line, case: Case, kernel: str) -> str:
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return html.escape(str(value))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -12,6 +12,9 @@ from maskattn.parity.training.run import FIRST, TrainingOutcome
 from maskattn.parity.training.tasks import OPTIMIZERS, TASKS
 from maskattn.show.picture import INK, LINE, TEXT, new_figure
 from maskattn.standards import value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: One colour for each optimizer; a line style for each dtype.
 COLOURS = dict(zip(OPTIMIZERS, (INK, "#a8470b"), strict=True))
@@ -48,7 +51,7 @@ def write_png(outcomes: Sequence[TrainingOutcome], path: str | os.PathLike[str])
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
-def _losses(axes: Any, runs: Sequence[TrainingOutcome]) -> None:
+def _losses(axes: Axes, runs: Sequence[TrainingOutcome]) -> None:
     """Of the widest dtype that was run: the others lie on it."""
     for optimizer, colour in COLOURS.items():
         outcome = next((run for run in runs if run.setting.optimizer == optimizer), None)
@@ -61,7 +64,7 @@ def _losses(axes: Any, runs: Sequence[TrainingOutcome]) -> None:
     axes.set_ylabel("loss", fontsize=8, color=TEXT)
 
 
-def _differences(axes: Any, runs: Sequence[TrainingOutcome]) -> None:
+def _differences(axes: Axes, runs: Sequence[TrainingOutcome]) -> None:
     for run in runs:
         setting, apart = run.setting, run.difference("jax")
         steps = np.arange(1, len(apart) + 1)

@@ -9,15 +9,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
-
-import numpy as np
 
 from maskattn.checkpoints import TensorInfo
 from maskattn.config import AttentionConfig
 from maskattn.convert import families, plan
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 FAMILY = families.read(Path(__file__).with_suffix(".toml"))
 _CANONICAL = "flax-nnx"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from maskattn.parity.findings import Finding
 from maskattn.parity.training import names
 from maskattn.parity.training.tasks import OPTIMIZERS, TASKS
 from maskattn.standards import value
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 #: Loaded when used, so that nothing imports both frameworks by itself.
 TRAINERS = {"torch": "maskattn_torch.testing.training", "jax": "maskattn_jax.testing.training"}
@@ -56,6 +55,18 @@ class State:
     tensors: Mapping[str, Array]
     moments: OptimizerState | None
     key: Array
+
+
+class Trainer(Protocol):
+    """One model and its optimizer in one framework, as the twins' `testing.training` have it: NumPy in, NumPy out."""
+
+    name: str
+    key: Any
+
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def load(self, tensors: Mapping[str, Array], moments: OptimizerState | None, key: Array) -> None: ...
+    def step(self, batch: Mapping[str, Array]) -> float: ...
+    def dump(self) -> tuple[dict[str, Array], OptimizerState, Array]: ...
 
 
 @dataclass(frozen=True)
@@ -102,13 +113,14 @@ def against(run: str) -> str:
     return run.partition(" to ")[0] if " to " in run else "torch"
 
 
-def trainer(twin: str, setting: Setting) -> Any:
+def trainer(twin: str, setting: Setting) -> Trainer:
     """A new trainer of `twin` ("torch" or "jax")."""
     module = importlib.import_module(TRAINERS[twin])
-    return module.Trainer(TASKS[setting.task], OPTIMIZERS[setting.optimizer], setting.dtype, setting.kernel)
+    made: Trainer = module.Trainer(TASKS[setting.task], OPTIMIZERS[setting.optimizer], setting.dtype, setting.kernel)
+    return made
 
 
-def train(trainer: Any, setting: Setting, state: State, *stops: int) -> tuple[list[float], list[State]]:
+def train(trainer: Trainer, setting: Setting, state: State, *stops: int) -> tuple[list[float], list[State]]:
     """Goes on from `state` up to the last of `stops` without a break: the losses, and the state at each stop."""
     task = TASKS[setting.task]
     layers, moments = task.layers(), state.moments
@@ -125,7 +137,7 @@ def train(trainer: Any, setting: Setting, state: State, *stops: int) -> tuple[li
     return losses, states
 
 
-def start(setting: Setting, trainers: Iterable[Any]) -> State:
+def start(setting: Setting, trainers: Iterable[Trainer]) -> State:
     """The parameters that both begin from, one NumPy draw by name.
 
     Raises:
@@ -157,7 +169,7 @@ def run_setting(
     setting: Setting,
     steps: int = STEPS,
     *,
-    make: Callable[[str, Setting], Any] = trainer,
+    make: Callable[[str, Setting], Trainer] = trainer,
     progress: Callable[[str], None] = lambda text: None,
 ) -> TrainingOutcome:
     """Trains in both frameworks, crosses over half way in both directions, and judges.

@@ -6,13 +6,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from maskattn import corruption
 from maskattn.config import AttentionConfig
 from maskattn.parity.training import data
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 @dataclass(frozen=True)

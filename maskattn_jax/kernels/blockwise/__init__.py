@@ -15,9 +15,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+from jax import Array
 
 from maskattn.attention import Call
 from maskattn_jax import lower
@@ -28,10 +29,8 @@ from maskattn_jax.kernels.blockwise.steps import cheapest
 from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 
-Array = Any
 
-
-def attention(call: Call) -> tuple[Array, Array]:
+def attention(call: Call[Array]) -> tuple[Array, Array]:
     """Attend by tiles: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
 
     `precision` names a `jax.lax.Precision`.
@@ -52,7 +51,7 @@ def attention(call: Call) -> tuple[Array, Array]:
     return divided(run, call.query, call.key, call.value, call.sinks, rest)
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: an average over all keys is what it exists to avoid."""
     if call.empty_rows == "mean" and call.sinks is None:
         return ['empty_rows "mean" averages all values: reference and exact have it']
@@ -86,7 +85,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gradients(*arguments: Any) -> tuple[Any, ...]:
+def _gradients(*arguments: object) -> tuple[Any, ...]:
     return _gradients_jit(*arguments)
 
 
@@ -102,7 +101,7 @@ def _gradients_jit(
     return (*d_arrays, d_bias, None if computed.sinks is None else computed.sinks.astype(sinks.dtype))
 
 
-def _no_second_derivative(*arguments: Any) -> Any:
+def _no_second_derivative(*arguments: object) -> NoReturn:
     raise NotImplementedError('kernel="blockwise" has no second derivatives; kernel="reference" has')
 
 

@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from maskattn._arithmetic import zero
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tiled_call import TiledCall
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
-
-Array = Any
 
 
 class Place(NamedTuple):
@@ -48,7 +46,8 @@ class Row(NamedTuple):
 
 def rows(tiling: CallTiling) -> Array:
     """Every row of tiles as its place along batch, heads and queries: int32 [rows of tiles, 3], queries first."""
-    return np.indices((*tiling.groups, tiling.q_tiles), np.int32).reshape(3, -1).T
+    # of NumPy until `lax.scan` takes them
+    return cast(Array, np.indices((*tiling.groups, tiling.q_tiles), np.int32).reshape(3, -1).T)
 
 
 def row(tiling: CallTiling, number: Array) -> Row:
@@ -76,7 +75,7 @@ def visit(tiled: TiledCall, steps: Steps, at: Row, step: Callable[[list[Part], A
         for x in (steps.first, steps.stop)
     )
 
-    def one(n: Array | int, carry: Any) -> Any:
+    def one(n: Array | int, carry: object) -> Any:
         begin, end = (slice_at(x, (n,), (1,)).reshape(()) for x in (first, stop))
         # a step that is wider than what is left begins earlier, where it would reach beyond the last tile
         key = jnp.minimum(begin, tiling.kv_tiles - steps.width) if steps.masked else begin

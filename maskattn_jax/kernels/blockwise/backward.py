@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from maskattn.biases import DenseBias
 from maskattn_jax.kernels.blockwise import arrays
@@ -22,8 +22,7 @@ from maskattn_jax.kernels.blockwise.shards import manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tile import bias_values, kept, scores, window
 from maskattn_jax.kernels.blockwise.tiled_call import TiledCall, float_leaves, group_heads, ungroup_heads
-
-Array = Any
+from maskattn_jax.types import DType
 
 
 class CallGradients(NamedTuple):
@@ -119,7 +118,7 @@ def _from_output(output: Array, d_output: Array, lse: Array, d_lse: Array) -> tu
     return d_output, jnp.where(empty, 0, lse), delta
 
 
-def _transposed_zeros(x: Array, dtype: Any) -> Array:
+def _transposed_zeros(x: Array, dtype: DType) -> Array:
     """[B, S, K, D] -> [B, K, D, S]."""
     batch, length, heads, width = x.shape
     return jnp.zeros((batch, heads, width, length), dtype)

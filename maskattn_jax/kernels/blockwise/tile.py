@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from maskattn._pairs import restrict
 from maskattn.biases import Bias, DenseBias
@@ -15,8 +15,6 @@ from maskattn.masks import Dense, Mask, fold
 from maskattn_jax.dropout import keep
 from maskattn_jax.kernels.blockwise.arrays import Place, slice_at
 from maskattn_jax.kernels.blockwise.tiled_call import TiledCall
-
-Array = Any
 
 
 class Scores(NamedTuple):
@@ -43,7 +41,9 @@ def scores(tiled: TiledCall, place: Place, query: Array, key: Array, value: Arra
 
         def clean(key: Array, value: Array) -> tuple[Array, Array]:
             # the mask once more, so that it is no array where this is not needed
-            some = jnp.any(_allowed(tiled, place, width, masked), axis=(-3, -2))[..., None]
+            again = _allowed(tiled, place, width, masked)
+            assert again is not None
+            some = jnp.any(again, axis=(-3, -2))[..., None]
             return jnp.where(some, key, 0), jnp.where(some, value, 0)
 
         # 0 times what is not finite would be NaN; where all is finite there is nothing to be done
@@ -79,7 +79,7 @@ def bias_values(tiled: TiledCall, bias: Bias, place: Place, width: int) -> Array
     return _rank_5(jnp.asarray(bias.values(*restrict(bias, *_indices(tiled, place, width)))))
 
 
-def window(tiled: TiledCall, shape: tuple[int, ...], place: Place, width: int) -> tuple[list[Array], list[int]]:
+def window(tiled: TiledCall, shape: tuple[int, ...], place: Place, width: int) -> tuple[list[Array | int], list[int]]:
     """Where the slice of an array [B or 1, H or 1, L or 1, S or 1], padded, that a tile reads starts, and its sizes."""
     rows, columns, group, q_block = tiled.tiling.tile
     sizes = (rows, columns * group, q_block, width)

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask, fold
@@ -14,8 +15,6 @@ from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.blockwise.shards import Origin
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tiling import FEW, CallTiling
-
-Array = Any
 
 
 @dataclass(frozen=True)
@@ -40,7 +39,7 @@ class Conditions(NamedTuple):
 
     mask: Mask | None
     bias: Bias | None
-    dropout: Dropout | None
+    dropout: Dropout[Array] | None
     kinds: tuple[Steps, ...]
     origin: Origin
 
@@ -67,7 +66,7 @@ class TiledCall(NamedTuple):
     dirty: Array | None
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> jnp.dtype:
         """That of the computation: float64 stays, everything else is computed in float32 and rounded at the end."""
         return jnp.float64 if self.query.dtype == jnp.float64 else jnp.float32
 
@@ -121,7 +120,7 @@ def ungroup_heads(tiling: CallTiling, x: Array) -> Array:
     return x[:, : tiling.q_len].reshape(tiling.batch, tiling.q_len, tiling.heads, x.shape[-1])
 
 
-def _padded(node: Any, tiling: CallTiling) -> Any:
+def _padded(node: object, tiling: CallTiling) -> Any:
     """A Dense mask or a DenseBias as [B or 1, H or 1, L or 1, S or 1], padded to whole tiles, nothing allowed there: a
     slice of it never moves. Others as they are.
     """

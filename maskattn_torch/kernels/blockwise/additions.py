@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn.biases import Additive, ALiBi, Bias, DenseBias, TableBias
 from maskattn.schedule.pieces import Piece
 from maskattn_torch.kernels.blockwise.windows import allowed, dense_part, indices, read_indices, rectangle
-
-Array = Any
+from maskattn_torch.types import Device
 
 __all__ = ["BiasGradients", "leaves_of", "undifferentiated", "values"]
 
 
-def values(bias: Bias, piece: Piece, dtype: torch.dtype, device: Any) -> Array:
+def values(bias: Bias, piece: Piece, dtype: torch.dtype, device: Device) -> Array:
     """The bias in `dtype`, broadcasting to [count, heads, rows, cols]."""
     if isinstance(bias, DenseBias):
         return dense_part(bias.array.reshape(bias.shape), piece).to(dtype)

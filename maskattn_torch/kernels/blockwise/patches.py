@@ -21,19 +21,18 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor as Array
 
 from maskattn._fields import to_numpy
 from maskattn.masks import Mask
 from maskattn.schedule.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces_of
 from maskattn_torch.kernels.blockwise.packing import structure_of
 from maskattn_torch.kernels.blockwise.windows import allowed, kv_range, rectangle, window
-
-Array = Any
 
 __all__ = ["Forbidden", "Patch", "Patches", "PatchSizes", "patches_of", "reached"]
 
@@ -141,11 +140,11 @@ def patches_of(mask: Mask | None, sizes: PatchSizes) -> Patches:
     return made
 
 
-_KEPT: OrderedDict[Any, Patches] = OrderedDict()
+_KEPT: OrderedDict[Hashable, Patches] = OrderedDict()
 _LOCK = threading.Lock()
 
 
-def _key(mask: Mask | None, sizes: PatchSizes) -> Any:
+def _key(mask: Mask | None, sizes: PatchSizes) -> Hashable:
     """What patches are kept under; None where the mask's data are too large to be compared at every call."""
     if mask is None:
         return None, sizes
@@ -179,7 +178,7 @@ class _MaskStore:
 
     def __init__(self, mask: Mask | None, dtype: torch.dtype) -> None:
         self.mask, self.dtype, self.bytes = mask, dtype, 0
-        self._found: dict[Any, Forbidden] = {}
+        self._found: dict[Hashable, Forbidden] = {}
 
     def keep(self, piece: Piece) -> Forbidden | None:
         """What is kept for a patch of this piece; None for nothing."""

@@ -9,9 +9,9 @@ Arrays are [B, heads, length, ...] views of contiguous [B, length, heads, ...] o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn.attention import Dropout
 from maskattn.biases import Additive, ALiBi, Bias
@@ -21,8 +21,6 @@ from maskattn_torch.kernels.blockwise import additions, flash, products
 from maskattn_torch.kernels.blockwise.patches import Patch, Patches, PatchSizes, patches_of, reached
 from maskattn_torch.kernels.blockwise.windows import kv_range, window
 from maskattn_torch.kernels.merging import merge_into
-
-Array = Any
 
 __all__ = ["Conditions", "backward", "forward"]
 
@@ -36,7 +34,7 @@ class Conditions:
 
     mask: Mask | None
     bias: Bias | None
-    dropout: Dropout | None
+    dropout: Dropout[Array] | None
     scale: float
     softcap: float | None
     blocks: tuple[int, int] | None
