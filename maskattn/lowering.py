@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 from maskattn._fields import Array
 from maskattn._pairs import AXES, Pairwise, grid, negated
+from maskattn._problems import Problems
 from maskattn.biases import Additive, Bias, DenseBias, TableBias
 from maskattn.masks import Full, Mask, evaluate, require_mask
 
@@ -26,8 +27,7 @@ class Arrays(NamedTuple):
 def check(node: Pairwise, sizes: Sizes, readable: Callable[[Array], Array]) -> None:
     """Raise a ValueError naming every conflict between these sizes and the data of a mask or bias."""
     faults = node.map_data(readable).conflicts(dict(zip(AXES, sizes, strict=True)))
-    if faults:
-        raise ValueError("; ".join(faults))
+    Problems(f"sizes of {type(node).__name__}", faults).raise_if_any()
 
 
 def allowed(mask: Mask | None, sizes: Sizes, arrays: Arrays) -> Array | None:

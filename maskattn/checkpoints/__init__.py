@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._problems import Problems
 from maskattn.checkpoints import _seal, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader, sha256
@@ -100,8 +101,7 @@ def create(
         found.append(f"path: there is no folder {where.parent}")
     elif where.is_dir() and kind is not orbax:
         found.append(f"path: {where} is a folder")
-    if found:
-        raise ValueError("\n  ".join([f"{where} cannot be written:", *found]))
+    Problems(f"{where} cannot be written", found).raise_if_any()
     if kind is safetensors and max_shard_size is not None and sum(i.nbytes for i in little.values()) > max_shard_size:
         _alone(where)
         kind, where = sharded, where.with_name(where.name + ".index.json")
@@ -142,8 +142,7 @@ def save(
         if not isinstance(array, np.ndarray)
     ]
     found += names_problems(tensors)
-    if found:
-        raise ValueError("\n  ".join(["tensors cannot be saved:", *found]))
+    Problems("tensors cannot be saved", found).raise_if_any()
     infos = {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}
     with create(path, infos, metadata=metadata, max_shard_size=max_shard_size) as writer:
         writer.write_each(tensors.__getitem__)

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from maskattn import standards
+from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts import Candidate, Detection, Layout
@@ -113,6 +114,5 @@ def _checked(inputs: Mapping[str, Any], output: Any, config: AttentionConfig) ->
         )
     if np.asarray(output).size == 0:
         found.append("output: nothing to compare with")
-    if found:
-        raise ValueError("\n  ".join(["a layer cannot be probed with these:", *found]))
+    Problems("a layer cannot be probed with these", found).raise_if_any()
     return given

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts import CANONICAL, Layout, faults, mixed_dtypes
 
@@ -87,8 +88,7 @@ def check_targets(new: Mapping[str, Any], held: Mapping[str, tuple[tuple[int, ..
 
 def raise_if_any(found: list[str], module: str) -> None:
     """One ValueError for all of ``found``."""
-    if found:
-        raise ValueError("\n  ".join([f"parameters of {module} and the tensors given do not agree:", *found]))
+    Problems(f"parameters of {module} and the tensors given do not agree", found).raise_if_any()
 
 
 def name_of(module: Any) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from maskattn import checkpoints
+from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts import CANONICAL, Layout
@@ -49,8 +50,7 @@ def configs_of(
             found.append(f"layer {prefix!r}: {error}")
         else:
             found += layouts.faults(kind, tensors, configs[prefix], prefix)
-    if found:
-        raise ValueError("\n  ".join([f"{reader.path} is not what layout {kind.name} calls for:", *found]))
+    Problems(f"{reader.path} is not what layout {kind.name} calls for", found).raise_if_any()
     return configs
 
 
@@ -59,8 +59,7 @@ def canonical_layer(
 ) -> dict[str, Array]:
     """One layer's tensors in canonical form; ValueError lists everything that is not as the layout calls for."""
     found = layouts.faults(kind, tensors, config, prefix)
-    if found:
-        raise ValueError("\n  ".join([f"layer {prefix!r} is not what layout {kind.name} calls for:", *found]))
+    Problems(f"layer {prefix!r} is not what layout {kind.name} calls for", found).raise_if_any()
     canonical = kind.to_canonical(tensors, config)
     names = CANONICAL.shapes(config, kind.extras_of(tensors, config))
     return {name: np.ascontiguousarray(canonical[name]) for name in names}
