@@ -1,11 +1,12 @@
 # make parity   prove on this machine that both twins compute the same attention, masks and a real checkpoint included
-# make test     the whole test suite
+# make test     the tests: all but those marked slow
+# make test-all every test, slow ones too, and the twins' blockwise kernels on every parity case: before a release
 # make bench    attention beside its peers, schedules, exactness, importing: figures to benchmarks/results, pictures to docs
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
 # make lint     formatting, lint rules, types, and which way imports point
 #
 # Each builds .venv first if it is missing or older than pyproject.toml and constraints.txt. Needed: make, Python >= 3.11.
-# PYTHON=/path/to/python picks the interpreter; JOBS=n the number of test processes.
+# PYTHON=/path/to/python picks the interpreter; JOBS=n the number of test processes; PYTEST=... further arguments.
 
 SHELL := /bin/sh
 JOBS ?= 2
@@ -14,7 +15,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help parity test bench bench-convert lint format
+.PHONY: help parity test test-all bench bench-convert lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -25,8 +26,12 @@ parity: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity real
 
 # One thread for each test process: with one per core in each, PyTorch's workers mostly wait for one another.
+# Whoever has finished takes tests from the other, so that both end at the same time.
 test: $(STAMP)
-	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST)
+
+test-all: $(STAMP)
+	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal $(PYTEST)
 
 bench: $(STAMP)
 	@$(RUN) benchmarks/import_time.py

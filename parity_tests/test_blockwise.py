@@ -1,5 +1,5 @@
-"""The blockwise kernel in small tiles: cases and relations that cost few compilations. `--parity-kernel blockwise`, or
-`maskattn parity --kernel blockwise`, runs every case in both twins.
+"""The blockwise kernel in small tiles: cases and relations that cost few compilations; every case where slow tests run,
+or by `--parity-kernel blockwise`, or `maskattn parity --kernel blockwise`.
 """
 
 from __future__ import annotations
@@ -23,6 +23,15 @@ def test_cases(twin):
     assert not result.failures, "\n".join(result.failures[:30])
     assert all('"mean"' in outcome.reasons[0] for outcome in result.not_run)
     assert len(result.outcomes) - len(result.not_run) > 60
+
+
+@pytest.mark.slow
+@pytest.mark.jax
+def test_every_case_in_jax():
+    chosen = [case for case in registry() if not CHOSEN["jax"](case)]
+    result = run_cases(chosen, [adapters.twin("jax", "blockwise")], kernel="blockwise")
+    assert not result.failures, "\n".join(result.failures[:30])
+    assert len(result.outcomes) - len(result.not_run) > len(chosen) // 2
 
 
 @pytest.mark.parametrize("twin", adapters.TWINS)

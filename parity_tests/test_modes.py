@@ -16,9 +16,10 @@ CASES = {
 }
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("mode", CASES)
 def test_exact_in_every_mode_of_jax(mode):
-    jax = adapters.twins("exact", mode=mode)[1]
+    jax = adapters.twin("jax", "exact", mode=mode)
     result = run_cases([get(name) for name in CASES[mode]], [adapters.NumpyExact(), jax], kernel="exact")
     assert not result.failures, "\n".join(result.failures)
     assert not result.not_run

@@ -11,12 +11,15 @@ from maskattn import standards
 from maskattn.parity.attention import adapters
 from maskattn.parity.attention.cases import fresh
 from maskattn.parity.attention.run import run_cases
+from tests.frameworks import MISSING
 
 SAMPLES = 600_000
 
 
 def _implementations(impls: list, kernel: str) -> list:
-    return impls or adapters.standard(kernel)
+    """Where none is given, the twins whose framework is installed; for "exact" NumPy, too."""
+    here = [adapters.twin(name, kernel) for name in adapters.TWINS if name not in MISSING]
+    return impls or here + [adapters.NumpyExact()] * (kernel == "exact")
 
 
 def _assert_held(result, expect_all: bool = True) -> None:

@@ -13,23 +13,20 @@ from maskattn.parity.findings import failures
 SAME_SHAPE = ("left_padding", "permutations", "same_mask", "masked_replaced")
 
 
-def _adapter(name: str, kernel: str):
-    return {adapter.name: adapter for adapter in adapters.standard(kernel)}[name]
-
-
 @pytest.mark.parametrize("relation", RELATIONS)
-@pytest.mark.parametrize("implementation", ["numpy-exact", "torch-exact", "torch-reference"])
-def test_relation(relation, implementation):
-    name, kernel = implementation.split("-")
-    for seed in (1, 2, 3) if name == "numpy" else (1,):
-        found = RELATIONS[relation](_adapter(name, kernel), seed)
+@pytest.mark.parametrize(("twin", "kernel"), [("numpy", "exact"), ("torch", "exact"), ("torch", "reference")])
+def test_relation(relation, twin, kernel):
+    adapter = adapters.NumpyExact() if twin == "numpy" else adapters.twin(twin, kernel)
+    for seed in (1, 2, 3) if twin == "numpy" else (1,):
+        found = RELATIONS[relation](adapter, seed)
         assert found
         assert not failures(found), "\n".join(map(str, failures(found)))
 
 
+@pytest.mark.jax
 @pytest.mark.parametrize("kernel", ["exact", "reference"])
 def test_relations_in_jax(kernel):
     for relation in SAME_SHAPE if kernel == "exact" else RELATIONS:
-        found = RELATIONS[relation](_adapter("jax", kernel), 1)
+        found = RELATIONS[relation](adapters.twin("jax", kernel), 1)
         assert found
         assert not failures(found), "\n".join(map(str, failures(found)))

@@ -48,11 +48,16 @@ NAMES = {
     "torch_rng": "maskattn_torch.rng",
     "walk": "maskattn_torch.kernels.blockwise.walk",
 }
-TORCH = importlib.util.find_spec("torch")
-CAN_LINK = pytest.mark.skipif(
-    TORCH is not None and " " in str(TORCH.origin), reason="inductor cannot link PyTorch from a path with a space"
-)
+PLACE = getattr(importlib.util.find_spec("torch"), "origin", "")
+CAN_LINK = pytest.mark.skipif(" " in PLACE, reason="inductor cannot link PyTorch from a path with a space")
+#: What writes and reads files of these formats.
+FORMATS = {".orbax": "jax", ".pt": "torch"}
 _collecting = True
+
+
+def in_both(test: object) -> object:
+    """Marks a test that reaches both frameworks through the library."""
+    return pytest.mark.jax(pytest.mark.torch(test))
 
 
 class Missing:
@@ -96,14 +101,20 @@ def of_test(item: pytest.Item) -> set[str]:
     twin = item.callspec.params.get("twin") if hasattr(item, "callspec") else None
     if isinstance(twin, str):
         return {twin} & PACKAGES.keys()
-    fixtures = item._fixtureinfo.name2fixturedefs.values()
-    given = item.callspec.params.values() if hasattr(item, "callspec") else ()
-    return of_values((item.function, *(made[-1].func for made in fixtures), *given))
+    fixtures = tuple(made[-1].func for made in item._fixtureinfo.name2fixturedefs.values())
+    given = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
+    formats = {FORMATS[value] for value in given if isinstance(value, str) and value in FORMATS}
+    return of_functions((item.function, *fixtures)) | of_values(given) | formats
 
 
 def named(path: Path, framework: str) -> bool:
     """Whether the file belongs to the twin of this framework."""
     return f"maskattn_{framework}" in path.parts
+
+
+@functools.cache
+def of_functions(functions: tuple[object, ...]) -> set[str]:
+    return of_values(functions)
 
 
 def of_values(values: object) -> set[str]:

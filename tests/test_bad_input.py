@@ -37,9 +37,8 @@ CALLS = {
 }
 
 
-@pytest.mark.parametrize("name", CALLS)
-def test_a_wrong_call_is_named(name):
-    call, error, message = CALLS[name]
+@pytest.mark.parametrize(("call", "error", "message"), CALLS.values(), ids=CALLS)
+def test_a_wrong_call_is_named(call, error, message):
     with pytest.raises(error, match=message):
         call()
 

@@ -11,6 +11,7 @@ import pytest
 from maskattn.cli.main import main
 from maskattn.parity.attention.cases import registry
 from maskattn.parity.attention.run import run_cases
+from tests.frameworks import in_both
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,10 +32,12 @@ def names():
     return namespace
 
 
+@in_both
 def test_the_python_blocks_run_one_after_the_other(names):
     assert {"in_jax", "in_torch", "for_flax", "jax_module", "ADAPTER"} <= set(names)
 
 
+@in_both
 def test_the_adapter_holds_where_it_runs_and_says_why_elsewhere(names):
     families = {"Full", "Causal", "Segments", "options", "planted", "MultiHeadAttention"}
     cases = [case for case in registry() if case.family in families and case.dtype in ("float32", "float16")]

@@ -5,8 +5,8 @@ import sys
 from importlib.machinery import PathFinder
 
 PACKAGES = {
-    "jax": {"chex", "equinox", "flax", "haliax", "jax", "jaxlib", "keras", "optax", "orbax"},
-    "torch": {"safetensors.torch", "torch", "torchvision", "transformers"},
+    "jax": {"chex", "equinox", "flax", "haliax", "jax", "jaxlib", "optax", "orbax"},
+    "torch": {"keras", "safetensors.torch", "torch", "torchvision", "transformers"},
 }
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._pairs import Pairwise, filled
@@ -16,7 +14,7 @@ class Bias(Pairwise):
     `maskattn.masks.Mask`: static, `data()` or `part()`.
     """
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         if "values" in vars(cls):
             cls.values = filled(vars(cls)["values"])  # type: ignore[method-assign]
         super().__init_subclass__(**options)

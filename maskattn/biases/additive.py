@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+from maskattn._arithmetic import negated
 from maskattn._declared import declared, number, part
 from maskattn._fields import Array
-from maskattn._pairs import negated, restrict
+from maskattn._pairs import restrict
 from maskattn.biases._base import Bias
 from maskattn.masks import Mask
 

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from maskattn.checkpoints import _seal
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._memory import Memory
+from maskattn.typing import NumPyArray as Array
 
 
 class Reader(Mapping[str, Array]):

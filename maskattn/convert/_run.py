@@ -18,15 +18,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from maskattn import checkpoints
 from maskattn.checkpoints import PENDING, Reader, TensorInfo
 from maskattn.convert._memory import THREADS, allowed, needed
 from maskattn.convert._plan import Move, Plan, in_order
 from maskattn.convert._provenance import buffers_as_json
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int], None]
 """Called with the name of a tensor that was written, and its bytes; from two threads."""
 

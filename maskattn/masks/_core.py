@@ -9,10 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from maskattn._arithmetic import negated
 from maskattn._declared import declared, part
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, on_subclass, to_numpy
-from maskattn._pairs import AXES, Pairwise, filled, grid, negated, restrict
+from maskattn._pairs import AXES, Pairwise, filled, grid, restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._to_json import to_json
 from maskattn.masks._why import explain
@@ -38,7 +39,7 @@ class Mask(Pairwise):
     relational: ClassVar[bool] = False
     rule: ClassVar[str] = ""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         for name in ("allowed", "tile"):
             if name in vars(cls):
                 setattr(cls, name, filled(vars(cls)[name]))
@@ -86,11 +87,11 @@ class Mask(Pairwise):
         Raises:
             ValueError: a size is negative or conflicts with the data; every conflict is named.
         """
-        found = self.sizes()
+        fixed = self.sizes()
         problems = Problems(f"sizes of {type(self).__name__}")
         sizes = {
-            "batch": found.get("batch", found.get("batch_multiple", 1)) if batch is None else batch,
-            "heads": found.get("heads", 1) if heads is None else heads,
+            "batch": fixed.get("batch", fixed.get("batch_multiple", 1)) if batch is None else batch,
+            "heads": fixed.get("heads", 1) if heads is None else heads,
             "q_len": q_len,
             "kv_len": kv_len,
         }
@@ -153,11 +154,11 @@ class Mask(Pairwise):
         """
         return to_json(self, library_classes())
 
-    def __and__(self, other: Any) -> Mask:
+    def __and__(self, other: object) -> Mask:
         _refuse_array(other)
         return conjunction(self, other) if isinstance(other, Mask) else NotImplemented
 
-    def __or__(self, other: Any) -> Mask:
+    def __or__(self, other: object) -> Mask:
         _refuse_array(other)
         return disjunction(self, other) if isinstance(other, Mask) else NotImplemented
 
@@ -187,20 +188,20 @@ def is_mask(cls: type) -> bool:
     return issubclass(cls, Mask) and "__dataclass_fields__" in vars(cls)
 
 
-def check_mask(problems: Problems, mask: Any) -> None:
+def check_mask(problems: Problems, mask: object) -> None:
     """Note an argument `mask` that is no mask."""
     if not isinstance(mask, Mask):
         problems.type(f"mask must be a Mask, got {describe(mask)}")
 
 
-def require_mask(where: str, mask: Any) -> None:
+def require_mask(where: str, mask: object) -> None:
     """A TypeError that names the argument where it is no mask."""
     problems = Problems(where)
     check_mask(problems, mask)
     problems.raise_if_any()
 
 
-def _refuse_array(other: Any) -> None:
+def _refuse_array(other: object) -> None:
     if hasattr(other, "shape") and hasattr(other, "dtype"):
         raise TypeError(
             "an array does not combine with a mask: wrap it first, as masks.Dense(array), True = may attend"

@@ -10,8 +10,8 @@ import numpy as np
 
 from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Slots = Mapping[str, Mapping[str, Array]]
 
 # The slots of each rule, by optax's names, which are those of the papers.
@@ -36,19 +36,19 @@ class OptimizerState:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        found = Problems("OptimizerState")
-        found.choice("rule", self.rule, tuple(SLOTS))
+        problems = Problems("OptimizerState")
+        problems.choice("rule", self.rule, tuple(SLOTS))
         if self.rule in SLOTS and tuple(self.slots) != SLOTS[self.rule]:
-            found.value(f"slots of {self.rule} must be {', '.join(SLOTS[self.rule])}, got {', '.join(self.slots)}")
+            problems.value(f"slots of {self.rule} must be {', '.join(SLOTS[self.rule])}, got {', '.join(self.slots)}")
         if self.step is not None and (not isinstance(self.step, int) or isinstance(self.step, bool) or self.step < 0):
-            found.value(f"step must be None or an int of at least 0, got {self.step!r}")
-        found.raise_if_any()
+            problems.value(f"step must be None or an int of at least 0, got {self.step!r}")
+        problems.raise_if_any()
         names = [list(slot) for slot in self.slots.values()]
         for slot in names[1:]:
             for name in dict.fromkeys([*names[0], *slot]):
                 if (name in names[0]) != (name in slot):
-                    found.value(f"{name} is not in every slot")
-        found.raise_if_any()
+                    problems.value(f"{name} is not in every slot")
+        problems.raise_if_any()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -79,11 +79,11 @@ def convert(
 
     to = layouts.get(target)
     buffers = {buffer.name for buffer in to.buffers}
-    found = Problems(f"moments from {source} to {target}")
+    problems = Problems(f"moments from {source} to {target}")
     for step in layouts.steps(source, target, config):
         if step.name not in {f"build {name}" for name in buffers}:
-            found.value(f"the conversion does more than move numbers: {step}")
-    found.raise_if_any()
+            problems.value(f"the conversion does more than move numbers: {step}")
+    problems.raise_if_any()
 
     def conversion(held: dict[str, Array]) -> dict[str, Array]:
         out = convert_tensors(held, source=source, target=target, config=config, others=others)
@@ -94,7 +94,7 @@ def convert(
     return state.map(conversion)
 
 
-def as_array(problems: Problems, where: str, leaf: Any) -> Array:
+def as_array(problems: Problems, where: str, leaf: object) -> Array:
     """A leaf of a tree as a NumPy array of its own dtype; notes what is none."""
     try:
         array = np.asarray(leaf)

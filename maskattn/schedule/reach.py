@@ -10,10 +10,10 @@ import numpy as np
 from maskattn._pairs import restrict
 from maskattn.masks import Mask
 from maskattn.schedule.tiles import PAIRS, Schedule, Tiles, Tiling, inside, readable, settled
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["empty_rows", "known_rows", "reached"]
 
-Array = np.ndarray[Any, Any]
 
 _Sizes = tuple[int | None, int | None, int, int]
 
@@ -103,8 +103,8 @@ def _divided(mask: Mask, sizes: _Sizes, tiling: Tiling) -> tuple[Tiles, Tiles]:
     if tiling.q_len * tiling.kv_len <= _entries(mask):  # bounds, which read all of the data, cost more than they save
         every = np.indices((tiling.batch, tiling.heads, tiling.q_tiles, tiling.kv_tiles))
         return Tiles(*np.zeros((4, 0), np.int64)), Tiles(*every.reshape(4, -1))
-    found = Schedule.of(mask, *sizes, tiling.q_block, tiling.kv_block)
-    return found.tiles(found.full), found.tiles(~found.full)
+    schedule = Schedule.of(mask, *sizes, tiling.q_block, tiling.kv_block)
+    return schedule.tiles(schedule.full), schedule.tiles(~schedule.full)
 
 
 def _entries(mask: Mask) -> int:

@@ -300,6 +300,7 @@ def test_metadata_provenance_and_hashes_are_kept(tmp_path, suffix):
             )
 
 
+@pytest.mark.torch
 def test_provenance_that_a_zip_has_no_room_for_is_refused_at_once(tmp_path):
     infos = {"a": checkpoints.TensorInfo((1,), np.dtype("f4"))}
     for suffix in (".npz", ".pt"):

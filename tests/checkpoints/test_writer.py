@@ -70,6 +70,7 @@ def test_leaving_early_leaves_nothing(tmp_path, suffix):
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.torch
 def test_an_empty_checkpoint_and_bad_announcements(tmp_path):
     for suffix in SUFFIXES:
         with checkpoints.create(tmp_path / f"empty{len(suffix)}{suffix}", {}):

@@ -181,7 +181,11 @@ def saved(**changes):
         ),
         ({"group_maximize": True}, "maximize is set: the moments have the opposite sign"),
         ({"step": np.float32(4)}, "different numbers of steps.*a 3, b 4"),
-        ({"exp_avg": torch.ones(2, dtype=torch.bfloat16)}, "exp_avg of b: expected a NumPy array, got torch.Tensor"),
+        pytest.param(
+            {"exp_avg": torch.ones(2, dtype=torch.bfloat16)},
+            "exp_avg of b: expected a NumPy array, got torch.Tensor",
+            marks=pytest.mark.torch,
+        ),
         ({"exp_avg": None}, "b: exp_avg is missing"),
         ({"group_params": [0]}, "expected 1 different names, got 2"),
         ({"group_params": [0, 2]}, "state of parameter 1, which is in no group"),

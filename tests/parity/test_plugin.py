@@ -18,7 +18,7 @@ def test_loading_the_plugin_imports_no_framework_and_no_suite():
 
 def test_other_peoples_attention_is_judged():
     """The mean-of-nothing convention of this adapter is reported as a skip with its reason, the rest must hold."""
-    impl = "--parity-impl=tests.parity.test_run:Plain"
+    impl = "--parity-impl=tests.parity.attention.test_run:Plain"
     tests = "parity_tests/test_parity.py"
     found = _python(
         "-m", "pytest", "-q", "-p", "no:cacheprovider", impl, "--parity-samples=0", tests, "-k", "one or row"
@@ -28,7 +28,7 @@ def test_other_peoples_attention_is_judged():
 
 
 def test_a_broken_adapter_fails():
-    impl = "--parity-impl=tests.parity.test_run:Broken"
+    impl = "--parity-impl=tests.parity.attention.test_run:Broken"
     tests = "parity_tests/test_parity.py"
     found = _python("-m", "pytest", "-q", "-p", "no:cacheprovider", impl, tests, "-k", "one")
     assert found.returncode == 1

@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
+from maskattn import _moved
 from maskattn.convert.layouts._base import Layout, Step
-from maskattn.convert.layouts._check import DTYPES, faults, mixed_dtypes
+from maskattn.convert.layouts._check import DTYPES, mismatches, mixed_dtypes
 from maskattn.convert.layouts._detect import Candidate, Detection, detect as _detect
 from maskattn.convert.layouts._extras import EXTRAS
 from maskattn.convert.layouts._stack import Stack
@@ -58,14 +60,16 @@ __all__ = [
     "Stack",
     "Step",
     "detect",
-    "faults",
     "flatten",
     "get",
+    "mismatches",
     "mixed_dtypes",
     "names",
     "steps",
     "unflatten",
 ]
+
+__getattr__ = partial(_moved.renamed, __name__)
 
 _LAYOUTS: tuple[Layout, ...] = (
     CANONICAL,
@@ -130,7 +134,7 @@ def steps(source: str, target: str, config: AttentionConfig, tensors: Iterable[s
     return get(source).reading(config, tensors) + get(target).writing(config)
 
 
-def detect(tensors: Mapping[str, Any], config: AttentionConfig | None = None) -> Detection:
+def detect(tensors: Mapping[str, object], config: AttentionConfig | None = None) -> Detection:
     """Which layouts ``tensors`` (names to arrays) can be in, with the evidence.
 
     Without ``config``, shapes need only agree with each other; with it, they must be those of the configuration. The

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+def flatten(tree: Mapping[str, object], separator: str = "/") -> dict[str, Any]:
     """``{"query": {"kernel": x}}`` -> ``{"query/kernel": x}``. Names already flat stay as they are.
 
     ValueError where two paths give one name.
@@ -27,7 +27,7 @@ def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
     return flat
 
 
-def unflatten(tensors: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+def unflatten(tensors: Mapping[str, object], separator: str = "/") -> dict[str, Any]:
     """``{"query/kernel": x}`` -> ``{"query": {"kernel": x}}``; ValueError where an array is also a module."""
     tree: dict[str, Any] = {}
     for name, array in tensors.items():

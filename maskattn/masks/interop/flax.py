@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from maskattn._fields import Array
@@ -28,14 +26,14 @@ def from_flax(mask: Array | None) -> Mask:
         return Full()
     problems = Problems("from_flax")
     ranks = dict.fromkeys(range(5), "broadcastable to [B, H, L, S]")
-    found = as_array(problems, "mask", mask, ("bool", "int", "float"), ranks)
-    keep = None if found is None else is_one(problems, "mask", found)
+    array = as_array(problems, "mask", mask, ("bool", "int", "float"), ranks)
+    keep = None if array is None else is_one(problems, "mask", array)
     problems.raise_if_any()
     return Dense(keep)
 
 
 def to_flax(
-    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: Any = bool
+    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: object = bool
 ) -> np.ndarray:
     """A mask for Flax: 1 or True = may attend, rank 4, size 1 on axes that the mask does not read.
 

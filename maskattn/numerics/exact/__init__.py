@@ -11,7 +11,7 @@ count as 0 and softmax weights below 2^-298 of the largest as 0; products that o
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from maskattn.numerics import dropout
 from maskattn.numerics.exact import attend, drop as _drop, project
 from maskattn.numerics.exact._ops import FORMATS, NumpyOps, Ops
 from maskattn.numerics.exact.attend import Arrays, Options
+from maskattn.typing import NumPyArray as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 __all__ = [
     "FORMATS",
@@ -34,13 +38,16 @@ __all__ = [
     "linear_backward",
 ]
 
-Array = np.ndarray[Any, Any]
 _OPS = NumpyOps()
 
 
 def attention(
-    query: Array, key: Array, value: Array, allowed: Array | None = None, **options: Any
-) -> tuple[Array, Array]:
+    query: Float[Array, "B L H D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K Dv"],
+    allowed: Bool[Array, "#B #H #L #S"] | None = None,
+    **options: Any,
+) -> tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]:
     """Exact attention in NumPy: ``query`` [B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv] of one floating
     type.
 
@@ -53,12 +60,12 @@ def attention(
 
 
 def attention_backward(
-    query: Array,
-    key: Array,
-    value: Array,
-    allowed: Array | None,
-    d_output: Array,
-    d_lse: Array | None = None,
+    query: Float[Array, "B L H D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K Dv"],
+    allowed: Bool[Array, "#B #H #L #S"] | None,
+    d_output: Float[Array, "B L H Dv"],
+    d_lse: Float[Array, "B L H"] | None = None,
     **options: Any,
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their
@@ -71,7 +78,7 @@ def attention_backward(
     return dq, dk, dv, None if d_bias is None else d_bias.reshape(np.shape(call.bias)), d_sinks
 
 
-def _terms(call: Call) -> tuple[Arrays, Options]:
+def _terms(call: Call[Array]) -> tuple[Arrays, Options]:
     """A call with NumPy arrays in the terms of ``attend``."""
     scale, rate, keep = call.scale, call.dropout_rate, None
     if rate:
@@ -81,7 +88,7 @@ def _terms(call: Call) -> tuple[Arrays, Options]:
     return arrays, Options(scale, call.softcap, call.empty_rows, 1.0 - rate)
 
 
-def _rank4(x: Any) -> Array | None:
+def _rank4(x: Array | None) -> Array | None:
     if x is None:
         return None
     x = np.asarray(x)

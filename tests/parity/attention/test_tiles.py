@@ -11,7 +11,7 @@ import pytest
 from maskattn.parity.attention import adapters, cases
 from maskattn.parity.attention.cases import SHAPES, get
 from maskattn.parity.attention.run import run_cases
-from tests.frameworks import optional
+from tests.frameworks import in_both, optional
 
 in_jax = optional("maskattn_jax.kernels.blockwise")
 in_torch = optional("maskattn_torch.kernels.blockwise.walk")
@@ -47,6 +47,7 @@ def outcomes(case_id, **options):
 
 
 @pytest.mark.parametrize("case_id", CASES)
+@in_both
 def test_a_fault_between_tiles_is_reported(case_id, monkeypatch):
     assert outcomes(case_id) == dict.fromkeys(adapters.TWINS, ("held", []))
     first_tiles_only(monkeypatch)
@@ -72,6 +73,7 @@ def test_what_was_compiled_for_one_size_of_tile_is_not_used_for_another(monkeypa
     assert seen == [(24, 24), adapters.TILES]
 
 
+@in_both
 def test_adapters_bring_their_tiles_along():
     for adapter in adapters.standard("blockwise"):
         assert adapter.blocks == adapters.TILES and pickle.loads(pickle.dumps(adapter)) == adapter

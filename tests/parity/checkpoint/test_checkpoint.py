@@ -19,6 +19,7 @@ from maskattn.parity.checkpoint.against import compare
 from maskattn.parity.checkpoint.result import CheckpointResult
 from maskattn.parity.checkpoint.verify import verify_checkpoint
 from maskattn.parity.report import checkpoint as report
+from tests.frameworks import in_both
 
 PREFIX = "encoder.layer.{}.attention."
 GROUPED = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, out_dim=11)
@@ -36,6 +37,7 @@ def real():
     return minilm.verify_minilm(sentences=minilm.SENTENCES[:2])
 
 
+@in_both
 def test_minilm_is_equal_in_both_twins_and_near_hugging_face(real):
     assert real.exit_code == 0, real.first_difference
     assert [layer.layer for layer in real.layers] == [PREFIX.format(i) for i in range(6)]
@@ -53,6 +55,7 @@ def test_minilm_is_equal_in_both_twins_and_near_hugging_face(real):
         assert [finding.elements for finding in layer.alone] == [(4 + 8) * 384] * 2
 
 
+@in_both
 def test_minilm_is_reported(real):
     text = printed(real)
     assert "6 attention layers, 36,864 numbers of output bit-equal in both twins: all held" in text
@@ -101,6 +104,7 @@ FAULTS = {
 
 
 @pytest.mark.parametrize(("change", "mask", "holds"), FAULTS.values(), ids=FAULTS)
+@in_both
 def test_the_limits_against_hugging_face_see_faults(first_layer, change, mask, holds):
     tensors, config, hidden, lengths, right, limit = first_layer
     for twin in twins.both(change(tensors), "hf-bert", config):
@@ -125,6 +129,7 @@ def write(path, layout, config, layers=("0", "1"), dtype=np.float32, seed=0, cha
     return tensors
 
 
+@in_both
 def test_any_checkpoint_of_a_known_layout(tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "LENGTHS", (5, 2))
     write(tmp_path / "a.safetensors", "timm", GROUPED, layers=("2", "10"))
@@ -143,6 +148,7 @@ def test_any_checkpoint_of_a_known_layout(tmp_path, monkeypatch):
     assert json.loads((tmp_path / "out.json").read_text())["judge"] == "float64 oracle"
 
 
+@in_both
 def test_cross_attention_in_bfloat16(tmp_path, monkeypatch):
     monkeypatch.setattr(verify, "LENGTHS", (3, 1))
     config = AttentionConfig(35, 5, kdim=11, vdim=13)
@@ -153,6 +159,7 @@ def test_cross_attention_in_bfloat16(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("fault", ["weights", "output", "alone", "nan"])
+@in_both
 def test_what_differs_is_named_by_layer_and_tensor(tmp_path, monkeypatch, fault):
     """The faults are planted in one twin's second layer."""
     monkeypatch.setattr(verify, "LENGTHS", (3, 2))

@@ -13,9 +13,10 @@ from maskattn.cli.parity import command
 from maskattn.corruption import MLM
 from maskattn.parity.report import training as report, training_picture
 from maskattn.parity.training import data, faults, names, run
-from maskattn.parity.training.run import Outcome, Setting
+from maskattn.parity.training.run import Setting, TrainingOutcome
 from maskattn.parity.training.tasks import TASKS
 from maskattn.standards import value
+from tests.frameworks import in_both
 
 STEPS = 12
 
@@ -26,6 +27,7 @@ def outcomes():
     return [run.run_setting(faults.SETTING, STEPS), run.run_setting(Setting("swin", "adamw", "float32"), STEPS)]
 
 
+@in_both
 def test_both_frameworks_take_the_same_steps(outcomes):
     for outcome in outcomes:
         assert outcome.error is None
@@ -41,6 +43,7 @@ def test_both_frameworks_take_the_same_steps(outcomes):
 
 @pytest.mark.parametrize("twin", run.TRAINERS)
 @pytest.mark.parametrize("fault", faults.FAULTS, ids=lambda fault: fault.name)
+@in_both
 def test_planted_faults_are_caught(fault, twin):
     if twin == "jax" and fault.patches and fault.name != "ignored-counted":
         pytest.skip("each patch of compiled code is a compilation: maskattn parity faults --training plants them all")
@@ -51,6 +54,7 @@ def test_planted_faults_are_caught(fault, twin):
         assert all(f"{other} to {twin}" in check for check in seen)
 
 
+@in_both
 def test_nothing_planted_stays():
     assert not faults.failed(run.run_setting(faults.SETTING, faults.STEPS))
 
@@ -62,9 +66,10 @@ def test_an_error_is_a_failure_and_nothing_run_is_one():
     outcome = run.run_setting(faults.SETTING, STEPS, make=broken)
     assert outcome.error == "RuntimeError: no such luck" and not outcome.held
     assert run.exit_code([outcome]) == run.exit_code([]) == 1
-    assert not Outcome(faults.SETTING).held
+    assert not TrainingOutcome(faults.SETTING).held
 
 
+@in_both
 def test_a_nan_is_a_failure(outcomes):
     curves = {name: curve.copy() for name, curve in outcomes[0].curves.items()}
     curves["jax"][-1] = np.nan
@@ -73,6 +78,7 @@ def test_a_nan_is_a_failure(outcomes):
     assert np.isnan(run.distance(tensors, {"a.kernel": np.ones((2, 2)), "b.kernel": np.ones(2)})).all()
 
 
+@in_both
 def test_a_run_that_learns_nothing_proves_nothing(outcomes):
     flat = {name: np.full_like(curve, 2.0) for name, curve in outcomes[0].curves.items()}
     judged = run.judge(replace(outcomes[0], curves=flat, findings=()))
@@ -88,15 +94,16 @@ def test_key_biases_alone_are_left_out():
 
 
 @pytest.mark.parametrize("task", TASKS)
+@in_both
 def test_the_models_have_the_same_parameters_and_names_go_both_ways(task):
     setting = Setting(task, "sgd", "float64")
     trainers = [run.trainer(twin, setting) for twin in run.TRAINERS]
     begin = run.start(setting, trainers)  # raises where the models differ
     layers = TASKS[task].layers()
     for trainer in trainers:
-        there = names.from_neutral(begin.tensors, trainer.name, layers)
+        there = names.from_canonical(begin.tensors, trainer.name, layers)
         assert {name: array.shape for name, array in there.items()} == trainer.shapes()
-        back = names.to_neutral(there, trainer.name, layers)
+        back = names.to_canonical(there, trainer.name, layers)
         assert list(back) == list(begin.tensors)
         assert all(back[name].tobytes() == begin.tensors[name].tobytes() for name in back)
 
@@ -125,6 +132,7 @@ def test_images_of_several_digits_hold_each_whole():
         assert all(image[y : y + 8, x : x + 8].copy().tobytes() in known for y in (0, 8) for x in (0, 8))
 
 
+@in_both
 def test_table_and_data(outcomes):
     console = Console(record=True, width=80, file=io.StringIO())
     report.render(outcomes, console, steps=STEPS, wide=True)
@@ -137,11 +145,12 @@ def test_table_and_data(outcomes):
     assert 0 <= max(worst) <= value("tier3.float64")
 
 
+@in_both
 def test_a_picture_of_it(outcomes, tmp_path):
     training_picture.write_png(outcomes, tmp_path / "runs.png")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="none was completed"):
-        training_picture.write_png([Outcome(faults.SETTING, error="no")], tmp_path / "none.png")
+        training_picture.write_png([TrainingOutcome(faults.SETTING, error="no")], tmp_path / "none.png")
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from maskattn import biases, masks, standards
 from maskattn.attention import Call
 from maskattn.numerics import oracle
 from maskattn.parity.attention import adapters, cases, run
-from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, optional, torch
+from tests.frameworks import in_both, jax, jnp, maskattn_jax, maskattn_torch, optional, torch
 
 fused_jax = optional("maskattn_jax.kernels.fused")
 fused_splash = optional("maskattn_jax.kernels.fused.splash")
@@ -29,6 +29,7 @@ def limit(given, mask, sizes):
     return right, standards.tier2_limit("float32", float(found.output.max()), found.logit, length)
 
 
+@in_both
 def test_the_cases_that_stand_for_all_hold_where_the_vendor_can_run_them():
     chosen = [case for case in cases.select(tag="smoke") if case.dtype != "float64"][::6]
     result = run.run_cases(chosen, adapters.twins("fused"), kernel="fused")

@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.twins.losses.loss_cases import devices_cases
 
 HERE = Path(__file__).parent
@@ -17,6 +19,7 @@ def started(script, *arguments):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 
+@pytest.mark.jax
 def test_eight_devices_of_jax():
     process = started("devices_jax.py")
     out, err = process.communicate(timeout=300)
@@ -24,6 +27,7 @@ def test_eight_devices_of_jax():
     assert out.split() == [case.loss for case in devices_cases(8)] and set(out.split()) == SHARED
 
 
+@pytest.mark.torch
 def test_two_processes_of_pytorch(tmp_path):
     processes = [started("devices_torch.py", str(rank), str(tmp_path / "store")) for rank in (0, 1)]
     results = [process.communicate(timeout=300) for process in processes]
