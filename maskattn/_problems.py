@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -25,9 +25,9 @@ class Problems:
     where the data are in NumPy: reading an array of a framework may wait for a device, or be impossible while tracing.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, reasons: Iterable[str] = ()) -> None:
         self.where = where
-        self.reasons: list[str] = []
+        self.reasons: list[str] = list(reasons)
         self.wrong_type = False
 
     def __bool__(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from maskattn._arithmetic import negated
 from maskattn._fields import Array
 from maskattn._pairs import AXES, Pairwise, grid
+from maskattn._problems import Problems
 from maskattn.biases import Additive, Bias, DenseBias, TableBias
 from maskattn.masks import Full, Mask, evaluate, require_mask
 
@@ -27,8 +28,7 @@ class Lowering(NamedTuple):
 def check(node: Pairwise, sizes: ScoreShape, readable: Callable[[Array], Array]) -> None:
     """Raise a ValueError naming every conflict between these sizes and the data of a mask or bias."""
     reasons = node.map_data(readable).conflicts(dict(zip(AXES, sizes, strict=True)))
-    if reasons:
-        raise ValueError("; ".join(reasons))
+    Problems(f"sizes of {type(node).__name__}", reasons).raise_if_any()
 
 
 def allowed(mask: Mask | None, sizes: ScoreShape, lowering: Lowering) -> Array | None:

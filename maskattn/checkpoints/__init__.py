@@ -14,6 +14,7 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._problems import Problems
 from maskattn.checkpoints import _seal, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader, sha256
@@ -102,8 +103,7 @@ def create(
         reasons.append(f"path: there is no folder {where.parent}")
     elif where.is_dir() and kind is not orbax:
         reasons.append(f"path: {where} is a folder")
-    if reasons:
-        raise ValueError("\n  ".join([f"{where} cannot be written:", *reasons]))
+    Problems(f"{where} cannot be written", reasons).raise_if_any()
     if kind is safetensors and max_shard_size is not None and sum(i.nbytes for i in little.values()) > max_shard_size:
         _alone(where)
         kind, where = sharded, where.with_name(where.name + ".index.json")
@@ -144,8 +144,7 @@ def save(
         if not isinstance(array, np.ndarray)
     ]
     reasons += wrong_names(tensors)
-    if reasons:
-        raise ValueError("\n  ".join(["tensors cannot be saved:", *reasons]))
+    Problems("tensors cannot be saved", reasons).raise_if_any()
     infos = {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}
     with create(path, infos, metadata=metadata, max_shard_size=max_shard_size) as writer:
         writer.write_each(tensors.__getitem__)

@@ -9,6 +9,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from maskattn._problems import Problems
 from maskattn.checkpoints import safetensors
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._publish import TemporaryFolder, publishing, sync_folder
@@ -185,5 +186,4 @@ def _agree(path: Path, weight_map: dict[str, str], shards: dict[str, Safetensors
     wrong = [f"{name}: not in {file}" for name, file in weight_map.items() if name not in shards[file].infos]
     for file, shard in shards.items():
         wrong += [f"{name}: in {file}, but the index does not say so" for name in shard if weight_map.get(name) != file]
-    if wrong:
-        raise ValueError("\n  ".join([f"{path} and its files disagree:", *wrong]))
+    Problems(f"{path} and its files disagree", wrong).raise_if_any()

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from maskattn import standards
+from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts import Candidate, Detection, Layout
@@ -112,6 +113,5 @@ def _checked(inputs: Mapping[str, object], output: object, config: AttentionConf
         )
     if np.asarray(output).size == 0:
         reasons.append("output: nothing to compare with")
-    if reasons:
-        raise ValueError("\n  ".join(["a layer cannot be probed with these:", *reasons]))
+    Problems("a layer cannot be probed with these", reasons).raise_if_any()
     return given

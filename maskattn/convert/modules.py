@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts import CANONICAL, Layout, mismatches, mixed_dtypes
 from maskattn.typing import NumPyArray as Array
@@ -86,8 +87,7 @@ def check_targets(new: Mapping[str, Any], held: Mapping[str, tuple[tuple[int, ..
 
 def raise_if_any(reasons: list[str], module: str) -> None:
     """One ValueError for all of ``reasons``."""
-    if reasons:
-        raise ValueError("\n  ".join([f"parameters of {module} and the tensors given do not agree:", *reasons]))
+    Problems(f"parameters of {module} and the tensors given do not agree", reasons).raise_if_any()
 
 
 def name_of(module: object) -> str:

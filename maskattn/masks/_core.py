@@ -100,9 +100,7 @@ class Mask(Pairwise):
         }
         sizes = {axis: problems.integer(axis, size, minimum=0) for axis, size in sizes.items()}
         problems.raise_if_any()
-        faults = self.conflicts(sizes)
-        if faults:
-            raise ValueError("; ".join(faults))
+        Problems(problems.where, self.conflicts(sizes)).raise_if_any()
         return sizes
 
     def dense(self, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None) -> np.ndarray:

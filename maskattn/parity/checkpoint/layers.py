@@ -8,6 +8,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from maskattn import checkpoints
+from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts import CANONICAL, Layout
@@ -48,8 +49,7 @@ def configs_of(
             reasons.append(f"layer {prefix!r}: {error}")
         else:
             reasons += layouts.mismatches(kind, tensors, configs[prefix], prefix)
-    if reasons:
-        raise ValueError("\n  ".join([f"{reader.path} is not what layout {kind.name} calls for:", *reasons]))
+    Problems(f"{reader.path} is not what layout {kind.name} calls for", reasons).raise_if_any()
     return configs
 
 
@@ -58,8 +58,7 @@ def canonical_layer(
 ) -> dict[str, Array]:
     """One layer's tensors in canonical form; ValueError lists everything that is not as the layout calls for."""
     reasons = layouts.mismatches(kind, tensors, config, prefix)
-    if reasons:
-        raise ValueError("\n  ".join([f"layer {prefix!r} is not what layout {kind.name} calls for:", *reasons]))
+    Problems(f"layer {prefix!r} is not what layout {kind.name} calls for", reasons).raise_if_any()
     canonical = kind.to_canonical(tensors, config)
     names = CANONICAL.shapes(config, kind.extras_of(tensors, config))
     return {name: np.ascontiguousarray(canonical[name]) for name in names}

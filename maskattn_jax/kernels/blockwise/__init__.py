@@ -3,7 +3,7 @@
     tiling.py     how a call is divided into tiles       arrays.py      reading and writing them
     steps.py      which of them are visited, and how     tile.py        the scores of one
     shards.py     several devices                        forward.py     the walk over all steps,
-    tiled.py    what both passes compute with          backward.py    and that for the gradients
+    tiled_call.py what both passes compute with        backward.py    and that for the gradients
 
 Nothing of L x S entries is made (but the gradient of a bias that has so many).
 

@@ -7,7 +7,7 @@ float64, everything else in float32 and rounded once. On CUDA the mask becomes a
     patches.py    which patches a mask needs           flash.py        one patch by SDPA's operator
     walk.py       the patches in order, both ways      products.py     one patch by matrix products
     windows.py    where a patch is in the arrays       additions.py    biases and their gradients
-    flex.py       on CUDA                              spec.py         masks as arguments of an operator
+    flex.py       on CUDA                              packing.py      masks as arguments of an operator
 
 It is an opaque operator: it works in eager mode, inside compiled models and under torch.func.vmap. Second derivatives
 are not defined: `reference` has them.
