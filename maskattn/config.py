@@ -59,8 +59,8 @@ class AttentionConfig(Declared):
 
     >>> from maskattn import AttentionConfig
     >>> config = AttentionConfig(64, 8, num_kv_heads=2)
-    >>> config.head_dim, config.v_head_dim, config.kdim, config.out_dim, config.scale == 8**-0.5
-    (8, 8, 64, 64, True)
+    >>> config.head_dim, config.v_head_dim, config.kdim, config.out_dim, round(config.scale, 4)
+    (8, 8, 64, 64, 0.3536)
     >>> config
     AttentionConfig(64, 8, num_kv_heads=2)
     """
