@@ -103,8 +103,9 @@ def of_test(item: pytest.Item) -> set[str]:
         return {twin} & PACKAGES.keys()
     fixtures = tuple(made[-1].func for made in item._fixtureinfo.name2fixturedefs.values())
     given = list(item.callspec.params.values()) if hasattr(item, "callspec") else []
-    formats = {FORMATS[value] for value in given if isinstance(value, str) and value in FORMATS}
-    return of_functions((item.function, *fixtures)) | of_values(given) | formats
+    words = {value for value in given if isinstance(value, str)}
+    said = {known[word] for known in (FORMATS, FRAMEWORK) for word in words & known.keys()}
+    return of_functions((item.function, *fixtures)) | of_values(given) | said
 
 
 def named(path: Path, framework: str) -> bool:

@@ -19,6 +19,7 @@ TWINS = {"maskattn_jax": TORCH | {"maskattn_torch"}, "maskattn_torch": JAX | {"m
 # What a new interpreter holds after importing modules: the top-level names that are neither its own nor the library's.
 LOADED = """
 import importlib, json, pkgutil, sys
+from tests.frameworks import in_both
 before = set(sys.modules)
 package, left_out = sys.argv[1], sys.argv[2:]
 def load(name):
@@ -103,6 +104,7 @@ for kernel in ("exact", "reference"):
 }
 
 
+@in_both
 def test_each_twin_runs_without_the_other_framework_and_to_the_same_bits():
     lines = {}
     for twin, blocked in TWINS.items():

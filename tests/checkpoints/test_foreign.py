@@ -159,6 +159,7 @@ with ocp.CheckpointManager(folder / "manager") as manager:
 """
 
 
+@pytest.mark.jax
 def test_orbax_restores_what_is_written_and_the_other_way(tmp_path):
     environment = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
     command = [sys.executable, "-c", ORBAX, str(tmp_path)]
