@@ -3,6 +3,7 @@
 # make test-all every test, slow ones too, and the twins' blockwise kernels on every parity case: before a release
 # make bench    attention beside its peers, schedules, exactness, importing: figures to benchmarks/results, pictures to docs
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
+# make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
 # make lint     formatting, lint rules, types, and which way imports point
 #
 # Each builds .venv first if it is missing or older than pyproject.toml and constraints.txt. Needed: make, Python >= 3.11.
@@ -15,7 +16,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help parity test test-all bench bench-convert lint format
+.PHONY: help parity test test-all bench bench-convert drawings lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -45,6 +46,9 @@ bench: $(STAMP)
 
 bench-convert: $(STAMP)
 	@$(RUN) benchmarks/convert.py --json benchmarks/results/convert.json
+
+drawings: $(STAMP)
+	@$(RUN) docs/drawings.py
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check .

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from maskattn._fields import Array
+from maskattn.typing import Array, EmptyRows, KernelName, Precision, SharedAxis
+
+A_co = TypeVar("A_co", bound=Array, covariant=True)
 
 
 @dataclass(frozen=True)
-class Dropout:
+class Dropout(Generic[A_co]):
     """Dropout of attention weights: each is multiplied by keep / (1 - rate) after the softmax.
 
     A pytree in both twins: `words` is its leaf.
@@ -21,12 +23,12 @@ class Dropout:
     """
 
     rate: float
-    words: Array
-    shared: tuple[str, ...] = ()
+    words: A_co
+    shared: tuple[SharedAxis, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
-class Call:
+class Call(Generic[A_co]):
     """One call of attention: what a kernel is given, and what `auto` and `explain` are asked about.
 
     Its fields are the arguments of `attention`, by the same names. As `prepare` returns it, they are checked, arrays
@@ -39,20 +41,20 @@ class Call:
         blocks: (queries, keys) of a tile, for kernels that work in tiles; None leaves them the choice.
     """
 
-    query: Array
-    key: Array
-    value: Array
+    query: A_co
+    key: A_co
+    value: A_co
     mask: Any = None
     bias: Any = None
-    scale: Any = None
+    scale: Any = None  # a float, once prepared
     softcap: float | None = None
-    sinks: Array | None = None
+    sinks: A_co | None = None
     dropout_rate: float = 0.0
     dropout_key: Any = None
-    dropout_broadcast: tuple[str, ...] = ()
-    empty_rows: str = "zero"
-    kernel: str = "auto"
-    precision: str = "highest"
+    dropout_broadcast: tuple[SharedAxis, ...] = ()
+    empty_rows: EmptyRows = "zero"
+    kernel: KernelName = "auto"
+    precision: Precision = "highest"
     return_lse: bool = False
     blocks: tuple[int, int] | None = None
 
@@ -63,6 +65,6 @@ class Call:
         return batch, heads, q_len, self.key.shape[1]
 
     @property
-    def dropout(self) -> Dropout | None:
+    def dropout(self) -> Dropout[A_co] | None:
         """What is dropped; None where nothing is."""
         return Dropout(self.dropout_rate, self.dropout_key, self.dropout_broadcast) if self.dropout_rate else None

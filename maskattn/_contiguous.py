@@ -8,11 +8,10 @@ it copies. ``benchmarks/contiguous.py`` measures it.
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 # A tile: SOURCE_RUN elements that lie together in the source by RESULT_RUN that lie together in the result. It goes
 # through a buffer that stays in the cache, whose rows are PADDING bytes longer, so that they share no sets of it.

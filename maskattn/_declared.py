@@ -19,7 +19,8 @@ from maskattn._text import wrapped
 
 T = TypeVar("T")
 #: (problems, name, value, all fields) -> the value as it should be, or as it came with its fault noted.
-Check = Callable[[Problems, str, Any, Mapping[str, Any]], Any]
+Fields = Mapping[str, Any]
+Check = Callable[[Problems, str, object, Fields], object]
 Role = Literal["static", "data", "part"]
 
 _WIDTH = 112  # of lines in documentation
@@ -52,7 +53,7 @@ class Kind:
         """A field of this kind."""
         return dataclasses.field(metadata={"kind": self}, **options)
 
-    def described(self, default: Any) -> str:
+    def described(self, default: object) -> str:
         """What it says, with what None means and the default."""
         words = self.says
         if self.none and default is not None:
@@ -73,11 +74,11 @@ def integer(
     none: str = "",
     consumed: bool = False,
     meaning: str = "",
-    **options: Any,
+    **options: object,
 ) -> Any:
     """A field that holds an int, minimum <= int < below."""
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         return problems.integer(name, value, minimum, below)
 
     bounded = minimum is not None or below is not None
@@ -93,7 +94,7 @@ def integers(
     most: int | None = None,
     alone: bool = False,
     meaning: str = "",
-    **options: Any,
+    **options: object,
 ) -> Any:
     """A field that holds a tuple of ints, each at least `minimum`.
 
@@ -105,16 +106,16 @@ def integers(
 
     named = isinstance(per, str)
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         length: Any = 1 if alone and not hasattr(value, "__len__") else per
         if named:
             if not isinstance(fields[length], tuple):
                 return value  # that field is at fault
             length = len(fields[length])
-        found = problems.integers(name, value, minimum, length)
-        if length is None and isinstance(found, tuple) and not least <= len(found) <= (most or len(found)):
-            problems.value(f"{name} must have {_axes(least, most)}, got {found}")
-        return found
+        numbers = problems.integers(name, value, minimum, length)
+        if length is None and isinstance(numbers, tuple) and not least <= len(numbers) <= (most or len(numbers)):
+            problems.value(f"{name} must have {_axes(least, most)}, got {numbers}")
+        return numbers
 
     each = f"int{_whole(minimum)}"
     if per:
@@ -133,19 +134,19 @@ def number(
     float32: bool = False,
     none: str = "",
     meaning: str = "",
-    **options: Any,
+    **options: object,
 ) -> Any:
     """A field that holds a finite float, minimum <= float <= maximum, above < float < below, rounded if `float32`."""
     span = _Span(minimum, above, maximum, below)
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
-        found = problems.number(name, value)
-        if found is None:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
+        read = problems.number(name, value)
+        if read is None:
             return value
-        if not span.holds(found) or (float32 and abs(found) > _FLOAT32_MOST):
-            problems.value(f"{name} must be {'finite in float32' if float32 else span.must}, got {found}")
-            return found
-        return float(np.float32(found)) if float32 else found
+        if not span.holds(read) or (float32 and abs(read) > _FLOAT32_MOST):
+            problems.value(f"{name} must be {'finite in float32' if float32 else span.must}, got {read}")
+            return read
+        return float(np.float32(read)) if float32 else read
 
     says = f"number{span.short}{', finite in float32' if float32 else ''}"
     return Kind(says, meaning, _optional(check, none), none).field(options)
@@ -163,25 +164,25 @@ def interval(
     """A field that holds (low, high), two floats in order within the bounds, as `number` has them."""
     span = _Span(minimum, above, maximum, below)
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: Any, fields: Fields) -> object:
         try:
             low, high = value
         except (TypeError, ValueError):
             problems.type(f"{name} must be (low, high), got {show(value)}")
             return value
-        found = problems.number(f"{name}[0]", low), problems.number(f"{name}[1]", high)
-        if found[0] is not None and found[1] is not None:
-            if not (found[0] <= found[1] and span.holds(found[0]) and span.holds(found[1])):
-                problems.value(f"{name} must be (low, high), low <= high, {span.must}, got {found}")
-        return found
+        bounds = problems.number(f"{name}[0]", low), problems.number(f"{name}[1]", high)
+        if bounds[0] is not None and bounds[1] is not None:
+            if not (bounds[0] <= bounds[1] and span.holds(bounds[0]) and span.holds(bounds[1])):
+                problems.value(f"{name} must be (low, high), low <= high, {span.must}, got {bounds}")
+        return bounds
 
     return Kind(f"(low, high), numbers{span.short}, low <= high", meaning, check).field(options)
 
 
-def flag(*, meaning: str = "", **options: Any) -> Any:
+def flag(*, meaning: str = "", **options: object) -> Any:
     """A field that holds True or False."""
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         if not isinstance(value, bool):
             problems.type(f"{name} must be True or False, got {describe(value)}")
         return value
@@ -189,10 +190,10 @@ def flag(*, meaning: str = "", **options: Any) -> Any:
     return Kind("bool", meaning, check, bounded=False).field(options)
 
 
-def choice(*known: str, meaning: str = "", **options: Any) -> Any:
+def choice(*known: str, meaning: str = "", **options: object) -> Any:
     """A field that holds one of these names."""
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         problems.choice(name, value, known)
         return value
 
@@ -207,7 +208,7 @@ def data(
     or_int: bool = False,
     none: str = "",
     meaning: str = "",
-    **options: Any,
+    **options: object,
 ) -> Any:
     """A field that holds an array of NumPy, JAX or PyTorch.
 
@@ -216,10 +217,12 @@ def data(
         axes: "[B, S]", "[] or [B]", "broadcastable to [H, L, S]".
         minimum: of the entries, checked where they can be read at once.
         or_int: an int may stand for the array. It is then static, as None is.
+        none: what None stands for, in words; empty: None is refused.
+        meaning: of the field, for the docstring of the class.
     """
     ranks = ranks_of(axes)
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         if none and value is None:
             return value
         if or_int:
@@ -231,10 +234,13 @@ def data(
     return kind.field(options)
 
 
-def part(of: type | None = None, *, many: bool | None = None, meaning: str = "", **options: Any) -> Any:
-    """A field that holds an object of class `of` that has declared fields too, or with `many` a tuple of such."""
+def part(of: type | None = None, *, many: bool | None = None, meaning: str = "", **options: object) -> Any:
+    """A field that holds an object of class `of` that has declared fields too, or with `many` a tuple of such.
 
-    def check(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    `meaning` is what the docstring of the class says of it.
+    """
+
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
         if of is None:
             return value
         if not many:
@@ -257,7 +263,7 @@ def part(of: type | None = None, *, many: bool | None = None, meaning: str = "",
 
 
 class Declared:
-    """Base of classes with declared fields: frozen dataclasses, checked when made, with one error for all faults."""
+    """Base of classes with declared fields: frozen dataclasses, checked when made, one error for all reasons."""
 
     __dataclass_fields__: ClassVar[dict[str, dataclasses.Field[Any]]]
     #: the fields that are declared; what a plain dataclass has beside them is static and not checked
@@ -266,7 +272,7 @@ class Declared:
     #: what its errors begin with; empty: the name of the class
     _called: ClassVar[str] = ""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         for name in vars(cls).get("__slots__", ()):  # of dataclass(slots=True): fields stay in the dictionary
             delattr(cls, name)
@@ -283,14 +289,14 @@ class Declared:
         problems = Problems(self._called or type(self).__name__)
         for name, check in self._checks:
             fields[name] = check(problems, name, fields[name], fields)
-        if not problems.faults:
+        if not problems.reasons:
             self._check(problems)
         problems.raise_if_any()
 
     def _check(self, problems: Problems) -> None:
         """Note what is wrong between fields that are right by themselves, and `_set` those that follow from others."""
 
-    def _set(self, **values: Any) -> None:
+    def _set(self, **values: object) -> None:
         """Set fields while the object is made: later it is frozen."""
         vars(self).update(values)
 
@@ -322,10 +328,10 @@ def _documented(cls: type[Any]) -> str:
     bounds = ["its shape or value is out of bounds"] if any(kind.bounded for _, kind in kinds if kind.check) else []
     rules = bounds if cls._check is Declared._check else [*bounds, inspect.cleandoc(cls._check.__doc__ or "")]
     if cls._checks:
-        faults = ["    TypeError: a field is of another type."]
-        faults += [f"ValueError: {', or '.join(rules)}."] if rules else []
-        faults += ["One error names every fault."] if len(cls._checks) > 1 else []
-        text += f"\n\nRaises:\n{wrapped(' '.join(faults), _WIDTH, 4)}"
+        raises = ["    TypeError: a field is of another type."]
+        raises += [f"ValueError: {', or '.join(rules)}."] if rules else []
+        raises += ["One error names every fault."] if len(cls._checks) > 1 else []
+        text += f"\n\nRaises:\n{wrapped(' '.join(raises), _WIDTH, 4)}"
     return text
 
 
@@ -337,7 +343,7 @@ def _line(field: dataclasses.Field[Any], kind: Kind) -> str:
 def _optional(check: Check, none: str) -> Check:
     """The check, for values that are not None."""
 
-    def optional(problems: Problems, name: str, value: Any, fields: Mapping[str, Any]) -> Any:
+    def optional(problems: Problems, name: str, value: object, fields: Fields) -> object:
         return None if value is None else check(problems, f"{name} (None = {none})", value, fields)
 
     return optional if none else check

@@ -9,15 +9,16 @@ from __future__ import annotations
 import dataclasses
 import sys
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from maskattn._declared import Declared, Kind as Kind, data as data, part as part
 from maskattn.arrays import dtype_name as dtype_name, to_numpy as to_numpy
+from maskattn.typing import Traced as Array
 
-Array = Any  # of NumPy, JAX (also traced) or PyTorch
 Key = tuple[str, int | None]  # a field, and the place in it where it holds a tuple
+Structure = tuple[tuple[Key, ...], tuple[tuple[str, Any], ...]]  # where each leaf stands, and the other fields
 
 _SUBCLASSES: list[type[Spec]] = []
 _LISTENERS: list[Callable[[type[Spec]], None]] = []
@@ -38,7 +39,7 @@ class Spec(Declared):
     _data: ClassVar[tuple[str, ...]] = ()
     _masks: ClassVar[tuple[str, ...]] = ()
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         super().__init_subclass__(**options)
         cls._data = tuple(name for name, kind in cls._kinds.items() if kind.role == "data")
         cls._masks = tuple(name for name, kind in cls._kinds.items() if kind.role == "part")
@@ -59,43 +60,43 @@ class Spec(Declared):
 
     def _parts(self) -> list[tuple[Key, Any]]:
         """The masks this one is made of, each with the field it is in, and its place where that is a tuple."""
-        found: list[tuple[Key, Any]] = []
+        keyed: list[tuple[Key, Any]] = []
         for name in self._masks:
             value = getattr(self, name)
             if isinstance(value, tuple):
-                found += [((name, place), mask) for place, mask in enumerate(value)]
+                keyed += [((name, place), mask) for place, mask in enumerate(value)]
             else:
-                found.append(((name, None), value))
-        return found
+                keyed.append(((name, None), value))
+        return keyed
 
     def children(self) -> tuple[Any, ...]:
         """The masks this one is made of."""
         return tuple([mask for _, mask in self._parts()])
 
-    def with_children(self, children: Sequence[Any]) -> Any:
+    def with_children(self, children: Sequence[Spec]) -> Self:
         """The same but for its masks; nothing is validated."""
         leaves, structure = self.flatten()
         return type(self).unflatten(structure, [*leaves[: len(leaves) - len(children)], *children])
 
-    def map_data(self, function: Callable[[Array], Array]) -> Any:
+    def map_data(self, function: Callable[[Array], object]) -> Self:
         """The same expression with `function` applied to every array in it; nothing is validated."""
         leaves, structure = self.flatten()
         return type(self).unflatten(
             structure, [leaf.map_data(function) if isinstance(leaf, Spec) else function(leaf) for leaf in leaves]
         )
 
-    def flatten(self) -> tuple[list[Any], tuple[tuple[Key, ...], tuple[tuple[str, Any], ...]]]:
+    def flatten(self) -> tuple[list[Any], Structure]:
         """(leaves, structure). Leaves are this object's arrays, then its masks; the structure, which is hashable, says
         where each stands, and what the other fields hold."""
-        found: list[tuple[Key, Any]] = [((name, None), getattr(self, name)) for name in self.data_fields()]
-        found += self._parts()
-        taken = {name for (name, _), _ in found}
+        keyed: list[tuple[Key, Any]] = [((name, None), getattr(self, name)) for name in self.data_fields()]
+        keyed += self._parts()
+        taken = {name for (name, _), _ in keyed}
         names = [field.name for field in dataclasses.fields(self) if field.name not in taken]
         rest = tuple([(name, getattr(self, name)) for name in names])
-        return [leaf for _, leaf in found], (tuple([key for key, _ in found]), rest)
+        return [leaf for _, leaf in keyed], (tuple([key for key, _ in keyed]), rest)
 
     @classmethod
-    def unflatten(cls, structure: tuple[tuple[Key, ...], tuple[tuple[str, Any], ...]], leaves: Iterable[Any]) -> Any:
+    def unflatten(cls, structure: Structure, leaves: Iterable[object]) -> Self:
         """The inverse of `flatten`. It never validates: frameworks put placeholders where arrays were."""
         keys, rest = structure
         values = dict(rest)

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 
+from maskattn._arithmetic import clip, maximum, never, zero
 from maskattn._fields import Array, peek
-from maskattn._pairs import fixed, zero
+from maskattn._pairs import fixed
 
 
 def gather(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> tuple[Array, Array]:
@@ -24,11 +25,11 @@ def gather(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> tu
             picked.append(0)
             continue
         within = (index >= 0) & (index < size)
-        # Multiplying, rather than clipping, needs no function of any framework. 0 is always a valid index here.
+        # multiplied, not clipped: 0 is a valid index here, and one product is all that is traced
         picked.append(index * within)
         inside = inside & within
     if 0 in array.shape:
-        return inside * 0, inside
+        return zero(inside), inside
     return array[tuple(picked)], inside
 
 
@@ -47,8 +48,8 @@ def at_row(number: Array, b: Array) -> Array:
     """A number that may differ between batch rows, an int or an int array [] or [B], in row b; 0 outside."""
     if isinstance(number, int) or len(number.shape) == 0:
         return number
-    found, inside = gather(number, b)
-    return found * inside
+    entry, inside = gather(number, b)
+    return entry * inside
 
 
 def rows_of(number: Array) -> dict[str, int]:
@@ -56,20 +57,9 @@ def rows_of(number: Array) -> dict[str, int]:
     return {} if isinstance(number, int) or len(number.shape) == 0 else fixed(number.shape[0])
 
 
-def clip(index: Array, low: int, high: int) -> Array:
-    """`index` brought into [low, high]."""
-    within = (index >= low) & (index <= high)
-    return index * within + low * (index < low) + high * (index > high)
-
-
 def within(low: Array, high: Array, size: int) -> tuple[Array, Array]:
     """(some, every): whether any of low..high is an index of `size` entries, and whether all are."""
     return (high >= 0) & (low < size), (low >= 0) & (high < size)
-
-
-def maximum(one: Array, other: Array) -> Array:
-    """The larger, entry by entry."""
-    return one * (one >= other) + other * (one < other)
 
 
 def count(keep: Array, b: Array, low: Array, high: Array) -> Array:
@@ -111,7 +101,7 @@ def extent(positions: Array, b: Array, low: Array, high: Array) -> tuple[Array, 
     some, every = (each & rows for each in within(low, high, size))
     if 0 in positions.shape:
         nothing = zero(low, high, b)
-        return nothing, nothing, some & False, every & False
+        return nothing, nothing, never(some), never(every)
     low, high = clip(low, 0, size - 1), clip(high, 0, size - 1)
     # -1 - x reverses the order and cannot overflow
     return -1 - range_max(-1 - positions, b, low, high), range_max(positions, b, low, high), some, every

@@ -32,8 +32,9 @@ _MOVED = {
     "maskattn_torch.adapter": "maskattn_torch.testing.adapter",
 }
 
-#: Functions that an old module had by another name, or that its new one has not: old module -> name -> where it is.
+#: Functions that a module had by another name, or that its new one has not: module -> old name -> where it is.
 _RENAMED = {
+    "maskattn.convert.layouts": {"faults": "maskattn.convert.layouts:mismatches"},
     "maskattn.pieces": {"pieces": "maskattn.schedule:pieces_of"},
     "maskattn.tiles": {
         "empty_rows": "maskattn.schedule:empty_rows",
@@ -57,7 +58,7 @@ class _Finder(MetaPathFinder, Loader):
     def create_module(self, spec: ModuleSpec) -> ModuleType:
         module: Any = importlib.import_module(spec.loader_state)
         if spec.name in _RENAMED:
-            module.__getattr__ = partial(_renamed, spec.name)
+            module.__getattr__ = partial(renamed, spec.name)
         spec.loader_state = module.__spec__
         return module
 
@@ -66,7 +67,8 @@ class _Finder(MetaPathFinder, Loader):
         module.__spec__ = old.loader_state
 
 
-def _renamed(module: str, name: str) -> Any:
+def renamed(module: str, name: str) -> Any:
+    """What a module calls otherwise now: the ``__getattr__`` of modules with names of before."""
     if name not in _RENAMED[module]:
         raise AttributeError(f"module {module!r} has no attribute {name!r}")
     where, _, path = _RENAMED[module][name].partition(":")

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from maskattn._fields import Array, Spec, dtype_name
+from maskattn._arithmetic import fill
+from maskattn._fields import Array, Spec
 
 AXES = ("batch", "heads", "q_len", "kv_len")
 
@@ -34,15 +35,15 @@ class Pairwise(Spec):
         """Why this cannot be used at these sizes (all four axes; None is not checked); [] where it can."""
         if self.children():
             return [fault for child in self.children() for fault in child.conflicts(sizes)]
-        faults = []
+        reasons = []
         for axis, expected in self.sizes().items():
             size = sizes["batch" if axis == "batch_multiple" else axis]
             if axis == "batch_multiple":
                 if size is not None and size % expected:
-                    faults.append(f"{self!r} expects a batch that is a multiple of {expected}, got {size}")
+                    reasons.append(f"{self!r} expects a batch that is a multiple of {expected}, got {size}")
             elif size not in (None, expected):
-                faults.append(f"{self!r} expects {axis} {expected}, got {size}")
-        return faults
+                reasons.append(f"{self!r} expects {axis} {expected}, got {size}")
+        return reasons
 
 
 def fixed(batch: int = 1, heads: int = 1, **lengths: int) -> dict[str, int]:
@@ -51,14 +52,14 @@ def fixed(batch: int = 1, heads: int = 1, **lengths: int) -> dict[str, int]:
     return rows | {axis: int(size) for axis, size in lengths.items()}
 
 
-def merge_sizes(parts: tuple[Any, ...]) -> dict[str, int]:
+def merge_sizes(parts: Sequence[Pairwise]) -> dict[str, int]:
     """What all the parts fix together.
 
     Raises:
         ValueError: two of them disagree.
     """
     merged: dict[str, int] = {}
-    owners: dict[str, Any] = {}
+    owners: dict[str, Pairwise] = {}
     for part in parts:
         for axis, size in part.sizes().items():
             if axis == "batch_multiple":
@@ -70,7 +71,7 @@ def merge_sizes(parts: tuple[Any, ...]) -> dict[str, int]:
     return merged
 
 
-def restrict(pairwise: Any, b: Array, h: Array, q: Array, k: Array) -> tuple[Array, ...]:
+def restrict(pairwise: Pairwise, b: Array, h: Array, q: Array, k: Array) -> tuple[Array, ...]:
     """The indices, 0 in place of those that a mask or bias does not read: its result then stays small."""
     depends = pairwise.depends
     return (
@@ -96,50 +97,9 @@ def filled(method: Callable[..., Any]) -> Callable[..., Any]:
     """
 
     @functools.wraps(method)
-    def broadcast(self: Any, *args: Array, **named: Array) -> Any:
+    def broadcast(self: object, *args: Array, **named: Array) -> Any:
         indices = (*args, *named.values())
-        found = method(self, *args, **named)
-        return tuple(fill(each, *indices) for each in found) if isinstance(found, tuple) else fill(found, *indices)
+        value = method(self, *args, **named)
+        return tuple(fill(each, *indices) for each in value) if isinstance(value, tuple) else fill(value, *indices)
 
     return broadcast
-
-
-def fill(result: Array, *indices: Array) -> Array:
-    """`result` broadcast to the shape of all the indices together, by arithmetic alone."""
-    plain = not hasattr(result, "shape") and any(hasattr(index, "shape") for index in indices)
-    if not plain and tuple(getattr(result, "shape", ())) == broadcast_shape(*indices):
-        return result
-    everywhere = zero(*indices) == 0
-    boolean = isinstance(result, bool) or dtype_name(result) == "bool"
-    return result & everywhere if boolean else result * everywhere
-
-
-def zero(*indices: Array) -> Array:
-    """0 for all the indices together, in their framework, by arithmetic alone."""
-    result = indices[0] * 0
-    for index in indices[1:]:
-        result = result + index * 0
-    return result
-
-
-def never(*indices: Array) -> Array:
-    """False for all the indices together."""
-    return zero(*indices) != 0
-
-
-def negated(value: Any) -> Any:
-    """The opposite of a bool, a bool array or an expression."""
-    # ~ would turn a Python True into -2
-    return value ^ True if isinstance(value, int) or hasattr(value, "dtype") else ~value
-
-
-def broadcast_shape(*indices: Array) -> tuple[int, ...]:
-    """The shape that the indices (arrays or ints) broadcast to."""
-    shapes = [tuple(getattr(index, "shape", ())) for index in indices]
-    rank = max(len(shape) for shape in shapes)
-    result = [1] * rank
-    for shape in shapes:
-        for axis, size in enumerate(shape, start=rank - len(shape)):
-            if size != 1:
-                result[axis] = size
-    return tuple(result)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
 from maskattn.arrays import dtype_name
-
-Array = Any  # of NumPy, JAX (also traced) or PyTorch
+from maskattn.typing import Traced as Array
 
 #: What the names of dtypes of a kind begin with.
 _KINDS = {"bool": ("bool",), "int": ("int", "uint"), "float": ("float", "bfloat"), "float32": ("float32",)}
@@ -26,21 +25,21 @@ class Problems:
     where the data are in NumPy: reading an array of a framework may wait for a device, or be impossible while tracing.
     """
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, reasons: Iterable[str] = ()) -> None:
         self.where = where
-        self.faults: list[str] = []
+        self.reasons: list[str] = list(reasons)
         self.wrong_type = False
 
     def __bool__(self) -> bool:
-        return len(self.faults) > 0
+        return len(self.reasons) > 0
 
     def value(self, reason: str) -> None:
         """Note a wrong value."""
-        self.faults.append(reason)
+        self.reasons.append(reason)
 
     def type(self, reason: str) -> None:
         """Note a wrong type."""
-        self.faults.append(reason)
+        self.reasons.append(reason)
         self.wrong_type = True
 
     def number(self, name: str, value: Any) -> float | None:
@@ -59,7 +58,7 @@ class Problems:
         elif positive and value <= 0.0:
             self.value(f"{name} must be positive, got {value}")
 
-    def choice(self, name: str, value: Any, known: Sequence[str]) -> None:
+    def choice(self, name: str, value: object, known: Sequence[str]) -> None:
         """Note a name that is not among the known ones."""
         if not isinstance(value, str):
             self.type(f"{name} must be one of {', '.join(known)}, got {show(value)}")
@@ -89,7 +88,7 @@ class Problems:
             return self.array(name, value, "int", axes, minimum, ranks)
         return self.integer(name, value, minimum)
 
-    def integers(self, name: str, value: Any, minimum: int | None = None, length: int | None = None) -> Any:
+    def integers(self, name: str, value: object, minimum: int | None = None, length: int | None = None) -> Any:
         """`value` as a tuple of ints; where `length` is given, an int stands for itself on every axis."""
         if length is not None and not isinstance(value, (Sequence, np.ndarray)):
             number = self.integer(name, value, minimum)
@@ -115,9 +114,9 @@ class Problems:
             except ValueError:
                 self.value(f"{name} must be {_ARTICLE[kind]} array {axes}, got a ragged {type(value).__name__}")
                 return value
-        found = dtype_name(value)
-        if not found.startswith(_KINDS[kind]):
-            self.type(f"{name} must be {_ARTICLE[kind]} array, got dtype {found}")
+        dtype = dtype_name(value)
+        if not dtype.startswith(_KINDS[kind]):
+            self.type(f"{name} must be {_ARTICLE[kind]} array, got dtype {dtype}")
         elif isinstance(value, np.ndarray) and value.dtype.kind == "u":
             # comparing uint64 with int64 would go through float64
             if value.size and int(value.max()) > np.iinfo(np.int64).max:
@@ -133,12 +132,12 @@ class Problems:
 
     def raise_if_any(self) -> None:
         """Raise one error with all reasons, or return."""
-        if not self.faults:
+        if not self.reasons:
             return
-        if len(self.faults) == 1:
-            message = f"{self.where}: {self.faults[0]}"
+        if len(self.reasons) == 1:
+            message = f"{self.where}: {self.reasons[0]}"
         else:
-            message = f"{self.where}: {len(self.faults)} problems:" + "".join(f"\n  - {r}" for r in self.faults)
+            message = f"{self.where}: {len(self.reasons)} problems:" + "".join(f"\n  - {r}" for r in self.reasons)
         raise TypeError(message) if self.wrong_type else ValueError(message)
 
 
@@ -152,7 +151,7 @@ def ranks_of(axes: str) -> Sequence[int]:
     return range(counts[0] + 1) if axes.startswith("broadcastable") else counts
 
 
-def _copied(value: Any, kind: str) -> np.ndarray:
+def _copied(value: object, kind: str) -> np.ndarray:
     array = np.array(value)
     if array.size == 0 and array.dtype == np.float64 and kind in ("bool", "int"):
         array = array.astype(bool if kind == "bool" else np.int64)  # an empty list has no dtype of its own
@@ -168,7 +167,7 @@ def power(number: int) -> str:
     return f"2**{number.bit_length() - 1}" if number > 9999 and number & (number - 1) == 0 else str(number)
 
 
-def show(value: Any) -> str:
+def show(value: object) -> str:
     """A value in an error message: short."""
     shape = getattr(value, "shape", None)
     if shape is not None:

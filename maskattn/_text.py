@@ -16,8 +16,8 @@ def wrapped(text: str, width: int, indent: int = 2) -> str:
                 90,000 pairs)
     """
     options: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
-    found = []
+    lines = []
     for line in text.splitlines():
         deeper = " " * (len(line) - len(line.lstrip()) + indent)
-        found.append(textwrap.fill(line, width, subsequent_indent=deeper, **options))
-    return "\n".join(found)
+        lines.append(textwrap.fill(line, width, subsequent_indent=deeper, **options))
+    return "\n".join(lines)

@@ -10,21 +10,24 @@ from typing import Any
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import DTypeLike
+
+from maskattn.typing import Array, NumPyArray, NumPyDType
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def dtype_named(name: Any) -> np.dtype[Any]:
+def dtype_named(name: DTypeLike) -> NumPyDType:
     """The NumPy dtype of this name, or of this type; those of ml_dtypes too."""
     return np.dtype(getattr(ml_dtypes, str(name), name))
 
 
-def dtype_name(array: Any) -> str:
+def dtype_name(array: Array) -> str:
     """The dtype's name without its framework: "bool", "int32", "bfloat16"."""
     return str(array.dtype).removeprefix("torch.")
 
 
-def to_numpy(array: Any) -> np.ndarray[Any, Any]:
+def to_numpy(array: object) -> NumPyArray:
     """The array in NumPy, on the CPU a view of its memory; fails for traced arrays, each framework in its own words."""
     if not hasattr(array, "detach"):
         return np.asarray(array)
@@ -37,7 +40,7 @@ def to_numpy(array: Any) -> np.ndarray[Any, Any]:
     return np.asarray(tensor.view(bits)).view(extended)
 
 
-def to_torch(array: np.ndarray[Any, Any], device: Any = None) -> Any:
+def to_torch(array: NumPyArray, device: Any = None) -> Any:
     """The array as a tensor, on the CPU a view of its memory."""
     torch = sys.modules["torch"]
     if array.dtype == BFLOAT16:

@@ -11,27 +11,49 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, get_args
 
 import numpy as np
 
 from maskattn._call import Call as Call, Dropout as Dropout
-from maskattn._fields import Array, Spec, broadcasts, dtype_name
+from maskattn._fields import broadcasts, dtype_name
+from maskattn._pairs import Pairwise
 from maskattn._problems import Problems, show
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Full, Mask
 from maskattn.numerics.dropout import check_dropout
 from maskattn.schedule.reach import empty_rows
+from maskattn.typing import Array, EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
 
-EMPTY_ROWS = ("zero", "mean", "nan", "error")
-PRECISIONS = ("default", "high", "highest")
+if TYPE_CHECKING:
+    from jaxtyping import Float, UInt32
+
+EMPTY_ROWS: tuple[EmptyRows, ...] = get_args(EmptyRows)
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
 
 Shape = tuple[int, ...]
+A = TypeVar("A", bound=Array)
+Node = TypeVar("Node", bound=Pairwise)
+
+
+class Options(TypedDict, Generic[A], total=False):
+    """The keywords of `attention`, but for `return_lse`: what they mean is said there."""
+
+    bias: Bias | Float[A | NumPyArray, "#B #H #L #S"] | None
+    scale: float | None
+    softcap: float | None
+    sinks: Float[A, " H"] | None
+    dropout_rate: float
+    dropout_key: int | UInt32[A | NumPyArray, " 2"] | None
+    dropout_broadcast: tuple[SharedAxis, ...]
+    empty_rows: EmptyRows
+    kernel: KernelName
+    precision: Precision
+    blocks: tuple[int, int] | None
 
 
 @dataclass(frozen=True)
-class Framework:
+class Framework(Generic[A]):
     """What the functions here ask of a framework; each twin's `functional.py` has its own.
 
     Attributes:
@@ -48,16 +70,16 @@ class Framework:
     """
 
     kernels: Mapping[str, ModuleType]
-    auto: Callable[[Call], tuple[str, str]]
+    auto: Callable[[Call[A]], tuple[str, str]]
     operand: str
     operands: tuple[Any, ...]
     keys: str
-    arrays: tuple[Any, ...]
-    check: Callable[[Problems, dict[str, Array]], None]
-    convert: Callable[[Array], Array]
-    bind: Callable[[Any, Array], Any]
-    words: Callable[[Any, Array], Array]
-    concrete: Callable[[Array], Any]
+    arrays: tuple[type, ...]
+    check: Callable[[Problems, dict[str, Any]], None]
+    convert: Callable[[Any], A]
+    bind: Callable[[Any, Any], Any]
+    words: Callable[[Any, Any], A]
+    concrete: Callable[[Any], NumPyArray | None]
     compiling: Callable[[], bool]
 
 
@@ -70,18 +92,18 @@ class KernelCannot(ValueError):
         super().__init__(f"attention: kernel {kernel!r} cannot run this call: {listed}")
 
 
-def attend(call: Call, framework: Framework) -> Any:
+def attend(call: Call[Array], framework: Framework[A]) -> A | tuple[A, A]:
     """The output of a call, or (output, lse), by the kernel that it names or `auto` chooses.
 
     Raises:
         TypeError, ValueError: as `prepare` and `choose`.
     """
-    call = prepare(call, framework)
-    output, lse = framework.kernels[choose(call, framework)[0]].attention(call)
+    prepared = prepare(call, framework)
+    output, lse = framework.kernels[choose(prepared, framework)[0]].attention(prepared)
     return (output, lse) if call.return_lse else output
 
 
-def choose(call: Call, framework: Framework) -> tuple[str, str]:
+def choose(call: Call[A], framework: Framework[A]) -> tuple[str, str]:
     """The kernel that runs a prepared call, and why.
 
     Raises:
@@ -95,7 +117,7 @@ def choose(call: Call, framework: Framework) -> tuple[str, str]:
     return call.kernel, "it was asked for by name"
 
 
-def prepare(call: Call, framework: Framework) -> Call:
+def prepare(call: Call[Array], framework: Framework[A]) -> Call[A]:
     """The call as kernels take it: see `Call`.
 
     Raises:
@@ -111,7 +133,7 @@ def prepare(call: Call, framework: Framework) -> Call:
         if sinks is None:
             refuse_empty_rows(mask, bias, call.sizes, framework.concrete)
         policy = "zero"
-    prepared = object.__new__(Call)  # `replace` takes as long as all checks
+    prepared: Call[A] = object.__new__(Call)  # `replace` takes as long as all checks
     prepared.__dict__.update(
         vars(call),
         query=framework.convert(query),
@@ -129,7 +151,7 @@ def prepare(call: Call, framework: Framework) -> Call:
     return prepared
 
 
-def check_attention(call: Call, framework: Framework) -> None:
+def check_attention(call: Call[Array], framework: Framework[A]) -> None:
     """Raise one error that names everything wrong with a call.
 
     Raises:
@@ -142,7 +164,7 @@ def check_attention(call: Call, framework: Framework) -> None:
     shapes, dtypes, parts = {}, {}, []
     for name in ("query", "key", "value", "sinks", "mask", "bias"):
         x = getattr(call, name)
-        if isinstance(x, Spec):
+        if isinstance(x, Pairwise):
             parts.append(x)
         elif x is not None:
             shapes[name], dtypes[name] = tuple(x.shape), dtype_name(x)
@@ -156,23 +178,23 @@ def check_attention(call: Call, framework: Framework) -> None:
             problems.finite(name, problems.number(name, value), positive=name == "softcap")
     check_dropout(problems, call.dropout_rate, call.dropout_key, call.dropout_broadcast)
     problems.choice("empty_rows", call.empty_rows, EMPTY_ROWS)
-    problems.choice("precision", call.precision, PRECISIONS)
+    problems.choice("precision", call.precision, get_args(Precision))
     problems.choice("kernel", call.kernel, ("auto", *framework.kernels))
-    return_lse: Any = call.return_lse
+    return_lse: object = call.return_lse
     if not isinstance(return_lse, bool):
         problems.type(f"return_lse must be True or False, got {show(return_lse)}")
     _check_blocks(problems, call.blocks)
     problems.raise_if_any()
 
 
-def _check_blocks(problems: Problems, blocks: Any) -> None:
+def _check_blocks(problems: Problems, blocks: object) -> None:
     if isinstance(blocks, tuple) and len(blocks) == 2:
         problems.integers("blocks", blocks, minimum=1)
     elif blocks is not None:
         problems.type(f"blocks must be two ints, the queries and keys of a tile, got {show(blocks)}")
 
 
-def _check_types(problems: Problems, call: Call, framework: Framework) -> None:
+def _check_types(problems: Problems, call: Call[Array], framework: Framework[A]) -> None:
     operands = {"query": call.query, "key": call.key, "value": call.value}
     if call.sinks is not None:
         operands["sinks"] = call.sinks
@@ -210,7 +232,9 @@ def _check_arrays(problems: Problems, shapes: Mapping[str, Shape], dtypes: Mappi
         problems.value(f"sinks must have the one axis [H], got shape {shapes['sinks']}")
 
 
-def _check_against_full(problems: Problems, shapes: Mapping[str, Shape], parts: Sequence[Any], full: Shape) -> None:
+def _check_against_full(
+    problems: Problems, shapes: Mapping[str, Shape], parts: Sequence[Pairwise], full: Shape
+) -> None:
     query, key, value = shapes["query"], shapes["key"], shapes["value"]
     if not query[0] == key[0] == value[0]:
         problems.value(f"query, key and value must agree in batch, got {query[0]}, {key[0]} and {value[0]}")
@@ -234,7 +258,9 @@ def _check_against_full(problems: Problems, shapes: Mapping[str, Shape], parts: 
             problems.value(reason)
 
 
-def refuse_empty_rows(mask: Any, bias: Any, full: Shape, concrete: Callable[[Any], Any]) -> None:
+def refuse_empty_rows(
+    mask: Mask | None, bias: Bias | None, full: Shape, concrete: Callable[[Any], NumPyArray | None]
+) -> None:
     """Carry out empty_rows="error": raise where a row of [B, H, L, S] = `full` may attend to nothing.
 
     Args:
@@ -255,8 +281,8 @@ def refuse_empty_rows(mask: Any, bias: Any, full: Shape, concrete: Callable[[Any
         )
 
 
-def _untraced(name: str, node: Any, concrete: Callable[[Any], Any]) -> Any:
-    def convert(x: Any) -> Any:
+def _untraced(name: str, node: Node, concrete: Callable[[Any], NumPyArray | None]) -> Node:
+    def convert(x: Array) -> NumPyArray:
         array = concrete(x)
         if array is None:
             raise ValueError(

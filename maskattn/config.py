@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 from maskattn._declared import Declared, choice, declared, flag, integer, number
 from maskattn._problems import Problems
 from maskattn.attention import EMPTY_ROWS
+from maskattn.typing import EmptyRows
 
 #: Names of the version before, when a size had one name as given and another as resolved.
 _RENAMED = {
@@ -41,7 +42,7 @@ class ConfigOptions(TypedDict, total=False):
     dropout_rate: float
     out_dropout_rate: float
     project: bool
-    empty_rows: str
+    empty_rows: EmptyRows
 
 
 def _follows(default: str, meaning: str) -> Any:
@@ -58,8 +59,8 @@ class AttentionConfig(Declared):
 
     >>> from maskattn import AttentionConfig
     >>> config = AttentionConfig(64, 8, num_kv_heads=2)
-    >>> config.head_dim, config.v_head_dim, config.kdim, config.out_dim, config.scale == 8**-0.5
-    (8, 8, 64, 64, True)
+    >>> config.head_dim, config.v_head_dim, config.kdim, config.out_dim, round(config.scale, 4)
+    (8, 8, 64, 64, 0.3536)
     >>> config
     AttentionConfig(64, 8, num_kv_heads=2)
     """
@@ -88,7 +89,7 @@ class AttentionConfig(Declared):
     project: bool = flag(
         default=True, meaning="False uses the inputs directly, split into heads, with no projection in or out"
     )
-    empty_rows: str = choice(*EMPTY_ROWS, default="zero", meaning="what a row that may attend to nothing gives")
+    empty_rows: EmptyRows = choice(*EMPTY_ROWS, default="zero", meaning="what a row that may attend to nothing gives")
 
     if TYPE_CHECKING:
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
-from maskattn._fields import Array, broadcasts
+from maskattn._fields import broadcasts
 from maskattn._problems import Problems, show
-from maskattn.attention import Call, Framework, attend
+from maskattn.attention import A, Call, Framework, attend
+from maskattn.biases import Bias
 from maskattn.config import AttentionConfig
+from maskattn.masks import Mask
 from maskattn.numerics.rng_arguments import check_key
+from maskattn.typing import Array, KernelName
 
 
 def given_config(
@@ -36,11 +39,11 @@ def given_config(
 def module_inputs(
     where: str,
     config: AttentionConfig,
-    given: tuple[Any, Any, Any],
-    check: Callable[[str, str, Any], None],
-    dropout_key: Any,
+    given: tuple[A, A | None, A | None],
+    check: Callable[[str, str, object], None],
+    dropout_key: object,
     deterministic: bool,
-) -> tuple[Array, Array, Array]:
+) -> tuple[A, A, A]:
     """A module's query [B, L, embed_dim], key [B, S, kdim] and value [B, S, vdim]: key defaults to query, value to key.
 
     Args:
@@ -87,15 +90,15 @@ def dropout_rates(config: AttentionConfig, deterministic: bool) -> tuple[float, 
 
 def attend_heads(
     config: AttentionConfig,
-    framework: Framework,
+    framework: Framework[A],
     inputs: Sequence[Array],
-    mask: Any,
-    bias: Any,
+    mask: Mask | Array | None,
+    bias: Bias | Array | None,
     sinks: Array | None,
     rate: float,
-    dropout_key: Any,
-    kernel: str,
-) -> Array:
+    dropout_key: Array | None,
+    kernel: KernelName,
+) -> A:
     """Attention by a configuration, of query, key and value [B, length, heads * width], or split already.
 
     Args:
@@ -106,12 +109,16 @@ def attend_heads(
         [B, L, H, Dv].
     """
     shapes = zip(inputs, head_shapes(config), strict=True)
-    query, key, value = (x.reshape(*x.shape[:2], *shape) for x, shape in shapes)
-    options = config.attention_options() | {"dropout_rate": rate, "dropout_key": dropout_key, "kernel": kernel}
-    return attend(Call(query, key, value, mask, bias, sinks=sinks, **options), framework)
+    query, key, value = (x.reshape((*x.shape[:2], *shape)) for x, shape in shapes)
+    options: dict[str, Any] = config.attention_options() | {
+        "dropout_rate": rate,
+        "dropout_key": dropout_key,
+        "kernel": kernel,
+    }
+    return cast(A, attend(Call(query, key, value, mask, bias, sinks=sinks, **options), framework))
 
 
-def of_kernel(framework: Framework, kernel: str, name: str) -> Any:
+def of_kernel(framework: Framework[A], kernel: KernelName, name: str) -> Callable[..., A] | None:
     """The `linear` or `drop` that a kernel brings, or None: what is around its attention is then as exact as that."""
     return getattr(framework.kernels.get(kernel), name, None)
 
@@ -137,7 +144,7 @@ def seed_config(
     )
 
 
-def seed_mask(mask: Any, x: Array, heads: int, framework: Framework) -> Array:
+def seed_mask(mask: Any, x: Array, heads: int, framework: Framework[A]) -> A:
     """The mask of the seed module for x [B, N, dim], with the axes of [B, H, N, N]; 1 = keep.
 
     Args:

@@ -7,15 +7,19 @@ bias.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import DTypeLike
 
 from maskattn.arrays import dtype_named
 from maskattn.numerics import oracle
+from maskattn.typing import EmptyRows, NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 @dataclass(frozen=True)
@@ -136,17 +140,17 @@ def value(name: str) -> float:
     return _VALUES[name]
 
 
-def eps(dtype: Any) -> float:
+def eps(dtype: DTypeLike) -> float:
     """The distance from 1 to the next number of `dtype` (a name or a dtype)."""
     return float(2.0 ** -_MANTISSA[np.dtype(dtype).name if not isinstance(dtype, str) else dtype])
 
 
-def is_narrow(dtype: Any) -> bool:
+def is_narrow(dtype: DTypeLike) -> bool:
     """Whether `dtype` is computed in float32 and rounded once."""
     return str(dtype) in ("bfloat16", "float16")
 
 
-def ulp(numbers: Array, dtype: Any) -> Array:
+def ulp(numbers: Array, dtype: DTypeLike) -> Array:
     """The spacing of `dtype` at each of `numbers` (float64 or longdouble), elementwise, of their shape."""
     name = str(dtype)
     _, exponent = np.frexp(np.where(np.isfinite(numbers), numbers, 0))
@@ -158,7 +162,7 @@ def _length_factor(length: int) -> float:
     return float(np.sqrt(max(1.0, length / value("tier2.length"))))
 
 
-def tier2_limit(dtype: Any, magnitude: float, logit: float, length: int, rounded_inside: bool = False) -> float:
+def tier2_limit(dtype: DTypeLike, magnitude: float, logit: float, length: int, rounded_inside: bool = False) -> float:
     """(16 + Lambda/2) * eps * A, times sqrt(length / 512) above 512: the absolute error `reference` may have.
 
     A narrow dtype is held to the float32 limit, to which the caller adds half an ulp of each result; with
@@ -168,13 +172,13 @@ def tier2_limit(dtype: Any, magnitude: float, logit: float, length: int, rounded
     return (value("tier2.base") + value("tier2.slope") * logit) * unit * magnitude * _length_factor(length)
 
 
-def share(error: Array, limit: Any) -> Array:
+def share(error: Array, limit: float | Array) -> Array:
     """error / limit, elementwise: at most 1 where the limit is kept, 0 where nothing is wrong, huge for NaN."""
     with np.errstate(divide="ignore", invalid="ignore"):
         return np.nan_to_num(np.where(error == 0, 0, error / limit), nan=np.inf)
 
 
-def beyond_rounding(error: Array, right: Array, dtype: Any) -> Array:
+def beyond_rounding(error: Array, right: Array, dtype: DTypeLike) -> Array:
     """What is left of `error` where a narrow dtype may round `right` once, at the end; for a wide one, all of it."""
     if not is_narrow(dtype):
         return error
@@ -189,22 +193,22 @@ def plain_limit(plain_error: float) -> float:
 class Options(TypedDict, total=False):
     """Arguments of attention that a module hands on, as `oracle.attention` has them."""
 
-    bias: Any
+    bias: Array | None
     scale: float | None
     softcap: float | None
-    empty_rows: str
-    keep: Any
+    empty_rows: EmptyRows
+    keep: Array | None
     dropout_rate: float
 
 
 def module_limit(
-    query: Any,
+    query: Float[Array, "B L E"],
     weights: dict[str, Array],
-    allowed: Any,
-    dtype: Any,
+    allowed: Bool[Array, "#B #H #L #S"] | None,
+    dtype: DTypeLike,
     *,
-    key: Any = None,
-    value_input: Any = None,
+    key: Float[Array, "B S kdim"] | None = None,
+    value_input: Float[Array, "B S vdim"] | None = None,
     **options: Unpack[Options],
 ) -> Array:
     """How far a module's output may be from `module_oracle`, elementwise, float64 [B, L, out].
@@ -254,13 +258,13 @@ def module_limit(
 
 
 def module_oracle(
-    query: Any,
+    query: Float[Array, "B L E"],
     weights: dict[str, Array],
-    allowed: Any,
-    dtype: Any = "float64",
+    allowed: Bool[Array, "#B #H #L #S"] | None,
+    dtype: DTypeLike = "float64",
     *,
-    key: Any = None,
-    value_input: Any = None,
+    key: Float[Array, "B S kdim"] | None = None,
+    value_input: Float[Array, "B S vdim"] | None = None,
     **options: Unpack[Options],
 ) -> Array:
     """Multi-head attention with canonical `weights` in float64, rounded to `dtype` where a module of that dtype rounds:
@@ -276,7 +280,7 @@ def module_oracle(
     return np.asarray(np.einsum("blhd,hdo->blo", output, w["out.kernel"]) + w.get("out.bias", 0.0))
 
 
-def _module_inputs(query: Any, key: Any, value_input: Any) -> list[Array]:
+def _module_inputs(query: Array, key: Array | None, value_input: Array | None) -> list[Array]:
     key = query if key is None else key
     return [np.asarray(x).astype(np.float64) for x in (query, key, key if value_input is None else value_input)]
 
@@ -285,13 +289,13 @@ def _project(x: Array, w: dict[str, Array], name: str) -> Array:
     return np.asarray(np.einsum("ble,ehd->blhd", x, w[f"{name}.kernel"]) + w.get(f"{name}.bias", 0.0))
 
 
-def _probabilities(q: Array, k: Array, allowed: Any, options: dict[str, Any]) -> Array:
+def _probabilities(q: Array, k: Array, allowed: Array | None, options: dict[str, Any]) -> Array:
     """The weights [B, H, L, S]: attention over the identity as values."""
     eye = np.broadcast_to(np.eye(k.shape[1])[None, :, None], (k.shape[0], k.shape[1], k.shape[2], k.shape[1]))
     forward = oracle.attention(q, k, eye, allowed, **options)
     return forward.output.transpose(0, 2, 1, 3)
 
 
-def _rounder(dtype: Any) -> Any:
+def _rounder(dtype: DTypeLike) -> Callable[[Array], Array]:
     kept = dtype_named(dtype)
     return lambda x: x.astype(kept).astype(np.float64)

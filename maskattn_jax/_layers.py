@@ -4,28 +4,29 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax.numpy as jnp
 from flax.nnx.nn.dtypes import promote_dtype
+from jax import Array
 
 from maskattn.modules import of_kernel
+from maskattn.typing import KernelName
 from maskattn_jax.functional import FRAMEWORK
-
-Array = Any
+from maskattn_jax.types import DType
 
 __all__ = ["check_array", "project_by", "project_in"]
 
 
-def check_array(where: str, name: str, x: Any) -> None:
+def check_array(where: str, name: str, x: object) -> None:
     """Raise a TypeError unless an input of a module is an array."""
     if not hasattr(x, "shape") or not hasattr(x, "dtype"):
         raise TypeError(f"{where}: {name} must be an array, got {type(x).__name__}")
 
 
 def project_in(
-    layers: tuple[Any, ...], inputs: tuple[Array, ...], kernel: str, parameters: Callable[[Any], Any]
+    layers: tuple[Any, ...], inputs: Sequence[Array], kernel: KernelName, parameters: Callable[[Any], Any]
 ) -> list[Array]:
     """The layers of query, key and value applied to their inputs; by the kernel's own `linear` where it brings one.
 
@@ -36,12 +37,12 @@ def project_in(
     if own is None:
         return [layer(x) for layer, x in zip(layers, inputs, strict=True)]
     dtype = layers[0].dtype
-    found = [parameters(layer) for layer in layers]
+    pairs = [parameters(layer) for layer in layers]
     if any(x is not inputs[0] for x in inputs):
-        return [project_by(own, x, weight, bias, 1, dtype) for x, (weight, bias) in zip(inputs, found, strict=True)]
-    shapes = [weight.shape[1:] for weight, _ in found]
-    weight = jnp.concatenate([w.reshape(w.shape[0], -1) for w, _ in found], axis=1)
-    bias = None if found[0][1] is None else jnp.concatenate([b.reshape(-1) for _, b in found])
+        return [project_by(own, x, weight, bias, 1, dtype) for x, (weight, bias) in zip(inputs, pairs, strict=True)]
+    shapes = [weight.shape[1:] for weight, _ in pairs]
+    weight = jnp.concatenate([w.reshape(w.shape[0], -1) for w, _ in pairs], axis=1)
+    bias = None if pairs[0][1] is None else jnp.concatenate([b.reshape(-1) for _, b in pairs])
     out = project_by(own, inputs[0], weight, bias, 1, dtype)
     ends = list(itertools.accumulate(math.prod(shape) for shape in shapes))
     return [
@@ -50,7 +51,9 @@ def project_in(
     ]
 
 
-def project_by(linear: Any, x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: Any) -> Array:
+def project_by(
+    linear: Callable[..., Array], x: Array, kernel: Array, bias: Array | None, in_axes: int, dtype: DType | None
+) -> Array:
     """The last `in_axes` axes of x contracted with the first of the kernel, by `linear(x [..., in], [in, out], [out])`.
 
     Returns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import jax.numpy as jnp
+from jax import Array
 
 from maskattn.attention import Call
 from maskattn_jax.kernels import KERNELS
@@ -15,7 +16,7 @@ __all__ = ["choose"]
 _SMALL, _SMALL_BY_ROW = 64 * 64, 128 * 128
 
 
-def choose(call: Call) -> tuple[str, str]:
+def choose(call: Call[Array]) -> tuple[str, str]:
     """(kernel, why) for a prepared call. What is chosen can run it.
 
     On CPUs (measured) `blockwise`, but for the smallest matrices; on TPUs and on GPUs in 16 bits (not measured) the

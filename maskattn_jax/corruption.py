@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from maskattn.corruption import Ops, Scheme
 from maskattn_jax import rng
+from maskattn_jax.types import RandomKey
 
 __all__ = ["corrupt"]
 
-Array = Any
+Result = TypeVar("Result")
+
+Carry = TypeVar("Carry")
 
 
-def corrupt(scheme: Scheme, key: Any, *args: Any, **named: Any) -> Any:
+def corrupt(scheme: Scheme[Result], key: RandomKey, *args: object, **named: object) -> Result:
     """`scheme.apply(key, *args, **named)` on JAX arrays: integers in its result are int32.
 
     Under jit the scheme and its sizes are static, the key and its arrays traced; lengths are then not checked.
@@ -37,17 +40,17 @@ def corrupt(scheme: Scheme, key: Any, *args: Any, **named: Any) -> Any:
 class _JaxOps(Ops):
     xp, rng, integer = jnp, rng, jnp.int32
 
-    def key(self, key: Any) -> Any:
+    def key(self, key: RandomKey) -> Array:
         return rng.words(key)
 
     def argsort(self, x: Array) -> Array:
         places = lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1)
         return lax.sort((x, places), dimension=-1, is_stable=True, num_keys=1)[1]
 
-    def scan(self, step: Callable[[Any, Array], tuple[Any, Array]], carry: Any, xs: Array) -> Array:
+    def scan(self, step: Callable[[Carry, Array], tuple[Carry, Array]], carry: Carry, xs: Array) -> Array:
         return jnp.moveaxis(lax.scan(step, carry, jnp.moveaxis(xs, -1, 0))[1], 0, -1)
 
-    def while_any(self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any) -> Any:
+    def while_any(self, going: Callable[[Carry], Array], step: Callable[[Carry], Carry], state: Carry) -> Carry:
         return lax.while_loop(lambda current: going(current).any(), step, state)
 
 

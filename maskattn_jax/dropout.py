@@ -6,17 +6,20 @@ row-major order, depends on the key and on i only, so a kernel's tile draws its 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Integer, UInt32
 
 from maskattn.attention import Dropout
 from maskattn.numerics.rng import bernoulli_limit
 from maskattn_jax import rng
 from maskattn_jax.rng import _threefry2x32
+from maskattn_jax.types import Array, RandomKey
 
-Array = Any
+Index: TypeAlias = int | Integer[Array, "..."]
 
 __all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
 
@@ -24,13 +27,18 @@ __all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
 jax.tree_util.register_dataclass(Dropout, data_fields=("words",), meta_fields=("rate", "shared"))
 
 
-def keep(dropout: Dropout, b: Array, h: Array, q: Array, k: Array, sizes: tuple[int, int, int, int]) -> Array:
+def keep(
+    dropout: Dropout[Array], b: Index, h: Index, q: Index, k: Index, sizes: tuple[int, int, int, int]
+) -> Bool[Array, "*shape"]:
     """Which weights are kept, True = kept: bool of the shape that the indices broadcast to.
 
     Args:
         dropout: the rate and the key.
         b, h, q, k: indices in the score matrix: integer arrays that broadcast, or ints.
         sizes: of the whole score matrix, (B, H, L, S).
+
+    Raises:
+        ValueError: the rate is not in [0, 1].
     """
     batch, heads, q_len, kv_len = sizes
     b, h, q, k = (jnp.asarray(index).astype(jnp.uint32) for index in (b, h, q, k))
@@ -46,23 +54,29 @@ def keep(dropout: Dropout, b: Array, h: Array, q: Array, k: Array, sizes: tuple[
     return jnp.broadcast_to(kept, shape)
 
 
-def dense(dropout: Dropout, sizes: tuple[int, int, int, int]) -> Array:
-    """`keep` of the whole score matrix, `sizes` = (B, H, L, S): bool [B or 1, H or 1, L, S], 1 where the axis is
-    shared.
+def dense(dropout: Dropout[Array], sizes: tuple[int, int, int, int]) -> Bool[Array, "#B #H L S"]:
+    """`keep` of the whole score matrix, True = kept: bool [B or 1, H or 1, L, S], 1 where the axis is shared.
+
+    Arguments as in `keep`.
     """
     drawn = [1 if axis in dropout.shared else n for axis, n in zip(("batch", "heads", "", ""), sizes, strict=True)]
     b, h, q, k = (jnp.arange(n).reshape(-1, *[1] * (3 - axis)) for axis, n in enumerate(drawn))
     return keep(dropout, b, h, q, k, sizes)
 
 
-def module_keys(key: Any) -> tuple[Array, Array]:
+def module_keys(key: RandomKey) -> tuple[UInt32[Array, " 2"], UInt32[Array, " 2"]]:
     """The keys of a module's two draws, from the one that it is given: `fold_in(key, 0)` for the attention weights and
-    `fold_in(key, 1)` for the output.
+    `fold_in(key, 1)` for the output. Errors as in `rng.words`.
     """
     return rng.fold_in(key, 0), rng.fold_in(key, 1)
 
 
-def drop(x: Array, rate: float, key: Any, by: Any = None) -> Array:
+def drop(
+    x: Float[Array, "*shape"],
+    rate: float,
+    key: RandomKey,
+    by: Callable[[Array, Array, float], Array] | None = None,
+) -> Float[Array, "*shape"]:
     """Dropout of an array: x * keep / (1 - rate), with keep = bernoulli(key, float32(1 - rate), x.shape).
 
     Args:
@@ -70,6 +84,8 @@ def drop(x: Array, rate: float, key: Any, by: Any = None) -> Array:
         rate: the probability of being dropped, in (0, 1).
         key: a seed, two uint32 words, or a `jax.random.key`.
         by: computes it, given x, keep and the rate, where a kernel brings its own.
+
+    Errors as in `maskattn.rng.bernoulli`.
     """
     kept = rng.bernoulli(key, 1.0 - rate, x.shape)
     if by is not None:

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
 import jax.numpy as jnp
-import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from maskattn.numerics.exact import FORMATS
+from maskattn.typing import NumPyArray
 
 __all__ = ["OPS"]
 
-Array = Any
+Carry = TypeVar("Carry")
 
 
 class _JaxOps:
@@ -56,7 +56,7 @@ class _JaxOps:
     def any(self, x: Array, axis: int) -> Array:
         return jnp.any(x, axis=axis, keepdims=True)
 
-    def take(self, table: np.ndarray[Any, Any], index: Array) -> Array:
+    def take(self, table: NumPyArray, index: Array) -> Array:
         return jnp.asarray(table)[index]
 
     def meet(self, a: Array, b: Array) -> Array:
@@ -77,7 +77,7 @@ class _JaxOps:
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         return jnp.zeros(tuple(shape), jnp.float64)
 
-    def scan(self, step: Callable[[Any, Any], Any], carry: Any, xs: Sequence[Array]) -> Any:
+    def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         if xs[0].shape[0] == 0:
             return carry
         return lax.scan(lambda c, x: (step(c, x), None), carry, tuple(xs))[0]

@@ -2,41 +2,64 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float
 
 from maskattn._problems import Problems
-from maskattn.attention import Call, Framework, attend, choose, prepare
+from maskattn.attention import Call, Framework, Options, attend, choose, prepare
+from maskattn.biases import Bias
+from maskattn.masks import Mask
+from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
 from maskattn_jax import auto, lower, rng
 from maskattn_jax.kernels import KERNELS
-
-Array = Any
+from maskattn_jax.types import Array, Given, Operand, RandomKey
 
 __all__ = ["FRAMEWORK", "attention", "explain"]
 
 
+@overload
 def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any = None,
+    query: Float[Operand, "B L H D"],
+    key: Float[Operand, "B S K D"],
+    value: Float[Operand, "B S K Dv"],
+    mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
     *,
-    bias: Any = None,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Options[Operand]],
+) -> Float[Array, "B L H Dv"]: ...
+@overload
+def attention(
+    query: Float[Operand, "B L H D"],
+    key: Float[Operand, "B S K D"],
+    value: Float[Operand, "B S K Dv"],
+    mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[Options[Operand]],
+) -> tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]: ...
+def attention(
+    query: Float[Operand, "B L H D"],
+    key: Float[Operand, "B S K D"],
+    value: Float[Operand, "B S K Dv"],
+    mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
+    *,
+    bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    sinks: Array | None = None,
+    sinks: Float[Operand, " H"] | None = None,
     dropout_rate: float = 0.0,
-    dropout_key: Any = None,
-    dropout_broadcast: tuple[str, ...] = (),
-    empty_rows: str = "zero",
-    kernel: str = "auto",
-    precision: str = "highest",
+    dropout_key: RandomKey | None = None,
+    dropout_broadcast: tuple[SharedAxis, ...] = (),
+    empty_rows: EmptyRows = "zero",
+    kernel: KernelName = "auto",
+    precision: Precision = "highest",
     return_lse: bool = False,
     blocks: tuple[int, int] | None = None,
-) -> Any:
+) -> Float[Array, "B L H Dv"] | tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]:
     """Masked multi-head attention: softmax(softcap(scale * q.k) + bias) v, over the keys that the mask allows.
 
     Args:
@@ -93,22 +116,27 @@ def attention(
     return attend(call, FRAMEWORK)
 
 
-def explain(query: Array, key: Array, value: Array, mask: Any = None, **keywords: Any) -> tuple[str, str]:
-    """Which kernel `attention` would run for these arguments, and why: ("blockwise", "...").
+def explain(
+    query: Float[Operand, "B L H D"],
+    key: Float[Operand, "B S K D"],
+    value: Float[Operand, "B S K Dv"],
+    mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
+    **keywords: Unpack[Options[Operand]],
+) -> tuple[str, str]:
+    """Which kernel `attention` would run for these arguments, and why: ("blockwise", "..."). Nothing is computed.
 
-    Raises:
-        TypeError, ValueError: as `attention`; nothing is computed.
+    Arguments and errors as in `attention`.
     """
     return choose(prepare(Call(query, key, value, mask, **keywords), FRAMEWORK), FRAMEWORK)
 
 
-def _check(problems: Problems, operands: dict[str, Array]) -> None:
+def _check(problems: Problems, operands: dict[str, Operand]) -> None:
     for name, x in operands.items():
-        if isinstance(x, _ARRAYS) and x.dtype == np.float64 and not jax.config.jax_enable_x64:
+        if isinstance(x, _ARRAYS) and x.dtype == np.float64 and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
             problems.value(f"{name} is float64, which JAX holds only where jax_enable_x64 is on")
 
 
-def _concrete(x: Any) -> Any:
+def _concrete(x: Given) -> NumPyArray | None:
     """The data of a mask or bias as NumPy, or None where they are traced."""
     x = jax.lax.stop_gradient(x) if isinstance(x, jax.core.Tracer) else x
     return None if isinstance(x, jax.core.Tracer) else np.asarray(x)
@@ -116,7 +144,7 @@ def _concrete(x: Any) -> Any:
 
 _ARRAYS = (jax.Array, np.ndarray)
 
-FRAMEWORK = Framework(
+FRAMEWORK: Framework[Array] = Framework(
     kernels=KERNELS,
     auto=auto.choose,
     operand="a JAX or NumPy array",

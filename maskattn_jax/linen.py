@@ -9,8 +9,11 @@ from typing import TYPE_CHECKING, Any, Unpack, overload
 
 import flax.linen as nn
 import jax.numpy as jnp
+from jaxtyping import Bool, Float, Num
 
+from maskattn.biases import Bias
 from maskattn.config import AttentionConfig, ConfigOptions
+from maskattn.masks import Mask
 from maskattn.modules import (
     attend_heads,
     dropout_rates,
@@ -20,13 +23,13 @@ from maskattn.modules import (
     of_kernel,
     seed_config,
 )
+from maskattn.typing import KernelName
 from maskattn_jax._layers import check_array, project_by, project_in
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.rng import words
 from maskattn_jax.seed import soft_mask
-
-Array = Any
+from maskattn_jax.types import Array, DType, Given, Operand, RandomKey
 
 __all__ = ["Attention", "MultiHeadAttention"]
 
@@ -46,8 +49,8 @@ class MultiHeadAttention(nn.Module):
     """
 
     config: AttentionConfig
-    dtype: Any = None
-    param_dtype: Any = jnp.float32
+    dtype: DType | None = None
+    param_dtype: DType = jnp.float32
     deterministic: bool | None = None
 
     if TYPE_CHECKING:
@@ -56,11 +59,11 @@ class MultiHeadAttention(nn.Module):
         def __init__(
             self,
             config: AttentionConfig,
-            dtype: Any = None,
-            param_dtype: Any = jnp.float32,
+            dtype: DType | None = None,
+            param_dtype: DType = jnp.float32,
             deterministic: bool | None = None,
             *,
-            parent: Any = None,
+            parent: nn.Module | None = None,
             name: str | None = None,
         ) -> None: ...
         @overload
@@ -69,10 +72,10 @@ class MultiHeadAttention(nn.Module):
             embed_dim: int,
             num_heads: int,
             *,
-            dtype: Any = None,
-            param_dtype: Any = jnp.float32,
+            dtype: DType | None = None,
+            param_dtype: DType = jnp.float32,
             deterministic: bool | None = None,
-            parent: Any = None,
+            parent: nn.Module | None = None,
             name: str | None = None,
             **options: Unpack[ConfigOptions],
         ) -> None: ...
@@ -81,17 +84,17 @@ class MultiHeadAttention(nn.Module):
     @nn.compact
     def __call__(
         self,
-        query: Array,
-        key: Array | None = None,
-        value: Array | None = None,
+        query: Float[Operand, "B L E"],
+        key: Float[Operand, "B S kdim"] | None = None,
+        value: Float[Operand, "B S vdim"] | None = None,
         *,
-        mask: Any = None,
-        bias: Any = None,
-        dropout_key: Any = None,
+        mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
+        bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
+        dropout_key: RandomKey | None = None,
         deterministic: bool | None = None,
-        kernel: str = "auto",
-    ) -> Array:
-        """As `maskattn_jax.MultiHeadAttention`, but for these.
+        kernel: KernelName = "auto",
+    ) -> Float[Array, "B L out_dim"]:
+        """As the module of NNX. Arguments as in `maskattn_jax.MultiHeadAttention.__call__`, but for these.
 
         Args:
             dropout_key: a seed in [0, 2**31), two uint32 words, or a `jax.random.key`; None takes
@@ -107,8 +110,9 @@ class MultiHeadAttention(nn.Module):
         if (rate or out_rate) and dropout_key is None and self.has_rng("dropout"):
             dropout_key = self.make_rng("dropout")
         inputs: Any = module_inputs(where, config, (query, key, value), check_array, dropout_key, deterministic)
-        keys = module_keys(dropout_key) if rate or out_rate else (None, None)
-        if rate or out_rate:
+        keys: tuple[Array | None, Array | None] = (None, None)
+        if dropout_key is not None and (rate or out_rate):
+            keys = module_keys(dropout_key)
             self.sow("intermediates", "dropout_key", words(dropout_key))
         if config.project:
             names = zip(("query", "key", "value"), head_shapes(config), strict=True)
@@ -119,9 +123,11 @@ class MultiHeadAttention(nn.Module):
         sinks = self.param("sinks", zeros, (config.num_heads,), self.param_dtype) if config.sinks else None
         out = attend_heads(config, FRAMEWORK, inputs, mask, bias, sinks, rate, keys[0], kernel)
         out = self._project_out(out, kernel) if config.project else out.reshape(*out.shape[:2], config.out_dim)
-        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop")) if out_rate else out
+        if keys[1] is None or not out_rate:
+            return out
+        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
 
-    def _project_out(self, out: Array, kernel: str) -> Array:
+    def _project_out(self, out: Array, kernel: KernelName) -> Array:
         layer = self._layer("out", (self.config.out_dim,), self.config.out_bias)
         own = of_kernel(FRAMEWORK, kernel, "linear")
         if own is None or self.is_initializing():
@@ -161,8 +167,8 @@ MultiHeadAttention.__init__ = _taking_sizes(MultiHeadAttention.__init__)  # type
 
 def _parameters(layer: nn.DenseGeneral) -> tuple[Array, Array | None]:
     """Kernel and bias (or None) of a bound layer."""
-    found = layer.variables["params"]
-    return found["kernel"], found.get("bias")
+    stored = layer.variables["params"]
+    return stored["kernel"], stored.get("bias")
 
 
 def _merge(module: MultiHeadAttention, deterministic: bool | None) -> bool:
@@ -178,7 +184,10 @@ def _merge(module: MultiHeadAttention, deterministic: bool | None) -> bool:
 class Attention(nn.Module):
     """The seed module: self-attention with `(1 - mask) * -10000` added to the logits before softmax.
 
-    Arguments as in `maskattn_jax.Attention`, without `rngs`; `deterministic` as in `MultiHeadAttention`.
+    Arguments as in `maskattn_jax.Attention`, without `rngs`, and
+
+    Args:
+        deterministic: as in `MultiHeadAttention`.
     """
 
     dim: int
@@ -208,13 +217,16 @@ class Attention(nn.Module):
 
     def __call__(
         self,
-        x: Array,
-        attention_mask: Array | None = None,
+        x: Float[Array, "B N E"],
+        attention_mask: Num[Array, "*shape"] | None = None,
         *,
-        dropout_key: Any = None,
+        dropout_key: RandomKey | None = None,
         deterministic: bool | None = None,
-        kernel: str = "auto",
-    ) -> Array:
-        """As `maskattn_jax.Attention`: x [B, N, dim] -> [B, N, dim]."""
+        kernel: KernelName = "auto",
+    ) -> Float[Array, "B N E"]:
+        """As the module of NNX: x [B, N, dim] -> [B, N, dim].
+
+        Arguments as in `maskattn_jax.Attention.__call__`; `deterministic`: None means the attribute.
+        """
         bias = None if attention_mask is None else soft_mask(attention_mask, x, self.num_heads)
         return self.inner(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)

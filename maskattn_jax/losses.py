@@ -11,29 +11,28 @@ gradients its gradient, how ever the counted positions are spread. So use `psum`
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
+from jax.typing import DTypeLike
+from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from maskattn.losses import arguments
-
-Array = Any
+from maskattn.typing import Reduction
 
 __all__ = ["accuracy", "contrastive", "cross_entropy", "mae_loss", "masked_mean", "patchify", "simmim_loss"]
 
 
 def cross_entropy(
-    logits: Array,
-    labels: Array,
+    logits: Float[Array, "*N C"],
+    labels: Int[Array, "*N"],
     *,
-    weights: Array | None = None,
+    weights: Num[Array, "*shape"] | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    axis_name: Any = None,
-) -> Array:
+    reduction: Reduction = "mean",
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, "*shape"]:
     """-log softmax(logits)[label], averaged: sum(w · loss) / sum(w) over what is not ignored.
 
     Args:
@@ -63,8 +62,12 @@ def cross_entropy(
 
 
 def masked_mean(
-    values: Array, keep: Array, *, axis: int | tuple[int, ...] | None = None, axis_name: Any = None
-) -> Array:
+    values: Float[Array, "*shape"],
+    keep: Bool[Array, "*shape"],
+    *,
+    axis: int | tuple[int, ...] | None = None,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, "*shape"]:
     """The mean of the values that are kept, 0 where none is.
 
     Args:
@@ -83,9 +86,9 @@ def masked_mean(
     return _ratio(wide.sum(axis=axes), counted.astype(wide.dtype).sum(axis=axes), axis_name)
 
 
-def patchify(images: Array, patch: int) -> Array:
-    """Images [B, H, W, C] as patches [B, H/patch · W/patch, patch · patch · C]: rows of patches, and in each rows of
-    pixels, channels last.
+def patchify(images: Shaped[Array, "B height width C"], patch: int) -> Shaped[Array, "B N P"]:
+    """`images` [B, H, W, C] as patches [B, H/patch · W/patch, patch · patch · C]: rows of patches, and in each rows of
+    pixels, channels last, as `patchify` of facebookresearch/mae (He et al. 2022) has them.
 
     Raises:
         ValueError: the sides are no multiples of patch. TypeError: patch is not an int.
@@ -98,8 +101,13 @@ def patchify(images: Array, patch: int) -> Array:
 
 
 def mae_loss(
-    prediction: Array, target: Array, removed: Array, *, normalize: bool = False, axis_name: Any = None
-) -> Array:
+    prediction: Float[Array, "B N P"],
+    target: Float[Array, "B N P"],
+    removed: Bool[Array, "B N"],
+    *,
+    normalize: bool = False,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, ""]:
     """The mean squared error of each removed patch, averaged over them: MAE's loss.
 
     He et al. 2022 (arXiv:2111.06377, section 3, page 4, "Reconstruction target"). With `normalize`, the target of each
@@ -124,7 +132,13 @@ def mae_loss(
     return _reduce(loss, removed.astype(loss.dtype), "mean", axis_name)
 
 
-def simmim_loss(prediction: Array, target: Array, removed: Array, *, axis_name: Any = None) -> Array:
+def simmim_loss(
+    prediction: Float[Array, "B height width C"],
+    target: Float[Array, "B height width C"],
+    removed: Bool[Array, "B h w"],
+    *,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, ""]:
     """The mean absolute error over the hidden pixels and their channels: SimMIM's loss.
 
     Xie et al. 2022 (arXiv:2111.09886, section 3.4, page 4); without the 1e-5 that microsoft/SimMIM adds to the divisor.
@@ -146,15 +160,15 @@ def simmim_loss(prediction: Array, target: Array, removed: Array, *, axis_name: 
 
 
 def contrastive(
-    queries: Array,
-    keys: Array,
+    queries: Float[Array, "B D"],
+    keys: Float[Array, "B D"],
     *,
-    valid: Array | None = None,
-    temperature: Any = 0.07,
+    valid: Bool[Array, " B"] | None = None,
+    temperature: float | Float[Array, ""] = 0.07,
     symmetric: bool = True,
     normalize: bool = True,
-    axis_name: Any = None,
-) -> Array:
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, ""]:
     """Each query is to find its own key among all keys: cross-entropy of queries · keys / temperature.
 
     InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, section 2.3, equation 4); `symmetric` is CLIP's loss (Radford
@@ -184,8 +198,13 @@ def contrastive(
 
 
 def accuracy(
-    logits: Array, labels: Array, *, weights: Array | None = None, ignore_index: int = -100, axis_name: Any = None
-) -> Array:
+    logits: Float[Array, "*N C"],
+    labels: Int[Array, "*N"],
+    *,
+    weights: Num[Array, "*shape"] | None = None,
+    ignore_index: int = -100,
+    axis_name: str | tuple[str, ...] | None = None,
+) -> Float[Array, ""]:
     """The weighted share of labels that are the largest logit (of equal ones the first); 0 where all are ignored.
 
     Arguments and errors as in `cross_entropy`; there is no gradient.
@@ -197,7 +216,7 @@ def accuracy(
     return _reduce(right.astype(weights.dtype), weights, "mean", axis_name)
 
 
-def _wide(x: Array) -> Any:
+def _wide(x: Array) -> DTypeLike:
     return jnp.float64 if x.dtype == jnp.float64 else jnp.float32
 
 
@@ -212,14 +231,14 @@ def _weights(counted: Array, weights: Array | None, like: Array) -> Array:
     return jnp.where(counted, _extend(lax.stop_gradient(weights), counted.ndim).astype(_wide(like)), 0)
 
 
-def _reduce(loss: Array, weights: Array, reduction: str, axis_name: Any) -> Array:
+def _reduce(loss: Array, weights: Array, reduction: Reduction, axis_name: str | tuple[str, ...] | None) -> Array:
     weighted = jnp.where(weights != 0, loss, 0) * weights
     if reduction == "none":
         return weighted
     return weighted.sum() if reduction == "sum" else _ratio(weighted.sum(), weights.sum(), axis_name)
 
 
-def _ratio(total: Array, count: Array, axis_name: Any) -> Array:
+def _ratio(total: Array, count: Array, axis_name: str | tuple[str, ...] | None) -> Array:
     if axis_name is not None:
         count = lax.psum(count, axis_name)
     return total / jnp.where(count == 0, 1, count)
@@ -230,7 +249,9 @@ def _unit(x: Array) -> Array:
     return x / jnp.sqrt(jnp.where(square == 0, 1, square))
 
 
-def _find(queries: Array, keys: Array, valid: Array, valid_keys: Array, start: Any, temperature: Any) -> Array:
+def _find(
+    queries: Array, keys: Array, valid: Array, valid_keys: Array, start: int | Array, temperature: float | Array
+) -> Array:
     """-log softmax(queries · keys / temperature) at each query's own key, which is its row + start: [B]."""
     scores = jnp.matmul(queries, keys.T, precision="highest") / temperature
     logits = jnp.where(valid[:, None], jnp.where(valid_keys, scores, -jnp.inf), 0)
@@ -238,7 +259,7 @@ def _find(queries: Array, keys: Array, valid: Array, valid_keys: Array, start: A
     return -jnp.take_along_axis(jax.nn.log_softmax(logits, axis=-1), own[:, None], axis=1)[:, 0]
 
 
-def _gathered(x: Array, axis_name: Any) -> tuple[Array, Any]:
+def _gathered(x: Array, axis_name: str | tuple[str, ...] | None) -> tuple[Array, int | Array]:
     """The rows of all devices, and which of them is the first one here."""
     if axis_name is None:
         return x, 0

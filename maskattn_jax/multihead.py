@@ -6,15 +6,18 @@ from typing import Any, Unpack, overload
 
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Bool, Float
 
+from maskattn.biases import Bias
 from maskattn.config import AttentionConfig, ConfigOptions
+from maskattn.masks import Mask
 from maskattn.modules import attend_heads, dropout_rates, given_config, head_shapes, module_inputs, of_kernel
+from maskattn.typing import KernelName
 from maskattn_jax._layers import check_array, project_by, project_in
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.rng import words
-
-Array = Any
+from maskattn_jax.types import Array, DType, Given, Operand, RandomKey
 
 __all__ = ["MultiHeadAttention"]
 
@@ -40,7 +43,7 @@ class MultiHeadAttention(nnx.Module):
 
     @overload
     def __init__(
-        self, config: AttentionConfig, *, dtype: Any = None, param_dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self, config: AttentionConfig, *, dtype: DType | None = None, param_dtype: DType = jnp.float32, rngs: nnx.Rngs
     ) -> None: ...
     @overload
     def __init__(
@@ -48,20 +51,20 @@ class MultiHeadAttention(nnx.Module):
         embed_dim: int,
         num_heads: int,
         *,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
         rngs: nnx.Rngs,
         **options: Unpack[ConfigOptions],
     ) -> None: ...
     def __init__(  # type: ignore[misc]
         self,
-        config: Any = None,
-        num_heads: Any = None,
+        config: AttentionConfig | int | None = None,
+        num_heads: int | None = None,
         *,
-        dtype: Any = None,
-        param_dtype: Any = jnp.float32,
+        dtype: DType | None = None,
+        param_dtype: DType = jnp.float32,
         rngs: nnx.Rngs,
-        **options: Any,
+        **options: object,
     ) -> None:
         self.config = config = given_config(type(self).__name__, config, num_heads, options)
         self.dtype = dtype
@@ -77,7 +80,7 @@ class MultiHeadAttention(nnx.Module):
 
     def _make_layers(self, rngs: nnx.Rngs) -> None:
         config, dtype, param_dtype = self.config, self.dtype, self.param_dtype
-        options = {"dtype": dtype, "param_dtype": param_dtype, "precision": "highest", "rngs": rngs}
+        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "precision": "highest", "rngs": rngs}
         widths = {"query": config.embed_dim, "key": config.kdim, "value": config.vdim}
         for (name, width), heads in zip(widths.items(), head_shapes(config), strict=True):
             setattr(self, name, nnx.LinearGeneral(width, heads, use_bias=config.qkv_bias, **options))
@@ -86,16 +89,16 @@ class MultiHeadAttention(nnx.Module):
 
     def __call__(
         self,
-        query: Array,
-        key: Array | None = None,
-        value: Array | None = None,
+        query: Float[Operand, "B L E"],
+        key: Float[Operand, "B S kdim"] | None = None,
+        value: Float[Operand, "B S vdim"] | None = None,
         *,
-        mask: Any = None,
-        bias: Any = None,
-        dropout_key: Any = None,
+        mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
+        bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
+        dropout_key: RandomKey | nnx.Rngs | None = None,
         deterministic: bool | None = None,
-        kernel: str = "auto",
-    ) -> Array:
+        kernel: KernelName = "auto",
+    ) -> Float[Array, "B L out_dim"]:
         """query [B, L, embed_dim], key [B, S, kdim], value [B, S, vdim] -> [B, L, out_dim].
 
         Args:
@@ -115,17 +118,21 @@ class MultiHeadAttention(nnx.Module):
         deterministic = self.deterministic if deterministic is None else deterministic
         config, where = self.config, type(self).__name__
         rate, out_rate = dropout_rates(config, deterministic)
-        dropout_key = self._key(dropout_key) if rate or out_rate else dropout_key
-        inputs: Any = module_inputs(where, config, (query, key, value), check_array, dropout_key, deterministic)
+        drawn = self._key(dropout_key) if rate or out_rate else dropout_key
+        inputs: Any = module_inputs(where, config, (query, key, value), check_array, drawn, deterministic)
         if config.project:
-            inputs = project_in((self.query, self.key, self.value), inputs, kernel, _parameters)
-        keys = module_keys(dropout_key) if rate or out_rate else (None, None)
+            inputs = project_in((self.query, self.key, self.value), inputs, kernel, _parameters)  # type: ignore[attr-defined]
+        keys: tuple[Array | None, Array | None] = (None, None)
+        if drawn is not None and not isinstance(drawn, nnx.Rngs) and (rate or out_rate):
+            keys = module_keys(drawn)
         sinks = None if self.sinks is None else self.sinks[...]
         out = attend_heads(config, FRAMEWORK, inputs, mask, bias, sinks, rate, keys[0], kernel)
         out = _project(self.out, out, kernel) if config.project else out.reshape(*out.shape[:2], config.out_dim)
-        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop")) if out_rate else out
+        if keys[1] is None or not out_rate:
+            return out
+        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
 
-    def _key(self, given: Any) -> Any:
+    def _key(self, given: RandomKey | nnx.Rngs | nnx.RngStream | None) -> RandomKey | None:
         """The key of a call: the one given, or the next of the streams; sown where intermediates are captured."""
         if isinstance(given, nnx.Rngs):
             given = _stream(given)
@@ -150,12 +157,12 @@ def _stream(rngs: nnx.Rngs) -> nnx.RngStream | None:
     return rngs.dropout if "dropout" in rngs or "default" in rngs else None
 
 
-def _parameters(layer: Any) -> tuple[Array, Array | None]:
+def _parameters(layer: nnx.LinearGeneral) -> tuple[Array, Array | None]:
     """Kernel and bias (or None) of a layer."""
     return layer.kernel[...], None if layer.bias is None else layer.bias[...]
 
 
-def _project(layer: Any, x: Array, kernel: str) -> Array:
+def _project(layer: nnx.LinearGeneral, x: Array, kernel: KernelName) -> Array:
     """The layer applied to x; by the kernel's own `linear` where it brings one."""
     own = of_kernel(FRAMEWORK, kernel, "linear")
     if own is None:

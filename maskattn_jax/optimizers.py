@@ -9,15 +9,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import Array
+from jaxtyping import PyTree
 
 from maskattn.optimizers import OptimizerState, from_optax, to_optax
-
-Array = Any
 
 __all__ = ["dump", "load"]
 
 
-def dump(optimizer: Any, names: Sequence[str] | None = None) -> OptimizerState:
+def dump(optimizer: nnx.Optimizer | PyTree, names: Sequence[str] | None = None) -> OptimizerState:
     """The moments of a state of optax's adam, adamw or sgd by parameter name: new NumPy arrays.
 
     Args:
@@ -34,8 +34,8 @@ def dump(optimizer: Any, names: Sequence[str] | None = None) -> OptimizerState:
     return dumped.map(lambda held: {name: np.array(array, copy=True) for name, array in held.items()})
 
 
-def load(optimizer: Any, state: OptimizerState, names: Sequence[str] | None = None) -> Any:
-    """Writes moments and counts into an ``nnx.Optimizer``, in place; for a state of optax returns the new one.
+def load(optimizer: nnx.Optimizer | PyTree, state: OptimizerState, names: Sequence[str] | None = None) -> PyTree | None:
+    """Writes moments and counts of ``state`` into an ``nnx.Optimizer``, in place; of a state of optax returns another.
 
     Args as for ``dump``; a state of optax is one that ``init`` made for these parameters. Names, shapes and dtypes must
     be those of its parameters; everything is checked before anything is written.
@@ -65,20 +65,20 @@ def _like(leaf: Array, held: Array) -> Array:
     return jax.device_put(np.array(leaf, order="C", copy=True), held.sharding)
 
 
-def _is_variable(node: Any) -> bool:
+def _is_variable(node: object) -> bool:
     return isinstance(node, nnx.Variable)
 
 
-def _plain(tree: Any) -> Any:
+def _plain(tree: object) -> Any:
     """Arrays in the place of NNX variables."""
     return jax.tree.map(lambda leaf: leaf.get_value() if _is_variable(leaf) else leaf, tree, is_leaf=_is_variable)
 
 
-def _is_parameter(node: Any) -> bool:
+def _is_parameter(node: object) -> bool:
     return _is_variable(node) or type(node).__name__ == "MaskedNode"
 
 
-def _flat(tree: Any, names: Sequence[str] | None) -> tuple[dict[str, Any], Any]:
+def _flat(tree: object, names: Sequence[str] | None) -> tuple[dict[str, Any], Any]:
     """Every parameter of a tree by its name, masked ones too, and how to build the tree from them."""
     pairs, structure = jax.tree_util.tree_flatten_with_path(tree, is_leaf=_is_parameter)
     if names is None:
@@ -87,23 +87,23 @@ def _flat(tree: Any, names: Sequence[str] | None) -> tuple[dict[str, Any], Any]:
         ]
         nested = all(isinstance(key, jax.tree_util.DictKey) for path, _ in pairs for key in path)
         separator = "/" if nested and not isinstance(tree, nnx.State) else "."
-        found = [separator.join(path) for path in keys]
+        flat_names = [separator.join(path) for path in keys]
     else:
-        found = list(names)
-    if len(found) != len(pairs) or len(set(found)) != len(found):
-        raise ValueError(f"names: expected {len(pairs)} different names, got {len(found)}: {found[:3]}...")
-    return {name: leaf for name, (_, leaf) in zip(found, pairs, strict=True)}, structure
+        flat_names = list(names)
+    if len(flat_names) != len(pairs) or len(set(flat_names)) != len(flat_names):
+        raise ValueError(f"names: expected {len(pairs)} different names, got {len(flat_names)}: {flat_names[:3]}...")
+    return {name: leaf for name, (_, leaf) in zip(flat_names, pairs, strict=True)}, structure
 
 
 def _leaves(names: Sequence[str] | None) -> Callable[[Any], Mapping[str, Array]]:
-    def leaves(tree: Any) -> dict[str, Array]:
+    def leaves(tree: object) -> dict[str, Array]:
         flat = _flat(tree, names)[0]
         return {name: _plain(leaf) for name, leaf in flat.items() if type(leaf).__name__ != "MaskedNode"}
 
     return leaves
 
 
-def _rebuilt(tree: Any, named: Mapping[str, Array], names: Sequence[str] | None) -> Any:
+def _rebuilt(tree: object, named: Mapping[str, Array], names: Sequence[str] | None) -> Any:
     flat, structure = _flat(tree, names)
     new = [leaf.replace(named[name]) if _is_variable(leaf) else named.get(name, leaf) for name, leaf in flat.items()]
     return jax.tree_util.tree_unflatten(structure, new)

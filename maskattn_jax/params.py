@@ -15,19 +15,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import PyTree, Shaped
 
 from maskattn.config import AttentionConfig
-from maskattn.convert import layouts, live
+from maskattn.convert import layouts, modules
 from maskattn.convert.layouts import Layout
-
-Array = Any
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["config_of", "dump", "load"]
 
 _LINEN = layouts.get("flax-linen")
 
 
-def load(module: Any, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
+def load(
+    module: nnx.Module | flax.linen.Module | AttentionConfig, tensors: Mapping[str, Shaped[Array, "*shape"]]
+) -> dict[str, PyTree] | None:
     """Writes canonical ``tensors`` into an NNX ``module``, in place; for a Linen module or an AttentionConfig returns
     them as variables, ``{"params": {"query": {"kernel": ...}, ...}}``.
 
@@ -38,19 +40,19 @@ def load(module: Any, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
         TypeError: a module of a kind not known here.
     """
     if isinstance(module, AttentionConfig):
-        return _variables(live.check_canonical(tensors, module, _LINEN, "the config"), module, "the config")
+        return _variables(modules.check_canonical(tensors, module, _LINEN, "the config"), module, "the config")
     if isinstance(module, flax.linen.Module):
         config = _linen_config(module, tensors)
         dtype = getattr(module, "param_dtype", None)
         dtypes = () if dtype is None else [np.dtype(dtype).name]
-        given = live.check_canonical(tensors, config, _LINEN, live.name_of(module), dtypes)
+        given = modules.check_canonical(tensors, config, _LINEN, modules.name_of(module), dtypes)
         _check_norms(module, given)
-        return _variables(given, config, live.name_of(module))
+        return _variables(given, config, modules.name_of(module))
     layout, config = _describe(module)
     held = _parameters(module)
     values = {name: parameter.get_value() for name, parameter in held.items()}
     fits = {name: (value.shape, str(value.dtype)) for name, value in values.items()}
-    new = live.stored(layout, config, tensors, fits, live.name_of(module))
+    new = modules.stored(layout, config, tensors, fits, modules.name_of(module))
     # A copy: on the CPU JAX may otherwise keep using the caller's memory.
     ready = {name: jax.device_put(np.array(new[name], order="C"), values[name].sharding) for name in held}
     for name, parameter in held.items():
@@ -58,7 +60,7 @@ def load(module: Any, tensors: Mapping[str, Array]) -> dict[str, Any] | None:
     return None
 
 
-def dump(module: Any) -> dict[str, Array]:
+def dump(module: nnx.Module | Mapping[str, PyTree]) -> dict[str, Shaped[Array, "*shape"]]:
     """The parameters of an NNX ``module``, or of Linen variables, as canonical tensors: new NumPy arrays.
 
     Raises:
@@ -72,43 +74,47 @@ def dump(module: Any) -> dict[str, Array]:
     else:
         layout, config = _describe(module)
         held = {name: np.asarray(parameter.get_value()) for name, parameter in _parameters(module).items()}
-        name_of = live.name_of(module)
-    return live.dumped(layout, config, held, name_of)
+        name_of = modules.name_of(module)
+    return modules.dumped(layout, config, held, name_of)
 
 
-def config_of(module: Any) -> AttentionConfig:
-    """The configuration of a live NNX module: its own, or what the shapes of the framework's module say."""
+def config_of(module: nnx.Module) -> AttentionConfig:
+    """The configuration of a live NNX module: its own, or what the shapes of the framework's module say.
+
+    Raises:
+        TypeError: another module. ValueError: no configuration has these shapes.
+    """
     return _describe(module)[1]
 
 
-def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
+def _describe(module: object) -> tuple[Layout, AttentionConfig]:
     layout = layouts.get("flax-nnx")
     config = getattr(module, "config", None)
     if isinstance(module, nnx.Module) and isinstance(config, AttentionConfig):
         return layout, config
     if isinstance(module, nnx.MultiHeadAttention):
         held = {name: parameter.get_value() for name, parameter in _parameters(module).items()}
-        return layout, _infer(layout, held, live.name_of(module))
+        return layout, _infer(layout, held, modules.name_of(module))
     hint = ": a Linen module holds no parameters, pass its variables" if isinstance(module, flax.linen.Module) else ""
     raise TypeError(
         "module must be a MultiHeadAttention or Attention of maskattn_jax or a flax.nnx.MultiHeadAttention; Linen: "
         "load takes the module or an AttentionConfig and returns variables, dump takes the variables; "
-        f"got {live.name_of(module)}{hint}"
+        f"got {modules.name_of(module)}{hint}"
     )
 
 
-def _parameters(module: Any) -> dict[str, Any]:
+def _parameters(module: object) -> dict[str, Any]:
     """Every nnx.Param by its path joined by dots. A bias that a module was built without is a Param of None: left
     out.
     """
-    found = {}
+    by_name = {}
     for path, node in nnx.iter_graph(module):
         if isinstance(node, nnx.Param) and node.get_value() is not None:
-            found[".".join(map(str, path))] = node
-    return found
+            by_name[".".join(map(str, path))] = node
+    return by_name
 
 
-def _infer(layout: Layout, held: Mapping[str, Any], name: str) -> AttentionConfig:
+def _infer(layout: Layout, held: Mapping[str, object], name: str) -> AttentionConfig:
     try:
         return layout.infer(held, None, None)
     except ValueError as error:
@@ -123,19 +129,19 @@ def _linen_config(module: flax.linen.Module, tensors: Mapping[str, Array]) -> At
     if not isinstance(module, flax.linen.MultiHeadDotProductAttention):
         raise TypeError(
             f"module must be a MultiHeadAttention or Attention of maskattn_jax, a flax.nnx.MultiHeadAttention, a Linen "
-            f"multi-head attention or an AttentionConfig, got {live.name_of(module)}"
+            f"multi-head attention or an AttentionConfig, got {modules.name_of(module)}"
         )
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of canonical names to NumPy arrays, got {type(tensors).__name__}")
-    found = _infer(live.CANONICAL, tensors, "tensors")
-    width = found.embed_dim if module.qkv_features is None else module.qkv_features
+    inferred = _infer(modules.CANONICAL, tensors, "tensors")
+    width = inferred.embed_dim if module.qkv_features is None else module.qkv_features
     return AttentionConfig(
-        found.embed_dim,
+        inferred.embed_dim,
         module.num_heads,
         head_dim=max(width // module.num_heads, 1),
-        kdim=found.kdim,
-        vdim=found.vdim,
-        out_dim=found.embed_dim if module.out_features is None else module.out_features,
+        kdim=inferred.kdim,
+        vdim=inferred.vdim,
+        out_dim=inferred.embed_dim if module.out_features is None else module.out_features,
         qkv_bias=module.use_bias,
         out_bias=module.use_bias,
     )
@@ -146,12 +152,12 @@ def _check_norms(module: flax.linen.Module, given: Mapping[str, Array]) -> None:
     wanted = bool(getattr(module, "normalize_qk", False))
     names = ("query_norm.scale", "key_norm.scale")
     why = f"normalize_qk is {wanted}, so the module has {'this norm' if wanted else 'no such norm'}"
-    live.raise_if_any([f"{name}: {why}" for name in names if (name in given) != wanted], live.name_of(module))
+    modules.raise_if_any([f"{name}: {why}" for name in names if (name in given) != wanted], modules.name_of(module))
 
 
 def _variables(given: Mapping[str, Array], config: AttentionConfig, name: str) -> dict[str, Any]:
     narrowed = [n for n, array in given.items() if jax.dtypes.canonicalize_dtype(array.dtype) != array.dtype]
-    live.raise_if_any([f"{n}: dtype {given[n].dtype} needs jax_enable_x64, which is off" for n in narrowed], name)
-    arrays = {n: jnp.array(array, copy=True) for n, array in given.items()}
+    modules.raise_if_any([f"{n}: dtype {given[n].dtype} needs jax_enable_x64, which is off" for n in narrowed], name)
+    arrays: dict[str, Any] = {n: jnp.array(array, copy=True) for n, array in given.items()}
     flat = _LINEN.from_canonical(arrays, config)
     return {"params": layouts.unflatten(flat)} if flat else {}

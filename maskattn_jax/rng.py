@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import math
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Bool, Float, Integer, Shaped, UInt, UInt32
 
 from maskattn._fields import broadcasts
 from maskattn._problems import Problems
 from maskattn.numerics import rng, rng_arguments
 from maskattn.numerics.rng import PARITY, ROTATIONS, WORD, Shape
-
-Array = Any
+from maskattn.typing import NumPyDType, Width
+from maskattn_jax.types import Array, DType, Given, RandomKey
 
 __all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform", "words"]
 
@@ -33,24 +33,32 @@ _UINTS = {8: jnp.uint8, 16: jnp.uint16, 32: jnp.uint32, 64: jnp.uint64}
 _FLOATS = {"float32": (32, 23), "float64": (64, 52), "float16": (16, 10), "bfloat16": (8, 7)}
 
 
-def key(seed: int) -> Array:
-    """The key of a seed in [0, 2**31), as `jax.random.key(seed)` holds it: uint32 [2]."""
+def key(seed: int) -> UInt32[Array, " 2"]:
+    """The key of a seed in [0, 2**31), as `jax.random.key(seed)` holds it: uint32 [2].
+
+    Errors as in `maskattn.rng.key`.
+    """
     return jnp.asarray(rng.key(seed))
 
 
-def split(key: Any, n: Shape = 2) -> Array:
-    """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape."""
+def split(key: RandomKey, n: Shape = 2) -> UInt32[Array, "... 2"]:
+    """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape.
+
+    Arguments and errors as in `maskattn.rng.split`.
+    """
     shape, _ = rng_arguments.check_part(n, 0)
     return _fold_in(words(key), jnp.arange(math.prod(shape))).reshape(*shape, 2)
 
 
-def fold_in(key: Any, data: Any) -> Array:
+def fold_in(key: RandomKey, data: int | Integer[Given, "*shape"]) -> UInt32[Array, "... 2"]:
     """A new key from a key and a number, as `jax.random.fold_in(key, data)`: uint32 [2].
 
     Args:
         key: uint32 [2].
         data: an integer in [0, 2**32), or an integer array, which gives a key for each: uint32 [*data.shape, 2]. The
             values of a JAX array are not checked: it may be traced.
+
+    Errors as in `maskattn.rng.fold_in`.
     """
     if not isinstance(data, jax.Array):
         data = jnp.asarray(rng_arguments.check_numbers(data))
@@ -59,7 +67,7 @@ def fold_in(key: Any, data: Any) -> Array:
     return _fold_in(words(key), data)
 
 
-def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
+def bits(key: RandomKey, shape: Shape = (), width: Width = 32, start: int = 0) -> UInt[Array, "*shape"]:
     """Random unsigned integers of `width` bits (8, 16, 32 or 64, which needs jax_enable_x64), as `jax.random.bits` with
     that dtype. Arguments and errors as in `maskattn.rng.bits`."""
     rng_arguments.check_width(width)
@@ -68,8 +76,13 @@ def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
 
 
 def uniform(
-    key: Any, shape: Shape = (), dtype: Any = jnp.float32, minval: float = 0.0, maxval: float = 1.0, start: int = 0
-) -> Array:
+    key: RandomKey,
+    shape: Shape = (),
+    dtype: DType = jnp.float32,
+    minval: float = 0.0,
+    maxval: float = 1.0,
+    start: int = 0,
+) -> Float[Array, "*shape"]:
     """Random numbers in [minval, maxval), as `jax.random.uniform` returns them; float64 needs jax_enable_x64. Arguments
     and errors as in `maskattn.rng.uniform`."""
     dtype = np.dtype(dtype)
@@ -78,7 +91,9 @@ def uniform(
     return _uniform(words(key), *rng_arguments.check_part(shape, start), dtype, jnp.asarray(low), jnp.asarray(span))
 
 
-def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0) -> Array:
+def bernoulli(
+    key: RandomKey, p: float | Float[Array, "*shape"] = 0.5, shape: Shape | None = None, start: int = 0
+) -> Bool[Array, "*shape"]:
     """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
 
     Arguments and errors as in `maskattn.rng.bernoulli`; the values of a JAX array `p`, which
@@ -95,7 +110,9 @@ def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0
     return uniform(key, dims, start=low) < p.astype(jnp.float32)
 
 
-def permutation(key: Any, x: Any, axis: int = 0, independent: bool = False) -> Array:
+def permutation(
+    key: RandomKey, x: int | Shaped[Array, "*shape"], axis: int = 0, independent: bool = False
+) -> Shaped[Array, "*shape"]:
     """A random permutation, as `jax.random.permutation` returns it, of an array, or for `x` an int of the numbers 0 to
     x - 1 (int32, unless jax_enable_x64 is on). Arguments and errors as in `maskattn.rng.permutation`."""
     if not hasattr(x, "shape"):
@@ -104,7 +121,7 @@ def permutation(key: Any, x: Any, axis: int = 0, independent: bool = False) -> A
     return jax.random.permutation(typed, x, rng_arguments.check_axis(axis, np.ndim(x) or 1), independent)
 
 
-def words(key: Any) -> Array:
+def words(key: RandomKey) -> UInt32[Array, " 2"]:
     """The two uint32 words of what may stand for a key: a seed in [0, 2**31), a `jax.random.key`, or the words, of JAX
     or NumPy.
 
@@ -112,17 +129,18 @@ def words(key: Any) -> Array:
         TypeError, ValueError: for anything else.
     """
     problems = Problems("random numbers")
-    rng_arguments.check_key(problems, "key", key)
-    if not problems and not isinstance(key, (int, np.generic, np.ndarray, jax.Array)):
-        problems.type(f"key must be of JAX or NumPy, got {type(key).__name__}")
+    given: object = key
+    rng_arguments.check_key(problems, "key", given)
+    if not problems and not isinstance(given, (int, np.generic, np.ndarray, jax.Array)):
+        problems.type(f"key must be of JAX or NumPy, got {type(given).__name__}")
     problems.raise_if_any()
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         return jax.random.key_data(key)
     return jnp.asarray(key if isinstance(key, (np.ndarray, jax.Array)) else rng.key(key))
 
 
-def _check_x64(name: str, value: Any, needed: bool) -> None:
-    if needed and not jax.config.jax_enable_x64:
+def _check_x64(name: str, value: object, needed: bool) -> None:
+    if needed and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError(f"{name}: {value} needs jax_enable_x64")
 
 
@@ -150,7 +168,7 @@ def _bits(key: Array, shape: tuple[int, ...], start: int, width: int) -> Array:
 
 
 @partial(jax.jit, static_argnums=(1, 2, 3))
-def _uniform(key: Array, shape: tuple[int, ...], start: int, dtype: Any, low: Array, span: Array) -> Array:
+def _uniform(key: Array, shape: tuple[int, ...], start: int, dtype: NumPyDType, low: Array, span: Array) -> Array:
     """Elements of the flat `uniform` from `start` on, in a shape."""
     drawn, explicit = _FLOATS[dtype.name]
     uint = _UINTS[8 * dtype.itemsize]

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from flax import nnx
+from jaxtyping import Float, Num
 
 from maskattn.modules import seed_config, seed_mask
+from maskattn.typing import KernelName
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.multihead import MultiHeadAttention
-
-Array = Any
+from maskattn_jax.types import Array, RandomKey
 
 __all__ = ["Attention"]
 
@@ -47,13 +46,13 @@ class Attention(MultiHeadAttention):
 
     def __call__(  # type: ignore[override]
         self,
-        x: Array,
-        attention_mask: Array | None = None,
+        x: Float[Array, "B N E"],
+        attention_mask: Num[Array, "*shape"] | None = None,
         *,
-        dropout_key: Any = None,
+        dropout_key: RandomKey | None = None,
         deterministic: bool | None = None,
-        kernel: str = "auto",
-    ) -> Array:
+        kernel: KernelName = "auto",
+    ) -> Float[Array, "B N E"]:
         """x [B, N, dim] -> [B, N, dim].
 
         Args:
@@ -68,7 +67,7 @@ class Attention(MultiHeadAttention):
         return super().__call__(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
 
 
-def soft_mask(attention_mask: Array, x: Array, heads: int) -> Array:
+def soft_mask(attention_mask: Num[Array, "*shape"], x: Float[Array, "B N E"], heads: int) -> Float[Array, "#B #H #N N"]:
     """(1 - mask) * -10000 in float32 (float64 for float64 inputs), with the axes of [B, H, N, N]."""
     keep = seed_mask(attention_mask, x, heads, FRAMEWORK)
     dtype = jnp.float64 if x.dtype == jnp.float64 else jnp.float32

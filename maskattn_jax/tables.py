@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
+from jaxtyping import Float, Int
 
 from maskattn.numerics.exact import table as exact_table
 from maskattn_jax.exact_ops import OPS
 
 __all__ = ["look_up", "row_sums"]
 
-Array = Any
 
-
-def look_up(table: Array, rows: Array) -> Array:
+def look_up(table: Float[Array, "R H"], rows: Int[Array, "B 1 L S"]) -> Float[Array, "B H L S"]:
     """table[rows]: table [R, H], rows int [B, 1, L, S] -> [B, H, L, S]. Its gradient is `row_sums`."""
     return _look_up(table, rows, table.shape[0])
 
 
-def row_sums(d_values: Array, rows: Array, count: int) -> Array:
+def row_sums(d_values: Float[Array, "B H L S"], rows: Int[Array, "B 1 L S"], count: int) -> Float[Array, "R H"]:
     """The sums of d_values [B, H, L, S] over each of `count` rows: [count, H], summed exactly and rounded once."""
     return _row_sums(d_values, rows, count)
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn import schedule
 from maskattn.attention import Call
-from maskattn.masks import Causal, Full
+from maskattn.masks import Causal, Full, Mask
 from maskattn_torch.kernels import KERNELS
 
 __all__ = ["choose"]
@@ -20,7 +20,7 @@ _WORTH = 1e8
 _TILE = 64
 
 
-def choose(call: Call) -> tuple[str, str]:
+def choose(call: Call[Array]) -> tuple[str, str]:
     """(kernel, why) for a prepared call. What is chosen can run it.
 
     On CPUs (measured) `fused` where SDPA skips what can be skipped, or a dense mask costs less than planning;
@@ -42,7 +42,7 @@ def choose(call: Call) -> tuple[str, str]:
     return "reference", "the other kernels cannot express this call"
 
 
-def _saves(call: Call) -> bool:
+def _saves(call: Call[Array]) -> bool:
     """Whether skipping what the mask empties saves more than planning costs."""
     if call.mask is None:
         return False
@@ -56,5 +56,5 @@ def _saves(call: Call) -> bool:
 
 
 @functools.lru_cache(maxsize=64)
-def _skipped(mask: Any, sizes: tuple[int, int, int, int]) -> float:
+def _skipped(mask: Mask, sizes: tuple[int, int, int, int]) -> float:
     return schedule.Schedule.of(mask, *sizes, _TILE, _TILE).skipped

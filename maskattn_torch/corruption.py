@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TypeVar
 
 import torch
+from torch import Tensor as Array
 
 from maskattn.corruption import Ops, Scheme
 from maskattn_torch import rng
+from maskattn_torch.types import Device, Given, RandomKey
 
 __all__ = ["corrupt"]
 
-Array = Any
+Result = TypeVar("Result")
 
 
-def corrupt(scheme: Scheme, key: Any, *args: Any, device: Any = None, **named: Any) -> Any:
+def corrupt(scheme: Scheme[Result], key: RandomKey, *args: object, device: Device = None, **named: object) -> Result:
     """`scheme.apply(key, *args, **named)` on tensors: integers in its result are int64.
 
     Args:
@@ -37,17 +39,17 @@ def corrupt(scheme: Scheme, key: Any, *args: Any, device: Any = None, **named: A
 class _TorchOps(Ops):
     xp, rng, integer = torch, rng, torch.int64
 
-    def __init__(self, device: Any) -> None:
+    def __init__(self, device: Device) -> None:
         self.device = device
 
-    def key(self, key: Any) -> Any:
+    def key(self, key: RandomKey) -> Array:
         return rng.words(key, self.device)
 
-    def words(self, key: Any, shape: Sequence[int]) -> Array:
+    def words(self, key: Array, shape: Sequence[int]) -> Array:
         signed = rng.bits(key, tuple(shape)).view(torch.int32).to(torch.int64)
         return (signed & 0xFFFFFFFF) >> 1
 
-    def array(self, x: Any) -> Array:
+    def array(self, x: Given) -> Array:
         x = torch.as_tensor(x, device=self.device)
         return x if x.dtype == torch.bool else x.to(torch.int64)
 

@@ -6,19 +6,21 @@ row-major order, depends on the key and on i only, so a kernel's tile draws its 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import torch
-from torch import Tensor
+from jaxtyping import Bool, Float, Integer, UInt32
 from torch.utils import _pytree
 
 from maskattn.attention import Dropout
 from maskattn.numerics.rng import bernoulli_limit
 from maskattn_torch import rng
 from maskattn_torch._operators import operator
-from maskattn_torch.rng import _piece, _schedule, _threefry2x32
+from maskattn_torch.rng import Schedule, _piece, _schedule, _threefry2x32
+from maskattn_torch.types import Array, RandomKey
 
-Array = Any
+Index: TypeAlias = int | Integer[Array, "..."]
 
 __all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
 
@@ -30,13 +32,18 @@ _pytree.register_pytree_node(
 )
 
 
-def keep(dropout: Dropout, b: Array, h: Array, q: Array, k: Array, sizes: tuple[int, int, int, int]) -> Array:
+def keep(
+    dropout: Dropout[Array], b: Index, h: Index, q: Index, k: Index, sizes: tuple[int, int, int, int]
+) -> Bool[Array, "*shape"]:
     """Which weights are kept, True = kept: bool of the shape that the indices broadcast to.
 
     Args:
         dropout: the rate and the key.
         b, h, q, k: indices in the score matrix: integer tensors that broadcast, or ints.
         sizes: of the whole score matrix, (B, H, L, S).
+
+    Raises:
+        ValueError: the rate is not in [0, 1].
     """
     batch, heads, q_len, kv_len = sizes
     device = dropout.words.device
@@ -49,9 +56,10 @@ def keep(dropout: Dropout, b: Array, h: Array, q: Array, k: Array, sizes: tuple[
     return _keep(dropout.words, rows, k, dropout.rate, wide).expand(shape)
 
 
-def dense(dropout: Dropout, sizes: tuple[int, int, int, int]) -> Array:
-    """`keep` of the whole score matrix, `sizes` = (B, H, L, S): bool [B or 1, H or 1, L, S], 1 where the axis is
-    shared.
+def dense(dropout: Dropout[Array], sizes: tuple[int, int, int, int]) -> Bool[Array, "#B #H L S"]:
+    """`keep` of the whole score matrix, True = kept: bool [B or 1, H or 1, L, S], 1 where the axis is shared.
+
+    Arguments as in `keep`.
     """
     drawn = [1 if axis in dropout.shared else n for axis, n in zip(("batch", "heads", "", ""), sizes, strict=True)]
     device = dropout.words.device
@@ -59,14 +67,19 @@ def dense(dropout: Dropout, sizes: tuple[int, int, int, int]) -> Array:
     return keep(dropout, b, h, q, k, sizes)
 
 
-def module_keys(key: Any) -> tuple[Array, Array]:
+def module_keys(key: RandomKey) -> tuple[UInt32[Array, " 2"], UInt32[Array, " 2"]]:
     """The keys of a module's two draws, from the one that it is given: `fold_in(key, 0)` for the attention weights and
-    `fold_in(key, 1)` for the output.
+    `fold_in(key, 1)` for the output. Errors as in `rng.words`.
     """
     return rng.fold_in(key, 0), rng.fold_in(key, 1)
 
 
-def drop(x: Array, rate: float, key: Any, by: Any = None) -> Array:
+def drop(
+    x: Float[Array, "*shape"],
+    rate: float,
+    key: RandomKey,
+    by: Callable[[Array, Array, float], Array] | None = None,
+) -> Float[Array, "*shape"]:
     """Dropout of a tensor: x * keep / (1 - rate), with keep = bernoulli(key, float32(1 - rate), x.shape).
 
     Args:
@@ -74,6 +87,8 @@ def drop(x: Array, rate: float, key: Any, by: Any = None) -> Array:
         rate: the probability of being dropped, in (0, 1).
         key: a seed or two uint32 words.
         by: computes it, given x, keep and the rate, where a kernel brings its own.
+
+    Errors as in `maskattn.rng.bernoulli`.
     """
     kept = rng.bernoulli(rng.words(key, x.device), 1.0 - rate, x.shape)
     if by is not None:
@@ -83,7 +98,7 @@ def drop(x: Array, rate: float, key: Any, by: Any = None) -> Array:
 
 
 @operator("dropout_keep")
-def _keep(key: Tensor, rows: Tensor, columns: Tensor, rate: float, wide: bool) -> Tensor:
+def _keep(key: Array, rows: Array, columns: Array, rate: float, wide: bool) -> Array:
     """Whether element rows + columns (int64, broadcasting) is kept; `wide`: whether any is beyond 2**32."""
     shape = torch.broadcast_shapes(rows.shape, columns.shape)
     out = torch.empty(shape, dtype=torch.bool, device=key.device)
@@ -100,7 +115,7 @@ def _keep(key: Tensor, rows: Tensor, columns: Tensor, rate: float, wide: bool) -
     return out
 
 
-def _keep_rows(out: Tensor, rows: Tensor, columns: Tensor, schedule: Any, limit: int, wide: bool) -> None:
+def _keep_rows(out: Array, rows: Array, columns: Array, schedule: Schedule, limit: int, wide: bool) -> None:
     if wide:
         index = rows + columns
         x0, x1 = (index >> 32).to(torch.int32), index.to(torch.int32)
@@ -115,5 +130,5 @@ def _keep_rows(out: Tensor, rows: Tensor, columns: Tensor, schedule: Any, limit:
 
 
 @_keep.register_fake
-def _(key: Tensor, rows: Tensor, columns: Tensor, rate: float, wide: bool) -> Tensor:
+def _(key: Array, rows: Array, columns: Array, rate: float, wide: bool) -> Array:
     return torch.empty(torch.broadcast_shapes(rows.shape, columns.shape), dtype=torch.bool, device=key.device)

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TypeVar
 
-import numpy as np
 import torch
+from torch import Tensor as Array
 
 from maskattn.numerics.exact import FORMATS
+from maskattn.typing import NumPyArray
 
 __all__ = ["OPS"]
 
-Array = Any
+Carry = TypeVar("Carry")
+
 _INTEGERS = {16: torch.int16, 32: torch.int32, 64: torch.int64}
 
 
@@ -59,7 +61,7 @@ class _TorchOps:
     def any(self, x: Array, axis: int) -> Array:
         return x.any(dim=axis, keepdim=True)
 
-    def take(self, table: np.ndarray[Any, Any], index: Array) -> Array:
+    def take(self, table: NumPyArray, index: Array) -> Array:
         return torch.as_tensor(table, device=index.device)[index]
 
     def meet(self, a: Array, b: Array) -> Array:
@@ -80,7 +82,7 @@ class _TorchOps:
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         return torch.zeros(tuple(shape), dtype=torch.float64, device=like.device)
 
-    def scan(self, step: Callable[[Any, Any], Any], carry: Any, xs: Sequence[Array]) -> Any:
+    def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         for row in zip(*xs, strict=True):
             carry = step(carry, row)
         return carry

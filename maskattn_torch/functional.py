@@ -2,40 +2,63 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Literal, Unpack, overload
 
 import numpy as np
 import torch
+from jaxtyping import Bool, Float
 
 from maskattn._problems import Problems
-from maskattn.attention import Call, Framework, attend, choose, prepare
+from maskattn.attention import Call, Framework, Options, attend, choose, prepare
+from maskattn.biases import Bias
+from maskattn.masks import Mask
+from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
 from maskattn_torch import auto, lower, rng
 from maskattn_torch.kernels import KERNELS
-
-Array = Any
+from maskattn_torch.types import Array, Given, Operand, RandomKey
 
 __all__ = ["FRAMEWORK", "attention", "explain"]
 
 
+@overload
 def attention(
-    query: Array,
-    key: Array,
-    value: Array,
-    mask: Any = None,
+    query: Float[Operand, "B L H D"],
+    key: Float[Operand, "B S K D"],
+    value: Float[Operand, "B S K Dv"],
+    mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
     *,
-    bias: Any = None,
+    return_lse: Literal[False] = False,
+    **options: Unpack[Options[Operand]],
+) -> Float[Array, "B L H Dv"]: ...
+@overload
+def attention(
+    query: Float[Operand, "B L H D"],
+    key: Float[Operand, "B S K D"],
+    value: Float[Operand, "B S K Dv"],
+    mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
+    *,
+    return_lse: Literal[True],
+    **options: Unpack[Options[Operand]],
+) -> tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]: ...
+def attention(
+    query: Float[Operand, "B L H D"],
+    key: Float[Operand, "B S K D"],
+    value: Float[Operand, "B S K Dv"],
+    mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
+    *,
+    bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
     scale: float | None = None,
     softcap: float | None = None,
-    sinks: Array | None = None,
+    sinks: Float[Operand, " H"] | None = None,
     dropout_rate: float = 0.0,
-    dropout_key: Any = None,
-    dropout_broadcast: tuple[str, ...] = (),
-    empty_rows: str = "zero",
-    kernel: str = "auto",
-    precision: str = "highest",
+    dropout_key: RandomKey | None = None,
+    dropout_broadcast: tuple[SharedAxis, ...] = (),
+    empty_rows: EmptyRows = "zero",
+    kernel: KernelName = "auto",
+    precision: Precision = "highest",
     return_lse: bool = False,
     blocks: tuple[int, int] | None = None,
-) -> Any:
+) -> Float[Array, "B L H Dv"] | tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]:
     """Masked multi-head attention: softmax(softcap(scale * q.k) + bias) v, over the keys that the mask allows.
 
     Args:
@@ -93,16 +116,21 @@ def attention(
     return attend(call, FRAMEWORK)
 
 
-def explain(query: Array, key: Array, value: Array, mask: Any = None, **keywords: Any) -> tuple[str, str]:
-    """Which kernel `attention` would run for these arguments, and why: ("blockwise", "...").
+def explain(
+    query: Float[Operand, "B L H D"],
+    key: Float[Operand, "B S K D"],
+    value: Float[Operand, "B S K Dv"],
+    mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
+    **keywords: Unpack[Options[Operand]],
+) -> tuple[str, str]:
+    """Which kernel `attention` would run for these arguments, and why: ("blockwise", "..."). Nothing is computed.
 
-    Raises:
-        TypeError, ValueError: as `attention`; nothing is computed.
+    Arguments and errors as in `attention`.
     """
     return choose(prepare(Call(query, key, value, mask, **keywords), FRAMEWORK), FRAMEWORK)
 
 
-def _check(problems: Problems, operands: dict[str, Array]) -> None:
+def _check(problems: Problems, operands: dict[str, Operand]) -> None:
     query = operands["query"]
     for name, x in operands.items():
         if x is not query and isinstance(x, torch.Tensor) and isinstance(query, torch.Tensor):
@@ -110,7 +138,7 @@ def _check(problems: Problems, operands: dict[str, Array]) -> None:
                 problems.value(f"{name} is on {x.device}, but query on {query.device}")
 
 
-def _concrete(x: Any) -> Any:
+def _concrete(x: Given) -> NumPyArray | None:
     """The data of a mask or bias as NumPy, or None where they are traced (compiled code, torch.func)."""
     if not isinstance(x, torch.Tensor):
         return np.asarray(x)
@@ -123,7 +151,7 @@ def _concrete(x: Any) -> Any:
         return None
 
 
-FRAMEWORK = Framework(
+FRAMEWORK: Framework[Array] = Framework(
     kernels=KERNELS,
     auto=auto.choose,
     operand="a torch.Tensor",

@@ -15,25 +15,25 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from jaxtyping import Bool, Float, Int, Num, Shaped
+from torch import Tensor as Array
 
 from maskattn.losses import arguments
-
-Array = Any
+from maskattn.typing import Reduction
 
 __all__ = ["accuracy", "contrastive", "cross_entropy", "mae_loss", "masked_mean", "patchify", "simmim_loss"]
 
 
 def cross_entropy(
-    logits: Array,
-    labels: Array,
+    logits: Float[Array, "*N C"],
+    labels: Int[Array, "*N"],
     *,
-    weights: Array | None = None,
+    weights: Num[Array, "*shape"] | None = None,
     ignore_index: int = -100,
     label_smoothing: float = 0.0,
-    reduction: str = "mean",
-    group: Any = None,
-) -> Array:
+    reduction: Reduction = "mean",
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Float[Array, "*shape"]:
     """-log softmax(logits)[label], averaged: sum(w · loss) / sum(w) over what is not ignored.
 
     Args:
@@ -61,7 +61,13 @@ def cross_entropy(
     return _reduce(loss, weights, reduction, group)
 
 
-def masked_mean(values: Array, keep: Array, *, axis: int | tuple[int, ...] | None = None, group: Any = None) -> Array:
+def masked_mean(
+    values: Float[Array, "*shape"],
+    keep: Bool[Array, "*shape"],
+    *,
+    axis: int | tuple[int, ...] | None = None,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Float[Array, "*shape"]:
     """The mean of the values that are kept, 0 where none is.
 
     Args:
@@ -80,9 +86,9 @@ def masked_mean(values: Array, keep: Array, *, axis: int | tuple[int, ...] | Non
     return _ratio(wide.sum(dim=axes), counted.to(wide.dtype).sum(dim=axes), group)
 
 
-def patchify(images: Array, patch: int) -> Array:
-    """Images [B, H, W, C] as patches [B, H/patch · W/patch, patch · patch · C]: rows of patches, and in each rows of
-    pixels, channels last.
+def patchify(images: Shaped[Array, "B height width C"], patch: int) -> Shaped[Array, "B N P"]:
+    """`images` [B, H, W, C] as patches [B, H/patch · W/patch, patch · patch · C]: rows of patches, and in each rows of
+    pixels, channels last, as `patchify` of facebookresearch/mae (He et al. 2022) has them.
 
     Raises:
         ValueError: the sides are no multiples of patch. TypeError: patch is not an int.
@@ -94,7 +100,14 @@ def patchify(images: Array, patch: int) -> Array:
     return split.reshape(batch, rows * columns, patch * patch * channels)
 
 
-def mae_loss(prediction: Array, target: Array, removed: Array, *, normalize: bool = False, group: Any = None) -> Array:
+def mae_loss(
+    prediction: Float[Array, "B N P"],
+    target: Float[Array, "B N P"],
+    removed: Bool[Array, "B N"],
+    *,
+    normalize: bool = False,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Float[Array, ""]:
     """The mean squared error of each removed patch, averaged over them: MAE's loss.
 
     He et al. 2022 (arXiv:2111.06377, section 3, page 4, "Reconstruction target"). With `normalize`, the target of each
@@ -119,7 +132,13 @@ def mae_loss(prediction: Array, target: Array, removed: Array, *, normalize: boo
     return _reduce(loss, removed.to(loss.dtype), "mean", group)
 
 
-def simmim_loss(prediction: Array, target: Array, removed: Array, *, group: Any = None) -> Array:
+def simmim_loss(
+    prediction: Float[Array, "B height width C"],
+    target: Float[Array, "B height width C"],
+    removed: Bool[Array, "B h w"],
+    *,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Float[Array, ""]:
     """The mean absolute error over the hidden pixels and their channels: SimMIM's loss.
 
     Xie et al. 2022 (arXiv:2111.09886, section 3.4, page 4); without the 1e-5 that microsoft/SimMIM adds to the divisor.
@@ -141,15 +160,15 @@ def simmim_loss(prediction: Array, target: Array, removed: Array, *, group: Any 
 
 
 def contrastive(
-    queries: Array,
-    keys: Array,
+    queries: Float[Array, "B D"],
+    keys: Float[Array, "B D"],
     *,
-    valid: Array | None = None,
-    temperature: Any = 0.07,
+    valid: Bool[Array, " B"] | None = None,
+    temperature: float | Float[Array, ""] = 0.07,
     symmetric: bool = True,
     normalize: bool = True,
-    group: Any = None,
-) -> Array:
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Float[Array, ""]:
     """Each query is to find its own key among all keys: cross-entropy of queries · keys / temperature.
 
     InfoNCE (van den Oord et al. 2018, arXiv:1807.03748, section 2.3, equation 4); `symmetric` is CLIP's loss (Radford
@@ -179,8 +198,13 @@ def contrastive(
 
 
 def accuracy(
-    logits: Array, labels: Array, *, weights: Array | None = None, ignore_index: int = -100, group: Any = None
-) -> Array:
+    logits: Float[Array, "*N C"],
+    labels: Int[Array, "*N"],
+    *,
+    weights: Num[Array, "*shape"] | None = None,
+    ignore_index: int = -100,
+    group: torch.distributed.ProcessGroup | None = None,
+) -> Float[Array, ""]:
     """The weighted share of labels that are the largest logit (of equal ones the first); 0 where all are ignored.
 
     Arguments and errors as in `cross_entropy`; there is no gradient.
@@ -192,7 +216,7 @@ def accuracy(
     return _reduce(right.to(weights.dtype), weights, "mean", group)
 
 
-def _wide(x: Array) -> Any:
+def _wide(x: Array) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
@@ -207,14 +231,14 @@ def _weights(counted: Array, weights: Array | None, like: Array) -> Array:
     return torch.where(counted, _extend(weights.detach(), counted.ndim).to(_wide(like)), 0)
 
 
-def _reduce(loss: Array, weights: Array, reduction: str, group: Any) -> Array:
+def _reduce(loss: Array, weights: Array, reduction: Reduction, group: torch.distributed.ProcessGroup | None) -> Array:
     weighted = torch.where(weights != 0, loss, 0) * weights
     if reduction == "none":
         return weighted
     return weighted.sum() if reduction == "sum" else _ratio(weighted.sum(), weights.sum(), group)
 
 
-def _ratio(total: Array, count: Array, group: Any) -> Array:
+def _ratio(total: Array, count: Array, group: torch.distributed.ProcessGroup | None) -> Array:
     if group is not None:
         count = count.clone()
         torch.distributed.all_reduce(count, group=group)
@@ -226,7 +250,9 @@ def _unit(x: Array) -> Array:
     return x / torch.sqrt(torch.where(square == 0, 1, square))
 
 
-def _find(queries: Array, keys: Array, valid: Array, valid_keys: Array, start: int, temperature: Any) -> Array:
+def _find(
+    queries: Array, keys: Array, valid: Array, valid_keys: Array, start: int, temperature: float | Array
+) -> Array:
     """-log softmax(queries · keys / temperature) at each query's own key, which is its row + start: [B]."""
     logits = torch.where(valid_keys, queries @ keys.mT / temperature, -torch.inf)
     logits = torch.where(valid[:, None], logits, 0)
@@ -234,7 +260,7 @@ def _find(queries: Array, keys: Array, valid: Array, valid_keys: Array, start: i
     return -torch.gather(F.log_softmax(logits, dim=-1), 1, own[:, None])[:, 0]
 
 
-def _gathered(x: Array, group: Any) -> tuple[Array, int]:
+def _gathered(x: Array, group: torch.distributed.ProcessGroup | None) -> tuple[Array, int]:
     """The rows of all processes, and which of them is the first one here."""
     if group is None:
         return x, 0
@@ -245,14 +271,14 @@ class _AllGather(torch.autograd.Function):
     """Every process's rows, one after the other; backward, the gradients that all have for one's own are summed."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, group: Any) -> Tensor:
+    def forward(ctx: Any, x: Array, group: torch.distributed.ProcessGroup | None) -> Array:
         ctx.group = group
         parts = [torch.empty_like(x) for _ in range(torch.distributed.get_world_size(group))]
         torch.distributed.all_gather(parts, x.contiguous(), group=group)
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Any) -> tuple[Any, None]:
+    def backward(ctx: Any, *grads: Array) -> tuple[Any, None]:
         total = grads[0].clone()
         torch.distributed.all_reduce(total, group=ctx.group)
         rank, size = torch.distributed.get_rank(ctx.group), torch.distributed.get_world_size(ctx.group)

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Unpack, overload
 
 import torch
+from jaxtyping import Bool, Float
 from torch import nn
 from torch.nn import functional as F
 
+from maskattn.biases import Bias
 from maskattn.config import AttentionConfig, ConfigOptions
+from maskattn.masks import Mask
 from maskattn.modules import attend_heads, dropout_rates, given_config, head_shapes, module_inputs, of_kernel
+from maskattn.typing import KernelName
 from maskattn_torch import rng
 from maskattn_torch.dropout import drop, module_keys
 from maskattn_torch.functional import FRAMEWORK
-
-Array = Any
+from maskattn_torch.types import Array, Device, DType, Given, Operand, RandomKey
 
 __all__ = ["MultiHeadAttention"]
 
@@ -36,14 +40,28 @@ class MultiHeadAttention(nn.Module):
         TypeError, ValueError: neither a configuration nor sizes, both, or one error that lists every field at fault.
     """
 
+    sinks: nn.Parameter | None
+
     @overload
-    def __init__(self, config: AttentionConfig, *, device: Any = None, dtype: Any = None) -> None: ...
+    def __init__(self, config: AttentionConfig, *, device: Device = None, dtype: DType | None = None) -> None: ...
     @overload
     def __init__(
-        self, embed_dim: int, num_heads: int, *, device: Any = None, dtype: Any = None, **options: Unpack[ConfigOptions]
+        self,
+        embed_dim: int,
+        num_heads: int,
+        *,
+        device: Device = None,
+        dtype: DType | None = None,
+        **options: Unpack[ConfigOptions],
     ) -> None: ...
     def __init__(  # type: ignore[misc]
-        self, config: Any = None, num_heads: Any = None, *, device: Any = None, dtype: Any = None, **options: Any
+        self,
+        config: AttentionConfig | int | None = None,
+        num_heads: int | None = None,
+        *,
+        device: Device = None,
+        dtype: DType | None = None,
+        **options: object,
     ) -> None:
         super().__init__()
         self.config = config = given_config(type(self).__name__, config, num_heads, options)
@@ -53,28 +71,28 @@ class MultiHeadAttention(nn.Module):
         self.register_parameter("sinks", None if zeros is None else nn.Parameter(zeros))
         if not config.project:
             return
-        options = {"bias": config.qkv_bias, "device": device, "dtype": dtype}
+        given: dict[str, Any] = {"bias": config.qkv_bias, "device": device, "dtype": dtype}
         if self.fused:
-            self.qkv = nn.Linear(config.embed_dim, sum(self.rows), **options)
+            self.qkv = nn.Linear(config.embed_dim, sum(self.rows), **given)
         else:
-            self.q_proj = nn.Linear(config.embed_dim, self.rows[0], **options)
-            self.k_proj = nn.Linear(config.kdim, self.rows[1], **options)
-            self.v_proj = nn.Linear(config.vdim, self.rows[2], **options)
-        options["bias"] = config.out_bias
-        self.proj = nn.Linear(config.num_heads * config.v_head_dim, config.out_dim, **options)
+            self.q_proj = nn.Linear(config.embed_dim, self.rows[0], **given)
+            self.k_proj = nn.Linear(config.kdim, self.rows[1], **given)
+            self.v_proj = nn.Linear(config.vdim, self.rows[2], **given)
+        given["bias"] = config.out_bias
+        self.proj = nn.Linear(config.num_heads * config.v_head_dim, config.out_dim, **given)
 
     def forward(
         self,
-        query: Array,
-        key: Array | None = None,
-        value: Array | None = None,
+        query: Float[Operand, "B L E"],
+        key: Float[Operand, "B S kdim"] | None = None,
+        value: Float[Operand, "B S vdim"] | None = None,
         *,
-        mask: Any = None,
-        bias: Any = None,
-        dropout_key: Any = None,
+        mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
+        bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
+        dropout_key: RandomKey | None = None,
         deterministic: bool | None = None,
-        kernel: str = "auto",
-    ) -> Array:
+        kernel: KernelName = "auto",
+    ) -> Float[Array, "B L out_dim"]:
         """query [B, L, embed_dim], key [B, S, kdim], value [B, S, vdim] -> [B, L, out_dim].
 
         Args:
@@ -94,17 +112,21 @@ class MultiHeadAttention(nn.Module):
         given = module_inputs(where, config, (query, key, value), self._check, dropout_key, deterministic)
         inputs = self._project_in(*given, kernel)
         rate, out_rate = dropout_rates(config, deterministic)
-        keys = module_keys(rng.words(dropout_key, inputs[0].device)) if rate or out_rate else (None, None)
+        keys: tuple[Array | None, Array | None] = (None, None)
+        if dropout_key is not None and (rate or out_rate):
+            keys = module_keys(rng.words(dropout_key, inputs[0].device))
         out = attend_heads(config, FRAMEWORK, inputs, mask, bias, self.sinks, rate, keys[0], kernel).flatten(2)
         if config.project:
             out = _linear(out, self.proj.weight, self.proj.bias, kernel)
-        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop")) if out_rate else out
+        if keys[1] is None or not out_rate:
+            return out
+        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
 
     def extra_repr(self) -> str:
         """The configuration, for `repr`."""
         return repr(self.config)
 
-    def _check(self, where: str, name: str, x: Any) -> None:
+    def _check(self, where: str, name: str, x: object) -> None:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{where}: {name} must be a torch.Tensor, got {type(x).__name__}")
         if not self.config.project or torch.is_autocast_enabled(x.device.type):
@@ -112,7 +134,7 @@ class MultiHeadAttention(nn.Module):
         if x.dtype != self.proj.weight.dtype:
             raise TypeError(f"{where}: {name} is {x.dtype}, but the parameters are {self.proj.weight.dtype}")
 
-    def _project_in(self, query: Array, key: Array, value: Array, kernel: str) -> Any:
+    def _project_in(self, query: Array, key: Array, value: Array, kernel: KernelName) -> Sequence[Array]:
         if not self.config.project:
             return query, key, value
         if not self.fused:
@@ -126,7 +148,7 @@ class MultiHeadAttention(nn.Module):
         return [_linear(x, w, b, kernel) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
 
 
-def _linear(x: Array, weight: Array, bias: Array | None, kernel: str) -> Array:
+def _linear(x: Array, weight: Array, bias: Array | None, kernel: KernelName) -> Array:
     """x [..., in] times weight [out, in], plus bias [out]; by the kernel's own `linear` where it brings one."""
     own = of_kernel(FRAMEWORK, kernel, "linear")
     return F.linear(x, weight, bias) if own is None else own(x, weight.T, bias)

@@ -14,7 +14,7 @@ from maskattn.optimizers import OptimizerState, from_torch, to_torch
 __all__ = ["dump", "load"]
 
 
-def dump(optimizer: Any, names: Sequence[str] | None = None) -> OptimizerState:
+def dump(optimizer: torch.optim.Optimizer, names: Sequence[str] | None = None) -> OptimizerState:
     """The moments of a ``torch.optim`` Adam, AdamW or SGD by parameter name: new NumPy arrays.
 
     Args:
@@ -28,8 +28,8 @@ def dump(optimizer: Any, names: Sequence[str] | None = None) -> OptimizerState:
     return from_torch(_state_dict(optimizer), None if names is None else list(names))
 
 
-def load(optimizer: Any, state: OptimizerState, names: Sequence[str] | None = None) -> None:
-    """Writes moments and the step count into ``optimizer``, in place; its hyperparameters stay.
+def load(optimizer: torch.optim.Optimizer, state: OptimizerState, names: Sequence[str] | None = None) -> None:
+    """Writes moments and the step count of ``state`` into ``optimizer``, in place; its hyperparameters stay.
 
     Args as for ``dump``. Names, shapes and dtypes must be those of its parameters; everything is checked before
     anything is written.
@@ -49,7 +49,7 @@ def load(optimizer: Any, state: OptimizerState, names: Sequence[str] | None = No
     optimizer.load_state_dict(new)
 
 
-def _state_dict(optimizer: Any) -> dict[str, Any]:
+def _state_dict(optimizer: object) -> dict[str, Any]:
     """The optimizer's state with tensors copied to NumPy arrays."""
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(f"optimizer must be a torch.optim.Optimizer, got {type(optimizer).__qualname__}")
@@ -60,5 +60,5 @@ def _state_dict(optimizer: Any) -> dict[str, Any]:
     return dict(saved)
 
 
-def _copied(value: Any) -> Any:
+def _copied(value: object) -> Any:
     return np.array(arrays.to_numpy(value), copy=True) if isinstance(value, torch.Tensor) else value

@@ -7,22 +7,21 @@ tensors are NumPy arrays by the names of ``maskattn.convert.layouts.canonical``.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Shaped
 
 from maskattn.arrays import to_numpy, to_torch
 from maskattn.config import AttentionConfig
-from maskattn.convert import layouts, live
+from maskattn.convert import layouts, modules
 from maskattn.convert.layouts import Layout
-
-Array = Any
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["config_of", "dump", "load"]
 
 
-def load(module: Any, tensors: Mapping[str, Array]) -> None:
+def load(module: torch.nn.Module, tensors: Mapping[str, Shaped[Array, "*shape"]]) -> None:
     """Writes canonical ``tensors`` into ``module``, in place.
 
     Names, shapes and dtypes must be those of the module; everything is checked before anything is written.
@@ -32,17 +31,19 @@ def load(module: Any, tensors: Mapping[str, Array]) -> None:
         TypeError: a module of a kind not known here.
     """
     layout, config = _describe(module)
-    held, name_of = dict(module.named_parameters()), live.name_of(module)
+    held, name_of = dict(module.named_parameters()), modules.name_of(module)
     fits = {name: (tuple(p.shape), str(p.dtype).removeprefix("torch.")) for name, p in held.items()}
-    new = live.stored(layout, config, tensors, fits, name_of)
-    live.raise_if_any([f"{name}: on the meta device, without memory" for name, p in held.items() if p.is_meta], name_of)
+    new = modules.stored(layout, config, tensors, fits, name_of)
+    modules.raise_if_any(
+        [f"{name}: on the meta device, without memory" for name, p in held.items() if p.is_meta], name_of
+    )
     ready = {name: to_torch(np.array(array, order="C", copy=True)) for name, array in new.items()}
     with torch.no_grad():
         for name, parameter in held.items():
             parameter.copy_(ready[name])
 
 
-def dump(module: Any) -> dict[str, Array]:
+def dump(module: torch.nn.Module) -> dict[str, Shaped[Array, "*shape"]]:
     """The parameters of ``module`` as canonical tensors: new NumPy arrays, bfloat16 as ml_dtypes'.
 
     Raises:
@@ -51,15 +52,19 @@ def dump(module: Any) -> dict[str, Array]:
     """
     layout, config = _describe(module)
     held = {name: to_numpy(parameter) for name, parameter in module.named_parameters()}
-    return live.dumped(layout, config, held, live.name_of(module))
+    return modules.dumped(layout, config, held, modules.name_of(module))
 
 
-def config_of(module: Any) -> AttentionConfig:
-    """The configuration of a live module: its own, or what the framework's module was built with."""
+def config_of(module: torch.nn.Module) -> AttentionConfig:
+    """The configuration of a live module: its own, or what the framework's module was built with.
+
+    Raises:
+        TypeError: another module. ValueError: the module adds a row of zeros, which no other can.
+    """
     return _describe(module)[1]
 
 
-def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
+def _describe(module: object) -> tuple[Layout, AttentionConfig]:
     if isinstance(module, torch.nn.MultiheadAttention):
         return layouts.get("torch-mha"), _mha_config(module)
     config = getattr(module, "config", None)
@@ -67,13 +72,13 @@ def _describe(module: Any) -> tuple[Layout, AttentionConfig]:
         return layouts.get("maskattn-torch"), config
     raise TypeError(
         f"module must be a MultiHeadAttention or Attention of maskattn_torch or a torch.nn.MultiheadAttention, "
-        f"got {live.name_of(module)}"
+        f"got {modules.name_of(module)}"
     )
 
 
 def _mha_config(module: torch.nn.MultiheadAttention) -> AttentionConfig:
     if module.add_zero_attn:
-        raise ValueError(f"{live.name_of(module)}: add_zero_attn is set, which no other module here can express")
+        raise ValueError(f"{modules.name_of(module)}: add_zero_attn is set, which no other module here can express")
     bias = module.in_proj_bias is not None
     return AttentionConfig(
         module.embed_dim,

@@ -10,11 +10,12 @@ and in pieces that stay in the cache. A compiler that traced the rounds would do
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor
+from jaxtyping import Bool, Float, Integer, Shaped, UInt, UInt32
 
 from maskattn._fields import broadcasts
 from maskattn._problems import Problems
@@ -22,11 +23,14 @@ from maskattn.arrays import dtype_named
 from maskattn.numerics import rng, rng_arguments
 from maskattn.numerics.fma import multiply_add
 from maskattn.numerics.rng import PARITY, ROTATIONS, WORD, Shape
+from maskattn.typing import Width
 from maskattn_torch._operators import operator
-
-Array = Any
+from maskattn_torch.types import Array, Device, DType, Given, RandomKey
 
 __all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform", "words"]
+
+#: What is added to the two words of a counter, before and after the groups of rounds.
+Schedule: TypeAlias = list[tuple[Array, Array]]
 
 # Each of some 130 passes goes over one piece: on a CPU its three arrays stay in the cache, and calls cost little; on a
 # device a pass is a launch.
@@ -43,38 +47,46 @@ _FLOATS = {
 }
 
 
-def key(seed: int) -> Array:
-    """The key of a seed in [0, 2**31), as `jax.random.key(seed)` holds it: uint32 [2], on the CPU."""
+def key(seed: int) -> UInt32[Array, " 2"]:
+    """The key of a seed in [0, 2**31), as `jax.random.key(seed)` holds it: uint32 [2], on the CPU.
+
+    Errors as in `maskattn.rng.key`.
+    """
     return torch.from_numpy(rng.key(seed))
 
 
-def split(key: Any, n: Shape = 2) -> Array:
-    """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape."""
+def split(key: RandomKey, n: Shape = 2) -> UInt32[Array, "... 2"]:
+    """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape.
+
+    Arguments and errors as in `maskattn.rng.split`.
+    """
     key, (shape, _) = words(key), rng_arguments.check_part(n, 0)
     counters = torch.arange(math.prod(shape), device=key.device)
     return _hash(key, counters).reshape(*shape, 2)
 
 
-def fold_in(key: Any, data: Any) -> Array:
+def fold_in(key: RandomKey, data: int | Integer[Given, "*shape"]) -> UInt32[Array, "... 2"]:
     """A new key from a key and a number, as `jax.random.fold_in(key, data)`: uint32 [2].
 
     Args:
         key: uint32 [2].
         data: an integer in [0, 2**32), or an integer tensor, which gives a key for each: uint32 [*data.shape, 2]. A
             tensor's values are not checked: reading them would wait for its device.
+
+    Errors as in `maskattn.rng.fold_in`.
     """
     key = words(key)
     if isinstance(data, int):  # a number needs no NumPy, which a compiler cannot follow
         rng_arguments.check_data(data, data)
         data = torch.tensor(data, device=key.device)
-    elif not isinstance(data, Tensor):
+    elif not isinstance(data, Array):
         data = torch.as_tensor(rng_arguments.check_numbers(data).astype(np.int64), device=key.device)
     elif data.is_floating_point() or data.is_complex() or data.dtype == torch.bool:
         raise TypeError(f"data: expected integers in [0, 2**32), got dtype {data.dtype}")
     return _hash(key, data.to(torch.int64) & WORD)
 
 
-def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
+def bits(key: RandomKey, shape: Shape = (), width: Width = 32, start: int = 0) -> UInt[Array, "*shape"]:
     """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype. Arguments and
     errors as in `maskattn.rng.bits`."""
     rng_arguments.check_width(width)
@@ -83,8 +95,13 @@ def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
 
 
 def uniform(
-    key: Any, shape: Shape = (), dtype: Any = torch.float32, minval: float = 0.0, maxval: float = 1.0, start: int = 0
-) -> Array:
+    key: RandomKey,
+    shape: Shape = (),
+    dtype: DType = torch.float32,
+    minval: float = 0.0,
+    maxval: float = 1.0,
+    start: int = 0,
+) -> Float[Array, "*shape"]:
     """Random numbers in [minval, maxval), as `jax.random.uniform` returns them. Arguments and errors as in
     `maskattn.rng.uniform`."""
     if dtype not in _FLOATS:
@@ -93,15 +110,17 @@ def uniform(
     return _uniform(words(key), first, math.prod(dims), dtype, float(minval), float(maxval)).reshape(dims)
 
 
-def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0) -> Array:
+def bernoulli(
+    key: RandomKey, p: float | Float[Array, "*shape"] = 0.5, shape: Shape | None = None, start: int = 0
+) -> Bool[Array, "*shape"]:
     """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
 
     Arguments and errors as in `maskattn.rng.bernoulli`; the values of a tensor `p` are not checked: reading them would
     wait for its device.
     """
-    given = tuple(p.shape) if isinstance(p, Tensor) else ()
+    given = tuple(p.shape) if isinstance(p, Array) else ()
     dims, low = rng_arguments.check_part(given if shape is None else shape, start)
-    if not isinstance(p, Tensor):
+    if not isinstance(p, Array):
         return _bernoulli(words(key), low, math.prod(dims), p).reshape(dims)
     if not p.is_floating_point():
         raise TypeError(f"p: expected a probability in [0, 1], got dtype {p.dtype}")
@@ -112,11 +131,13 @@ def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0
     return (_bits(words(key), low, math.prod(dims), 32).reshape(dims) >> 9) & 0x7FFFFF < limit
 
 
-def permutation(key: Any, x: Any, axis: int = 0, independent: bool = False) -> Array:
+def permutation(
+    key: RandomKey, x: int | Shaped[Array, "*shape"], axis: int = 0, independent: bool = False
+) -> Shaped[Array, "*shape"]:
     """A random permutation, as `jax.random.permutation` returns it, of a tensor, or for `x` an int of the int32 numbers
     0 to x - 1. Arguments and errors as in `maskattn.rng.permutation`."""
     key = words(key)
-    if not isinstance(x, Tensor):
+    if not isinstance(x, Array):
         (size,), _ = rng_arguments.check_part(x, 0)
         x = torch.arange(size, dtype=torch.int32, device=key.device)
     axis = rng_arguments.check_axis(axis, x.ndim)
@@ -125,18 +146,20 @@ def permutation(key: Any, x: Any, axis: int = 0, independent: bool = False) -> A
     return _shuffled(key, x, axis)
 
 
-def words(key: Any, device: Any = None) -> Array:
-    """The two uint32 words of what may stand for a key: a seed in [0, 2**31), or the words, of PyTorch or NumPy.
+def words(key: RandomKey, device: Device = None) -> UInt32[Array, " 2"]:
+    """The two uint32 words of what may stand for a key: a seed in [0, 2**31), or the words, of PyTorch or NumPy; on
+    `device` (default: where they are, else the CPU).
 
     Raises:
         TypeError, ValueError: for anything else.
     """
     problems = Problems("random numbers")
-    rng_arguments.check_key(problems, "key", key)
-    if not problems and not isinstance(key, (int, np.generic, np.ndarray, Tensor)):
-        problems.type(f"key must be of PyTorch or NumPy, got {type(key).__name__}")
+    given: object = key
+    rng_arguments.check_key(problems, "key", given)
+    if not problems and not isinstance(given, (int, np.generic, np.ndarray, Array)):
+        problems.type(f"key must be of PyTorch or NumPy, got {type(given).__name__}")
     problems.raise_if_any()
-    if isinstance(key, Tensor):
+    if isinstance(key, Array):
         return key if device is None else key.to(device)
     return torch.as_tensor(np.array(key if isinstance(key, np.ndarray) else rng.key(key)), device=device)
 
@@ -150,7 +173,7 @@ def _shuffled(key: Array, x: Array, axis: int) -> Array:
 
 
 @operator("random_hash")
-def _hash(key: Tensor, counters: Tensor) -> Tensor:
+def _hash(key: Array, counters: Array) -> Array:
     """Both words of the hash of counters below 2**32: uint32 [*counters.shape, 2]."""
     x1 = counters.to(torch.int32).contiguous()
     x0 = torch.zeros_like(x1)
@@ -159,12 +182,12 @@ def _hash(key: Tensor, counters: Tensor) -> Tensor:
 
 
 @_hash.register_fake
-def _(key: Tensor, counters: Tensor) -> Tensor:
+def _(key: Array, counters: Array) -> Array:
     return key.new_empty((*counters.shape, 2))
 
 
 @operator("random_bits")
-def _bits(key: Tensor, start: int, count: int, width: int) -> Tensor:
+def _bits(key: Array, start: int, count: int, width: int) -> Array:
     """Elements start to start + count - 1 of the flat `bits`, as signed integers of that width."""
     out = torch.empty(count, dtype=_signed(width), device=key.device)
     _draw(out, key, start, lambda piece, low, x0, x1: _join(piece, x0, x1, width))
@@ -172,19 +195,19 @@ def _bits(key: Tensor, start: int, count: int, width: int) -> Tensor:
 
 
 @_bits.register_fake
-def _(key: Tensor, start: int, count: int, width: int) -> Tensor:
+def _(key: Array, start: int, count: int, width: int) -> Array:
     return torch.empty(count, dtype=_signed(width), device=key.device)
 
 
 @operator("random_uniform")
-def _uniform(key: Tensor, start: int, count: int, dtype: torch.dtype, minval: float, maxval: float) -> Tensor:
+def _uniform(key: Array, start: int, count: int, dtype: torch.dtype, minval: float, maxval: float) -> Array:
     """Elements start to start + count - 1 of the flat `uniform`."""
     low, span = map(float, rng_arguments.check_bounds(dtype_named(str(dtype).removeprefix("torch.")), minval, maxval))
     drawn, explicit, integer = _FLOATS[dtype]
     one = torch.ones((), dtype=dtype, device=key.device)
     out = torch.empty(count, dtype=dtype, device=key.device)
 
-    def fill(piece: Tensor, at: int, x0: Tensor, x1: Tensor) -> None:
+    def fill(piece: Array, at: int, x0: Array, x1: Array) -> None:
         words = _join(torch.empty(piece.shape, dtype=_signed(drawn), device=key.device), x0, x1, drawn)
         significands = (words >> (drawn - explicit)).to(integer) & ((1 << explicit) - 1)
         unit = (significands | one.view(integer)).view(dtype) - one
@@ -197,16 +220,16 @@ def _uniform(key: Tensor, start: int, count: int, dtype: torch.dtype, minval: fl
 
 
 @_uniform.register_fake
-def _(key: Tensor, start: int, count: int, dtype: torch.dtype, minval: float, maxval: float) -> Tensor:
+def _(key: Array, start: int, count: int, dtype: torch.dtype, minval: float, maxval: float) -> Array:
     return torch.empty(count, dtype=dtype, device=key.device)
 
 
 @operator("random_bernoulli")
-def _bernoulli(key: Tensor, start: int, count: int, p: float) -> Tensor:
+def _bernoulli(key: Array, start: int, count: int, p: float) -> Array:
     """Elements start to start + count - 1 of the flat `bernoulli`."""
     limit, out = rng.bernoulli_limit(p), torch.empty(count, dtype=torch.bool, device=key.device)
 
-    def fill(piece: Tensor, at: int, x0: Tensor, x1: Tensor) -> None:
+    def fill(piece: Array, at: int, x0: Array, x1: Array) -> None:
         words = x0.bitwise_xor_(x1)
         torch.lt(words.bitwise_right_shift_(9).bitwise_and_(0x7FFFFF), limit, out=piece)
 
@@ -215,11 +238,11 @@ def _bernoulli(key: Tensor, start: int, count: int, p: float) -> Tensor:
 
 
 @_bernoulli.register_fake
-def _(key: Tensor, start: int, count: int, p: float) -> Tensor:
+def _(key: Array, start: int, count: int, p: float) -> Array:
     return torch.empty(count, dtype=torch.bool, device=key.device)
 
 
-def _draw(out: Tensor, key: Tensor, start: int, fill: Any) -> None:
+def _draw(out: Array, key: Array, start: int, fill: Callable[[Array, int, Array, Array], object]) -> None:
     """Call `fill(part of out, its place in out, x0, x1)` with both words of the hashes of each piece's counters."""
     schedule, step = _schedule(key), _piece(key.device)
     for low in range(0, len(out), step):
@@ -235,14 +258,14 @@ def _draw(out: Tensor, key: Tensor, start: int, fill: Any) -> None:
         fill(piece, low, x0, x1)
 
 
-def _join(out: Tensor, x0: Tensor, x1: Tensor, width: int) -> Tensor:
+def _join(out: Array, x0: Array, x1: Array, width: int) -> Array:
     """Random words of a width from the two that a hash gives, into `out`."""
     if width == 64:
         return torch.bitwise_or(x0.to(torch.int64) << 32, x1.to(torch.int64) & WORD, out=out)
     return out.copy_(x0.bitwise_xor_(x1))  # 8 and 16 bits are the lowest ones
 
 
-def _multiply_add(u: Tensor, span: float, low: float) -> Tensor:
+def _multiply_add(u: Array, span: float, low: float) -> Array:
     """u * span + low: rounded once in float32 and float64, twice (as XLA does) in 16 bits."""
     if u.dtype.itemsize == 2:
         return u * span + low
@@ -263,7 +286,7 @@ def _piece(device: torch.device) -> int:
     return _PIECE if device.type == "cpu" else _DEVICE_PIECE
 
 
-def _schedule(key: Tensor) -> list[tuple[Tensor, Tensor]]:
+def _schedule(key: Array) -> Schedule:
     """What is added to the two words of a counter: first, and after each of the five groups of rounds; int32 []."""
     k0, k1 = key.view(torch.int32).unbind()
     words = (k0, k1, k0 ^ k1 ^ PARITY)
@@ -271,7 +294,7 @@ def _schedule(key: Tensor) -> list[tuple[Tensor, Tensor]]:
     return [(words[0], words[1]), *later]
 
 
-def _threefry2x32(schedule: list[tuple[Tensor, Tensor]], x0: Tensor, x1: Tensor, scratch: Tensor) -> None:
+def _threefry2x32(schedule: Schedule, x0: Array, x1: Array, scratch: Array) -> None:
     """Threefry-2x32, 20 rounds, in place on two int32 tensors of one shape, modulo 2**32."""
     x0.add_(schedule[0][0])
     x1.add_(schedule[0][1])

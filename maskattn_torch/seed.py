@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
+from jaxtyping import Float, Num
 
 from maskattn.modules import seed_config, seed_mask
+from maskattn.typing import KernelName
 from maskattn_torch.functional import FRAMEWORK
 from maskattn_torch.multihead import MultiHeadAttention
-
-Array = Any
+from maskattn_torch.types import Array, RandomKey
 
 __all__ = ["Attention"]
 
@@ -43,13 +42,13 @@ class Attention(MultiHeadAttention):
 
     def forward(  # type: ignore[override]
         self,
-        x: Array,
-        attention_mask: Array | None = None,
+        x: Float[Array, "B N E"],
+        attention_mask: Num[Array, "*shape"] | None = None,
         *,
-        dropout_key: Any = None,
+        dropout_key: RandomKey | None = None,
         deterministic: bool | None = None,
-        kernel: str = "auto",
-    ) -> Array:
+        kernel: KernelName = "auto",
+    ) -> Float[Array, "B N E"]:
         """x [B, N, dim] -> [B, N, dim].
 
         Args:
@@ -64,7 +63,7 @@ class Attention(MultiHeadAttention):
         return super().forward(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
 
 
-def soft_mask(attention_mask: Array, x: Array, heads: int) -> Array:
+def soft_mask(attention_mask: Num[Array, "*shape"], x: Float[Array, "B N E"], heads: int) -> Float[Array, "#B #H #N N"]:
     """(1 - mask) * -10000 in float32 (float64 for float64 inputs), with the axes of [B, H, N, N]."""
     keep = seed_mask(attention_mask, x, heads, FRAMEWORK)
     dtype = torch.float64 if x.dtype == torch.float64 else torch.float32

@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from jaxtyping import Float, Int
+from torch import Tensor as Array
 
 from maskattn.numerics.exact import table as exact_table
 from maskattn_torch._operators import operator
@@ -13,15 +14,13 @@ from maskattn_torch.exact_ops import OPS
 
 __all__ = ["look_up", "row_sums"]
 
-Array = Any
 
-
-def look_up(table: Array, rows: Array) -> Array:
+def look_up(table: Float[Array, "R H"], rows: Int[Array, "B 1 L S"]) -> Float[Array, "B H L S"]:
     """table[rows]: table [R, H], rows int [B, 1, L, S] -> [B, H, L, S]. Its gradient is `row_sums`."""
     return _LookUp.apply(table, rows)
 
 
-def row_sums(d_values: Array, rows: Array, count: int) -> Array:
+def row_sums(d_values: Float[Array, "B H L S"], rows: Int[Array, "B 1 L S"], count: int) -> Float[Array, "R H"]:
     """The sums of d_values [B, H, L, S] over each of `count` rows: [count, H], summed exactly and rounded once."""
     return _RowSums.apply(d_values, rows, count)
 
@@ -32,7 +31,7 @@ class _LookUp(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(table: Tensor, rows: Tensor) -> Tensor:
+    def forward(table: Array, rows: Array) -> Array:
         return table[rows[:, 0]].movedim(-1, 1)
 
     @staticmethod
@@ -42,7 +41,7 @@ class _LookUp(torch.autograd.Function):
         ctx.count = table.shape[0]
 
     @staticmethod
-    def backward(ctx: Any, d_values: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_values: Array) -> tuple[Any, ...]:
         return row_sums(d_values, ctx.saved_tensors[0], ctx.count), None
 
 
@@ -50,7 +49,7 @@ class _RowSums(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(d_values: Tensor, rows: Tensor, count: int) -> Tensor:
+    def forward(d_values: Array, rows: Array, count: int) -> Array:
         return _row_sums(d_values, rows, count)
 
     @staticmethod
@@ -58,16 +57,16 @@ class _RowSums(torch.autograd.Function):
         ctx.save_for_backward(inputs[1])
 
     @staticmethod
-    def backward(ctx: Any, d_table: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_table: Array) -> tuple[Any, ...]:
         return look_up(d_table, ctx.saved_tensors[0]), None, None
 
 
 @operator("table_row_sums")
-def _row_sums(d_values: Tensor, rows: Tensor, count: int) -> Tensor:
+def _row_sums(d_values: Array, rows: Array, count: int) -> Array:
     numbers = torch.arange(count, device=rows.device)
     return exact_table.row_sums(OPS, d_values, rows.long(), numbers).contiguous()
 
 
 @_row_sums.register_fake
-def _(d_values: Tensor, rows: Tensor, count: int) -> Tensor:
+def _(d_values: Array, rows: Array, count: int) -> Array:
     return d_values.new_empty((count, d_values.shape[1]))

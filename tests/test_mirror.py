@@ -9,7 +9,18 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 #: What is about all packages together.
-WHOLE = {"bad_input", "contributing", "frameworks", "imports", "without", "mirror", "readme", "tolerances", "twins"}
+WHOLE = {
+    "bad_input",
+    "contributing",
+    "frameworks",
+    "guide",
+    "imports",
+    "without",
+    "mirror",
+    "readme",
+    "tolerances",
+    "twins",
+}
 #: Rooms whose tests are elsewhere.
 ELSEWHERE = {"losses": "twins/losses"}  # the room checks arguments, for both twins
 

@@ -20,12 +20,26 @@ DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a proc
 TPU = "Splash attention is a function of JAX alone"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
 PLATFORM = "JAX traces for a platform; PyTorch runs where its tensors are"
+OWN = "each framework has modules and optimizers of its own"
+FUNCTIONAL = "parameters of Linen, and states of optax, are values: new ones are returned"
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', "
     "'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', "
     "'corrupt', 'explain', 'losses', 'lower', 'merge', 'optimizers', 'params'] in maskattn_torch": "see linen.py",
+    "optimizers.dump: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
+    "optimizers.load: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
+    "optimizers.load -> PyTree | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
+    "params.config_of: module: nnx.Module in maskattn_jax, torch.nn.Module in maskattn_torch": OWN,
+    "params.dump: module: nnx.Module | Mapping[str, PyTree] in maskattn_jax, torch.nn.Module in maskattn_torch": OWN,
+    "params.load: module: nnx.Module | flax.linen.Module | AttentionConfig in maskattn_jax, torch.nn.Module in "
+    "maskattn_torch": OWN,
+    "params.load -> dict[str, PyTree] | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
+    "testing.training.make_optimizer -> nnx.Optimizer in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
+    "testing.adapter.from_numpy -> jax.Array in maskattn_jax, torch.Tensor in maskattn_torch": "the framework's own",
+    "types: __all__ ['Array', 'DType', 'Given', 'Operand', 'RandomKey'] in maskattn_jax, ['Array', 'DType', 'Device', "
+    "'Given', 'Operand', 'RandomKey'] in maskattn_torch": DEVICE,
     "testing.adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "as most do",
     "corruption.corrupt: device only in maskattn_torch": DEVICE,
     "kernels/blockwise/additions.py: only in maskattn_torch": CALLS,
@@ -33,14 +47,14 @@ ALLOWED = {
     "kernels/blockwise/flash.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/flex.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/products.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise/spec.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/packing.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/walk.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/windows.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/backward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/shards.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/arrays.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/forward.py: only in maskattn_jax": LOOPS,
-    "kernels/blockwise/problem.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/tiled_call.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/steps.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tile.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tiling.py: only in maskattn_jax": LOOPS,
@@ -67,6 +81,7 @@ ALLOWED = {
     "'to_additive', 'to_block_mask', 'to_dense'] in maskattn_torch": TARGETS,
     "lower.backends: __all__ ['to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['to_block_mask'] in "
     "maskattn_torch": TARGETS,
+    "lower.backends: DotProductKeywords only in maskattn_jax": TARGETS,
     "lower.backends: to_block_mask only in maskattn_torch": TARGETS,
     "lower.backends: to_dot_product_attention only in maskattn_jax": TARGETS,
     "lower.backends: to_splash_mask only in maskattn_jax": TARGETS,
@@ -77,6 +92,8 @@ ALLOWED = {
     "lower._dense.bias: device only in maskattn_torch": DEVICE,
     "lower._dense.to_additive: device only in maskattn_torch": DEVICE,
     "lower._dense.to_dense: device only in maskattn_torch": DEVICE,
+    "multihead.MultiHeadAttention.__call__: dropout_key: RandomKey | nnx.Rngs | None in maskattn_jax, RandomKey | None "
+    "in maskattn_torch": RNGS,
     "multihead.MultiHeadAttention.__init__: device only in maskattn_torch": DEVICE,
     "multihead.MultiHeadAttention.__init__: param_dtype only in maskattn_jax": DTYPE,
     "multihead.MultiHeadAttention.__init__: rngs only in maskattn_jax": RNGS,
@@ -85,7 +102,7 @@ ALLOWED = {
     "rng.words: device only in maskattn_torch": DEVICE,
     "seed.Attention.__init__: rngs only in maskattn_jax": RNGS,
     "testing.models.Block.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.Model.__init__: rngs only in maskattn_jax": RNGS,
+    "testing.models.TaskModel.__init__: rngs only in maskattn_jax": RNGS,
     "testing.adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
 }
 
@@ -138,6 +155,11 @@ def compare_signatures(where, first, second, packages):
             yield f"{where}: {name} is {one.kind.description} in {packages[0]}, {two.kind.description} in {packages[1]}"
         if plain(one.default) != plain(two.default):
             yield f"{where}: {name} = {plain(one.default)} in {packages[0]}, {plain(two.default)} in {packages[1]}"
+        if one.annotation != two.annotation:
+            yield f"{where}: {name}: {one.annotation} in {packages[0]}, {two.annotation} in {packages[1]}"
+    returned = [inspect.signature(function).return_annotation for function in (first, second)]
+    if returned[0] != returned[1]:
+        yield f"{where} -> {returned[0]} in {packages[0]}, {returned[1]} in {packages[1]}"
 
 
 def differences(*packages):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._pairs import Pairwise, filled
@@ -16,19 +14,19 @@ class Bias(Pairwise):
     `maskattn.masks.Mask`: static, `data()` or `part()`.
     """
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         if "values" in vars(cls):
             cls.values = filled(vars(cls)["values"])  # type: ignore[method-assign]
         super().__init_subclass__(**options)
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Bias]:
-        """Biases of this class that fit these sizes, chosen with `draws`: the parity suite runs them."""
+        """Biases of this class that fit the sizes of `shape`, chosen with `draws`: the parity suite runs them."""
         return []
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         """What is added for query q and key k of batch row b and head h.
 
-        The indices are those of `Mask.allowed`; the result is float, of their broadcast shape.
+        Arguments as in `masks.Mask.allowed`; the result is float, of their broadcast shape.
         """
         raise NotImplementedError(f"{type(self).__name__} does not define values(b, h, q, k)")

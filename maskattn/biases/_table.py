@@ -23,8 +23,8 @@ class TableBias(Bias):
         raise NotImplementedError(f"{type(self).__name__} does not define rows(b, q, k)")
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        found, _ = gather(self.table, self.rows(b, q, k), h, stretch=(1,))
-        return found
+        values, _ = gather(self.table, self.rows(b, q, k), h, stretch=(1,))
+        return values
 
     @property
     def depends(self) -> frozenset[str]:

@@ -1,15 +1,17 @@
 from __future__ import annotations
 
+from maskattn._arithmetic import negated
 from maskattn._declared import declared, number, part
 from maskattn._fields import Array
-from maskattn._pairs import negated, restrict
+from maskattn._pairs import restrict
 from maskattn.biases._base import Bias
 from maskattn.masks import Mask
 
 
 @declared
 class Additive(Bias):
-    """(1 - allowed) * value: a mask as a finite number added to the score, as BERT and many others publish it.
+    """(1 - allowed) * value: a mask as a finite number added to the score, as BERT (Devlin et al. 2019, modeling.py
+    of google-research/bert), the seed module and many others have it.
 
     Unlike a mask it forbids nothing: a row whose keys are all masked attends as if none were. Every dtype adds the same
     number.

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import decimal
 import functools
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,6 +12,9 @@ from maskattn._lookup import at_row, gather, rows_of
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.biases._base import Bias
+
+if TYPE_CHECKING:
+    from jaxtyping import Float32, Int
 
 
 @declared
@@ -37,9 +41,11 @@ class ALiBi(Bias):
     """
 
     heads: int = integer(minimum=1, meaning="query heads")
-    slopes: Array = data("float32", "[heads]", none="the published ones", default=None, meaning="one per head")
+    slopes: Float32[Array, " H"] = data(
+        "float32", "[heads]", none="the published ones", default=None, meaning="one per head"
+    )
     form: str = choice("distance", "key", default="distance", meaning="which of the two is added")
-    offset: Array = data(
+    offset: Int[Array, "*B"] = data(
         "int", "[] or [B]", or_int=True, default=0, meaning="the position of query 0 (decoding); key 0 is position 0"
     )
 

@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from maskattn._declared import data, declared
 from maskattn._fields import Array
 from maskattn._lookup import gather
 from maskattn._pairs import AXES
 from maskattn.biases._base import Bias
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @declared
@@ -22,7 +27,7 @@ class DenseBias(Bias):
            [ 0.5,  0. ]])
     """
 
-    array: Array = data("float", "broadcastable to [B, H, L, S]", meaning="what is added")
+    array: Float[Array, "*shape"] = data("float", "broadcastable to [B, H, L, S]", meaning="what is added")
 
     @property
     def shape(self) -> tuple[int, ...]:
@@ -30,8 +35,8 @@ class DenseBias(Bias):
         return (1,) * (4 - len(self.array.shape)) + tuple(self.array.shape)
 
     def values(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        found, _ = gather(self.array.reshape(self.shape), b, h, q, k, stretch=(0, 1, 2, 3))
-        return found
+        values, _ = gather(self.array.reshape(self.shape), b, h, q, k, stretch=(0, 1, 2, 3))
+        return values
 
     @property
     def depends(self) -> frozenset[str]:

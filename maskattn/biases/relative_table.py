@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import math
+from typing import TYPE_CHECKING
 
 from maskattn._declared import data, declared, integers
 from maskattn._fields import Array
 from maskattn._lookup import coordinate
 from maskattn._problems import Problems
 from maskattn.biases._table import TableBias
+
+if TYPE_CHECKING:
+    from jaxtyping import Float
 
 
 @declared
@@ -27,7 +31,9 @@ class RelativeTable(TableBias):
            [8, 7, 5, 4]])
     """
 
-    table: Array = data("float", "[offsets, H]", meaning="learned, a row per offset; [offsets, 1] serves every head")
+    table: Float[Array, "offsets H"] = data(
+        "float", "[offsets, H]", meaning="learned, a row per offset; [offsets, 1] serves every head"
+    )
     window: tuple[int, ...] = integers(minimum=1, least=1, most=3, meaning="lengths of the axes")
 
     def _check(self, problems: Problems) -> None:
@@ -40,11 +46,11 @@ class RelativeTable(TableBias):
 
     def rows(self, b: Array, q: Array, k: Array) -> Array:
         """The index of the offset of q from k."""
-        found: Array = 0
+        row: Array = 0
         for axis, n in enumerate(self.window):
             i, j = coordinate(q, self.window, axis), coordinate(k, self.window, axis)
-            found = found * (2 * n - 1) + (i - j + n - 1)
-        return found
+            row = row * (2 * n - 1) + (i - j + n - 1)
+        return row
 
     def sizes(self) -> dict[str, int]:
         places = math.prod(self.window)

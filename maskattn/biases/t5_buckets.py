@@ -1,12 +1,17 @@
 from __future__ import annotations
 
 import functools
+from typing import TYPE_CHECKING
 
+from maskattn._arithmetic import as_int, maximum, minimum
 from maskattn._declared import data, declared, flag, integer
 from maskattn._fields import Array
 from maskattn._lookup import at_row, rows_of
 from maskattn._problems import Problems
 from maskattn.biases._table import TableBias
+
+if TYPE_CHECKING:
+    from jaxtyping import Float, Int
 
 
 @declared
@@ -28,10 +33,12 @@ class T5Buckets(TableBias):
     array([6, 6, 5, 5, 4, 4, 3, 2, 1, 0, 0, 0])
     """
 
-    table: Array = data("float", "[buckets, H]", meaning="learned, a row per bucket; [buckets, 1] serves every head")
+    table: Float[Array, "buckets H"] = data(
+        "float", "[buckets, H]", meaning="learned, a row per bucket; [buckets, 1] serves every head"
+    )
     max_distance: int = integer(default=128, meaning="from here on all distances share the last bucket of a side")
     bidirectional: bool = flag(default=True, meaning="whether keys after the query have buckets of their own")
-    offset: Array = data(
+    offset: Int[Array, "*B"] = data(
         "int", "[] or [B]", or_int=True, default=0, meaning="the position of query 0 (decoding); key 0 is position 0"
     )
 
@@ -54,12 +61,12 @@ class T5Buckets(TableBias):
             buckets //= 2
             side, distance = (apart > 0) * buckets, abs(apart)
         else:
-            side, distance = 0, -apart * (apart < 0)
+            side, distance = 0, maximum(-apart, 0)
         exact = buckets // 2
-        found = side + distance * (distance < exact) + (distance >= exact) * exact
+        bucket = side + minimum(distance, exact)
         for begin in boundaries(buckets, self.max_distance):
-            found = found + (distance >= begin) * 1
-        return found
+            bucket = bucket + as_int(distance >= begin)
+        return bucket
 
     @property
     def depends(self) -> frozenset[str]:
@@ -78,12 +85,12 @@ def boundaries(buckets: int, max_distance: int) -> tuple[int, ...]:
     """
     exact = buckets // 2
     steps = buckets - exact
-    found = []
+    edges = []
     for j in range(1, steps):
         bound = max_distance**j * exact ** (steps - j)
         low, high = exact, max_distance  # low^steps < bound <= high^steps
         while high - low > 1:
             middle = (low + high) // 2
             low, high = (low, middle) if middle**steps >= bound else (middle, high)
-        found.append(high)
-    return tuple(found)
+        edges.append(high)
+    return tuple(edges)

@@ -1,7 +1,7 @@
 """How files store tensors: lazy readers that trust nothing, writers that leave a whole file or none.
 
-One format per file here, entered in ``_FORMATS``: its ``SUFFIXES``, ``open_file``, ``create``, and ``problems``, which
-says what it cannot store.
+One format per file here, entered in ``_FORMATS``: its ``SUFFIXES``, ``open_file``, ``create``, and ``unsupported``:
+everything that it cannot store.
 """
 
 from __future__ import annotations
@@ -14,11 +14,13 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._problems import Problems
 from maskattn.checkpoints import _seal, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader, sha256
 from maskattn.checkpoints._seal import PENDING
-from maskattn.checkpoints._writer import Writer, checked, names_problems, plain
+from maskattn.checkpoints._writer import Writer, checked, plain, wrong_names
+from maskattn.typing import NumPyDType
 
 __all__ = ["PENDING", "Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
 
@@ -36,7 +38,7 @@ def open(path: str | os.PathLike[str], *, verify: bool = True) -> Reader:
             library writes have); False reads a damaged file as it is.
 
     Raises:
-        FileNotFoundError: nothing is there.
+        FileNotFoundError: nothing is there. TypeError: path is none.
         ValueError: a suffix of no known format, a folder with none or several checkpoints, a damaged or hostile file.
             No Python object is ever unpickled; sizes are checked before memory is taken.
     """
@@ -57,7 +59,7 @@ def create(
     infos: Mapping[str, TensorInfo],
     *,
     metadata: Mapping[str, str] | None = None,
-    provenance: Mapping[str, Any] | None = None,
+    provenance: Mapping[str, object] | None = None,
     max_shard_size: int | None = None,
 ) -> Writer:
     """A writer of a new checkpoint, tensor by tensor, replacing a file that is there when it is left.
@@ -84,24 +86,24 @@ def create(
     Raises:
         ValueError: an unknown suffix, names, dtypes or metadata that the format cannot hold: all at once.
         FileExistsError: a sharded checkpoint is there already, or one beside ``path`` would hide the new one.
+        TypeError: infos are no mapping.
     """
     where = Path(path)
     kind = _format(where)
     if not isinstance(infos, Mapping):
         raise TypeError(f"infos must be a mapping of names to TensorInfo, got {type(infos).__name__}")
-    found = checked(infos, metadata, _seal.KEY)
-    little = {name: TensorInfo(tuple(info.shape), _little(info.dtype)) for name, info in infos.items() if not found}
-    found += kind.problems(little)
+    reasons = checked(infos, metadata, _seal.KEY)
+    little = {name: TensorInfo(tuple(info.shape), _little(info.dtype)) for name, info in infos.items() if not reasons}
+    reasons += kind.unsupported(little)
     if max_shard_size is not None and (not isinstance(max_shard_size, int) or max_shard_size < 1):
-        found.append(f"max_shard_size must be a positive int, got {max_shard_size!r}")
+        reasons.append(f"max_shard_size must be a positive int, got {max_shard_size!r}")
     elif max_shard_size is not None and kind not in (safetensors, sharded):
-        found.append(f"max_shard_size: only safetensors is written in several files, not {where.suffix}")
+        reasons.append(f"max_shard_size: only safetensors is written in several files, not {where.suffix}")
     if not where.parent.is_dir():
-        found.append(f"path: there is no folder {where.parent}")
+        reasons.append(f"path: there is no folder {where.parent}")
     elif where.is_dir() and kind is not orbax:
-        found.append(f"path: {where} is a folder")
-    if found:
-        raise ValueError("\n  ".join([f"{where} cannot be written:", *found]))
+        reasons.append(f"path: {where} is a folder")
+    Problems(f"{where} cannot be written", reasons).raise_if_any()
     if kind is safetensors and max_shard_size is not None and sum(i.nbytes for i in little.values()) > max_shard_size:
         _alone(where)
         kind, where = sharded, where.with_name(where.name + ".index.json")
@@ -132,24 +134,23 @@ def save(
 
     Raises:
         ValueError: an unknown suffix, a dtype the format has no name for, values that are not arrays: all at once.
-        OSError: the file cannot be written.
+        OSError: the file cannot be written. TypeError: tensors are no mapping.
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of names to arrays, got {type(tensors).__name__}")
-    found = [
+    reasons = [
         f"{name}: expected a NumPy array, got {type(array).__module__}.{type(array).__name__}"
         for name, array in tensors.items()
         if not isinstance(array, np.ndarray)
     ]
-    found += names_problems(tensors)
-    if found:
-        raise ValueError("\n  ".join(["tensors cannot be saved:", *found]))
+    reasons += wrong_names(tensors)
+    Problems("tensors cannot be saved", reasons).raise_if_any()
     infos = {name: TensorInfo(array.shape, array.dtype) for name, array in tensors.items()}
     with create(path, infos, metadata=metadata, max_shard_size=max_shard_size) as writer:
         writer.write_each(tensors.__getitem__)
 
 
-def _little(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _little(dtype: NumPyDType) -> NumPyDType:
     return dtype.newbyteorder("<") if dtype.kind in "iufc" else dtype
 
 
@@ -172,11 +173,11 @@ def _in_folder(folder: Path) -> Path:
             return place
     names = sorted(entry.name for entry in folder.iterdir())
     suffixes = tuple(suffix for module in _FORMATS for suffix in module.SUFFIXES)
-    found = [name for name in names if name.endswith(suffixes)]
-    indices = [name for name in found if name.endswith(sharded.SUFFIXES)]
-    found = indices or found  # the files of an index lie beside it
-    if len(found) != 1:
+    files = [name for name in names if name.endswith(suffixes)]
+    indices = [name for name in files if name.endswith(sharded.SUFFIXES)]
+    files = indices or files  # the files of an index lie beside it
+    if len(files) != 1:
         known = ", ".join(suffixes)
-        what = f"several checkpoints ({', '.join(found)}): name one" if found else f"no checkpoint ({known})"
+        what = f"several checkpoints ({', '.join(files)}): name one" if files else f"no checkpoint ({known})"
         raise ValueError(f"path: the folder {folder} holds {what}")
-    return folder / found[0]
+    return folder / files[0]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-import numpy as np
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyDType
 
 
 class TensorInfo(NamedTuple):
-    """The shape and the dtype of a tensor that is not in memory."""
+    """The shape and the dtype of a tensor that is not in memory.
+
+    Attributes:
+        shape: of any rank. dtype: of NumPy.
+    """
 
     shape: tuple[int, ...]
-    dtype: np.dtype[Any]
+    dtype: NumPyDType
 
     @property
     def nbytes(self) -> int:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import math
 import threading
 import weakref
-from typing import Any
 
 import numpy as np
 
-from maskattn.checkpoints._base import Array
+from maskattn.typing import NumPyArray as Array, NumPyDType
 
 SMALL = 2**20  # below this many bytes an array is made as usual
 
@@ -25,7 +24,7 @@ class Memory:
         self._keep, self._lock = keep, threading.RLock()
         self._free: list[bytearray] = []
 
-    def empty(self, shape: tuple[int, ...], dtype: np.dtype[Any]) -> Array:
+    def empty(self, shape: tuple[int, ...], dtype: NumPyDType) -> Array:
         """As ``np.empty``; the array is the caller's as long as it, or any view of it, is referred to."""
         size = math.prod(shape) * dtype.itemsize
         if size < SMALL:

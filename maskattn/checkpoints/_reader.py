@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from maskattn.checkpoints import _seal
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._memory import Memory
+from maskattn.typing import NumPyArray as Array
 
 
 class Reader(Mapping[str, Array]):
@@ -23,7 +24,8 @@ class Reader(Mapping[str, Array]):
 
     ``infos`` tells names, shapes and dtypes without reading, in the order of the file; ``metadata`` is what the file
     says of itself. ``hashes`` (SHA-256 by name) and ``provenance`` are what this library wrote with it, empty in other
-    files. ``notes`` says what was chosen or left out on opening.
+    files. ``notes`` says what was chosen or left out on opening. ``path`` is the file; with ``verify`` each tensor is
+    compared with its hash.
     """
 
     def __init__(
@@ -71,7 +73,7 @@ class Reader(Mapping[str, Array]):
         self.close()
 
     def ahead(self, names: Iterable[str]) -> Iterator[tuple[str, Array]]:
-        """Yields each name with its array; while the caller works on one, the next is read in a second thread."""
+        """Yields each of ``names`` with its array; while the caller works on it, the next is read in another thread."""
         with ThreadPoolExecutor(1) as thread:
             last = None
             for name in names:
@@ -99,7 +101,7 @@ class Reader(Mapping[str, Array]):
 
 
 def sha256(array: Array) -> str:
-    """The SHA-256 of an array's little-endian bytes in C order, as hexadecimal digits."""
+    """The SHA-256 of an array's little-endian bytes in C order, as hexadecimal digits: of any shape and dtype."""
     if array.dtype.kind in "iufc":
         array = array.astype(array.dtype.newbyteorder("<"), copy=False)
     return hashlib.sha256(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data).hexdigest()

@@ -19,7 +19,7 @@ PENDING = "0" * 64  # as long as a digest: room for one that is not known yet
 
 
 def compose(
-    provenance: Mapping[str, Any] | None,
+    provenance: Mapping[str, object] | None,
     hashes: Mapping[str, str],
     infos: Mapping[str, TensorInfo],
     metadata: Mapping[str, str],
@@ -62,7 +62,7 @@ def parse(
     return hashes, provenance
 
 
-def _digest(content: Mapping[str, Any], infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> str:
+def _digest(content: Mapping[str, object], infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> str:
     outline = [[name, list(infos[name].shape), infos[name].dtype.name] for name in sorted(infos)]
     text = json.dumps([content, outline, dict(metadata)], sort_keys=True, separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()

@@ -25,14 +25,14 @@ def paths(names: Iterable[str]) -> dict[str, Path]:
     return {name: tuple(name.split(mark)) for name in names}
 
 
-def problems(names: Iterable[str]) -> list[str]:
+def unsupported(names: Iterable[str]) -> list[str]:
     """What keeps ``names`` from being a tree: one line each."""
     leaves = paths(names)
     modules = {path[:i]: name for name, path in leaves.items() for i in range(1, len(path))}
-    found = [f"{name}: a part of its path is empty" for name, path in leaves.items() if "" in path]
-    found += [
+    reasons = [f"{name}: a part of its path is empty" for name, path in leaves.items() if "" in path]
+    reasons += [
         f"{name}: is both an array and a module (of {modules[path]})"
         for name, path in leaves.items()
         if path in modules
     ]
-    return found
+    return reasons

@@ -17,9 +17,10 @@ from typing import IO, Any, ClassVar
 import numpy as np
 
 from maskattn._contiguous import contiguous
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._memory import Memory
 from maskattn.checkpoints._publish import Temporary, sync_folder
+from maskattn.typing import NumPyArray as Array, NumPyDType
 
 THREADS = 2
 CHUNK = 2**21  # laid out, hashed and written while it is in the cache
@@ -33,7 +34,8 @@ class Writer(ABC):
     what was at ``path`` is as it was. Beside the tensors in hand a few MB are held, however large the file.
 
     ``infos`` is what was announced, ``order`` its names in the order that the format stores, ``hashes`` the SHA-256 of
-    each tensor written so far. ``max_shard_size``: bytes of each file, where a format has several.
+    each tensor written so far. ``max_shard_size``: bytes of each file, where a format has several. ``metadata`` and
+    ``provenance`` as in ``create``.
     """
 
     parallel: ClassVar[bool] = False  # whether tensors can be written from several threads at once
@@ -175,7 +177,7 @@ class Writer(ABC):
     def _begin(self) -> None: ...
 
     @abstractmethod
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]: ...
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]: ...
 
     def _end_tensor(self, name: str) -> None:
         return
@@ -218,7 +220,7 @@ class FileWriter(Writer):
     def _begin(self) -> None:
         self._temporary = Temporary(self.path)
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         return self._file.write
 
     def _publish(self) -> None:
@@ -236,34 +238,34 @@ class FileWriter(Writer):
         """What is written when all tensors are."""
 
 
-def checked(infos: Mapping[Any, Any], metadata: Mapping[Any, Any] | None, reserved: str) -> list[str]:
+def checked(infos: Mapping[Any, object], metadata: Mapping[Any, object] | None, reserved: str) -> list[str]:
     """What is wrong with the names, shapes and dtypes of a new file, and with its metadata: one line each."""
-    found = names_problems(infos)
+    reasons = wrong_names(infos)
     for name, info in infos.items():
         if not isinstance(info, TensorInfo):
-            found.append(f"{name}: expected a TensorInfo, got {type(info).__name__}")
+            reasons.append(f"{name}: expected a TensorInfo, got {type(info).__name__}")
         elif len(info.shape) > 32 or any(not isinstance(n, (int, np.integer)) or n < 0 for n in info.shape):
-            found.append(f"{name}: shape {info.shape!r:.100}")
+            reasons.append(f"{name}: shape {info.shape!r:.100}")
     for key, value in (metadata or {}).items():
         if not isinstance(key, str) or not isinstance(value, str):
-            found.append(f"metadata must map str to str, got {key!r}: {value!r:.100}")
+            reasons.append(f"metadata must map str to str, got {key!r}: {value!r:.100}")
         elif key == reserved:
-            found.append(f"metadata: the key {reserved!r} is written by this library")
-    return found
+            reasons.append(f"metadata: the key {reserved!r} is written by this library")
+    return reasons
 
 
-def names_problems(names: Iterable[Any]) -> list[str]:
+def wrong_names(names: Iterable[object]) -> list[str]:
     """What is wrong with the names of tensors: one line each."""
-    found: list[str] = []
+    reasons: list[str] = []
     for name in names:
         if not isinstance(name, str) or not name:
-            found.append(f"{name!r}: names must be non-empty str")
+            reasons.append(f"{name!r}: names must be non-empty str")
         elif any("\ud800" <= c <= "\udfff" for c in name):
-            found.append(f"{name!r}: names must be valid Unicode")
-    return found
+            reasons.append(f"{name!r}: names must be valid Unicode")
+    return reasons
 
 
-def plain(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
+def plain(provenance: Mapping[str, object] | None) -> dict[str, Any]:
     """``provenance`` as it will be read back; ValueError where it is no JSON object."""
     try:
         out = json.loads(json.dumps(dict(provenance or {}), allow_nan=False))
@@ -273,7 +275,7 @@ def plain(provenance: Mapping[str, Any] | None) -> dict[str, Any]:
     return out
 
 
-def _native(dtype: np.dtype[Any]) -> np.dtype[Any]:
+def _native(dtype: NumPyDType) -> NumPyDType:
     return dtype.newbyteorder("=") if dtype.kind in "iufc" else dtype
 
 

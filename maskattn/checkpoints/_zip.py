@@ -11,7 +11,7 @@ import struct
 import zipfile
 from collections.abc import Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 from maskattn.checkpoints import _seal
 from maskattn.checkpoints._base import TensorInfo
@@ -24,7 +24,7 @@ END = struct.Struct("<4s4H2LH")  # the record that ends an archive; its last num
 
 def compose(
     path: Path,
-    provenance: Mapping[str, Any],
+    provenance: Mapping[str, object],
     hashes: Mapping[str, str],
     infos: Mapping[str, TensorInfo],
     metadata: Mapping[str, str],
@@ -64,8 +64,8 @@ def metadata(comment: bytes, members: Mapping[str, zipfile.ZipInfo]) -> dict[str
     """The metadata of an archive, its seal among them as a ``Reader`` takes it; empty where the comment is not ours."""
     try:
         content = json.loads(comment)
-        found, sealed = content["metadata"], content[_seal.KEY]
-        out = {str(key): str(value) for key, value in found.items()}
+        given, sealed = content["metadata"], content[_seal.KEY]
+        out = {str(key): str(value) for key, value in given.items()}
         sealed["sha256"] = {name: member.comment.decode().removeprefix(PREFIX) for name, member in members.items()}
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         return {_seal.KEY: ""} if comment.startswith(START) else {}  # an empty seal is one that cannot be read

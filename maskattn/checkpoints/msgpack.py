@@ -22,11 +22,12 @@ import ml_dtypes
 import numpy as np
 
 from maskattn.checkpoints import _seal, _trees
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._msgpack import ARRAY, CHUNKED, NUMPY_SCALAR, Scanner, pack, pack_map_header, pack_prefix
 from maskattn.checkpoints._publish import Temporary, sync_folder
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Appender, FileWriter
+from maskattn.typing import NumPyArray as Array
 
 SUFFIXES = (".msgpack",)
 BESIDE = ".maskattn.json"
@@ -74,10 +75,10 @@ class MsgpackReader(Reader):
         self._file.close()
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
-    found = [f"{n}: Flax restores no dtype {i.dtype}" for n, i in infos.items() if i.dtype.name not in _DTYPES]
-    return found + _trees.problems(infos)
+    reasons = [f"{n}: Flax restores no dtype {i.dtype}" for n, i in infos.items() if i.dtype.name not in _DTYPES]
+    return reasons + _trees.unsupported(infos)
 
 
 class MsgpackWriter(FileWriter):
@@ -140,7 +141,7 @@ class MsgpackWriter(FileWriter):
         self._file.truncate(self._end)
         self._file.flush()
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         spans = [(Appender(self._file.fileno(), start), size) for start, size in self._spans[name]]
 
         def append(chunk: memoryview) -> None:
@@ -213,7 +214,7 @@ def _leaves(path: Path, scanner: Scanner, mark: str) -> tuple[Leaves, list[str]]
     tree = scanner.scan()
     if not isinstance(tree, dict):
         raise ValueError(f"{path}: expected a map at the top, got {type(tree).__name__}")
-    found: Leaves = {}
+    leaves: Leaves = {}
     left_out: list[str] = []
     stack: list[tuple[str, Any]] = [("", tree)]
     while stack:
@@ -229,10 +230,10 @@ def _leaves(path: Path, scanner: Scanner, mark: str) -> tuple[Leaves, list[str]]
         else:
             left_out.append(f"{prefix}: left out, it is no array but {type(node).__name__}")
             continue
-        if prefix in found or not prefix:
+        if prefix in leaves or not prefix:
             raise ValueError(f"{path}: two entries are both named {prefix!r}")
-        found[prefix] = info, spans
-    return found, left_out
+        leaves[prefix] = info, spans
+    return leaves, left_out
 
 
 def _array(path: Path, name: str, node: tuple[Any, ...]) -> tuple[TensorInfo, list[tuple[int, int]]]:

@@ -13,7 +13,7 @@ import zipfile
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import IO, Any
+from typing import IO
 
 import ml_dtypes
 import numpy as np
@@ -21,9 +21,10 @@ from numpy.lib import format as npy
 
 from maskattn._contiguous import contiguous
 from maskattn.checkpoints import _seal, _zip
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import FileWriter
+from maskattn.typing import NumPyArray as Array
 
 SUFFIXES = (".npz",)
 # Weights hardly compress: a large archive that would inflate to more times its size than this is a bomb.
@@ -101,7 +102,7 @@ class NpzReader(Reader):
         self._zip.close()
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     return [
         f"{name}: .npz has no dtype {info.dtype}"
@@ -122,7 +123,7 @@ class NpzWriter(FileWriter):
         super()._begin()
         self._zip = zipfile.ZipFile(self._file, "w", zipfile.ZIP_STORED, allowZip64=True)
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         info = self.infos[name]
         # A fixed date: the same tensors give the same bytes.
         self._member = zipfile.ZipInfo(name + ".npy", date_time=(1980, 1, 1, 0, 0, 0))

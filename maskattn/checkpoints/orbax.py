@@ -20,10 +20,11 @@ import ml_dtypes
 import numpy as np
 
 from maskattn.checkpoints import _seal, _trees
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._publish import TemporaryFolder, sync_folder
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Writer
+from maskattn.typing import NumPyArray as Array, NumPyDType
 
 SUFFIXES = (".orbax",)
 TREE, ABOUT = "_METADATA", "_CHECKPOINT_METADATA"
@@ -65,13 +66,13 @@ class OrbaxReader(Reader):
         super().__init__(path, infos, metadata, verify)
         self.notes += notes
 
-    def _open(self, path: Path, name: str, spec: Mapping[str, Any]) -> Any:
+    def _open(self, path: Path, name: str, spec: Mapping[str, object]) -> Any:
         try:
             return self._tensorstore.open(spec, open=True).result()
         except Exception as error:  # TensorStore's ValueError, KeyError, RuntimeError, by the status of its C++
             raise ValueError(f"{path}: {name!r} cannot be read: {str(error)[:300]}") from None
 
-    def _info(self, path: Path, name: str, spec: Mapping[str, Any]) -> TensorInfo:
+    def _info(self, path: Path, name: str, spec: Mapping[str, object]) -> TensorInfo:
         store = self._open(path, name, spec)
         dtype = _DTYPES.get(store.dtype.name)
         if dtype is None or len(store.shape) > 32:
@@ -94,15 +95,15 @@ def is_checkpoint(folder: Path) -> bool:
     return (folder / TREE).is_file()
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
-    found = [
+    reasons = [
         f"{name}: Orbax stores no dtype {info.dtype}"
         for name, info in infos.items()
         if info.dtype not in _DTYPES.values()
     ]
-    found += [f"{name}: Orbax stores no array of size 0" for name, info in infos.items() if info.nbytes == 0]
-    tree = _trees.problems(infos)
+    reasons += [f"{name}: Orbax stores no array of size 0" for name, info in infos.items() if info.nbytes == 0]
+    tree = _trees.unsupported(infos)
     directories: dict[str, str] = {}
     for name, parts in _trees.paths(infos).items():
         directory = ".".join(parts)
@@ -113,7 +114,7 @@ def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
             tree.append(f"{name}: cannot be the name of a folder, as Orbax stores it")
         elif len(directory.encode()) > 250 or directory in ("array_metadatas", "d", "manifest.ocdbt"):
             tree.append(f"{name}: cannot be the name of a folder, as Orbax stores it")
-    return found + tree
+    return reasons + tree
 
 
 class OrbaxWriter(Writer):
@@ -136,7 +137,7 @@ class OrbaxWriter(Writer):
         self._place = TemporaryFolder(self.path)
         self._started = time.time_ns()
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         info, folder = self.infos[name], self._folder / ".".join(self._paths[name])
         folder.mkdir()
         chunk = chunk_shape(info)
@@ -231,7 +232,7 @@ def _chunk_files(info: TensorInfo, chunk: tuple[int, ...]) -> Iterator[tuple[str
         yield ".".join(map(str, place)) or "0", math.prod(sizes) * info.dtype.itemsize
 
 
-def _zarr(dtype: np.dtype[Any]) -> str:
+def _zarr(dtype: NumPyDType) -> str:
     return dtype.name if dtype in _EXTENDED else dtype.str
 
 
@@ -240,7 +241,7 @@ def _write_all(descriptor: int, data: memoryview) -> None:
         data = data[os.write(descriptor, data) :]
 
 
-def _write_json(path: Path, content: Any) -> None:
+def _write_json(path: Path, content: object) -> None:
     with open(path, "x", encoding="utf-8") as file:
         json.dump(content, file)
         file.flush()
@@ -267,12 +268,12 @@ def _tensorstore() -> Any:
     return tensorstore
 
 
-def _leaves(path: Path, tree: Mapping[str, Any], mark: str) -> tuple[dict[str, str], list[str]]:
+def _leaves(path: Path, tree: Mapping[str, object], mark: str) -> tuple[dict[str, str], list[str]]:
     """The arrays of the tree: name to the folder that Orbax stores it under; and what else the tree has."""
     entries = tree.get("tree_metadata")
     if not isinstance(entries, dict):
         raise ValueError(f"{path / TREE}: has no tree_metadata")
-    found: dict[str, str] = {}
+    directories: dict[str, str] = {}
     notes: list[str] = []
     for entry in entries.values():
         try:
@@ -285,14 +286,14 @@ def _leaves(path: Path, tree: Mapping[str, Any], mark: str) -> tuple[dict[str, s
             notes.append(f"{name}: left out, it is no array but {kind!s:.50}")
         elif not directory or "/" in directory or "\0" in directory or directory in (".", ".."):
             raise ValueError(f"{path / TREE}: {name!r:.200} is no name of a folder in the checkpoint")
-        elif name in found:
+        elif name in directories:
             raise ValueError(f"{path / TREE}: two entries are both named {name!r:.200}")
         else:
-            found[name] = directory
-    return found, notes
+            directories[name] = directory
+    return directories, notes
 
 
-def _spec(path: Path, tree: Mapping[str, Any], directory: str) -> dict[str, Any]:
+def _spec(path: Path, tree: Mapping[str, object], directory: str) -> dict[str, Any]:
     """Where TensorStore finds an array. A chunk that is missing is an error, not zeros."""
     base = f"{path.resolve()}/"
     if tree.get("use_ocdbt"):

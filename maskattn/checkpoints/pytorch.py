@@ -24,9 +24,10 @@ import numpy as np
 from maskattn._contiguous import contiguous
 from maskattn.arrays import to_numpy
 from maskattn.checkpoints import _seal, _zip
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Appender, FileWriter
+from maskattn.typing import NumPyArray as Array
 
 SUFFIXES = (".pt", ".bin", ".pth")
 OLDEST = (2, 10)
@@ -81,7 +82,7 @@ class PyTorchReader(Reader):
         self._tensors = {}
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
     return [f"{name}: PyTorch has no dtype {info.dtype}" for name, info in infos.items() if info.dtype not in _NAMES]
 
@@ -121,7 +122,7 @@ class PyTorchWriter(FileWriter):
                 raise RuntimeError(f"{self.path}: torch.save laid out {member.file_size} bytes for {name!r}")
         self._crcs: dict[str, int] = {}
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         append = Appender(self._file.fileno(), self._start(name))
         self._crcs[name] = 0
 
@@ -219,11 +220,11 @@ def _weights(path: Path, content: Any) -> tuple[dict[str, Any], list[str]]:
     return tensors, notes
 
 
-def _is_tensor(value: Any) -> bool:
+def _is_tensor(value: object) -> bool:
     return isinstance(value, _torch().Tensor)
 
 
-def _some(keys: Iterable[Any]) -> str:
+def _some(keys: Iterable[object]) -> str:
     shown = [f"{key!r:.60}" for key in keys]
     return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
 

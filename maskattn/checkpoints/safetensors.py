@@ -16,14 +16,15 @@ import ml_dtypes
 import numpy as np
 
 from maskattn.checkpoints import _seal
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Appender, FileWriter
+from maskattn.typing import NumPyArray as Array, NumPyDType
 
 SUFFIXES = (".safetensors",)
 HEADER_LIMIT = 100_000_000  # as the format's own library has it
 
-_DTYPES: dict[str, np.dtype[Any]] = {
+_DTYPES: dict[str, NumPyDType] = {
     "BOOL": np.dtype("bool"),
     "U8": np.dtype("u1"),
     "I8": np.dtype("i1"),
@@ -72,12 +73,12 @@ class SafetensorsReader(Reader):
         self._file.close()
 
 
-def problems(infos: Mapping[str, TensorInfo]) -> list[str]:
+def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     """What this format cannot store."""
-    found = [f"{n}: safetensors has no dtype {info.dtype}" for n, info in infos.items() if info.dtype not in _NAMES]
+    reasons = [f"{n}: safetensors has no dtype {info.dtype}" for n, info in infos.items() if info.dtype not in _NAMES]
     if "__metadata__" in infos:
-        found.append("__metadata__: a name that safetensors keeps for itself")
-    return found
+        reasons.append("__metadata__: a name that safetensors keeps for itself")
+    return reasons
 
 
 class SafetensorsWriter(FileWriter):
@@ -118,7 +119,7 @@ class SafetensorsWriter(FileWriter):
         self._file.write(self._header)
         self._file.flush()  # from here on, every thread writes at its own place
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         return Appender(self._file.fileno(), len(self._header) + self._starts[name])
 
     def _complete(self) -> None:
@@ -161,7 +162,7 @@ def _read_header(file: IO[bytes], path: Path) -> tuple[dict[str, TensorInfo], di
     return infos, {name: 8 + length + start for start, _, name in spans}, metadata
 
 
-def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, int]]:
+def _entry(path: Path, name: str, entry: object) -> tuple[TensorInfo, tuple[int, int]]:
     if not isinstance(entry, dict) or set(entry) != {"dtype", "shape", "data_offsets"}:
         raise ValueError(f"{path}: the entry of {name!r} must have dtype, shape and data_offsets, got {entry!r:.200}")
     dtype, shape, offsets = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -180,7 +181,7 @@ def _entry(path: Path, name: str, entry: Any) -> tuple[TensorInfo, tuple[int, in
     return info, (offsets[0], offsets[1])
 
 
-def _sizes(values: Any) -> bool:
+def _sizes(values: object) -> bool:
     return isinstance(values, list) and all(type(value) is int and 0 <= value < 2**63 for value in values)
 
 

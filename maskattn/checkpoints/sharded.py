@@ -9,12 +9,14 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
+from maskattn._problems import Problems
 from maskattn.checkpoints import safetensors
-from maskattn.checkpoints._base import Array, TensorInfo
+from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._publish import TemporaryFolder, publishing, sync_folder
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Writer
 from maskattn.checkpoints.safetensors import SafetensorsReader, SafetensorsWriter, _no_duplicates
+from maskattn.typing import NumPyArray as Array
 
 SUFFIXES = (".safetensors.index.json",)
 INDEX_LIMIT = 100_000_000
@@ -48,7 +50,7 @@ class ShardedReader(Reader):
         self._files.close()
 
 
-problems = safetensors.problems
+unsupported = safetensors.unsupported
 
 
 class ShardedWriter(Writer):
@@ -76,7 +78,7 @@ class ShardedWriter(Writer):
         for shard in self._shards:
             shard.path = self._place.place / shard.path.name
 
-    def _begin_tensor(self, name: str) -> Callable[[memoryview], Any]:
+    def _begin_tensor(self, name: str) -> Callable[[memoryview], object]:
         shard = self._of[name]
         with self._lock:
             if not shard.begun:
@@ -181,8 +183,7 @@ def _shard(index: Path, file: str) -> Path:
 
 
 def _agree(path: Path, weight_map: dict[str, str], shards: dict[str, SafetensorsReader]) -> None:
-    found = [f"{name}: not in {file}" for name, file in weight_map.items() if name not in shards[file].infos]
+    wrong = [f"{name}: not in {file}" for name, file in weight_map.items() if name not in shards[file].infos]
     for file, shard in shards.items():
-        found += [f"{name}: in {file}, but the index does not say so" for name in shard if weight_map.get(name) != file]
-    if found:
-        raise ValueError("\n  ".join([f"{path} and its files disagree:", *found]))
+        wrong += [f"{name}: in {file}, but the index does not say so" for name in shard if weight_map.get(name) != file]
+    Problems(f"{path} and its files disagree", wrong).raise_if_any()

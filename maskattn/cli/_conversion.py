@@ -5,17 +5,20 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from maskattn import checkpoints
 from maskattn._text import wrapped
 from maskattn.checkpoints import Reader
 from maskattn.convert import Move, Plan, Verification, config_json, layouts, probe as probe_layer
 
+if TYPE_CHECKING:
+    from rich.console import Console
+
 _LISTED = 20
 
 
-def show_plan(plan: Plan, reader: Reader, console: Any, *, verbose: bool, full: bool) -> None:
+def show_plan(plan: Plan, reader: Reader, console: Console, *, verbose: bool, full: bool) -> None:
     """The plan: every tensor where ``full``, otherwise what is found and what is said of it."""
     say(console, f"{reader.path}: {plan.source} -> {plan.target}")
     for line in (*plan.evidence, *reader.notes):
@@ -35,8 +38,8 @@ def show_plan(plan: Plan, reader: Reader, console: Any, *, verbose: bool, full: 
     say(console, "  undone by converting back: " + ("byte for byte" if plan.exact else "not exactly, see above"))
 
 
-def _moves(plan: Plan, console: Any, verbose: bool) -> None:
-    groups: dict[tuple[Any, ...], list[Move]] = {}
+def _moves(plan: Plan, console: Console, verbose: bool) -> None:
+    groups: dict[tuple[object, ...], list[Move]] = {}
     for move in plan.moves:
         alike = (_plain(move.target), move.operation, move.array.shape, move.array.dtype)
         groups.setdefault((move.target,) if verbose else alike, []).append(move)
@@ -53,7 +56,7 @@ def _several(names: tuple[str, ...]) -> str:
     return (" + ".join(names[:3]) + more) or "nothing"
 
 
-def show_verification(result: Verification, console: Any) -> None:
+def show_verification(result: Verification, console: Console) -> None:
     """What was compared, and the errors of attention beside their limits."""
     for name, how in result.different.items():
         say(console, f"  differs: {name}: {how}")
@@ -77,10 +80,10 @@ def settle(
     reader: Reader,
     origin: str,
     probe: Path,
-    config: Mapping[str, Any],
+    config: Mapping[str, object],
     heads: int | None,
     kv_heads: int | None,
-    console: Any,
+    console: Console,
 ) -> str:
     """The form named, or the only layout under which the first layer computes the output in the file ``probe``."""
     from maskattn.convert import families
@@ -90,8 +93,8 @@ def settle(
     if "output" not in arrays or "query" not in arrays:
         raise ValueError(f"{probe}: expected arrays named query and output, got {', '.join(arrays) or 'none'}")
     output = arrays.pop("output")
-    found = layouts.detect(reader.outline())
-    names = [candidate.layout for candidate in found]
+    candidates = layouts.detect(reader.outline())
+    names = [candidate.layout for candidate in candidates]
     if not names:
         return origin
     kind = layouts.get(names[0])
@@ -121,7 +124,7 @@ def _plain(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-def say(console: Any, text: str) -> None:
+def say(console: Console, text: str) -> None:
     """A line, in as many as the console's width asks for, with --wide in one."""
     text = text if console.soft_wrap else wrapped(text, console.width)
     console.print(text, highlight=False, markup=False, soft_wrap=True)

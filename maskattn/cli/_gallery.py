@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import textwrap
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
@@ -14,6 +14,9 @@ from maskattn.masks import library_classes
 from maskattn.parity.attention.cases import Shape
 from maskattn.parity.draws import Draws
 from maskattn.show.picture import LINE, TEXT, new_figure, paint
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 SHAPE = Shape(batch=4, q_len=24, kv_len=24, heads=2, kv_heads=1, head_dim=8, v_head_dim=8)
 INKS = {"masks": "#1f4e8c", "combinations": "#0b7a6f", "recipes": "#a8470b"}
@@ -33,17 +36,17 @@ class Panel(NamedTuple):
 
 def panels() -> list[Panel]:
     """Everything in the gallery: one example of each mask of the library, combinations, and the recipes."""
-    found = []
+    drawn = []
     for name, cls in sorted(library_classes().items()):
         examples = cls.examples(SHAPE, Draws(name))
         if examples:
-            found.append(Panel("masks", name, _telling(examples), SHAPE.q_len, SHAPE.kv_len))
-    found += [Panel("combinations", *entry) for entry in _combinations()]
+            drawn.append(Panel("masks", name, _telling(examples), SHAPE.q_len, SHAPE.kv_len))
+    drawn += [Panel("combinations", *entry) for entry in _combinations()]
     from maskattn import recipes
 
     for name, (mask, q_len, kv_len) in sorted(recipes.EXAMPLES.items()):
-        found.append(Panel("recipes", name, mask, q_len, kv_len))
-    return found
+        drawn.append(Panel("recipes", name, mask, q_len, kv_len))
+    return drawn
 
 
 def write_gallery(path: str | os.PathLike[str]) -> int:
@@ -52,8 +55,8 @@ def write_gallery(path: str | os.PathLike[str]) -> int:
     Raises:
         ImportError: matplotlib is missing.
     """
-    found = panels()
-    rows = -(-len(found) // COLUMNS)
+    drawn = panels()
+    rows = -(-len(drawn) // COLUMNS)
     width, height = COLUMNS * _CELL[0] + 0.2, rows * _CELL[1] + _TOP
     figure = new_figure(width, height)
     figure.set_layout_engine("none")
@@ -63,15 +66,15 @@ def write_gallery(path: str | os.PathLike[str]) -> int:
     for i, (kind, ink) in enumerate(INKS.items()):
         at = ((COLUMNS - 3.6 + i * 1.25) * _CELL[0] / width, 1 - 0.305 / height)
         figure.text(*at, f"■ {kind}", fontsize=11, weight="bold", color=ink, va="center")
-    for i, panel in enumerate(found):
+    for i, panel in enumerate(drawn):
         row, column = divmod(i, COLUMNS)
         left, top = 0.2 + column * _CELL[0], height - _TOP - row * _CELL[1]
         _draw(figure, panel, left, top, width, height)
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None}, pil_kwargs={"optimize": True})
-    return len(found)
+    return len(drawn)
 
 
-def _draw(figure: Any, panel: Panel, left: float, top: float, width: float, height: float) -> None:
+def _draw(figure: Figure, panel: Panel, left: float, top: float, width: float, height: float) -> None:
     """One panel: name, mask and what it was made from, its upper left corner at (left, top) inches."""
     batch, head = _matrix(panel)
     scale = _IMAGE / max(panel.q_len, panel.kv_len)

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress
 
 
-def counting(console: Any) -> Any:
+def counting(console: Console) -> Progress:
     """A bar with a count, the time taken and a description: a `rich.progress.Progress`."""
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
@@ -13,7 +17,7 @@ def counting(console: Any) -> Any:
     return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
 
 
-def spinning(console: Any) -> Any:
+def spinning(console: Console) -> Progress:
     """The time taken and a description, where nobody knows how much is to come: a `rich.progress.Progress`."""
     from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 

@@ -6,9 +6,12 @@ import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 __all__ = ["command"]
 
@@ -27,11 +30,11 @@ class _Size(click.ParamType):
 
     name = "size"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
-        found = re.fullmatch(r"(\d+)\s*([KMG]I?)?B?", str(value).strip().upper())
-        if found is None or int(found[1]) == 0:
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        match = re.fullmatch(r"(\d+)\s*([KMG]I?)?B?", str(value).strip().upper())
+        if match is None or int(match[1]) == 0:
             self.fail(f"expected a size such as 5GB or 500MiB, got {value!r}", param, ctx)
-        return int(found[1]) * _UNITS[found[2] or ""]
+        return int(match[1]) * _UNITS[match[2] or ""]
 
 
 @click.command(name="convert")
@@ -103,6 +106,7 @@ def command(
         with checkpoints.open(source) as reader:
             if probe is not None:
                 origin = _conversion.settle(reader, origin, probe, config, heads, kv_heads, console)
+            kept = DTYPES[dtype]
             planned = plan(
                 reader.infos,
                 source=origin,
@@ -111,7 +115,7 @@ def command(
                 config=config,
                 num_heads=heads,
                 num_kv_heads=kv_heads,
-                dtype=None if DTYPES[dtype] is None else dtype_named(DTYPES[dtype]),
+                dtype=None if kept is None else dtype_named(kept),
                 rest=rest,
                 scan=scan,
                 provenance=reader.provenance,
@@ -143,7 +147,7 @@ def refusing() -> Iterator[None]:
 
 
 @contextmanager
-def bar(console: Any, what: str, total: int) -> Iterator[Callable[[str, int], None]]:
+def bar(console: Console, what: str, total: int) -> Iterator[Callable[[str, int], None]]:
     """A progress bar of bytes and their rate, where there is a terminal."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 

@@ -3,11 +3,17 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from maskattn.checkpoints import Reader, TensorInfo
+    from maskattn.config import AttentionConfig
 
 __all__ = ["command"]
 
@@ -64,15 +70,22 @@ def command(
             if not no_read:
                 with bar(console, "reading", total) as progress:
                     strange = _strange(reader, progress)
-    for name, found in strange.items():
-        say(console, f"  not finite: {name}: {found}")
+    for name, counts in strange.items():
+        say(console, f"  not finite: {name}: {counts}")
     if not no_read:
         hashed = ", all equal to their SHA-256" if reader.hashes else ", no hashes to compare with"
         say(console, f"  values: {'all finite' if not strange else f'{len(strange)} tensors not finite'}{hashed}")
     raise SystemExit(1 if strange else 0)
 
 
-def _form(reader: Any, family: str | None, config: Mapping[str, Any], heads: Any, kv_heads: Any, console: Any) -> None:
+def _form(
+    reader: Reader,
+    family: str | None,
+    config: Mapping[str, object],
+    heads: int | None,
+    kv_heads: int | None,
+    console: Console,
+) -> None:
     from maskattn.cli import _conversion
     from maskattn.convert import plan
 
@@ -85,7 +98,7 @@ def _form(reader: Any, family: str | None, config: Mapping[str, Any], heads: Any
     _conversion.say(console, f"  form: {planned.source}")
     for line in planned.evidence:
         _conversion.say(console, f"    {line}")
-    groups: dict[tuple[str, Any], list[str]] = {}
+    groups: dict[tuple[str, AttentionConfig], list[str]] = {}
     for name, layer in planned.layers.items():
         groups.setdefault((re.sub(r"\d+", "#", name), layer.config), []).append(name)
     for (_, sizes), names in groups.items():
@@ -104,7 +117,7 @@ def _form(reader: Any, family: str | None, config: Mapping[str, Any], heads: Any
 _PLAIN = ("query", "key", "value", "out")
 
 
-def _provenance(reader: Any, console: Any) -> None:
+def _provenance(reader: Reader, console: Console) -> None:
     from maskattn.cli import _conversion
 
     told, depth = reader.provenance, 0
@@ -116,7 +129,7 @@ def _provenance(reader: Any, console: Any) -> None:
         told, depth = source.get("provenance"), depth + 1
 
 
-def _dtypes(infos: Mapping[str, Any]) -> list[tuple[str, int, int]]:
+def _dtypes(infos: Mapping[str, TensorInfo]) -> list[tuple[str, int, int]]:
     sums: dict[str, tuple[int, int]] = {}
     for info in infos.values():
         count, nbytes = sums.get(info.dtype.name, (0, 0))
@@ -124,15 +137,15 @@ def _dtypes(infos: Mapping[str, Any]) -> list[tuple[str, int, int]]:
     return sorted(((name, *both) for name, both in sums.items()), key=lambda row: -row[2])
 
 
-def _strange(reader: Any, progress: Any) -> dict[str, str]:
+def _strange(reader: Reader, progress: Callable[[str, int], None]) -> dict[str, str]:
     import numpy as np
 
     from maskattn.convert.layouts import DTYPES
 
-    found: dict[str, str] = {}
+    strange: dict[str, str] = {}
     for name, array in reader.ahead(list(reader)):
         if array.dtype in DTYPES and not np.isfinite(array).all():
             nans, infinities = int(np.isnan(array).sum()), int(np.isinf(array).sum())
-            found[name] = f"{nans} NaN, {infinities} infinite of {array.size}"
+            strange[name] = f"{nans} NaN, {infinities} infinite of {array.size}"
         progress(name, array.nbytes)
-    return found
+    return strange

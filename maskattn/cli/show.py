@@ -3,14 +3,22 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
 import click
 
 from maskattn.cli import _terminal
 
+if TYPE_CHECKING:
+    from maskattn.masks import Mask
+    from maskattn.show import Statistics
+
 __all__ = ["command"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class _Indices(click.ParamType):
@@ -18,7 +26,7 @@ class _Indices(click.ParamType):
 
     name = "b,h,q,k"
 
-    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Any:
+    def convert(self, value: str, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, ...]:
         try:
             numbers = tuple(int(part) for part in value.split(","))
         except ValueError:
@@ -101,12 +109,12 @@ def command(
         click.echo(f"\npicture: {png}")
 
 
-def _print(mask: Any, sizes: dict[str, int], row: int, head: int, tile: int, ascii_only: bool) -> None:
+def _print(mask: Mask, sizes: dict[str, int], row: int, head: int, tile: int, ascii_only: bool) -> None:
     from maskattn import masks
     from maskattn.show import drawing, statistics
 
     q_len, kv_len, batch, heads = sizes["q_len"], sizes["kv_len"], sizes["batch"], sizes["heads"]
-    found = statistics(mask, q_len, kv_len, batch, heads, tile=(tile, tile))
+    figures = statistics(mask, q_len, kv_len, batch, heads, tile=(tile, tile))
     title = repr(mask)
     space = _terminal.size()
     _terminal.echo(title if len(title) <= 400 else f"{title[:397]}...")
@@ -118,29 +126,29 @@ def _print(mask: Any, sizes: dict[str, int], row: int, head: int, tile: int, asc
     if batch and heads:
         size = {"width": space.columns, "height": max(16, min(44, space.lines - 12))}
         click.echo(drawing(mask, q_len, kv_len, row, head, ascii_only=ascii_only, **size))
-    for name, value in _figures(found):
+    for name, value in _figures(figures):
         _terminal.echo(f"{name:<12}{value}", 12)
     for warning in masks.lint(mask, q_len, kv_len, batch, heads):
         _terminal.echo(f"{'warning':<12}{warning}", 12)
 
 
-def _figures(found: Any) -> list[tuple[str, str]]:
-    if not found.pairs:
+def _figures(s: Statistics) -> list[tuple[str, str]]:
+    if not s.pairs:
         return [("density", "there are no pairs")]
-    about = "" if found.exact else "about "
-    rows = f"{found.empty_rows:,} of {found.rows:,} may attend to nothing"
-    if found.unknown_rows:
-        rows += f" ({found.unknown_rows:,} more were not settled)"
-    side = " x ".join(str(n) for n in found.tile)
-    shares = (found.skipped_tiles, found.full_tiles, found.tiles - found.skipped_tiles - found.full_tiles)
-    skipped, full, mixed = (_percent(count, found.tiles) for count in shares)
+    about = "" if s.exact else "about "
+    rows = f"{s.empty_rows:,} of {s.rows:,} may attend to nothing"
+    if s.unknown_rows:
+        rows += f" ({s.unknown_rows:,} more were not settled)"
+    side = " x ".join(str(n) for n in s.tile)
+    shares = (s.skipped_tiles, s.full_tiles, s.tiles - s.skipped_tiles - s.full_tiles)
+    skipped, full, mixed = (_percent(count, s.tiles) for count in shares)
     return [
         (
             "density",
-            f"{about}{_percent(found.allowed, found.pairs)} ({about}{found.allowed:,} of {found.pairs:,} pairs)",
+            f"{about}{_percent(s.allowed, s.pairs)} ({about}{s.allowed:,} of {s.pairs:,} pairs)",
         ),
         ("empty rows", rows),
-        ("tiles", f"{found.tiles:,} of {side}: {skipped} skipped, {full} without mask, {mixed} mixed"),
+        ("tiles", f"{s.tiles:,} of {side}: {skipped} skipped, {full} without mask, {mixed} mixed"),
     ]
 
 
@@ -152,7 +160,7 @@ def _percent(part: int, whole: int) -> str:
     return f"{min(max(share, 0.01), 99.99):.2f} %"
 
 
-def _load(text: str) -> tuple[Any, tuple[int | None, int | None]]:
+def _load(text: str) -> tuple[Mask, tuple[int | None, int | None]]:
     """The mask, and the lengths it comes with where it is a recipe."""
     from maskattn import masks
 
@@ -172,17 +180,18 @@ def _load(text: str) -> tuple[Any, tuple[int | None, int | None]]:
     return _or_say(masks.parse, text), (None, None)
 
 
-def _lengths(mask: Any, q_len: int | None, kv_len: int | None) -> tuple[int, int]:
+def _lengths(mask: Mask, q_len: int | None, kv_len: int | None) -> tuple[int, int]:
     """The lengths asked for, else those of the data, else one like the other."""
     fixed = _or_say(mask.sizes)
     q_len = fixed.get("q_len") if q_len is None else q_len
     kv_len = fixed.get("kv_len") if kv_len is None else kv_len
-    if q_len is None and kv_len is None:
+    length = kv_len if q_len is None else q_len
+    if length is None:
         raise click.UsageError("the mask fixes no lengths: give --q, --kv or both")
-    return int(kv_len if q_len is None else q_len), int(q_len if kv_len is None else kv_len)
+    return length if q_len is None else q_len, length if kv_len is None else kv_len
 
 
-def _or_say(function: Any, *arguments: Any, **named: Any) -> Any:
+def _or_say(function: Callable[P, T], *arguments: P.args, **named: P.kwargs) -> T:
     """Call it; what it refuses is said without a trace."""
     try:
         return function(*arguments, **named)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 
@@ -14,36 +13,37 @@ from maskattn.convert._model import Layer, Model
 from maskattn.convert.families import GENERIC, Form, Rule
 from maskattn.convert.layouts import Step
 from maskattn.convert.lazy import Lazy, Read, stack
+from maskattn.typing import NumPyArray, NumPyDType
 
-Sizes = Callable[[str, Layer], AttentionConfig]
-"""Gives the sizes of a layer, by its shared name and as it is stored; ValueError where they cannot be told."""
+ConfigOf = Callable[[str, Layer], AttentionConfig]
+"""Gives the sizes of a layer, by its canonical name and as it is stored; ValueError where they cannot be told."""
 
 
-def read(found: Model, sizes: Sizes) -> Model:
-    """``found`` with its layers in canonical form; what cannot be read is a fault of it."""
-    model = replace(found, layers={})
-    for name, (rule, lazy) in found.buffers.items():
+def read(stored: Model, sizes: ConfigOf) -> Model:
+    """``stored`` with its layers in canonical form; why one cannot be read is among its reasons."""
+    model = replace(stored, layers={})
+    for name, (rule, lazy) in stored.buffers.items():
         model.dropped[name] = "a model computes it when it is built"
         if rule.maker:
             _read_made(model, name, lazy)
-    for key, layer in found.layers.items():
+    for key, layer in stored.layers.items():
         try:
-            model.layers[key] = to_canonical(layer, sizes(key, layer), beside=found.form.beside)
+            model.layers[key] = to_canonical(layer, sizes(key, layer), beside=stored.form.beside)
         except ValueError as error:
-            model.faults += str(error).splitlines()
+            model.reasons += str(error).splitlines()
         else:
             model.note(model.layers[key])
     return model
 
 
-def made(shape: tuple[int, ...], dtype: np.dtype[Any]) -> np.ndarray[Any, Any]:
+def made(shape: tuple[int, ...], dtype: NumPyDType) -> NumPyArray:
     """The one kind of buffer that a converted file lets be made again: 0, 1, 2, ... along the last axis."""
     return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape)
 
 
 def _read_made(model: Model, name: str, lazy: Lazy) -> None:
     if not lazy.shape or lazy.dtype.kind not in "iu":
-        model.faults.append(f"{name}: expected integers along an axis, got {lazy.dtype} {list(lazy.shape)}")
+        model.reasons.append(f"{name}: expected integers along an axis, got {lazy.dtype} {list(lazy.shape)}")
         return
 
     def check(read: Read) -> None:
@@ -61,7 +61,7 @@ def write(model: Model, form: Form) -> dict[str, Lazy]:
     """
     out: dict[str, Lazy] = {}
     stacks: dict[str, dict[int, Lazy]] = {}
-    whole = not model.faults
+    whole = not model.reasons
     _fill_ties(model, form)
 
     def put(rule: Rule, indices: tuple[int, ...], part: str, lazy: Lazy) -> None:
@@ -69,26 +69,26 @@ def write(model: Model, form: Form) -> dict[str, Lazy]:
         if form.stacked(rule):
             stacks.setdefault(name, {})[indices[-1]] = lazy
         elif name in out:
-            model.faults.append(f"{name}: two tensors would have this name")
+            model.reasons.append(f"{name}: two tensors would have this name")
         else:
             out[name] = lazy
 
     for key, lazy in model.tensors.items():
         place = form.place(key, attention=False)
         if place is None:
-            model.faults.append(f"{key} ({', '.join(lazy.sources)}): {form.family.name} has no place for it")
+            model.reasons.append(f"{key} ({', '.join(lazy.sources)}): {form.family.name} has no place for it")
         else:
             put(*place, form.from_flax(place[0], place[2], lazy))
     for key, layer in model.layers.items():
         place = form.place(key, attention=True)
         if place is None:
-            model.faults.append(f"{layer.all_of_it}{form.family.name} has no such attention layer")
+            model.reasons.append(f"{layer.all_of_it}{form.family.name} has no such attention layer")
             continue
         rule, indices, _ = place
         try:
             stored = _stored(layer, rule, form)
         except ValueError as error:
-            model.faults += str(error).splitlines()
+            model.reasons += str(error).splitlines()
             continue
         model.note(stored)
         for local, lazy in stored.tensors.items():
@@ -97,7 +97,7 @@ def write(model: Model, form: Form) -> dict[str, Lazy]:
         kinds = {(part.shape, part.dtype) for part in parts.values()}
         if sorted(parts) != list(range(len(parts))) or len(kinds) > 1:
             several = " and ".join(sorted(f"{list(shape)} {dtype}" for shape, dtype in kinds))
-            model.faults.append(f"{name}: the layers cannot be stacked, they have {several}")
+            model.reasons.append(f"{name}: the layers cannot be stacked, they have {several}")
         else:
             out[name] = stack([parts[i] for i in range(len(parts))], form.scan_axis)
     return out
@@ -115,7 +115,7 @@ def _fill_ties(model: Model, form: Form) -> None:
     for rule in model.form.family.rules:
         if rule.tied is None or "*" in rule.pattern:
             continue
-        name, tied = f"{rule.neutral}.kernel", f"{rule.tied}.embedding"
+        name, tied = f"{rule.canonical}.kernel", f"{rule.tied}.embedding"
         place = form.place(name, attention=False)
         if place is not None and place[0].required and name not in model.tensors and tied in model.tensors:
             model.tensors[name] = model.tensors[tied].T

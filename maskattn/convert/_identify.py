@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any
 
 from maskattn.checkpoints import TensorInfo
 from maskattn.convert import families, layouts
@@ -17,22 +16,22 @@ Infos = Mapping[str, TensorInfo]
 _SHOWN = 5
 
 
-def identify(infos: Infos, source: str, family: Family | None, config: Mapping[str, Any]) -> Model:
+def identify(infos: Infos, source: str, family: Family | None, model_config: Mapping[str, object]) -> Model:
     """What ``infos`` are; ValueError where it cannot be told. ``source``: "auto", a family's name or a layout's.
 
     ``family`` (one of the user's own) is tried before the library's.
     """
     known = _families(family)
     if source == "auto":
-        found = matches(infos, config, families.forms(family)) if family else ()
-        found = found or matches(infos, config)
-        return _only(found, infos, config) if found else _incomplete(infos, family, config)
+        models = matches(infos, model_config, families.forms(family)) if family else ()
+        models = models or matches(infos, model_config)
+        return _only(models, infos, model_config) if models else _incomplete(infos, family, model_config)
     if source in known:
-        return _named(infos, known[source], config)
+        return _named(infos, known[source], model_config)
     layout = layouts.get(source).name
     among = [form for each in known.values() for form in families.forms(each) if _stores(form, layout)]
-    found = matches(infos, config, among)
-    return _only(found, infos, config) if found else _alone(infos, layout)
+    models = matches(infos, model_config, among)
+    return _only(models, infos, model_config) if models else _alone(infos, layout)
 
 
 def target_form(
@@ -83,28 +82,28 @@ def _stores(form: Form, layout: str) -> bool:
     return layout in (form.layout, *(rule.layout for rule in form.family.rules if form.layout is None))
 
 
-def _only(found: tuple[Model, ...], infos: Infos, config: Mapping[str, Any]) -> Model:
-    if len(found) > 1:
-        lines = [f"  {model.form}: all {len(infos)} names accounted for" for model in found]
-        raise ValueError("\n".join([f"{len(found)} families fit these names: name one with --family", *lines]))
-    (model,) = found
+def _only(models: tuple[Model, ...], infos: Infos, model_config: Mapping[str, object]) -> Model:
+    if len(models) > 1:
+        lines = [f"  {model.form}: all {len(infos)} names accounted for" for model in models]
+        raise ValueError("\n".join([f"{len(models)} families fit these names: name one with --family", *lines]))
+    (model,) = models
     model.evidence = (f"{model.form}: all {len(infos)} names are accounted for, none is missing",)
-    if config.get("model_type") in model.form.family.model_types:
-        model.evidence += (f"config.json says model_type {config['model_type']}",)
+    if model_config.get("model_type") in model.form.family.model_types:
+        model.evidence += (f"config.json says model_type {model_config['model_type']}",)
     return model
 
 
-def _named(infos: Infos, family: Family, config: Mapping[str, Any]) -> Model:
-    """The form of a family that was asked for, its faults and all: the one that knows most of the names."""
-    exact = matches(infos, config, families.forms(family))
-    model = exact[0] if exact else _nearest(infos, family, config)
+def _named(infos: Infos, family: Family, model_config: Mapping[str, object]) -> Model:
+    """The form of a family that was asked for, wrong as it may be: the one that knows most of the names."""
+    exact = matches(infos, model_config, families.forms(family))
+    model = exact[0] if exact else _nearest(infos, family, model_config)
     known = f"all {len(infos)} names are accounted for" if exact else _faulty(model)
     model.evidence = (f"{model.form}: asked for; {known}",)
     return model
 
 
-def _nearest(infos: Infos, family: Family, config: Mapping[str, Any]) -> Model:
-    near = [match(form, infos, config) for form in families.forms(family)]
+def _nearest(infos: Infos, family: Family, model_config: Mapping[str, object]) -> Model:
+    near = [match(form, infos, model_config) for form in families.forms(family)]
     return min((model for model in near if model), key=lambda model: (len(model.left_over), len(model.missing)))
 
 
@@ -112,10 +111,10 @@ def _faulty(model: Model) -> str:
     return f"{len(model.left_over)} names left over, {len(model.missing)} missing"
 
 
-def _incomplete(infos: Infos, family: Family | None, config: Mapping[str, Any]) -> Model:
+def _incomplete(infos: Infos, family: Family | None, model_config: Mapping[str, object]) -> Model:
     """No family accounts for every name exactly. One that knows most is reported; attention alone needs no family."""
-    candidates = [family] if family else [f for f in families.all_families() if _could_be(f, config)]
-    near = [_nearest(infos, each, config) for each in candidates] if infos else []
+    candidates = [family] if family else [f for f in families.all_families() if _could_be(f, model_config)]
+    near = [_nearest(infos, each, model_config) for each in candidates] if infos else []
     near = [model for model in near if (model.layers or model.tensors) and len(model.left_over) * 2 < len(infos)]
     if near:
         best = min(near, key=lambda model: len(model.left_over) + len(model.missing))
@@ -125,8 +124,9 @@ def _incomplete(infos: Infos, family: Family | None, config: Mapping[str, Any]) 
     return _alone(infos, layouts.detect(outlines).layout)
 
 
-def _could_be(family: Family, config: Mapping[str, Any]) -> bool:
-    return config.get("model_type") is None or config["model_type"] in family.model_types or not family.model_types
+def _could_be(family: Family, model_config: Mapping[str, object]) -> bool:
+    model_type = model_config.get("model_type")
+    return model_type is None or model_type in family.model_types or not family.model_types
 
 
 def _alone(infos: Infos, layout: str) -> Model:
@@ -138,7 +138,7 @@ def _alone(infos: Infos, layout: str) -> Model:
     return model
 
 
-def some(names: Mapping[str, Any]) -> str:
+def some(names: Mapping[str, object]) -> str:
     """The first names, and how many more there are."""
     listed = list(names)
     more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""

@@ -6,28 +6,26 @@ import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any, cast
 
-import numpy as np
-
 from maskattn.config import AttentionConfig
 from maskattn.convert import config_json, layouts
 from maskattn.convert._model import Heads, Layer
 from maskattn.convert.layouts import CANONICAL, EXTRAS, Layout
 from maskattn.convert.lazy import Lazy, NeedsNumbers, Read, constant
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Convert = Callable[[Mapping[str, Any], AttentionConfig], Mapping[str, Any]]
 """``to_canonical`` or ``from_canonical`` of a layout."""
 
 
-def sizes(layer: Layer, config: Mapping[str, Any], asked: Heads, remembered: Heads) -> AttentionConfig:
+def sizes(layer: Layer, model_config: Mapping[str, object], asked: Heads, remembered: Heads) -> AttentionConfig:
     """The configuration that the shapes of a stored layer admit. ValueError where they admit none.
 
-    Heads are those of ``config``, a config.json; as asked for; as the file remembers; by the family's rule; or by the
-    shape of an extra.
+    Heads are those of ``model_config``, a config.json; as asked for; as the file remembers; by the family's rule; or
+    by the shape of an extra.
     """
     index = layer.indices[0] if layer.indices else None
     paths = layer.rule.heads or "", layer.rule.kv_heads or ""
-    told = [config_json.look_up(config, path, index) for path in paths]
+    told = [config_json.look_up(model_config, path, index) for path in paths]
     number, kv_number = (value if isinstance(value, int) else other for value, other in zip(told, asked, strict=True))
     if number is None:
         number, kv_number = remembered
@@ -54,7 +52,7 @@ def to_canonical(layer: Layer, config: AttentionConfig, *, beside: bool) -> Laye
         plain = local.replace(layout.separator, ".")
         if plain in EXTRAS and not any(extra.name == local for extra in layout.extras):
             kept[plain] = given.pop(local)
-    _raise(layouts.faults(layout, given, config, layer.where))
+    _raise(layouts.mismatches(layout, given, config, layer.where))
     buffers = {buffer.name for buffer in layout.buffers} & set(given)
     held = {local: lazy for local, lazy in given.items() if local not in buffers}
     try:
@@ -92,8 +90,8 @@ def from_canonical(layer: Layer, layout: Layout, *, beside: bool) -> Layer:
         for name in [name for name, shape in extras.items() if layout.place(name, shape, config) is None]:
             kept[name.replace(".", layout.separator)] = given.pop(name)
             del extras[name]
-    found = [f"{layer.all_of_it}layout {layout.name} cannot hold it: {why}" for why in layout.unsupported(config)]
-    _raise(found + [layer.where + reason for reason in layout.misfits(extras, config)])
+    reasons = [f"{layer.all_of_it}layout {layout.name} cannot hold it: {why}" for why in layout.unsupported(config)]
+    _raise(reasons + [layer.where + reason for reason in layout.misfits(extras, config)])
     checks: tuple[Callable[[Read], None], ...] = ()
     if not layout.key_bias and "key.bias" in given:
         checks = (_check(layout.from_canonical, {"key.bias": given.pop("key.bias")}, config, layer.where),)
@@ -145,7 +143,7 @@ def _check(convert: Convert, needed: Mapping[str, Lazy], config: AttentionConfig
 
 def _called(
     convert: Convert, needed: Mapping[str, Lazy], config: AttentionConfig, where: str, read: Read
-) -> Mapping[str, Any]:
+) -> Mapping[str, object]:
     arrays = {name: lazy.evaluate(read) for name, lazy in needed.items()}
     try:
         return convert(arrays, config)
@@ -160,6 +158,6 @@ def _width(layer: Layer) -> int:
         return 0
 
 
-def _raise(found: list[str]) -> None:
-    if found:
-        raise ValueError("\n".join(found))
+def _raise(reasons: list[str]) -> None:
+    if reasons:
+        raise ValueError("\n".join(reasons))

@@ -20,7 +20,11 @@ LAYERS = 10_000  # more than any model has: a longer axis is none of layers
 
 
 def match(
-    form: Form, infos: Mapping[str, TensorInfo | Lazy], config: Mapping[str, Any] | None = None, *, strict: bool = False
+    form: Form,
+    infos: Mapping[str, TensorInfo | Lazy],
+    model_config: Mapping[str, object] | None = None,
+    *,
+    strict: bool = False,
 ) -> Model | None:
     """What ``infos`` are in ``form``; None where ``strict`` and a name is left over."""
     model, present = Model(form), Present()
@@ -46,7 +50,7 @@ def match(
         for at, tensor in tensors.items():
             _enter(model, rule, at, part, tensor)
             present.setdefault(rule, {}).setdefault(at, set()).add(part)
-    model.missing += _missing(form, present, config or {})
+    model.missing += _missing(form, present, model_config or {})
     return model
 
 
@@ -55,24 +59,24 @@ def attention_alone(infos: Mapping[str, Any], layout: Layout, *, beside: bool = 
 
     What is no array (anything but a TensorInfo) is a layer's tensor as it is: its layout refuses it by name.
     """
-    found = {prefix.removesuffix(layout.separator): (prefix, names) for prefix, names in layout.match(infos).items()}
+    layers = {prefix.removesuffix(layout.separator): (prefix, names) for prefix, names in layout.match(infos).items()}
     heads, kv_heads = config_json.HEADS, config_json.KV_HEADS
-    rules = {at: Rule(at, "attention", at, layout.name, heads=heads, kv_heads=kv_heads) for at in found}
+    rules = {at: Rule(at, "attention", at, layout.name, heads=heads, kv_heads=kv_heads) for at in layers}
     style = GENERIC.get(layout.name, "flax" if layout.separator == "/" else "torch")
     family = Family(layout.name, "", style, layout.name, tuple(rules.values()), separator=layout.separator)
     model = Model(Form(family, beside=beside))
-    for at, (prefix, names) in found.items():
+    for at, (prefix, names) in layers.items():
         tensors = {local: infos[name] for local, name in names.items()}
         lazy = {n: Lazy.read(prefix + n, *x) if isinstance(x, TensorInfo) else x for n, x in tensors.items()}
         model.layers[at] = Layer(rules[at], (), prefix, layout, lazy)
-    claimed = {name for _, names in found.values() for name in names.values()}
+    claimed = {name for _, names in layers.values() for name in names.values()}
     model.left_over = [name for name in infos if name not in claimed]
     return model
 
 
 def matches(
     infos: Mapping[str, TensorInfo],
-    config: Mapping[str, Any] | None = None,
+    model_config: Mapping[str, object] | None = None,
     among: Iterable[Form] | None = None,
 ) -> tuple[Model, ...]:
     """Every form whose names are exactly those of ``infos``: none missing, none left over.
@@ -80,23 +84,23 @@ def matches(
     Forms that take every tensor for the same thing count once: a Flax tree made of BERT is one, whether the family's
     table has PyTorch's names or Flax's.
 
-    ``config`` is a config.json; its model type narrows the families. ``among``: the forms to try; default: all forms of
-    all families.
+    ``model_config`` is a config.json; its model type narrows the families. ``among``: the forms to try; default: all
+    forms of all families.
     """
-    config = config or {}
+    model_config = model_config or {}
     if among is None:
-        among = [form for family in _of_type(config) for form in families.forms(family)]
+        among = [form for family in _of_type(model_config) for form in families.forms(family)]
     plain = {_plain(name) for name in infos}
-    found: list[Model] = []
+    models: list[Model] = []
     for form in among:
         if not _may_hold(form, plain):
             continue
-        model = match(form, infos, config, strict=True)
+        model = match(form, infos, model_config, strict=True)
         if model is not None and model.complete and (model.layers or model.tensors):
-            same = [m for m in found if m.form.family is form.family and m.form.prefix == form.prefix]
-            found += [] if same else [model]  # its own form is tried first
-    found.sort(key=lambda m: (m.form.layout is not None, m.form.family.style != "torch"))
-    return tuple({_meaning(m): m for m in reversed(found)}.values())[::-1]
+            same = [m for m in models if m.form.family is form.family and m.form.prefix == form.prefix]
+            models += [] if same else [model]  # its own form is tried first
+    models.sort(key=lambda m: (m.form.layout is not None, m.form.family.style != "torch"))
+    return tuple({_meaning(m): m for m in reversed(models)}.values())[::-1]
 
 
 def _agrees(
@@ -111,20 +115,20 @@ def _agrees(
 
 def _enter(model: Model, rule: Rule, indices: Indices, part: str, lazy: Lazy) -> None:
     if rule.kind == "attention":
-        key, layout = rule.shared(indices), model.form.layout_of(rule)
+        key, layout = rule.canonical_name(indices), model.form.layout_of(rule)
         layer = model.layers.setdefault(key, Layer(rule, indices, f"{key} ({layout.name}): ", layout, {}))
         layer.tensors[part] = lazy
     else:
-        model.tensors[rule.shared(indices, part)] = model.form.as_flax(rule, part, lazy)
+        model.tensors[rule.canonical_name(indices, part)] = model.form.as_flax(rule, part, lazy)
 
 
-def _missing(form: Form, present: Present, config: Mapping[str, Any]) -> list[str]:
+def _missing(form: Form, present: Present, model_config: Mapping[str, object]) -> list[str]:
     groups: dict[str, set[Indices]] = {}
     for rule, places in present.items():
         groups.setdefault(_group(rule), set()).update(places)
     missing: list[str] = []
     for pattern, path in form.family.layers.items():
-        count, have = config_json.look_up(config, path), groups.get(pattern, set())
+        count, have = config_json.look_up(model_config, path), groups.get(pattern, set())
         if isinstance(count, int) and have and len(have) != count:
             missing.append(f"layers of {pattern}: {path} is {count}, found {len(have)}")
     for group, indices in groups.items():
@@ -154,11 +158,11 @@ def _group(rule: Rule) -> str:
     return rule.pattern[: rule.pattern.rfind("*") + 1]
 
 
-def _gaps(group: str, found: set[Indices]) -> list[str]:
+def _gaps(group: str, present: set[Indices]) -> list[str]:
     """Layers count from 0 without a gap, within each group of a nested pattern."""
     gaps: list[str] = []
-    for before in {indices[:-1] for indices in found if indices}:
-        numbers = {indices[-1] for indices in found if indices[:-1] == before}
+    for before in {indices[:-1] for indices in present if indices}:
+        numbers = {indices[-1] for indices in present if indices[:-1] == before}
         absent = [i for i in range(max(numbers)) if i not in numbers]
         if absent:
             gaps.append(f"{group}: the indices {before or ''} {', '.join(map(str, absent[:5]))} of {max(numbers) + 1}")
@@ -176,14 +180,14 @@ def _meaning(model: Model) -> Hashable:
     return model.form.family.model, model.form.style, model.form.scan_axis, tensors, layers
 
 
-def _of_type(config: Mapping[str, Any]) -> tuple[Family, ...]:
-    told, known = config.get("model_type"), families.all_families()
-    fitting = tuple(f for f in known if told in f.model_types and _says(config, f.when))
-    return fitting or tuple(f for f in known if not config or not f.when or told is None)
+def _of_type(model_config: Mapping[str, object]) -> tuple[Family, ...]:
+    told, known = model_config.get("model_type"), families.all_families()
+    fitting = tuple(f for f in known if told in f.model_types and _says(model_config, f.when))
+    return fitting or tuple(f for f in known if not model_config or not f.when or told is None)
 
 
-def _says(config: Mapping[str, Any], when: Mapping[str, Any]) -> bool:
-    return all(config_json.look_up(config, path) == value for path, value in when.items())
+def _says(model_config: Mapping[str, object], when: Mapping[str, object]) -> bool:
+    return all(config_json.look_up(model_config, path) == value for path, value in when.items())
 
 
 def _may_hold(form: Form, plain: set[str]) -> bool:

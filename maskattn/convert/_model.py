@@ -52,7 +52,7 @@ class Model:
       buffers: tensors that a model computes when it is built, by their names in the checkpoint.
       left_over, missing: names that have no place in the form, and places without a name.
       steps, checks: of all layers. dropped: tensors of the checkpoint that are not carried over, and why.
-      faults: everything that is wrong.
+      reasons: everything that is wrong.
     """
 
     form: Form
@@ -65,7 +65,7 @@ class Model:
     steps: dict[str, Step] = field(default_factory=dict)
     checks: list[Callable[[Read], None]] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
-    faults: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
 
     @property
     def complete(self) -> bool:

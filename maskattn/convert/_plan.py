@@ -12,7 +12,7 @@ import numpy as np
 from maskattn.checkpoints import TensorInfo
 from maskattn.config import AttentionConfig
 from maskattn.convert import _memory, _provenance, families
-from maskattn.convert._canonical import Sizes, made, read, write
+from maskattn.convert._canonical import ConfigOf, made, read, write
 from maskattn.convert._identify import identify, target_form
 from maskattn.convert._layer import sizes
 from maskattn.convert._match import match
@@ -20,13 +20,17 @@ from maskattn.convert._model import Layer, Model
 from maskattn.convert.families import Family, Form
 from maskattn.convert.layouts import DTYPES, Step
 from maskattn.convert.lazy import Lazy, Read, constant
+from maskattn.typing import NumPyArray as Array, NumPyDType
 
-Array = np.ndarray[Any, Any]
 REST = ("error", "keep", "drop")
 
 
 class Move(NamedTuple):
-    """One tensor of the target: its name, and the source tensors and operations it is made of."""
+    """One tensor of the target.
+
+    Attributes:
+      target: its name. array: the source tensors and operations it is made of.
+    """
 
     target: str
     array: Lazy
@@ -60,7 +64,7 @@ class Plan:
     steps: tuple[Step, ...]
     dropped: Mapping[str, str]
     kept: tuple[str, ...]
-    dtype: np.dtype[Any] | None
+    dtype: NumPyDType | None
     layers: Mapping[str, Layer]
     checks: tuple[Callable[[Read], None], ...]
     buffers: _provenance.Buffers
@@ -109,14 +113,18 @@ class Plan:
         return _memory.peak((move.array for move in self.moves), self.infos)
 
     def check(self, read: Read) -> None:
-        """Reads what must be checked before anything is published; one ValueError lists what is not as planned."""
-        found: list[str] = []
+        """Reads what must be checked before anything is published; ``read`` gives a source's tensor by its name.
+
+        Raises:
+            ValueError: one error that lists what is not as planned.
+        """
+        reasons: list[str] = []
         for check in self.checks:
             try:
                 check(read)
             except ValueError as error:
-                found += str(error).splitlines()
-        refuse(found, self.forms, self.evidence)
+                reasons += str(error).splitlines()
+        refuse(reasons, self.forms, self.evidence)
 
     def evaluate(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """What carrying it out on ``tensors`` gives, in memory: new C-contiguous arrays. ValueError as ``check``."""
@@ -157,63 +165,64 @@ def plan(
     Raises:
         ValueError: one error that lists every tensor missing, left over, of the wrong shape, or without a place in the
             target; a form that cannot be told, with the candidates; unknown names.
+        FileNotFoundError: ``family`` is no file.
     """
     if rest not in REST:
         raise ValueError(f"rest must be one of {', '.join(REST)}, got {rest!r}")
     cast = None if dtype is None else np.dtype(dtype)
     if cast is not None and cast not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {cast}")
-    config, provenance = config or {}, provenance or {}
+    model_config, provenance = config or {}, provenance or {}
     own, prefixes = None if family is None else families.get(family), _provenance.prefixes(provenance)
-    found = identify(infos, source, own, config)
-    to = target_form(target, found.form, own, scan, prefixes)
+    stored = identify(infos, source, own, model_config)
+    to = target_form(target, stored.form, own, scan, prefixes)
     heads, before = _provenance.heads(provenance), _provenance.buffers(provenance)
 
     def sizes_of(key: str, layer: Layer) -> AttentionConfig:
-        return sizes(layer, config, (num_heads, num_kv_heads), heads.get(key, (None, None)))
+        return sizes(layer, model_config, (num_heads, num_kv_heads), heads.get(key, (None, None)))
 
-    planned = assemble(found, to, sizes_of, infos, rest=rest, dtype=cast, before=before)
-    return replace(planned, prefixes=prefixes | {found.form.family.name: found.form.prefix})
+    planned = assemble(stored, to, sizes_of, infos, rest=rest, dtype=cast, before=before)
+    return replace(planned, prefixes=prefixes | {stored.form.family.name: stored.form.prefix})
 
 
 def assemble(
-    found: Model,
+    source: Model,
     to: Form,
-    sizes_of: Sizes,
+    sizes_of: ConfigOf,
     infos: Mapping[str, TensorInfo],
     *,
     rest: str = "error",
-    dtype: np.dtype[Any] | None = None,
+    dtype: NumPyDType | None = None,
     before: _provenance.Buffers | None = None,
 ) -> Plan:
     """The plan of every conversion: what was found, through the canonical model, to the form ``to``.
 
     ``before``: what was left out on the way here, by family.
     """
-    found.faults += [f"{name}: missing" for name in found.missing]
-    model = read(found, sizes_of)
+    source.reasons += [f"{name}: missing" for name in source.missing]
+    model = read(source, sizes_of)
     if rest == "error":
-        why = f", {found.form.family.name} does not know it"
-        why = ": it lies outside every attention layer" if found.form.attention_only else why
-        model.faults += [f"{name}: left over{why}" for name in found.left_over]
+        why = f", {source.form.family.name} does not know it"
+        why = ": it lies outside every attention layer" if source.form.attention_only else why
+        model.reasons += [f"{name}: left over{why}" for name in source.left_over]
     if rest == "drop":
-        model.dropped.update(dict.fromkeys(found.left_over, "no rule knows it"))
+        model.dropped.update(dict.fromkeys(source.left_over, "no rule knows it"))
     written = write(model, to)
-    kept = found.left_over if rest == "keep" else []
+    kept = source.left_over if rest == "keep" else []
     for name in kept:
         if name in written:
-            model.faults.append(f"{name}: the name of a tensor that is kept is also the name of a converted one")
+            model.reasons.append(f"{name}: the name of a tensor that is kept is also the name of a converted one")
         written[name] = Lazy.read(name, *infos[name])
     again = _made_again(before or {}, to, written)
-    if not model.faults and not to.attention_only:
+    if not model.reasons and not to.attention_only:
         stored = match(to, written)
         lacks = f"{to.family.name} cannot do without it, and the source has none"
-        model.faults += [f"{name}: {lacks}" for name in stored.missing] if stored else []
-    refuse(model.faults, (found.form, to), found.evidence)
+        model.reasons += [f"{name}: {lacks}" for name in stored.missing] if stored else []
+    refuse(model.reasons, (source.form, to), source.evidence)
     left_out = {n: TensorInfo(lazy.shape, lazy.dtype) for n, (rule, lazy) in model.buffers.items() if rule.maker}
     return Plan(
-        forms=(found.form, to),
-        evidence=found.evidence,
+        forms=(source.form, to),
+        evidence=source.evidence,
         moves=tuple(Move(name, _cast(name, lazy, dtype)) for name, lazy in written.items()),
         infos=infos,
         steps=tuple(model.steps.values()),
@@ -222,7 +231,7 @@ def assemble(
         dtype=dtype,
         layers=model.layers,
         checks=tuple(model.checks),
-        buffers={found.form.family.name: left_out} if left_out or again else before or {},
+        buffers={source.form.family.name: left_out} if left_out or again else before or {},
         prefixes={},
     )
 
@@ -231,10 +240,10 @@ def back(plan: Plan) -> Plan:
     """The plan that undoes ``plan``: from the tensors it writes to those it reads. Casts are not undone."""
     origin, to = plan.forms
     outputs = plan.outputs
-    found = match(to, outputs)
-    assert found is not None
+    written = match(to, outputs)
+    assert written is not None
     undo = assemble(
-        found, origin, lambda key, layer: plan.layers[key].config, outputs, rest="keep", before=plan.buffers
+        written, origin, lambda key, layer: plan.layers[key].config, outputs, rest="keep", before=plan.buffers
     )
     return replace(undo, evidence=(), moves=tuple(move for move in undo.moves if move.target in plan.infos))
 
@@ -267,7 +276,7 @@ def _made_again(before: _provenance.Buffers, to: Form, written: dict[str, Lazy])
     return bool(infos)
 
 
-def _cast(name: str, lazy: Lazy, dtype: np.dtype[Any] | None) -> Lazy:
+def _cast(name: str, lazy: Lazy, dtype: NumPyDType | None) -> Lazy:
     """``lazy`` in ``dtype``. A finite number that becomes infinite is damage, not rounding: a ValueError then."""
     if dtype is None or lazy.dtype == dtype or lazy.dtype not in DTYPES:
         return lazy
@@ -283,8 +292,8 @@ def _cast(name: str, lazy: Lazy, dtype: np.dtype[Any] | None) -> Lazy:
     return lazy.changed(narrow, f"cast to {dtype}", dtype)
 
 
-def refuse(faults: list[str], forms: tuple[Form, Form], evidence: tuple[str, ...] = ()) -> None:
-    """One ValueError for all of ``faults``, if there are any."""
-    if faults:
+def refuse(reasons: list[str], forms: tuple[Form, Form], evidence: tuple[str, ...] = ()) -> None:
+    """One ValueError for all of ``reasons``, if there are any."""
+    if reasons:
         head = f"{'the checkpoint' if evidence else 'tensors'} cannot be converted from {forms[0]} to {forms[1]}:"
-        raise ValueError("\n  ".join([head, *dict.fromkeys(faults), *(f"({line})" for line in evidence)]))
+        raise ValueError("\n  ".join([head, *dict.fromkeys(reasons), *(f"({line})" for line in evidence)]))

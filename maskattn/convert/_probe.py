@@ -8,22 +8,22 @@ from typing import Any
 import numpy as np
 
 from maskattn import standards
+from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts import Candidate, Detection, Layout
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 _INPUTS = ("query", "key", "value", "mask", "bias")
 
 
 def probe(
-    tensors: Mapping[str, Any],
+    tensors: Mapping[str, object],
     candidates: Iterable[str],
     config: AttentionConfig,
     *,
-    inputs: Mapping[str, Any],
-    output: Any,
+    inputs: Mapping[str, object],
+    output: object,
 ) -> Detection:
     """Which of ``candidates`` the tensors of one layer are in, told by what the layer computes.
 
@@ -39,7 +39,7 @@ def probe(
         output: what the layer gave for them, [B, L, out], without what is not attention: no rotary embedding, no norm.
 
     Raises:
-        ValueError: inputs that do not fit ``config``; an unknown layout.
+        ValueError: inputs that do not fit ``config``; an unknown layout. TypeError: inputs are no mapping.
     """
     given = _checked(inputs, output, config)
     wanted = np.asarray(output)
@@ -66,7 +66,7 @@ def _judge(
         return tuple(layers), [f"expected the tensors of one layer, found {len(layers)}"], 0.0
     ((prefix, names),) = layers.items()
     layer = {name: tensors[full] for name, full in names.items()}
-    objections = layouts.faults(layout, layer, config, prefix)
+    objections = layouts.mismatches(layout, layer, config, prefix)
     if objections:
         return (prefix,), objections, 0.0
     extras = layout.extras_of(layer, config)
@@ -93,26 +93,25 @@ def _judge(
     return (prefix,), [], float(standards.share(error, limit).max(initial=0))
 
 
-def _checked(inputs: Mapping[str, Any], output: Any, config: AttentionConfig) -> dict[str, Array]:
+def _checked(inputs: Mapping[str, object], output: object, config: AttentionConfig) -> dict[str, Array]:
     if not isinstance(inputs, Mapping):
         raise TypeError(f"inputs must be a mapping of {', '.join(_INPUTS)} to arrays, got {type(inputs).__name__}")
     given = {name: np.asarray(array) for name, array in inputs.items()}
-    found = [f"inputs: unknown name {name!r}, expected {', '.join(_INPUTS)}" for name in given if name not in _INPUTS]
+    reasons = [f"inputs: unknown name {name!r}, expected {', '.join(_INPUTS)}" for name in given if name not in _INPUTS]
     if "query" not in given:
-        found.append("inputs: query [batch, length, embed_dim] is missing")
+        reasons.append("inputs: query [batch, length, embed_dim] is missing")
     widths = {"query": config.embed_dim, "key": config.kdim, "value": config.vdim}
     for name in widths:
         if name in given and (given[name].ndim != 3 or given[name].shape[2] != widths[name]):
             shape = f"[batch, length, {widths[name]}]"
-            found.append(f"inputs: {name}: expected shape {shape}, got {list(given[name].shape)}")
+            reasons.append(f"inputs: {name}: expected shape {shape}, got {list(given[name].shape)}")
     if "mask" in given and (given["mask"].dtype != bool or given["mask"].ndim != 4):
         mask = given["mask"]
-        found.append(
+        reasons.append(
             f"inputs: mask: expected bool [batch, heads, q_len, kv_len], True = may attend, got {mask.dtype} "
             f"{list(mask.shape)}"
         )
     if np.asarray(output).size == 0:
-        found.append("output: nothing to compare with")
-    if found:
-        raise ValueError("\n  ".join(["a layer cannot be probed with these:", *found]))
+        reasons.append("output: nothing to compare with")
+    Problems("a layer cannot be probed with these", reasons).raise_if_any()
     return given

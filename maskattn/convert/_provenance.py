@@ -44,20 +44,20 @@ def buffers_as_json(left_out: Buffers) -> dict[str, Any]:
     return {"family": "", "tensors": {}}
 
 
-def heads(provenance: Mapping[str, Any]) -> dict[str, Heads]:
+def heads(provenance: Mapping[str, object]) -> dict[str, Heads]:
     """Query and key/value heads of attention layers; ValueError where they cannot be meant."""
     told = provenance.get("heads") or {}
     if not isinstance(told, Mapping):
         raise ValueError(f"provenance: heads cannot be read, got {type(told).__name__}")
-    found: dict[str, Heads] = {}
+    by_layer: dict[str, Heads] = {}
     for name, numbers in told.items():
         if not isinstance(numbers, list) or len(numbers) != 2 or not all(type(n) is int and n > 0 for n in numbers):
             raise ValueError(f"provenance: the heads of {name!r} cannot be {numbers!r:.100}")
-        found[str(name)] = numbers[0], numbers[1]
-    return found
+        by_layer[str(name)] = numbers[0], numbers[1]
+    return by_layer
 
 
-def prefixes(provenance: Mapping[str, Any]) -> dict[str, str]:
+def prefixes(provenance: Mapping[str, object]) -> dict[str, str]:
     """What stood before the names when the checkpoint was of a family."""
     told = provenance.get("prefixes") or {}
     if not isinstance(told, Mapping) or not all(isinstance(value, str) for value in told.values()):

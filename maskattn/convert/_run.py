@@ -18,15 +18,13 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from maskattn import checkpoints
 from maskattn.checkpoints import PENDING, Reader, TensorInfo
 from maskattn.convert._memory import THREADS, allowed, needed
 from maskattn.convert._plan import Move, Plan, in_order
 from maskattn.convert._provenance import buffers_as_json
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int], None]
 """Called with the name of a tensor that was written, and its bytes; from two threads."""
 
@@ -45,7 +43,9 @@ def run(
     """Writes the checkpoint that ``plan`` describes; ``reader`` is the source it was made from.
 
     Returns where it is: ``path``, or the index of several files. It has the hash of every tensor and says where it
-    comes from: the source's files and their hashes, both forms, casts, steps, versions.
+    comes from: the source's files and their hashes, both forms, casts, steps, versions. ``metadata`` and
+    ``max_shard_size`` are those of ``checkpoints.create``; ``progress`` is called with the name of each tensor that was
+    written, and its bytes, from two threads.
 
     Raises:
         ValueError: the format cannot hold a tensor; a value is not what the plan takes it to be; a cast made a finite

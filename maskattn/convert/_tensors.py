@@ -14,12 +14,11 @@ from maskattn.convert import layouts
 from maskattn.convert._identify import some
 from maskattn.convert._match import attention_alone
 from maskattn.convert._plan import REST, assemble, refuse
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 def convert_tensors(
-    tensors: Mapping[str, Any],
+    tensors: Mapping[str, object],
     *,
     source: str,
     target: str,
@@ -60,22 +59,22 @@ def convert_tensors(
     flat = _flat(tensors, "/" if source == "auto" else layouts.get(source).separator)
     origin = layouts.get(layouts.detect(flat, config).layout if source == "auto" else source)
     infos = {n: TensorInfo(x.shape, x.dtype) if isinstance(x, np.ndarray) else x for n, x in flat.items()}
-    found = attention_alone(infos, origin, beside=False)
-    forms = found.form, replace(found.form, layout=to.name)
+    stored = attention_alone(infos, origin, beside=False)
+    forms = stored.form, replace(stored.form, layout=to.name)
     reasons = [(layout.name, reason) for layout in (origin, to) for reason in layout.unsupported(config)]
     refuse([f"layout {name} cannot hold this config: {reason}" for name, reason in reasons], forms)
-    if not found.layers and config.project:
+    if not stored.layers and config.project:
         wanted = " or ".join(origin.anchors)
-        found.faults.append(f"no layer found: expected names ending in {wanted}, got {some(flat)}")
+        stored.reasons.append(f"no layer found: expected names ending in {wanted}, got {some(flat)}")
     if others == "keep":
-        strange = [name for name in found.left_over if not isinstance(flat[name], np.ndarray)]
+        strange = [name for name in stored.left_over if not isinstance(flat[name], np.ndarray)]
         kinds = {name: f"{type(flat[name]).__module__}.{type(flat[name]).__name__}" for name in strange}
-        found.faults += [f"{name}: expected a NumPy array, got {kind}" for name, kind in kinds.items()]
-        found.left_over = [name for name in found.left_over if name not in kinds]
-    return assemble(found, forms[1], lambda key, layer: config, infos, rest=others).evaluate(flat)
+        stored.reasons += [f"{name}: expected a NumPy array, got {kind}" for name, kind in kinds.items()]
+        stored.left_over = [name for name in stored.left_over if name not in kinds]
+    return assemble(stored, forms[1], lambda key, layer: config, infos, rest=others).evaluate(flat)
 
 
-def _flat(tensors: Mapping[str, Any], separator: str) -> dict[str, Any]:
+def _flat(tensors: Mapping[str, object], separator: str) -> dict[str, Any]:
     if any(isinstance(value, Mapping) for value in tensors.values()):
         return layouts.flatten(tensors, separator)
     if not all(isinstance(name, str) for name in tensors):

@@ -11,7 +11,6 @@ import importlib.util
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
@@ -21,9 +20,9 @@ from maskattn.config import AttentionConfig
 from maskattn.convert._plan import Move, Plan, back, in_order
 from maskattn.convert._run import each
 from maskattn.convert.layouts import CANONICAL, DTYPES
-from maskattn.convert.twins import JaxTwin, Judged, TorchTwin, random_inputs
+from maskattn.convert.twins import JaxTwin, TorchTwin, WithinLimits, random_inputs
+from maskattn.typing import NumPyArray as Array, NumPyDType
 
-Array = np.ndarray[Any, Any]
 Progress = Callable[[str, int], None]
 
 LENGTHS = (9, 4, 1)
@@ -31,7 +30,7 @@ _MOVED = ("reshape", "transpose", "take", "concatenate", "stack", "moveaxis", "c
 
 
 @dataclass(frozen=True)
-class Ran(Judged):
+class Ran(WithinLimits):
     """One attention layer in one framework: its largest error, the limit there, and the largest error / limit."""
 
     layer: str
@@ -172,12 +171,12 @@ def _run(layer: str, config: AttentionConfig, left: dict[str, Array], right: dic
             yield Ran(layer, _sizes(config, wide), label, module.name, weights, *numbers)
 
 
-def _sizes(config: AttentionConfig, dtype: np.dtype[Any]) -> str:
+def _sizes(config: AttentionConfig, dtype: NumPyDType) -> str:
     kv = "" if config.num_kv_heads == config.num_heads else f", {config.num_kv_heads} key/value"
     return f"{config.embed_dim} wide, {config.num_heads} heads{kv} of {config.head_dim}, {dtype}"
 
 
-def _cast(array: Array, dtype: np.dtype[Any] | None) -> Array:
+def _cast(array: Array, dtype: NumPyDType | None) -> Array:
     return array if dtype is None or array.dtype not in DTYPES else array.astype(dtype, copy=False)
 
 

@@ -15,10 +15,10 @@ KV_HEADS = "num_key_value_heads|num_kv_heads|n_kv_heads"
 def beside(checkpoint: Path, named: Path | None = None) -> dict[str, Any]:
     """The configuration ``named``, or the one in the folder of a checkpoint; {} where there is none."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    found = [file for file in (folder / "config.json", folder / "params.json") if file.is_file()]
-    if named is None and not found:
+    files = [file for file in (folder / "config.json", folder / "params.json") if file.is_file()]
+    if named is None and not files:
         return {}
-    file = named or found[0]
+    file = named or files[0]
     try:
         data = json.loads(file.read_bytes())
     except (ValueError, RecursionError) as error:
@@ -28,14 +28,14 @@ def beside(checkpoint: Path, named: Path | None = None) -> dict[str, Any]:
     return data
 
 
-def look_up(config: Mapping[str, Any], paths: str, index: int | None = None) -> Any:
+def look_up(model_config: Mapping[str, object], paths: str, index: int | None = None) -> Any:
     """The value at the first of ``paths`` that a config.json has; None where it has none.
 
     Keys are joined by dots, alternatives by bars. A list gives its entry of ``index``: sizes that differ from stage to
     stage.
     """
     for path in paths.split("|"):
-        value: Any = config
+        value: Any = model_config
         for name in path.split("."):
             value = value.get(name) if isinstance(value, Mapping) else None
         if isinstance(value, list):
@@ -45,8 +45,8 @@ def look_up(config: Mapping[str, Any], paths: str, index: int | None = None) -> 
     return None
 
 
-def heads(config: Mapping[str, Any]) -> tuple[int | None, int | None]:
+def heads(model_config: Mapping[str, object]) -> tuple[int | None, int | None]:
     """Query heads and key/value heads; None where it does not say, or not by a number that they could have."""
-    found = [look_up(config, paths) for paths in (HEADS, KV_HEADS)]
-    number, kv_number = (value if type(value) is int and value > 0 else None for value in found)
+    values = [look_up(model_config, paths) for paths in (HEADS, KV_HEADS)]
+    number, kv_number = (value if type(value) is int and value > 0 else None for value in values)
     return number, kv_number

@@ -12,7 +12,8 @@ from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array, NumPyDType
+
 Read = Callable[[str], Array]
 """Gives a tensor of the source by its name."""
 
@@ -32,7 +33,7 @@ class Lazy:
     def __init__(
         self,
         shape: Sequence[int],
-        dtype: np.dtype[Any],
+        dtype: NumPyDType,
         sources: tuple[str, ...],
         operations: tuple[str, ...],
         make: Callable[[Read], Any],
@@ -42,7 +43,7 @@ class Lazy:
         self._reversed: Lazy | None = None
 
     @classmethod
-    def read(cls, name: str, shape: Sequence[int], dtype: np.dtype[Any]) -> Lazy:
+    def read(cls, name: str, shape: Sequence[int], dtype: NumPyDType) -> Lazy:
         """The tensor called ``name``."""
         return cls(shape, dtype, (name,), (), lambda read: read(name))
 
@@ -109,7 +110,7 @@ class Lazy:
             return self
         return self._then(lambda array: array[index], f"take {_show(index)}")
 
-    def __array__(self, *args: Any, **kwargs: Any) -> Array:
+    def __array__(self, *args: object, **kwargs: object) -> Array:
         raise NeedsNumbers("a planned array has no numbers yet: only operations that need none can be planned")
 
     __bool__ = __float__ = __array__
@@ -131,10 +132,10 @@ class Lazy:
     def __array_ufunc__(self, ufunc: Any, method: str, *args: Any, **kwargs: Any) -> Any:
         return combine(getattr(ufunc, method), args, kwargs, ufunc.__name__)
 
-    def __mul__(self, other: Any) -> Lazy:
+    def __mul__(self, other: object) -> Lazy:
         return combine(np.multiply, (self, other), {})
 
-    def __truediv__(self, other: Any) -> Lazy:
+    def __truediv__(self, other: object) -> Lazy:
         return combine(np.true_divide, (self, other), {})
 
     __rmul__ = __mul__
@@ -146,7 +147,7 @@ class Lazy:
         return Lazy(outline.shape, outline.dtype, self.sources, operations, lambda read: function(make(read)))
 
 
-def combine(function: Callable[..., Any], args: Any, kwargs: Any, name: str | None = None) -> Lazy:
+def combine(function: Callable[..., Any], args: object, kwargs: object, name: str | None = None) -> Lazy:
     """``function`` of arguments among which are lazy arrays, in lists too."""
     parts: list[Lazy] = []
     _visit((args, kwargs), parts.append)
@@ -190,7 +191,7 @@ def _outline(lazy: Lazy) -> Array:
     return np.broadcast_to(np.zeros((), lazy.dtype), lazy.shape)
 
 
-def _result(function: Any, args: Any, kwargs: Any, parts: list[Lazy]) -> tuple[tuple[int, ...], np.dtype[Any]]:
+def _result(function: Any, args: Any, kwargs: Any, parts: list[Lazy]) -> tuple[tuple[int, ...], NumPyDType]:
     if function is np.concatenate:  # the one common function whose result would take memory
         arrays, axis = list(args[0]), kwargs.get("axis", args[1] if len(args) > 1 else 0) % parts[0].ndim
         rest = {(array.shape[:axis], array.shape[axis + 1 :]) for array in arrays}
@@ -217,7 +218,7 @@ def _split(array: Lazy, where: Any, axis: int = 0) -> list[Lazy]:
     return [array[(*before, slice(start, end))] for start, end in zip(bounds[:-1], bounds[1:], strict=True)]
 
 
-def _visit(value: Any, see: Callable[[Lazy], None]) -> None:
+def _visit(value: object, see: Callable[[Lazy], None]) -> None:
     if isinstance(value, Lazy):
         see(value)
     elif isinstance(value, (list, tuple)):
@@ -228,7 +229,7 @@ def _visit(value: Any, see: Callable[[Lazy], None]) -> None:
             _visit(item, see)
 
 
-def _map(value: Any, change: Callable[[Lazy], Any]) -> Any:
+def _map(value: object, change: Callable[[Lazy], Any]) -> Any:
     if isinstance(value, Lazy):
         return change(value)
     if isinstance(value, (list, tuple)):
@@ -238,12 +239,12 @@ def _map(value: Any, change: Callable[[Lazy], Any]) -> Any:
     return value
 
 
-def _show(index: Any) -> str:
+def _show(index: object) -> str:
     parts = index if isinstance(index, tuple) else (index,)
     return "[" + ", ".join(_show_one(part) for part in parts) + "]"
 
 
-def _show_one(part: Any) -> str:
+def _show_one(part: object) -> str:
     if isinstance(part, slice):
         ends = ("" if end is None else str(end) for end in (part.start, part.stop))
         return ":".join(ends)

@@ -17,11 +17,10 @@ from maskattn import masks
 from maskattn.arrays import to_numpy, to_torch
 from maskattn.config import AttentionConfig
 from maskattn.convert._tensors import convert_tensors
+from maskattn.typing import NumPyArray as Array, NumPyDType
 
-Array = np.ndarray[Any, Any]
 
-
-class Judged:
+class WithinLimits:
     """An output that was held to limits: ``share``, the largest error / limit, says whether every element kept it."""
 
     share: float
@@ -97,7 +96,7 @@ class JaxTwin:
 
 
 def random_inputs(
-    config: AttentionConfig, lengths: Sequence[int], dtype: np.dtype[Any], seed: int = 0
+    config: AttentionConfig, lengths: Sequence[int], dtype: NumPyDType, seed: int = 0
 ) -> tuple[tuple[Array, ...], dict[str, Any]]:
     """Padded inputs [B, longest, width] for a layer, one where query, key and value are of one width; and what
     ``standards.module_oracle`` and ``module_limit`` are told beside the first.
@@ -115,7 +114,7 @@ def both(tensors: Mapping[str, Array], source: str, config: AttentionConfig) -> 
     return TorchTwin(tensors, source, config), JaxTwin(tensors, source, config)
 
 
-def _dumped(twin: str, module: Any) -> dict[str, Array]:
+def _dumped(twin: str, module: object) -> dict[str, Array]:
     tensors: dict[str, Array] = importlib.import_module(twin).params.dump(module)
     return tensors
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from maskattn._declared import Declared
 from maskattn._problems import Problems
 
-Array = Any
+Result = TypeVar("Result")  # what `apply` of a scheme gives
 
 
-class Scheme(Declared):
+class Scheme(Declared, Generic[Result]):
     """What is hidden from a model in training, as a function of a key: static sizes and rates, checked when made.
 
     ``scheme.apply(key, ...)`` runs in NumPy; ``maskattn_jax.corrupt(scheme, key, ...)`` and

@@ -8,13 +8,16 @@ product of two float32 (``to_float``), which every framework rounds alike: so ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
+from typing import Any, TypeVar
 
 import numpy as np
 
+from maskattn._arithmetic import negated, never
 from maskattn.numerics import rng
+from maskattn.typing import Traced as Array
 
-Array = Any
+Carry = TypeVar("Carry")
 
 #: Random words have this many bits, so that they are not negative in int32.
 BITS = 31
@@ -27,23 +30,23 @@ class Ops:
     """
 
     #: the module of the array functions, that of the random numbers, and the dtype of integers
-    xp: Any = np
-    rng: Any = rng
+    xp: ModuleType = np
+    rng: ModuleType = rng
     integer: Any = np.int64
 
-    def key(self, key: Any) -> Any:
+    def key(self, key: Array) -> Array:
         """A key from a seed in [0, 2**31), from two uint32 words, or from what the framework calls a key."""
         return key if isinstance(key, np.ndarray) else rng.key(key)
 
-    def fold_in(self, key: Any, data: Any) -> Any:
+    def fold_in(self, key: Array, data: Array) -> Array:
         """A key from a key and a number (an int, or traced), as ``rng.fold_in``."""
         return self.rng.fold_in(key, data)
 
-    def words(self, key: Any, shape: Sequence[int]) -> Array:
+    def words(self, key: Array, shape: Sequence[int]) -> Array:
         """``rng.bits(key, shape) >> 1`` as integers."""
         return (self.rng.bits(key, tuple(shape)) >> 1).astype(self.integer)
 
-    def array(self, x: Any) -> Array:
+    def array(self, x: Array) -> Array:
         """Bools as they are, other numbers as integers."""
         x = self.xp.asarray(x)
         return x if x.dtype == bool else x.astype(self.integer)
@@ -59,7 +62,7 @@ class Ops:
         """Integers."""
         return self.xp.zeros(tuple(shape), self.integer)
 
-    def where(self, condition: Array, x: Any, y: Any) -> Array:
+    def where(self, condition: Array, x: Array, y: Array) -> Array:
         return self.xp.where(condition, x, y)
 
     def sort(self, x: Array) -> Array:
@@ -86,7 +89,7 @@ class Ops:
         """Along the last axis."""
         return self.xp.concatenate(tuple(arrays), -1)
 
-    def scan(self, step: Callable[[Any, Array], tuple[Any, Array]], carry: Any, xs: Array) -> Array:
+    def scan(self, step: Callable[[Carry, Array], tuple[Carry, Array]], carry: Carry, xs: Array) -> Array:
         """The results of ``carry, result = step(carry, x)`` for each x along the last axis, stacked there."""
         results = []
         for i in range(xs.shape[-1]):
@@ -94,7 +97,7 @@ class Ops:
             results.append(result[..., None])
         return self.concatenate(results)
 
-    def while_any(self, going: Callable[[Any], Array], step: Callable[[Any], Any], state: Any) -> Any:
+    def while_any(self, going: Callable[[Carry], Array], step: Callable[[Carry], Carry], state: Carry) -> Carry:
         """Repeat ``state = step(state)`` while any entry of ``going(state)`` is True."""
         while going(state).any():
             state = step(state)
@@ -104,7 +107,7 @@ class Ops:
 NUMPY = Ops()
 
 
-def chance(ops: Ops, key: Any, p: float, shape: Sequence[int]) -> Array:
+def chance(ops: Ops, key: Array, p: float, shape: Sequence[int]) -> Array:
     """``rng.bernoulli(key, p, shape)``."""
     return ops.words(key, shape) >> (BITS - 23) < rng.bernoulli_limit(p)
 
@@ -116,12 +119,12 @@ def rank(ops: Ops, values: Array) -> Array:
 
 def previous(ops: Ops, flags: Array, first: bool) -> Array:
     """Each flag of the row (last axis) moved one place on, `first` at the start."""
-    start = (flags[..., :1] | True) if first else (flags[..., :1] & False)
-    return ops.concatenate([start, flags[..., :-1]])
+    nowhere = never(flags[..., :1])
+    return ops.concatenate([negated(nowhere) if first else nowhere, flags[..., :-1]])
 
 
 def indices(ops: Ops, keep: Array, size: int) -> tuple[Array, Array]:
     """Where each row is True, in order: int [..., size], filled up with 0, and how many those are, int [...]."""
     count = ops.sum(keep)
-    found = ops.argsort(ops.where(keep, 0, 1))[..., :size]
-    return ops.where(ops.arange(size) < count[..., None], found, 0), count
+    order = ops.argsort(ops.where(keep, 0, 1))[..., :size]
+    return ops.where(ops.arange(size) < count[..., None], order, 0), count

@@ -1,15 +1,19 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from maskattn._declared import declared, integer, integers, number
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme, batch_size
-from maskattn.corruption._blocks import rectangle
+from maskattn.corruption._base import Scheme, batch_size
 from maskattn.corruption._ops import BITS, NUMPY, Ops
+from maskattn.corruption._rectangle import rectangle
+from maskattn.typing import Traced as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, UInt32
 
 _ATTEMPTS = 10
 _ASPECTS = 12  # bits of a draw of the aspect ratio
@@ -17,14 +21,17 @@ _AREA = 16  # bits of a draw of the area
 
 
 class Blocks(NamedTuple):
-    """What `BEiT` returns."""
+    """What `BEiT` returns.
 
-    #: bool [B, height, width]: True = the patch is replaced by a mask token
-    removed: Array
+    Attributes:
+        removed: bool [B, height, width]: True = the patch is replaced by a mask token.
+    """
+
+    removed: Bool[Array, "B height width"]
 
 
 @declared
-class BEiT(Scheme):
+class BEiT(Scheme[Blocks]):
     """BEiT's block-wise masking: rectangles of patches are hidden until there are enough.
 
     Bao et al. 2022 (arXiv:2106.08254, section 2.3, algorithm 1, page 4), as `MaskingGenerator` of microsoft/unilm.
@@ -74,8 +81,8 @@ class BEiT(Scheme):
     def _aspects(self) -> tuple[float, float]:
         return self.min_aspect, 1 / self.min_aspect if self.max_aspect is None else self.max_aspect
 
-    def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> Blocks:
-        """Draw what is hidden from `batch` images.
+    def apply(self, key: int | UInt32[Array, " 2"], batch: int, *, ops: Ops = NUMPY) -> Blocks:
+        """Draw what is hidden from `batch` images, by `key` (see `Scheme`).
 
         Under jit, and in PyTorch, the loop runs until the last row is done; a row's result does not depend on others.
 

@@ -1,36 +1,45 @@
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from maskattn._declared import declared, flag, integer, integers, interval
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme, batch_size
-from maskattn.corruption._blocks import rectangle
+from maskattn.corruption._base import Scheme, batch_size
 from maskattn.corruption._ops import BITS, NUMPY, Ops, indices
+from maskattn.corruption._rectangle import rectangle
+from maskattn.typing import Traced as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int, UInt32
 
 _TRIES = 20
 _STEPS = 2**16
 
 
 class ContextTargets(NamedTuple):
-    """What `IJEPA` returns; integers in the framework's index dtype. Behind their count, indices are 0."""
+    """What `IJEPA` returns; integers in the framework's index dtype. Behind their count, indices are 0.
 
-    #: bool [B, height, width]: True = seen by the context encoder
-    context: Array
-    #: bool [B, targets, height, width]: True = to be predicted
-    targets: Array
-    #: int [B, C] and int [B]: the patches of the context in order, and how many; C is the largest context block
-    context_ids: Array
+    Attributes:
+        context: bool [B, height, width]: True = seen by the context encoder.
+        targets: bool [B, targets, height, width]: True = to be predicted.
+        context_ids: int [B, C]: the patches of the context in order; C is the largest context block.
+        context_count: int [B]: how many they are.
+        target_ids: int [B, targets, P]: the patches of the targets; P is the largest target block.
+        target_count: int [B, targets]: how many they are.
+    """
+
+    context: Bool[Array, "B height width"]
+    targets: Bool[Array, "B targets height width"]
+    context_ids: Int[Array, "B C"]
     context_count: Array
-    #: int [B, targets, P] and int [B, targets]: the same of the targets; P is the largest target block
-    target_ids: Array
+    target_ids: Int[Array, "B targets P"]
     target_count: Array
 
 
 @declared
-class IJEPA(Scheme):
+class IJEPA(Scheme[ContextTargets]):
     """I-JEPA's multi-block masking: from one block of an image, without the others, several blocks are predicted.
 
     Assran et al. 2023 (arXiv:2301.08243, section 3, page 4, and appendix A.1), as `MaskCollator` of
@@ -79,8 +88,11 @@ class IJEPA(Scheme):
             if least <= self.min_keep:
                 problems.value(f"min_keep must be below {least}, the smallest {name} block, got {self.min_keep}")
 
-    def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> ContextTargets:
-        """Draw context and targets of `batch` images: in a loop, and with the errors, of `BEiT.apply`."""
+    def apply(self, key: int | UInt32[Array, " 2"], batch: int, *, ops: Ops = NUMPY) -> ContextTargets:
+        """Draw context and targets of `batch` images: in a loop, as `BEiT.apply` does.
+
+        Arguments and errors as in `corruption.BEiT.apply`.
+        """
         batch = batch_size("IJEPA", batch)
         key = ops.key(key)
         draws = ops.words(ops.fold_in(key, 0), (2,)) >> (BITS - 16)
@@ -101,15 +113,15 @@ class IJEPA(Scheme):
             return ~state[2]
 
         def step(state: Any) -> Any:
-            turn, context, found = state
+            turn, context, done = state
             draws = ops.words(ops.fold_in(key, turn + 2), (batch, 2))
             top, left = draws[:, 0] % (self.grid[0] - tall), draws[:, 1] % (self.grid[1] - wide)
             block = rectangle(ops, self.grid, top, left, none[:, 0] + tall, none[:, 0] + wide)
             for number in range(0 if self.allow_overlap else self.targets):
                 block = block & ~(targets[:, number] & (number < self.targets - turn // _TRIES))
             enough = ops.sum(block, 2) > self.min_keep
-            context = ops.where((found | ~enough)[:, None, None], context, block)
-            return turn + 1, context, found | enough
+            context = ops.where((done | ~enough)[:, None, None], context, block)
+            return turn + 1, context, done | enough
 
         empty = ops.zeros((batch, *self.grid)) > 0
         context = ops.while_any(going, step, (ops.zeros(()), empty, ops.zeros((batch,)) > 0))[1]

@@ -1,25 +1,32 @@
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 from maskattn._declared import declared, integer, number
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme
+from maskattn.corruption._base import Scheme
 from maskattn.corruption._ops import NUMPY, Ops
 from maskattn.masks import Mask
+from maskattn.typing import Traced as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int, UInt32
 
 
 class Removed(NamedTuple):
-    """What `MAE` returns; integers in the framework's index dtype."""
+    """What `MAE` returns; integers in the framework's index dtype.
 
-    #: int [B, K]: the patches that are kept, in the order of their draws
-    keep: Array
-    #: int [B, L]: the place of each patch among the kept ones and then the removed ones
-    restore: Array
-    #: bool [B, L]: True = removed, where MAE's mask is 1
-    removed: Array
-    #: bool [B, prefix + L]: True = visible to the encoder, the tokens in front included
-    visible: Array
+    Attributes:
+        keep: int [B, K]: the patches that are kept, in the order of their draws.
+        restore: int [B, L]: the place of each patch among the kept ones and then the removed ones.
+        removed: bool [B, L]: True = removed, where MAE's mask is 1.
+        visible: bool [B, prefix + L]: True = visible to the encoder, the tokens in front included.
+    """
+
+    keep: Int[Array, "B K"]
+    restore: Int[Array, "B L"]
+    removed: Bool[Array, "B L"]
+    visible: Bool[Array, "B prefix+L"]
 
     def attention_mask(self) -> Mask:
         """The encoder on the full sequence, prefix + L tokens: visible tokens see visible tokens. True = may attend.
@@ -32,7 +39,7 @@ class Removed(NamedTuple):
 
 
 @declared
-class MAE(Scheme):
+class MAE(Scheme[Removed]):
     """MAE's random masking: most patches are removed, the encoder sees the others.
 
     He et al. 2022 (arXiv:2111.06377, section 3, page 4, and "Simple implementation"); as `random_masking` of
@@ -52,16 +59,16 @@ class MAE(Scheme):
         minimum=0, default=0, meaning="tokens in front that are always visible and not counted (MAE's class token: 1)"
     )
 
-    def apply(self, key: Array, batch: int, length: int, *, ops: Ops = NUMPY) -> Removed:
-        """Draw what is removed from `batch` rows of `length` patches.
+    def apply(self, key: int | UInt32[Array, " 2"], batch: int, length: int, *, ops: Ops = NUMPY) -> Removed:
+        """Draw what is removed from `batch` rows of `length` patches, by `key` (see `Scheme`).
 
         Raises:
             ValueError: a size is negative, or no patch would be kept. TypeError: it is not an int.
         """
         problems = Problems("MAE")
         batch, length = problems.integer("batch", batch, minimum=0), problems.integer("length", length, minimum=1)
-        kept = 0 if problems.faults else int(length * (1 - self.ratio))
-        if not problems.faults and not kept:
+        kept = 0 if problems.reasons else int(length * (1 - self.ratio))
+        if not problems.reasons and not kept:
             problems.value(f"ratio must keep at least one of {length} patches, got {self.ratio}")
         problems.raise_if_any()
         order = ops.argsort(ops.words(ops.key(key), (batch, length)))

@@ -1,29 +1,37 @@
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from maskattn._arithmetic import never, zero
 from maskattn._declared import declared, flag, integer, number
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme
+from maskattn.corruption._base import Scheme
 from maskattn.corruption._ops import BITS, NUMPY, Ops, chance, previous, rank
 from maskattn.numerics import rng
+from maskattn.typing import Traced as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int, UInt32
 
 
 class Masked(NamedTuple):
-    """What `MLM` returns; integers in the framework's index dtype."""
+    """What `MLM` returns; integers in the framework's index dtype.
 
-    #: int [B, L]: the tokens with those that were replaced
-    tokens: Array
-    #: int [B, L]: the original token where one is to be predicted, `ignore_index` elsewhere
-    labels: Array
-    #: bool [B, L]: True = to be predicted, whether it was replaced or not
-    selected: Array
+    Attributes:
+        tokens: int [B, L]: the tokens with those that were replaced.
+        labels: int [B, L]: the original token where one is to be predicted, `ignore_index` elsewhere.
+        selected: bool [B, L]: True = to be predicted, whether it was replaced or not.
+    """
+
+    tokens: Int[Array, "B L"]
+    labels: Int[Array, "B L"]
+    selected: Bool[Array, "B L"]
 
 
 @declared
-class MLM(Scheme):
+class MLM(Scheme[Masked]):
     """BERT's masked language model: some tokens are to be predicted; most of those are replaced by a mask token.
 
     Devlin et al. 2019 (arXiv:1810.04805, section 3.1, page 4, and appendix A.1): 15 % of the tokens are selected; of
@@ -69,7 +77,13 @@ class MLM(Scheme):
             problems.value(f"mask_share + random_share must be at most 1, got {self.mask_share} + {self.random_share}")
 
     def apply(
-        self, key: Array, tokens: Array, special: Array = None, words: Array = None, *, ops: Ops = NUMPY
+        self,
+        key: int | UInt32[Array, " 2"],
+        tokens: Int[Array, "B L"],
+        special: Bool[Array, "B L"] | None = None,
+        words: Int[Array, "B L"] | None = None,
+        *,
+        ops: Ops = NUMPY,
     ) -> Masked:
         """Corrupt a batch of tokens.
 
@@ -85,11 +99,11 @@ class MLM(Scheme):
         """
         problems = Problems("MLM")
         tokens = problems.array("tokens", tokens, "int", "[B, L]")
-        given = {"special": special, "words": words}
+        given: dict[str, Any] = {"special": special, "words": words}
         for name, kind in (("special", "bool"), ("words", "int")):
             if given[name] is not None:
                 given[name] = problems.array(name, given[name], kind, "[B, L]")
-                if not problems.faults and tuple(given[name].shape) != tuple(tokens.shape):
+                if not problems.reasons and tuple(given[name].shape) != tuple(tokens.shape):
                     problems.value(
                         f"{name} must have the shape {list(tokens.shape)} of tokens, got {list(given[name].shape)}"
                     )
@@ -99,7 +113,7 @@ class MLM(Scheme):
             )
         problems.raise_if_any()
         tokens = ops.array(tokens)
-        spared = tokens != tokens if special is None else ops.array(given["special"])
+        spared = never(tokens) if special is None else ops.array(given["special"])
         key = ops.key(key)
         selected = self._select(ops, ops.fold_in(key, 0), spared, None if words is None else ops.array(given["words"]))
         fate = ops.words(ops.fold_in(key, 1), tokens.shape) >> (BITS - 23)
@@ -117,7 +131,7 @@ class MLM(Scheme):
             order = rank(ops, ops.where(spared, 2**30, draws))
             return (order < self._count(ops, spared)[:, None]) & ~spared
         moved = ops.concatenate([words[:, :1], words[:, :-1]]) != words
-        first = previous(ops, moved & False, True) | moved | spared | previous(ops, spared, False)
+        first = previous(ops, never(moved), True) | moved | spared | previous(ops, spared, False)
         word = ops.cumsum(first) - 1  # which word of its row, from 0
         if not self.exact_count:
             chosen = chance(ops, key, self.rate, spared.shape)
@@ -127,7 +141,7 @@ class MLM(Scheme):
         begins = ops.argsort(ops.where(first, 0, 1))
         there = ops.arange(length) < ops.sum(first)[:, None]
         begins = ops.where(there, begins, length)
-        ends = ops.concatenate([begins[:, 1:], begins[:, :1] * 0 + length])
+        ends = ops.concatenate([begins[:, 1:], zero(begins[:, :1]) + length])
         candidate = there & ~ops.take_along(spared, ops.where(there, begins, 0))
         sizes = ops.where(candidate, ends - begins, 0)
         order = ops.argsort(draws)
@@ -137,7 +151,7 @@ class MLM(Scheme):
             taken = total + size <= most
             return ops.where(taken, total + size, total), taken
 
-        taken = ops.scan(take, most * 0, ops.take_along(sizes, order))
+        taken = ops.scan(take, zero(most), ops.take_along(sizes, order))
         return ops.take_along(ops.take_along(taken, ops.argsort(order)), word) & ~spared
 
     def _count(self, ops: Ops, spared: Array) -> Array:

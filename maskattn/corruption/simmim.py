@@ -1,25 +1,32 @@
 from __future__ import annotations
 
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from maskattn._declared import declared, integer, integers, number
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme, batch_size
+from maskattn.corruption._base import Scheme, batch_size
 from maskattn.corruption._ops import NUMPY, Ops, rank
+from maskattn.typing import Traced as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, UInt32
 
 
 class Units(NamedTuple):
-    """What `SimMIM` returns."""
+    """What `SimMIM` returns.
 
-    #: bool [B, height / patch, width / patch]: True = the patch is replaced by a mask token
-    removed: Array
+    Attributes:
+        removed: bool [B, height / patch, width / patch]: True = the patch is replaced by a mask token.
+    """
+
+    removed: Bool[Array, "B height / patch width / patch"]
 
 
 @declared
-class SimMIM(Scheme):
+class SimMIM(Scheme[Units]):
     """SimMIM's random masking: square units of an image are hidden, each several of the model's patches wide.
 
     Xie et al. 2022 (arXiv:2111.09886, section 3.2, page 4): units of 32 x 32 pixels, 60 % of them, for any patch size;
@@ -52,8 +59,8 @@ class SimMIM(Scheme):
             if math.ceil(units * self.ratio) == units:
                 problems.value(f"ratio must keep at least one of {units} units, got {self.ratio}")
 
-    def apply(self, key: Array, batch: int, *, ops: Ops = NUMPY) -> Units:
-        """Draw what is hidden from `batch` images.
+    def apply(self, key: int | UInt32[Array, " 2"], batch: int, *, ops: Ops = NUMPY) -> Units:
+        """Draw what is hidden from `batch` images, by `key` (see `Scheme`).
 
         Raises:
             ValueError: batch is negative. TypeError: it is not an int.

@@ -1,35 +1,41 @@
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
 from maskattn._declared import declared, integer, number
 from maskattn._fields import peek
 from maskattn._problems import Problems
-from maskattn.corruption._base import Array, Scheme
+from maskattn.corruption._base import Scheme
 from maskattn.corruption._ops import NUMPY, Ops, previous, rank
+from maskattn.typing import Traced as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Int, UInt32
 
 
 class Spans(NamedTuple):
     """What `T5Spans` returns; integers in the framework's index dtype.
 
     Each row ends with padding where it is shorter than the longest that its input could give.
+
+    Attributes:
+        inputs: int [B, I]: the tokens, each corrupted span being one sentinel.
+        targets: int [B, T]: each span after its sentinel.
+        input_lengths, target_lengths: int [B]: tokens of inputs and of targets that are no padding.
+        corrupted: bool [B, L]: True = the token is in a corrupted span.
     """
 
-    #: int [B, I]: the tokens, each corrupted span being one sentinel
-    inputs: Array
-    #: int [B, T]: each span after its sentinel
-    targets: Array
-    #: int [B]: tokens of inputs and of targets that are no padding
-    input_lengths: Array
+    inputs: Int[Array, "B I"]
+    targets: Int[Array, "B T"]
+    input_lengths: Int[Array, " B"]
     target_lengths: Array
-    #: bool [B, L]: True = the token is in a corrupted span
-    corrupted: Array
+    corrupted: Bool[Array, "B L"]
 
 
 @declared
-class T5Spans(Scheme):
+class T5Spans(Scheme[Spans]):
     """T5's span corruption: spans of tokens are replaced by sentinels, and are what is to be written.
 
     Raffel et al. 2020 (JMLR 21:140, section 3.1.4, pages 12 and 13, and section 3.3.4); as `random_spans_noise_mask`
@@ -69,7 +75,14 @@ class T5Spans(Scheme):
         corrupted = min(max(round(length * self.rate), 1), length - 1)
         return corrupted, min(max(round(corrupted / self.mean_span), 1), length - corrupted)
 
-    def apply(self, key: Array, tokens: Array, lengths: Array = None, *, ops: Ops = NUMPY) -> Spans:
+    def apply(
+        self,
+        key: int | UInt32[Array, " 2"],
+        tokens: Int[Array, "B L"],
+        lengths: Int[Array, " B"] | None = None,
+        *,
+        ops: Ops = NUMPY,
+    ) -> Spans:
         """Corrupt a batch of tokens.
 
         Args:
@@ -104,7 +117,7 @@ class T5Spans(Scheme):
         tokens = problems.array("tokens", tokens, "int", "[B, L]")
         if lengths is not None:
             lengths = problems.array("lengths", lengths, "int", "[B]")
-        if not problems.faults:
+        if not problems.reasons:
             batch, length = tokens.shape
             if lengths is not None and lengths.shape[0] != batch:
                 problems.value(

@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import get_args
 
 import numpy as np
 
-from maskattn._fields import Array, dtype_name, peek
+from maskattn._fields import dtype_name, peek
 from maskattn._problems import Problems, show
-
-REDUCTIONS = ("mean", "sum", "none")
+from maskattn.typing import Array, NumPyArray, Reduction
 
 
 def check_classes(
     where: str,
     logits: Array,
     labels: Array,
-    weights: Array,
-    ignore_index: Any,
-    label_smoothing: Any = 0.0,
-    reduction: Any = "mean",
+    weights: Array | None,
+    ignore_index: int,
+    label_smoothing: object = 0.0,
+    reduction: object = "mean",
 ) -> None:
     """Logits [..., C], labels int [...], weights of the leading axes of labels.
 
@@ -36,7 +35,7 @@ def check_classes(
     smoothing = problems.number("label_smoothing", label_smoothing)
     if smoothing is not None and not 0 <= smoothing <= 1:
         problems.value(f"label_smoothing must be in [0, 1], got {smoothing}")
-    problems.choice("reduction", reduction, REDUCTIONS)
+    problems.choice("reduction", reduction, get_args(Reduction))
     if not problems:
         shape = tuple(logits.shape)
         if not shape or not shape[-1]:
@@ -58,7 +57,7 @@ def check_classes(
     problems.raise_if_any()
 
 
-def check_mean(where: str, values: Array, keep: Array, axis: Any) -> None:
+def check_mean(where: str, values: Array, keep: Array, axis: object) -> None:
     """Values [...], keep bool of their leading axes, axis None, an int or several."""
     problems = Problems(where)
     _floats(problems, "values", values)
@@ -72,7 +71,7 @@ def check_mean(where: str, values: Array, keep: Array, axis: Any) -> None:
     problems.raise_if_any()
 
 
-def check_patches(where: str, prediction: Array, target: Array, removed: Array, normalize: Any) -> None:
+def check_patches(where: str, prediction: Array, target: Array, removed: Array, normalize: object) -> None:
     """Prediction and target [B, N, P], removed bool [B, N]."""
     problems = Problems(where)
     _pair(problems, prediction, target, 3, "[batch, patches, numbers]")
@@ -100,7 +99,7 @@ def check_images(where: str, prediction: Array, target: Array, removed: Array) -
     problems.raise_if_any()
 
 
-def check_patchify(images: Array, patch: Any) -> None:
+def check_patchify(images: Array, patch: object) -> None:
     """Images [B, H, W, C], a patch that divides them."""
     problems = Problems("patchify")
     if isinstance(patch, bool) or not isinstance(patch, int):
@@ -116,7 +115,14 @@ def check_patchify(images: Array, patch: Any) -> None:
     problems.raise_if_any()
 
 
-def check_pairs(where: str, queries: Array, keys: Array, valid: Array, temperature: Any, flags: dict[str, Any]) -> None:
+def check_pairs(
+    where: str,
+    queries: Array,
+    keys: Array,
+    valid: Array | None,
+    temperature: float | Array,
+    flags: Mapping[str, object],
+) -> None:
     """Queries and keys [B, D], valid bool [B], a positive temperature."""
     problems = Problems(where)
     _floats(problems, "queries", queries)
@@ -138,19 +144,19 @@ def check_pairs(where: str, queries: Array, keys: Array, valid: Array, temperatu
     problems.raise_if_any()
 
 
-def _array(problems: Problems, name: str, value: Any) -> bool:
+def _array(problems: Problems, name: str, value: object) -> bool:
     if hasattr(value, "shape") and hasattr(value, "dtype"):
         return True
     problems.type(f"{name} must be an array, got {show(value)}")
     return False
 
 
-def _floats(problems: Problems, name: str, value: Any) -> None:
+def _floats(problems: Problems, name: str, value: Array) -> None:
     if _array(problems, name, value) and not dtype_name(value).startswith(("float", "bfloat")):
         problems.type(f"{name} must be floats, got dtype {dtype_name(value)}")
 
 
-def _bools(problems: Problems, name: str, value: Any, of: Any, owner: str, rank: int | None = None) -> None:
+def _bools(problems: Problems, name: str, value: Array, of: Array, owner: str, rank: int | None = None) -> None:
     if not _array(problems, name, value):
         return
     if dtype_name(value) != "bool":
@@ -162,18 +168,18 @@ def _bools(problems: Problems, name: str, value: Any, of: Any, owner: str, rank:
             _leading(problems, name, value, of.shape, owner)
 
 
-def _leading(problems: Problems, name: str, value: Any, shape: Sequence[int], owner: str) -> None:
-    found = tuple(value.shape)
-    if len(found) > len(shape) or any(n not in (1, m) for n, m in zip(found, shape, strict=False)):
-        problems.value(f"{name} must have leading axes of {owner} {list(shape)} (or 1 for one), got {list(found)}")
+def _leading(problems: Problems, name: str, value: Array, shape: Sequence[int], owner: str) -> None:
+    got = tuple(value.shape)
+    if len(got) > len(shape) or any(n not in (1, m) for n, m in zip(got, shape, strict=False)):
+        problems.value(f"{name} must have leading axes of {owner} {list(shape)} (or 1 for one), got {list(got)}")
 
 
-def _pair(problems: Problems, prediction: Any, target: Any, rank: int, axes: str) -> None:
+def _pair(problems: Problems, prediction: Array, target: Array, rank: int, axes: str) -> None:
     _floats(problems, "prediction", prediction)
     _floats(problems, "target", target)
     if not problems and (len(target.shape) != rank or tuple(prediction.shape) != tuple(target.shape)):
-        found = f"{list(prediction.shape)} and {list(target.shape)}"
-        problems.value(f"prediction and target must have one shape {axes}, got {found}")
+        shapes = f"{list(prediction.shape)} and {list(target.shape)}"
+        problems.value(f"prediction and target must have one shape {axes}, got {shapes}")
 
 
 def _label_values(problems: Problems, labels: Array, classes: int, ignore_index: int) -> None:
@@ -182,11 +188,11 @@ def _label_values(problems: Problems, labels: Array, classes: int, ignore_index:
         return
     used = values[values != ignore_index]
     if used.size and not 0 <= int(used.min()) <= int(used.max()) < classes:
-        found = f"{int(used.min())} to {int(used.max())}"
-        problems.value(f"labels must be in [0, {classes}) or ignore_index {ignore_index}, got {found}")
+        labelled = f"{int(used.min())} to {int(used.max())}"
+        problems.value(f"labels must be in [0, {classes}) or ignore_index {ignore_index}, got {labelled}")
 
 
-def _read(array: Array) -> np.ndarray | None:
+def _read(array: Array) -> NumPyArray | None:
     """The array in NumPy where reading it waits for no device, else None."""
     device = getattr(array, "device", None)  # of NumPy a str; of a sharded array of JAX no device, and it is not read
     kind = getattr(device, "type", getattr(device, "platform", device))

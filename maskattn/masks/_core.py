@@ -9,10 +9,11 @@ from typing import Any, ClassVar, NamedTuple
 
 import numpy as np
 
+from maskattn._arithmetic import negated
 from maskattn._declared import declared, part
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, on_subclass, to_numpy
-from maskattn._pairs import AXES, Pairwise, filled, grid, negated, restrict
+from maskattn._pairs import AXES, Pairwise, filled, grid, restrict
 from maskattn._problems import Problems, describe
 from maskattn.masks._to_json import to_json
 from maskattn.masks._why import explain
@@ -38,7 +39,7 @@ class Mask(Pairwise):
     relational: ClassVar[bool] = False
     rule: ClassVar[str] = ""
 
-    def __init_subclass__(cls, **options: Any) -> None:
+    def __init_subclass__(cls, **options: object) -> None:
         for name in ("allowed", "tile"):
             if name in vars(cls):
                 setattr(cls, name, filled(vars(cls)[name]))
@@ -46,7 +47,7 @@ class Mask(Pairwise):
 
     @classmethod
     def examples(cls, shape: Sizes, draws: Draws) -> list[Mask]:
-        """Masks of this class that fit these sizes, chosen with `draws`; [] where none does.
+        """Masks of this class that fit the sizes of `shape`, chosen with `draws`; [] where none does.
 
         The parity suite, the benchmarks, the gallery and the tests take their masks from here.
         """
@@ -65,7 +66,10 @@ class Mask(Pairwise):
 
     @filled
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        """Bounds for the tiles of queries q_lo..q_hi and keys k_lo..k_hi (inclusive; not empty).
+        """Bounds for the tiles of queries q_lo..q_hi and keys k_lo..k_hi (inclusive; not empty) of row b and head h.
+
+        Args:
+            b, h, q_lo, q_hi, k_lo, k_hi: integer arrays that broadcast together, or ints.
 
         Returns:
             (some, every), bool, of the broadcast shape: `some` False means that no pair of the tile is allowed, `every`
@@ -74,31 +78,29 @@ class Mask(Pairwise):
         return True, False
 
     def on_grid(self, shape: tuple[int, ...], arange: Callable[[int], Array]) -> Array:
-        """`allowed` for the whole of `shape` [batch, heads, q_len, kv_len], size 1 on axes that are not read.
+        """`allowed` for the whole of `shape` [batch, heads, q_len, kv_len], size 1 on axes that are not read: bool.
 
         `arange` makes index arrays of the framework that the data are of.
         """
         return self.allowed(*grid(self.depends, shape, arange))
 
     def settle(self, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None) -> dict[str, int]:
-        """All four sizes, those not given taken from the data (else 1).
+        """All four sizes: q_len, kv_len, and batch and heads, which not given are taken from the data (else 1).
 
         Raises:
             ValueError: a size is negative or conflicts with the data; every conflict is named.
         """
-        found = self.sizes()
+        fixed = self.sizes()
         problems = Problems(f"sizes of {type(self).__name__}")
         sizes = {
-            "batch": found.get("batch", found.get("batch_multiple", 1)) if batch is None else batch,
-            "heads": found.get("heads", 1) if heads is None else heads,
+            "batch": fixed.get("batch", fixed.get("batch_multiple", 1)) if batch is None else batch,
+            "heads": fixed.get("heads", 1) if heads is None else heads,
             "q_len": q_len,
             "kv_len": kv_len,
         }
         sizes = {axis: problems.integer(axis, size, minimum=0) for axis, size in sizes.items()}
         problems.raise_if_any()
-        faults = self.conflicts(sizes)
-        if faults:
-            raise ValueError("; ".join(faults))
+        Problems(problems.where, self.conflicts(sizes)).raise_if_any()
         return sizes
 
     def dense(self, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None) -> np.ndarray:
@@ -115,7 +117,9 @@ class Mask(Pairwise):
     def at(self, q_offset: Array = 0, k_offset: Array = 0) -> Mask:
         """The same mask where query 0 is position q_offset and key 0 is position k_offset (decoding, shards).
 
-        Data masks (lengths, keep) index storage slots, which move too. Offsets are ints or int arrays, [] or [B].
+        Data masks (lengths, keep) index storage slots, which move too.
+
+        `q_offset`, `k_offset`: ints or int arrays, [] or [B].
         """
         return MOVES["at"](self, q_offset, k_offset)
 
@@ -127,7 +131,11 @@ class Mask(Pairwise):
         return MOVES["with_positions"](self, q_pos, k_pos)
 
     def why(self, b: int, h: int, q: int, k: int) -> str:
-        """In words: which parts of the expression allow or forbid query q of row b, head h, to attend to key k."""
+        """In words: which parts of the expression allow or forbid query q of row b, head h, to attend to key k.
+
+        Raises:
+            ValueError: an index is negative, or there is no such row or head. TypeError: one is not an int.
+        """
         problems = Problems("why")
         sizes = self.sizes()
         for name, index, axis in zip("bhqk", (b, h, q, k), AXES, strict=True):
@@ -155,11 +163,11 @@ class Mask(Pairwise):
         """
         return to_json(self, library_classes())
 
-    def __and__(self, other: Any) -> Mask:
+    def __and__(self, other: object) -> Mask:
         _refuse_array(other)
         return conjunction(self, other) if isinstance(other, Mask) else NotImplemented
 
-    def __or__(self, other: Any) -> Mask:
+    def __or__(self, other: object) -> Mask:
         _refuse_array(other)
         return disjunction(self, other) if isinstance(other, Mask) else NotImplemented
 
@@ -189,20 +197,20 @@ def is_mask(cls: type) -> bool:
     return issubclass(cls, Mask) and "__dataclass_fields__" in vars(cls)
 
 
-def check_mask(problems: Problems, mask: Any) -> None:
+def check_mask(problems: Problems, mask: object) -> None:
     """Note an argument `mask` that is no mask."""
     if not isinstance(mask, Mask):
         problems.type(f"mask must be a Mask, got {describe(mask)}")
 
 
-def require_mask(where: str, mask: Any) -> None:
+def require_mask(where: str, mask: object) -> None:
     """A TypeError that names the argument where it is no mask."""
     problems = Problems(where)
     check_mask(problems, mask)
     problems.raise_if_any()
 
 
-def _refuse_array(other: Any) -> None:
+def _refuse_array(other: object) -> None:
     if hasattr(other, "shape") and hasattr(other, "dtype"):
         raise TypeError(
             "an array does not combine with a mask: wrap it first, as masks.Dense(array), True = may attend"
@@ -381,6 +389,7 @@ def fold(mask: Mask, leaf: Callable[[Mask], Any]) -> Any:
     """The value of an expression, from those of its parts: `&` and `|` of them, `~` its complement, as the mask says.
 
     Args:
+        mask: True = may attend.
         leaf: the value of a mask that is none of the three (a mask moved by `at` among them): a bool, a bool array of
             any framework, a Mask, or whatever else has the three operators.
 
@@ -399,6 +408,7 @@ def rebuild(mask: Mask, change: Callable[[Mask], Mask | None]) -> Mask:
     """The same expression with some of its masks replaced, `&`, `|` and `~` simplified as they are built.
 
     Args:
+        mask: True = may attend, as in the result.
         change: what takes the place of a mask, or None to keep it and look at the masks that it is made of. Asked from
             the outside in.
 

@@ -6,7 +6,7 @@ from maskattn.masks._core import Mask, require_mask
 
 
 def draw(mask: Mask, q_len: int, kv_len: int, batch: int = 0, head: int = 0) -> str:
-    """The mask as text, a line per query: "#" may attend, "-" may not.
+    """The mask as text, a line per query: "#" may attend, "-" may not; q_len x kv_len.
 
     Raises:
         TypeError: this is no mask. ValueError: a size conflicts with the data, or there is no such batch row or head.

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from maskattn._arithmetic import choose, clip
 from maskattn._fields import Array
-from maskattn._lookup import clip, coordinate, within
-from maskattn._pairs import negated
+from maskattn._lookup import coordinate, within
 from maskattn._problems import Problems
 from maskattn.masks._relational import Relational
 
@@ -90,10 +90,10 @@ def spans(low: Array, high: Array, shape: tuple[int, ...]) -> list[Span]:
     An axis is bounded by its ends where all axes before it have one coordinate, else by the whole axis.
     """
     single: Array = True
-    found: list[Span] = []
+    bounds: list[Span] = []
     for axis, size in enumerate(shape):
         below = math.prod(shape[axis + 1 :])
         first, last = low // below, high // below  # counts from the grid's origin, axes before included
-        found.append((first % size * single, last % size * single + (size - 1) * negated(single)))
+        bounds.append((choose(single, first % size, 0), choose(single, last % size, size - 1)))
         single = single & (first == last)
-    return found
+    return bounds

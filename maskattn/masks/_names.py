@@ -30,9 +30,9 @@ def snake_case(name: str) -> str:
 
 def makers(cls: type[Mask]) -> list[str]:
     """The classmethods of a mask that make one from something else: `from_sizes`, `end_aligned`."""
-    found = []
+    names = []
     for name, member in vars(cls).items():
         if isinstance(member, classmethod) and not name.startswith("_"):
             if member.__func__.__annotations__.get("return") in (cls, cls.__name__):
-                found.append(name)
-    return found
+                names.append(name)
+    return names

@@ -33,7 +33,7 @@ def _write(mask: Spec, library: Mapping[str, type[Spec]]) -> dict[str, Any]:
     if library.get(cls.__name__, cls) is not cls:
         raise ValueError(f"to_json: {cls.__module__}.{cls.__qualname__} has the name of one of the library's masks")
 
-    def plain(value: Any, where: str) -> Any:
+    def plain(value: object, where: str) -> Any:
         if isinstance(value, Spec):
             return _write(value, library)
         if isinstance(value, (tuple, list)):

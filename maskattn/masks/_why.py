@@ -3,30 +3,31 @@
 from __future__ import annotations
 
 import ast
+import copy
 from collections.abc import Sequence
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 
 
-class Rule(Protocol):
+class Explained(Protocol):
     """What is asked of a mask here."""
 
     rule: ClassVar[str]
 
-    def allowed(self, b: Any, h: Any, q: Any, k: Any) -> Any: ...
-    def asks(self, b: int, h: int, q: int, k: int) -> Sequence[tuple[Rule, tuple[int, int, int, int]]]: ...
+    def allowed(self, b: object, h: object, q: object, k: object) -> Any: ...
+    def asks(self, b: int, h: int, q: int, k: int) -> Sequence[tuple[Explained, tuple[int, int, int, int]]]: ...
     def reads(self) -> dict[str, Any]: ...
 
 
-def explain(mask: Rule, b: int, h: int, q: int, k: int) -> str:
+def explain(mask: Explained, b: int, h: int, q: int, k: int) -> str:
     """What the whole expression says of one pair, then, indented, what each part says; the text of `Mask.why`."""
     verdict = "may" if mask.allowed(b, h, q, k) else "may not"
     head = f"query {q} {verdict} attend to key {k} (batch row {b}, head {h})"
     return "\n".join([head, *("  " + line for line in _lines(mask, b, h, q, k))])
 
 
-def _lines(mask: Rule, b: int, h: int, q: int, k: int) -> list[str]:
+def _lines(mask: Explained, b: int, h: int, q: int, k: int) -> list[str]:
     allows = bool(mask.allowed(b, h, q, k))
     text = f"{mask!r} {'allows' if allows else 'forbids'} it"
     asked = mask.asks(b, h, q, k)
@@ -40,7 +41,7 @@ def _lines(mask: Rule, b: int, h: int, q: int, k: int) -> list[str]:
     return lines
 
 
-def _reason(mask: Rule, allows: bool, indices: dict[str, int]) -> str:
+def _reason(mask: Explained, allows: bool, indices: dict[str, int]) -> str:
     """The mask's rule for this pair: a formula with the numbers in it, or the words."""
     rule = mask.rule
     if not rule:
@@ -50,16 +51,15 @@ def _reason(mask: Rule, allows: bool, indices: dict[str, int]) -> str:
         spoken = {"b": indices["b"], "h": indices["h"], "q": f"query {indices['q']}", "k": f"key {indices['k']}"}
         said = " ".join(str(spoken.get(word, word)) for word in rule.split(" "))
     else:
-        said = ast.unparse(_Numbers(mask.reads(), indices).visit(formula))
+        said = ast.unparse(_Numbers(mask.reads(), indices).visit(copy.deepcopy(formula)))
     if said == rule:
         return f": it allows {rule}"
     if formula is None:
         return f": {said}" if allows else f": it is not so that {said}"
-    lookup = _formula(rule)
-    if isinstance(lookup, ast.Subscript):  # its own verdict
-        where = _names(lookup)
+    if isinstance(formula, ast.Subscript):  # its own verdict
+        where = _names(formula)
         plain = all(index in indices for index in where)
-        shown = f"{ast.unparse(lookup.value)}[{', '.join(str(indices[index]) for index in where)}]" if plain else rule
+        shown = f"{ast.unparse(formula.value)}[{', '.join(str(indices[index]) for index in where)}]" if plain else rule
         return f": {shown} is {allows}"
     return f": {said} is {'true' if allows else 'false'} ({rule})"
 
@@ -97,7 +97,7 @@ def _names(lookup: ast.Subscript) -> list[str]:
     return [ast.unparse(index) for index in (where.elts if isinstance(where, ast.Tuple) else (where,))]
 
 
-def _entry(array: Any, where: list[str], indices: dict[str, int]) -> str:
+def _entry(array: object, where: list[str], indices: dict[str, int]) -> str:
     """The entry of an array at named indices; batch and heads broadcast, and outside there is nothing."""
     if not hasattr(array, "shape"):
         return str(array)

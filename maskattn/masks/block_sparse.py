@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from maskattn._arithmetic import clip
 from maskattn._declared import data, declared, integers
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._lookup import clip, gather, lookup
+from maskattn._lookup import gather, lookup
 from maskattn._pairs import fixed
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 
 @declared
@@ -29,7 +33,7 @@ class BlockSparse(Mask):
     ###---#
     """
 
-    layout: Array = data(
+    layout: Bool[Array, "*H QB KB"] = data(
         "bool", "[QB, KB] or [H, QB, KB]", meaning="which blocks may attend; [1, QB, KB] serves every head"
     )
     block_size: Any = integers(minimum=1, per=2, meaning="queries and keys of a block")
@@ -54,8 +58,8 @@ class BlockSparse(Mask):
             value, inside = gather(table, h, clip(q, -1, rows - 1), clip(k, -1, columns - 1))
             return value * inside
 
-        found = upto(q_hi, k_hi) - upto(q_lo - 1, k_hi) - upto(q_hi, k_lo - 1) + upto(q_lo - 1, k_lo - 1)
-        return found > 0, found == (q_hi - q_lo + 1) * (k_hi - k_lo + 1)
+        allowed = upto(q_hi, k_hi) - upto(q_lo - 1, k_hi) - upto(q_hi, k_lo - 1) + upto(q_lo - 1, k_lo - 1)
+        return allowed > 0, allowed == (q_hi - q_lo + 1) * (k_hi - k_lo + 1)
 
     @property
     def depends(self) -> frozenset[str]:

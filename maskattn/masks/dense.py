@@ -1,14 +1,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
+from maskattn._arithmetic import clip
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._lookup import clip, gather, lookup
+from maskattn._lookup import gather, lookup
 from maskattn._pairs import AXES
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 
 @declared
@@ -28,7 +32,7 @@ class Dense(Mask):
     #-##-
     """
 
-    keep: Array = data("bool", "broadcastable to [B, H, L, S]", meaning="which pairs may attend")
+    keep: Bool[Array, "*shape"] = data("bool", "broadcastable to [B, H, L, S]", meaning="which pairs may attend")
 
     rule: ClassVar[str] = "keep[b, h, q, k]"
 

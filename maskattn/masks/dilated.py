@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from maskattn._arithmetic import maximum, minimum
 from maskattn._declared import declared, integer
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._lookup import maximum
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
 
@@ -45,7 +45,7 @@ class Dilated(Relational):
         reach, step = min(self.window * self.dilation, _FAR // self.dilation * self.dilation), self.dilation
         low, high = k_lo - q_hi, k_hi - q_lo  # k - q takes every value between them, so both answers are exact
         inside = (low >= -reach) & (high <= reach)
-        last = -maximum(-high, -reach) // step * step  # the largest multiple that is not beyond
+        last = minimum(high, reach) // step * step  # the largest multiple that is not beyond
         return last >= maximum(low, -reach), inside & ((step == 1) | ((low == high) & (low % step == 0)))
 
     @classmethod

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
@@ -8,6 +8,9 @@ from maskattn._fields import Array
 from maskattn._lookup import count, gather, within
 from maskattn._pairs import fixed
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 
 @declared
@@ -28,7 +31,7 @@ class Global(Mask):
     -#--
     """
 
-    tokens: Array = data("bool", "[S] or [B, S]", meaning="which tokens are global")
+    tokens: Bool[Array, "*B S"] = data("bool", "[S] or [B, S]", meaning="which tokens are global")
 
     rule: ClassVar[str] = "tokens[b, q] or tokens[b, k]"
 

@@ -37,7 +37,7 @@ _BRACKET = re.compile(r'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.DOTALL)
 
 
 def from_json(text: str | bytes, classes: Iterable[type[Mask]] = (), max_characters: int = MAX_CHARACTERS) -> Mask:
-    """The mask of a text that `to_json` wrote, with NumPy data: the same bytes, dtypes and shapes.
+    """The mask of a text that `to_json` wrote, True = may attend, with NumPy data: the same bytes, dtypes and shapes.
 
     Args:
         text: str, or UTF-8 bytes.
@@ -61,10 +61,10 @@ def from_json(text: str | bytes, classes: Iterable[type[Mask]] = (), max_charact
         raise TypeError(f"from_json: text must be str or bytes, got {type(text).__name__}")
     if len(text) > max_characters:
         raise ValueError(f"from_json: text must have at most {max_characters} characters, got {len(text)}")
-    return _Reader(known_classes("from_json", classes)).document(text)
+    return _FromJson(known_classes("from_json", classes)).document(text)
 
 
-class _Reader:
+class _FromJson:
     def __init__(self, classes: dict[str, type[Mask]]) -> None:
         self.classes = classes
 
@@ -84,7 +84,7 @@ class _Reader:
             raise _fault("maskattn", f"expected version {VERSION}, got {_short(fields['maskattn'])}")
         return self.mask(fields["mask"], "mask")
 
-    def mask(self, tree: Any, where: str) -> Mask:
+    def mask(self, tree: object, where: str) -> Mask:
         if not isinstance(tree, dict) or len(tree) != 1:
             raise _fault(where, f'expected a mask, {{"ClassName": {{...}}}}, got {_short(tree)}')
         ((name, fields),) = tree.items()
@@ -94,20 +94,20 @@ class _Reader:
             raise _fault(where, f"there is no mask {_short(name)}; there are {known}")
         where = f"{where}.{name}"
         names = given(cls)
-        found = self.keys(fields, names, where)
+        entries = self.keys(fields, names, where)
         values = {}
         for key in names:
             kind, at = cls._kinds.get(key, Kind()), f"{where}.{key}"
             if kind.role == "part":
-                values[key] = self.part(found[key], kind.many, at)
+                values[key] = self.part(entries[key], kind.many, at)
             else:
-                values[key] = self.data(found[key], at) if kind.role == "data" else self.static(found[key], at)
+                values[key] = self.data(entries[key], at) if kind.role == "data" else self.static(entries[key], at)
         try:
             return cls(**values)
         except (ValueError, TypeError, OverflowError) as error:
             raise _fault(where, str(error)) from None
 
-    def keys(self, tree: Any, expected: tuple[str, ...], where: str) -> dict[str, Any]:
+    def keys(self, tree: object, expected: tuple[str, ...], where: str) -> dict[str, Any]:
         if not isinstance(tree, dict):
             raise _fault(where, f"expected an object with {', '.join(expected) or 'no fields'}, got {_short(tree)}")
         faults = [f"missing {name}" for name in expected if name not in tree]
@@ -116,21 +116,21 @@ class _Reader:
             raise _fault(where, "; ".join(faults))
         return tree
 
-    def part(self, tree: Any, many: bool | None, where: str) -> Any:
+    def part(self, tree: object, many: bool | None, where: str) -> Any:
         if many is False or (many is None and not isinstance(tree, list)):
             return self.mask(tree, where)
         if not isinstance(tree, list):
             raise _fault(where, f"expected a list of masks, got {_short(tree)}")
         return tuple(self.mask(entry, f"{where}[{i}]") for i, entry in enumerate(tree))
 
-    def static(self, tree: Any, where: str) -> Any:
+    def static(self, tree: object, where: str) -> Any:
         if isinstance(tree, list):
             return tuple(self.static(entry, f"{where}[{i}]") for i, entry in enumerate(tree))
         if tree is None or isinstance(tree, int):
             return tree
         raise _fault(where, f"expected an integer, true, false, null or a list of them, got {_short(tree)}")
 
-    def data(self, tree: Any, where: str) -> Any:
+    def data(self, tree: object, where: str) -> Any:
         if tree is None or type(tree) is int:
             return tree
         fields = self.keys(tree, _ARRAY_KEYS, where)
@@ -176,12 +176,12 @@ def _check_brackets(text: str) -> None:
 
 
 def _pairs(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) != len(pairs):
+    entries = dict(pairs)
+    if len(entries) != len(pairs):
         names = [name for name, _ in pairs]
-        twice = next(name for name in found if names.count(name) > 1)
+        twice = next(name for name in entries if names.count(name) > 1)
         raise ValueError(f"from_json: the key {_short(twice)} is given twice in one object")
-    return found
+    return entries
 
 
 def _no_number(text: str) -> Any:
@@ -198,7 +198,7 @@ def _fault(where: str, problem: str) -> ValueError:
     return ValueError(f"from_json: {where}: {problem}")
 
 
-def _short(tree: Any) -> str:
+def _short(tree: object) -> str:
     if isinstance(tree, dict):
         return f"an object with {len(tree)} keys"
     if isinstance(tree, list):

@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from maskattn._declared import data, declared
 from maskattn._fields import Array
 from maskattn.masks._slots import Slots
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 
 @declared
@@ -26,7 +29,7 @@ class KeyMask(Slots):
     #-#-
     """
 
-    keep: Array = data("bool", "[B, S]", meaning="which keys are kept; [1, S] serves every row")
+    keep: Bool[Array, "#B S"] = data("bool", "[B, S]", meaning="which keys are kept; [1, S] serves every row")
 
     rule: ClassVar[str] = "keep[b, k]"
     of_keys: ClassVar[bool] = True

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
@@ -11,6 +11,9 @@ from maskattn._fields import Array
 from maskattn._lookup import gather
 from maskattn._pairs import fixed
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 
 @declared
@@ -29,7 +32,9 @@ class KeyPadding(Mask):
     ###--
     """
 
-    lengths: Array = data("int", "[B]", minimum=0, meaning="how many keys each row holds; [1] serves every row")
+    lengths: Int[Array, " #B"] = data(
+        "int", "[B]", minimum=0, meaning="how many keys each row holds; [1] serves every row"
+    )
 
     rule: ClassVar[str] = "0 <= k < lengths[b]"
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from maskattn._arithmetic import clip, maximum, minimum
 from maskattn._declared import declared, integers
 from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
-from maskattn._lookup import clip, maximum
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._grid import GridMask, Span
@@ -66,7 +66,7 @@ class Neighborhood(GridMask):
         if step == 1:
             return some, every
         # each key is a multiple of `step` away from its query, so that only a single pair can be a full tile
-        least, most = maximum(j[0], low) - i[1], -maximum(-j[1], -high) - i[0]
+        least, most = maximum(j[0], low) - i[1], minimum(j[1], high) - i[0]
         single = (i[0] == i[1]) & (j[0] == j[1]) & (j[0] % step == group)
         return some & (most // step * step >= least), every & single
 

@@ -3,10 +3,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import ClassVar
 
+from maskattn._arithmetic import never
 from maskattn._declared import declared, part
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._pairs import never, restrict
+from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks.causal import Causal
@@ -62,25 +63,25 @@ class PerHead(Mask):
 
     def _distinct(self) -> list[tuple[Mask, list[int]]]:
         """Each mask once, with the heads that follow it."""
-        found: list[tuple[Mask, list[int]]] = []
+        distinct: list[tuple[Mask, list[int]]] = []
         for head, mask in enumerate(self.parts):
-            for other, heads in found:
+            for other, heads in distinct:
                 if mask == other:
                     heads.append(head)
                     break
             else:
-                found.append((mask, [head]))
-        return found
+                distinct.append((mask, [head]))
+        return distinct
 
     @property
     def depends(self) -> frozenset[str]:
         return frozenset("h").union(*(mask.depends for mask in self.parts))
 
     def sizes(self) -> dict[str, int]:
-        found = super().sizes()
-        if found.setdefault("heads", len(self.parts)) != len(self.parts):
-            raise ValueError(f"heads is {found['heads']} in a part but {len(self.parts)} masks are given in {self!r}")
-        return found
+        sizes = super().sizes()
+        if sizes.setdefault("heads", len(self.parts)) != len(self.parts):
+            raise ValueError(f"heads is {sizes['heads']} in a part but {len(self.parts)} masks are given in {self!r}")
+        return sizes
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         faults = super().conflicts(sizes)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from maskattn._declared import data, declared, part
 from maskattn._fields import Array, literal
@@ -11,6 +11,9 @@ from maskattn._lookup import at_row, extent, gather, rows_of
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.masks._core import MOVES, And, Mask, Not, Or, rebuild
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 
 @declared
@@ -32,8 +35,8 @@ class At(Mask):
     """
 
     part: Mask = part(Mask, meaning="the mask that is moved")
-    q_offset: Array = data("int", "[] or [B]", or_int=True, default=0, meaning="the position of query 0")
-    k_offset: Array = data("int", "[] or [B]", or_int=True, default=0, meaning="the position of key 0")
+    q_offset: Int[Array, "*B"] = data("int", "[] or [B]", or_int=True, default=0, meaning="the position of query 0")
+    k_offset: Int[Array, "*B"] = data("int", "[] or [B]", or_int=True, default=0, meaning="the position of key 0")
 
     _called: ClassVar[str] = "at"
 
@@ -57,11 +60,11 @@ class At(Mask):
         return inner | {"b"} if self._rows() and inner & {"q", "k"} else inner
 
     def sizes(self) -> dict[str, int]:
-        found = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
+        sizes = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
         for rows in self._rows():
-            if found.setdefault("batch", rows) != rows:
-                raise ValueError(f"batch is {found['batch']} in {self.part!r} but {rows} in the offsets of `at`")
-        return found
+            if sizes.setdefault("batch", rows) != rows:
+                raise ValueError(f"batch is {sizes['batch']} in {self.part!r} but {rows} in the offsets of `at`")
+        return sizes
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         inner, whole = dict(sizes), self.part.sizes()
@@ -104,8 +107,8 @@ class Positioned(Mask):
     """
 
     part: Mask = part(Mask, meaning="the mask whose positions are given")
-    q_pos: Array = data("int", "[B, L]", meaning="the position of each query; [1, L] serves every row")
-    k_pos: Array = data("int", "[B, S]", meaning="the position of each key; [1, S] serves every row")
+    q_pos: Int[Array, "#B L"] = data("int", "[B, L]", meaning="the position of each query; [1, L] serves every row")
+    k_pos: Int[Array, "#B S"] = data("int", "[B, S]", meaning="the position of each key; [1, S] serves every row")
 
     rule: ClassVar[str] = "q and k have positions"
     _called: ClassVar[str] = "with_positions"
@@ -136,12 +139,12 @@ class Positioned(Mask):
         return self.part.depends | ({"b", "q", "k"} if "batch" in self.sizes() else {"q", "k"})
 
     def sizes(self) -> dict[str, int]:
-        found = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
+        sizes = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
         for axis, positions in (("q_len", self.q_pos), ("kv_len", self.k_pos)):
-            rows, found[axis] = (int(size) for size in positions.shape)
-            if rows != 1 and found.setdefault("batch", rows) != rows:
-                raise ValueError(f"batch is {found['batch']} in {self.part!r} but {rows} in the positions")
-        return found
+            rows, sizes[axis] = (int(size) for size in positions.shape)
+            if rows != 1 and sizes.setdefault("batch", rows) != rows:
+                raise ValueError(f"batch is {sizes['batch']} in {self.part!r} but {rows} in the positions")
+        return sizes
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         # Lengths are those of the positions, whatever lengths the part itself would have.

@@ -1,12 +1,15 @@
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._lookup import at_row, rows_of
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 
 @declared
@@ -26,7 +29,9 @@ class PrefixLM(Mask):
     ###--
     """
 
-    prefix: Array = data("int", "[B]", minimum=0, or_int=True, meaning="keys that everyone sees; [1] serves every row")
+    prefix: Int[Array, " B"] = data(
+        "int", "[B]", minimum=0, or_int=True, meaning="keys that everyone sees; [1] serves every row"
+    )
 
     relational: ClassVar[bool] = True
     rule: ClassVar[str] = "k < prefix[b] or k <= q"

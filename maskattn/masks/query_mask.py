@@ -1,10 +1,13 @@
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from maskattn._declared import data, declared
 from maskattn._fields import Array
 from maskattn.masks._slots import Slots
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool
 
 
 @declared
@@ -25,7 +28,7 @@ class QueryMask(Slots):
     -----
     """
 
-    keep: Array = data("bool", "[B, L]", meaning="which queries are kept; [1, L] serves every row")
+    keep: Bool[Array, "#B L"] = data("bool", "[B, L]", meaning="which queries are kept; [1, L] serves every row")
 
     rule: ClassVar[str] = "keep[b, q]"
     of_keys: ClassVar[bool] = False

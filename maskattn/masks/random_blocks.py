@@ -1,19 +1,22 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from maskattn._arithmetic import never, zero
 from maskattn._declared import data, declared, integer
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._lookup import gather
-from maskattn._pairs import never, zero
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
 from maskattn.numerics import rng
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 _MOST = 1 << 24  # blocks drawn for one mask: a size that came from a file must not take all memory
 
@@ -48,7 +51,9 @@ class RandomBlocks(Relational):
     block_size: int = integer(minimum=1, meaning="queries, and keys, of a block")
     blocks_per_row: int = integer(minimum=0, meaning="blocks of keys that each block of queries sees")
     kv_blocks: int = integer(minimum=1, meaning="blocks that there are")
-    blocks: Array = data(init=False, meaning="the choice, int [kv_blocks, blocks_per_row], in increasing order")
+    blocks: Int[Array, "kv_blocks blocks_per_row"] = data(
+        init=False, meaning="the choice, int [kv_blocks, blocks_per_row], in increasing order"
+    )
 
     rule: ClassVar[str] = "the block of k is one of those drawn for the block of q"
 
@@ -73,18 +78,18 @@ class RandomBlocks(Relational):
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         first, last = q_lo // self.block_size, q_hi // self.block_size
         k_lo, k_hi = k_lo // self.block_size, k_hi // self.block_size
-        found: list[Array] = []
+        counts: list[Array] = []
         for row in (first, last):
             total = zero(row)
             for place in range(self.blocks_per_row):
                 block, inside = gather(self.blocks, row, place, stretch=())
                 total = total + ((block >= k_lo) & (block <= k_hi) & inside)
-            found.append(total)
+            counts.append(total)
         # a tile of two rows of blocks or fewer is read exactly; of more, those between count as mixed
         between = (last - first > 1) & (k_hi >= 0) & (k_lo < self.kv_blocks)
         width = k_hi - k_lo + 1
-        full = (found[0] == width) & (found[1] == width) & (last - first <= 1)
-        return (found[0] > 0) | (found[1] > 0) | between, full
+        full = (counts[0] == width) & (counts[1] == width) & (last - first <= 1)
+        return (counts[0] > 0) | (counts[1] > 0) | between, full
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         faults = []

@@ -1,16 +1,20 @@
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
+from maskattn._arithmetic import choose, clip, zero
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, to_numpy
-from maskattn._lookup import clip, count, gather, range_max
-from maskattn._pairs import fixed, zero
+from maskattn._lookup import count, gather, range_max
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 
 @declared
@@ -31,8 +35,8 @@ class Segments(Mask):
     --###
     """
 
-    q_ids: Array = data("int", "[B, L]", meaning="the document of each query; [1, L] serves every row")
-    k_ids: Array = data("int", "[B, S]", none="q_ids", default=None, meaning="the document of each key")
+    q_ids: Int[Array, "#B L"] = data("int", "[B, L]", meaning="the document of each query; [1, L] serves every row")
+    k_ids: Int[Array, "#B S"] = data("int", "[B, S]", none="q_ids", default=None, meaning="the document of each key")
 
     rule: ClassVar[str] = "q_ids[b, q] == k_ids[b, k] >= 0"
 
@@ -43,7 +47,7 @@ class Segments(Mask):
             problems.value(f"q_ids and k_ids must have one batch, got {rows[0]} and {rows[1]}")
 
     @classmethod
-    def from_sizes(cls, q_sizes: Any, k_sizes: Any = None) -> Segments:
+    def from_sizes(cls, q_sizes: object, k_sizes: object = None) -> Segments:
         """Documents of these lengths laid end to end in one row: ids [1, sum(q_sizes)] and [1, sum(k_sizes)].
 
         Raises:
@@ -51,18 +55,20 @@ class Segments(Mask):
         """
         problems = Problems("Segments.from_sizes")
         given = {"q_sizes": q_sizes} if k_sizes is None else {"q_sizes": q_sizes, "k_sizes": k_sizes}
-        found = {
+        sides = {
             name: problems.array(name, _concrete(sizes), "int", "[documents]", minimum=0)
             for name, sizes in given.items()
         }
-        if not problems and len({len(sizes) for sizes in found.values()}) > 1:
-            problems.value(f"one size per document is needed on both sides, got {[len(s) for s in found.values()]}")
+        if not problems and len({len(sizes) for sizes in sides.values()}) > 1:
+            problems.value(f"one size per document is needed on both sides, got {[len(s) for s in sides.values()]}")
         problems.raise_if_any()
-        return cls(*(np.repeat(np.arange(len(sizes)), sizes)[None] for sizes in found.values()))
+        return cls(*(np.repeat(np.arange(len(sizes)), sizes)[None] for sizes in sides.values()))
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens_q: Any, cu_seqlens_k: Any = None) -> Segments:
+    def from_cu_seqlens(cls, cu_seqlens_q: object, cu_seqlens_k: object = None) -> Segments:
         """Documents laid end to end, given by FlashAttention's cumulative lengths [0, n0, n0 + n1, ...].
+
+        `cu_seqlens_q` are those of the queries, `cu_seqlens_k` those of the keys (None: the same).
 
         Raises:
             ValueError: one does not start at 0 or decreases. TypeError: they are not ints.
@@ -118,7 +124,7 @@ class Segments(Mask):
         return [cls(q_ids, np.sort(draws.integers(-1, 3, (shape.batch, shape.kv_len)), axis=1))]
 
 
-def _concrete(value: Any) -> Any:
+def _concrete(value: object) -> Any:
     """Sizes decide shapes, so they must be readable now: a framework's array is brought to NumPy."""
     return to_numpy(value) if hasattr(value, "dtype") else value
 
@@ -130,11 +136,10 @@ def _summary(ids: Array, b: Array, low: Array, high: Array) -> tuple[Array, Arra
         nothing = zero(low, high, b) - 1
         return nothing, nothing, nothing == 0
     real = ids >= 0
-    padding = (ids < 0) * 1  # PyTorch does not subtract bools
-    found = count(real, b, low, high)
+    number = count(real, b, low, high)
     # where the range lies outside the data, some entry is summarised in its place, and nothing was found
     first, last = clip(low, 0, size - 1), clip(high, 0, size - 1)
     top = ids.max()
-    most = range_max(ids * real - padding, b, first, last)
-    least = top - range_max((top - ids * real) * real - padding, b, first, last)
-    return least, most * (found > 0) - (found == 0) * 1, found == high - low + 1
+    most = range_max(choose(real, ids, -1), b, first, last)
+    least = top - range_max(choose(real, top - ids, -1), b, first, last)
+    return least, choose(number > 0, most, -1), number == high - low + 1

@@ -3,10 +3,10 @@ from __future__ import annotations
 import math
 from typing import Any, ClassVar
 
+from maskattn._arithmetic import negated
 from maskattn._declared import declared, integers
 from maskattn._examples import Draws, Sizes, factors
 from maskattn._fields import Array
-from maskattn._pairs import negated
 from maskattn.masks._core import Mask
 from maskattn.masks._grid import Span, WindowMask, coordinate
 

@@ -2,10 +2,10 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from maskattn._arithmetic import maximum
 from maskattn._declared import declared, integer
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._lookup import maximum
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
 

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import ast
 import difflib
 import importlib
 import inspect
+import keyword
 import math
+import re
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from functools import partial
+from typing import Any, NoReturn
 
 import numpy as np
 
 from maskattn.masks._core import Mask, complement, conjunction, disjunction
 from maskattn.masks._names import known_classes, makers, snake_case
-from maskattn.masks._scan import Scanner, Token
-from maskattn.masks._to_json import DTYPES
+from maskattn.masks._to_json import DTYPES, LIMIT
 
 ALIASES = {"window": "SlidingWindow", "padding": "KeyPadding", "prefix": "PrefixLM", "documents": "Segments"}
 CONSTANTS = {"None": None, "none": None, "True": True, "true": True, "False": False, "false": False}
@@ -22,16 +25,19 @@ METHODS = ("at", "with_positions")
 #: These are written with & | ~ and methods.
 _OPERATORS = ("And", "Or", "Not", "At", "Positioned")
 
-MAX_CHARACTERS = 1 << 16
-MAX_DEPTH = 50
-MAX_OPERANDS = 1000
+MAX_CHARACTERS, MAX_DEPTH, MAX_OPERATORS = 1 << 16, 50, 1000
 
+_WORD = re.compile(r"(\s*)([A-Za-z_][A-Za-z0-9_]*|[0-9]+|\Z|.)", re.DOTALL)
+_VALUE, _REST = "nd~-([", "&|,)] "
+#: What may follow nothing, a sign, a name (n) or a number (d); a space is the end.
+_FOLLOWS = {"": _VALUE, **dict.fromkeys("&|~=", _VALUE), "(": _VALUE + ")", "[": _VALUE + "]", ",": _VALUE + ")]"}
+_FOLLOWS |= {"-": "d", ".": "n", "n": _REST + ".=([", "d": _REST, ")": _REST + ".", "]": _REST + "."}
 
 Functions = Mapping[str, Callable[..., Any]]
 
 
 def parse(text: str, classes: Iterable[type[Mask]] = (), names: Mapping[str, Functions] | None = None) -> Mask:
-    """The mask that a text describes. Nothing is evaluated as Python.
+    """The mask that a text describes, True = may attend, in Python's grammar; nothing is evaluated.
 
     - A mask is called by its class name or the same in snake_case: `Causal()`, `prefix_lm(4)`. The parentheses may be
       left out where nothing is in them. Short names: window = SlidingWindow, padding = KeyPadding, prefix = PrefixLM,
@@ -69,7 +75,7 @@ def parse(text: str, classes: Iterable[type[Mask]] = (), names: Mapping[str, Fun
         raise TypeError(f"masks.parse: text must be a str, got {type(text).__name__}")
     if len(text) > MAX_CHARACTERS:
         raise ValueError(f"masks.parse: text must have at most {MAX_CHARACTERS} characters, got {len(text)}")
-    return _Parser(text, known_classes("masks.parse", classes), {"recipes": _recipes(), **(names or {})}).parse()
+    return _Text(text, known_classes("masks.parse", classes), {"recipes": _recipes(), **(names or {})}).read()
 
 
 def _recipes() -> Functions:
@@ -78,197 +84,164 @@ def _recipes() -> Functions:
     return {name: getattr(module, name) for name in module.__all__ if name.islower()}
 
 
-class _Parser(Scanner):
-    def __init__(self, text: str, classes: dict[str, type[Mask]], recipes: Mapping[str, Functions]) -> None:
-        super().__init__(text)
-        self.recipes = recipes
-        self.names = {name: cls for name, cls in classes.items() if name not in _OPERATORS}
-        self.names |= {snake_case(name): cls for name, cls in self.names.items()}
-        self.names |= {alias: classes[name] for alias, name in ALIASES.items()}
-        self.depth = 0
-        self.operands = 0
+class _Text:
+    """A text, and what its names stand for."""
 
-    def parse(self) -> Mask:
-        value = self.mask(self.token, self.expression())
-        if self.token.kind != "end":
-            self.expected('"&", "|" or the end')
-        return value
+    def __init__(self, text: str, classes: dict[str, type[Mask]], functions: Mapping[str, Functions]) -> None:
+        self.text, self.functions = text, functions
+        self.classes = {name: cls for name, cls in classes.items() if name not in _OPERATORS}
+        self.classes |= {snake_case(name): cls for name, cls in self.classes.items()}
+        self.classes |= {alias: classes[name] for alias, name in ALIASES.items()}
 
-    def mask(self, token: Token, value: Any) -> Mask:
-        if not isinstance(value, Mask):
-            self.fail(f"expected a mask, got {str(value)[:40]}", token.start)
-        return value
+    def read(self) -> Mask:
+        source = self.source()
+        try:
+            return self.mask(ast.parse(f"({source})", mode="eval").body)
+        except SyntaxError as error:
+            self.fail(error.msg, (error.offset or 2) - 2)
+        except (RecursionError, MemoryError):
+            self.fail("nested too deep", 0)
 
-    def expression(self) -> Any:
-        self.depth += 1
-        if self.depth > MAX_DEPTH:
-            self.fail(f"nested more than {MAX_DEPTH} deep", self.token.start)
-        value = self.chain("|", disjunction, lambda: self.chain("&", conjunction, self.unary))
-        self.depth -= 1
-        return value
+    def source(self) -> str:
+        """The text for Python's parser: on one line, each word at its place, and known to fit after the one before."""
+        words, closing, operators, place, last = [], " ", 0, 0, ""
+        while last != " ":
+            space, word = _WORD.match(self.text, place).groups()  # type: ignore[union-attr]  # it matches anything
+            place += len(space)
+            kind = "n" if word.isidentifier() else "d" if word.isdigit() else word or " "
+            if not word.isascii() or kind not in (*_FOLLOWS, " "):
+                self.fail(f"unexpected character {word!r}", place)
+            inside = ",=" if closing[1:] else ""
+            if kind not in _FOLLOWS[last] or (kind in ",=)] " and kind not in closing[-1] + inside):
+                if last and last in "nd)]":
+                    wanted = f'"," or "{closing[-1]}"' if inside else '"&", "|" or the end'
+                else:
+                    wanted = {"-": "a number", ".": "a name"}.get(last, "a mask or a value" if inside else "a mask")
+                self.fail(f"expected {wanted}, got " + (f'"{word[:40]}"' if word else "the end of the text"), place)
+            closing = closing[:-1] if kind in ")]" else closing + {"(": ")", "[": "]"}.get(kind, "")
+            operators += kind in "&|"
+            if len(closing) > MAX_DEPTH + 1:
+                self.fail(f"nested more than {MAX_DEPTH} deep", place)
+            if operators > MAX_OPERATORS:
+                self.fail(f"more than {MAX_OPERATORS} operators", place)
+            place, last = place + len(word), kind
+            if kind == "d":
+                if len(word) > 19 or int(word) >= LIMIT:
+                    self.fail("this number does not fit in 64 bits", place - len(word))
+                word = str(int(word)).rjust(len(word))
+            elif keyword.iskeyword(word) and word not in CONSTANTS:
+                word = word.title()  # the name of the class
+            words += [" " * len(space), word]
+        return re.sub("~ *~ *(?=~)", lambda pair: " " * len(pair[0]), "".join(words))
 
-    def chain(self, sign: str, combine: Callable[..., Mask], operand: Callable[[], Any]) -> Any:
-        start = self.token
-        parts = [operand()]
-        while self.token.kind == "sign" and self.token.text == sign:
-            parts[0] = self.mask(start, parts[0])
-            self.operands += 1
-            if self.operands > MAX_OPERANDS:
-                self.fail(f"more than {MAX_OPERANDS} operators", self.token.start)
-            self.advance()
-            after = self.token
-            parts.append(self.mask(after, operand()))
-        return parts[0] if len(parts) == 1 else combine(*parts)
+    def value(self, node: ast.expr) -> Any:
+        """What an expression stands for. These kinds of nodes are read, and no others."""
+        match node:
+            case ast.Constant(value=int() | None as value):
+                return value
+            case ast.UnaryOp(op=ast.USub(), operand=ast.Constant(value=int() as number)):
+                return -number
+            case ast.UnaryOp(op=ast.Invert(), operand=part):
+                return complement(self.mask(part))
+            case ast.BinOp(op=ast.BitAnd() | ast.BitOr() as sign):
+                parts = []
+                while isinstance(node, ast.BinOp) and type(node.op) is type(sign):
+                    parts.append(node.right)
+                    node = node.left
+                combine = conjunction if isinstance(sign, ast.BitAnd) else disjunction
+                return combine(*[self.mask(part) for part in (node, *reversed(parts))])
+            case ast.List(elts=entries):
+                return [self.value(entry) for entry in entries]
+            case ast.Tuple(elts=entries):
+                return tuple([self.value(entry) for entry in entries])
+            case ast.Name(id=name) if name in CONSTANTS:
+                return CONSTANTS[name]
+            case ast.Name():
+                return self.called(node, [], [])
+            case ast.Call(func=ast.Name() | ast.Attribute() as function, args=arguments, keywords=keywords):
+                return self.called(function, arguments, keywords)
+            case ast.Subscript(value=ast.Name(id=name), slice=shape) if name in DTYPES:
+                sizes = self.value(shape)
+                return self.attempt(lambda: _without_entries(DTYPES[name], sizes), node)
+            case ast.Attribute():
+                self.fail('expected "("', (node.end_col_offset or 1) - 1)
+        self.fail("expected a mask or a value", node)
 
-    def unary(self) -> Any:
-        flips = 0
-        while self.accept("~"):
-            flips += 1
-        start = self.token
-        value = self.postfix()
-        if flips:
-            value = self.mask(start, value)
-        return complement(value) if flips % 2 else value
+    def mask(self, node: ast.expr) -> Mask:
+        value = self.value(node)
+        return value if isinstance(value, Mask) else self.fail(f"expected a mask, got {str(value)[:40]}", node)
 
-    def postfix(self) -> Any:
-        start = self.token
-        value = self.atom()
-        while self.accept("."):
-            owner, name = self.mask(start, value), self.token
-            if name.text not in METHODS:
-                self.expected(f"a method ({', '.join(METHODS)})")
-            self.advance()
-            value = self.call(getattr(owner, name.text), name)
-        return value
-
-    def atom(self) -> Any:
-        token = self.token
-        if self.accept("("):
-            return self.parenthesised()
-        if self.accept("["):
-            return self.items("]")
-        if token.kind == "number" or token.text == "-":
-            return self.number()
-        if token.kind != "name":
-            self.expected("a mask or a value" if self.depth > 1 else "a mask")
-        self.advance()
-        if token.text in CONSTANTS:
-            return CONSTANTS[token.text]
-        if token.text in DTYPES:
-            return self.array(DTYPES[token.text], token)
-        if token.text in self.recipes:
-            return self.recipe(self.recipes[token.text])
-        if token.text not in self.names:
-            near = difflib.get_close_matches(token.text, self.names, n=1)
-            listed = sorted(name for name in self.names if name.islower())
-            hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(listed)}"
-            self.fail(f"there is no mask {token.text[:40]!r}; {hint}", token.start)
-        cls = self.names[token.text]
-        if self.token.text == ".":
-            method = self.read(self.token.start + 1)
-            if method.text in makers(cls):
-                self.advance()
-                self.advance()
-                return self.call(getattr(cls, method.text), method)
-        if self.token.text != "(":
-            return self.apply(cls, token, [], {})
-        return self.call(cls, token)
-
-    def recipe(self, functions: Functions) -> Any:
-        """.name(arguments) of functions that return masks."""
-        if not self.accept("."):
-            self.expected('"." and the name of a recipe')
-        name = self.token
-        if name.text not in functions:
-            self.expected(f"a recipe ({', '.join(functions)})")
-        self.advance()
-        return self.call(functions[name.text], name)
-
-    def number(self) -> int:
-        start = self.token
-        sign = -1 if self.accept("-") else 1
-        digits = self.advance().text if self.token.kind == "number" else self.expected("a number")
-        if len(digits) > 19 or int(digits) >= 1 << 63:
-            self.fail("this number does not fit in 64 bits", start.start)
-        return sign * int(digits)
-
-    def parenthesised(self) -> Any:
-        if self.accept(")"):
-            return ()
-        first = self.expression()
-        if self.accept(","):
-            return (first, *self.items(")"))
-        if not self.accept(")"):
-            self.expected('"," or ")"')
-        return first
-
-    def items(self, close: str) -> list[Any]:
-        found = []
-        while not self.accept(close):
-            found.append(self.expression())
-            if not self.accept(",") and self.token.text != close:
-                self.expected(f'"," or "{close}"')
-        return found
-
-    def array(self, dtype: np.dtype[Any], token: Token) -> np.ndarray:
-        """int32([1, 3]), or the shape alone where there are no entries: int32[0, 4]."""
-        if self.accept("["):
-            shape = self.items("]")
-            if not all(type(n) is int and n >= 0 for n in shape):
-                self.fail("expected a shape after the dtype", token.start)
-            if math.prod(shape):
-                self.fail("these data were left out when the mask was printed; to_json keeps them", token.start)
-            return self.attempt(lambda: np.empty(shape, dtype), token)
-        if not self.accept("("):
-            self.expected(f'"(" or "[" after {token.text}')
-        value = self.expression()
-        if not self.accept(")"):
-            self.expected('")"')
-        return self.attempt(lambda: _exactly(value, dtype), token)
-
-    def call(self, function: Callable[..., Any], name: Token) -> Any:
-        if not self.accept("("):
-            self.expected('"("')
-        positional: list[Any] = []
+    def called(self, node: ast.expr, arguments: list[ast.expr], keywords: list[ast.keyword]) -> Any:
+        """A class, a dtype, or what stands after a dot: a recipe, a classmethod that makes a mask, a method of one."""
+        known: Mapping[str, Callable[..., Any]]
+        match node:
+            case ast.Name(id=name) if name in self.functions:
+                self.fail('expected "." and the name of a recipe', node.col_offset - 1 + len(name))
+            case ast.Name(id=name):
+                what, known = "mask", self.classes
+                if name in DTYPES:
+                    known = {name: partial(_exactly, DTYPES[name])}
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if owner in self.functions:
+                what, known = "recipe", self.functions[owner]
+            case ast.Attribute(value=ast.Name(id=owner), attr=name) if name in makers(self.classes.get(owner, Mask)):
+                what, known = "method", {name: getattr(self.classes[owner], name)}
+            case ast.Attribute(value=value, attr=name):
+                mask = self.mask(value)
+                what, known = "method", {method: getattr(mask, method) for method in METHODS}
+        place = (node.end_col_offset or 1) - 1 - len(name)
+        if name not in known:
+            near = difflib.get_close_matches(name, known, n=1)
+            listed = ", ".join(sorted(filter(str.islower, known)))
+            hint = f"did you mean {near[0]!r}?" if near else f"there are {listed}"
+            self.fail(f"there is no {what} {name[:40]!r}; {hint}", place)
         named: dict[str, Any] = {}
-        while not self.accept(")"):
-            start = self.token
-            keyword = start.kind == "name" and self.read(start.start + len(start.text)).text == "="
-            if keyword:
-                self.advance()
-                self.advance()
-                if start.text in named:
-                    self.fail(f"{start.text} is given twice", start.start)
-                named[start.text] = self.expression()
-            elif named:
-                self.expected("a keyword argument after a keyword argument")
-            else:
-                positional.append(self.expression())
-            if not self.accept(",") and self.token.text != ")":
-                self.expected('"," or ")"')
-        return self.apply(function, name, positional, named)
-
-    def apply(self, function: Any, name: Token, positional: list[Any], named: dict[str, Any]) -> Any:
-        signature = inspect.signature(function)
+        for argument in keywords:
+            if argument.arg in named:
+                self.fail(f"{argument.arg} is given twice", argument)
+            named[str(argument.arg)] = self.value(argument.value)
+        positional = [self.value(argument) for argument in arguments]
+        signature = inspect.signature(known[name])
         try:
             signature.bind(*positional, **named)
         except TypeError as error:
             names = ", ".join(str(p.replace(annotation=p.empty)) for p in signature.parameters.values())
-            self.fail(f"{name.text}({names}): {error}", name.start)
-        return self.attempt(lambda: function(*positional, **named), name)
+            self.fail(f"{name}({names}): {error}", place)
+        return self.attempt(lambda: known[name](*positional, **named), place)
 
-    def attempt(self, make: Callable[[], Any], name: Token) -> Any:
+    def attempt(self, make: Callable[[], Any], place: int | ast.expr) -> Any:
         try:
             return make()
         except (ValueError, TypeError, OverflowError) as error:
-            self.fail(str(error), name.start)
+            self.fail(str(error), place)
+
+    def fail(self, problem: str, place: int | ast.expr | ast.keyword) -> NoReturn:
+        """Raise, with the line of the text and a caret under the place: that of a node is where it begins."""
+        place = place if isinstance(place, int) else place.col_offset - 1
+        first = self.text.rfind("\n", 0, place) + 1
+        line, column, row = self.text[first:].split("\n", 1)[0], place - first, self.text.count("\n", 0, place)
+        begin = max(0, column - 70)
+        shown = "".join(c if c.isprintable() else " " for c in line[begin : begin + 100])
+        where = f"column {column + 1}" if "\n" not in self.text else f"line {row + 1}, column {column + 1}"
+        before, after = "..." if begin else "", "..." if begin + 100 < len(line) else ""
+        caret = " " * (len(before) + column - begin) + "^"
+        raise ValueError(f"masks.parse: {where}: {problem}\n  {before}{shown}{after}\n  {caret}") from None
 
 
-def _exactly(value: Any, dtype: np.dtype[Any]) -> np.ndarray:
+def _without_entries(dtype: np.dtype[Any], shape: object) -> np.ndarray:
+    """int32[0, 4]: an array that has no entries is its dtype and shape."""
+    shape = shape if isinstance(shape, tuple) else (shape,)
+    if not all(type(n) is int and n >= 0 for n in shape):
+        raise ValueError("expected a shape after the dtype")
+    if math.prod(shape):
+        raise ValueError("these data were left out when the mask was printed; to_json keeps them")
+    return np.empty(shape, dtype)
+
+
+def _exactly(dtype: np.dtype[Any], entries: object) -> np.ndarray:
     """The array of `dtype` with exactly these entries."""
-    if isinstance(value, Mask):
+    if isinstance(entries, Mask):
         raise TypeError(f"{dtype} needs numbers")
-    array = np.array(value)
+    array = np.array(entries)
     if array.dtype.kind not in ("b" if dtype.kind == "b" else "iu"):
         raise TypeError(f"{dtype} cannot hold {array.dtype} entries")
     if not np.array_equal(array.astype(dtype), array):

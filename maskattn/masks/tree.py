@@ -1,16 +1,20 @@
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from maskattn._arithmetic import choose, zero
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, peek
 from maskattn._lookup import extent, gather
-from maskattn._pairs import fixed, negated, zero
+from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
+
+if TYPE_CHECKING:
+    from jaxtyping import Int
 
 
 @declared
@@ -35,9 +39,11 @@ class Tree(Mask):
     #-#-#
     """
 
-    parents: Array = data("int", "[N] or [B, N]", meaning="the node before each, -1 for a root")
-    first: Array = data(init=False, meaning="the number of each node in depth-first order, int [B, N]")
-    last: Array = data(init=False, meaning="the largest number among its descendants and itself, int [B, N]")
+    parents: Int[Array, "*B N"] = data("int", "[N] or [B, N]", meaning="the node before each, -1 for a root")
+    first: Int[Array, "B N"] = data(init=False, meaning="the number of each node in depth-first order, int [B, N]")
+    last: Int[Array, "B N"] = data(
+        init=False, meaning="the largest number among its descendants and itself, int [B, N]"
+    )
 
     rule: ClassVar[str] = "key is the query or one of its ancestors"
 
@@ -119,9 +125,9 @@ def _number_by_arithmetic(parents: Array) -> tuple[Array, Array]:
     above = node[:, :, None] == node[:, None, :]  # [b, i, a]: whether a is i, or an ancestor at most 2^s - 1 before it
     jump = parents  # the ancestor 2^s before
     for _ in range(max(int(parents.shape[1]) - 1, 0).bit_length()):
-        known, found = jump * (jump >= 0), jump >= 0
-        above = above | (above[row, known] & found[:, :, None])
-        jump = jump[row, known] * found - negated(found) * 1
+        known, some = jump * (jump >= 0), jump >= 0
+        above = above | (above[row, known] & some[:, :, None])
+        jump = choose(some, jump[row, known], -1)
     size = above.sum(1)
     sibling = (parents[:, :, None] == parents[:, None, :]) & (node[:, :, None] > node[:, None, :])
     before = (sibling * size[:, None, :]).sum(2)  # nodes in the trees of the siblings that come first

@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, get_args
 
 import numpy as np
 
 from maskattn._problems import Problems, show
 from maskattn.numerics import rng
 from maskattn.numerics.rng_arguments import check_key
+from maskattn.typing import NumPyArray as Array, SharedAxis
 
-Array = np.ndarray[Any, Any]
+if TYPE_CHECKING:
+    from jaxtyping import Bool, UInt32
 
 __all__ = ["check_dropout", "dense"]
 
-#: The axes along which one draw may be shared.
-_AXES = ("batch", "heads")
 
-
-def dense(rate: float, key: Any, sizes: Sequence[int], shared: Sequence[str] = ()) -> Array:
+def dense(
+    rate: float, key: int | UInt32[Array, " 2"], sizes: Sequence[int], shared: Sequence[SharedAxis] = ()
+) -> Bool[Array, "#B #H L S"]:
     """The weights that are kept, True = kept: `bernoulli(key, 1 - rate, [B or 1, H or 1, L, S])`, 1 where shared.
 
     Args:
@@ -39,8 +40,8 @@ def dense(rate: float, key: Any, sizes: Sequence[int], shared: Sequence[str] = (
     return rng.bernoulli(words, 1.0 - rate, drawn)
 
 
-def check_dropout(problems: Problems, rate: Any, key: Any, broadcast: Any) -> None:
-    """Note what is wrong with a rate, the key that a rate above 0 needs, and the axes that share a draw."""
+def check_dropout(problems: Problems, rate: object, key: object, broadcast: object) -> None:
+    """Note in problems what is wrong with a rate, the key that a rate above 0 needs, and the axes of broadcast."""
     number = problems.number("dropout_rate", rate)
     if number is not None and not 0.0 <= number < 1.0:
         problems.value(f"dropout_rate must lie in [0, 1), got {number}")
@@ -52,5 +53,5 @@ def check_dropout(problems: Problems, rate: Any, key: Any, broadcast: Any) -> No
         return
     if not isinstance(broadcast, tuple) or not all(isinstance(axis, str) for axis in broadcast):
         problems.type(f"dropout_broadcast must be a tuple of axis names, got {show(broadcast)}")
-    elif not set(broadcast) <= set(_AXES) or len(set(broadcast)) != len(broadcast):
-        problems.value(f"dropout_broadcast may hold {' and '.join(_AXES)}, each once, got {broadcast}")
+    elif not set(broadcast) <= set(get_args(SharedAxis)) or len(set(broadcast)) != len(broadcast):
+        problems.value(f"dropout_broadcast may hold {' and '.join(get_args(SharedAxis))}, each once, got {broadcast}")

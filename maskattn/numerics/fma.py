@@ -6,16 +6,17 @@ After Boldo and Melquiond, "Emulation of a FMA and correctly rounded sums: prove
 
 from __future__ import annotations
 
-from typing import Any
+from types import ModuleType
 
 import numpy as np
 
-Array = Any
+from maskattn._arithmetic import constant
+from maskattn.typing import Traced as Array
 
 _HALF = -(1 << 27)
 
 
-def multiply_add(xp: Any, u: Array, span: float, low: float, *, wide: bool) -> Array:
+def multiply_add(xp: ModuleType, u: Array, span: float, low: float, *, wide: bool) -> Array:
     """u * span + low of a float64 array and two numbers: rounded once where the inputs are `wide` (float64); else they
     have at most 24 bits, and the result is rounded to odd: casting it to float32 rounds it once.
 
@@ -23,9 +24,9 @@ def multiply_add(xp: Any, u: Array, span: float, low: float, *, wide: bool) -> A
         xp: numpy or torch.
     """
     if not wide:
-        return _round_to_odd(xp, *_two_sum(u * span, u * 0.0 + low))  # the product is exact
+        return _round_to_odd(xp, *_two_sum(u * span, constant(low, u)))  # the product is exact
     product, rest = _two_product(xp, u, span)
-    middle, last = _two_sum(u * 0.0 + low, rest)
+    middle, last = _two_sum(constant(low, u), rest)
     total, tail = _two_sum(product, middle)
     return total + _round_to_odd(xp, *_two_sum(last, tail))
 
@@ -37,7 +38,7 @@ def _two_sum(a: Array, b: Array) -> tuple[Array, Array]:
     return total, (a - (total - other)) + (b - other)
 
 
-def _two_product(xp: Any, a: Array, b: float) -> tuple[Array, Array]:
+def _two_product(xp: ModuleType, a: Array, b: float) -> tuple[Array, Array]:
     """a * b as its rounded value and what rounding lost (Dekker), with halves cut by bit mask."""
     a_high = (a.view(xp.int64) & _HALF).view(xp.float64)
     b_high = float((np.asarray(b).view(np.int64) & _HALF).view(np.float64))
@@ -46,7 +47,7 @@ def _two_product(xp: Any, a: Array, b: float) -> tuple[Array, Array]:
     return product, a_low * b_low - (((product - a_high * b_high) - a_low * b_high) - a_high * b_low)
 
 
-def _round_to_odd(xp: Any, total: Array, tail: Array) -> Array:
+def _round_to_odd(xp: ModuleType, total: Array, tail: Array) -> Array:
     """total + tail, an inexact sum being whichever float64 neighbour has an odd last bit."""
     pattern = total.view(xp.int64)
     away = (tail > 0) == (total > 0)

@@ -23,11 +23,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, Unpack
 
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
-Array = np.ndarray[Any, Any]
+from maskattn.typing import EmptyRows, NumPyArray as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 
 class Forward(NamedTuple):
@@ -61,21 +65,34 @@ class Magnitudes(NamedTuple):
     sinks: Array | None
 
 
-class _Problem(NamedTuple):
+class Options(TypedDict, total=False):
+    """What `attention`, `backward` and `magnitudes` take besides the arrays: see `attention`."""
+
+    bias: Float[Array, "#B #H #L #S"] | None
+    scale: float | None
+    softcap: float | None
+    sinks: Float[Array, " H"] | None
+    empty_rows: EmptyRows
+    keep: Bool[Array, "#B #H L S"] | None
+    dropout_rate: float
+    dtype: DTypeLike
+
+
+class _Arguments(NamedTuple):
     """What all three functions here take: the arrays of the formulas, and what they are computed with."""
 
-    query: Any
-    key: Any
-    value: Any
-    allowed: Any = None
-    bias: Any = None
+    query: Array
+    key: Array
+    value: Array
+    allowed: Array | None = None
+    bias: Array | None = None
     scale: float | None = None
     softcap: float | None = None
-    sinks: Any = None
-    empty_rows: str = "zero"
-    keep: Any = None
+    sinks: Array | None = None
+    empty_rows: EmptyRows = "zero"
+    keep: Array | None = None
     dropout_rate: float = 0.0
-    dtype: Any = np.float64
+    dtype: DTypeLike = np.float64
 
     @property
     def factor(self) -> float:
@@ -120,7 +137,7 @@ def _weighted(w: Array, x: Array) -> Array:
     return np.where(met, np.nan, out)
 
 
-def _heads(x: Array, dtype: Any, groups: int = 1) -> Array:
+def _heads(x: Array, dtype: DTypeLike, groups: int = 1) -> Array:
     """[B, length, K, D] -> [B, K * groups, length, D], each head repeated ``groups`` times in a row."""
     return np.repeat(np.asarray(x).astype(dtype).transpose(0, 2, 1, 3), groups, axis=1)
 
@@ -131,10 +148,10 @@ def _sum_to(x: Array, shape: tuple[int, ...]) -> Array:
     return x.sum(axis=tuple(i for i, n in enumerate(shape) if n == 1 and x.shape[i] != 1), keepdims=True)
 
 
-def _weights(problem: _Problem, q: Array, k: Array) -> _Weights:
-    allowed, bias, softcap, sinks = problem.allowed, problem.bias, problem.softcap, problem.sinks
+def _weights(given: _Arguments, q: Array, k: Array) -> _Weights:
+    allowed, bias, softcap, sinks = given.allowed, given.bias, given.softcap, given.sinks
     shape = (*q.shape[:3], k.shape[2])
-    logits = problem.factor * (q @ k.swapaxes(-1, -2))
+    logits = given.factor * (q @ k.swapaxes(-1, -2))
     slope = None
     if softcap is not None:
         slope = np.tanh(logits / softcap)
@@ -159,89 +176,109 @@ def _weights(problem: _Problem, q: Array, k: Array) -> _Weights:
         total = total + sink_e
     live = e / np.where(empty, 1, total)
     p = live
-    if problem.empty_rows == "mean" and shape[3]:
+    if given.empty_rows == "mean" and shape[3]:
         p = np.where(empty, np.ones((), q.dtype) / shape[3], live)
     lse = np.where(empty, -np.inf, shift + np.log(np.where(empty, 1, total)))
     return _Weights(logits, p, live, slope, may, empty, None if sink_e is None else sink_e / total, lse)
 
 
-def attention(query: Any, key: Any, value: Any, allowed: Any = None, **options: Any) -> Forward:
+def attention(
+    query: Float[Array, "B L H D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K Dv"],
+    allowed: Bool[Array, "#B #H #L #S"] | None = None,
+    **options: Unpack[Options],
+) -> Forward:
     """Masked attention. ``allowed``: bool, True = may attend.
 
     The options, here and below: ``bias``, ``scale``, ``softcap``, ``sinks``, ``keep``, ``dropout_rate``; ``empty_rows``
     as in ``maskattn_torch.attention``, without ``"error"``; ``dtype``: float64, or np.longdouble where the judge must
     be finer than what it judges.
     """
-    problem = _Problem(query, key, value, allowed, **options)
-    q, k, v = problem.heads_first()
+    given = _Arguments(query, key, value, allowed, **options)
+    q, k, v = given.heads_first()
     with np.errstate(all="ignore"):
-        w = _weights(problem, q, k)
-        out = _weighted(problem.dropped(w.p), v)
-        if problem.empty_rows != "mean":
-            out = np.where(w.empty, np.nan if problem.empty_rows == "nan" else 0.0, out)
+        w = _weights(given, q, k)
+        out = _weighted(given.dropped(w.p), v)
+        if given.empty_rows != "mean":
+            out = np.where(w.empty, np.nan if given.empty_rows == "nan" else 0.0, out)
     return Forward(out.transpose(0, 2, 1, 3), w.lse[..., 0].transpose(0, 2, 1))
 
 
 def backward(
-    query: Any, key: Any, value: Any, allowed: Any = None, *, d_output: Any, d_lse: Any = None, **options: Any
+    query: Float[Array, "B L H D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K Dv"],
+    allowed: Bool[Array, "#B #H #L #S"] | None = None,
+    *,
+    d_output: Float[Array, "B L H Dv"],
+    d_lse: Float[Array, "B L H"] | None = None,
+    **options: Unpack[Options],
 ) -> Gradients:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)``: ``d_output`` [B, L, H, Dv], ``d_lse`` [B, L, H]."""
-    problem = _Problem(query, key, value, allowed, **options)
-    return _backward(problem, d_output, d_lse, lambda x: x, np.subtract)[0]
+    given = _Arguments(query, key, value, allowed, **options)
+    return _backward(given, d_output, d_lse, lambda x: x, np.subtract)[0]
 
 
 def _backward(
-    problem: _Problem,
-    d_output: Any,
-    d_lse: Any,
+    given: _Arguments,
+    d_output: Array,
+    d_lse: Array | None,
     size: Callable[[Array], Array],
-    minus: Callable[[Any, Any], Array],
+    minus: Callable[[ArrayLike, ArrayLike], Array],
 ) -> tuple[Gradients, _Weights]:
     """The backward pass, and with ``size=abs`` and ``minus=add`` its magnitudes: one text, so that they cannot part."""
-    q, k, v = problem.heads_first()
+    q, k, v = given.heads_first()
     batch, heads, _, _ = q.shape
-    kv_heads = np.shape(problem.key)[2]
+    kv_heads = np.shape(given.key)[2]
 
     def sum_groups(x: Array) -> Array:
         """[B, H, S, D] -> [B, S, K, D]"""
         return x.reshape(batch, kv_heads, heads // max(kv_heads, 1), *x.shape[2:]).sum(axis=2).transpose(0, 2, 1, 3)
 
     with np.errstate(all="ignore"):
-        w = _weights(problem, q, k)
-        d_o = size(_heads(d_output, problem.dtype))
-        q, k, v, scale = size(q), size(k), size(v), float(size(np.asarray(problem.factor)))
-        d_o_kept = d_o if problem.empty_rows == "mean" else np.where(w.empty, 0, d_o)
-        d_value = _weighted(problem.dropped(w.p).swapaxes(-1, -2), d_o_kept)
-        dp = problem.dropped(np.where(w.live != 0, d_o @ v.swapaxes(-1, -2), 0))
+        w = _weights(given, q, k)
+        d_o = size(_heads(d_output, given.dtype))
+        q, k, v, scale = size(q), size(k), size(v), float(size(np.asarray(given.factor)))
+        d_o_kept = d_o if given.empty_rows == "mean" else np.where(w.empty, 0, d_o)
+        d_value = _weighted(given.dropped(w.p).swapaxes(-1, -2), d_o_kept)
+        dp = given.dropped(np.where(w.live != 0, d_o @ v.swapaxes(-1, -2), 0))
         delta = (w.live * dp).sum(axis=-1, keepdims=True)
         d_row = (
             np.zeros_like(delta)
             if d_lse is None
-            else size(np.asarray(d_lse).astype(problem.dtype).transpose(0, 2, 1)[..., None])
+            else size(np.asarray(d_lse).astype(given.dtype).transpose(0, 2, 1)[..., None])
         )
         inner = minus(dp, delta) + d_row
         ds = np.where(w.live != 0, w.live * inner, 0)
         draw = ds if w.slope is None else ds * minus(1, w.slope * w.slope)
         d_query = scale * _weighted(draw, k)
         d_key = scale * _weighted(draw.swapaxes(-1, -2), q)
-        d_bias = None if problem.bias is None else _sum_to(ds, np.shape(problem.bias))
+        d_bias = None if given.bias is None else _sum_to(ds, np.shape(given.bias))
         d_sinks = None if w.sink is None else (w.sink * (minus(0, delta) + d_row)).sum(axis=(0, 2, 3))
     return Gradients(d_query.transpose(0, 2, 1, 3), sum_groups(d_key), sum_groups(d_value), d_bias, d_sinks), w
 
 
 def magnitudes(
-    query: Any, key: Any, value: Any, allowed: Any = None, *, d_output: Any = None, d_lse: Any = None, **options: Any
+    query: Float[Array, "B L H D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K Dv"],
+    allowed: Bool[Array, "#B #H #L #S"] | None = None,
+    *,
+    d_output: Float[Array, "B L H Dv"] | None = None,
+    d_lse: Float[Array, "B L H"] | None = None,
+    **options: Unpack[Options],
 ) -> Magnitudes:
     """What errors are measured against; gradients' magnitudes are None where ``d_output`` is None.
 
     A forbidden pair has no magnitude. For the log-sum-exp it is |max| + |log sum| + 1: the logarithm turns the relative
     error of its argument into an absolute one.
     """
-    problem = _Problem(query, key, value, allowed, **options)
+    given = _Arguments(query, key, value, allowed, **options)
     d_o = np.zeros((*np.shape(query)[:3], np.shape(value)[3])) if d_output is None else d_output
-    grads, w = _backward(problem, d_o, d_lse, np.abs, np.add)
+    grads, w = _backward(given, d_o, d_lse, np.abs, np.add)
     with np.errstate(all="ignore"):
-        output = _weighted(problem.dropped(w.p), np.abs(problem.heads_first()[2])).transpose(0, 2, 1, 3)
+        output = _weighted(given.dropped(w.p), np.abs(given.heads_first()[2])).transpose(0, 2, 1, 3)
         highest = w.logits.max(axis=-1, initial=-np.inf)
         lse = np.where(
             w.empty[..., 0], 0, np.abs(_clean(highest)) + np.abs(_clean(w.lse[..., 0] - _clean(highest))) + 1

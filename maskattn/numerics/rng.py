@@ -25,10 +25,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import ml_dtypes
 import numpy as np
+from numpy.typing import ArrayLike, DTypeLike
 
 from maskattn.numerics.fma import multiply_add
 from maskattn.numerics.rng_arguments import (
@@ -40,10 +41,13 @@ from maskattn.numerics.rng_arguments import (
     check_shape,
     check_width,
 )
+from maskattn.typing import NumPyArray as Array, NumPyDType, Width
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float, Integer, Shaped, UInt, UInt32
 
 __all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform"]
 
-Array = np.ndarray[Any, Any]
 Shape = int | Sequence[int]  # n stands for (n,)
 
 #: Of Threefry-2x32: how far words are rotated in the rounds of even and odd groups, and what the third word is made of.
@@ -63,7 +67,7 @@ _FLOATS = {
 }
 
 
-def key(seed: int) -> Array:
+def key(seed: int) -> UInt32[Array, " 2"]:
     """The key of a seed, as `jax.random.key(seed)` holds it: uint32 [2].
 
     Args:
@@ -79,7 +83,7 @@ def key(seed: int) -> Array:
     return np.array([0, value], np.uint32)
 
 
-def split(key: Any, n: Shape = 2) -> Array:
+def split(key: UInt32[Array, " 2"], n: Shape = 2) -> UInt32[Array, "*n 2"]:
     """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape.
 
     Raises:
@@ -94,7 +98,7 @@ def split(key: Any, n: Shape = 2) -> Array:
     return keys.reshape(*shape, 2)
 
 
-def fold_in(key: Any, data: Any) -> Array:
+def fold_in(key: UInt32[Array, " 2"], data: int | Integer[Array, "*n"]) -> UInt32[Array, "*n 2"]:
     """A new key from a key and a number, as `jax.random.fold_in(key, data)`: uint32 [2].
 
     Args:
@@ -113,7 +117,7 @@ def fold_in(key: Any, data: Any) -> Array:
     return np.stack([x0, x1], axis=-1).reshape(*numbers.shape, 2)
 
 
-def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
+def bits(key: UInt32[Array, " 2"], shape: Shape = (), width: Width = 32, start: int = 0) -> UInt[Array, "*shape"]:
     """Random unsigned integers of `width` bits (8, 16, 32 or 64), as `jax.random.bits` with that dtype.
 
     Args:
@@ -132,8 +136,13 @@ def bits(key: Any, shape: Shape = (), width: int = 32, start: int = 0) -> Array:
 
 
 def uniform(
-    key: Any, shape: Shape = (), dtype: Any = np.float32, minval: float = 0.0, maxval: float = 1.0, start: int = 0
-) -> Array:
+    key: UInt32[Array, " 2"],
+    shape: Shape = (),
+    dtype: DTypeLike = np.float32,
+    minval: float = 0.0,
+    maxval: float = 1.0,
+    start: int = 0,
+) -> Float[Array, "*shape"]:
     """Random numbers in [minval, maxval), as `jax.random.uniform` returns them.
 
     JAX computes `u * (maxval - minval) + minval` under jit, where XLA rounds a float32 or float64 multiply-add once on
@@ -150,20 +159,22 @@ def uniform(
     Raises:
         TypeError, ValueError: for anything else.
     """
-    dtype = np.dtype(dtype)
-    low, span = check_bounds(dtype, minval, maxval)
+    kind = np.dtype(dtype)
+    low, span = check_bounds(kind, minval, maxval)
     words = _words(key)
     dims, first = check_part(shape, start)
-    out = np.empty(math.prod(dims), dtype)
+    out = np.empty(math.prod(dims), kind)
     for at in range(0, out.size, _PIECE):
         piece = out[at : at + _PIECE]
-        piece[:] = _unit_range(words, first + at, first + at + piece.size, dtype)
+        piece[:] = _unit_range(words, first + at, first + at + piece.size, kind)
         if low != 0 or span != 1:
             piece[:] = np.maximum(low, _multiply_add(piece, span, low))
     return out.reshape(dims)
 
 
-def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0) -> Array:
+def bernoulli(
+    key: UInt32[Array, " 2"], p: float | Float[Array, "*p"] = 0.5, shape: Shape | None = None, start: int = 0
+) -> Bool[Array, "*shape"]:
     """Random bools, True with probability `p`, as `jax.random.bernoulli(key, float32(p), shape)`.
 
     `p` is always taken in float32: JAX draws other bits for a float64 `p`, so that a Python float would give another
@@ -201,7 +212,9 @@ def bernoulli(key: Any, p: Any = 0.5, shape: Shape | None = None, start: int = 0
     return out.reshape(dims)
 
 
-def permutation(key: Any, x: Any, axis: int = 0, independent: bool = False) -> Array:
+def permutation(
+    key: UInt32[Array, " 2"], x: int | Shaped[Array, "*shape"], axis: int = 0, independent: bool = False
+) -> Shaped[Array, "*shape"]:
     """A random permutation, as `jax.random.permutation` returns it.
 
     Args:
@@ -227,7 +240,7 @@ def shuffle_rounds(size: int) -> int:
     return math.ceil(3 * math.log(max(1, size)) / math.log(WORD))
 
 
-def _shuffled(key: Any, x: Array, axis: int) -> Array:
+def _shuffled(key: Array, x: Array, axis: int) -> Array:
     for _ in range(shuffle_rounds(x.size)):
         key, drawn = split(key)
         x = np.take_along_axis(x, np.argsort(bits(drawn, x.shape), axis, kind="stable"), axis)
@@ -247,7 +260,7 @@ def bernoulli_limit(p: float) -> int:
     return int(_limits(np.float32(p)))
 
 
-def _limits(chance: Any) -> Array:
+def _limits(chance: Array | np.floating) -> Array:
     """(bits >> 9) / 2**23 < p as a bound on bits >> 9, for float32 probabilities. XLA takes a subnormal p for 0."""
     return np.where(chance < 2.0**-126, 0, np.ceil(np.float64(chance) * 2**23)).astype(np.uint32)
 
@@ -276,7 +289,7 @@ def bits_each(keys: Array, count: int) -> Array:
     return x0 ^ x1
 
 
-def _unit_range(words: tuple[int, int], start: int, stop: int, dtype: Any) -> Array:
+def _unit_range(words: tuple[int, int], start: int, stop: int, dtype: NumPyDType) -> Array:
     """Elements start to stop - 1 of the flat `uniform(key, ..., dtype)`: random significands in [1, 2), less 1."""
     drawn, explicit = _FLOATS[dtype]
     uint = _UINTS[8 * dtype.itemsize]
@@ -315,7 +328,7 @@ def _threefry2x32(k0: int | Array, k1: int | Array, x0: Array, x1: Array) -> Non
         x1 += np.uint32((keys[(group + 2) % 3] + group + 1) & WORD)
 
 
-def _multiply_add(u: Array, span: Any, low: Any) -> Array:
+def _multiply_add(u: Array, span: Array, low: Array) -> Array:
     """u * span + low: rounded once in float32 and float64, twice (as XLA does) in 16 bits."""
     if u.dtype.itemsize == 2:
         return np.asarray(u * span + low)
@@ -323,7 +336,7 @@ def _multiply_add(u: Array, span: Any, low: Any) -> Array:
     return multiply_add(np, u.astype(np.float64), float(span), float(low), wide=wide).astype(u.dtype)
 
 
-def _words(key: Any) -> tuple[int, int]:
+def _words(key: ArrayLike) -> tuple[int, int]:
     """The two words of a key."""
     try:
         words = np.asarray(key)

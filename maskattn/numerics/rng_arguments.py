@@ -4,20 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import get_args
 
 import numpy as np
+from numpy.typing import ArrayLike
 
 from maskattn._problems import Problems, show
+from maskattn.typing import NumPyArray as Array, NumPyDType, Width
 
-Array = np.ndarray[Any, Any]
-
-_WIDTHS = (8, 16, 32, 64)
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 _WORD = 0xFFFFFFFF
 
 
-def check_numbers(data: Any) -> Array:
+def check_numbers(data: ArrayLike) -> Array:
     """What `fold_in` takes, checked: uint32."""
     numbers = np.asarray(data)
     if numbers.dtype.kind not in "iu":
@@ -33,13 +32,13 @@ def check_data(least: int, most: int) -> None:
         raise ValueError(f"data: expected integers in [0, 2**32), got {least} to {most}")
 
 
-def check_width(width: Any) -> None:
+def check_width(width: object) -> None:
     """Raise a ValueError unless words of `width` bits can be drawn."""
-    if width not in _WIDTHS:
+    if width not in get_args(Width):
         raise ValueError(f"width: expected 8, 16, 32 or 64, got {width!r}")
 
 
-def check_part(shape: Any, start: Any) -> tuple[tuple[int, ...], int]:
+def check_part(shape: int | Sequence[int], start: int) -> tuple[tuple[int, ...], int]:
     """A shape and the place of its first element, checked: no element is beyond 2**63."""
     dims, low = check_shape("shape", shape), check_integer("start", start)
     if not 0 <= low <= 2**63 - math.prod(dims):
@@ -47,7 +46,7 @@ def check_part(shape: Any, start: Any) -> tuple[tuple[int, ...], int]:
     return dims, low
 
 
-def check_axis(axis: Any, ndim: int) -> int:
+def check_axis(axis: int, ndim: int) -> int:
     """An axis of an array of `ndim` axes, counted from the first."""
     number = check_integer("axis", axis)
     if not -ndim <= number < ndim:
@@ -55,14 +54,14 @@ def check_axis(axis: Any, ndim: int) -> int:
     return number % ndim
 
 
-def check_bounds(dtype: Any, minval: Any, maxval: Any) -> tuple[Array, Array]:
+def check_bounds(dtype: NumPyDType, minval: float, maxval: float) -> tuple[Array, Array]:
     """The bounds of `uniform`, checked: minval and maxval - minval in `dtype`."""
     if dtype.name not in _FLOATS:
         raise TypeError(f"dtype: expected float32, float64, float16 or bfloat16, got {dtype}")
     if not (math.isfinite(minval) and math.isfinite(maxval) and minval <= maxval):
         raise ValueError(f"minval, maxval: expected finite numbers, minval <= maxval, got {minval!r} and {maxval!r}")
     # XLA narrows to 16 bits by way of float32, as JAX does with x64 off.
-    wide: Any = np.float64 if dtype == np.float64 else np.float32
+    wide = np.float64 if dtype == np.float64 else np.float32
     with np.errstate(over="ignore"):
         low, high = np.asarray(wide(minval), dtype), np.asarray(wide(maxval), dtype)
         span = np.asarray(high - low, dtype)
@@ -71,7 +70,7 @@ def check_bounds(dtype: Any, minval: Any, maxval: Any) -> tuple[Array, Array]:
     return low, span
 
 
-def check_integer(name: str, value: Any) -> int:
+def check_integer(name: str, value: object) -> int:
     """A Python int, or a TypeError."""
     if isinstance(value, bool | np.bool_) or not hasattr(value, "__index__"):
         raise TypeError(f"{name}: expected an integer, got {value!r}")
@@ -87,7 +86,7 @@ def check_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
     return dims
 
 
-def check_key(problems: Problems, name: str, key: Any) -> None:
+def check_key(problems: Problems, name: str, key: object) -> None:
     """Note what is wrong with a key of random numbers: a seed, two uint32 words, or a `jax.random.key`."""
     wanted = f"{name} must be a seed in [0, 2**31) or two uint32 words"
     shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")

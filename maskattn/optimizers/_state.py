@@ -10,8 +10,8 @@ import numpy as np
 
 from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Slots = Mapping[str, Mapping[str, Array]]
 
 # The slots of each rule, by optax's names, which are those of the papers.
@@ -22,12 +22,17 @@ SLOTS = {"adam": ("mu", "nu"), "sgd": ("trace",)}
 class OptimizerState:
     """Moments by parameter.
 
-    rule: ``"adam"`` (Adam and AdamW, which remember the same) or ``"sgd"`` (with momentum).
-    step: updates made so far; None where the optimizer keeps no count (SGD of PyTorch).
-    slots: ``{"mu": {...}, "nu": {...}}`` or ``{"trace": {...}}``, each a mapping of parameter names to arrays of the
-        parameters' shapes: the first and second moment of Adam (Kingma and Ba 2015, algorithm 1) before bias
-        correction, or the decayed sum of gradients.
-    notes: what belongs to the optimizer and is not state: hyperparameters, and flags without a counterpart.
+    Attributes:
+        rule: ``"adam"`` (Adam and AdamW, which remember the same) or ``"sgd"`` (with momentum).
+        step: updates made so far; None where the optimizer keeps no count (SGD of PyTorch).
+        slots: ``{"mu": {...}, "nu": {...}}`` or ``{"trace": {...}}``, each a mapping of parameter names to arrays of
+            the parameters' shapes: the first and second moment of Adam (Kingma and Ba 2015, algorithm 1) before bias
+            correction, or the decayed sum of gradients.
+        notes: what belongs to the optimizer and is not state: hyperparameters, and flags without a counterpart.
+
+    Raises:
+        ValueError: slots are not those of the rule, a parameter is not in each, step is negative or no int, or the
+            rule is unknown. TypeError: it is not a str.
     """
 
     rule: str
@@ -36,19 +41,19 @@ class OptimizerState:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        found = Problems("OptimizerState")
-        found.choice("rule", self.rule, tuple(SLOTS))
+        problems = Problems("OptimizerState")
+        problems.choice("rule", self.rule, tuple(SLOTS))
         if self.rule in SLOTS and tuple(self.slots) != SLOTS[self.rule]:
-            found.value(f"slots of {self.rule} must be {', '.join(SLOTS[self.rule])}, got {', '.join(self.slots)}")
+            problems.value(f"slots of {self.rule} must be {', '.join(SLOTS[self.rule])}, got {', '.join(self.slots)}")
         if self.step is not None and (not isinstance(self.step, int) or isinstance(self.step, bool) or self.step < 0):
-            found.value(f"step must be None or an int of at least 0, got {self.step!r}")
-        found.raise_if_any()
+            problems.value(f"step must be None or an int of at least 0, got {self.step!r}")
+        problems.raise_if_any()
         names = [list(slot) for slot in self.slots.values()]
         for slot in names[1:]:
             for name in dict.fromkeys([*names[0], *slot]):
                 if (name in names[0]) != (name in slot):
-                    found.value(f"{name} is not in every slot")
-        found.raise_if_any()
+                    problems.value(f"{name} is not in every slot")
+        problems.raise_if_any()
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -68,8 +73,8 @@ def convert(
 ) -> OptimizerState:
     """Moments of attention layers from one layout to another: ``convert_tensors`` of each slot.
 
-    Arguments are those of ``convert_tensors``, except that ``source`` must be named. What the target stores and does
-    not train (buffers) has no moments and is left out.
+    ``state`` are the moments. Arguments are those of ``convert_tensors``, except that ``source`` must be named. What
+    the target stores and does not train (buffers) has no moments and is left out.
 
     Raises:
         ValueError: as ``convert_tensors``; and where the conversion does more than move numbers, as when a scale is
@@ -79,11 +84,11 @@ def convert(
 
     to = layouts.get(target)
     buffers = {buffer.name for buffer in to.buffers}
-    found = Problems(f"moments from {source} to {target}")
+    problems = Problems(f"moments from {source} to {target}")
     for step in layouts.steps(source, target, config):
         if step.name not in {f"build {name}" for name in buffers}:
-            found.value(f"the conversion does more than move numbers: {step}")
-    found.raise_if_any()
+            problems.value(f"the conversion does more than move numbers: {step}")
+    problems.raise_if_any()
 
     def conversion(held: dict[str, Array]) -> dict[str, Array]:
         out = convert_tensors(held, source=source, target=target, config=config, others=others)
@@ -94,7 +99,7 @@ def convert(
     return state.map(conversion)
 
 
-def as_array(problems: Problems, where: str, leaf: Any) -> Array:
+def as_array(problems: Problems, where: str, leaf: object) -> Array:
     """A leaf of a tree as a NumPy array of its own dtype; notes what is none."""
     try:
         array = np.asarray(leaf)

@@ -20,6 +20,7 @@ _FLAGS = ("foreach", "fused", "capturable", "differentiable")
 def from_torch(state_dict: Mapping[str, Any], names: Sequence[str] | None = None) -> OptimizerState:
     """``optimizer.state_dict()`` with NumPy arrays in place of tensors -> the moments by parameter name.
 
+    ``state_dict`` is that of PyTorch's Adam, AdamW or SGD.
     PyTorch numbers parameters in the order in which the optimizer was given them; ``names`` are their names in that
     order, and may be left out where the optimizer was built from ``named_parameters()``.
 
@@ -27,9 +28,9 @@ def from_torch(state_dict: Mapping[str, Any], names: Sequence[str] | None = None
         ValueError: one error that lists everything that has no counterpart: ``amsgrad``, ``maximize``, ``dampening``,
             parameters that have taken different numbers of steps, state of an unknown optimizer, or no state at all.
     """
-    found = Problems("optimizer state of PyTorch")
-    groups, named = _read(state_dict, names, found)
-    rule = _rule(groups, found)
+    problems = Problems("optimizer state of PyTorch")
+    groups, named = _read(state_dict, names, problems)
+    rule = _rule(groups, problems)
     slots: dict[str, dict[str, Array]] = {slot: {} for slot in SLOTS[rule]}
     steps: dict[int, str] = {}
     without = []
@@ -42,53 +43,58 @@ def from_torch(state_dict: Mapping[str, Any], names: Sequence[str] | None = None
             steps.setdefault(int(np.asarray(entry.pop("step"))), name)
         for slot in SLOTS[rule]:
             if KEYS[slot] in entry:
-                slots[slot][name] = as_array(found, f"{KEYS[slot]} of {name}", entry.pop(KEYS[slot]))
+                slots[slot][name] = as_array(problems, f"{KEYS[slot]} of {name}", entry.pop(KEYS[slot]))
             else:
-                found.value(f"{name}: {KEYS[slot]} is missing")
+                problems.value(f"{name}: {KEYS[slot]} is missing")
         for key in entry:
-            found.value(f"{name}: {key} has no counterpart in optax's {rule}")
+            problems.value(f"{name}: {key} has no counterpart in optax's {rule}")
     for number in state_dict["state"]:
         if number not in named:
-            found.value(f"state of parameter {number!r}, which is in no group")
+            problems.value(f"state of parameter {number!r}, which is in no group")
     if len(without) == len(named):
-        found.value("no parameter has state: the optimizer has made no update, or keeps nothing (SGD without momentum)")
+        problems.value(
+            "no parameter has state: the optimizer has made no update, or keeps nothing (SGD without momentum)"
+        )
     if len(steps) > 1:
         listed = ", ".join(f"{name} {step}" for step, name in sorted(steps.items()))
-        found.value(f"parameters have taken different numbers of steps, where optax keeps one count: {listed}")
-    found.raise_if_any()
+        problems.value(f"parameters have taken different numbers of steps, where optax keeps one count: {listed}")
+    problems.raise_if_any()
     notes = tuple(_notes(groups, rule)) + tuple(f"{name}: no state, it was never given a gradient" for name in without)
     return OptimizerState(rule, next(iter(steps), None), slots, notes)
 
 
 def to_torch(
-    state: OptimizerState, template: Mapping[str, Any], held: Mapping[str, Any], names: Sequence[str] | None = None
+    state: OptimizerState,
+    template: Mapping[str, object],
+    held: Mapping[str, object],
+    names: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """The moments as a dictionary for ``optimizer.load_state_dict``, with NumPy arrays in place of tensors.
+    """The moments as a dictionary for PyTorch's ``load_state_dict``, with NumPy arrays in place of tensors.
 
     ``template`` is the ``state_dict()`` of the optimizer that is to go on, whose hyperparameters are kept; ``held``
     maps its parameters' names to anything with their shape and dtype, which moments must have (PyTorch casts others in
-    silence); ``names`` as in ``from_torch``.
+    silence); ``state`` are the moments, ``names`` as in ``from_torch``.
 
     Raises:
         ValueError: one error that lists every parameter that does not fit, another rule, ``amsgrad``, ``maximize`` or
             ``dampening``, Adam without a step count, a count that float32, which PyTorch keeps it in, cannot hold.
     """
-    found = Problems("optimizer state for PyTorch")
-    groups, named = _read(template, names, found)
-    rule = _rule(groups, found)
+    problems = Problems("optimizer state for PyTorch")
+    groups, named = _read(template, names, problems)
+    rule = _rule(groups, problems)
     if rule != state.rule:
-        found.value(f"the optimizer's rule is {rule}, the state's is {state.rule}")
-        found.raise_if_any()
+        problems.value(f"the optimizer's rule is {rule}, the state's is {state.rule}")
+        problems.raise_if_any()
     if rule == "adam" and state.step is None:
-        found.value("Adam needs the number of steps taken, and the state has none")
+        problems.value("Adam needs the number of steps taken, and the state has none")
     if state.step is not None and state.step > LARGEST_STEP:
-        found.value(f"step is {state.step}, but PyTorch keeps it in float32, which is exact up to {LARGEST_STEP}")
+        problems.value(f"step is {state.step}, but PyTorch keeps it in float32, which is exact up to {LARGEST_STEP}")
     for slot, arrays in state.slots.items():
-        same_targets(found, slot, arrays, {name: held[name] for name in named.values() if name in held})
+        same_targets(problems, slot, arrays, {name: held[name] for name in named.values() if name in held})
     for name in named.values():
         if name not in held:
-            found.value(f"{name}: its shape and dtype are not among those given")
-    found.raise_if_any()
+            problems.value(f"{name}: its shape and dtype are not among those given")
+    problems.raise_if_any()
     entries: dict[int, dict[str, Any]] = {}
     for number, name in named.items():
         entry: dict[str, Any] = {} if rule == "sgd" else {"step": np.asarray(state.step, np.float32)}
@@ -97,30 +103,32 @@ def to_torch(
 
 
 def _read(
-    state_dict: Mapping[str, Any], names: Sequence[str] | None, found: Problems
+    state_dict: Mapping[str, Any], names: Sequence[str] | None, problems: Problems
 ) -> tuple[list[Mapping[str, Any]], dict[int, str]]:
     """The groups, and each parameter's number and name; raises where there is no telling."""
     if not isinstance(state_dict, Mapping) or not {"state", "param_groups"} <= set(state_dict):
-        found.type("expected the dictionary that optimizer.state_dict() gives, with 'state' and 'param_groups'")
-        found.raise_if_any()
+        problems.type("expected the dictionary that optimizer.state_dict() gives, with 'state' and 'param_groups'")
+        problems.raise_if_any()
     groups = list(state_dict["param_groups"])
     numbers = [number for group in groups for number in group["params"]]
     stored = [name for group in groups for name in group.get("param_names", ())]
     given = stored if names is None else list(names)
     if names is None and not stored:
-        found.value("names: the state names no parameters: give them, in the order the optimizer was given them")
+        problems.value("names: the state names no parameters: give them, in the order the optimizer was given them")
     elif len(given) != len(numbers) or len(set(given)) != len(given):
-        found.value(
+        problems.value(
             f"names: expected {len(numbers)} different names, got {len(given)} of which {len(set(given))} differ"
         )
-    found.raise_if_any()
+    problems.raise_if_any()
     if names is not None and stored and given != stored:
-        found.value(f"names: the optimizer was built with other names: {stored[:3]}... where {given[:3]}... are given")
-        found.raise_if_any()
+        problems.value(
+            f"names: the optimizer was built with other names: {stored[:3]}... where {given[:3]}... are given"
+        )
+        problems.raise_if_any()
     return groups, dict(zip(numbers, given, strict=True))
 
 
-def _rule(groups: Sequence[Mapping[str, Any]], found: Problems) -> str:
+def _rule(groups: Sequence[Mapping[str, object]], problems: Problems) -> str:
     """Which optimizer it is, told by its hyperparameters; notes those that no state of optax could go with."""
     keys = set.intersection(*(set(group) for group in groups)) if groups else set()
     if {"amsgrad", "betas"} <= keys:
@@ -128,15 +136,15 @@ def _rule(groups: Sequence[Mapping[str, Any]], found: Problems) -> str:
     elif {"momentum", "dampening", "nesterov"} <= keys:
         rule = "sgd"
     else:
-        found.value(f"expected Adam, AdamW or SGD, got an optimizer with {', '.join(sorted(keys - {'params'}))}")
-        found.raise_if_any()
+        problems.value(f"expected Adam, AdamW or SGD, got an optimizer with {', '.join(sorted(keys - {'params'}))}")
+        problems.raise_if_any()
     for flag, why in (
         ("amsgrad", "the largest second moment so far has no place in optax's adam"),
         ("maximize", "the moments have the opposite sign of optax's"),
         ("dampening", "optax's trace adds gradients undamped"),
     ):
         if any(group.get(flag) for group in groups):
-            found.value(f"{flag} is set: {why}")
+            problems.value(f"{flag} is set: {why}")
     return rule
 
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def _ulps_apart(left: Array, right: Array) -> int:
     return max(abs(a - b) for a, b in zip(ordered(left), ordered(right), strict=True))
 
 
-def bits_equal(check: str, subject: str, quantity: str, left: Any, right: Any) -> Finding:
+def bits_equal(check: str, subject: str, quantity: str, left: object, right: object) -> Finding:
     """Zero bits different, signed zeros and NaN payloads included (`tobytes`); bool and float arrays of any dtype."""
     left, right = np.ascontiguousarray(left), np.ascontiguousarray(right)
     wrong = same_form(check, subject, quantity, left, right)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from maskattn._fields import Array, peek
@@ -11,7 +9,7 @@ from maskattn._problems import Problems
 from maskattn.masks import Causal, KeyMask, KeyPadding, Mask, Segments, Tree
 
 
-def packed_documents(sizes: Any = None, *, ids: Array = None, causal: bool = True) -> Mask:
+def packed_documents(sizes: object = None, *, ids: Array = None, causal: bool = True) -> Mask:
     """Documents in one row, each sees only itself. True = may attend.
 
     Sequence packing without contamination (Krell et al. 2021, arXiv:2107.02027; FlashAttention's varlen calls).
@@ -78,7 +76,7 @@ def left_padding(lengths: Array, kv_len: int) -> Mask:
 def right_padding(lengths: Array) -> Mask:
     """Keys that are no padding, where padding comes last: k < lengths[b]. True = may attend.
 
-    What training uses. `lengths` is int [B].
+    What training uses (Hugging Face's `padding_side="right"`). `lengths` is int [B].
 
     Raises:
         ValueError: a length is negative, or the array has not one axis. TypeError: its dtype is not an int.

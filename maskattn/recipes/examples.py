@@ -14,7 +14,12 @@ from maskattn.recipes.vision import flamingo, mae_visible, natten, swin
 
 
 class Example(NamedTuple):
-    """A mask and the lengths to draw it at."""
+    """A mask and the lengths to draw it at.
+
+    Attributes:
+        mask: True = may attend.
+        q_len, kv_len: how many queries and keys.
+    """
 
     mask: Mask
     q_len: int

@@ -45,7 +45,7 @@ def swin(grid: tuple[int, int], window: int, shift: int = 0) -> Mask:
     return ShiftedWindow(sides, window, shift)
 
 
-def natten(grid: Any, kernel: Any, dilation: Any = 1) -> Mask:
+def natten(grid: object, kernel: object, dilation: object = 1) -> Mask:
     """NATTEN: the kernel's keys nearest to a token, on each axis. True = may attend.
 
     Hassani et al. 2023 (arXiv:2204.07143), dilated: Hassani and Shi 2022 (arXiv:2209.15001); as SHI-Labs/NATTEN

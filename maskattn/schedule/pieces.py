@@ -10,17 +10,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from maskattn.masks import Mask
 from maskattn.schedule.rectangles import MIXED, OPEN, TRIANGLE, Planes, Rectangle, coarser, from_rows, from_tiles
 from maskattn.schedule.tiles import Schedule
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["MIXED", "NO_LIMITS", "OPEN", "TRIANGLE", "Limits", "Piece", "cut", "pieces_of"]
 
-Array = np.ndarray[Any, Any]
 
 #: Tiles of this many queries and keys; wider ones of the second are taken where they cost less.
 _FINE, _COARSE = 64, 256
@@ -41,6 +41,9 @@ class Piece:
 
     Attributes:
         batch, heads: the batch rows and (query) heads.
+        q, k: the first query and the first key of the first rectangle.
+        q_step, k_step: queries and keys from one rectangle to the next.
+        count, rows, cols: how many rectangles, and the queries and keys of each.
         kind: which of the pairs are allowed: OPEN, all; TRIANGLE, those with k - first key <= q - first query;
             MIXED, the mask must be asked.
         first: whether no piece before this one holds any of its queries.
@@ -88,12 +91,14 @@ def pieces_of(
     Heads of a piece read one key/value head, or they are all heads, or there are as many of both kinds.
 
     Args:
+        batch, heads, kv_heads, q_len, kv_len: the sizes of the scores, and how many heads keys have.
+        limits: the most queries and keys of a rectangle.
         blocks: the tiles to start from, queries by keys; None chooses.
     """
     if not (batch and heads and q_len and kv_len):
         return []
     depends = frozenset() if mask is None else mask.depends
-    sizes = _Sizes(batch, heads, kv_heads, batch if "b" in depends else 1, heads if "h" in depends else 1)
+    sizes = _Counts(batch, heads, kv_heads, batch if "b" in depends else 1, heads if "h" in depends else 1)
     if mask is None:
         ways = [{(0, 0): [Rectangle(0, q_len, 0, kv_len, OPEN)]}]
     elif blocks is not None:
@@ -136,7 +141,7 @@ def _slices(numbers: range, step: int) -> Iterator[range]:
     return (numbers[start : start + step] for start in range(0, len(numbers), step))
 
 
-class _Sizes(NamedTuple):
+class _Counts(NamedTuple):
     """`rows`, `columns`: of how many batch rows and heads the mask has rectangles, 1 where it does not read them."""
 
     batch: int
@@ -146,26 +151,26 @@ class _Sizes(NamedTuple):
     columns: int
 
 
-def _ways(mask: Mask, sizes: _Sizes, q_len: int, kv_len: int) -> Iterator[Planes]:
+def _ways(mask: Mask, sizes: _Counts, q_len: int, kv_len: int) -> Iterator[Planes]:
     """Ways to cover what the mask allows, of which the cheapest is taken."""
     few = sizes.rows * sizes.columns * q_len * kv_len <= _FEW_PAIRS
     if few or max(q_len, kv_len) <= _SHORT:
         yield {plane: [Rectangle(0, q_len, 0, kv_len, MIXED)] for plane in np.ndindex(sizes.rows, sizes.columns)}
     if few:
         return
-    found = Schedule.of(mask, sizes.batch, sizes.heads, q_len, kv_len, _FINE, _FINE)
-    planes = from_rows(mask, found)
+    fine = Schedule.of(mask, sizes.batch, sizes.heads, q_len, kv_len, _FINE, _FINE)
+    planes = from_rows(mask, fine)
     if planes is not None:
         yield planes
     if planes is None or any(r.kind == MIXED for rectangles in planes.values() for r in rectangles):
-        yield from_tiles(found)
-        yield from_tiles(coarser(found, _COARSE // _FINE))
+        yield from_tiles(fine)
+        yield from_tiles(coarser(fine, _COARSE // _FINE))
 
 
-def _cost(found: Iterable[Piece]) -> float:
+def _cost(pieces: Iterable[Piece]) -> float:
     """The time that pieces take, in pairs: products of few rows are slower, a mask and a call cost something."""
     total = 0.0
-    for x in found:
+    for x in pieces:
         pairs = (x.rows + 20) * (x.cols + 8) * x.count * len(x.batch) * len(x.heads)
         share = {OPEN: 1.0, TRIANGLE: 0.5 + 64 / (x.rows + 64), MIXED: 1.08}[x.kind]
         total += pairs * share + _CALL * min(x.count, len(x.batch)) * (1.0 if x.first else 2.0)
@@ -229,7 +234,7 @@ def _series(rectangles: Iterable[Rectangle]) -> list[_Series]:
     return done
 
 
-def _placed(planes: Planes, sizes: _Sizes, limits: Limits) -> Iterator[Piece]:
+def _placed(planes: Planes, sizes: _Counts, limits: Limits) -> Iterator[Piece]:
     """Pieces: series that several batch rows or heads have in common, once."""
     having: dict[_Series, dict[int, list[int]]] = {}  # series -> batch row -> heads
     for (b, h), rectangles in sorted(planes.items()):
@@ -247,14 +252,14 @@ def _placed(planes: Planes, sizes: _Sizes, limits: Limits) -> Iterator[Piece]:
                 yield Piece(batch, columns, r.q_lo, r.k_lo, *series[1:], *r.shape)
 
 
-def _together(found: Sequence[int], heads: int, kv_heads: int) -> Iterator[range]:
-    """Heads whose keys a strided view holds."""
-    if kv_heads == heads or len(found) == heads:
-        yield from _progressions(found)
+def _together(numbers: Sequence[int], heads: int, kv_heads: int) -> Iterator[range]:
+    """Some of the heads, in parts whose keys a strided view holds."""
+    if kv_heads == heads or len(numbers) == heads:
+        yield from _progressions(numbers)
         return
     group = heads // kv_heads
-    for kv_head in dict.fromkeys(h // group for h in found):
-        yield from _progressions([h for h in found if h // group == kv_head])
+    for kv_head in dict.fromkeys(h // group for h in numbers):
+        yield from _progressions([h for h in numbers if h // group == kv_head])
 
 
 def _progressions(numbers: Sequence[int]) -> Iterator[range]:
@@ -271,11 +276,11 @@ def _progressions(numbers: Sequence[int]) -> Iterator[range]:
         start = end
 
 
-def _marked(found: Iterable[Piece], sizes: _Sizes, q_len: int) -> list[Piece]:
+def _marked(pieces: Iterable[Piece], sizes: _Counts, q_len: int) -> list[Piece]:
     """The pieces, each marked where it is the first for its queries."""
     begun: dict[tuple[int, int], Array] = {}
     marked = []
-    for piece in found:
+    for piece in pieces:
         fresh = True
         for b in piece.batch if sizes.rows > 1 else (0,):
             for h in piece.heads if sizes.columns > 1 else (0,):

@@ -10,10 +10,10 @@ import numpy as np
 from maskattn._pairs import restrict
 from maskattn.masks import Mask
 from maskattn.schedule.tiles import PAIRS, Schedule, Tiles, Tiling, inside, readable, settled
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["empty_rows", "known_rows", "reached"]
 
-Array = np.ndarray[Any, Any]
 
 _Sizes = tuple[int | None, int | None, int, int]
 
@@ -22,7 +22,7 @@ _BLOCK = 128
 
 
 def empty_rows(mask: Mask, batch: int | None, heads: int | None, q_len: int, kv_len: int, *, bias: Any = None) -> Array:
-    """Which rows may attend to nothing: bool [batch, heads, q_len], size 1 on axes that are not read.
+    """Which rows may attend to none of kv_len keys: bool [batch, heads, q_len], size 1 on axes that are not read.
 
     Args:
         mask: True = may attend. Its data must be readable now.
@@ -103,8 +103,8 @@ def _divided(mask: Mask, sizes: _Sizes, tiling: Tiling) -> tuple[Tiles, Tiles]:
     if tiling.q_len * tiling.kv_len <= _entries(mask):  # bounds, which read all of the data, cost more than they save
         every = np.indices((tiling.batch, tiling.heads, tiling.q_tiles, tiling.kv_tiles))
         return Tiles(*np.zeros((4, 0), np.int64)), Tiles(*every.reshape(4, -1))
-    found = Schedule.of(mask, *sizes, tiling.q_block, tiling.kv_block)
-    return found.tiles(found.full), found.tiles(~found.full)
+    schedule = Schedule.of(mask, *sizes, tiling.q_block, tiling.kv_block)
+    return schedule.tiles(schedule.full), schedule.tiles(~schedule.full)
 
 
 def _entries(mask: Mask) -> int:

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from maskattn.masks import Mask
 from maskattn.schedule.tiles import Schedule, pairs
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["MIXED", "OPEN", "TRIANGLE", "Planes", "Rectangle", "coarser", "from_rows", "from_tiles"]
 
-Array = np.ndarray[Any, Any]
 
 #: What the mask allows of a rectangle: every pair; those with k - k_lo <= q - q_lo; or it must be asked.
 OPEN, TRIANGLE, MIXED = 0, 1, 2
@@ -49,22 +49,24 @@ class Rectangle(NamedTuple):
 Planes = dict[tuple[int, int], list[Rectangle]]
 
 
-def coarser(found: Schedule, factor: int) -> Schedule:
+def coarser(schedule: Schedule, factor: int) -> Schedule:
     """The schedule with tiles of `factor` times as many queries: full where all of their parts are."""
-    plane, i = np.divmod(found.entry_rows, max(found.q_tiles, 1))
-    tiles = -(-found.q_tiles // factor)
-    keys = (plane * tiles + i // factor) * found.kv_tiles + found.indices
+    plane, i = np.divmod(schedule.entry_rows, max(schedule.q_tiles, 1))
+    tiles = -(-schedule.q_tiles // factor)
+    keys = (plane * tiles + i // factor) * schedule.kv_tiles + schedule.indices
     keys, inverse = np.unique(keys, return_inverse=True)
-    row, index = np.divmod(keys, found.kv_tiles)
-    parts = np.minimum(factor, found.q_tiles - row % tiles * factor)
-    full = np.bincount(inverse, found.full, len(keys)) == parts
-    indptr = np.searchsorted(row, np.arange(found.batch * found.heads * tiles + 1))
-    return replace(found, q_block=found.q_block * factor, indptr=indptr, indices=index.astype(np.int32), full=full)
+    row, index = np.divmod(keys, schedule.kv_tiles)
+    parts = np.minimum(factor, schedule.q_tiles - row % tiles * factor)
+    full = np.bincount(inverse, schedule.full, len(keys)) == parts
+    indptr = np.searchsorted(row, np.arange(schedule.batch * schedule.heads * tiles + 1))
+    return replace(
+        schedule, q_block=schedule.q_block * factor, indptr=indptr, indices=index.astype(np.int32), full=full
+    )
 
 
-def from_tiles(found: Schedule) -> Planes:
+def from_tiles(schedule: Schedule) -> Planes:
     """Runs of adjacent key tiles in each row of tiles; those that adjacent rows have in common as one rectangle."""
-    rows, index, full = found.entry_rows, found.indices, found.full
+    rows, index, full = schedule.entry_rows, schedule.indices, schedule.full
     if not len(index):
         return {}
     apart = np.ones(len(index), bool)
@@ -74,64 +76,64 @@ def from_tiles(found: Schedule) -> Planes:
     run = np.cumsum(apart) - 1
     parts, whole = np.bincount(run, differs), np.bincount(run, full)
     # a run of full and mixed tiles is divided where leaving the mask out of the full ones is worth it
-    divided = whole * found.kv_block >= _WORTH_A_MERGE * (parts - 1)
+    divided = whole * schedule.kv_block >= _WORTH_A_MERGE * (parts - 1)
     starts = np.flatnonzero(apart | differs & divided[run])
     ends = np.append(starts[1:], len(index))
     mixed = np.add.reduceat(~full, starts) > 0
-    plane, i = np.divmod(rows[starts], found.q_tiles)
+    plane, i = np.divmod(rows[starts], schedule.q_tiles)
     planes: Planes = {}
     open_: dict[tuple[int, int, int, bool], int] = {}
     columns = (index[starts], index[ends - 1] + 1)
     for p, row, low, high, masked in zip(*(x.tolist() for x in (plane, i, *columns, mixed)), strict=True):
-        rectangles = planes.setdefault(divmod(p, found.heads), [])
-        q_lo, q_hi = row * found.q_block, min((row + 1) * found.q_block, found.q_len)
+        rectangles = planes.setdefault(divmod(p, schedule.heads), [])
+        q_lo, q_hi = row * schedule.q_block, min((row + 1) * schedule.q_block, schedule.q_len)
         at = open_.get((p, low, high, masked))
         if at is not None and rectangles[at].q_hi == q_lo:
             rectangles[at] = rectangles[at]._replace(q_hi=q_hi)
             continue
         open_[p, low, high, masked] = len(rectangles)
-        k_lo, k_hi = low * found.kv_block, min(high * found.kv_block, found.kv_len)
+        k_lo, k_hi = low * schedule.kv_block, min(high * schedule.kv_block, schedule.kv_len)
         rectangles.append(Rectangle(q_lo, q_hi, k_lo, k_hi, MIXED if masked else OPEN))
     return planes
 
 
-def from_rows(mask: Mask, found: Schedule) -> Planes | None:
+def from_rows(mask: Mask, schedule: Schedule) -> Planes | None:
     """Rectangles and triangles that hold allowed pairs only, where rows allow one run of keys each (documents, padding,
     causal, a prefix); tiles for the other rows. None where it would take long to find out.
     """
-    if int((~found.full).sum()) * found.q_block * found.kv_block > _EVALUATED:
+    if int((~schedule.full).sum()) * schedule.q_block * schedule.kv_block > _EVALUATED:
         return None
-    low, high, count = _extents(mask, found)
+    low, high, count = _extents(mask, schedule)
     planes: Planes = {}
-    for (b, h), tiled in from_tiles(found).items():
-        p = b * found.heads + h
+    for (b, h), tiled in from_tiles(schedule).items():
+        p = b * schedule.heads + h
         rectangles, rest = _runs_of_rows(low[p], high[p], count[p])
         rectangles += [x for r in tiled for x in _within(r, rest)]
         planes[b, h] = sorted(rectangles)
     return planes
 
 
-def _extents(mask: Mask, found: Schedule) -> tuple[Array, Array, Array]:
+def _extents(mask: Mask, schedule: Schedule) -> tuple[Array, Array, Array]:
     """The first allowed key of each row, the last plus 1, and how many there are: int64 [planes, q_len]."""
-    shape = (found.batch * found.heads * found.q_tiles, found.q_block)
-    low, high, count = np.full(shape, found.kv_len), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
-    rows, begin = found.entry_rows, found.indices.astype(np.int64) * found.kv_block
-    end = np.minimum(begin + found.kv_block, found.kv_len)
-    full = found.full
+    shape = (schedule.batch * schedule.heads * schedule.q_tiles, schedule.q_block)
+    low, high, count = np.full(shape, schedule.kv_len), np.zeros(shape, np.int64), np.zeros(shape, np.int64)
+    rows, begin = schedule.entry_rows, schedule.indices.astype(np.int64) * schedule.kv_block
+    end = np.minimum(begin + schedule.kv_block, schedule.kv_len)
+    full = schedule.full
     # entries of a row of tiles are in ascending order, so of the full ones the first, and the last, written last, stay
     low[rows[full][::-1]] = begin[full][::-1, None]
     high[rows[full]] = end[full][:, None]
     np.add.at(count, rows[full], (end - begin)[full][:, None])
     mixed = np.flatnonzero(~full)
-    for part, allowed, _ in pairs(mask, found, found.tiles(mixed)):
+    for part, allowed, _ in pairs(mask, schedule, schedule.tiles(mixed)):
         which = rows[mixed[part]]
         some, start = allowed.any(-1), begin[mixed[part]][:, None]
-        first, last = allowed.argmax(-1), found.kv_block - allowed[..., ::-1].argmax(-1)
-        np.minimum.at(low, which, np.where(some, start + first, found.kv_len))
+        first, last = allowed.argmax(-1), schedule.kv_block - allowed[..., ::-1].argmax(-1)
+        np.minimum.at(low, which, np.where(some, start + first, schedule.kv_len))
         np.maximum.at(high, which, np.where(some, start + last, 0))
         np.add.at(count, which, allowed.sum(-1))
-    planes = (found.batch * found.heads, found.q_tiles * found.q_block)
-    return tuple(x.reshape(planes)[:, : found.q_len] for x in (low, high, count))  # type: ignore[return-value]
+    planes = (schedule.batch * schedule.heads, schedule.q_tiles * schedule.q_block)
+    return tuple(x.reshape(planes)[:, : schedule.q_len] for x in (low, high, count))  # type: ignore[return-value]
 
 
 def _runs_of_rows(low: Array, high: Array, count: Array) -> tuple[list[Rectangle], Array]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -16,6 +16,7 @@ from maskattn._fields import peek
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.masks import Mask, require_mask
+from maskattn.typing import NumPyArray as Array
 
 __all__ = ["EMPTY", "FULL", "MIXED", "Schedule", "Tiles", "Tiling", "pairs"]
 
@@ -25,8 +26,6 @@ EMPTY, MIXED, FULL = 0, 1, 2
 _FAN = 8
 #: the most parts of squares, and the most pairs, that one step works on at a time
 _PARTS, PAIRS = 1 << 21, 1 << 19
-
-Array = np.ndarray[Any, Any]
 
 
 class Tiles(NamedTuple):
@@ -79,6 +78,8 @@ class Schedule(Tiling):
     that a mask gives may be loose.
 
     Attributes:
+        batch, heads, q_len, kv_len: the sizes; 1 on axes that the mask does not read.
+        q_block, kv_block: queries and keys of a tile.
         indptr: int64 [batch * heads * q_tiles + 1]: where the entries of each query tile start, row-major.
         indices: int32 [entries]: the key tile.
         full: bool [entries].
@@ -105,7 +106,7 @@ class Schedule(Tiling):
 
         Args:
             mask: its data must be readable now: not traced.
-            batch, heads: None takes them from the data.
+            batch, heads, q_len, kv_len: the sizes; None takes them from the data.
             exact: evaluate each pair of the tiles that the mask's bounds leave undecided, so that no mixed tile is in
                 truth empty or full.
 
@@ -132,16 +133,16 @@ class Schedule(Tiling):
         return counts["empty"] / max(sum(counts.values()), 1)
 
     def row(self, b: int, h: int, i: int) -> tuple[Array, Array]:
-        """(indices, full) of query tile `i` of batch row `b` and head `h`."""
+        """(indices, full), int32 and bool [entries], of query tile `i` of batch row `b` and head `h`."""
         at = self._plane(b, h) * self.q_tiles + i
         entries = slice(self.indptr[at], self.indptr[at + 1])
         return self.indices[entries], self.full[entries]
 
     def states(self) -> Array:
         """EMPTY, MIXED or FULL of every tile: int8 [batch, heads, q_tiles, kv_tiles]."""
-        found = np.zeros((self.batch * self.heads * self.q_tiles, self.kv_tiles), np.int8)
-        found[self.entry_rows, self.indices] = np.where(self.full, FULL, MIXED)
-        return found.reshape(self.batch, self.heads, self.q_tiles, self.kv_tiles)
+        states = np.zeros((self.batch * self.heads * self.q_tiles, self.kv_tiles), np.int8)
+        states[self.entry_rows, self.indices] = np.where(self.full, FULL, MIXED)
+        return states.reshape(self.batch, self.heads, self.q_tiles, self.kv_tiles)
 
     def _plane(self, b: int, h: int) -> int:
         return (b if self.batch > 1 else 0) * self.heads + (h if self.heads > 1 else 0)
@@ -157,7 +158,7 @@ class Schedule(Tiling):
         return Tiles(*np.divmod(plane, self.heads or 1), q, self.indices[chosen].astype(np.int64))
 
 
-def readable(where: str, mask: Any) -> Mask:
+def readable(where: str, mask: Mask) -> Mask:
     """The mask with its data in NumPy.
 
     Raises:
@@ -165,11 +166,11 @@ def readable(where: str, mask: Any) -> Mask:
     """
     require_mask(where, mask)
 
-    def concrete(array: Any) -> Array:
-        found = peek(array)
-        if found is None:
+    def concrete(array: object) -> Array:
+        numbers = peek(array)
+        if numbers is None:
             raise ValueError(f"{where}: the data of {mask!r} are traced, and must be read now: call it outside jit")
-        return found
+        return numbers
 
     return mask.map_data(concrete)
 
@@ -183,10 +184,10 @@ def settled(
         TypeError, ValueError: a size is wrong or conflicts with the mask's data.
     """
     batch, heads, q_len, kv_len = sizes
-    found, depends = mask.settle(q_len, kv_len, batch, heads), depends | mask.depends
-    rows = found["batch"] if "b" in depends else min(found["batch"], 1)
-    columns = found["heads"] if "h" in depends else min(found["heads"], 1)
-    return rows, columns, found["q_len"], found["kv_len"]
+    fixed, depends = mask.settle(q_len, kv_len, batch, heads), depends | mask.depends
+    rows = fixed["batch"] if "b" in depends else min(fixed["batch"], 1)
+    columns = fixed["heads"] if "h" in depends else min(fixed["heads"], 1)
+    return rows, columns, fixed["q_len"], fixed["kv_len"]
 
 
 def _schedule(mask: Mask, tiling: Tiling, exact: bool) -> Schedule:
@@ -218,13 +219,13 @@ def _walk(mask: Mask, tiling: Tiling) -> Iterator[tuple[int, Tiles, Tiles]]:
     while span < max(tiling.q_tiles, tiling.kv_tiles):
         span *= _FAN
     b, h = np.divmod(np.arange(tiling.batch * tiling.heads), max(tiling.heads, 1))
-    squares = Tiles(b, h, b * 0, b * 0)
+    squares = Tiles(b, h, np.zeros_like(b), np.zeros_like(b))
     step = _PARTS // _FAN**2
     while span > 1:
         span //= _FAN
         parts = [squares.some(slice(start, start + step)) for start in range(0, len(squares.b), step)]
-        found = [_divide(mask, tiling, part, span) for part in parts]
-        full, squares = _joined([f for f, _ in found]), _joined([m for _, m in found])
+        divided = [_divide(mask, tiling, part, span) for part in parts]
+        full, squares = _joined([f for f, _ in divided]), _joined([m for _, m in divided])
         yield span, full, squares
 
 

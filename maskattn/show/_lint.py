@@ -42,6 +42,7 @@ def lint(
 
     Args:
         mask: True = may attend.
+        q_len, kv_len, batch, heads: the sizes it is used at; None takes them from the data.
 
     Raises:
         ValueError: a size conflicts with the data.
@@ -58,17 +59,17 @@ def lint(
     if 0 in sizes.values():
         return []
     judge = _Judge(mask, sizes, budget)
-    found = judge.whole()
+    warnings = judge.whole()
     for node, place, sense in _nodes(mask):
         if isinstance(node, (And, Or)):
-            found += judge.operands(node, place)
+            warnings += judge.operands(node, place)
         elif isinstance(node, SlidingWindow):
-            found += judge.window(node, place)
+            warnings += judge.window(node, place)
         elif isinstance(node, QueryMask) and sense == "plain":
-            found += judge.queries(node, place)
+            warnings += judge.queries(node, place)
         elif isinstance(node, (KeyMask, KeyPadding)) and sense == "turned":
-            found += judge.padding(node, place)
-    return list(dict.fromkeys(found))
+            warnings += judge.padding(node, place)
+    return list(dict.fromkeys(warnings))
 
 
 def _nodes(mask: Mask, place: Place = lambda m: m, sense: str = "plain") -> Iterator[tuple[Mask, Place, str]]:
@@ -130,27 +131,27 @@ class _Judge:
         """Operands that could be left out, found from the last to the first, each against those that are kept."""
         neutral, join = (True, operator.and_) if isinstance(node, And) else (False, operator.or_)
         verdicts = [self.always(place(part)) for part in node.parts]
-        found = []
+        warnings = []
         for part, verdict in zip(node.parts, verdicts, strict=True):
             word = "everything" if verdict else "nothing"
             if verdict is neutral:
-                found.append(f"{_short(part)} changes nothing: it allows {word} at {self.size}")
+                warnings.append(f"{_short(part)} changes nothing: it allows {word} at {self.size}")
             elif verdict is not None:
-                found.append(f"{_short(part)} decides alone: it allows {word} at {self.size}")
+                warnings.append(f"{_short(part)} decides alone: it allows {word} at {self.size}")
         kept = [part for part, verdict in zip(node.parts, verdicts, strict=True) if verdict is None]
         if not self.dense or (not neutral) in verdicts or len(kept) < 2:
-            return found
+            return warnings
         values = {id(part): self.value(place(part)) for part in kept}
         total = functools.reduce(join, values.values())
         if total.all() or not total.any():
-            return found
+            return warnings
         word = "forbids is forbidden" if neutral else "allows is allowed"
         for part in reversed(kept):
             rest = [values[id(other)] for other in kept if other is not part]
             if rest and bool((functools.reduce(join, rest) == total).all()):
                 kept = [other for other in kept if other is not part]
-                found.append(f"{_short(part)} changes nothing: what it {word} without it")
-        return found
+                warnings.append(f"{_short(part)} changes nothing: what it {word} without it")
+        return warnings
 
     def window(self, node: SlidingWindow, place: Place) -> list[str]:
         sides = {"left": SlidingWindow(node.left, None), "right": SlidingWindow(None, node.right)}
@@ -179,8 +180,8 @@ class _Judge:
         return [f"~ lets through what {_short(node)} drops: query {q} of row {b} attends to key {k}; mask it again"]
 
     def first(self, pairs: np.ndarray) -> tuple[int, int, int] | None:
-        found = np.argwhere(pairs)
-        return (int(found[0][0]), int(found[0][2]), int(found[0][3])) if len(found) else None
+        places = np.argwhere(pairs)
+        return (int(places[0][0]), int(places[0][2]), int(places[0][3])) if len(places) else None
 
 
 def _short(mask: Mask) -> str:

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import textwrap
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from maskattn.masks import Mask
 from maskattn.show.pixels import shrink
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 #: What may not attend, and what may.
 PAPER, INK = "#eef1f5", "#1f4e8c"
@@ -43,7 +47,7 @@ def write_png(mask: Mask, path: str | os.PathLike[str], q_len: int, kv_len: int,
     figure.savefig(path, format="png", dpi=160, metadata={"Software": None})
 
 
-def new_figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Figure:
     """A figure of this many inches that needs no display and leaves matplotlib's state alone."""
     try:
         from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -56,7 +60,7 @@ def new_figure(width: float, height: float) -> Any:
 
 
 def paint(
-    axes: Any,
+    axes: Axes,
     mask: Mask,
     q_len: int,
     kv_len: int,
@@ -80,7 +84,7 @@ def paint(
     if max(q_len, kv_len) <= 40:
         axes.vlines(np.arange(kv_len - 1) + 0.5, -0.5, q_len - 0.5, color="white", linewidth=line)
         axes.hlines(np.arange(q_len - 1) + 0.5, -0.5, kv_len - 0.5, color="white", linewidth=line)
-    axes.xaxis.get_major_locator().set_params(integer=True)
-    axes.yaxis.get_major_locator().set_params(integer=True)
+    axes.xaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
+    axes.yaxis.get_major_locator().set_params(integer=True)  # type: ignore[call-arg]
     for spine in axes.spines.values():
         spine.set_color(LINE)

@@ -48,7 +48,7 @@ def _bands(
     mask: Mask, batch: int, head: int, length: int, across: int, cell: tuple[int, int], lines: int, turned: bool = False
 ) -> Array:
     """Densities from `lines` evenly spaced lines of each band of `cell[0]`, read in full; `turned`: lines are keys."""
-    edges, found = np.arange(0, across, cell[1]), []
+    edges, shares = np.arange(0, across, cell[1]), []
     widths = np.diff(np.append(edges, across))
     other = np.arange(across)
     for start in range(0, length, cell[0]):
@@ -62,5 +62,5 @@ def _bands(
             allowed = mask.allowed(*restrict(mask, batch, head, q, k))
             counted = np.broadcast_to(allowed, (len(line), across)).sum(axis=0)
             total += np.add.reduceat(counted, edges)
-        found.append(total / (widths * len(chosen)))
-    return np.array(found)
+        shares.append(total / (widths * len(chosen)))
+    return np.array(shares)

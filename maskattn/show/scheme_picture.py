@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskattn.corruption import Scheme
 from maskattn.show.picture import INK, LINE, PAPER, TEXT, new_figure
 from maskattn.show.schemes import HIDDEN, SEEN, TARGET, Picture, Text, draw
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 #: The colours of target blocks.
 TARGETS = ("#a8470b", "#0b7a6f", "#8b3a8f", "#b58900", "#5a5a5a")
@@ -66,7 +69,7 @@ def _lines(words: Sequence[str], room: int = 105) -> list[list[int]]:
     return lines
 
 
-def _image(figure: Any, picture: Picture, box: tuple[float, float, float, float]) -> None:
+def _image(figure: Figure, picture: Picture, box: tuple[float, float, float, float]) -> None:
     from matplotlib.colors import ListedColormap
 
     colors = [PAPER, INK, *(TARGETS[i % len(TARGETS)] for i in range(max(0, int(picture.cells.max()) - TARGET + 1)))]
@@ -82,7 +85,7 @@ def _image(figure: Any, picture: Picture, box: tuple[float, float, float, float]
         spine.set_linewidth(0.6)
 
 
-def _text(figure: Any, drawing: Text, top: float, tall: float) -> None:
+def _text(figure: Figure, drawing: Text, top: float, tall: float) -> None:
     """Rows of words in a fixed-width font; what is hidden of the text, or stands for it, is coloured."""
     step = 0.0755  # inches of a character
     for name, words in drawing.rows:
@@ -92,7 +95,7 @@ def _text(figure: Any, drawing: Text, top: float, tall: float) -> None:
             for i in line:
                 same = len(words) == len(drawing.hidden)
                 marked = words[i].startswith(("[", "<")) or (same and drawing.hidden[i])
-                style = {"weight": "bold", "color": TARGETS[0]} if marked else {"color": INK}
+                style: dict[str, Any] = {"weight": "bold", "color": TARGETS[0]} if marked else {"color": INK}
                 figure.text(left / _WIDTH, top / tall, words[i], fontsize=8, family="monospace", **style)
                 left += step * (len(words[i]) + 1)
             top -= _LINE

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -107,7 +106,7 @@ def _t5(scheme: T5Spans, seed: int, row: int) -> Text:
     drawn = scheme.apply(seed, _tokens(row))
     hidden = drawn.corrupted[row]
 
-    def words(tokens: Array, length: Any) -> tuple[str, ...]:
+    def words(tokens: Array, length: int) -> tuple[str, ...]:
         last = scheme.first_sentinel - scheme.sentinels
         return tuple(
             "</s>"
@@ -135,7 +134,7 @@ def _word(token: int) -> str:
     return VOCABULARY[token] if token < len(VOCABULARY) else f"#{token}"
 
 
-def _share(part: Any, whole: int) -> str:
+def _share(part: int, whole: int) -> str:
     return f"{int(part)} of {whole} ({100 * int(part) / whole:.2f} %)"
 
 

@@ -14,20 +14,27 @@ from maskattn.schedule.tiles import Schedule, Tiles, pairs
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `statistics` found. Counts are over the whole [batch, heads, q_len, kv_len]."""
+    """What `statistics` found. Counts are over the whole [batch, heads, q_len, kv_len].
+
+    Attributes:
+        sizes: of these four axes, by their names.
+        tile: queries and keys of a tile.
+        allowed: pairs that may attend; an estimate where not `exact`.
+        exact: whether every pair was counted.
+        empty_rows: rows that may attend to nothing.
+        unknown_rows: rows of which it was not found out.
+        skipped_tiles: tiles with nothing allowed by `Mask.tile`, which a kernel skips.
+        full_tiles: tiles with everything allowed by `Mask.tile`, which a kernel runs without the mask.
+        tiles: all there are.
+    """
 
     sizes: dict[str, int]
     tile: tuple[int, int]
-    #: pairs that may attend; an estimate where not `exact`
     allowed: int
     exact: bool
-    #: rows that may attend to nothing
     empty_rows: int
-    #: rows of which it was not found out
     unknown_rows: int
-    #: tiles with nothing allowed by `Mask.tile`, which a kernel skips
     skipped_tiles: int
-    #: tiles with everything allowed by `Mask.tile`, which a kernel runs without the mask
     full_tiles: int
     tiles: int
 
@@ -73,17 +80,17 @@ def statistics(
     mask = mask.map_data(to_numpy)
     sizes = mask.settle(q_len, kv_len, batch, heads)
     shape = (sizes["batch"], sizes["heads"], sizes["q_len"], sizes["kv_len"])
-    found = Schedule.of(mask, *shape, *tile)
+    schedule = Schedule.of(mask, *shape, *tile)
     # rows of the batch and heads that are equal are looked at once
-    copies = shape[0] * shape[1] // max(found.batch * found.heads, 1)
-    mixed, room = found.tiles(~found.full), max(1, budget // (tile[0] * tile[1]))
-    allowed, exact = _area(found, found.tiles(found.full)), len(mixed.b) <= room
+    copies = shape[0] * shape[1] // max(schedule.batch * schedule.heads, 1)
+    mixed, room = schedule.tiles(~schedule.full), max(1, budget // (tile[0] * tile[1]))
+    allowed, exact = _area(schedule, schedule.tiles(schedule.full)), len(mixed.b) <= room
     if exact:
-        allowed += _allowed(mask, found, mixed)
+        allowed += _allowed(mask, schedule, mixed)
     else:
         # drawn, not evenly spaced: patterns repeat
         chosen = mixed.some(np.sort(np.random.default_rng(0).permutation(len(mixed.b))[: max(1, room // 2)]))
-        allowed += round(_allowed(mask, found, chosen) / _area(found, chosen) * _area(found, mixed))
+        allowed += round(_allowed(mask, schedule, chosen) / _area(schedule, chosen) * _area(schedule, mixed))
     rows, unknown = known_rows(mask, *shape, budget=np.inf if exact else budget // 2)
     return Statistics(
         sizes=sizes,
@@ -92,18 +99,18 @@ def statistics(
         exact=exact,
         empty_rows=int((~rows & ~unknown).sum()) * copies,
         unknown_rows=int(unknown.sum()) * copies,
-        skipped_tiles=found.counts["empty"] * copies,
-        full_tiles=found.counts["full"] * copies,
-        tiles=sum(found.counts.values()) * copies,
+        skipped_tiles=schedule.counts["empty"] * copies,
+        full_tiles=schedule.counts["full"] * copies,
+        tiles=sum(schedule.counts.values()) * copies,
     )
 
 
-def _area(found: Schedule, tiles: Tiles) -> int:
+def _area(schedule: Schedule, tiles: Tiles) -> int:
     """The pairs that tiles hold."""
-    height = np.minimum(found.q_block, found.q_len - tiles.q * found.q_block)
-    return int(height @ np.minimum(found.kv_block, found.kv_len - tiles.k * found.kv_block))
+    height = np.minimum(schedule.q_block, schedule.q_len - tiles.q * schedule.q_block)
+    return int(height @ np.minimum(schedule.kv_block, schedule.kv_len - tiles.k * schedule.kv_block))
 
 
-def _allowed(mask: Mask, found: Schedule, tiles: Tiles) -> int:
+def _allowed(mask: Mask, schedule: Schedule, tiles: Tiles) -> int:
     """The pairs that are allowed in tiles."""
-    return sum(int(allowed.sum()) for _, allowed, _ in pairs(mask, found, tiles))
+    return sum(int(allowed.sum()) for _, allowed, _ in pairs(mask, schedule, tiles))

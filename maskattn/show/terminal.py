@@ -32,6 +32,7 @@ def drawing(
 
     Args:
         mask: True = may attend; its sizes must fit.
+        q_len, kv_len: how many queries and keys are drawn. batch, head: which matrix is.
         ascii_only: use no other characters.
     """
     label = max(3, len(str(max(q_len - 1, 0))))

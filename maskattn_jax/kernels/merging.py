@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jaxtyping import Float
 
 from maskattn.attention import check_merge
-
-Array = Any
+from maskattn_jax.types import Array, Operand
 
 __all__ = ["merge"]
 
 
-def merge(out: Array, lse: Array, out2: Array, lse2: Array) -> tuple[Array, Array]:
+def merge(
+    out: Float[Operand, "B L H Dv"],
+    lse: Float[Operand, "B L H"],
+    out2: Float[Operand, "B L H Dv"],
+    lse2: Float[Operand, "B L H"],
+) -> tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]:
     """The output and log-sum-exp over the keys of two calls of `attention`, whose keys have none in common.
 
     A part that attends to nothing (log-sum-exp -inf) counts for nothing, whatever its output; where both do, the result

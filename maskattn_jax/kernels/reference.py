@@ -13,19 +13,17 @@ derivatives of every order in reverse mode.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from maskattn.attention import Call
 from maskattn_jax import lower
 from maskattn_jax.dropout import dense
 
-Array = Any
 
-
-def attention(call: Call) -> tuple[Array, Array]:
+def attention(call: Call[Array]) -> tuple[Array, Array]:
     """Attend densely: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H]."""
     query, key, value, sinks = call.query, call.key, call.value, call.sinks
     dtype = jnp.float64 if query.dtype == jnp.float64 else jnp.float32
@@ -78,7 +76,7 @@ def attention(call: Call) -> tuple[Array, Array]:
     return _heads_first(out).astype(query.dtype), jnp.swapaxes(lse[..., 0], 1, 2)
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: it runs every call."""
     return []
 

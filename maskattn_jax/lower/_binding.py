@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
@@ -11,10 +11,14 @@ import numpy as np
 from jax.tree_util import GetAttrKey
 
 from maskattn import lowering
-from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
+from maskattn._fields import Spec, dtype_name, on_subclass, peek
+from maskattn._pairs import Pairwise
 from maskattn.masks import At
+from maskattn_jax.types import Array, Given
 
 _MOST = 1 << 30
+
+Node = TypeVar("Node", bound=Spec)
 
 
 def register() -> None:
@@ -22,8 +26,8 @@ def register() -> None:
     on_subclass(_register)
 
 
-def bind(node: Any) -> Any:
-    """The mask or bias with its data as JAX arrays (int64 becomes int32 unless x64 is on).
+def bind(node: Node) -> Node:
+    """`node`, a mask or bias, with its data as JAX arrays (int64 becomes int32 unless x64 is on).
 
     Raises:
         ValueError: an integer does not fit in int32 while x64 is off, or could leave it when added to a position.
@@ -32,30 +36,34 @@ def bind(node: Any) -> Any:
     return node.map_data(_as_array)
 
 
-def check(node: Any, batch: int, heads: int, q_len: int, kv_len: int) -> None:
-    """Raise a ValueError naming every conflict between these sizes and the data of a mask or bias."""
+def check(node: Pairwise, batch: int, heads: int, q_len: int, kv_len: int) -> None:
+    """Compare the sizes batch, heads, q_len and kv_len with the data of `node`, a mask or bias.
+
+    Raises:
+        ValueError: they conflict; every conflict is named.
+    """
     lowering.check(node, (batch, heads, q_len, kv_len), readable)
 
 
-def arange(node: Any) -> Callable[[int], Array]:
+def arange(node: Spec) -> Callable[[int], Array]:
     """Makes the indices 0, 1, ..., int32."""
     return lambda size: jnp.arange(size, dtype=jnp.int32)
 
 
-def readable(array: Array) -> Array:
+def readable(array: Given) -> Given:
     """The array in NumPy where reading it waits for no device; else as it is, and only its shape is checked."""
     if isinstance(array, jax.core.Tracer) or not isinstance(array, jax.Array):
         return array
     on_cpu = array.is_fully_addressable and all(device.platform == "cpu" for device in array.devices())
-    found = peek(array) if on_cpu and array.ndim == 1 else None
-    return array if found is None else found
+    numbers = peek(array) if on_cpu and array.ndim == 1 else None
+    return array if numbers is None else numbers
 
 
-def _check_integers(node: Any) -> None:
+def _check_integers(node: Spec) -> None:
     """Positions are int32 here: an int that is added to one must leave it room."""
     _, (_, static) = node.flatten()
     given = [(name, value) for name, value in static if name not in node._kinds or not node._kinds[name].consumed]
-    if isinstance(node, At) and not jax.config.jax_enable_x64:
+    if isinstance(node, At) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         given += [(name, array) for name in node.data_fields() if (array := peek(getattr(node, name))) is not None]
     for name, value in given:
         if any(abs(number) > _MOST for number in _integers(value)):
@@ -66,7 +74,7 @@ def _check_integers(node: Any) -> None:
         _check_integers(child)
 
 
-def _integers(value: Any) -> Iterator[int]:
+def _integers(value: object) -> Iterator[int]:
     """The ints in a static field, or the extremes of an array of ints."""
     if isinstance(value, int):
         yield value
@@ -77,14 +85,14 @@ def _integers(value: Any) -> Iterator[int]:
         yield from (int(value.min()), int(value.max()))
 
 
-def _as_array(array: Array) -> Array:
-    if isinstance(array, np.ndarray) and array.dtype == np.int64 and array.size and not jax.config.jax_enable_x64:
+def _as_array(array: Given) -> Array:
+    if isinstance(array, np.ndarray) and array.dtype == np.int64 and array.size and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         limits = np.iinfo(np.int32)
         if array.min() < limits.min or array.max() > limits.max:
             raise ValueError(f"integers must fit in int32 while x64 is off, got {array.min()} to {array.max()}")
     if hasattr(array, "detach"):
-        found = f"{type(array).__name__} of dtype {dtype_name(array)}"
-        raise TypeError(f"data must be of NumPy or JAX here, got {found}")
+        got = f"{type(array).__name__} of dtype {dtype_name(array)}"
+        raise TypeError(f"data must be of NumPy or JAX here, got {got}")
     if not isinstance(array, np.ndarray):
         return jnp.asarray(array)
     with jax.ensure_compile_time_eval():  # NumPy data stay readable while a function is traced: plans can be made
@@ -92,7 +100,7 @@ def _as_array(array: Array) -> Array:
 
 
 def _register(cls: type[Spec]) -> None:
-    def flatten_with_keys(node: Any) -> tuple[list[Any], Any]:
+    def flatten_with_keys(node: Spec) -> tuple[list[tuple[GetAttrKey, Any]], Any]:
         leaves, structure = node.flatten()
         keys = [GetAttrKey(name if place is None else f"{name}[{place}]") for name, place in structure[0]]
         return list(zip(keys, leaves, strict=True)), structure

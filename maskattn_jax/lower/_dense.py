@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
+from jaxtyping import Bool, Float
 
 from maskattn import lowering
-from maskattn._fields import Array
 from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn_jax import tables
 from maskattn_jax.lower._binding import arange, bind, readable
+from maskattn_jax.types import Array, DType
 
-_ARRAYS = lowering.Arrays(readable, bind, arange, lambda array: array.astype(jnp.float32), tables.look_up)
+_LOWERING = lowering.Lowering(readable, bind, arange, lambda array: array.astype(jnp.float32), tables.look_up)
 
 
-def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int) -> Array | None:
+def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int) -> Bool[Array, "#B #H #L #S"] | None:
     """Where the mask allows: bool, rank 4, broadcastable to [batch, heads, q_len, kv_len]. True = may attend.
 
     Axes that the mask does not read have size 1. None where everything is allowed.
@@ -24,10 +23,10 @@ def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int) 
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
-    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _ARRAYS)
+    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _LOWERING)
 
 
-def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> Array | None:
+def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> Float[Array, "#B #H #L #S"] | None:
     """The bias as a float array, rank 4, broadcastable to [batch, heads, q_len, kv_len].
 
     Axes that the bias does not read have size 1. A DenseBias is only reshaped: gradients flow to its array, and
@@ -36,22 +35,24 @@ def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> 
     Raises:
         ValueError: the sizes conflict with the bias's data.
     """
-    return lowering.bias(bias, (batch, heads, q_len, kv_len), _ARRAYS)
+    return lowering.bias(bias, (batch, heads, q_len, kv_len), _LOWERING)
 
 
-def to_dense(mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None) -> Array:
+def to_dense(
+    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None
+) -> Bool[Array, "B H L S"]:
     """The mask as a bool array [batch, heads, q_len, kv_len]. True = may attend. Sizes not given come from the data.
 
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
-    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _ARRAYS)
+    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _LOWERING)
     return jnp.broadcast_to(keep, sizes)
 
 
 def to_additive(
-    mask: Mask, dtype: Any, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None
-) -> Array:
+    mask: Mask, dtype: DType, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None
+) -> Float[Array, "B H L S"]:
     """0 where the mask allows, the dtype's minimum where it forbids: [batch, heads, q_len, kv_len].
 
     Raises:

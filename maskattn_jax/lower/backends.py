@@ -4,25 +4,41 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, Literal, TypedDict, cast
 
 import jax.numpy as jnp
 import numpy as np
+from jax import Array
+from jaxtyping import Bool, Int
 
 from maskattn import schedule
-from maskattn._fields import Array, peek
+from maskattn._fields import peek
 from maskattn._problems import Problems
 from maskattn.masks import And, KeyMask, KeyPadding, Mask, Or, QueryMask, check_mask, require_mask
 from maskattn.masks.interop.bands import Band, band, intersection
 from maskattn_jax.lower._binding import check
 from maskattn_jax.lower._dense import allowed
 
+if TYPE_CHECKING:
+    from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import MultiHeadMask
+
 __all__ = ["to_dot_product_attention", "to_splash_mask"]
 
 
+class DotProductKeywords(TypedDict, total=False):
+    """Keywords of `jax.nn.dot_product_attention`."""
+
+    is_causal: bool
+    local_window_size: tuple[int, int]
+    query_seq_lengths: Int[Array, " B"]
+    key_value_seq_lengths: Int[Array, " B"]
+    mask: Bool[Array, "#B #H #L #S"] | None
+
+
 def to_dot_product_attention(
-    mask: Mask, batch: int, heads: int, q_len: int, kv_len: int, *, empty_rows: str = "error"
-) -> dict[str, Any]:
+    mask: Mask, batch: int, heads: int, q_len: int, kv_len: int, *, empty_rows: Literal["error", "mean"] = "error"
+) -> DotProductKeywords:
     """The mask as keywords of `jax.nn.dot_product_attention`.
 
     Bands around the diagonal become `is_causal` and `local_window_size`, lengths become `key_value_seq_lengths` and
@@ -31,6 +47,7 @@ def to_dot_product_attention(
 
     Args:
         mask: True = may attend.
+        batch, heads, q_len, kv_len: the sizes it is used at.
         empty_rows: jax.nn gives a row that may attend to nothing the average of all values. "error" refuses a mask with
             such a row, "mean" accepts it. Rows beyond `query_seq_lengths` give 0, and are not counted.
 
@@ -55,19 +72,19 @@ def to_dot_product_attention(
             lengths["query_seq_lengths"].append(queries)
         else:
             rest.append(part)
-    keywords = _band_keywords(intersection(bands), q_len, kv_len)
-    for name, found in lengths.items():
-        if found:
-            least = functools.reduce(jnp.minimum, [jnp.asarray(each, jnp.int32) for each in found])
+    keywords: dict[str, Any] = _band_keywords(intersection(bands), q_len, kv_len)
+    for name, given in lengths.items():
+        if given:
+            least = functools.reduce(jnp.minimum, [jnp.asarray(each, jnp.int32) for each in given])
             keywords[name] = jnp.broadcast_to(least, (batch,))
     if rest:
         keywords["mask"] = allowed(functools.reduce(operator.and_, rest), batch, heads, q_len, kv_len)
     if empty_rows == "error":
         _refuse_empty_rows(mask, (batch, heads, q_len, kv_len), lengths["query_seq_lengths"])
-    return keywords
+    return cast(DotProductKeywords, keywords)
 
 
-def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> Any:
+def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> MultiHeadMask:
     """The mask as a `MultiHeadMask` of TPU Splash attention, one mask per head.
 
     Bands become its CausalMask, LocalMask and FullMask, `&` and `|` its own, whatever else a NumpyMask, an array
@@ -76,6 +93,7 @@ def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> Any:
     Args:
         mask: True = may attend. Its data must be readable now, since Splash plans with them, and the same for every
             batch row (padding and documents go to the kernel as segment ids).
+        heads, q_len, kv_len: ints, at least 1.
 
     Raises:
         TypeError, ValueError: everything that Splash cannot express, or that is wrong, in one error.
@@ -132,11 +150,11 @@ def _query_lengths(part: Mask) -> Array | None:
 
 def _prefix_lengths(keep: Array) -> Array | None:
     """How many slots each row keeps, where it keeps the first ones and the data can be read; else None."""
-    found = peek(keep)
-    if found is None:
+    kept = peek(keep)
+    if kept is None:
         return None
-    lengths = found.sum(1)
-    return lengths if (found == (np.arange(found.shape[1]) < lengths[:, None])).all() else None
+    lengths = kept.sum(1)
+    return lengths if (kept == (np.arange(kept.shape[1]) < lengths[:, None])).all() else None
 
 
 def _refuse_empty_rows(mask: Mask, sizes: tuple[int, int, int, int], query_lengths: list[Array]) -> None:
@@ -165,11 +183,11 @@ def _reading_batch(mask: Mask) -> list[Mask]:
     """The innermost parts that differ between batch rows."""
     if "b" not in mask.depends:
         return []
-    found = [part for child in mask.children() for part in _reading_batch(child)]
-    return found or [mask]
+    reading = [part for child in mask.children() for part in _reading_batch(child)]
+    return reading or [mask]
 
 
-def _splash(splash: Any, mask: Mask, head: int, heads: int, shape: tuple[int, int]) -> Any:
+def _splash(splash: ModuleType, mask: Mask, head: int, heads: int, shape: tuple[int, int]) -> Any:
     limits = band(mask)
     if limits is not None:
         low, high = limits

@@ -17,13 +17,14 @@ from maskattn.arrays import to_numpy
 from maskattn.parity.attention.adapters import Arrays
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.twin_adapter import TwinAdapter
+from maskattn.typing import NumPyArray
 from maskattn_jax import functional, lower, multihead, params
 from maskattn_jax.kernels import KERNELS
 
 __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
 
 
-def from_numpy(array: np.ndarray[Any, Any]) -> jax.Array:
+def from_numpy(array: NumPyArray) -> jax.Array:
     """A JAX array of the array's dtype (float64 within `jax.enable_x64` only)."""
     return jnp.asarray(np.ascontiguousarray(array))
 
@@ -53,8 +54,8 @@ class Adapter(TwinAdapter):
         if self.mode == "jit" and jitted:
             mask = dense
         bias, key, options = None if "bias" in arrays else case.bias, from_numpy(case.dropout_key), self.options(case)
-        found, gradients = (_compiled if jitted else _attend)(arrays, mask, bias, key, given, tuple(options.items()))
-        results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
+        outputs, gradients = (_compiled if jitted else _attend)(arrays, mask, bias, key, given, tuple(options.items()))
+        results = {name: to_numpy(x) for name, x in zip(("output", "lse"), outputs, strict=False)}
         results |= {} if dense is None else {"mask": to_numpy(dense)}
         return results | {f"d_{name}": to_numpy(grad) for name, grad in gradients.items()}
 
@@ -74,15 +75,15 @@ class Adapter(TwinAdapter):
         params.load(module, weights)
         names = ["query"] if inputs["key"] is inputs["query"] else ["query", "key", "value"]
         arrays = {name: from_numpy(inputs[name]) for name in names}
-        graph, state, rest = nnx.split(module, nnx.Param, ...)
+        graph, state, rest = nnx.split(module, nnx.Param, ...)  # type: ignore[misc]
 
-        def forward(state: Any, arrays: dict[str, jax.Array]) -> jax.Array:
+        def forward(state: object, arrays: dict[str, jax.Array]) -> jax.Array:
             module = nnx.merge(graph, state, rest)
             key = from_numpy(case.dropout_key)
-            given = {"mask": case.mask, "bias": case.bias, "dropout_key": key, "kernel": self.kernel}
+            given: Any = {"mask": case.mask, "bias": case.bias, "dropout_key": key, "kernel": self.kernel}
             return module(*(arrays[name] for name in names), **given)
 
-        def both(state: Any, arrays: dict[str, jax.Array], d_output: jax.Array | None) -> tuple[jax.Array, Any]:
+        def both(state: object, arrays: dict[str, jax.Array], d_output: jax.Array | None) -> tuple[jax.Array, Any]:
             output, pull = jax.vjp(forward, state, arrays)
             return output, None if d_output is None else pull(d_output)
 
@@ -105,8 +106,8 @@ def _attend(
     def forward(arrays: dict[str, jax.Array]) -> tuple[jax.Array, ...]:
         added = replace(bias, table=arrays["table"]) if "table" in arrays else bias
         given = {"bias": arrays.get("bias", added), "sinks": arrays.get("sinks"), "dropout_key": key, **dict(options)}
-        found = functional.attention(arrays["query"], arrays["key"], arrays["value"], mask, **given)
-        return found if given["return_lse"] else (found,)
+        outputs = functional.attention(arrays["query"], arrays["key"], arrays["value"], mask, **given)
+        return outputs if given["return_lse"] else (outputs,)
 
     if cotangent is None:
         return forward(arrays), {}

@@ -11,18 +11,18 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from jax import Array
 
 from maskattn.optimizers import OptimizerState
 from maskattn.parity.training.tasks import Optimizer, Task
+from maskattn.typing import NumPyArray
 from maskattn_jax import optimizers, rng
-from maskattn_jax.testing.models import Model
-
-Array = Any
+from maskattn_jax.testing.models import TaskModel
 
 __all__ = ["Trainer", "make_optimizer"]
 
 
-def make_optimizer(settings: Optimizer, model: Any) -> Any:
+def make_optimizer(settings: Optimizer, model: TaskModel) -> nnx.Optimizer:
     """The optimizer of optax with these settings, of all parameters of the model."""
     return nnx.Optimizer(model, _rule(settings), wrt=nnx.Param)
 
@@ -51,14 +51,14 @@ class Trainer:
     def __init__(self, task: Task, settings: Optimizer, dtype: str, kernel: str) -> None:
         self.settings, self.dtype, self.kernel = settings, dtype, kernel
         # Without its first numbers, which would be compiled and then replaced.
-        self.model = nnx.eval_shape(lambda: Model(task, rngs=nnx.Rngs(params=0)))
+        self.model = nnx.eval_shape(lambda: TaskModel(task, rngs=nnx.Rngs(params=0)))
         self.key = jax.random.key(0)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """The shapes of the parameters, by their names in this framework."""
         return {name: tuple(parameter.shape) for name, parameter in self._parameters().items()}
 
-    def load(self, tensors: Mapping[str, Array], moments: OptimizerState | None, key: Array) -> None:
+    def load(self, tensors: Mapping[str, NumPyArray], moments: OptimizerState | None, key: NumPyArray) -> None:
         """Begins, or goes on, from these parameters, what the optimizer remembers (None: nothing yet) and a key (uint32
         [2]).
         """
@@ -73,7 +73,7 @@ class Trainer:
                 optimizers.load(self.optimizer, moments)
         self.key = jax.random.wrap_key_data(jnp.array(key))
 
-    def step(self, batch: Mapping[str, Array]) -> float:
+    def step(self, batch: Mapping[str, NumPyArray]) -> float:
         """One update; the loss before it. The key is split: one half is the step's, the other is kept."""
         self.key, key = jax.random.split(self.key)
         with self._settings():
@@ -82,12 +82,12 @@ class Trainer:
             _update(self.optimizer, self.model, gradient)
             return float(loss)
 
-    def dump(self) -> tuple[dict[str, Array], OptimizerState, Array]:
+    def dump(self) -> tuple[dict[str, NumPyArray], OptimizerState, NumPyArray]:
         """The parameters, what the optimizer remembers, and the key: what `load` takes."""
         tensors = {name: np.array(parameter.get_value()) for name, parameter in self._parameters().items()}
         return tensors, optimizers.dump(self.optimizer), np.array(rng.words(self.key))
 
-    def _narrow(self, array: Array) -> Array:
+    def _narrow(self, array: NumPyArray) -> NumPyArray:
         return array.astype(self.dtype) if array.dtype == np.float64 else array
 
     def _parameters(self) -> dict[str, Any]:
@@ -103,7 +103,7 @@ def _compiled_gradient() -> Any:
     """A compiled function (model, batch, key, kernel) -> (loss, gradient)."""
 
     @functools.partial(nnx.jit, static_argnums=3)
-    def gradient(model: Any, batch: Mapping[str, Array], key: Array, kernel: str) -> tuple[Array, Any]:
+    def gradient(model: object, batch: Mapping[str, Array], key: Array, kernel: str) -> tuple[Array, Any]:
         return nnx.value_and_grad(lambda model: model(batch, key, kernel))(model)
 
     return gradient

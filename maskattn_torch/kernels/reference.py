@@ -16,15 +16,14 @@ import math
 from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn.attention import Call
 from maskattn_torch import lower
 from maskattn_torch.dropout import dense
 
-Array = Any
 
-
-def attention(call: Call) -> tuple[Array, Array]:
+def attention(call: Call[Array]) -> tuple[Array, Array]:
     """Attend densely: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H]."""
     query, key, value, sinks = call.query, call.key, call.value, call.sinks
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
@@ -79,7 +78,7 @@ def attention(call: Call) -> tuple[Array, Array]:
     return _heads_first(out).to(query.dtype), lse[..., 0].transpose(1, 2)
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: it runs every call."""
     return []
 

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch.utils import _pytree
 
 from maskattn import lowering
-from maskattn._fields import Array, Spec, dtype_name, on_subclass, peek
+from maskattn._fields import Spec, dtype_name, on_subclass, peek
+from maskattn._pairs import Pairwise
 from maskattn.arrays import to_torch
+from maskattn_torch.types import Array, Device, Given
+
+Node = TypeVar("Node", bound=Spec)
 
 
 def register() -> None:
@@ -19,8 +23,8 @@ def register() -> None:
     on_subclass(_register)
 
 
-def bind(node: Any, *, device: Any = None) -> Any:
-    """The mask or bias with its data as tensors on `device` (default: NumPy data on the CPU, tensors where they are).
+def bind(node: Node, *, device: Device = None) -> Node:
+    """`node`, a mask or bias, with its data as tensors on `device` (by default NumPy's on the CPU, tensors stay).
 
     Raises:
         TypeError: data are neither of NumPy nor of PyTorch.
@@ -28,41 +32,46 @@ def bind(node: Any, *, device: Any = None) -> Any:
     return node.map_data(lambda array: _as_array(array, device))
 
 
-def check(node: Any, batch: int, heads: int, q_len: int, kv_len: int) -> None:
-    """Raise a ValueError naming every conflict between these sizes and the data of a mask or bias."""
+def check(node: Pairwise, batch: int, heads: int, q_len: int, kv_len: int) -> None:
+    """Compare the sizes batch, heads, q_len and kv_len with the data of `node`, a mask or bias.
+
+    Raises:
+        ValueError: they conflict; every conflict is named.
+    """
     lowering.check(node, (batch, heads, q_len, kv_len), readable)
 
 
-def arange(node: Any, *, device: Any = None) -> Callable[[int], Array]:
+def arange(node: Spec, *, device: Device = None) -> Callable[[int], Array]:
     """Makes the indices 0, 1, ... on `device` (default: where the data of a bound mask or bias are)."""
     if device is None:
         device = device_of(node)
     return lambda size: torch.arange(size, device=device)
 
 
-def device_of(node: Any) -> Any:
+def device_of(node: Spec) -> Device:
     """Where the first tensor of a bound mask or bias is; None where it has none."""
     tensors: list[Array] = []
     node.map_data(tensors.append)
     return tensors[0].device if tensors else None
 
 
-def readable(array: Array) -> Array:
+def readable(array: Given) -> Given:
     """The array in NumPy where reading it waits for no device; else as it is, and only its shape is checked."""
     if torch.compiler.is_compiling():
         return torch.as_tensor(array)  # the compiler cannot branch on values, of NumPy arrays neither
     if not isinstance(array, torch.Tensor) or array.device.type != "cpu":
         return array
-    found = peek(array) if array.ndim == 1 else None
-    return array if found is None else found
+    numbers = peek(array) if array.ndim == 1 else None
+    return array if numbers is None else numbers
 
 
-def _as_array(array: Array, device: Any) -> Array:
+def _as_array(array: Given, device: Device) -> Array:
     if isinstance(array, torch.Tensor):
         return array if device is None else array.to(device)
-    if not isinstance(array, np.ndarray):
-        found = f"{type(array).__name__} of dtype {dtype_name(array)}"
-        raise TypeError(f"data must be of NumPy or PyTorch here, got {found}")
+    given: object = array
+    if not isinstance(given, np.ndarray):
+        got = f"{type(given).__name__} of dtype {dtype_name(array)}"
+        raise TypeError(f"data must be of NumPy or PyTorch here, got {got}")
     return torch.as_tensor(array, device=device) if torch.compiler.is_compiling() else to_torch(array, device)
 
 

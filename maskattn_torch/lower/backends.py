@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING
 
 import torch
 
 from maskattn import schedule
-from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks import Mask, check_mask
 from maskattn_torch.lower._binding import bind, device_of
+from maskattn_torch.types import Array, Device
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 __all__ = ["to_block_mask"]
 
@@ -23,9 +26,9 @@ def to_block_mask(
     kv_len: int,
     block_size: int | tuple[int, int] = 128,
     *,
-    device: Any = None,
+    device: Device = None,
     exact: bool = True,
-) -> Any:
+) -> BlockMask:
     """The mask as a `BlockMask` of FlexAttention, made from its tiles: no [q_len, kv_len] array is built.
 
     Its `mask_mod` is the mask's `allowed`; a row that may attend to nothing gives 0, as empty_rows="zero" does. Axes

@@ -12,13 +12,14 @@ from maskattn.arrays import to_numpy, to_torch
 from maskattn.parity.attention.adapters import Arrays
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.twin_adapter import TwinAdapter
+from maskattn.typing import NumPyArray
 from maskattn_torch import functional, lower, multihead, params
 from maskattn_torch.kernels import KERNELS
 
 __all__ = ["ADAPTER", "Adapter", "from_numpy", "to_numpy"]
 
 
-def from_numpy(array: np.ndarray[Any, Any]) -> torch.Tensor:
+def from_numpy(array: NumPyArray) -> torch.Tensor:
     """A tensor with a copy of the array's bytes, bfloat16 included."""
     tensor: torch.Tensor = to_torch(np.array(array, order="C"))
     return tensor
@@ -35,18 +36,19 @@ class Adapter(TwinAdapter):
 
     def _run_attention(self, case: Case, differentiated: Arrays, cotangent: Arrays | None) -> Arrays:
         arrays = {name: from_numpy(array).requires_grad_() for name, array in differentiated.items()}
-        bias = arrays["bias"] if "bias" in arrays else case.bias
+        bias: Any = arrays["bias"] if "bias" in arrays else case.bias
         bias = replace(bias, table=arrays["table"]) if "table" in arrays else bias
         options = {"sinks": arrays.get("sinks"), "dropout_key": from_numpy(case.dropout_key), **self.options(case)}
-        found = functional.attention(arrays["query"], arrays["key"], arrays["value"], case.mask, bias=bias, **options)
-        found = found if options["return_lse"] else (found,)
-        results = {name: to_numpy(x) for name, x in zip(("output", "lse"), found, strict=False)}
+        inputs = (arrays["query"], arrays["key"], arrays["value"])
+        outputs: Any = functional.attention(*inputs, case.mask, bias=bias, **options)
+        outputs = outputs if options["return_lse"] else (outputs,)
+        results = {name: to_numpy(x) for name, x in zip(("output", "lse"), outputs, strict=False)}
         if case.mask is not None:
             s = case.shape
             results["mask"] = to_numpy(lower.to_dense(case.mask, s.q_len, s.kv_len, s.batch, s.heads))
         if cotangent is not None:
-            given = [from_numpy(cotangent[name]) for name in ("output", "lse")[: len(found)]]
-            gradients = torch.autograd.grad(found, list(arrays.values()), given, materialize_grads=True)
+            given = [from_numpy(cotangent[name]) for name in ("output", "lse")[: len(outputs)]]
+            gradients = torch.autograd.grad(outputs, list(arrays.values()), given, materialize_grads=True)
             results |= {f"d_{name}": to_numpy(grad) for name, grad in zip(arrays, gradients, strict=True)}
         return results
 

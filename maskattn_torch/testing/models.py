@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
-from torch import nn
+from torch import Tensor as Array, nn
 from torch.nn import functional as F
 
 from maskattn.parity.training import models
-from maskattn.parity.training.tasks import Stack, Task
+from maskattn.parity.training.tasks import Task, Trunk
 from maskattn_torch import losses, rng
 from maskattn_torch.corruption import corrupt
 from maskattn_torch.dropout import drop
 from maskattn_torch.multihead import MultiHeadAttention
 from maskattn_torch.seed import Attention
 
-Array = Any
-
-__all__ = ["OPERATIONS", "Block", "Model"]
+__all__ = ["OPERATIONS", "Block", "TaskModel"]
 
 
 def _gelu(x: Array, approximate: bool) -> Array:
@@ -35,18 +31,18 @@ class Block(nn.Module):
         stack: what the block is one of.
     """
 
-    def __init__(self, stack: Stack) -> None:
+    def __init__(self, stack: Trunk) -> None:
         super().__init__()
         self.stack = stack
         for name, part in models.Block.parts(stack, _Build()).items():
             setattr(self, name, part)
 
-    def forward(self, x: Array, key: Array, **given: Any) -> Array:
+    def forward(self, x: Array, key: Array, **given: object) -> Array:
         """x [B, L, E] -> [B, L, E]; `given` goes to the attention (mask, True = may attend; kernel)."""
         return models.Block.apply(self, OPERATIONS, x, key, **given)
 
 
-class Model(nn.Module):
+class TaskModel(nn.Module):
     """The model of a task.
 
     Args:
@@ -69,18 +65,18 @@ class _Build:
 
     linear, embedding = nn.Linear, nn.Embedding
 
-    def norm(self, width: int, epsilon: float) -> Any:
+    def norm(self, width: int, epsilon: float) -> object:
         return nn.LayerNorm(width, eps=epsilon)
 
-    def table(self, *shape: int) -> Any:
+    def table(self, *shape: int) -> object:
         return nn.Parameter(torch.zeros(shape))
 
-    def attention(self, stack: Stack) -> Any:
+    def attention(self, stack: Trunk) -> object:
         config = stack.attention
         if not stack.seed_module:
             return MultiHeadAttention(config)
         rates = (config.dropout_rate, config.out_dropout_rate)
         return Attention(config.embed_dim, config.num_heads, True, None, *rates)
 
-    def blocks(self, stack: Stack) -> Any:
+    def blocks(self, stack: Trunk) -> object:
         return nn.ModuleList([Block(stack) for _ in range(stack.depth)])

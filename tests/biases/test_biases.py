@@ -104,7 +104,7 @@ def test_a_bias_of_the_users_own(twin):
     "bias, message",
     [
         (biases.DenseBias(np.zeros((4, 6))), r"DenseBias\(float64\[4, 6\]\) expects kv_len 6, got 5"),
-        (biases.DenseBias(np.zeros((3, 2, 4, 5))), r"expects batch 3, got 2; .* expects heads 2, got 3"),
+        (biases.DenseBias(np.zeros((3, 2, 4, 5))), r"expects batch 3, got 2\n.* expects heads 2, got 3"),
         (biases.Additive(masks.KeyPadding([1, 2, 3])), r"KeyPadding.* expects batch 3, got 2"),
     ],
 )

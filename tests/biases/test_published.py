@@ -179,8 +179,8 @@ def test_bad_input_is_named(make, error, message):
     "bias, message",
     [
         (biases.ALiBi(4), "expects heads 4, got 3"),
-        (biases.T5Buckets(np.zeros((32, 2)), offset=[1, 2, 3]), "expects heads 2, got 3.* expects batch 3, got 2"),
-        (biases.RelativeTable(np.zeros((9, 3)), (2, 2)), "expects q_len 4, got 6.* expects kv_len 4, got 6"),
+        (biases.T5Buckets(np.zeros((32, 2)), offset=[1, 2, 3]), r"expects heads 2, got 3\n.* expects batch 3, got 2"),
+        (biases.RelativeTable(np.zeros((9, 3)), (2, 2)), r"expects q_len 4, got 6\n.* expects kv_len 4, got 6"),
     ],
 )
 def test_sizes_that_conflict_are_named(twin, bias, message):

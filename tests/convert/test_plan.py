@@ -244,7 +244,7 @@ heads = "heads"
 "stem" = "conv"
 "blocks.*.mix" = "attention"
 "blocks.*.norm" = "norm"
-"blocks.*.gate" = "dense, transposed, no bias"
+"blocks.*.gate" = { kind = "dense", transposed = true, bias = "no" }
 "table" = "raw"
 """
 
@@ -281,16 +281,27 @@ def test_the_page_on_converting_names_every_family_and_its_example_is_one():
 
 
 @pytest.mark.parametrize(("change", "said"), [
-    (("conv", "convolution"), "unknown kind 'convolution'"),
-    (("transposed", "sideways"), "unknown option 'sideways'"),
+    (('"conv"', '"convolution"'), r"'stem': kind must be one of attention, .*got 'convolution'"),
+    (('"conv"', '"conv, no bias"'), r"'stem': kind must be one of attention, .*got 'conv, no bias'"),
+    (('"conv"', "3"), "'stem' must be a kind or a table, got 3"),
+    (("transposed", "sideways"), "'blocks.*.gate': 'sideways' is not known; expected kind, canonical, "),
+    (("transposed = true", 'transposed = "true"'), "transposed must be true or false, got 'true'"),
+    (('bias = "no"', 'bias = "perhaps"'), "bias must be one of yes, no, maybe, got 'perhaps'"),
+    (('kind = "dense", ', ""), "'blocks.*.gate': kind is missing"),
+    (('bias = "no"', 'heads = "a"'), "heads is of attention only, got dense"),
+    (('"conv"', '{ kind = "buffer", maker = "ones" }'), "maker must be one of arange, got 'ones'"),
+    (('"conv"', '{ kind = "dense", tied = "norm" }'), "'stem' is tied to 'norm', which is no name here"),
     (('"torch"', '"pascal"'), "style must be one of torch, flax"),
     (('"torch-mha"', '"nothing"'), "unknown layout 'nothing'"),
-    (('"raw"', '"raw as stem"'), "both stand for 'stem'"),
-    (('"raw"', '"raw as table.*"'), "the same number of"),
+    (('"raw"', '{ kind = "raw", canonical = "stem" }'), "both stand for 'stem'"),
+    (('"raw"', '{ kind = "raw", canonical = "table.*" }'), "the same number of"),
     (('name = "mine"', ""), "name is missing"),
     (('heads = "heads"', "exec = 'import os'"), "'exec' is not known"),
     (('"table"', '"../table"'), "no pattern of a name"),
     (("[body]", "[body"), "not valid TOML"),
+    (("[body]", "[head]"), "body is missing"),
+    (("[body]", "scan = 1\n[body]"), "scan must be true or false, got 1"),
+    (("[body]", 'prefixes = ["", 1]\n[body]'), "prefixes must be a list of text"),
 ])  # fmt: skip
 def test_a_faulty_family_file_says_what_is_wrong(change, said, tmp_path):
     assert change[0] in FAMILY

@@ -68,7 +68,7 @@ def test_sizes_come_from_the_data():
         (masks.KeyMask(np.ones((2, 7), bool)), (5, 9), r"KeyMask.* expects kv_len 7, got 9"),
         (masks.QueryMask(np.ones((1, 7), bool)), (5, 9), r"QueryMask.* expects q_len 7, got 5"),
         (masks.QueryMask(np.ones((1, 1), bool)), (5, 9), r"QueryMask.* expects q_len 1, got 5"),
-        (masks.Segments(np.zeros((2, 5), int)), (5, 9, 3), r"batch 2, got 3; .*kv_len 5, got 9"),
+        (masks.Segments(np.zeros((2, 5), int)), (5, 9, 3), r"batch 2, got 3\n.*kv_len 5, got 9"),
         (masks.Dense(np.ones((3, 1, 1), bool)), (5, 9, 1, 2), r"Dense.* expects heads 3, got 2"),
         (masks.KeyPadding([1, 10]), (5, 9), r"lengths up to kv_len 9, got 10"),
         (~(masks.Causal() | masks.KeyPadding([1, 10])), (5, 9), r"lengths up to kv_len 9, got 10"),

@@ -35,14 +35,14 @@ def command(training: bool, wide: bool) -> None:
     with counting(console) as bar:
         task = bar.add_task("", total=len(faults) * len(seen))
         for fault in faults:
-            for twin, found in seen.items():
+            for twin, checks_of in seen.items():
                 bar.update(task, description=f"{fault.name} in {twin}")
-                found.append(caught(fault, twin))
+                checks_of.append(caught(fault, twin))
                 bar.advance(task)
     title = "planted faults in training" if training else "planted faults"
     described = {fault.name: fault.description for fault in faults}
     report.render(title, described, seen, console, wide=wide, unplanted=clean)
-    raise SystemExit(1 if clean or not all(checks for found in seen.values() for checks in found) else 0)
+    raise SystemExit(1 if clean or not all(checks for checks_of in seen.values() for checks in checks_of) else 0)
 
 
 def _of_attention() -> _Faults:

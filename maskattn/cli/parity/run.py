@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import click
 
 from maskattn.cli._progress import counting
 from maskattn.cli.parity import _options
+
+if TYPE_CHECKING:
+    from maskattn.parity.attention.adapters import Adapter
+    from maskattn.parity.attention.case import Case
 
 __all__ = ["command"]
 
@@ -59,7 +63,7 @@ def command(
     with counting(console) as bar:
         task = bar.add_task("", total=len(selected))
 
-        def advance(case: Any, elements: int) -> None:
+        def advance(case: Case, elements: int) -> None:
             bar.update(task, advance=1, description=f"{elements:,} numbers · {case.id}")
 
         result = run_cases(selected, implementations, kernel=kernel, samples=samples, progress=advance)
@@ -74,7 +78,7 @@ def command(
     raise SystemExit(result.exit_code)
 
 
-def _implementations(kernel: str, specs: tuple[str, ...]) -> list[Any]:
+def _implementations(kernel: str, specs: tuple[str, ...]) -> list[Adapter]:
     from maskattn.parity.attention import adapters
 
     try:

@@ -6,8 +6,8 @@
 >>> [family.name for family in families.all_families() if family.model == "clip"]
 ['hf-clip', 'openai-clip']
 
-A table names the kinds of tensors by their names and never by their shapes; ``_spec.py`` says what it may hold. One of
-your own is a file like those here, given by its path.
+A table names the kinds of tensors by their names and never by their shapes; ``_family.py`` says what it may hold. One
+of your own is a file like those here, given by its path.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 
 from maskattn.convert import layouts
+from maskattn.convert.families._family import KINDS, Family, Rule, parse, read
 from maskattn.convert.families._form import GENERIC, Form
-from maskattn.convert.families._spec import KINDS, Family, Rule, parse, read
 
 __all__ = [
     "GENERIC",

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any
 
 from maskattn.convert import layouts
-from maskattn.convert.families._spec import Family, Rule
+from maskattn.convert.families._family import Family, Rule
 from maskattn.convert.layouts import EXTRAS
 
 GENERIC = {"flax-nnx": "flax", "flax-linen": "flax", "maskattn-torch": "torch", "torch-mha": "torch"}
@@ -105,26 +105,26 @@ class Form:
         """The name of a module's part, with the separator before it; empty for a tensor that is no module."""
         return self.separator + LEAVES[self.style][part] if part else ""
 
-    def place(self, shared: str, *, attention: bool) -> tuple[Rule, tuple[int, ...], str] | None:
-        """Where a tensor or an attention layer goes, by the name that all families of the model share; as ``find``."""
+    def place(self, canonical: str, *, attention: bool) -> tuple[Rule, tuple[int, ...], str] | None:
+        """Where a tensor or an attention layer goes, by its canonical name; as ``find``."""
         plain, patterns = self._places
-        if (shared, attention) in plain:
-            rule, part = plain[shared, attention]
+        if (canonical, attention) in plain:
+            rule, part = plain[canonical, attention]
             return rule, (), part
         for rule, part, pattern in patterns:
-            found = pattern.fullmatch(shared) if (rule.kind == "attention") == attention else None
-            if found is not None:
-                return rule, tuple(int(number) for number in found.groups()), part
+            match = pattern.fullmatch(canonical) if (rule.kind == "attention") == attention else None
+            if match is not None:
+                return rule, tuple(int(number) for number in match.groups()), part
         return None
 
     @cached_property
     def _places(self) -> tuple[dict[tuple[str, bool], tuple[Rule, str]], list[tuple[Rule, str, re.Pattern[str]]]]:
-        """The shared names of this form, those without a layer's number apart: there may be thousands."""
+        """The canonical names of this form, those without a layer's number apart: there may be thousands."""
         plain: dict[tuple[str, bool], tuple[Rule, str]] = {}
         patterns: list[tuple[Rule, str, re.Pattern[str]]] = []
         stored = [(rule, part) for rule in self.family.rules if rule.kind != "buffer" for part in rule.parts]
         for rule, part in stored:
-            name = rule.neutral + (f".{part}" if part else "")
+            name = rule.canonical + (f".{part}" if part else "")
             if "*" in name:
                 pattern = r"(\d+)".join(re.escape(text) for text in name.split("*"))
                 patterns.append((rule, part, re.compile(pattern)))
@@ -148,10 +148,10 @@ class Form:
     def find(self, name: str) -> tuple[Rule, tuple[int, ...], str] | None:
         """What a tensor is: its rule, the indices of its layer, and its part (for attention: its name in the layer)."""
         for rule, expression in self._expressions:
-            found = expression.match(name)
-            if found is None:
+            match = expression.match(name)
+            if match is None:
                 continue
-            *numbers, rest = found.groups()
+            *numbers, rest = match.groups()
             part, indices = self._part(rule, rest), _indices(self._patterns[rule], numbers)
             if part is not None and min(indices, default=0) >= 0:
                 return rule, indices, part

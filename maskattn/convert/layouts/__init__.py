@@ -10,10 +10,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
+from maskattn import _moved
 from maskattn.convert.layouts._base import Layout, Step
-from maskattn.convert.layouts._check import DTYPES, faults, mixed_dtypes
+from maskattn.convert.layouts._check import DTYPES, mismatches, mixed_dtypes
 from maskattn.convert.layouts._detect import Candidate, Detection, detect as _detect
 from maskattn.convert.layouts._extras import EXTRAS
 from maskattn.convert.layouts._stack import Stack
@@ -58,14 +60,16 @@ __all__ = [
     "Stack",
     "Step",
     "detect",
-    "faults",
     "flatten",
     "get",
+    "mismatches",
     "mixed_dtypes",
     "names",
     "steps",
     "unflatten",
 ]
+
+__getattr__ = partial(_moved.renamed, __name__)
 
 _LAYOUTS: tuple[Layout, ...] = (
     CANONICAL,
@@ -110,7 +114,11 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Layout:
-    """The layout called ``name``, or one of whose aliases it is; ValueError lists the known ones."""
+    """The layout called ``name``, or one of whose aliases it is.
+
+    Raises:
+        ValueError: there is none; lists the known ones.
+    """
     for layout in _LAYOUTS:
         if name == layout.name or name in layout.aliases:
             return layout
@@ -125,15 +133,21 @@ def steps(source: str, target: str, config: AttentionConfig, tensors: Iterable[s
         source, target: names of layouts. config: the sizes of the layer.
         tensors: the names of one layer's tensors without prefix, which show the buffers it holds.
 
+    Raises:
+        ValueError: an unknown layout.
+
     A ``Step`` whose ``exact`` is False cannot be undone exactly: converted back, the bytes are not those of the source.
     """
     return get(source).reading(config, tensors) + get(target).writing(config)
 
 
-def detect(tensors: Mapping[str, Any], config: AttentionConfig | None = None) -> Detection:
+def detect(tensors: Mapping[str, object], config: AttentionConfig | None = None) -> Detection:
     """Which layouts ``tensors`` (names to arrays) can be in, with the evidence.
 
     Without ``config``, shapes need only agree with each other; with it, they must be those of the configuration. The
     answer's ``layout`` is the name of the only candidate, and raises ValueError where there is none or more than one.
+
+    Raises:
+        TypeError: tensors are no mapping.
     """
     return _detect(tensors, config, [layout for layout in _LAYOUTS if layout.detectable])

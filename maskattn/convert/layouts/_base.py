@@ -37,6 +37,8 @@ class Layout:
     ``limits``: functions of a configuration that give the reasons why it cannot be held. ``scale``: what the modules
     always multiply query times key by, where that is not 1 / sqrt(D).
     ``stores_heads``: the shapes show the number of heads. ``detectable``: ``detect`` considers this layout.
+
+    Methods take ``config``, the configuration of the layer, and ``tensors`` of one layer, by names without prefix.
     """
 
     name: ClassVar[str]
@@ -72,11 +74,13 @@ class Layout:
             reasons.append("sinks is True, but the module has none")
         return reasons
 
-    def infer(self, tensors: Mapping[str, Any], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
-        """The configuration that the shapes of one layer's ``tensors`` (anything with a shape) admit; ValueError where
-        they admit none.
+    def infer(self, tensors: Mapping[str, object], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
+        """The configuration that the shapes of one layer's ``tensors`` (anything with a shape) admit.
 
         Layouts that fold heads into rows need ``num_heads``, and ``num_kv_heads`` where shapes leave it open.
+
+        Raises:
+            ValueError: they admit none.
         """
         sinks = any(extra.canonical == "sinks" and extra.name in tensors for extra in self.extras)
         options: dict[str, Any] = {"one_head_size": self.one_head_size, "scale": self.scale, "sinks": sinks}
@@ -85,7 +89,10 @@ class Layout:
     def shapes(self, config: AttentionConfig, extras: Mapping[str, Shape] | None = None) -> dict[str, Shape]:
         """Every tensor of one layer, by its name without prefix, and its shape.
 
-        ``extras``: canonical names and shapes of the extras the layer has; each must have its ``place`` here.
+        ``extras``: canonical names and shapes of the extras the layer has.
+
+        Raises:
+            ValueError: one of them has no ``place`` here.
         """
         shapes = {entry.name: entry.shape(config) for entry in self.stored(config)}
         sinks = {"sinks": (config.num_heads,)} if config.sinks else {}
@@ -100,12 +107,12 @@ class Layout:
         """The extras among one layer's ``tensors`` (anything with a shape): canonical names and shapes. Sinks are not
         among them: ``config`` says whether there are any.
         """
-        found: dict[str, Shape] = {}
+        shapes: dict[str, Shape] = {}
         for name, array in tensors.items():
             extra = self.extra(name, tuple(array.shape), config)
             if extra is not None and extra.canonical != "sinks":
-                found[extra.canonical] = extra.canonical_shape(tuple(array.shape), config)
-        return found
+                shapes[extra.canonical] = extra.canonical_shape(tuple(array.shape), config)
+        return shapes
 
     def extra(self, name: str, shape: Shape, config: AttentionConfig) -> Extra | None:
         """What the tensor ``name`` of ``shape`` is, where it is one of the extras."""
@@ -117,16 +124,16 @@ class Layout:
 
     def misfits(self, extras: Mapping[str, Shape], config: AttentionConfig) -> list[str]:
         """Every reason why a layer with these canonical extras cannot be written here; ``[]`` where it can."""
-        found = []
+        reasons = []
         for name, shape in extras.items():
             if self.place(name, shape, config) is None:
                 held = [e for e in self.extras if e.canonical == name]
                 why = "has no place for it" if not held else "has a place for it in another shape"
-                found.append(f"{name} {list(shape)}: layout {self.name} {why}")
+                reasons.append(f"{name} {list(shape)}: layout {self.name} {why}")
         for extra in self.extras:
             if extra.required and extra.canonical not in extras:
-                found.append(f"{extra.canonical}: layout {self.name} cannot do without it, and the source has none")
-        return found
+                reasons.append(f"{extra.canonical}: layout {self.name} cannot do without it, and the source has none")
+        return reasons
 
     def reading(self, config: AttentionConfig, names: Iterable[str] = ()) -> tuple[Step, ...]:
         """The steps to the canonical form that are more than moving numbers, for a layer of tensors ``names``."""
@@ -151,10 +158,13 @@ class Layout:
         return tuple(steps)
 
     def to_canonical(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Tensors:
-        """One layer's tensors (free of ``faults``) -> canonical tensors, as views or copies.
+        """One layer's tensors (free of ``mismatches``) -> canonical tensors, as views or copies.
 
         Part of a layer may be given: what each tensor holds is converted by itself. Buffers are compared with the
-        canonical tensors given beside them. ValueError where a step finds values that it cannot take.
+        canonical tensors given beside them.
+
+        Raises:
+            ValueError: a step finds values that it cannot take.
         """
         out: Tensors = {}
         for entry in self.stored(config):
@@ -169,11 +179,11 @@ class Layout:
         if self.interleaved:
             out = {name: half_split(x) if _rotated(name) else x for name, x in out.items()}
         wrong = [
-            f"{buffer.name}: {found}"
+            f"{buffer.name}: {reason}"
             for buffer in self.buffers
             if buffer.name in tensors
-            for found in [buffer.check(tensors[buffer.name], out, config)]
-            if found is not None
+            for reason in [buffer.check(tensors[buffer.name], out, config)]
+            if reason is not None
         ]
         if wrong:
             raise ValueError("\n  ".join(wrong))
@@ -182,8 +192,10 @@ class Layout:
     def from_canonical(self, tensors: Mapping[str, Array], config: AttentionConfig) -> Tensors:
         """Canonical tensors of one layer (free of ``misfits``) -> this layout's, as views or copies.
 
-        Part of a layer may be given: what is complete is converted. ValueError where a step finds values that it
-        cannot take.
+        Part of a layer may be given: what is complete is converted.
+
+        Raises:
+            ValueError: a step finds values that it cannot take.
         """
         given = dict(tensors)
         if not self.key_bias and "key.bias" in given:
@@ -230,7 +242,7 @@ class Layout:
                 layers[prefix][name[len(prefix) :]] = name
         return {prefix: owned for prefix, owned in layers.items() if not owned.keys() & set(self.without)}
 
-    def _owner(self, name: str, prefixes: Mapping[str, Any]) -> str | None:
+    def _owner(self, name: str, prefixes: Mapping[str, object]) -> str | None:
         end = len(name)
         while end >= 0:  # from the longest prefix to the empty one
             end = name.rfind(self.separator, 0, end)

@@ -92,12 +92,12 @@ def _check_fill(array: Array, tensors: Mapping[str, Array], config: AttentionCon
 
 def _check_frequencies(array: Array, tensors: Mapping[str, Array], config: AttentionConfig) -> str | None:
     """theta ** (-2 i / d): the first is 1, each the one before times the same factor."""
-    found = array.astype(np.float64)
-    if array.ndim == 1 and len(found) and found[0] == 1 and (found > 0).all():
-        ratio = found[-1] ** (1 / max(len(found) - 1, 1))
-        wanted = ratio ** np.arange(len(found))
+    frequencies = array.astype(np.float64)
+    if array.ndim == 1 and len(frequencies) and frequencies[0] == 1 and (frequencies > 0).all():
+        ratio = frequencies[-1] ** (1 / max(len(frequencies) - 1, 1))
+        wanted = ratio ** np.arange(len(frequencies))
         close = 2.0**-7 if array.dtype.itemsize < 4 else _CLOSE * 16
-        if (np.abs(found / wanted - 1) <= close).all():
+        if (np.abs(frequencies / wanted - 1) <= close).all():
             return None
     return "not the powers of one base: the frequencies were scaled, which the model's configuration must say"
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts._base import Layout
-from maskattn.convert.layouts._check import faults
+from maskattn.convert.layouts._check import mismatches
 
 _SHOWN = 3
 _REJECTED = 5
@@ -16,7 +16,12 @@ _REJECTED = 5
 
 @dataclass(frozen=True)
 class Candidate:
-    """A layout whose names occur. ``objections`` says what speaks against it; empty where it fits."""
+    """A layout whose names occur.
+
+    Attributes:
+        layout: its name. layers: the prefixes of the layers found. evidence: what speaks for it, in words.
+        objections: what speaks against it; empty where it fits.
+    """
 
     layout: str
     layers: tuple[str, ...]
@@ -33,7 +38,11 @@ class Candidate:
 
 @dataclass(frozen=True)
 class Detection:
-    """The layouts that fit, and those whose names occur but that do not fit. Iterates over those that fit."""
+    """What was found; iterates over the layouts that fit.
+
+    Attributes:
+        candidates: the layouts that fit. rejected: those whose names occur but that do not fit.
+    """
 
     candidates: tuple[Candidate, ...]
     rejected: tuple[Candidate, ...] = ()
@@ -49,7 +58,11 @@ class Detection:
 
     @property
     def layout(self) -> str:
-        """The name of the only layout that fits; ValueError with the evidence where none or several do."""
+        """The name of the only layout that fits.
+
+        Raises:
+            ValueError: none or several do; with the evidence.
+        """
         if len(self.candidates) == 1:
             return self.candidates[0].layout
         nearest = sorted(self.rejected, key=lambda candidate: len(candidate.objections))
@@ -65,7 +78,7 @@ class Detection:
         raise ValueError("\n".join([head, *lines]))
 
 
-def detect(tensors: Mapping[str, Any], config: AttentionConfig | None, layouts: Sequence[Layout]) -> Detection:
+def detect(tensors: Mapping[str, object], config: AttentionConfig | None, layouts: Sequence[Layout]) -> Detection:
     """Judges each of ``layouts``; see ``maskattn.convert.layouts.detect``."""
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors: expected a mapping of names to arrays, got {type(tensors).__name__}")
@@ -91,34 +104,37 @@ def detect(tensors: Mapping[str, Any], config: AttentionConfig | None, layouts: 
 
 
 def _all_objections(
-    layout: Layout, layers: Mapping[str, Mapping[str, str]], tensors: Mapping[str, Any], config: AttentionConfig | None
+    layout: Layout,
+    layers: Mapping[str, Mapping[str, str]],
+    tensors: Mapping[str, object],
+    config: AttentionConfig | None,
 ) -> list[str]:
-    found: list[str] = []
+    objections: list[str] = []
     seen: dict[Any, list[str]] = {}  # most layers of a model are alike
     for prefix, owned in layers.items():
         layer = {name: tensors[full] for name, full in owned.items()}
         key = tuple((name, getattr(x, "shape", None), getattr(x, "dtype", None)) for name, x in layer.items())
         if key not in seen:
             seen[key] = _objections(layout, layer, config)
-        found += [f"{prefix}{objection}" for objection in seen[key]]
-    return found
+        objections += [f"{prefix}{objection}" for objection in seen[key]]
+    return objections
 
 
-def _objections(layout: Layout, layer: Mapping[str, Any], config: AttentionConfig | None) -> list[str]:
+def _objections(layout: Layout, layer: Mapping[str, object], config: AttentionConfig | None) -> list[str]:
     if config is not None:
-        return faults(layout, layer, config)
+        return mismatches(layout, layer, config)
     not_arrays = [name for name, array in layer.items() if not hasattr(array, "shape")]
     if not_arrays:
         return [f"{name}: not an array" for name in not_arrays]
     nearest: list[str] | None = None
     for heads in _head_counts(layout, layer):
         try:
-            found = faults(layout, layer, layout.infer(layer, heads, None))
+            objections = mismatches(layout, layer, layout.infer(layer, heads, None))
         except (TypeError, ValueError) as error:
-            found = [f"the layer: {error}"]
-        if not found:
+            objections = [f"the layer: {error}"]
+        if not objections:
             return []
-        nearest = found if nearest is None or len(found) < len(nearest) else nearest
+        nearest = objections if nearest is None or len(objections) < len(nearest) else nearest
     return nearest or []
 
 
@@ -138,8 +154,8 @@ def _twin(
 ) -> int | None:
     """Which of ``fitting`` reads the same tensors into the same places, so that nothing is left to be told apart."""
     table = _table(layout, config)
-    for at, (other, found) in enumerate(fitting):
-        if found.layers == candidate.layers and _table(other, config) == table:
+    for at, (other, earlier) in enumerate(fitting):
+        if earlier.layers == candidate.layers and _table(other, config) == table:
             return at
     return None
 
@@ -155,8 +171,8 @@ def _table(layout: Layout, config: AttentionConfig) -> Any:
 def _evidence(layers: Mapping[str, Mapping[str, str]], config: AttentionConfig | None, fits: bool) -> tuple[str, ...]:
     shown = [repr(prefix) for prefix in list(layers)[:_SHOWN]]
     more = f" and {len(layers) - _SHOWN} more" if len(layers) > _SHOWN else ""
-    found = f"{len(layers)} layer{'s' if len(layers) > 1 else ''} under the prefix {', '.join(shown)}{more}"
+    where = f"{len(layers)} layer{'s' if len(layers) > 1 else ''} under the prefix {', '.join(shown)}{more}"
     if not fits:
-        return (found,)
+        return (where,)
     judged = "shapes agree with each other" if config is None else "shapes are those of the config"
-    return (found, "every name is accounted for", judged)
+    return (where, "every name is accounted for", judged)

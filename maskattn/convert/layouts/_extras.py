@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import numpy as np
 
 from maskattn.config import AttentionConfig
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 Axes = tuple[int | str, ...]
 

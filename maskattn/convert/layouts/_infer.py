@@ -20,7 +20,7 @@ class Kernel(NamedTuple):
 def infer_rows(
     name: str,
     stored: Sequence[Stored],
-    tensors: Mapping[str, Any],
+    tensors: Mapping[str, object],
     num_heads: int | None,
     num_kv_heads: int | None,
     *,
@@ -66,7 +66,7 @@ def infer_rows(
     )
 
 
-def _kernels(stored: Sequence[Stored], tensors: Mapping[str, Any]) -> dict[tuple[str, ...], Kernel]:
+def _kernels(stored: Sequence[Stored], tensors: Mapping[str, object]) -> dict[tuple[str, ...], Kernel]:
     """The matrices that are there, by the projections that each holds; together they must hold all four."""
     kernels: dict[tuple[str, ...], Kernel] = {}
     for entry in stored:

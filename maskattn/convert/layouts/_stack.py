@@ -45,28 +45,30 @@ class Stack:
     separator: str = "/"
 
     def __post_init__(self) -> None:
-        found = Problems("Stack")
+        problems = Problems("Stack")
         if self.each.count("{}") != 1:
-            found.value(f"each must hold '{{}}', the place of the layer's number, once, got {self.each!r}")
+            problems.value(f"each must hold '{{}}', the place of the layer's number, once, got {self.each!r}")
         if not self.stacked or self.stacked == self.each:
-            found.value(f"stacked must be the path of a module, other than each, got {self.stacked!r}")
+            problems.value(f"stacked must be the path of a module, other than each, got {self.stacked!r}")
         if self.axis < 0:
-            found.value(f"axis must be at least 0, got {self.axis}")
-        found.raise_if_any()
+            problems.value(f"axis must be at least 0, got {self.axis}")
+        problems.raise_if_any()
 
     def place(self, name: str) -> tuple[str, str] | None:
         """(what precedes the stacked layers, what follows) in the name of a stacked tensor; None for another's."""
-        found = self._match(re.escape(self.stacked), name)
-        return None if found is None else (found[1], found[2])
+        match = self._match(re.escape(self.stacked), name)
+        return None if match is None else (match[1], match[2])
 
     def layer(self, name: str) -> tuple[str, int, str] | None:
         """(what precedes, the layer's number, what follows) in the name of one layer's tensor; None for another's."""
         before, after = (re.escape(part) for part in self.each.split("{}"))
-        found = self._match(f"{before}(0|[1-9][0-9]*){after}", name)
-        return None if found is None else (found[1], int(found[2]), found[3])
+        match = self._match(f"{before}(0|[1-9][0-9]*){after}", name)
+        return None if match is None else (match[1], int(match[2]), match[3])
 
     def name(self, before: str, number: int | None, after: str) -> str:
-        """The name of a layer's tensor; of the stacked one where ``number`` is None."""
+        """The name of a layer's tensor, of what stands ``before`` and ``after``; of the stacked one where ``number`` is
+        None.
+        """
         module = self.stacked if number is None else self.each.format(number)
         return before + module + self.separator + after
 
@@ -77,8 +79,25 @@ class Stack:
             ValueError: one error that lists tensors without such an axis, of other lengths than their neighbours, and
                 names that are there already.
         """
-        found = Problems("unstack")
-        stacks: dict[str, dict[str, Array]] = {}  # by what precedes and by what follows, the axis of layers first
+        problems = Problems("unstack")
+        stacks = self._stacks(tensors, problems)
+        out: dict[str, Array] = {}
+        for name, array in tensors.items():
+            place = self.place(name)
+            layers = {name: array}
+            if place is not None:  # the first of a stack stands for all of it
+                before, parts = place[0], stacks.pop(place[0], {})
+                count = len(next(iter(parts.values()), ()))
+                layers = {self.name(before, i, after): parts[after][i] for i in range(count) for after in parts}
+            for other in out.keys() & layers.keys():
+                problems.value(f"{other}: the name of a layer that is there already")
+            out.update(layers)
+        problems.raise_if_any()
+        return out
+
+    def _stacks(self, tensors: Mapping[str, Array], problems: Problems) -> dict[str, dict[str, Array]]:
+        """The stacked tensors, by what precedes and what follows in their names, with the axis of layers first."""
+        stacks: dict[str, dict[str, Array]] = {}
         for name, array in tensors.items():
             place = self.place(name)
             if place is None:
@@ -86,25 +105,13 @@ class Stack:
             if array.ndim > self.axis and array.shape[self.axis]:
                 stacks.setdefault(place[0], {})[place[1]] = np.moveaxis(array, self.axis, 0)
             else:
-                found.value(f"{name}: no axis {self.axis} of layers in shape {list(array.shape)}")
+                problems.value(f"{name}: no axis {self.axis} of layers in shape {list(array.shape)}")
         for before, parts in stacks.items():
             if len({len(layers) for layers in parts.values()}) > 1:
                 lengths = (f"{self.name(before, None, after)} {len(layers)}" for after, layers in parts.items())
-                found.value(f"numbers of layers differ: {', '.join(lengths)}")
-        found.raise_if_any()
-        out: dict[str, Array] = {}
-        for name, array in tensors.items():
-            place = self.place(name)
-            new = {name: array}
-            if place is not None:  # the first of a stack stands for all of it
-                parts = stacks.pop(place[0], {})
-                count = len(next(iter(parts.values()), ()))
-                new = {self.name(place[0], i, after): parts[after][i] for i in range(count) for after in parts}
-            for other in out.keys() & new.keys():
-                found.value(f"{other}: the name of a layer that is there already")
-            out.update(new)
-        found.raise_if_any()
-        return out
+                problems.value(f"numbers of layers differ: {', '.join(lengths)}")
+        problems.raise_if_any()
+        return stacks
 
     def stack(self, tensors: Mapping[str, Array]) -> dict[str, Array]:
         """Each layer's tensors -> stacked ones, new arrays; other tensors as they are.
@@ -113,35 +120,33 @@ class Stack:
             ValueError: one error that lists layers that lack a tensor, shapes and dtypes that differ between layers,
                 and names that are there already.
         """
-        found = Problems("stack")
-        out: dict[str, Array] = {}  # a stack stands where its first layer stood
-        stacks: dict[tuple[str, str], dict[int, Array]] = {}
+        problems = Problems("stack")
+        out: dict[str, Array] = {}
+        stacks: dict[str, dict[str, dict[int, Array]]] = {}  # by what precedes, what follows, and number
         for name, array in tensors.items():
             layer = self.layer(name)
             if layer is None:
                 out[name] = array
                 continue
             before, number, after = layer
-            stacks.setdefault((before, after), {})[number] = array
+            stacks.setdefault(before, {}).setdefault(after, {})[number] = array
             stacked = self.name(before, None, after)
+            out.setdefault(stacked, array)  # holds the place: a stack stands where its first layer stood
             if stacked in tensors:
-                found.value(f"{stacked}: the name of stacked layers that is there already")
-            out.setdefault(stacked, array)
-        counts: dict[str, int] = {}
-        for (before, _), layers in stacks.items():
-            counts[before] = max(counts.get(before, 0), *(number + 1 for number in layers))
-        for (before, after), layers in stacks.items():
-            missing = [self.name(before, i, after) for i in range(counts[before]) if i not in layers]
-            kinds = {(tuple(array.shape), str(array.dtype)) for array in layers.values()}
-            stacked = self.name(before, None, after)
-            if missing:
-                found.value(f"missing: {', '.join(missing)}")
-            if len(kinds) > 1:
-                listed = ", ".join(f"{list(shape)} {dtype}" for shape, dtype in sorted(kinds))
-                found.value(f"{stacked}: layers differ: {listed}")
-            if not found:
-                out[stacked] = np.stack([layers[i] for i in range(counts[before])], axis=self.axis)
-        found.raise_if_any()
+                problems.value(f"{stacked}: the name of stacked layers that is there already")
+        for before, parts in stacks.items():
+            count = 1 + max(number for layers in parts.values() for number in layers)
+            for after, layers in parts.items():
+                stacked, kinds = self.name(before, None, after), {(a.shape, str(a.dtype)) for a in layers.values()}
+                missing = [self.name(before, i, after) for i in range(count) if i not in layers]
+                if missing:
+                    problems.value(f"missing: {', '.join(missing)}")
+                if len(kinds) > 1:
+                    listed = ", ".join(f"{list(shape)} {dtype}" for shape, dtype in sorted(kinds))
+                    problems.value(f"{stacked}: layers differ: {listed}")
+                if not problems:
+                    out[stacked] = np.stack([layers[i] for i in range(count)], axis=self.axis)
+        problems.raise_if_any()
         return out
 
     def _match(self, module: str, name: str) -> re.Match[str] | None:

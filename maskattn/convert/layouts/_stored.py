@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from maskattn.config import AttentionConfig
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Shape = tuple[int, ...]
 Tensors = dict[str, Array]
 

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from typing import Any
 
 
-def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
+def flatten(tree: Mapping[str, object], separator: str = "/") -> dict[str, Any]:
     """``{"query": {"kernel": x}}`` -> ``{"query/kernel": x}``. Names already flat stay as they are.
 
-    ValueError where two paths give one name.
+    ``tree`` holds arrays under names that ``separator`` joins.
+
+    Raises:
+        ValueError: two paths give one name. TypeError: a name is not a str.
     """
     flat: dict[str, Any] = {}
     stack: list[tuple[str, Any]] = [("", tree)]
@@ -27,8 +30,12 @@ def flatten(tree: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
     return flat
 
 
-def unflatten(tensors: Mapping[str, Any], separator: str = "/") -> dict[str, Any]:
-    """``{"query/kernel": x}`` -> ``{"query": {"kernel": x}}``; ValueError where an array is also a module."""
+def unflatten(tensors: Mapping[str, object], separator: str = "/") -> dict[str, Any]:
+    """``{"query/kernel": x}`` -> ``{"query": {"kernel": x}}``: the names of ``tensors``, parted at ``separator``.
+
+    Raises:
+        ValueError: an array is also a module.
+    """
     tree: dict[str, Any] = {}
     for name, array in tensors.items():
         *modules, leaf = name.split(separator)

@@ -27,7 +27,7 @@ cpb_mlp.2.kernel                               [hidden, H]
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts._base import PROJECTIONS, Extra, Layout, Stored
@@ -58,15 +58,15 @@ class Canonical(Layout):
     detectable = False
     stores_heads = True
 
-    def infer(self, tensors: Mapping[str, Any], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
+    def infer(self, tensors: Mapping[str, object], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
         """Every size is in the shapes; ``num_heads`` and ``num_kv_heads``, where given, must agree with them."""
         embed_dim, heads, dim = need(tensors, self._join("query", "kernel"), 3)
         kdim, kv_heads, _ = need(tensors, self._join("key", "kernel"), 3)
         vdim, _, v_dim = need(tensors, self._join("value", "kernel"), 3)
         out_dim = need(tensors, self._join("out", "kernel"), 3)[2]
-        for what, given, found in (("num_heads", num_heads, heads), ("num_kv_heads", num_kv_heads, kv_heads)):
-            if given is not None and given != found:
-                raise ValueError(f"{what} is {given}, but the kernels have {found}")
+        for what, given, stored in (("num_heads", num_heads, heads), ("num_kv_heads", num_kv_heads, kv_heads)):
+            if given is not None and given != stored:
+                raise ValueError(f"{what} is {given}, but the kernels have {stored}")
         return AttentionConfig(
             embed_dim,
             heads,

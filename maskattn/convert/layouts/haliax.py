@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
@@ -32,7 +32,7 @@ _MODULES = {"query": "q_proj", "key": "k_proj", "value": "v_proj", "out": "o_pro
 
 
 @dataclass(frozen=True)
-class Named(Stored):
+class NamedAxes(Stored):
     """A tensor with an axis for each named one; ``out_first``: the axes of the output come before the input's."""
 
     out_first: bool = False
@@ -74,7 +74,7 @@ class Named(Stored):
 def named(out_first: bool) -> tuple[Stored, ...]:
     """Weights and biases of the four projections."""
     return tuple(
-        Named(f"{module}.{'weight' if part == 'kernel' else 'bias'}", (role,), part, out_first=out_first)
+        NamedAxes(f"{module}.{'weight' if part == 'kernel' else 'bias'}", (role,), part, out_first=out_first)
         for role, module in _MODULES.items()
         for part in ("kernel", "bias")
     )
@@ -96,7 +96,7 @@ class Haliax(Layout):
     stores_heads = True
     out_first: ClassVar[bool] = False
 
-    def infer(self, tensors: Mapping[str, Any], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
+    def infer(self, tensors: Mapping[str, object], num_heads: int | None, num_kv_heads: int | None) -> AttentionConfig:
         """Every size is in the shapes; ``num_heads`` and ``num_kv_heads``, where given, must agree with them."""
         shapes = {
             role: need(tensors, f"{module}.weight", 4 if role == "query" else 3) for role, module in _MODULES.items()
@@ -109,12 +109,12 @@ class Haliax(Layout):
         embed_dim, kv_heads, groups, dim = shapes["query"]
         heads, v_dim, out_dim = shapes["out"]
         divide(heads, kv_heads, "heads of o_proj.weight over those of q_proj.weight")
-        for what, given, found in (
+        for what, given, stored in (
             ("num_heads", num_heads, kv_heads * groups),
             ("num_kv_heads", num_kv_heads, kv_heads),
         ):
-            if given is not None and given != found:
-                raise ValueError(f"{what} is {given}, but the weights have {found}")
+            if given is not None and given != stored:
+                raise ValueError(f"{what} is {given}, but the weights have {stored}")
         return AttentionConfig(
             embed_dim,
             kv_heads * groups,

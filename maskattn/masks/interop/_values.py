@@ -23,15 +23,15 @@ def kind_of(array: Array) -> str:
 
 def as_array(problems: Problems, name: str, value: Any, kinds: tuple[str, ...], ranks: dict[int, str]) -> Array | None:
     """`value` as an array whose values can be read, of one of these kinds and ranks; None where a fault was noted."""
-    found = np.array(value) if not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)) else value
-    before = len(problems.faults)
-    if kind_of(found) not in kinds:
-        problems.type(f"{name} must be of dtype {' or '.join(kinds)}, got {describe(found)}")
-    if len(found.shape) not in ranks:
-        problems.value(f"{name} must be {' or '.join(dict.fromkeys(ranks.values()))}, got shape {list(found.shape)}")
-    if peek(found) is None:
+    array = np.array(value) if not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)) else value
+    before = len(problems.reasons)
+    if kind_of(array) not in kinds:
+        problems.type(f"{name} must be of dtype {' or '.join(kinds)}, got {describe(array)}")
+    if len(array.shape) not in ranks:
+        problems.value(f"{name} must be {' or '.join(dict.fromkeys(ranks.values()))}, got shape {list(array.shape)}")
+    if peek(array) is None:
         problems.value(f"{name} is traced, and its values must be read: import it outside jit")
-    return found if len(problems.faults) == before else None
+    return array if len(problems.reasons) == before else None
 
 
 def is_one(problems: Problems, name: str, array: Array) -> Array:
@@ -74,12 +74,12 @@ def as_dtype(owner: str, dtype: Any, kinds: tuple[str, ...]) -> np.dtype:
         TypeError: it is another, or none.
     """
     try:
-        found = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
+        given = np.dtype(ml_dtypes.bfloat16 if dtype == "bfloat16" else dtype)
     except TypeError:
         raise TypeError(f"{owner}: dtype must be a NumPy dtype, got {describe(dtype)}") from None
-    if kind_of(np.empty(0, found)) not in kinds:
-        raise TypeError(f"{owner}: dtype must be {' or '.join(kinds)}, got {found}")
-    return found
+    if kind_of(np.empty(0, given)) not in kinds:
+        raise TypeError(f"{owner}: dtype must be {' or '.join(kinds)}, got {given}")
+    return given
 
 
 def compact(mask: Mask, q_len: int, kv_len: int, batch: int | None, heads: int | None) -> tuple[np.ndarray, list[int]]:

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import ml_dtypes
 import numpy as np
 
@@ -29,17 +27,17 @@ def from_additive(bias: Array, drop_at: float | None = None) -> Mask:
         ValueError: any other value, with its place; or the array is traced. TypeError: it is not of floats.
     """
     problems = Problems("from_additive")
-    found = as_array(problems, "bias", bias, ("float",), _RANKS)
+    array = as_array(problems, "bias", bias, ("float",), _RANKS)
     if drop_at is not None:
         drop_at = problems.number("drop_at", drop_at)
-    keep = None if found is None else is_zero(problems, "bias", found, drop_at)
+    keep = None if array is None else is_zero(problems, "bias", array, drop_at)
     problems.raise_if_any()
     return Dense(keep)
 
 
 def to_additive(
     mask: Mask,
-    dtype: Any,
+    dtype: object,
     q_len: int,
     kv_len: int,
     batch: int | None = None,

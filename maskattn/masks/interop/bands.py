@@ -24,8 +24,8 @@ def band(mask: Mask) -> Band | None:
         return None if inner is None else shifted(inner, mask.q_offset - mask.k_offset)
     if isinstance(mask, And):
         bands = [band(part) for part in mask.parts]
-        found = [each for each in bands if each is not None]
-        return intersection(found) if len(found) == len(bands) else None
+        given = [each for each in bands if each is not None]
+        return intersection(given) if len(given) == len(bands) else None
     return None
 
 

@@ -12,6 +12,8 @@ from maskattn.masks.sliding_window import SlidingWindow
 def from_flash_window(window: tuple[int | None, int | None], q_len: int, kv_len: int) -> Mask:
     """FlashAttention's `window_size` (left, right), -1 or None = unbounded; its `causal=True` is (left, 0).
 
+    `window` are the two numbers. The result says, as everywhere, True = may attend.
+
     The diagonal ends in the bottom right corner (FlashAttention 2.1 and later): query q sits at position
     q + kv_len - q_len, and sees `left` keys before it, itself, and `right` after.
 
@@ -46,7 +48,7 @@ def from_flash_window(window: tuple[int | None, int | None], q_len: int, kv_len:
 
 
 def to_flash_window(mask: Mask, q_len: int, kv_len: int) -> tuple[int, int]:
-    """The mask as FlashAttention's `window_size` (left, right), -1 = unbounded.
+    """The mask at q_len x kv_len as FlashAttention's `window_size` (left, right), -1 = unbounded.
 
     Raises:
         ValueError: the mask is not a band around the diagonal by its construction (Full, Causal, SlidingWindow, moved

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from maskattn._fields import Array
@@ -14,7 +12,7 @@ from maskattn.masks.interop._values import as_array, as_dtype, compact, is_one
 def from_flax(mask: Array | None) -> Mask:
     """A mask of Flax (`make_attention_mask`, `make_causal_mask`, `combine_masks`): 1 or True = may attend.
 
-    The array is bool, or 0 and 1 of any dtype (float32 by default there), broadcastable to [B, H, L, S]. None:
+    `mask` is bool, or 0 and 1 of any dtype (float32 by default there), broadcastable to [B, H, L, S]. None:
     everything.
 
     >>> from maskattn import masks
@@ -28,16 +26,16 @@ def from_flax(mask: Array | None) -> Mask:
         return Full()
     problems = Problems("from_flax")
     ranks = dict.fromkeys(range(5), "broadcastable to [B, H, L, S]")
-    found = as_array(problems, "mask", mask, ("bool", "int", "float"), ranks)
-    keep = None if found is None else is_one(problems, "mask", found)
+    array = as_array(problems, "mask", mask, ("bool", "int", "float"), ranks)
+    keep = None if array is None else is_one(problems, "mask", array)
     problems.raise_if_any()
     return Dense(keep)
 
 
 def to_flax(
-    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: Any = bool
+    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: object = bool
 ) -> np.ndarray:
-    """A mask for Flax: 1 or True = may attend, rank 4, size 1 on axes that the mask does not read.
+    """A mask for Flax: 1 or True = may attend, [batch, heads, q_len, kv_len], size 1 on axes that are not read.
 
     Raises:
         TypeError: dtype is not a bool, int or float dtype. ValueError: the sizes conflict with the mask's data.

@@ -1,7 +1,5 @@
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from maskattn._fields import Array
@@ -18,7 +16,8 @@ _KEYS, _PAIRS = "[B, S] of 1 and 0", "[B, 1 or H, L, S]"
 def from_hf(attention_mask: Array | None) -> Mask:
     """Hugging Face's `attention_mask` as a mask. True = may attend.
 
-    [B, S] of 1 (keep) and 0 (padding), of any dtype: a KeyMask, to be combined with the model's own causal mask.
+    `attention_mask` [B, S] of 1 (keep) and 0 (padding), of any dtype: a KeyMask, to be combined with the model's own
+    causal mask.
     [B, 1 or H, L, S]: bool (True = may attend, what SDPA is given) or float (0 may attend, the dtype's minimum or -inf
     may not), which holds the causal mask already. None: everything.
 
@@ -33,20 +32,20 @@ def from_hf(attention_mask: Array | None) -> Mask:
     if attention_mask is None:
         return Full()
     problems = Problems("from_hf")
-    found = as_array(problems, "attention_mask", attention_mask, ("bool", "int", "float"), {2: _KEYS, 4: _PAIRS})
+    array = as_array(problems, "attention_mask", attention_mask, ("bool", "int", "float"), {2: _KEYS, 4: _PAIRS})
     mask: Mask = Full()
-    if found is not None and len(found.shape) == 2:
-        mask = KeyMask(is_one(problems, "attention_mask", found))
-    elif found is not None and kind_of(found) == "int":
-        problems.type(f"attention_mask {_PAIRS} must be of dtype bool or float, got {found.dtype}")
-    elif found is not None:
-        mask = Dense(found if kind_of(found) == "bool" else is_zero(problems, "attention_mask", found))
+    if array is not None and len(array.shape) == 2:
+        mask = KeyMask(is_one(problems, "attention_mask", array))
+    elif array is not None and kind_of(array) == "int":
+        problems.type(f"attention_mask {_PAIRS} must be of dtype bool or float, got {array.dtype}")
+    elif array is not None:
+        mask = Dense(array if kind_of(array) == "bool" else is_zero(problems, "attention_mask", array))
     problems.raise_if_any()
     return mask
 
 
 def to_hf(
-    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: Any = None
+    mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, *, dtype: object = None
 ) -> np.ndarray:
     """`attention_mask` for a Hugging Face model.
 

@@ -13,7 +13,7 @@ from maskattn.masks.shifted_window import ShiftedWindow
 
 
 def from_swin(attn_mask: Array | None) -> Mask:
-    """Swin's `attn_mask` [windows, N, N] of 0 and -100 (timm, the official code, Hugging Face) as a ShiftedWindow.
+    """Swin's `attn_mask`, float [windows, N, N] of 0 and -100 (timm, official code, Hugging Face), as a ShiftedWindow.
 
     Grid, window and shift are read off the pattern and proven by comparing all of it; where several fit they are the
     same mask, and the one nearest to a square is named. -inf and the dtype's minimum count as -100 does. None (a block
@@ -31,10 +31,10 @@ def from_swin(attn_mask: Array | None) -> Mask:
     if attn_mask is None:
         return Full()
     problems = Problems("from_swin")
-    found = as_array(problems, "attn_mask", attn_mask, ("float",), {3: "[windows, N, N]"})
-    if found is not None and (found.shape[1] != found.shape[2] or 0 in found.shape):
-        problems.value(f"attn_mask must be [windows, N, N], got shape {list(found.shape)}")
-    keep = None if found is None or problems else to_numpy(is_zero(problems, "attn_mask", found, -100.0))
+    array = as_array(problems, "attn_mask", attn_mask, ("float",), {3: "[windows, N, N]"})
+    if array is not None and (array.shape[1] != array.shape[2] or 0 in array.shape):
+        problems.value(f"attn_mask must be [windows, N, N], got shape {list(array.shape)}")
+    keep = None if array is None or problems else to_numpy(is_zero(problems, "attn_mask", array, -100.0))
     problems.raise_if_any()
     assert keep is not None
     windows, size = keep.shape[:2]

@@ -5,8 +5,8 @@ import operator
 
 import numpy as np
 
+from maskattn._arithmetic import negated
 from maskattn._fields import Array, to_numpy
-from maskattn._pairs import negated
 from maskattn._problems import Problems
 from maskattn.masks._core import And, Full, Mask
 from maskattn.masks.dense import Dense
@@ -33,15 +33,15 @@ def from_torch_mha(
     problems = Problems("from_torch_mha")
     keep = padding = None
     if attn_mask is not None:
-        found = as_array(problems, "attn_mask", attn_mask, ("bool", "float"), {2: "[L, S]", 3: "[B * num_heads, L, S]"})
-        if found is not None:
-            keep = _kept(problems, "attn_mask", found)
+        array = as_array(problems, "attn_mask", attn_mask, ("bool", "float"), {2: "[L, S]", 3: "[B * num_heads, L, S]"})
+        if array is not None:
+            keep = _kept(problems, "attn_mask", array)
         if keep is not None and len(keep.shape) == 3:
             keep = _by_head(problems, keep, num_heads)
     if key_padding_mask is not None:
-        found = as_array(problems, "key_padding_mask", key_padding_mask, ("bool", "float"), {1: "[S]", 2: "[B, S]"})
-        if found is not None:
-            padding = _kept(problems, "key_padding_mask", found)
+        array = as_array(problems, "key_padding_mask", key_padding_mask, ("bool", "float"), {1: "[S]", 2: "[B, S]"})
+        if array is not None:
+            padding = _kept(problems, "key_padding_mask", array)
             padding = padding[None] if len(padding.shape) == 1 else padding
     problems.raise_if_any()
     mask: Mask = Full() if keep is None else Dense(keep)

@@ -11,7 +11,7 @@ count as 0 and softmax weights below 2^-298 of the largest as 0; products that o
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -20,6 +20,10 @@ from maskattn.numerics import dropout
 from maskattn.numerics.exact import attend, drop as _drop, project
 from maskattn.numerics.exact._ops import FORMATS, NumpyOps, Ops
 from maskattn.numerics.exact.attend import Arrays, Options
+from maskattn.typing import NumPyArray as Array
+
+if TYPE_CHECKING:
+    from jaxtyping import Bool, Float
 
 __all__ = [
     "FORMATS",
@@ -34,13 +38,16 @@ __all__ = [
     "linear_backward",
 ]
 
-Array = np.ndarray[Any, Any]
 _OPS = NumpyOps()
 
 
 def attention(
-    query: Array, key: Array, value: Array, allowed: Array | None = None, **options: Any
-) -> tuple[Array, Array]:
+    query: Float[Array, "B L H D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K Dv"],
+    allowed: Bool[Array, "#B #H #L #S"] | None = None,
+    **options: Any,
+) -> tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]:
     """Exact attention in NumPy: ``query`` [B, L, H, D], ``key`` [B, S, K, D], ``value`` [B, S, K, Dv] of one floating
     type.
 
@@ -53,16 +60,16 @@ def attention(
 
 
 def attention_backward(
-    query: Array,
-    key: Array,
-    value: Array,
-    allowed: Array | None,
-    d_output: Array,
-    d_lse: Array | None = None,
+    query: Float[Array, "B L H D"],
+    key: Float[Array, "B S K D"],
+    value: Float[Array, "B S K Dv"],
+    allowed: Bool[Array, "#B #H #L #S"] | None,
+    d_output: Float[Array, "B L H Dv"],
+    d_lse: Float[Array, "B L H"] | None = None,
     **options: Any,
 ) -> tuple[Array, Array, Array, Array | None, Array | None]:
     """Gradients of ``sum(output * d_output) + sum(lse * d_lse)`` for query, key, value, bias and sinks, in their
-    types; the options are those of ``attention``.
+    shapes and dtypes. ``allowed``: True = may attend. Arguments as in ``attention``.
     """
     call = Call(query, key, value, allowed, **options)
     arrays, terms = _terms(call)
@@ -71,7 +78,7 @@ def attention_backward(
     return dq, dk, dv, None if d_bias is None else d_bias.reshape(np.shape(call.bias)), d_sinks
 
 
-def _terms(call: Call) -> tuple[Arrays, Options]:
+def _terms(call: Call[Array]) -> tuple[Arrays, Options]:
     """A call with NumPy arrays in the terms of ``attend``."""
     scale, rate, keep = call.scale, call.dropout_rate, None
     if rate:
@@ -81,7 +88,7 @@ def _terms(call: Call) -> tuple[Arrays, Options]:
     return arrays, Options(scale, call.softcap, call.empty_rows, 1.0 - rate)
 
 
-def _rank4(x: Any) -> Array | None:
+def _rank4(x: Array | None) -> Array | None:
     if x is None:
         return None
     x = np.asarray(x)
@@ -98,13 +105,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
 
 
 def linear_backward(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
-    """Gradients of x, weight and bias for ``d_out`` [..., out]."""
+    """Gradients of x, weight and bias for ``d_out`` [..., out], all of one dtype. Arguments as in ``linear``."""
     with np.errstate(all="ignore"):
         flat = project.backward(_OPS, x.reshape(-1, x.shape[-1]), weight, d_out.reshape(-1, weight.shape[1]))
     return flat[0].reshape(x.shape), flat[1], flat[2]
 
 
 def drop(x: Array, keep: Array, rate: float) -> Array:
-    """``x * keep / (1 - rate)``, rounded once; ``keep`` (bool) has the shape of ``x``. Also its own gradient."""
+    """``x * keep / (1 - rate)``, rounded once; ``keep``: bool, True = kept, the shape of ``x``. Also its gradient."""
     with np.errstate(all="ignore"):
         return _drop.drop(_OPS, x, keep, 1.0 - rate)

@@ -8,12 +8,14 @@ exact, and are the same in every framework. Nothing here rounds, but for the div
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Protocol, TypeVar
 
 import ml_dtypes
 import numpy as np
 
-Array = Any
+from maskattn.typing import NumPyArray, Traced as Array
+
+Carry = TypeVar("Carry")
 
 #: bits of the stored mantissa, exponent bias and width in bits of the floating types
 FORMATS: dict[str, tuple[int, int, int]] = {
@@ -55,7 +57,7 @@ class Ops(Protocol):
     def any(self, x: Array, axis: int) -> Array:
         """Whether any entry along the axis, which is kept, is True."""
 
-    def take(self, table: np.ndarray[Any, Any], index: Array) -> Array:
+    def take(self, table: NumPyArray, index: Array) -> Array:
         """``table[index]`` of a one-dimensional float64 NumPy table, indices in range."""
 
     def meet(self, a: Array, b: Array) -> Array:
@@ -68,7 +70,7 @@ class Ops(Protocol):
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         """float64 zeros, where ``like`` lives."""
 
-    def scan(self, step: Callable[[Any, Any], Any], carry: Any, xs: Sequence[Array]) -> Any:
+    def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         """``for row in zip(*xs): carry = step(carry, row)``, along the leading axes, in order."""
 
 
@@ -112,7 +114,7 @@ class NumpyOps:
     def any(self, x: Array, axis: int) -> Array:
         return x.any(axis=axis, keepdims=True)
 
-    def take(self, table: np.ndarray[Any, Any], index: Array) -> Array:
+    def take(self, table: NumPyArray, index: Array) -> Array:
         return table[index]
 
     def meet(self, a: Array, b: Array) -> Array:
@@ -133,7 +135,7 @@ class NumpyOps:
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         return np.zeros(tuple(shape))
 
-    def scan(self, step: Callable[[Any, Any], Any], carry: Any, xs: Sequence[Array]) -> Any:
+    def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         for row in zip(*xs, strict=True):
             carry = step(carry, row)
         return carry

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+from maskattn._arithmetic import constant, is_number
 from maskattn.numerics.exact import bits, elementary, pair
 from maskattn.numerics.exact._ops import Array, Ops
 from maskattn.numerics.exact.pair import Pair
@@ -103,8 +104,8 @@ def _softmax(ops: Ops, x: _Inputs, given: Arrays, dtype: str, options: Options) 
     grouped = logits.hi.shape
     slope = None
     if options.softcap is not None:
-        cap = logits.hi * 0.0 + options.softcap
-        value, slope = elementary.tanh(ops, pair.divide(ops, logits, Pair(cap, cap * 0.0)))
+        cap = pair.exactly(constant(options.softcap, logits.hi))
+        value, slope = elementary.tanh(ops, pair.divide(ops, logits, cap))
         logits = pair.scaled(ops, value, options.softcap)
     bad = x.bad_query | ops.moveaxis(x.bad_key, -1, -2)
     may = bad | ~bad
@@ -115,7 +116,7 @@ def _softmax(ops: Ops, x: _Inputs, given: Arrays, dtype: str, options: Options) 
         may = may & (b != -float("inf"))
         b, bad_bias = _cleaned(ops, b)
         bad = bad | bad_bias
-        logits = pair.add(logits, Pair(b, b * 0.0))
+        logits = pair.add(logits, pair.exactly(b))
     bad = may & (bad | ~ops.isfinite(logits.hi))
     live = may & ~bad
     logits = pair.where(ops, live, logits, 0.0)
@@ -126,7 +127,7 @@ def _softmax(ops: Ops, x: _Inputs, given: Arrays, dtype: str, options: Options) 
         sink = ops.broadcast(bits.widen(ops, sinks)[None, :, None, None], (*shape[:3], 1))
         sink = ops.reshape(sink, (*grouped[:3], 1))
         hi = ops.where(sink > hi, sink, hi)
-        hi = ops.where(sink == sink, hi, bits.NAN)
+        hi = ops.where(is_number(sink), hi, bits.NAN)
     hi = ops.where(hi == lowest, 0.0, hi)
     # the low half of the largest logit too, so that the largest weight is exactly 1 and a lone key's gradient exactly 0
     lo = ops.max(ops.where(live & (logits.hi == hi), logits.lo, lowest))
@@ -141,7 +142,7 @@ def _softmax(ops: Ops, x: _Inputs, given: Arrays, dtype: str, options: Options) 
     empty = ~ops.any(may, -1)
     sink_weight = None
     if sink is not None:
-        sink_weight = elementary.exp(ops, pair.add(Pair(sink, sink * 0.0), down))
+        sink_weight = elementary.exp(ops, pair.add(pair.exactly(sink), down))
         total = pair.add(total, sink_weight)
         empty = empty & ~empty
     total = pair.where(ops, ~empty, total, 1.0)
@@ -213,14 +214,14 @@ def backward(
     bad = met & (ops.any(bad_d_out, -1) | ops.moveaxis(ops.any(x.bad_value, -1), -1, -2) | ~ops.isfinite(d_shares.hi))
     d_shares = pair.where(ops, met & ~bad, d_shares, 0.0)
     if keep is not None:
-        kept = d_shares.hi * 0.0 + options.kept
-        d_shares = pair.divide(ops, d_shares, Pair(kept, kept * 0.0))
+        kept = pair.exactly(constant(options.kept, d_shares.hi))
+        d_shares = pair.divide(ops, d_shares, kept)
     # over p dp, not over the output: a row with one key then has a gradient of exactly 0
     mean = pair.divide(ops, pair.total(ops, pair.multiply(ops, s.weights, d_shares), -1), s.total)
     rest = pair.negative(mean)
     if d_lse is not None:
         rows = _by_kv_head(ops, d_lse[..., None], kv_heads)
-        rest = pair.add(rest, Pair(rows, rows * 0.0))
+        rest = pair.add(rest, pair.exactly(rows))
     rest = Pair(ops.where(ops.any(bad, -1), bits.NAN, rest.hi), rest.lo)
     d_logits = pair.multiply(ops, shares, pair.add(d_shares, rest))
     d_logits = pair.where(ops, s.allowed, d_logits, 0.0)

@@ -6,6 +6,7 @@ float64 to bfloat16 twice. Integer operations on the patterns do not.
 
 from __future__ import annotations
 
+from maskattn._arithmetic import is_number
 from maskattn.numerics.exact._ops import FORMATS, Array, Ops
 
 NAN = float("nan")
@@ -30,7 +31,9 @@ def widen(ops: Ops, x: Array) -> Array:
     pattern = ops.bits(x)
     if dtype == "float64":
         small = ops.absolute(x) < SMALLEST_FLOAT64
-        return ops.from_bits(ops.where(x == x, ops.where(small, pattern & (-1 << 63), pattern), _NAN_BITS), "float64")
+        return ops.from_bits(
+            ops.where(is_number(x), ops.where(small, pattern & (-1 << 63), pattern), _NAN_BITS), "float64"
+        )
     top = (1 << (width - 1 - mantissa_bits)) - 1
     exponent = (pattern >> mantissa_bits) & top
     fraction = pattern & ((1 << mantissa_bits) - 1)
@@ -50,7 +53,7 @@ def narrow(ops: Ops, hi: Array, lo: Array, dtype: str) -> Array:
     "Emulation of FMA and correctly rounded sums", IEEE Trans. Comput. 57(4), theorem 1).
     """
     if dtype == "float64":
-        return ops.from_bits(ops.where(hi == hi, ops.bits(hi), _NAN_BITS), "float64")
+        return ops.from_bits(ops.where(is_number(hi), ops.bits(hi), _NAN_BITS), "float64")
     mantissa_bits, bias, width = FORMATS[dtype]
     pattern = ops.bits(hi)
     even = (pattern & 1) == 0
@@ -73,8 +76,8 @@ def narrow(ops: Ops, hi: Array, lo: Array, dtype: str) -> Array:
     field = ops.where(below > 0, kept, kept + ((exponent + bias - 1) << mantissa_bits))
     infinite = ((1 << (width - 1 - mantissa_bits)) - 1) << mantissa_bits
     field = ops.where(field > infinite, infinite, field)
-    field = ops.where(hi == hi, field, infinite + (1 << (mantissa_bits - 1)))
-    return ops.from_bits(ops.where(negative & (hi == hi), field - (1 << (width - 1)), field), dtype)
+    field = ops.where(is_number(hi), field, infinite + (1 << (mantissa_bits - 1)))
+    return ops.from_bits(ops.where(negative & is_number(hi), field - (1 << (width - 1)), field), dtype)
 
 
 def cut(ops: Ops, x: Array, width: int) -> Array:

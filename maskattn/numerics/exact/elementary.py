@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from decimal import Context, Decimal
 from functools import cache
-from typing import Any
 
 import numpy as np
 
+from maskattn._arithmetic import constant
 from maskattn.numerics.exact import bits, pair
 from maskattn.numerics.exact._ops import Array, Ops
 from maskattn.numerics.exact.pair import Pair
+from maskattn.typing import NumPyArray
 
 #: exp gives 0 below this (2^-298.6): far below what a softmax weight can add to a float32, and far above underflow
 EXP_CUT = -207.0
@@ -33,14 +34,14 @@ def _parts(x: Decimal, widths: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(terms)
 
 
-def _column(values: list[Decimal]) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+def _column(values: list[Decimal]) -> tuple[NumPyArray, NumPyArray]:
     hi = np.array([float(v) for v in values])
     lo = np.array([float(Context(prec=60).subtract(v, Decimal(float(v)))) for v in values])
     return hi, lo
 
 
 @cache
-def _exp_tables() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[float, ...], float]:
+def _exp_tables() -> tuple[NumPyArray, NumPyArray, tuple[float, ...], float]:
     context = Context(prec=60)
     ln2 = context.ln(Decimal(2))
     step = context.divide(ln2, Decimal(_STEPS))
@@ -50,7 +51,7 @@ def _exp_tables() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[flo
 
 
 @cache
-def _log_tables() -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any], tuple[float, ...]]:
+def _log_tables() -> tuple[NumPyArray, NumPyArray, tuple[float, ...]]:
     context = Context(prec=60)
     hi, lo = _column([context.ln(Decimal(1) + Decimal(j) / Decimal(_STEPS)) for j in range(_STEPS + 1)])
     return hi, lo, _parts(context.ln(Decimal(2)), (40, 40, 26))
@@ -65,7 +66,7 @@ def _product(ops: Ops, x: Array, y: Array) -> Array:
 
 def _horner(ops: Ops, x: Array, coefficients: list[float]) -> Array:
     """``c[0] + c[1] x + ...`` in float64."""
-    result = x * 0.0 + coefficients[-1]
+    result = constant(coefficients[-1], x)
     for c in reversed(coefficients[:-1]):
         result = _product(ops, result, x) + c
     return result
@@ -83,7 +84,7 @@ def exp(ops: Ops, x: Pair) -> Pair:
     r = pair.add(r, Pair(x.lo - n * step[2], x.lo * 0.0))
     square = _product(ops, r.hi, r.hi)
     tail = _product(ops, square, _horner(ops, r.hi, [1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720]))
-    power = pair.two_sum(r.hi * 0.0 + 1.0, r.hi)
+    power = pair.two_sum(constant(1.0, r.hi), r.hi)
     power = pair.two_sum(power.hi, power.lo + (r.lo + tail))
     index = ops.to_int(n)
     step_power = Pair(ops.take(table_hi, index & (_STEPS - 1)), ops.take(table_lo, index & (_STEPS - 1)))
@@ -102,7 +103,7 @@ def log(ops: Ops, x: Pair) -> Pair:
     f = Pair(x.hi * scale, x.lo * scale)  # in [1, 2)
     index = ops.floor((f.hi - 1.0) * float(_STEPS) + 0.5)
     center = index * (1 / _STEPS) + 1.0  # exact
-    z = pair.divide(ops, pair.add(f, Pair(-center, center * 0.0)), Pair(center, center * 0.0))
+    z = pair.divide(ops, pair.add(f, Pair(-center, center * 0.0)), pair.exactly(center))
     square = _product(ops, z.hi, z.hi)
     tail = _product(ops, square, _horner(ops, z.hi, [-1 / 2, 1 / 3, -1 / 4, 1 / 5, -1 / 6, 1 / 7]))
     e = ops.to_float(exponent)
@@ -117,7 +118,7 @@ def tanh(ops: Ops, x: Pair) -> tuple[Pair, Pair]:
     below = x.hi < 0
     size = Pair(ops.where(below, x.hi, -x.hi) * 2.0, ops.where(below, x.lo, -x.lo) * 2.0)
     e = exp(ops, size)
-    one = Pair(e.hi * 0.0 + 1.0, e.hi * 0.0)
+    one = Pair(constant(1.0, e.hi), e.hi * 0.0)
     above = pair.add(one, e)
     value = pair.divide(ops, pair.add(one, pair.negative(e)), above)
     slope = pair.divide(ops, Pair(e.hi * 4.0, e.lo * 4.0), pair.multiply(ops, above, above))

@@ -12,6 +12,7 @@ import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from maskattn._arithmetic import constant
 from maskattn.numerics.exact import bits
 from maskattn.numerics.exact._ops import FORMATS, Array, Ops
 
@@ -21,6 +22,11 @@ class Pair(NamedTuple):
 
     hi: Array
     lo: Array
+
+
+def exactly(x: Array) -> Pair:
+    """A float64 as a pair. Its low half is NaN where it is not finite, and so is all that is computed with it."""
+    return Pair(x, x * 0.0)
 
 
 def two_sum(a: Array, b: Array) -> Pair:
@@ -54,8 +60,7 @@ def where(ops: Ops, condition: Array, x: Pair, hi: Array | float) -> Pair:
 
 def widen(ops: Ops, x: Array) -> Pair:
     """An array of any floating type as a pair, exactly."""
-    hi = bits.widen(ops, x)
-    return Pair(hi, hi * 0.0)
+    return exactly(bits.widen(ops, x))
 
 
 def multiply(ops: Ops, x: Pair, y: Pair) -> Pair:
@@ -70,14 +75,13 @@ def multiply(ops: Ops, x: Pair, y: Pair) -> Pair:
 
 def scaled(ops: Ops, x: Pair, factor: float) -> Pair:
     """``x`` times a float64 constant."""
-    hi = x.hi * 0.0 + factor
-    return multiply(ops, x, Pair(hi, hi * 0.0))
+    return multiply(ops, x, exactly(constant(factor, x.hi)))
 
 
 def divide(ops: Ops, x: Pair, y: Pair) -> Pair:
     """``x / y`` with a relative error below 2^-75; exact where the quotient fits float64."""
     quotient = x.hi / y.hi
-    product = multiply(ops, Pair(quotient, quotient * 0.0), y)
+    product = multiply(ops, exactly(quotient), y)
     rest = (x.hi - product.hi) + (x.lo - product.lo)
     return _fast_two_sum(quotient, rest / y.hi)
 

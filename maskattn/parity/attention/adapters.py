@@ -26,8 +26,9 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 
 from maskattn.parity.attention.case import Case
+from maskattn.typing import NumPyArray
 
-Arrays = dict[str, np.ndarray[Any, Any]]
+Arrays = dict[str, NumPyArray]
 
 #: What the library itself promises.
 CONVENTIONS = {
@@ -73,8 +74,8 @@ def load(spec: str) -> Adapter:
     module_name, colon, attribute = spec.partition(":")
     if not (module_name and colon and attribute):
         raise ValueError(f"an adapter is named pkg.mod:ATTRIBUTE, got {spec!r}")
-    found = getattr(importlib.import_module(module_name), attribute)
-    adapter = found() if isinstance(found, type) else found
+    loaded = getattr(importlib.import_module(module_name), attribute)
+    adapter = loaded() if isinstance(loaded, type) else loaded
     if not hasattr(adapter, "name"):
         adapter = _Named(adapter, spec)
     missing = [name for name in ("conventions", "unsupported", "run") if not hasattr(adapter, name)]
@@ -90,21 +91,21 @@ def load(spec: str) -> Adapter:
 class _Named:
     """An adapter that has no name, under the text that it was loaded by."""
 
-    def __init__(self, adapter: Any, name: str) -> None:
+    def __init__(self, adapter: object, name: str) -> None:
         self._adapter, self.name = adapter, name
 
     def __getattr__(self, attribute: str) -> Any:
         return getattr(self._adapter, attribute)
 
 
-def twin(name: str, kernel: str = "reference", **options: Any) -> Adapter:
+def twin(name: str, kernel: str = "reference", **options: object) -> Adapter:
     """One of `TWINS` with this kernel, blockwise in small tiles; `options` are further fields of its adapter."""
     if kernel == "blockwise":
         options = {"blocks": TILES, **options}
     return dataclasses.replace(load(TWINS[name]), kernel=kernel, **options)  # type: ignore[type-var]
 
 
-def twins(kernel: str = "reference", **options: Any) -> list[Adapter]:
+def twins(kernel: str = "reference", **options: object) -> list[Adapter]:
     """Both twins: see `twin`."""
     return [twin(name, kernel, **options) for name in TWINS]
 

@@ -10,8 +10,7 @@ from maskattn import biases
 from maskattn._pairs import grid
 from maskattn.parity.attention.case import Case, Shape
 from maskattn.parity.draws import Draws
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 def inputs(case: Case) -> dict[str, Array]:

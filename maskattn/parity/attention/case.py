@@ -11,8 +11,7 @@ from maskattn import biases, masks
 from maskattn.arrays import dtype_named
 from maskattn.config import AttentionConfig
 from maskattn.numerics import dropout, rng
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array, NumPyDType, SharedAxis
 
 
 @dataclass(frozen=True)
@@ -64,7 +63,7 @@ class Case:
     plant: float | None = None
     spread: float = 2.0
     dropout_rate: float = 0.0
-    dropout_broadcast: tuple[str, ...] = ()
+    dropout_broadcast: tuple[SharedAxis, ...] = ()
     seed: int = 0
     tags: frozenset[str] = field(default_factory=frozenset)
 
@@ -72,12 +71,12 @@ class Case:
         return f"Case({self.id!r})"
 
     @property
-    def numpy_dtype(self) -> np.dtype[Any]:
+    def numpy_dtype(self) -> NumPyDType:
         """The dtype of query, key, value and output."""
         return dtype_named(self.dtype)
 
     @property
-    def lse_dtype(self) -> np.dtype[Any]:
+    def lse_dtype(self) -> NumPyDType:
         """float64 for float64 inputs, float32 otherwise."""
         return np.dtype(np.float64 if self.dtype == "float64" else np.float32)
 

@@ -16,8 +16,7 @@ from maskattn.numerics import oracle
 from maskattn.parity.attention.arrays import bias_rows, bias_values
 from maskattn.parity.attention.case import Case
 from maskattn.parity.findings import Finding, bits_equal
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 #: Results of an adapter, in order, and the fields of the oracle that judge them.
 GRADIENTS = {"d_query": "query", "d_key": "key", "d_value": "value", "d_bias": "bias", "d_sinks": "sinks"}
@@ -76,32 +75,32 @@ def table_sums(case: Case, d_values: Array) -> Array:
     """The gradient of a bias's table from that of its values, summed in their dtype: [rows, H]."""
     assert case.table is not None
     values, count = np.moveaxis(np.asarray(d_values), 1, -1), case.table.shape[0]
-    found = np.zeros((count, values.shape[-1]), values.dtype)
-    np.add.at(found, bias_rows(case.bias, case.shape)[:, 0], values)
-    return found
+    sums = np.zeros((count, values.shape[-1]), values.dtype)
+    np.add.at(sums, bias_rows(case.bias, case.shape)[:, 0], values)
+    return sums
 
 
 def form(case: Case, subject: str, results: dict[str, Array], verdict: Verdict) -> list[Finding]:
     """Every quantity is there, in the right shape and dtype, and not a number exactly where the oracle has none. The
     mask as the implementation lowers it, where it returns one, is the dense mask bit for bit."""
-    found = []
+    findings = []
     if "mask" in results:
         dense = bits_equal("mask", subject, "mask", results["mask"], case.allowed)
-        found += [] if dense.held else [dense]
+        findings += [] if dense.held else [dense]
     for name, right in verdict.right.items():
         if name not in results:
-            found.append(Finding("form", subject, name, False, f"missing; got {', '.join(results)}"))
+            findings.append(Finding("form", subject, name, False, f"missing; got {', '.join(results)}"))
             continue
         got, dtype = results[name], case.lse_dtype if name == "lse" else case.numpy_dtype
         if got.shape != right.shape or got.dtype != dtype:
             message = f"expected {dtype}{list(right.shape)}, got {got.dtype}{list(got.shape)}"
-            found.append(Finding("form", subject, name, False, message))
+            findings.append(Finding("form", subject, name, False, message))
         elif (np.isnan(got.astype(np.float64)) != np.isnan(right)).any():
             count = int((np.isnan(got.astype(np.float64)) != np.isnan(right)).sum())
-            found.append(
+            findings.append(
                 Finding("form", subject, name, False, f"NaN in {count} places where the oracle has none, or not")
             )
-    return found
+    return findings
 
 
 def errors(got: Array, right: Array) -> Array:
@@ -123,11 +122,11 @@ def ulp_errors(got: Array, right: Array, magnitude: float) -> Array:
 
 def tier1(case: Case, subject: str, results: dict[str, Array], verdict: Verdict) -> list[Finding]:
     """`exact` is right: at most 0.51 ulp from the oracle (in longdouble), and 0 where the oracle is 0."""
-    found, limit = [], standards.value("tier1.ulp")
+    findings, limit = [], standards.value("tier1.ulp")
     for name, right in verdict.right.items():
         got = results[name]
         if got.dtype == np.float64 or name == "d_table":  # a sum of results that are themselves rounded
-            found.append(_tier2_one("tier1", subject, name, got, verdict))
+            findings.append(_tier2_one("tier1", subject, name, got, verdict))
             continue
         apart = ulp_errors(got, right, verdict.magnitude[name])
         worst = float(apart.max(initial=0))
@@ -135,8 +134,8 @@ def tier1(case: Case, subject: str, results: dict[str, Array], verdict: Verdict)
         message = f"{worst:.4f} ulp, limit {limit}" if worst > limit else ""
         if nonzero:
             message += f"; {nonzero} not 0 where the oracle is 0"
-        found.append(Finding("tier1", subject, name, not message, message, worst, limit, got.size))
-    return found
+        findings.append(Finding("tier1", subject, name, not message, message, worst, limit, got.size))
+    return findings
 
 
 def tier2(
@@ -167,21 +166,21 @@ def beside_plain(
     """By quantity and dtype: the largest error of the results and of the plain computation, in units of eps A, and of
     how many numbers. They are compared over a whole run (`run`): the largest of a few errors is chance. The unit
     grows with the logits as tier 2's limit does, so that one case of huge logits does not hide all others."""
-    found = {}
+    measured = {}
     for name, right in verdict.right.items():
         dtype = str(results[name].dtype)
         growth = 1 + standards.value("tier2.slope") / standards.value("tier2.base") * verdict.logit
         unit = standards.eps(dtype) * verdict.magnitude[name] * growth
         if unit:
             mine, theirs = (float(errors(x[name], right).max(initial=0)) / unit for x in (results, plain))
-            found[name, dtype] = (mine, theirs, right.size)
-    return found
+            measured[name, dtype] = (mine, theirs, right.size)
+    return measured
 
 
 def tier0(case: Case, subject: str, results: dict[str, Array], verdict: Verdict) -> list[Finding]:
     """What is exactly 0 in every kernel: the output (+0) and dQ of an empty row under "zero", and the gradients of
     keys, values and biases that nothing may attend to."""
-    s, found = case.shape, []
+    s, findings = case.shape, []
     allowed: Any = np.broadcast_to(verdict.allowed, s.scores)
     reached = allowed.any(axis=2).reshape(s.batch, s.kv_heads, -1, s.kv_len).any(axis=2).transpose(0, 2, 1)
     empty = ~allowed.any(axis=3).transpose(0, 2, 1)
@@ -197,9 +196,9 @@ def tier0(case: Case, subject: str, results: dict[str, Array], verdict: Verdict)
         signed = entries.astype(np.float64)
         wrong = int(((signed != 0) | (np.signbit(signed) if name in ("output", "d_query") else False)).sum())
         message = f"{wrong} of {entries.size} entries that must be exactly 0 are not" if wrong else ""
-        found.append(Finding("tier0", subject, name, not wrong, message, wrong, 0, entries.size, wrong))
+        findings.append(Finding("tier0", subject, name, not wrong, message, wrong, 0, entries.size, wrong))
     if "d_bias" in results and results["d_bias"].shape == s.scores:
         wrong = int((results["d_bias"][~allowed].astype(np.float64) != 0).sum())
         message = f"{wrong} masked entries are not 0" if wrong else ""
-        found.append(Finding("tier0", subject, "d_bias", not wrong, message, wrong, 0, int((~allowed).sum()), wrong))
-    return found
+        findings.append(Finding("tier0", subject, "d_bias", not wrong, message, wrong, 0, int((~allowed).sum()), wrong))
+    return findings

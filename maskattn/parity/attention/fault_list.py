@@ -11,7 +11,7 @@ import numpy as np
 from maskattn import biases, masks
 from maskattn.attention import Call
 from maskattn.parity.attention.case import Case
-from maskattn.parity.attention.faults import Array, Fault, Framework
+from maskattn.parity.attention.faults import Array, Fault, TwinArrays
 
 Kernel = Callable[[Call], tuple[Any, Any]]
 
@@ -21,12 +21,12 @@ def on(kind: type[masks.Mask], change: Callable[[Any, Case], masks.Mask]) -> Cal
     return lambda mask, case: masks.rebuild(mask, lambda part: change(part, case) if isinstance(part, kind) else None)
 
 
-def option(name: str, change: Callable[[Call], Any]) -> Callable[[Kernel, Framework], Kernel]:
+def option(name: str, change: Callable[[Call], Any]) -> Callable[[Kernel, TwinArrays], Kernel]:
     """A kernel that runs with one argument of the call changed."""
     return lambda kernel, _: lambda call: kernel(replace(call, **{name: change(call)}))
 
 
-def _mask_after_softmax(kernel: Kernel, framework: Framework) -> Kernel:
+def _mask_after_softmax(kernel: Kernel, framework: TwinArrays) -> Kernel:
     """softmax over everything, then weights times mask: the rows no longer sum to 1."""
 
     def attend(call: Call) -> tuple[Any, Any]:
@@ -37,10 +37,10 @@ def _mask_after_softmax(kernel: Kernel, framework: Framework) -> Kernel:
     return attend
 
 
-def _fill(number: float) -> Callable[[Kernel, Framework], Kernel]:
+def _fill(number: float) -> Callable[[Kernel, TwinArrays], Kernel]:
     """Masked logits get `number` added in place of being forbidden: 0 is a bool mask added as a number."""
 
-    def plant(kernel: Kernel, framework: Framework) -> Kernel:
+    def plant(kernel: Kernel, framework: TwinArrays) -> Kernel:
         def attend(call: Call) -> tuple[Any, Any]:
             return kernel(replace(call, mask=None, bias=framework.bind(biases.Additive(call.mask, number), call.query)))
 
@@ -49,7 +49,7 @@ def _fill(number: float) -> Callable[[Kernel, Framework], Kernel]:
     return plant
 
 
-def _dropout_before_softmax(kernel: Kernel, framework: Framework) -> Kernel:
+def _dropout_before_softmax(kernel: Kernel, framework: TwinArrays) -> Kernel:
     """Logits are dropped, not weights: what is left sums to 1."""
 
     def attend(call: Call) -> tuple[Any, Any]:
@@ -59,7 +59,7 @@ def _dropout_before_softmax(kernel: Kernel, framework: Framework) -> Kernel:
     return attend
 
 
-def _dropout_unscaled(kernel: Kernel, _: Framework) -> Kernel:
+def _dropout_unscaled(kernel: Kernel, _: TwinArrays) -> Kernel:
     """Kept weights are not divided by 1 - rate."""
 
     def attend(call: Call) -> tuple[Any, Any]:
@@ -69,7 +69,7 @@ def _dropout_unscaled(kernel: Kernel, _: Framework) -> Kernel:
     return attend
 
 
-def _tiled(kernel: Kernel, framework: Framework) -> Kernel:
+def _tiled(kernel: Kernel, framework: TwinArrays) -> Kernel:
     """Query head h reads kv head h % K, not h // (H // K)."""
 
     def attend(call: Call) -> tuple[Any, Any]:

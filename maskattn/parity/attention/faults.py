@@ -13,15 +13,12 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 from typing import Any
 
-import numpy as np
-
 from maskattn import masks
 from maskattn.parity.attention import adapters, run
 from maskattn.parity.attention.adapters import Arrays
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.cases import get
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 @dataclass(frozen=True)
@@ -52,7 +49,7 @@ class Fault:
     uses: str = "reference"
 
 
-class Framework:
+class TwinArrays:
     """The few array functions that a planted kernel needs, of a twin's framework."""
 
     def __init__(self, twin: str) -> None:
@@ -61,11 +58,11 @@ class Framework:
         self.lower = importlib.import_module(f"maskattn_{twin}.lower")
         self.dropout = importlib.import_module(f"maskattn_{twin}.dropout")
 
-    def exp(self, x: Any) -> Any:
+    def exp(self, x: object) -> Any:
         """The exponential."""
         return self.arrays.exp(x)
 
-    def matmul(self, a: Any, b: Any, precision: str) -> Any:
+    def matmul(self, a: object, b: object, precision: str) -> Any:
         """a @ b."""
         return self.arrays.matmul(a, b)
 
@@ -107,7 +104,7 @@ class Faulty:
 @contextlib.contextmanager
 def _patched(twin: str, kernel: str, fault: Fault) -> Iterator[None]:
     functional = importlib.import_module(f"maskattn_{twin}.functional")
-    framework, original = Framework(twin), functional.KERNELS[kernel]
+    framework, original = TwinArrays(twin), functional.KERNELS[kernel]
     multihead = importlib.import_module(f"maskattn_{twin}.multihead")
     made = [(original, name, make) for name, make in fault.internals.items()]
     made += [(multihead, name, make) for name, make in fault.module.items()]

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -16,6 +15,7 @@ from maskattn import masks
 from maskattn.parity.attention.adapters import Adapter, NumpyExact
 from maskattn.parity.attention.arrays import cotangent, inputs
 from maskattn.parity.attention.case import Case, Shape
+from maskattn.typing import NumPyArray
 
 #: Written out rather than drawn from the registry: a golden case must not change when the registry grows.
 _SHAPE = Shape(batch=2, q_len=5, kv_len=7, heads=4, kv_heads=2, head_dim=3, v_head_dim=5)
@@ -41,12 +41,12 @@ def hashes(adapter: Adapter, case: Case) -> dict[str, str]:
     """SHA-256 of each result's bytes (little-endian, C order), and of the inputs': a change there is told apart."""
     given, cotangents = inputs(case), cotangent(case)
     results = adapter.run(case, given, None, cotangents)
-    found = {f"in:{name}": array for name, array in {**given, **{f"d_{n}": a for n, a in cotangents.items()}}.items()}
-    found |= {name: array for name, array in results.items() if name != "mask"}
-    return {name: _hash(array) for name, array in sorted(found.items())}
+    arrays = {f"in:{name}": array for name, array in {**given, **{f"d_{n}": a for n, a in cotangents.items()}}.items()}
+    arrays |= {name: array for name, array in results.items() if name != "mask"}
+    return {name: _hash(array) for name, array in sorted(arrays.items())}
 
 
-def _hash(array: np.ndarray[Any, Any]) -> str:
+def _hash(array: NumPyArray) -> str:
     little = array if array.dtype.byteorder in "|=<" else array.astype(array.dtype.newbyteorder("<"))
     return hashlib.sha256(np.ascontiguousarray(little).tobytes()).hexdigest()
 

@@ -10,8 +10,7 @@ from maskattn import standards
 from maskattn.numerics import oracle, rng
 from maskattn.parity.attention.case import Case
 from maskattn.parity.findings import Finding
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 def module_findings(
@@ -34,7 +33,7 @@ def module_findings(
     right = standards.module_oracle(inputs["query"], weights, inputs["mask"], case.dtype, **given)
     limit = standards.module_limit(inputs["query"], weights, inputs["mask"], case.dtype, **given)
     right, limit = _dropped_output(case, right), _dropped_output(case, limit) + standards.eps(case.dtype) * abs(right)
-    found = [_within("module", subject, "output", results, right, limit, case)]
+    findings = [_within("module", subject, "output", results, right, limit, case)]
     expected, sizes = module_gradients(case, inputs, cotangent, weights)
     for name, gradient in expected.items():
         # First order in each of the roundings between input and gradient: a handful of limits of one product, and for
@@ -43,8 +42,8 @@ def module_findings(
         if standards.is_narrow(case.dtype):
             unit += standards.value("module.narrow") * standards.eps(case.dtype)
         bound = standards.value("module.gradient") * unit * float(sizes[name].max(initial=0))
-        found.append(_within("module", subject, name, results, gradient, np.full(gradient.shape, bound), case))
-    return found
+        findings.append(_within("module", subject, name, results, gradient, np.full(gradient.shape, bound), case))
+    return findings
 
 
 def _within(
@@ -107,18 +106,18 @@ def _gradients(
         grads: Any = oracle.magnitudes(*arrays, d_output=d_attention, **kept)
     else:
         grads = oracle.backward(*arrays, d_output=d_attention, **kept)
-    found = {} if grads.sinks is None else {"d_sinks": grads.sinks}
-    found |= {"d_out.kernel": np.einsum("blhd,blo->hdo", output, d_out), "d_out.bias": d_out.sum(axis=(0, 1))}
+    gradients = {} if grads.sinks is None else {"d_sinks": grads.sinks}
+    gradients |= {"d_out.kernel": np.einsum("blhd,blo->hdo", output, d_out), "d_out.bias": d_out.sum(axis=(0, 1))}
     inner = {}
     for name in ("query", "key", "value"):
         gradient = getattr(grads, name)
-        found[f"d_{name}.kernel"] = np.einsum("ble,blhd->ehd", x[name], gradient)
-        found[f"d_{name}.bias"] = gradient.sum(axis=(0, 1))
+        gradients[f"d_{name}.kernel"] = np.einsum("ble,blhd->ehd", x[name], gradient)
+        gradients[f"d_{name}.bias"] = gradient.sum(axis=(0, 1))
         inner[f"d_{name}"] = np.einsum("blhd,ehd->ble", gradient, w[f"{name}.kernel"])
     same = inputs["key"] is inputs["query"]
-    found |= {"d_query": sum(inner.values())} if same else inner
+    gradients |= {"d_query": sum(inner.values())} if same else inner
     return {
         name: gradient
-        for name, gradient in found.items()
+        for name, gradient in gradients.items()
         if name in ("d_query", "d_key", "d_value") or name[2:] in weights
     }

@@ -8,8 +8,8 @@ import numpy as np
 
 from maskattn.numerics import exact, rng
 from maskattn.parity.attention.case import Case
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 _INPUTS = ("query", "key", "value")
 
 

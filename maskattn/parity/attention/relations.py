@@ -18,8 +18,8 @@ from maskattn.parity.attention.arrays import cotangent, inputs
 from maskattn.parity.attention.case import Case, Shape
 from maskattn.parity.draws import Draws
 from maskattn.parity.findings import Finding, bits_equal
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Arrays = dict[str, Array]
 
 SELF = Shape(batch=2, q_len=12, kv_len=12, heads=4, kv_heads=2, head_dim=5, v_head_dim=3)
@@ -57,13 +57,13 @@ class Scene:
         if getattr(adapter, "kernel", "exact") == "exact" and self.case.dtype == "float32":
             return [bits_equal(relation, subject, name, left[name], right[name]) for name in names]
         verdict = checks.judge(self.case, self.arrays, self.cotangent)
-        found = []
+        findings = []
         for name in names:
             limit = 2 * standards.tier2_limit(self.case.dtype, verdict.magnitude[name], verdict.logit, verdict.length)
             worst = float(checks.errors(left[name], right[name].astype(np.float64)).max(initial=0))
             message = "" if worst <= limit else f"{worst:.3g} apart, limit {limit:.3g}"
-            found.append(Finding(relation, subject, name, not message, message, worst, limit, left[name].size))
-        return found
+            findings.append(Finding(relation, subject, name, not message, message, worst, limit, left[name].size))
+        return findings
 
 
 def _side(name: str) -> str:
@@ -128,12 +128,12 @@ def _random_scene(name: str, seed: int) -> tuple[Scene, Array]:
 def batch_slice(adapter: Adapter, seed: int) -> list[Finding]:
     """A batch gives what its rows give one at a time."""
     scene, keep = _random_scene("batch slice", seed)
-    whole, found = scene.run(adapter), []
+    whole, findings = scene.run(adapter), []
     for b in range(SELF.batch):
         alone = scene.changed(masks.Dense(keep[b : b + 1]), _rows(slice(b, b + 1)), batch=1)
         part = {name: array[b : b + 1] for name, array in whole.items()}
-        found += alone.compare("batch slice = batch", adapter, part, alone.run(adapter))
-    return found
+        findings += alone.compare("batch slice = batch", adapter, part, alone.run(adapter))
+    return findings
 
 
 def permutations(adapter: Adapter, seed: int) -> list[Finding]:
@@ -142,7 +142,7 @@ def permutations(adapter: Adapter, seed: int) -> list[Finding]:
     Queries: the gradients of keys and values are sums over queries in another order and are left out.
     """
     scene, keep = _random_scene("permutation", seed)
-    whole, found, groups = scene.run(adapter), [], SELF.heads // SELF.kv_heads
+    whole, findings, groups = scene.run(adapter), [], SELF.heads // SELF.kv_heads
     b, g, q = (np.roll(np.arange(n), 1) for n in (SELF.batch, SELF.kv_heads, SELF.q_len))
     h = (g[:, None] * groups + np.arange(groups)).ravel()
     kinds: dict[str, tuple[Array, Callable[[str, Array], Array]]] = {
@@ -154,17 +154,17 @@ def permutations(adapter: Adapter, seed: int) -> list[Finding]:
         got = scene.changed(masks.Dense(mask), change).run(adapter)
         names = _QUERY_SIDE if kind == "queries" else tuple(whole)
         expected = {name: change(name, whole[name]) for name in names}
-        found += scene.compare(f"permuted {kind}", adapter, expected, got)
-    return found
+        findings += scene.compare(f"permuted {kind}", adapter, expected, got)
+    return findings
 
 
 def causal_prefix(adapter: Adapter, seed: int) -> list[Finding]:
     """Under a causal mask, the first m positions, a later chunk and single decoding steps equal the full pass."""
     scene = Scene("causal prefix", masks.Causal(), SELF, seed)
-    whole, found, m = scene.run(adapter), [], 7
+    whole, findings, m = scene.run(adapter), [], 7
     short = scene.changed(masks.Causal(), lambda _, array: array[:, :m], q_len=m, kv_len=m)
     names = ("output", "lse", "d_query")
-    found += short.compare("causal prefix", adapter, {n: whole[n][:, :m] for n in names}, short.run(adapter))
+    findings += short.compare("causal prefix", adapter, {n: whole[n][:, :m] for n in names}, short.run(adapter))
     for start, stop in ((m, SELF.q_len), (m, m + 1), (SELF.q_len - 1, SELF.q_len)):
         window = slice(start, stop)
         step = scene.changed(
@@ -173,8 +173,8 @@ def causal_prefix(adapter: Adapter, seed: int) -> list[Finding]:
             q_len=stop - start,
         )
         expected = {n: whole[n][:, window] for n in names}
-        found += step.compare(f"causal steps {start}:{stop}", adapter, expected, step.run(adapter))
-    return found
+        findings += step.compare(f"causal steps {start}:{stop}", adapter, expected, step.run(adapter))
+    return findings
 
 
 def same_mask(adapter: Adapter, seed: int) -> list[Finding]:
@@ -189,16 +189,16 @@ def same_mask(adapter: Adapter, seed: int) -> list[Finding]:
         "dense = expression": (m, masks.Dense(m.dense(n, n, batch=SELF.batch, heads=SELF.heads))),
         "window >= N and causal = causal": (masks.Causal(), masks.Causal() & masks.SlidingWindow(n, n)),
     }
-    found = []
+    findings = []
     for name, (left, right) in pairs.items():
         scene = Scene(name, left, SELF, seed)
-        found += scene.compare(name, adapter, scene.run(adapter), scene.changed(right).run(adapter))
+        findings += scene.compare(name, adapter, scene.run(adapter), scene.changed(right).run(adapter))
     scene = Scene("bool mask = -inf bias", m, SELF, seed)
     bias = np.where(scene.arrays["mask"], 0, -np.inf).astype(np.float32)
     additive = replace(scene.case, mask=None, bias="dense")
     arrays = {**scene.arrays, "mask": np.ones_like(scene.arrays["mask"]), "bias": bias}
     got = adapter.run(additive, arrays, None, scene.cotangent)
-    return found + scene.compare("bool mask = -inf bias", adapter, scene.run(adapter), got)
+    return findings + scene.compare("bool mask = -inf bias", adapter, scene.run(adapter), got)
 
 
 def grouped(adapter: Adapter, seed: int) -> list[Finding]:
@@ -237,7 +237,7 @@ def masked_replaced(adapter: Adapter, seed: int) -> list[Finding]:
     A query that may attend to the changed key is spoiled, and so are the gradients of what a spoiled query attends to;
     everything else must stay, in every kernel that keeps masked values out entirely.
     """
-    found = []
+    findings = []
     scene, keep = _random_scene("masked replaced", seed)
     whole, groups = scene.run(adapter), SELF.heads // SELF.kv_heads
     for word, number in {"NaN": np.nan, "inf": np.inf, "-7": -7.0}.items():
@@ -253,8 +253,8 @@ def masked_replaced(adapter: Adapter, seed: int) -> list[Finding]:
         got = changed.run(adapter)
         for name, array in whole.items():
             where = stays[_side(name)]
-            found.append(bits_equal(f"masked = {word}", adapter.name, name, array[where], got[name][where]))
-    return found
+            findings.append(bits_equal(f"masked = {word}", adapter.name, name, array[where], got[name][where]))
+    return findings
 
 
 RELATIONS: dict[str, Callable[[Adapter, int], list[Finding]]] = {

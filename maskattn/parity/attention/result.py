@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from maskattn.parity.attention.case import Case
 from maskattn.parity.findings import Finding
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 #: How one implementation fared on one case. Only "held" is good; "unsupported" and "differs" say why.
 Status = Literal["held", "failed", "error", "unsupported", "differs"]
 
 
 @dataclass
-class Outcome:
+class CaseOutcome:
     """One implementation on one case: its status, why, its findings, and for the report the errors in ulps."""
 
     case: Case
@@ -47,7 +46,7 @@ class Result:
 
     kernel: str
     subjects: list[str]
-    outcomes: list[Outcome] = field(default_factory=list)
+    outcomes: list[CaseOutcome] = field(default_factory=list)
     overall: list[Finding] = field(default_factory=list)
 
     @property
@@ -57,7 +56,7 @@ class Result:
         return lines + [str(finding) for finding in self.overall if not finding.held]
 
     @property
-    def not_run(self) -> list[Outcome]:
+    def not_run(self) -> list[CaseOutcome]:
         """Outcomes that are neither good nor bad: unsupported, or declared to differ."""
         return [outcome for outcome in self.outcomes if outcome.status in ("unsupported", "differs")]
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Callable, Iterable, Sequence
-from typing import Any
 
 import numpy as np
 
@@ -15,10 +14,9 @@ from maskattn.parity.attention.adapters import Adapter
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.cases import fresh
 from maskattn.parity.attention.module_checks import module_findings
-from maskattn.parity.attention.result import Outcome, Result
+from maskattn.parity.attention.result import CaseOutcome, Result
 from maskattn.parity.findings import Finding, bits_equal
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 def run_cases(
@@ -58,7 +56,7 @@ def _subject(adapter: Adapter) -> str:
     return adapter.name if mode == usual else f"{adapter.name}-{mode}"
 
 
-def run_case(case: Case, implementations: Sequence[Adapter], kernel: str) -> list[Outcome]:
+def run_case(case: Case, implementations: Sequence[Adapter], kernel: str) -> list[CaseOutcome]:
     """One case over every implementation: outcomes in their order. Never raises for what an implementation does."""
     inputs, cotangent = arrays.inputs(case), arrays.cotangent(case)
     weights = arrays.weights(case) if case.config is not None else None
@@ -66,7 +64,7 @@ def run_case(case: Case, implementations: Sequence[Adapter], kernel: str) -> lis
     if case.config is None and any(adapter.conventions.get("lse") == "none" for adapter in implementations):
         cotangent["lse"] = np.zeros_like(cotangent["lse"])  # so that all are asked for the same gradients
     for adapter in implementations:
-        outcome = Outcome(case, _subject(adapter), "held")
+        outcome = CaseOutcome(case, _subject(adapter), "held")
         outcomes.append(outcome)
         reasons, differs = _declined(adapter, case)
         if reasons:
@@ -111,7 +109,7 @@ def _declined(adapter: Adapter, case: Case) -> tuple[list[str], bool]:
     return reasons, bool(reasons)
 
 
-def _raised(outcome: Outcome, error: Exception) -> None:
+def _raised(outcome: CaseOutcome, error: Exception) -> None:
     if outcome.case.must_raise and isinstance(error, ValueError) and "empty_rows" in str(error):
         outcome.findings.append(Finding("raises", outcome.subject, "output", True))
         return
@@ -127,7 +125,7 @@ def _judge(
     cotangent: dict[str, Array],
     weights: dict[str, Array] | None,
     results: dict[str, dict[str, Array]],
-    outcomes: dict[str, Outcome],
+    outcomes: dict[str, CaseOutcome],
     kernel: str,
     declared: dict[str, dict[str, str]],
 ) -> None:
@@ -154,7 +152,7 @@ def _judge(
 
 
 def _judge_one(
-    outcome: Outcome,
+    outcome: CaseOutcome,
     got: dict[str, Array],
     verdict: checks.Verdict,
     usual: dict[str, Array] | None,
@@ -192,10 +190,10 @@ def _judge_one(
 def _compare(left: str, first: dict[str, Array], right: str, second: dict[str, Array]) -> list[Finding]:
     subject = f"{left} = {right}"
     names = [name for name in first if name != "mask"]
-    found = [bits_equal("bits", subject, name, first[name], second[name]) for name in names if name in second]
+    findings = [bits_equal("bits", subject, name, first[name], second[name]) for name in names if name in second]
     for name in sorted((set(first) ^ set(second)) - {"mask"}):
-        found.append(Finding("bits", subject, name, False, "only one of the two returned it"))
-    return found
+        findings.append(Finding("bits", subject, name, False, "only one of the two returned it"))
+    return findings
 
 
 def _enough(result: Result) -> Finding:
@@ -206,7 +204,7 @@ def _enough(result: Result) -> Finding:
 
 def _equal_shares(result: Result) -> list[Finding]:
     """The share of results equal to the rounded oracle, for the narrow dtypes, over the whole run."""
-    found = []
+    findings = []
     for subject in result.subjects:
         for dtype in ("bfloat16", "float16"):
             mine = [o.narrow for o in result.outcomes if o.subject == subject and o.case.dtype == dtype]
@@ -215,13 +213,13 @@ def _equal_shares(result: Result) -> list[Finding]:
                 continue
             share, limit = sum(same for same, _ in mine) / elements, standards.value(f"tier2.equal.{dtype}")
             message = f"{share:.5f} of {elements} equal the rounded oracle, at least {limit} must"
-            found.append(Finding("equal", subject, dtype, share >= limit, message, share, limit, elements))
-    return found
+            findings.append(Finding("equal", subject, dtype, share >= limit, message, share, limit, elements))
+    return findings
 
 
 def _no_worse_than_plain(result: Result) -> list[Finding]:
     """The largest error of each quantity is at most twice that of the plain computation, plus eps A."""
-    found = []
+    findings = []
     for subject in result.subjects:
         mine = [outcome for outcome in result.outcomes if outcome.subject == subject]
         for key in dict.fromkeys(key for outcome in mine for key in outcome.beside_plain):
@@ -231,5 +229,5 @@ def _no_worse_than_plain(result: Result) -> list[Finding]:
             worst, plain_worst = max(x for x, _, _ in seen), max(x for _, x, _ in seen)
             limit = standards.plain_limit(plain_worst)
             message = f"{worst:.3g} units in {key[1]}, the plain computation {plain_worst:.3g}, limit {limit:.3g}"
-            found.append(Finding("plain", subject, key[0], worst <= limit, message, worst, limit))
-    return found
+            findings.append(Finding("plain", subject, key[0], worst <= limit, message, worst, limit))
+    return findings

@@ -5,14 +5,11 @@ Computed in the case's dtype (float32 for the narrow ones, rounded once at the e
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.checks import options, table_sums
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 def run(case: Case, inputs: dict[str, Array], cotangent: dict[str, Array]) -> dict[str, Array]:

@@ -33,7 +33,7 @@ class TwinAdapter:
 
     def __post_init__(self) -> None:
         declared = getattr(self.kernels[self.kernel], "CONVENTIONS", {})
-        object.__setattr__(self, "conventions", {**self.conventions, **declared})
+        vars(self)["conventions"] = {**self.conventions, **declared}
 
     def unsupported(self, case: Case) -> list[str]:
         """Every reason why this case cannot be run: it runs every case, or its kernel says why not."""

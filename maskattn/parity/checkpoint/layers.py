@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from typing import Any
 
 import numpy as np
 
 from maskattn import checkpoints
+from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts import CANONICAL, Layout
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Layers = dict[str, dict[str, str]]
 
 
@@ -40,17 +40,16 @@ def configs_of(
     """The configuration of each layer. Reads no tensor; one ValueError lists all that is wrong with all layers."""
     outline = reader.outline()
     configs: dict[str, AttentionConfig] = {}
-    found: list[str] = []
+    reasons: list[str] = []
     for prefix, names in layers.items():
         tensors = {name: outline[full] for name, full in names.items()}
         try:
             configs[prefix] = kind.infer(tensors, num_heads, num_kv_heads)
         except ValueError as error:
-            found.append(f"layer {prefix!r}: {error}")
+            reasons.append(f"layer {prefix!r}: {error}")
         else:
-            found += layouts.faults(kind, tensors, configs[prefix], prefix)
-    if found:
-        raise ValueError("\n  ".join([f"{reader.path} is not what layout {kind.name} calls for:", *found]))
+            reasons += layouts.mismatches(kind, tensors, configs[prefix], prefix)
+    Problems(f"{reader.path} is not what layout {kind.name} calls for", reasons).raise_if_any()
     return configs
 
 
@@ -58,9 +57,8 @@ def canonical_layer(
     kind: Layout, tensors: Mapping[str, Array], config: AttentionConfig, prefix: str
 ) -> dict[str, Array]:
     """One layer's tensors in canonical form; ValueError lists everything that is not as the layout calls for."""
-    found = layouts.faults(kind, tensors, config, prefix)
-    if found:
-        raise ValueError("\n  ".join([f"layer {prefix!r} is not what layout {kind.name} calls for:", *found]))
+    reasons = layouts.mismatches(kind, tensors, config, prefix)
+    Problems(f"layer {prefix!r} is not what layout {kind.name} calls for", reasons).raise_if_any()
     canonical = kind.to_canonical(tensors, config)
     names = CANONICAL.shapes(config, kind.extras_of(tensors, config))
     return {name: np.ascontiguousarray(canonical[name]) for name in names}

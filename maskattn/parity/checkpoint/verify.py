@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -22,8 +21,8 @@ from maskattn.parity.checkpoint.against import compare
 from maskattn.parity.checkpoint.layers import canonical_layer, configs_of, layers_of
 from maskattn.parity.checkpoint.result import CheckpointResult, Judged, LayerResult
 from maskattn.parity.findings import bits_equal
+from maskattn.typing import NumPyArray as Array
 
-Array = np.ndarray[Any, Any]
 Progress = Callable[[str], None]
 
 LENGTHS = (9, 4, 1)

@@ -10,7 +10,7 @@ import numpy as np
 from rich.console import Console
 
 from maskattn import standards
-from maskattn.parity.attention.result import Outcome, Result
+from maskattn.parity.attention.result import CaseOutcome, Result
 from maskattn.parity.report.environment import environment
 from maskattn.parity.report.table import print_table, say, share_text
 
@@ -34,13 +34,13 @@ class Line:
 
 def lines(result: Result) -> list[Line]:
     """A line per family in the order in which they ran."""
-    families: dict[str, list[Outcome]] = {}
+    families: dict[str, list[CaseOutcome]] = {}
     for outcome in result.outcomes:
         families.setdefault(outcome.case.family, []).append(outcome)
     return [_line(family, outcomes) for family, outcomes in families.items()]
 
 
-def _line(family: str, outcomes: list[Outcome]) -> Line:
+def _line(family: str, outcomes: list[CaseOutcome]) -> Line:
     ulps = np.concatenate([outcome.ulps for outcome in outcomes])
     ulps = ulps[np.isfinite(ulps)]
     judged = sum(outcome.ulps.size for outcome in outcomes)
@@ -78,17 +78,17 @@ VERDICTS = {0: "every case ran and held", 1: "FAILED", 3: "what ran held; not ev
 
 def render(result: Result, console: Console, *, wide: bool = False, verbose: bool = False) -> None:
     """The table, the notes on what did not run, and every failure."""
-    found = lines(result)
+    all_lines = lines(result)
     say(console, f"kernel {result.kernel}: {', '.join(result.subjects)}")
     headings = ["\nmask", "\ncases", "\nnumbers", "bits\ndiffer", "error/\nlimit"]
     headings += ["ulp\np50", "\np99", "\nmax", "equal\n%", ""] if wide else [""]
-    total = [_total(result, found)] if len(found) > 1 else []
-    print_table(console, headings, [_row(line, wide) for line in found + total], wide=wide, total=bool(total))
+    total = [_total(result, all_lines)] if len(all_lines) > 1 else []
+    print_table(console, headings, [_row(line, wide) for line in all_lines + total], wide=wide, total=bool(total))
     more = "equal: share of the results that are the oracle's, rounded. ulps of results below 2^-26 of the largest "
     more += "magnitude are those of that floor."
     less = "--wide shows errors in ulps, and how many results are the oracle's, rounded."
     say(console, f"error/limit: the largest error as a share of its limit. {more if wide else less}", "dim")
-    for note in sorted({note for line in found for note in line.notes}):
+    for note in sorted({note for line in all_lines for note in line.notes}):
         say(console, f"not run: {note}")
     failures = result.failures
     for failure in failures if verbose else failures[:20]:
@@ -108,9 +108,9 @@ def _row(line: Line, wide: bool) -> list[str]:
     return [*cells, line.status]
 
 
-def _total(result: Result, found: list[Line]) -> Line:
-    cases, differing = sum(line.cases for line in found), sum(line.differing for line in found)
-    return Line("all", cases, result.elements, differing, max(line.worst for line in found), 0, 0, 0, 0, "", ())
+def _total(result: Result, all_lines: list[Line]) -> Line:
+    cases, differing = sum(line.cases for line in all_lines), sum(line.differing for line in all_lines)
+    return Line("all", cases, result.elements, differing, max(line.worst for line in all_lines), 0, 0, 0, 0, "", ())
 
 
 def _short(ulps: float) -> str:
@@ -133,7 +133,7 @@ def as_json(result: Result) -> str:
     return json.dumps(data, indent=1, default=float)
 
 
-def _outcome(outcome: Outcome) -> dict[str, Any]:
+def _outcome(outcome: CaseOutcome) -> dict[str, Any]:
     return {
         "case": outcome.case.id,
         "implementation": outcome.subject,

@@ -80,7 +80,7 @@ def as_json(result: CheckpointResult) -> str:
     return json.dumps(_finite(data), indent=1)
 
 
-def _finite(data: Any) -> Any:
+def _finite(data: object) -> Any:
     if isinstance(data, dict):
         return {name: _finite(value) for name, value in data.items()}
     if isinstance(data, (list, tuple)):

@@ -8,10 +8,10 @@ from importlib import metadata
 
 def environment() -> dict[str, str]:
     """Python, the machine and the versions of what took part (installed or absent)."""
-    found = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
+    versions = {"python": platform.python_version(), "machine": platform.machine(), "system": platform.system()}
     for package in ("maskattn", "numpy", "torch", "jax", "flax"):
         try:
-            found[package] = metadata.version(package)
+            versions[package] = metadata.version(package)
         except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found
+            versions[package] = "not installed"
+    return versions

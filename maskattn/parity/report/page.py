@@ -41,14 +41,14 @@ def as_html(result: Result) -> str:
     first: dict[str, Case] = {}
     for outcome in result.outcomes:
         first.setdefault(outcome.case.family, outcome.case)
-    found = lines(result)
+    all_lines = lines(result)
     ran = len({outcome.case.id for outcome in result.outcomes if outcome.findings})
     verdict = VERDICTS[result.exit_code]
-    differing = sum(line.differing for line in found)
+    differing = sum(line.differing for line in all_lines)
     bits = f"{differing:,} bits differ" if result.kernel == "exact" else f"{differing:,} differ between implementations"
     if len(result.subjects) < 2:
         bits = "one implementation, so that no bits were compared"
-    cards = "".join(_card(line, first[line.family], result.kernel) for line in found)
+    cards = "".join(_card(line, first[line.family], result.kernel) for line in all_lines)
     versions = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in environment().items())
     limits = "".join(
         f"<tr><td>{_text(s.name)}</td><td class=n>{s.value:.6g}</td>"
@@ -56,7 +56,7 @@ def as_html(result: Result) -> str:
         for s in standards.STANDARDS
     )
     failures = "".join(f"<li>{_text(line)}</li>" for line in result.failures)
-    notes = "".join(f"<p>{_text(note)}</p>" for note in sorted({note for line in found for note in line.notes}))
+    notes = "".join(f"<p>{_text(note)}</p>" for note in sorted({note for line in all_lines for note in line.notes}))
     return (
         '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>maskattn parity</title>'
         '<meta name="viewport" content="width=device-width,initial-scale=1">'
@@ -126,5 +126,5 @@ def _card(line: Line, case: Case, kernel: str) -> str:
     )
 
 
-def _text(value: Any) -> str:
+def _text(value: object) -> str:
     return html.escape(str(value))

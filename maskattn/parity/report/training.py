@@ -11,7 +11,7 @@ from rich.console import Console
 from maskattn import standards
 from maskattn.parity.report.environment import environment
 from maskattn.parity.report.table import print_table, say, share_text
-from maskattn.parity.training.run import FIRST, Outcome, exit_code
+from maskattn.parity.training.run import FIRST, TrainingOutcome, exit_code
 from maskattn.parity.training.tasks import TASKS
 
 _NOTE = (
@@ -23,7 +23,7 @@ _NOTE = (
 _WIDE = " In brackets: of an element. limit: of the first {first} losses / of all else."
 
 
-def render(outcomes: Sequence[Outcome], console: Console, *, steps: int, wide: bool = False) -> None:
+def render(outcomes: Sequence[TrainingOutcome], console: Console, *, steps: int, wide: bool = False) -> None:
     """The table, and every failure."""
     kernels = ", ".join(sorted({outcome.setting.kernel for outcome in outcomes}))
     say(console, f"training, {steps} steps, dropout on, kernel {kernels}: PyTorch and JAX")
@@ -46,7 +46,7 @@ def render(outcomes: Sequence[Outcome], console: Console, *, steps: int, wide: b
     say(console, f"{held} of {len(outcomes)} settings held: {verdict}", "bold")
 
 
-def _row(outcome: Outcome, wide: bool) -> list[str]:
+def _row(outcome: TrainingOutcome, wide: bool) -> list[str]:
     name, verdict = outcome.setting.id, "held" if outcome.held else "FAILED"
     if outcome.error is not None:
         return [name, *[""] * (7 if wide else 5), verdict]
@@ -63,7 +63,7 @@ def _row(outcome: Outcome, wide: bool) -> list[str]:
     return [name, *cells, share_text(standards.share(*np.array(errors).T).max()), verdict]
 
 
-def as_json(outcomes: Sequence[Outcome]) -> str:
+def as_json(outcomes: Sequence[TrainingOutcome]) -> str:
     """The same as data: the machine, the versions, every loss (its repr is exact), every finding."""
     runs = [
         {

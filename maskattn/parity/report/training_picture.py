@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from maskattn.parity.training.run import FIRST, Outcome
+from maskattn.parity.training.run import FIRST, TrainingOutcome
 from maskattn.parity.training.tasks import OPTIMIZERS, TASKS
 from maskattn.show.picture import INK, LINE, TEXT, new_figure
 from maskattn.standards import value
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 #: One colour for each optimizer; a line style for each dtype.
 COLOURS = dict(zip(OPTIMIZERS, (INK, "#a8470b"), strict=True))
@@ -19,7 +22,7 @@ STYLES = {"float64": "-", "float32": (0, (1, 1))}
 _FLOOR = 1e-17  # where a difference of 0 is drawn
 
 
-def write_png(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) -> None:
+def write_png(outcomes: Sequence[TrainingOutcome], path: str | os.PathLike[str]) -> None:
     """A row per task: on the left the loss of each optimizer, in PyTorch a wide pale line, in JAX a thin dark one; on
     the right |JAX - PyTorch| / PyTorch at each step, with the limits.
 
@@ -48,7 +51,7 @@ def write_png(outcomes: Sequence[Outcome], path: str | os.PathLike[str]) -> None
     figure.savefig(path, format="png", dpi=110, metadata={"Software": None}, pil_kwargs={"optimize": True})
 
 
-def _losses(axes: Any, runs: Sequence[Outcome]) -> None:
+def _losses(axes: Axes, runs: Sequence[TrainingOutcome]) -> None:
     """Of the widest dtype that was run: the others lie on it."""
     for optimizer, colour in COLOURS.items():
         outcome = next((run for run in runs if run.setting.optimizer == optimizer), None)
@@ -61,7 +64,7 @@ def _losses(axes: Any, runs: Sequence[Outcome]) -> None:
     axes.set_ylabel("loss", fontsize=8, color=TEXT)
 
 
-def _differences(axes: Any, runs: Sequence[Outcome]) -> None:
+def _differences(axes: Axes, runs: Sequence[TrainingOutcome]) -> None:
     for run in runs:
         setting, apart = run.setting, run.difference("jax")
         steps = np.arange(1, len(apart) + 1)

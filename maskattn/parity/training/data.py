@@ -6,13 +6,11 @@ The rows of a step are drawn by `maskattn.rng` from the number of the step, so t
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import numpy as np
 
 from maskattn.numerics import rng
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 #: Tokens: four special ones, the printable characters of ASCII, and one for all others.
 PAD, CLS, SEP, MASK = range(4)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import importlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from maskattn.numerics import rng
+from maskattn.optimizers import OptimizerState
 from maskattn.parity.training import run
-from maskattn.parity.training.run import Outcome, Setting
+from maskattn.parity.training.run import Setting, Trainer, TrainingOutcome
 from maskattn.parity.training.tasks import Optimizer
+from maskattn.typing import NumPyArray as Array
 
 #: Every fault is planted in this one; few steps show it.
 SETTING = Setting("mlm", "adamw", "float64")
@@ -23,7 +25,7 @@ Replacement = Callable[[str, Any], Any]
 
 
 @dataclass(frozen=True)
-class Fault:
+class TrainingFault:
     """One mistake.
 
     Attributes:
@@ -34,14 +36,14 @@ class Fault:
 
     name: str
     description: str
-    trainer: Callable[[Any], Any] | None = None
+    trainer: Callable[[Trainer], Any] | None = None
     patches: tuple[tuple[str, str, Replacement], ...] = ()
 
 
 class _Wrong:
     """A trainer in which one method is another."""
 
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         self._trainer = trainer
 
     def __getattr__(self, name: str) -> Any:
@@ -49,11 +51,11 @@ class _Wrong:
 
 
 class _SameKeyTwice(_Wrong):
-    def __init__(self, trainer: Any) -> None:
+    def __init__(self, trainer: Trainer) -> None:
         super().__init__(trainer)
         self._steps = 0
 
-    def step(self, batch: Any) -> float:
+    def step(self, batch: Mapping[str, Array]) -> float:
         key = self._trainer.key
         loss = float(self._trainer.step(batch))
         self._steps += 1
@@ -63,17 +65,17 @@ class _SameKeyTwice(_Wrong):
 
 
 class _MomentsDropped(_Wrong):
-    def load(self, tensors: Any, moments: Any, key: Any) -> None:
+    def load(self, tensors: Mapping[str, Array], moments: OptimizerState | None, key: Array) -> None:
         self._trainer.load(tensors, None, key)
 
 
 class _CountDropped(_Wrong):
-    def load(self, tensors: Any, moments: Any, key: Any) -> None:
+    def load(self, tensors: Mapping[str, Array], moments: OptimizerState | None, key: Array) -> None:
         self._trainer.load(tensors, None if moments is None else replace(moments, step=0), key)
 
 
 class _KeyDropped(_Wrong):
-    def load(self, tensors: Any, moments: Any, key: Any) -> None:
+    def load(self, tensors: Mapping[str, Array], moments: OptimizerState | None, key: Array) -> None:
         self._trainer.load(tensors, moments, rng.key(0))
 
 
@@ -94,10 +96,10 @@ def _coupled(twin: str, make_optimizer: Any) -> Callable[..., Any]:
     def in_torch(settings: Optimizer, model: Any) -> Any:
         import torch
 
-        options = {"betas": settings.betas, "eps": settings.epsilon, "weight_decay": settings.weight_decay}
-        return torch.optim.Adam(list(model.named_parameters()), settings.learning_rate, **options)
+        rate, betas, decay = settings.learning_rate, settings.betas, settings.weight_decay
+        return torch.optim.Adam(list(model.named_parameters()), rate, betas, settings.epsilon, decay)
 
-    def in_jax(settings: Optimizer, model: Any) -> Any:
+    def in_jax(settings: Optimizer, model: object) -> Any:
         import optax
         from flax import nnx
 
@@ -108,20 +110,20 @@ def _coupled(twin: str, make_optimizer: Any) -> Callable[..., Any]:
     return {"torch": in_torch, "jax": in_jax}[twin]
 
 
-FAULTS: tuple[Fault, ...] = (
-    Fault("key-twice", "a key serves two steps", trainer=_SameKeyTwice),
-    Fault("moments-dropped", "the run goes on without its moments", trainer=_MomentsDropped),
-    Fault("count-dropped", "the run goes on with its moments, from step 0", trainer=_CountDropped),
-    Fault("key-dropped", "the run goes on with the key it began with", trainer=_KeyDropped),
-    Fault(
+FAULTS: tuple[TrainingFault, ...] = (
+    TrainingFault("key-twice", "a key serves two steps", trainer=_SameKeyTwice),
+    TrainingFault("moments-dropped", "the run goes on without its moments", trainer=_MomentsDropped),
+    TrainingFault("count-dropped", "the run goes on with its moments, from step 0", trainer=_CountDropped),
+    TrainingFault("key-dropped", "the run goes on with the key it began with", trainer=_KeyDropped),
+    TrainingFault(
         "decay-coupled",
         "weight decay goes through the moments",
         patches=(("testing.training", "make_optimizer", _coupled),),
     ),
-    Fault(
+    TrainingFault(
         "dropout-unscaled", "what dropout keeps is not scaled", patches=(("testing.models", "OPERATIONS", _unscaled),)
     ),
-    Fault(
+    TrainingFault(
         "ignored-counted",
         "the mean divides by ignored positions too",
         patches=(("losses", "cross_entropy", _by_all_positions),),
@@ -130,7 +132,7 @@ FAULTS: tuple[Fault, ...] = (
 
 
 @contextlib.contextmanager
-def planted(fault: Fault, twin: str) -> Iterator[Callable[[str, Setting], Any]]:
+def planted(fault: TrainingFault, twin: str) -> Iterator[Callable[[str, Setting], Trainer]]:
     """While it lasts, the twin's code is wrong; gives what makes trainers. Nothing stays changed afterwards."""
     patches = [(f"maskattn_{twin}.{name}", attribute, wrong) for name, attribute, wrong in fault.patches]
     if twin == "jax" and patches:  # what is compiled already would not see it, and what is compiled now must not stay
@@ -138,7 +140,7 @@ def planted(fault: Fault, twin: str) -> Iterator[Callable[[str, Setting], Any]]:
     places = [(importlib.import_module(name), attribute, wrong) for name, attribute, wrong in patches]
     kept = [getattr(module, attribute) for module, attribute, _ in places]
 
-    def make(name: str, setting: Setting) -> Any:
+    def make(name: str, setting: Setting) -> Trainer:
         trainer = run.trainer(name, setting)
         return fault.trainer(trainer) if fault.trainer is not None and name == twin else trainer
 
@@ -155,13 +157,13 @@ def _fresh() -> Any:
     return importlib.import_module("maskattn_jax.testing.training")._compiled_gradient()
 
 
-def caught(fault: Fault, twin: str) -> list[str]:
+def caught(fault: TrainingFault, twin: str) -> list[str]:
     """The checks that saw the fault in this twin; [] where it went unseen."""
     with planted(fault, twin) as make:
         return failed(run.run_setting(SETTING, STEPS, make=make))
 
 
-def failed(outcome: Outcome) -> list[str]:
+def failed(outcome: TrainingOutcome) -> list[str]:
     """The checks that did not hold, each once; "learned" is none of them, since so few steps prove nothing."""
     if outcome.error is not None:
         return [f"error: {outcome.error}"]

@@ -6,24 +6,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any, Protocol
 
 from maskattn import masks
 from maskattn.biases import RelativeTable
-from maskattn.parity.training.tasks import Stack, Task
-
-Array = Any
+from maskattn.parity.training.tasks import Task, Trunk
+from maskattn.typing import Traced as Array
 
 
 class Build(Protocol):
     """Makes parts of models in one framework, their numbers yet to be loaded."""
 
-    def linear(self, inputs: int, outputs: int) -> Any: ...
-    def norm(self, width: int, epsilon: float) -> Any: ...
-    def embedding(self, tokens: int, width: int) -> Any: ...
-    def table(self, *shape: int) -> Any: ...
-    def attention(self, stack: Stack) -> Any: ...
-    def blocks(self, stack: Stack) -> Any: ...
+    def linear(self, inputs: int, outputs: int) -> object: ...
+    def norm(self, width: int, epsilon: float) -> object: ...
+    def embedding(self, tokens: int, width: int) -> object: ...
+    def table(self, *shape: int) -> object: ...
+    def attention(self, stack: Trunk) -> object: ...
+    def blocks(self, stack: Trunk) -> object: ...
 
 
 @dataclass(frozen=True)
@@ -37,20 +37,20 @@ class Operations:
         split, corrupt, drop, losses: the twin's.
     """
 
-    arrays: Any
+    arrays: ModuleType
     take: Callable[..., Array]
     gelu: Callable[[Array, bool], Array]
-    split: Callable[..., Any]
+    split: Callable[..., Array]
     corrupt: Callable[..., Any]
     drop: Callable[..., Array]
-    losses: Any
+    losses: ModuleType
 
 
 class Block:
     """Attention and an MLP, each with layer norm, dropout and a sum."""
 
     @staticmethod
-    def parts(stack: Stack, build: Build) -> dict[str, Any]:
+    def parts(stack: Trunk, build: Build) -> dict[str, object]:
         """By name."""
         width = stack.attention.embed_dim
         parts = {
@@ -87,7 +87,7 @@ class MaskedLanguageModel:
     """BERT's: embeddings, blocks that see no padding, the hidden tokens predicted."""
 
     @staticmethod
-    def parts(task: Task, build: Build) -> dict[str, Any]:
+    def parts(task: Task, build: Build) -> dict[str, object]:
         """By name."""
         width = task.stack.attention.embed_dim
         return {
@@ -112,7 +112,7 @@ class Autoencoder:
     """MAE's: an encoder of the patches that are kept, a decoder of all, the removed ones predicted."""
 
     @staticmethod
-    def parts(task: Task, build: Build) -> dict[str, Any]:
+    def parts(task: Task, build: Build) -> dict[str, object]:
         """By name."""
         assert task.decoder is not None
         width, narrow = task.stack.attention.embed_dim, task.decoder.attention.embed_dim
@@ -149,7 +149,7 @@ class ShiftedWindows:
     """Swin's: blocks of windows, every second one shifted, with learned position biases; hidden patches predicted."""
 
     @staticmethod
-    def parts(task: Task, build: Build) -> dict[str, Any]:
+    def parts(task: Task, build: Build) -> dict[str, object]:
         """By name."""
         width = task.stack.attention.embed_dim
         return {
@@ -203,7 +203,7 @@ MODELS: dict[str, Any] = {
 }
 
 
-def _through(blocks: Iterable[Any], x: Array, keys: Iterable[Array], **given: Any) -> Array:
+def _through(blocks: Iterable[Callable[..., Array]], x: Array, keys: Iterable[Array], **given: object) -> Array:
     for block, key in zip(blocks, keys, strict=True):
         x = block(x, key, **given)
     return x

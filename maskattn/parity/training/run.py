@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -16,8 +16,7 @@ from maskattn.parity.findings import Finding
 from maskattn.parity.training import names
 from maskattn.parity.training.tasks import OPTIMIZERS, TASKS
 from maskattn.standards import value
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 #: Loaded when used, so that nothing imports both frameworks by itself.
 TRAINERS = {"torch": "maskattn_torch.testing.training", "jax": "maskattn_jax.testing.training"}
@@ -44,7 +43,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class State:
-    """A run between two steps, in no framework: names are those of `names.to_neutral`.
+    """A run between two steps, in no framework: names are those of `names.to_canonical`.
 
     Attributes:
         step: updates made.
@@ -58,8 +57,20 @@ class State:
     key: Array
 
 
+class Trainer(Protocol):
+    """One model and its optimizer in one framework, as the twins' `testing.training` have it: NumPy in, NumPy out."""
+
+    name: str
+    key: Any
+
+    def shapes(self) -> dict[str, tuple[int, ...]]: ...
+    def load(self, tensors: Mapping[str, Array], moments: OptimizerState | None, key: Array) -> None: ...
+    def step(self, batch: Mapping[str, Array]) -> float: ...
+    def dump(self) -> tuple[dict[str, Array], OptimizerState, Array]: ...
+
+
 @dataclass(frozen=True)
-class Outcome:
+class TrainingOutcome:
     """One setting, run and judged.
 
     Attributes:
@@ -87,7 +98,7 @@ class Outcome:
         return np.asarray(np.abs(self.curves[run] - other) / np.abs(other))
 
 
-def exit_code(outcomes: Sequence[Outcome]) -> int:
+def exit_code(outcomes: Sequence[TrainingOutcome]) -> int:
     """0 only if something ran and everything held."""
     return 0 if outcomes and all(outcome.held for outcome in outcomes) else 1
 
@@ -102,30 +113,31 @@ def against(run: str) -> str:
     return run.partition(" to ")[0] if " to " in run else "torch"
 
 
-def trainer(twin: str, setting: Setting) -> Any:
+def trainer(twin: str, setting: Setting) -> Trainer:
     """A new trainer of `twin` ("torch" or "jax")."""
     module = importlib.import_module(TRAINERS[twin])
-    return module.Trainer(TASKS[setting.task], OPTIMIZERS[setting.optimizer], setting.dtype, setting.kernel)
+    made: Trainer = module.Trainer(TASKS[setting.task], OPTIMIZERS[setting.optimizer], setting.dtype, setting.kernel)
+    return made
 
 
-def train(trainer: Any, setting: Setting, state: State, *stops: int) -> tuple[list[float], list[State]]:
+def train(trainer: Trainer, setting: Setting, state: State, *stops: int) -> tuple[list[float], list[State]]:
     """Goes on from `state` up to the last of `stops` without a break: the losses, and the state at each stop."""
     task = TASKS[setting.task]
     layers, moments = task.layers(), state.moments
     if moments is not None:
-        moments = moments.map(lambda held: names.from_neutral(held, trainer.name, layers))
-    trainer.load(names.from_neutral(state.tensors, trainer.name, layers), moments, state.key)
+        moments = moments.map(lambda held: names.from_canonical(held, trainer.name, layers))
+    trainer.load(names.from_canonical(state.tensors, trainer.name, layers), moments, state.key)
     losses, states = [], []
     for step in range(state.step, stops[-1]):
         losses.append(trainer.step(task.batch(step)))
         if step + 1 in stops:
             tensors, moments, key = trainer.dump()
-            moments = moments.map(lambda held: names.to_neutral(held, trainer.name, layers))
-            states.append(State(step + 1, names.to_neutral(tensors, trainer.name, layers), moments, key))
+            moments = moments.map(lambda held: names.to_canonical(held, trainer.name, layers))
+            states.append(State(step + 1, names.to_canonical(tensors, trainer.name, layers), moments, key))
     return losses, states
 
 
-def start(setting: Setting, trainers: Iterable[Any]) -> State:
+def start(setting: Setting, trainers: Iterable[Trainer]) -> State:
     """The parameters that both begin from, one NumPy draw by name.
 
     Raises:
@@ -135,8 +147,8 @@ def start(setting: Setting, trainers: Iterable[Any]) -> State:
     shapes = []
     for trainer in trainers:
         zeros = {name: np.zeros(shape) for name, shape in trainer.shapes().items()}
-        neutral = names.to_neutral(zeros, trainer.name, layers)
-        shapes.append({name: array.shape for name, array in neutral.items()})
+        canonical = names.to_canonical(zeros, trainer.name, layers)
+        shapes.append({name: array.shape for name, array in canonical.items()})
     if any(other != shapes[0] for other in shapes):
         raise ValueError(f"the models differ: {shapes}")
     drawn: dict[str, Array] = {name: _draw(name, shape).astype(setting.dtype) for name, shape in shapes[0].items()}
@@ -157,9 +169,9 @@ def run_setting(
     setting: Setting,
     steps: int = STEPS,
     *,
-    make: Callable[[str, Setting], Any] = trainer,
+    make: Callable[[str, Setting], Trainer] = trainer,
     progress: Callable[[str], None] = lambda text: None,
-) -> Outcome:
+) -> TrainingOutcome:
     """Trains in both frameworks, crosses over half way in both directions, and judges.
 
     Args:
@@ -185,9 +197,9 @@ def run_setting(
     except ImportError:
         raise
     except Exception as error:
-        return Outcome(setting, error=f"{type(error).__name__}: {error}")
+        return TrainingOutcome(setting, error=f"{type(error).__name__}: {error}")
     apart = {name: distance(ends[name].tensors, ends[against(name)].tensors) for name in ends if name != "torch"}
-    return judge(Outcome(setting, curves, apart))
+    return judge(TrainingOutcome(setting, curves, apart))
 
 
 def distance(tensors: Mapping[str, Array], others: Mapping[str, Array]) -> tuple[float, float]:
@@ -206,9 +218,9 @@ def distance(tensors: Mapping[str, Array], others: Mapping[str, Array]) -> tuple
     return float(np.max(norms)), float(np.max(elements))
 
 
-def judge(outcome: Outcome) -> Outcome:
+def judge(outcome: TrainingOutcome) -> TrainingOutcome:
     """The outcome with its findings: losses, parameters, and whether there was anything to see."""
-    dtype, found = outcome.setting.dtype, []
+    dtype, findings = outcome.setting.dtype, []
     for run, (norm, element) in outcome.apart.items():
         subject = f"{run} = {against(run)}"
         difference = outcome.difference(run)
@@ -216,17 +228,17 @@ def judge(outcome: Outcome) -> Outcome:
         limits["every step"] = value(f"tier3.{dtype}")
         for quantity, limit in limits.items():
             judged = difference[:FIRST] if quantity != "every step" else difference
-            found.append(_finding("loss", subject, quantity, judged, limit, f"at step {int(judged.argmax()) + 1}"))
+            findings.append(_finding("loss", subject, quantity, judged, limit, f"at step {int(judged.argmax()) + 1}"))
         limit = value(f"tier3.{dtype}")
         message = f"by norm, {element:.1e} by element"
-        found.append(_finding("parameters", subject, "at the end", np.array([norm]), limit, message))
+        findings.append(_finding("parameters", subject, "at the end", np.array([norm]), limit, message))
     curve = outcome.curves["torch"]
     few = max(1, len(curve) // 10)
     share = float(curve[-few:].mean() / curve[:few].mean())
     learned = _finding(
         "learned", "torch", "loss", np.array([share]), value("tier3.fell"), "the last losses by the first"
     )
-    return Outcome(outcome.setting, outcome.curves, outcome.apart, (*found, learned))
+    return TrainingOutcome(outcome.setting, outcome.curves, outcome.apart, (*findings, learned))
 
 
 def _finding(check: str, subject: str, quantity: str, errors: Array, limit: float, where: str) -> Finding:

@@ -6,17 +6,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-
 from maskattn import corruption
 from maskattn.config import AttentionConfig
 from maskattn.parity.training import data
-
-Array = np.ndarray[Any, Any]
+from maskattn.typing import NumPyArray as Array
 
 
 @dataclass(frozen=True)
-class Stack:
+class Trunk:
     """Transformer blocks, one after the other.
 
     Attributes:
@@ -61,12 +58,12 @@ class Task:
     name: str
     title: str
     batch: Callable[[int], dict[str, Array]]
-    stack: Stack
+    stack: Trunk
     length: int
     classes: int = 0
     patch: int = 1
     scheme: Any = None
-    decoder: Stack | None = None
+    decoder: Trunk | None = None
 
     def layers(self) -> Mapping[str, AttentionConfig]:
         """The attention layers by the path of their module, the same in both twins."""
@@ -104,13 +101,13 @@ def _attention(width: int, heads: int, **options: Any) -> AttentionConfig:
     return AttentionConfig(width, heads, dropout_rate=0.1, out_dropout_rate=0.1, **options)
 
 
-_BERT = Stack(_attention(32, 4), depth=2, hidden=64, norm_first=False, approximate=False, epsilon=1e-12)
-_VIT = Stack(_attention(32, 4), depth=2, hidden=64, norm_first=True, approximate=False, epsilon=1e-6, seed_module=True)
-_MAE_DECODER = Stack(
+_BERT = Trunk(_attention(32, 4), depth=2, hidden=64, norm_first=False, approximate=False, epsilon=1e-12)
+_VIT = Trunk(_attention(32, 4), depth=2, hidden=64, norm_first=True, approximate=False, epsilon=1e-6, seed_module=True)
+_MAE_DECODER = Trunk(
     _attention(24, 3), depth=1, hidden=48, norm_first=True, approximate=False, epsilon=1e-6, seed_module=True
 )
-_SWIN = Stack(_attention(24, 3), depth=2, hidden=48, norm_first=True, approximate=False, epsilon=1e-5, window=(4, 4))
-_GPT = Stack(_attention(32, 4, num_kv_heads=2), depth=2, hidden=64, norm_first=True, approximate=True, epsilon=1e-5)
+_SWIN = Trunk(_attention(24, 3), depth=2, hidden=48, norm_first=True, approximate=False, epsilon=1e-5, window=(4, 4))
+_GPT = Trunk(_attention(32, 4, num_kv_heads=2), depth=2, hidden=64, norm_first=True, approximate=True, epsilon=1e-5)
 
 TASKS: dict[str, Task] = {
     task.name: task

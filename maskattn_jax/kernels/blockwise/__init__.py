@@ -3,7 +3,7 @@
     tiling.py     how a call is divided into tiles       arrays.py      reading and writing them
     steps.py      which of them are visited, and how     tile.py        the scores of one
     shards.py     several devices                        forward.py     the walk over all steps,
-    problem.py    what both passes compute with          backward.py    and that for the gradients
+    tiled_call.py what both passes compute with        backward.py    and that for the gradients
 
 Nothing of L x S entries is made (but the gradient of a bias that has so many).
 
@@ -15,23 +15,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
+from jax import Array
 
 from maskattn.attention import Call
 from maskattn_jax import lower
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
-from maskattn_jax.kernels.blockwise.problem import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.shards import Origin, divided, manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import cheapest
+from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 
-Array = Any
 
-
-def attention(call: Call) -> tuple[Array, Array]:
+def attention(call: Call[Array]) -> tuple[Array, Array]:
     """Attend by tiles: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
 
     `precision` names a `jax.lax.Precision`.
@@ -52,7 +51,7 @@ def attention(call: Call) -> tuple[Array, Array]:
     return divided(run, call.query, call.key, call.value, call.sinks, rest)
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: an average over all keys is what it exists to avoid."""
     if call.empty_rows == "mean" and call.sinks is None:
         return ['empty_rows "mean" averages all values: reference and exact have it']
@@ -86,7 +85,7 @@ _attention.defvjp(_attention_forward, _attention_backward)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _gradients(*arguments: Any) -> tuple[Any, ...]:
+def _gradients(*arguments: object) -> tuple[Any, ...]:
     return _gradients_jit(*arguments)
 
 
@@ -94,15 +93,15 @@ def _gradients(*arguments: Any) -> tuple[Any, ...]:
 def _gradients_jit(
     tiling: CallTiling, options: Options, arrays: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
 ) -> tuple[Any, ...]:
-    problem = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
-    found = gradients(problem, output, lse, d_output, d_lse)
+    tiled = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
+    computed = gradients(tiled, output, lse, d_output, d_lse)
     *like, floats, sinks, _ = arrays
-    d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(found[:3], like, strict=True))
-    d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(found.bias, floats, strict=True)]
-    return (*d_arrays, d_bias, None if found.sinks is None else found.sinks.astype(sinks.dtype))
+    d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(computed[:3], like, strict=True))
+    d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(computed.bias, floats, strict=True)]
+    return (*d_arrays, d_bias, None if computed.sinks is None else computed.sinks.astype(sinks.dtype))
 
 
-def _no_second_derivative(*arguments: Any) -> Any:
+def _no_second_derivative(*arguments: object) -> NoReturn:
     raise NotImplementedError('kernel="blockwise" has no second derivatives; kernel="reference" has')
 
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
-from maskattn_jax.kernels.blockwise.problem import Problem
+from maskattn._arithmetic import zero
 from maskattn_jax.kernels.blockwise.steps import Steps
+from maskattn_jax.kernels.blockwise.tiled_call import TiledCall
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
-
-Array = Any
 
 
 class Place(NamedTuple):
@@ -47,7 +46,8 @@ class Row(NamedTuple):
 
 def rows(tiling: CallTiling) -> Array:
     """Every row of tiles as its place along batch, heads and queries: int32 [rows of tiles, 3], queries first."""
-    return np.indices((*tiling.groups, tiling.q_tiles), np.int32).reshape(3, -1).T
+    # of NumPy until `lax.scan` takes them
+    return cast(Array, np.indices((*tiling.groups, tiling.q_tiles), np.int32).reshape(3, -1).T)
 
 
 def row(tiling: CallTiling, number: Array) -> Row:
@@ -59,14 +59,14 @@ def row(tiling: CallTiling, number: Array) -> Row:
         column = (head * tiling.parts[1] + across) * tiling.columns
         # a query head h reads key/value head h // (H // K)
         kv_column = lax.div(column, jnp.int32(tiling.heads // tiling.kv_heads)) if tiling.by_head else column
-        nothing = tile * 0
+        nothing = zero(tile)  # on the devices that tile is on
         parts.append(Part(Place(first, column, tile * tiling.q_block, nothing, nothing, nothing), kv_column))
     return Row(batch, head, tile, parts)
 
 
-def visit(problem: Problem, steps: Steps, at: Row, step: Callable[[list[Part], Any], Any], carry: Any) -> Any:
+def visit(tiled: TiledCall, steps: Steps, at: Row, step: Callable[[list[Part], Any], Any], carry: Any) -> Any:
     """`step(parts, carry)` for each step of one kind in a row of tiles: its parts at the step's keys."""
-    tiling, origin = problem.tiling, problem.conditions.origin
+    tiling, origin = tiled.tiling, tiled.conditions.origin
     batch = at.batch + origin.row if steps.count.shape[0] > 1 else 0
     head = at.head + origin.head if steps.count.shape[1] > 1 else 0
     most = steps.first.shape[-1]
@@ -75,7 +75,7 @@ def visit(problem: Problem, steps: Steps, at: Row, step: Callable[[list[Part], A
         for x in (steps.first, steps.stop)
     )
 
-    def one(n: Array | int, carry: Any) -> Any:
+    def one(n: Array | int, carry: object) -> Any:
         begin, end = (slice_at(x, (n,), (1,)).reshape(()) for x in (first, stop))
         # a step that is wider than what is left begins earlier, where it would reach beyond the last tile
         key = jnp.minimum(begin, tiling.kv_tiles - steps.width) if steps.masked else begin
@@ -89,29 +89,29 @@ def visit(problem: Problem, steps: Steps, at: Row, step: Callable[[list[Part], A
     return lax.fori_loop(0, count, one, carry)
 
 
-def query_tile(problem: Problem, x: Array, part: Part) -> Array:
+def query_tile(tiled: TiledCall, x: Array, part: Part) -> Array:
     """The part's queries of [B, L, K, group, D], the heads of a group one after the other: [rows, columns, -1, D]."""
-    tiling = problem.tiling
+    tiling = tiled.tiling
     sizes = (tiling.rows, tiling.q_block, tiling.columns, tiling.group, x.shape[-1])
-    found = slice_at(x, (part.place.row, part.place.query, part.place.column, 0, 0), sizes).astype(problem.dtype)
-    return found.transpose(0, 2, 3, 1, 4).reshape(tiling.rows, tiling.columns, -1, x.shape[-1])
+    tile = slice_at(x, (part.place.row, part.place.query, part.place.column, 0, 0), sizes).astype(tiled.dtype)
+    return tile.transpose(0, 2, 3, 1, 4).reshape(tiling.rows, tiling.columns, -1, x.shape[-1])
 
 
-def put_query_tile(problem: Problem, x: Array, tile: Array, part: Part) -> Array:
+def put_query_tile(tiled: TiledCall, x: Array, tile: Array, part: Part) -> Array:
     """[B, L, K, group, D] with the part's queries replaced: the inverse of `query_tile`."""
-    tile = tile.reshape(*problem.tiling.tile, x.shape[-1]).transpose(0, 3, 1, 2, 4)
+    tile = tile.reshape(*tiled.tiling.tile, x.shape[-1]).transpose(0, 3, 1, 2, 4)
     return put_at(x, tile, (part.place.row, part.place.query, part.place.column, 0, 0))
 
 
-def key_tiles(problem: Problem, part: Part, width: int) -> tuple[Array, Array]:
+def key_tiles(tiled: TiledCall, part: Part, width: int) -> tuple[Array, Array]:
     """Keys and values of a step: [rows, columns, width, D] and [rows, columns, width, Dv]."""
-    tiling, starts = problem.tiling, (part.place.row, part.place.key, part.kv_column, 0)
+    tiling, starts = tiled.tiling, (part.place.row, part.place.key, part.kv_column, 0)
 
     def read(x: Array) -> Array:
         sizes = (tiling.rows, width, tiling.columns, x.shape[-1])
-        return jnp.swapaxes(slice_at(x, starts, sizes).astype(problem.dtype), 1, 2)
+        return jnp.swapaxes(slice_at(x, starts, sizes).astype(tiled.dtype), 1, 2)
 
-    return read(problem.key), read(problem.value)
+    return read(tiled.key), read(tiled.value)
 
 
 def slice_at(x: Array, starts: Sequence[Array | int], sizes: Sequence[int]) -> Array:

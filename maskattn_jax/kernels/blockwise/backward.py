@@ -14,19 +14,18 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from maskattn.biases import DenseBias
 from maskattn_jax.kernels.blockwise import arrays
-from maskattn_jax.kernels.blockwise.problem import Problem, float_leaves, group_heads, ungroup_heads
 from maskattn_jax.kernels.blockwise.shards import manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tile import bias_values, kept, scores, window
+from maskattn_jax.kernels.blockwise.tiled_call import TiledCall, float_leaves, group_heads, ungroup_heads
+from maskattn_jax.types import DType
 
-Array = Any
 
-
-class Gradients(NamedTuple):
+class CallGradients(NamedTuple):
     """Of query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv], each float leaf of the bias, and sinks [H]."""
 
     query: Array
@@ -59,55 +58,55 @@ class _Sums(NamedTuple):
     bias: list[Array]
 
 
-def gradients(problem: Problem, output: Array, lse: Array, d_output: Array, d_lse: Array) -> Gradients:
+def gradients(tiled: TiledCall, output: Array, lse: Array, d_output: Array, d_lse: Array) -> CallGradients:
     """The gradients, in the dtype of the computation, from what the forward pass returned and its cotangents."""
-    tiling, dtype, bias = problem.tiling, problem.dtype, problem.conditions.bias
+    tiling, dtype, bias = tiled.tiling, tiled.dtype, tiled.conditions.bias
     d_sinks = None
-    if problem.sinks is not None:
+    if tiled.sinks is not None:
         _, shift, delta = _from_output(output, d_output.astype(dtype), lse, d_lse.astype(dtype))
-        d_sinks = -jnp.sum(jnp.exp(problem.sinks.astype(dtype) - shift) * delta, axis=(0, 1))
+        d_sinks = -jnp.sum(jnp.exp(tiled.sinks.astype(dtype) - shift) * delta, axis=(0, 1))
     per_query = [group_heads(tiling, x) for x in (output, d_output, lse[..., None], d_lse[..., None])]
-    axes = manual_axes((problem.query, problem.key, problem.value))
+    axes = manual_axes((tiled.query, tiled.key, tiled.value))
     start = _Sums(
-        jnp.zeros(problem.query.shape, dtype),
-        _transposed_zeros(problem.key, dtype),
-        _transposed_zeros(problem.value, dtype),
+        jnp.zeros(tiled.query.shape, dtype),
+        _transposed_zeros(tiled.key, dtype),
+        _transposed_zeros(tiled.value, dtype),
         [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in float_leaves(bias)[0]],
     )
 
     def attend(sums: _Sums, number: Array) -> tuple[_Sums, None]:
         at = arrays.row(tiling, number)
-        queries = [_queries(problem, per_query, part) for part in at.parts]
+        queries = [_queries(tiled, per_query, part) for part in at.parts]
         d_queries, rest = [vary(jnp.zeros_like(one.query), axes) for one in queries], sums
-        for steps in problem.conditions.kinds:
+        for steps in tiled.conditions.kinds:
 
             def step(parts: list[arrays.Part], carry: Any, steps: Steps = steps) -> Any:
                 d_queries, sums = list(carry[0]), carry[1]
                 for i, part in enumerate(parts):
-                    d_queries[i], sums = _step(problem, steps, part, queries[i], d_queries[i], sums)
+                    d_queries[i], sums = _step(tiled, steps, part, queries[i], d_queries[i], sums)
                 return d_queries, sums
 
-            d_queries, rest = arrays.visit(problem, steps, at, step, (d_queries, rest))
+            d_queries, rest = arrays.visit(tiled, steps, at, step, (d_queries, rest))
         whole = sums.query
-        scale = jnp.asarray(problem.options.scale, dtype)
+        scale = jnp.asarray(tiled.options.scale, dtype)
         for part, one, d_query in zip(at.parts, queries, d_queries, strict=True):
             # a negative scale would make an empty row -0
             d_query = jnp.where(one.empty.reshape(*d_query.shape[:-1], 1), 0, d_query * scale)
-            whole = arrays.put_query_tile(problem, whole, d_query, part)
+            whole = arrays.put_query_tile(tiled, whole, d_query, part)
         return rest._replace(query=whole), None
 
     sums, _ = lax.scan(attend, vary(start, axes), arrays.rows(tiling))
     d_key, d_value = (x[..., : tiling.kv_len].transpose(0, 3, 1, 2) for x in (sums.key, sums.value))
-    return Gradients(ungroup_heads(tiling, sums.query), d_key, d_value, sums.bias, d_sinks)
+    return CallGradients(ungroup_heads(tiling, sums.query), d_key, d_value, sums.bias, d_sinks)
 
 
-def _queries(problem: Problem, per_query: list[Array], part: arrays.Part) -> _Queries:
-    query, output, d_output, *rest = (arrays.query_tile(problem, x, part) for x in (problem.query, *per_query))
+def _queries(tiled: TiledCall, per_query: list[Array], part: arrays.Part) -> _Queries:
+    query, output, d_output, *rest = (arrays.query_tile(tiled, x, part) for x in (tiled.query, *per_query))
     lse, d_lse = (x[..., 0] for x in rest)
-    query = query * jnp.asarray(problem.options.scale, problem.dtype)
+    query = query * jnp.asarray(tiled.options.scale, tiled.dtype)
     d_output, shift, delta = _from_output(output, d_output, lse, d_lse)
     query_t, d_output_t = (jnp.swapaxes(x, -1, -2) for x in (query, d_output))
-    shift, delta, empty = (x.reshape(problem.tiling.tile) for x in (shift, delta, lse == -jnp.inf))
+    shift, delta, empty = (x.reshape(tiled.tiling.tile) for x in (shift, delta, lse == -jnp.inf))
     return _Queries(query, d_output, query_t, d_output_t, shift, delta, empty)
 
 
@@ -119,32 +118,32 @@ def _from_output(output: Array, d_output: Array, lse: Array, d_lse: Array) -> tu
     return d_output, jnp.where(empty, 0, lse), delta
 
 
-def _transposed_zeros(x: Array, dtype: Any) -> Array:
+def _transposed_zeros(x: Array, dtype: DType) -> Array:
     """[B, S, K, D] -> [B, K, D, S]."""
     batch, length, heads, width = x.shape
     return jnp.zeros((batch, heads, width, length), dtype)
 
 
 def _step(
-    problem: Problem, steps: Steps, part: arrays.Part, queries: _Queries, d_query: Array, sums: _Sums
+    tiled: TiledCall, steps: Steps, part: arrays.Part, queries: _Queries, d_query: Array, sums: _Sums
 ) -> tuple[Array, _Sums]:
     """The gradients with those of one step of a tile added: of its queries, and of all the rest."""
-    place, width = part.place, steps.width * problem.tiling.kv_block
-    flat, precision = (*problem.tiling.flat, width), problem.options.precision
-    key, value = arrays.key_tiles(problem, part, width)
-    found = scores(problem, place, queries.query, key, value, steps.masked)
-    p = jnp.exp(found.logits - queries.lse[..., None])
-    dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, found.value, precision=precision).reshape(p.shape)
-    factor = kept(problem, place, width)
+    place, width = part.place, steps.width * tiled.tiling.kv_block
+    flat, precision = (*tiled.tiling.flat, width), tiled.options.precision
+    key, value = arrays.key_tiles(tiled, part, width)
+    tile = scores(tiled, place, queries.query, key, value, steps.masked)
+    p = jnp.exp(tile.logits - queries.lse[..., None])
+    dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, tile.value, precision=precision).reshape(p.shape)
+    factor = kept(tiled, place, width)
     weights = p
     if factor is not None:
         factor = factor.astype(p.dtype)
         weights, dp = p * factor, dp * factor
     ds = p * (dp - queries.delta[..., None])
-    if found.allowed is not None:
-        ds = jnp.where(found.allowed, ds, 0)
-    raw = ds if found.slope is None else ds * (1 - found.slope * found.slope)
-    d_query = d_query + jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), found.key, precision=precision)
+    if tile.allowed is not None:
+        ds = jnp.where(tile.allowed, ds, 0)
+    raw = ds if tile.slope is None else ds * (1 - tile.slope * tile.slope)
+    d_query = d_query + jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), tile.key, precision=precision)
     d_key_t, d_value_t = (
         jnp.einsum("...dq,...qk->...dk", x, w.reshape(flat), precision=precision)
         for x, w in ((queries.query_t, raw), (queries.d_output_t, weights))
@@ -154,23 +153,23 @@ def _step(
         sums.query,
         arrays.add_at(sums.key, d_key_t, starts),
         arrays.add_at(sums.value, d_value_t, starts),
-        _bias_sums(problem, place, ds, sums.bias),
+        _bias_sums(tiled, place, ds, sums.bias),
     )
 
 
-def _bias_sums(problem: Problem, place: arrays.Place, ds: Array, sums: list[Array]) -> list[Array]:
+def _bias_sums(tiled: TiledCall, place: arrays.Place, ds: Array, sums: list[Array]) -> list[Array]:
     """The gradients of the bias's arrays with those of one tile added; no array of L x S entries but the bias's own."""
-    bias, width = problem.conditions.bias, ds.shape[-1]
+    bias, width = tiled.conditions.bias, ds.shape[-1]
     floats, rebuild = float_leaves(bias)
     if not floats:
         return sums
     if isinstance(bias, DenseBias):
-        starts, sizes = window(problem, floats[0].shape, place, width)
+        starts, sizes = window(tiled, floats[0].shape, place, width)
         d_values = ds.reshape(ds.shape[0], -1, *ds.shape[3:])
         axes = tuple(axis for axis, size in enumerate(floats[0].shape) if size == 1)
         part = jnp.sum(d_values, axis=axes, keepdims=True).reshape(sizes).astype(sums[0].dtype)
         return [arrays.add_at(sums[0], part, starts)]
-    values, pull = jax.vjp(lambda floats: bias_values(problem, rebuild(floats), place, width), floats)
+    values, pull = jax.vjp(lambda floats: bias_values(tiled, rebuild(floats), place, width), floats)
     axes = tuple(axis for axis, size in enumerate(values.shape) if size == 1)
     (parts,) = pull(jnp.sum(ds, axis=axes, keepdims=True).astype(values.dtype))
     return [total + part.astype(total.dtype) for total, part in zip(sums, parts, strict=True)]

@@ -7,18 +7,16 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from maskattn_jax.kernels.blockwise import arrays
-from maskattn_jax.kernels.blockwise.problem import Options, Problem, ungroup_heads
 from maskattn_jax.kernels.blockwise.shards import manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tile import kept, scores
-
-Array = Any
+from maskattn_jax.kernels.blockwise.tiled_call import Options, TiledCall, ungroup_heads
 
 
 class _Sums(NamedTuple):
@@ -31,60 +29,60 @@ class _Sums(NamedTuple):
     output: Array
 
 
-def output_and_lse(problem: Problem) -> tuple[Array, Array]:
+def output_and_lse(tiled: TiledCall) -> tuple[Array, Array]:
     """The output [B, L, H, Dv] in the dtype of the computation, and the log-sum-exp [B, L, H]."""
-    tiling, dtype, sinks = problem.tiling, problem.dtype, problem.sinks
+    tiling, dtype, sinks = tiled.tiling, tiled.dtype, tiled.sinks
     if sinks is not None:
         sinks = sinks.astype(dtype).reshape(-1, tiling.group)
-    axes = manual_axes((problem.query, problem.key, problem.value))
+    axes = manual_axes((tiled.query, tiled.key, tiled.value))
     nothing = _Sums(
         jnp.full(tiling.tile, jnp.finfo(dtype).min, dtype),
         jnp.zeros(tiling.tile, dtype),
-        jnp.zeros((*tiling.flat, problem.value.shape[-1]), dtype),
+        jnp.zeros((*tiling.flat, tiled.value.shape[-1]), dtype),
     )
     nothing = vary(nothing, axes)
 
     def attend(results: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
         at = arrays.row(tiling, number)
-        scale = jnp.asarray(problem.options.scale, dtype)
-        queries = [arrays.query_tile(problem, problem.query, part) * scale for part in at.parts]
+        scale = jnp.asarray(tiled.options.scale, dtype)
+        queries = [arrays.query_tile(tiled, tiled.query, part) * scale for part in at.parts]
         sums = [nothing] * len(at.parts)
-        for steps in problem.conditions.kinds:
+        for steps in tiled.conditions.kinds:
 
             def step(parts: list[arrays.Part], sums: list[_Sums], steps: Steps = steps) -> list[_Sums]:
-                return [_step(problem, steps, *one) for one in zip(parts, queries, sums, strict=True)]
+                return [_step(tiled, steps, *one) for one in zip(parts, queries, sums, strict=True)]
 
-            sums = arrays.visit(problem, steps, at, step, sums)
+            sums = arrays.visit(tiled, steps, at, step, sums)
         output, lse = results
         for part, one in zip(at.parts, sums, strict=True):
             sink = None
             if sinks is not None:
                 sink = arrays.slice_at(sinks, (part.place.column, 0), tiling.tile[1:3])[..., None]
-            found = _finish(problem.options, one, sink)
+            finished = _finish(tiled.options, one, sink)
             output, lse = (
-                arrays.put_query_tile(problem, x, y, part) for x, y in zip((output, lse), found, strict=True)
+                arrays.put_query_tile(tiled, x, y, part) for x, y in zip((output, lse), finished, strict=True)
             )
         return (output, lse), None
 
-    shape = problem.query.shape[:-1]
-    start = jnp.zeros((*shape, problem.value.shape[-1]), dtype), jnp.zeros((*shape, 1), dtype)
+    shape = tiled.query.shape[:-1]
+    start = jnp.zeros((*shape, tiled.value.shape[-1]), dtype), jnp.zeros((*shape, 1), dtype)
     (output, lse), _ = lax.scan(attend, vary(start, axes), arrays.rows(tiling))
     return ungroup_heads(tiling, output), ungroup_heads(tiling, lse)[..., 0]
 
 
-def _step(problem: Problem, steps: Steps, part: arrays.Part, query: Array, sums: _Sums) -> _Sums:
+def _step(tiled: TiledCall, steps: Steps, part: arrays.Part, query: Array, sums: _Sums) -> _Sums:
     """The softmax of a tile with the keys of one step taken in."""
-    flat, width = problem.tiling.flat, steps.width * problem.tiling.kv_block
-    key, value = arrays.key_tiles(problem, part, width)
-    found = scores(problem, part.place, query, key, value, steps.masked)
-    highest = jnp.maximum(sums.highest, jnp.max(found.logits, axis=-1))
-    e = jnp.exp(found.logits - highest[..., None])
+    flat, width = tiled.tiling.flat, steps.width * tiled.tiling.kv_block
+    key, value = arrays.key_tiles(tiled, part, width)
+    tile = scores(tiled, part.place, query, key, value, steps.masked)
+    highest = jnp.maximum(sums.highest, jnp.max(tile.logits, axis=-1))
+    e = jnp.exp(tile.logits - highest[..., None])
     shrink = jnp.exp(sums.highest - highest)
     total = sums.total * shrink + jnp.sum(e, axis=-1)
-    factor = kept(problem, part.place, width)
+    factor = kept(tiled, part.place, width)
     e = e if factor is None else e * factor.astype(e.dtype)  # the denominator is that without dropout
-    precision = problem.options.precision
-    added = jnp.einsum("...qk,...kd->...qd", e.reshape(*flat, width), found.value, precision=precision)
+    precision = tiled.options.precision
+    added = jnp.einsum("...qk,...kd->...qd", e.reshape(*flat, width), tile.value, precision=precision)
     return _Sums(highest, total, sums.output * shrink.reshape(*flat, 1) + added)
 
 

@@ -14,14 +14,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeAlias, TypeVar
 
 import jax
 import jax.numpy as jnp
-from jax import lax
-from jax.sharding import NamedSharding, PartitionSpec
+from jax import Array, lax
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-Array = Any
+Entry: TypeAlias = str | tuple[str, ...] | None  # of a PartitionSpec
+Entries: TypeAlias = tuple[Entry, ...]  # of batch, length, heads and width
+Pair: TypeAlias = tuple[Array, Array]
+T = TypeVar("T")
 
 
 class Origin(NamedTuple):
@@ -32,7 +35,9 @@ class Origin(NamedTuple):
     query: Array
 
 
-def divided(run: Callable[..., Any], query: Array, key: Array, value: Array, sinks: Array | None, rest: Any) -> Any:
+def divided(
+    run: Callable[..., Pair], query: Array, key: Array, value: Array, sinks: Array | None, rest: object
+) -> Pair:
     """run(query, key, value, sinks, rest, origin) -> (output [B, L, H, Dv], lse [B, L, H]), on each device's part of
     the arrays where they are sharded over explicit axes; `rest` is whole everywhere.
 
@@ -47,10 +52,10 @@ def divided(run: Callable[..., Any], query: Array, key: Array, value: Array, sin
     mesh = next(jax.typeof(x).sharding.mesh for x, spec in zip((query, key, value), specs, strict=True) if any(spec))
     batch, heads, length, kv_length = _division(specs, mesh, key.shape[2])
 
-    def placed(x: Array, *spec: Any) -> Array:
+    def placed(x: Array, *spec: object) -> Array:
         return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    def local(query: Array, key: Array, value: Array, sinks: Any, rest: Any, *starts: Array) -> Any:
+    def local(query: Array, key: Array, value: Array, sinks: object, rest: object, *starts: Array) -> Pair:
         if kv_length is not None:
             key, value = (lax.all_gather(x, kv_length, axis=1, tiled=True) for x in (key, value))
         origin = Origin(*(x[0] for x in starts))
@@ -76,19 +81,19 @@ def divided(run: Callable[..., Any], query: Array, key: Array, value: Array, sin
     )(query, key, value, sinks, rest, *starts)
 
 
-def _division(specs: list[tuple[Any, ...]], mesh: Any, kv_heads: int) -> tuple[Any, Any, Any, Any]:
+def _division(specs: list[Entries], mesh: Mesh, kv_heads: int) -> Entries:
     """The mesh axes that divide batch, heads, queries and, until they are gathered, keys; none divides two of them."""
     query, key, value = specs
     used: set[str] = set()
 
-    def first(*entries: Any) -> Any:
+    def first(*entries: Entry) -> Entry:
         for entry in entries:
             if entry is not None and not used & set(_names(entry)):
                 used.update(_names(entry))
                 return entry
         return None
 
-    def in_whole_heads(*entries: Any) -> list[Any]:
+    def in_whole_heads(*entries: Entry) -> list[Entry]:
         sizes = [_size(mesh, entry) for entry in entries]
         return [entry for entry, size in zip(entries, sizes, strict=True) if not kv_heads % size or not size % kv_heads]
 
@@ -101,37 +106,37 @@ def _division(specs: list[tuple[Any, ...]], mesh: Any, kv_heads: int) -> tuple[A
     return batch, heads, length, kv_length
 
 
-def manual_axes(tree: Any) -> tuple[str, ...]:
+def manual_axes(tree: object) -> tuple[str, ...]:
     """The mesh axes of an enclosing `shard_map` over which some leaf varies."""
-    found: set[str] = set()
+    axes: set[str] = set()
     for leaf in jax.tree.leaves(tree):
-        found |= set(getattr(getattr(jax.typeof(leaf), "mat", None), "varying", ()))
-    return tuple(sorted(found))
+        axes |= set(getattr(getattr(jax.typeof(leaf), "mat", None), "varying", ()))
+    return tuple(sorted(axes))
 
 
-def vary(tree: Any, axes: tuple[str, ...]) -> Any:
+def vary(tree: T, axes: tuple[str, ...]) -> T:
     """Every leaf as one that varies over these mesh axes, so that loops can add what varies to it."""
     if not axes:
         return tree
 
-    def one(leaf: Any) -> Any:
+    def one(leaf: Array) -> Array:
         missing = tuple(name for name in axes if name not in manual_axes(leaf))
         return lax.pcast(jnp.asarray(leaf), missing, to="varying") if missing else leaf
 
     return jax.tree.map(one, tree)
 
 
-def _spec(x: Array) -> tuple[Any, ...]:
+def _spec(x: Array) -> Entries:
     """The explicit mesh axes that each of an array's four axes is sharded over; None where there are none."""
     spec = tuple(getattr(getattr(jax.typeof(x), "sharding", None), "spec", ()))
     return spec + (None,) * (4 - len(spec))
 
 
-def _size(mesh: Any, entry: Any) -> int:
+def _size(mesh: Mesh, entry: Entry) -> int:
     """Into how many parts an entry of a PartitionSpec divides."""
     return math.prod(mesh.shape[name] for name in _names(entry))
 
 
-def _names(entry: Any) -> tuple[str, ...]:
+def _names(entry: Entry) -> tuple[str, ...]:
     """The mesh axes of an entry of a PartitionSpec."""
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)

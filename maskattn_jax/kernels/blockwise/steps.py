@@ -19,20 +19,19 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from types import ModuleType
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from jax import lax
+from jax import Array, lax
 
 from maskattn import schedule
 from maskattn._fields import peek
 from maskattn.masks import Full, Mask
 from maskattn_jax.kernels.blockwise.shards import Origin
 from maskattn_jax.kernels.blockwise.tiling import CallTiling, block_sizes, divide
-
-Array = Any
+from maskattn_jax.types import Given
 
 #: How many key tiles a step takes at once; where no tile needs the mask, the steps have these widths.
 _WIDTH, _WIDTHS_FULL = 2, (4, 2, 1)
@@ -77,8 +76,8 @@ def cheapest(
     """
     sizes = [blocks] if blocks else block_sizes(query.shape[1], key.shape[1], _is_known(mask))
     tilings = [divide(mask, query, key, whole, one) for one in sizes]
-    found = [(tiling, steps_of(mask, tiling, origin)) for tiling in tilings]
-    tiling, kinds = found[0] if len(found) == 1 else min(found, key=lambda one: cost(*one))
+    ways = [(tiling, steps_of(mask, tiling, origin)) for tiling in tilings]
+    tiling, kinds = ways[0] if len(ways) == 1 else min(ways, key=lambda one: cost(*one))
     return tiling, kinds if tiling.shards == 1 else _own(tiling, kinds, origin)
 
 
@@ -118,7 +117,7 @@ def _is_known(mask: Mask | None) -> bool:
     return all(peek(leaf) is not None for leaf in jax.tree.leaves(mask))
 
 
-def _states(mask: Mask | None, tiling: CallTiling, origin: Origin) -> tuple[Array, Any]:
+def _states(mask: Mask | None, tiling: CallTiling, origin: Origin) -> tuple[Given, ModuleType]:
     """EMPTY, MIXED or FULL of every tile, and the module that its array is of: NumPy's [batch or 1, heads or 1, shards
     * q_tiles, kv_tiles], those of each device's queries one after the other (or [1, 1, q_tiles, kv_tiles] for all), or,
     traced, JAX's of this device's q_tiles.
@@ -147,7 +146,7 @@ def _traced_states(mask: Mask, tiling: CallTiling, origin: Origin) -> Array:
     return jnp.where(some, jnp.where(every, schedule.FULL, schedule.MIXED), schedule.EMPTY).astype(jnp.int8)
 
 
-def _steps(states: Array, xp: Any) -> Iterator[Steps]:
+def _steps(states: Given, xp: ModuleType) -> Iterator[Steps]:
     """The steps of every kind: each tile that is not empty is in one of them."""
     at = xp.arange(states.shape[-1], dtype=xp.int32)
     left = states != schedule.EMPTY
@@ -160,7 +159,7 @@ def _steps(states: Array, xp: Any) -> Iterator[Steps]:
         yield from _listed(taken & (first == at), xp.minimum(at + width, end), width, masked, xp)
 
 
-def _kinds(states: Array, xp: Any) -> list[tuple[int, bool]]:
+def _kinds(states: Given, xp: object) -> list[tuple[int, bool]]:
     """(width, masked) of the kinds of steps that these tiles may need, in their order."""
     tile_count = states.shape[-1]
     if xp is np and not (states == schedule.MIXED).any():
@@ -168,7 +167,7 @@ def _kinds(states: Array, xp: Any) -> list[tuple[int, bool]]:
     return [(min(_WIDTH, tile_count), masked) for masked in (False, True)]
 
 
-def _runs(wanted: Array, xp: Any) -> tuple[Array, Array]:
+def _runs(wanted: Given, xp: ModuleType) -> tuple[Given, Given]:
     """For each tile that is wanted, the first tile of the run of such tiles that it is in, and the first beyond it."""
     at = xp.arange(wanted.shape[-1], dtype=xp.int32)
     last = wanted.ndim - 1
@@ -179,7 +178,7 @@ def _runs(wanted: Array, xp: Any) -> tuple[Array, Array]:
     return lax.cummax(before, axis=last) + 1, lax.cummin(after, axis=last, reverse=True)
 
 
-def _listed(begins: Array, stop: Array, width: int, masked: bool, xp: Any) -> Iterator[Steps]:
+def _listed(begins: Given, stop: Given, width: int, masked: bool, xp: ModuleType) -> Iterator[Steps]:
     """The steps of one kind from the tiles in which they begin; nothing where it is known that there are none."""
     count = begins.sum(-1).astype(xp.int32)
     first = xp.argsort(~begins, axis=-1, stable=True).astype(xp.int32)

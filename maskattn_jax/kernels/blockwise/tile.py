@@ -4,19 +4,17 @@ from __future__ import annotations
 
 import functools
 import operator
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import lax
+from jax import Array, lax
 
 from maskattn._pairs import restrict
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn_jax.dropout import keep
 from maskattn_jax.kernels.blockwise.arrays import Place, slice_at
-from maskattn_jax.kernels.blockwise.problem import Problem
-
-Array = Any
+from maskattn_jax.kernels.blockwise.tiled_call import TiledCall
 
 
 class Scores(NamedTuple):
@@ -29,30 +27,32 @@ class Scores(NamedTuple):
     value: Array
 
 
-def scores(problem: Problem, place: Place, query: Array, key: Array, value: Array, masked: bool) -> Scores:
+def scores(tiled: TiledCall, place: Place, query: Array, key: Array, value: Array, masked: bool) -> Scores:
     """The logits of a tile: query (already scaled) [rows, columns, group * q_block, D], key [rows, columns, width, D].
 
     Without `masked` every pair of the tile is allowed by the mask (a bias of -inf still forbids).
     """
-    options, bias, width = problem.options, problem.conditions.bias, key.shape[-2]
+    options, bias, width = tiled.options, tiled.conditions.bias, key.shape[-2]
     added = None
     if bias is not None:
-        added = bias_values(problem, bias, place, width).astype(query.dtype)
-    allowed = _allowed(problem, place, width, masked)
+        added = bias_values(tiled, bias, place, width).astype(query.dtype)
+    allowed = _allowed(tiled, place, width, masked)
     if allowed is not None:
 
         def clean(key: Array, value: Array) -> tuple[Array, Array]:
             # the mask once more, so that it is no array where this is not needed
-            some = jnp.any(_allowed(problem, place, width, masked), axis=(-3, -2))[..., None]
+            again = _allowed(tiled, place, width, masked)
+            assert again is not None
+            some = jnp.any(again, axis=(-3, -2))[..., None]
             return jnp.where(some, key, 0), jnp.where(some, value, 0)
 
         # 0 times what is not finite would be NaN; where all is finite there is nothing to be done
-        if problem.dirty is None:
+        if tiled.dirty is None:
             key, value = clean(key, value)
         else:
-            key, value = lax.cond(problem.dirty, clean, lambda key, value: (key, value), key, value)
+            key, value = lax.cond(tiled.dirty, clean, lambda key, value: (key, value), key, value)
     logits = jnp.einsum("...qd,...kd->...qk", query, key, precision=options.precision)
-    logits = logits.reshape(*problem.tiling.tile, width)
+    logits = logits.reshape(*tiled.tiling.tile, width)
     slope = None
     if options.softcap is not None:
         slope = jnp.tanh(logits / options.softcap)
@@ -64,42 +64,42 @@ def scores(problem: Problem, place: Place, query: Array, key: Array, value: Arra
     return Scores(logits, allowed, slope, key, value)
 
 
-def kept(problem: Problem, place: Place, width: int) -> Array | None:
+def kept(tiled: TiledCall, place: Place, width: int) -> Array | None:
     """What the tile's softmax weights are multiplied by, 0 or 1 / (1 - rate); None without dropout."""
-    dropout = problem.conditions.dropout
+    dropout = tiled.conditions.dropout
     if dropout is None:
         return None
-    return keep(dropout, *_indices(problem, place, width), problem.tiling.whole) * (1.0 / (1.0 - dropout.rate))
+    return keep(dropout, *_indices(tiled, place, width), tiled.tiling.whole) * (1.0 / (1.0 - dropout.rate))
 
 
-def bias_values(problem: Problem, bias: Bias, place: Place, width: int) -> Array:
+def bias_values(tiled: TiledCall, bias: Bias, place: Place, width: int) -> Array:
     """A bias, a DenseBias padded, on a tile: rank 5, broadcastable to [rows, columns, group, q_block, width]."""
     if isinstance(bias, DenseBias):
-        return _slice(problem, bias.array, place, width)
-    return _rank_5(jnp.asarray(bias.values(*restrict(bias, *_indices(problem, place, width)))))
+        return _slice(tiled, bias.array, place, width)
+    return _rank_5(jnp.asarray(bias.values(*restrict(bias, *_indices(tiled, place, width)))))
 
 
-def window(problem: Problem, shape: tuple[int, ...], place: Place, width: int) -> tuple[list[Array], list[int]]:
+def window(tiled: TiledCall, shape: tuple[int, ...], place: Place, width: int) -> tuple[list[Array | int], list[int]]:
     """Where the slice of an array [B or 1, H or 1, L or 1, S or 1], padded, that a tile reads starts, and its sizes."""
-    rows, columns, group, q_block = problem.tiling.tile
+    rows, columns, group, q_block = tiled.tiling.tile
     sizes = (rows, columns * group, q_block, width)
-    found = zip(_starts_in_whole(problem, place), sizes, shape, strict=True)
-    read = [(start, size) if n != 1 else (0, 1) for start, size, n in found]
+    bounds = zip(_starts_in_whole(tiled, place), sizes, shape, strict=True)
+    read = [(start, size) if n != 1 else (0, 1) for start, size, n in bounds]
     return [start for start, _ in read], [size for _, size in read]
 
 
-def _slice(problem: Problem, array: Array, place: Place, width: int) -> Array:
+def _slice(tiled: TiledCall, array: Array, place: Place, width: int) -> Array:
     """A padded array [B or 1, H or 1, L or 1, S or 1] on a tile: [rows, columns, group, q_block, width], or 1."""
-    starts, sizes = window(problem, array.shape, place, width)
+    starts, sizes = window(tiled, array.shape, place, width)
     part = slice_at(array, starts, sizes)
-    heads = (1, 1) if sizes[1] == 1 else problem.tiling.tile[1:3]
+    heads = (1, 1) if sizes[1] == 1 else tiled.tiling.tile[1:3]
     return part.reshape(sizes[0], *heads, *sizes[2:])
 
 
-def _indices(problem: Problem, place: Place, width: int) -> tuple[Array, Array, Array, Array]:
+def _indices(tiled: TiledCall, place: Place, width: int) -> tuple[Array, Array, Array, Array]:
     """(b, h, q, k) of a tile's pairs in the whole arrays, broadcasting to [rows, columns, group, q_block, width]."""
-    rows, columns, group, q_block = problem.tiling.tile
-    b, h, q, k = _starts_in_whole(problem, place)
+    rows, columns, group, q_block = tiled.tiling.tile
+    b, h, q, k = _starts_in_whole(tiled, place)
     b = b + jnp.arange(rows, dtype=jnp.int32)[:, None, None, None, None]
     h = h + jnp.arange(columns, dtype=jnp.int32)[:, None, None, None] * group
     h = h + jnp.arange(group, dtype=jnp.int32)[:, None, None]
@@ -107,41 +107,41 @@ def _indices(problem: Problem, place: Place, width: int) -> tuple[Array, Array, 
     return b, h, q, k + jnp.arange(width, dtype=jnp.int32)
 
 
-def _starts_in_whole(problem: Problem, place: Place) -> tuple[Array, Array, Array, Array]:
+def _starts_in_whole(tiled: TiledCall, place: Place) -> tuple[Array, Array, Array, Array]:
     """The first (b, h, q, k) of a tile in the whole arrays, of a place in a device's part."""
-    origin = problem.conditions.origin
-    head = place.column * problem.tiling.group + origin.head
+    origin = tiled.conditions.origin
+    head = place.column * tiled.tiling.group + origin.head
     return place.row + origin.row, head, place.query + origin.query, place.key
 
 
-def _allowed(problem: Problem, place: Place, width: int, masked: bool) -> Array | None:
+def _allowed(tiled: TiledCall, place: Place, width: int, masked: bool) -> Array | None:
     """Where mask and bias allow and a key counts, rank 5; a query beyond the lengths may attend to nothing.
 
     None where neither `masked` nor a bias leaves anything to ask.
     """
-    tiling, conditions = problem.tiling, problem.conditions
-    found = None
+    tiling, conditions = tiled.tiling, tiled.conditions
+    allowed = None
     if masked:
         # the indices are arrays of their own: fused into what reads them, each entry would look its place up again
-        index = lax.optimization_barrier(_indices(problem, place, width))
+        index = lax.optimization_barrier(_indices(tiled, place, width))
         parts = [(index[3] >= place.first) & (index[3] < place.stop)]
         if tiling.padded[0] != tiling.q_len:
             parts.append(index[2] - conditions.origin.query < tiling.q_len)
         if conditions.mask is not None:
-            parts.append(fold(conditions.mask, lambda mask: _evaluate(problem, mask, place, index)))
-        found = _rank_5(functools.reduce(operator.and_, parts))
+            parts.append(fold(conditions.mask, lambda mask: _evaluate(tiled, mask, place, index)))
+        allowed = _rank_5(functools.reduce(operator.and_, parts))
     if conditions.bias is not None:
-        finite = bias_values(problem, conditions.bias, place, width) != -jnp.inf
+        finite = bias_values(tiled, conditions.bias, place, width) != -jnp.inf
         if tiling.shards > 1 and tiling.padded[0] != tiling.q_len:  # where the next device's queries follow
             finite = finite & (place.query + jnp.arange(tiling.q_block)[:, None] < tiling.q_len)
-        found = finite if found is None else found & finite
-    return found
+        allowed = finite if allowed is None else allowed & finite
+    return allowed
 
 
-def _evaluate(problem: Problem, mask: Mask, place: Place, index: tuple[Array, ...]) -> Array:
+def _evaluate(tiled: TiledCall, mask: Mask, place: Place, index: tuple[Array, ...]) -> Array:
     """Where one part of a mask's expression allows, on the axes that it reads."""
     if isinstance(mask, Dense):
-        return _slice(problem, mask.keep, place, index[3].shape[-1])
+        return _slice(tiled, mask.keep, place, index[3].shape[-1])
     return jnp.asarray(mask.allowed(*restrict(mask, *index)))
 
 

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+
+from jax import Array
 
 from maskattn.masks import Mask
 from maskattn.schedule.tiles import Tiling
-
-Array = Any
 
 #: A call of at most so many queries (decoding) has wider tiles of keys: a step then costs more than its scores.
 FEW = 32

@@ -7,10 +7,11 @@ off. Second derivatives are not defined: ``reference`` has them.
 from __future__ import annotations
 
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from maskattn.attention import Call
 from maskattn.numerics.exact import Arrays, Options, attend, project
@@ -19,10 +20,8 @@ from maskattn_jax import lower
 from maskattn_jax.dropout import dense
 from maskattn_jax.exact_ops import OPS
 
-Array = Any
 
-
-def attention(call: Call) -> tuple[Array, Array]:
+def attention(call: Call[Array]) -> tuple[Array, Array]:
     """Attend exactly: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
 
     `precision` is met by every result.
@@ -35,7 +34,7 @@ def attention(call: Call) -> tuple[Array, Array]:
     return _attention(Arrays(call.query, call.key, call.value, allowed, added, call.sinks, keep), options)
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: it runs every call."""
     return []
 
@@ -146,7 +145,7 @@ def _drop_backward(kept: float, keep: Array, d_out: Array) -> tuple[Array, None]
 _drop.defvjp(_drop_forward, _drop_backward)
 
 
-def _no_second_derivative(*arguments: Any) -> Any:
+def _no_second_derivative(*arguments: object) -> NoReturn:
     raise NotImplementedError('kernel="exact" has no second derivatives; kernel="reference" has')
 
 

@@ -16,21 +16,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import numpy as np
+from jax import Array
 
 from maskattn import schedule
 from maskattn.attention import Call
 from maskattn.biases import DenseBias
+from maskattn.masks import Mask
+from maskattn.typing import NumPyArray
 from maskattn_jax import lower
 from maskattn_jax.kernels.fused import splash
-
-Array = Any
+from maskattn_jax.types import Given
 
 #: Where the parity suite must not expect what the other kernels promise.
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
 
-def attention(call: Call) -> tuple[Array, None]:
+def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
     query, key, value, mask, bias, sizes = call.query, call.key, call.value, call.mask, call.bias, call.sizes
     keywords: dict[str, Any] = {}
@@ -39,9 +40,10 @@ def attention(call: Call) -> tuple[Array, None]:
         kept, allowed = lower.allowed(mask, *sizes), added != -jnp.inf
         allowed = allowed if kept is None else allowed & kept
         keywords = {"bias": jnp.where(allowed, added, 0).astype(query.dtype), "mask": allowed}
-        rows, keys = jnp.any(allowed, -1), jnp.any(allowed, -2)
+        reached: tuple[Given | None, Given | None] = jnp.any(allowed, -1), jnp.any(allowed, -2)
     else:
-        rows, keys = _reached(mask, sizes)
+        reached = _reached(mask, sizes)
+    rows, keys = reached
     key, value = _cleared(key, keys), _cleared(value, keys)
     width, v_dim = max(query.shape[-1], value.shape[-1]), value.shape[-1]
     query, key, value = (_widened(x, width) for x in (query, key, value))
@@ -49,7 +51,7 @@ def attention(call: Call) -> tuple[Array, None]:
         out = splash.attention(replace(call, query=query, key=key, value=value))
     else:
         if not keywords and mask is not None:
-            keywords = lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")
+            keywords = {**lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")}
         if bias is not None and "bias" not in keywords:
             values: Any = lower.bias(bias, *sizes)
             keywords["bias"] = values.astype(query.dtype)
@@ -70,7 +72,7 @@ def attention(call: Call) -> tuple[Array, None]:
     return out, None
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Everything that the vendor's function on this platform cannot express; [] where it runs the call."""
     reasons = []
     name = "Splash attention" if platform() == "tpu" else "jax.nn.dot_product_attention"
@@ -101,7 +103,7 @@ def _widened(x: Array, width: int) -> Array:
     return jnp.pad(x, [(0, 0)] * 3 + [(0, width - x.shape[-1])]) if x.shape[-1] < width else x
 
 
-def _reached(mask: Any, sizes: tuple[int, int, int, int]) -> tuple[Array | None, Array | None]:
+def _reached(mask: Mask | None, sizes: tuple[int, int, int, int]) -> tuple[Given | None, Given | None]:
     """Which rows may attend to something, bool [B, H, L], and which keys something may attend to, bool [B, H, S].
 
     Axes that the mask does not read have size 1. None where all are.
@@ -112,10 +114,11 @@ def _reached(mask: Any, sizes: tuple[int, int, int, int]) -> tuple[Array | None,
         rows, keys = _reached_statically(mask, sizes)
         return (None if rows.all() else rows), (None if keys.all() else keys)
     allowed = lower.allowed(mask, *sizes)
+    assert allowed is not None
     return jnp.any(allowed, -1), jnp.any(allowed, -2)
 
 
-def _cleared(x: Array, keys: Array | None) -> Array:
+def _cleared(x: Array, keys: Given | None) -> Array:
     """x [B, S, K, D] with 0 at the keys that nothing may attend to; `keys` bool [B or 1, H or 1, S or 1], or None."""
     if keys is None:
         return x
@@ -127,7 +130,7 @@ def _cleared(x: Array, keys: Array | None) -> Array:
 
 
 @functools.lru_cache(maxsize=64)
-def _reached_statically(mask: Any, sizes: tuple[int, int, int, int]) -> tuple[np.ndarray[Any, Any], ...]:
+def _reached_statically(mask: Mask, sizes: tuple[int, int, int, int]) -> tuple[NumPyArray, ...]:
     return schedule.reached(mask, *sizes)
 
 

@@ -12,18 +12,17 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from maskattn.attention import Call
 from maskattn.masks import And, Full, KeyMask, KeyPadding, Mask, Segments
 from maskattn_jax import lower
 
-Array = Any
-
 _BLOCK = 128
 _NOTHING = -1  # the segment of a key that nothing may attend to: no query has it
 
 
-def attention(call: Call, interpret: bool = False) -> Array:
+def attention(call: Call[Array], interpret: bool = False) -> Array:
     """Splash attention: query [B, L, H, D], key and value [B, S, K, D] -> [B, L, H, D].
 
     Rows that may attend to nothing give anything. `interpret` runs the kernel without a TPU, slowly.
@@ -43,7 +42,7 @@ def attention(call: Call, interpret: bool = False) -> Array:
     return jnp.swapaxes(out, 1, 2)
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Everything that Splash attention cannot express; [] where it runs the call."""
     reasons = []
     _, heads, q_len, kv_len = call.sizes
@@ -62,7 +61,7 @@ def unsupported(call: Call) -> list[str]:
     return reasons
 
 
-def _split(mask: Any) -> tuple[Mask, list[Mask]]:
+def _split(mask: Mask | None) -> tuple[Mask, list[Mask]]:
     """The part of a mask that Splash plans with, and the parts that become segment ids."""
     parts: tuple[Mask, ...] = mask.parts if isinstance(mask, And) else () if mask is None else (mask,)
     per_row: list[Mask] = [part for part in parts if isinstance(part, (Segments, KeyPadding, KeyMask))]

@@ -7,7 +7,7 @@ float64, everything else in float32 and rounded once. On CUDA the mask becomes a
     patches.py    which patches a mask needs           flash.py        one patch by SDPA's operator
     walk.py       the patches in order, both ways      products.py     one patch by matrix products
     windows.py    where a patch is in the arrays       additions.py    biases and their gradients
-    flex.py       on CUDA                              spec.py         masks as arguments of an operator
+    flex.py       on CUDA                              packing.py      masks as arguments of an operator
 
 It is an opaque operator: it works in eager mode, inside compiled models and under torch.func.vmap. Second derivatives
 are not defined: `reference` has them.
@@ -19,17 +19,15 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor as Array
 
 from maskattn.attention import Call
 from maskattn_torch._operators import operator, unwatched
 from maskattn_torch.kernels.blockwise import additions, flex, walk
-from maskattn_torch.kernels.blockwise.spec import pack, unpack
-
-Array = Any
+from maskattn_torch.kernels.blockwise.packing import pack, unpack
 
 
-def attention(call: Call) -> tuple[Array, Array]:
+def attention(call: Call[Array]) -> tuple[Array, Array]:
     """Attend block by block: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
 
     `precision` changes nothing on the CPU.
@@ -46,13 +44,13 @@ def attention(call: Call) -> tuple[Array, Array]:
         if unwatched(*arrays, *leaves):
             out, lse = _attention(*arrays, *options, leaves)
         else:
-            out, lse = _Attention.apply(*arrays, *options, *leaves)
+            out, lse = _Blockwise.apply(*arrays, *options, *leaves)
     if call.empty_rows == "nan" and sinks is None:
         out = torch.where((lse == -torch.inf).unsqueeze(-1), torch.nan, out)
     return out.to(dtype), lse
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Every reason why this kernel cannot run a call; [] where it can."""
     reasons = []
     if call.empty_rows == "mean" and call.sinks is None:
@@ -67,19 +65,19 @@ def unsupported(call: Call) -> list[str]:
 
 @operator("blockwise_attention")
 def _attention(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sinks: Tensor | None,
+    query: Array,
+    key: Array,
+    value: Array,
+    sinks: Array | None,
     number: int,
     scale: float,
     softcap: float | None,
     blocks: Sequence[int] | None,
-    leaves: list[Tensor],
-) -> tuple[Tensor, Tensor]:
-    problem = _problem(number, leaves, scale, softcap, blocks)
+    leaves: list[Array],
+) -> tuple[Array, Array]:
+    conditions = _conditions(number, leaves, scale, softcap, blocks)
     with torch.autocast(query.device.type, enabled=False):
-        out, lse = walk.forward(problem, *_heads_first(query, key, value))
+        out, lse = walk.forward(conditions, *_heads_first(query, key, value))
         if sinks is not None:
             total = torch.logaddexp(lse, sinks[:, None])
             out, lse = out * (lse - total).exp_().unsqueeze(-1), total
@@ -87,58 +85,58 @@ def _attention(
 
 
 @_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(query: Array, key: Array, value: Array, *rest: object) -> tuple[Array, Array]:
     return query.new_empty((*query.shape[:3], value.shape[3])), query.new_empty(query.shape[:3])
 
 
 @operator("blockwise_attention_gradients")
 def _attention_gradients(
-    query: Tensor,
-    key: Tensor,
-    value: Tensor,
-    sinks: Tensor | None,
-    out: Tensor,
-    lse: Tensor,
-    d_out: Tensor,
-    d_lse: Tensor | None,
+    query: Array,
+    key: Array,
+    value: Array,
+    sinks: Array | None,
+    out: Array,
+    lse: Array,
+    d_out: Array,
+    d_lse: Array | None,
     number: int,
     scale: float,
     softcap: float | None,
     blocks: Sequence[int] | None,
-    leaves: list[Tensor],
+    leaves: list[Array],
     wanted: list[bool],
-) -> list[Tensor]:
+) -> list[Array]:
     """The gradients of query, key, value, of sinks if given, and of the leaves that are wanted."""
-    problem = _problem(number, leaves, scale, softcap, blocks)
-    count = len(additions.leaves_of(problem.bias))
-    start = len(leaves) - count - (problem.dropout is not None)
+    conditions = _conditions(number, leaves, scale, softcap, blocks)
+    count = len(additions.leaves_of(conditions.bias))
+    start = len(leaves) - count - (conditions.dropout is not None)
     with torch.autocast(query.device.type, enabled=False):
         d_lse = d_lse if d_lse is not None and bool(d_lse.any()) else None
         rows = (d_out.transpose(1, 2), out.transpose(1, 2), lse.transpose(1, 2))
         of_lse = None if d_lse is None else d_lse.transpose(1, 2)
         q, k, v = _heads_first(query, key, value)
-        *gradients, of_bias = walk.backward(problem, wanted[start : start + count], q, k, v, *rows, of_lse)
-        found = [x.transpose(1, 2).contiguous() for x in gradients]
+        *gradients, of_bias = walk.backward(conditions, wanted[start : start + count], q, k, v, *rows, of_lse)
+        ordered = [x.transpose(1, 2).contiguous() for x in gradients]
         if sinks is not None:
             delta = (d_out * out).sum(-1) - (0 if d_lse is None else d_lse)
-            found.append(-((sinks - lse).exp_() * delta).sum((0, 1)))
-    return found + of_bias
+            ordered.append(-((sinks - lse).exp_() * delta).sum((0, 1)))
+    return ordered + of_bias
 
 
 @_attention_gradients.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, sinks: Tensor | None, *rest: Any) -> list[Tensor]:
+def _(query: Array, key: Array, value: Array, sinks: Array | None, *rest: Any) -> list[Array]:
     *_, leaves, wanted = rest
     given = [query, key, value, *([] if sinks is None else [sinks])]
     return [x.new_empty(x.shape) for x in given + [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]]
 
 
-class _Attention(torch.autograd.Function):
+class _Blockwise(torch.autograd.Function):
     """The operators as one differentiable function: torch.func needs this form, torch.compile takes it as well."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(*arguments: Any) -> tuple[Tensor, Tensor]:
+    def forward(*arguments: object) -> tuple[Array, Array]:
         return _attention(*arguments[:8], list(arguments[8:]))
 
     @staticmethod
@@ -149,7 +147,7 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_out: Tensor | None, d_lse: Tensor | None) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_out: Array | None, d_lse: Array | None) -> tuple[Any, ...]:
         *arrays, sinks, out, lse = ctx.saved_tensors[:6]
         leaves, wanted = ctx.saved_tensors[6:], [bool(x) for x in ctx.needs_input_grad[8:]]
         d_out = torch.zeros_like(out) if d_out is None else d_out
@@ -160,13 +158,13 @@ class _Attention(torch.autograd.Function):
         return *grads, d_sinks, *[None] * 4, *d_leaves
 
 
-def _problem(
-    number: int, leaves: list[Tensor], scale: float, softcap: float | None, blocks: Sequence[int] | None
-) -> walk.Problem:
+def _conditions(
+    number: int, leaves: list[Array], scale: float, softcap: float | None, blocks: Sequence[int] | None
+) -> walk.Conditions:
     mask, bias, dropout = unpack(number, leaves)
-    return walk.Problem(mask, bias, dropout, scale, softcap, None if blocks is None else (blocks[0], blocks[1]))
+    return walk.Conditions(mask, bias, dropout, scale, softcap, None if blocks is None else (blocks[0], blocks[1]))
 
 
-def _heads_first(*arrays: Tensor) -> tuple[Tensor, ...]:
+def _heads_first(*arrays: Array) -> tuple[Array, ...]:
     """[B, length, heads, D] -> [B, heads, length, D], views whose rows are contiguous."""
     return tuple((x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2) for x in arrays)

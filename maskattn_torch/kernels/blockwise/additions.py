@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn.biases import Additive, ALiBi, Bias, DenseBias, TableBias
 from maskattn.schedule.pieces import Piece
 from maskattn_torch.kernels.blockwise.windows import allowed, dense_part, indices, read_indices, rectangle
+from maskattn_torch.types import Device
 
-Array = Any
-
-__all__ = ["Gradients", "leaves_of", "undifferentiated", "values"]
+__all__ = ["BiasGradients", "leaves_of", "undifferentiated", "values"]
 
 
-def values(bias: Bias, piece: Piece, dtype: torch.dtype, device: Any) -> Array:
+def values(bias: Bias, piece: Piece, dtype: torch.dtype, device: Device) -> Array:
     """The bias in `dtype`, broadcasting to [count, heads, rows, cols]."""
     if isinstance(bias, DenseBias):
         return dense_part(bias.array.reshape(bias.shape), piece).to(dtype)
@@ -26,13 +25,13 @@ def values(bias: Bias, piece: Piece, dtype: torch.dtype, device: Any) -> Array:
 
 
 def undifferentiated(bias: Bias | None) -> list[str]:
-    """The arrays that require a gradient, of a bias that `Gradients` knows nothing about."""
+    """The arrays that require a gradient, of a bias that `BiasGradients` knows nothing about."""
     if bias is None or isinstance(bias, (DenseBias, TableBias, ALiBi)):
         return []
     return [name for name in bias.data_fields() if getattr(getattr(bias, name), "requires_grad", False)]
 
 
-class Gradients:
+class BiasGradients:
     """The gradient of each array of a bias, in the order of its leaves; None for those that are not wanted."""
 
     def __init__(self, bias: Bias | None, wanted: list[bool], dtype: torch.dtype) -> None:
@@ -60,7 +59,7 @@ class Gradients:
             by_head = (d_logits * apart).sum((0, 2, 3)).double()
             heads = total.shape[0]
             numbers = torch.arange(piece.heads.start, piece.heads.stop, piece.heads.step, device=d_logits.device)
-            total.index_add_(0, numbers if heads > 1 else numbers * 0, by_head)
+            total.index_add_(0, numbers if heads > 1 else torch.zeros_like(numbers), by_head)
 
     def results(self) -> list[Array]:
         """The gradients that were wanted, in the dtypes of their arrays."""
@@ -70,10 +69,10 @@ class Gradients:
 
 def leaves_of(bias: Bias | None) -> list[Array]:
     """The arrays of a bias and of the masks in it."""
-    found: list[Array] = []
+    leaves: list[Array] = []
     if bias is not None:
-        bias.map_data(found.append)
-    return found
+        bias.map_data(leaves.append)
+    return leaves
 
 
 def _add_dense(total: Array, piece: Piece, d_logits: Array) -> None:
@@ -84,9 +83,9 @@ def _add_dense(total: Array, piece: Piece, d_logits: Array) -> None:
         reduced = sorted({0, *reduced})
     elif piece.count > 1:
         reduced = [axis for axis in reduced if axis != 0]
-    found = d_logits.sum(reduced, keepdim=True) if reduced else d_logits
-    for n in range(found.shape[0] if piece.count > 1 else 1):
-        dense_part(total, rectangle(piece, n)).add_(found[n : n + 1] if piece.count > 1 else found)
+    summed = d_logits.sum(reduced, keepdim=True) if reduced else d_logits
+    for n in range(summed.shape[0] if piece.count > 1 else 1):
+        dense_part(total, rectangle(piece, n)).add_(summed[n : n + 1] if piece.count > 1 else summed)
 
 
 def _add_rows(total: Array, bias: TableBias, piece: Piece, d_logits: Array) -> None:
@@ -99,7 +98,7 @@ def _add_rows(total: Array, bias: TableBias, piece: Piece, d_logits: Array) -> N
     if columns == 1:
         d_logits = d_logits.sum(1, keepdim=True)
     rows = rows.expand(d_logits.shape[0], 1, *d_logits.shape[2:]).reshape(-1)
-    found = d_logits.new_zeros((total.shape[0], d_logits.shape[1]))
-    found.index_add_(0, rows, d_logits.movedim(1, -1).reshape(-1, d_logits.shape[1]))
+    by_row = d_logits.new_zeros((total.shape[0], d_logits.shape[1]))
+    by_row.index_add_(0, rows, d_logits.movedim(1, -1).reshape(-1, d_logits.shape[1]))
     heads = slice(piece.heads.start, piece.heads.stop, piece.heads.step) if columns > 1 else slice(None)
-    total[:, heads] += found
+    total[:, heads] += by_row

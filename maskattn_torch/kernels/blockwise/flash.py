@@ -8,15 +8,13 @@ share of the gradients. They are not part of PyTorch's stable interface: `availa
 from __future__ import annotations
 
 import functools
-from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn import standards
 from maskattn.schedule.pieces import MIXED, TRIANGLE, Piece
 from maskattn_torch.kernels.blockwise.patches import Forbidden
-
-Array = Any
 
 __all__ = ["available", "backward", "forward"]
 

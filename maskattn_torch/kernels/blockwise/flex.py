@@ -7,10 +7,12 @@ FlexAttention's uncompiled form on the CPU. No GPU was at hand: the compiled for
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn import schedule
 from maskattn._lookup import at_row
@@ -19,12 +21,10 @@ from maskattn.biases import Bias, T5Buckets
 from maskattn.masks import Full, Mask
 from maskattn_torch import lower
 
-Array = Any
-
 __all__ = ["attention", "unsupported"]
 
 
-def attention(call: Call, sinks: Array | None, compiled: bool = True) -> tuple[Array, Array]:
+def attention(call: Call[Array], sinks: Array | None, compiled: bool = True) -> tuple[Array, Array]:
     """The output [B, L, H, Dv] and log-sum-exp [B, L, H] of a call, with `sinks` in float32; empty rows 0, -inf.
 
     The mask's data are read now (from the device, if they are there): once for each call.
@@ -48,7 +48,7 @@ def attention(call: Call, sinks: Array | None, compiled: bool = True) -> tuple[A
     return out.transpose(1, 2), lse.transpose(1, 2)
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Every reason why FlexAttention cannot run a call."""
     reasons = []
     if call.dropout is not None:
@@ -69,7 +69,7 @@ def _reachable(mask: Mask, sizes: tuple[int, int, int, int], key: Array, value: 
     return torch.where(keys, key, 0), torch.where(keys, value, 0)
 
 
-def _scores(bias: Bias | None, softcap: float | None) -> Any:
+def _scores(bias: Bias | None, softcap: float | None) -> Callable[..., Array] | None:
     """softcap, then bias, as FlexAttention's function of a score and its place; None where there is neither."""
     if bias is None and softcap is None:
         return None
@@ -83,7 +83,7 @@ def _scores(bias: Bias | None, softcap: float | None) -> Any:
     return score
 
 
-def _t5_values(bias: T5Buckets) -> Any:
+def _t5_values(bias: T5Buckets) -> Callable[..., Array]:
     """`bias.values` by a table of the bucket of each distance: its own rule compares with some 30 bounds, and makes
     them of integers that a compiler cannot hold."""
     far, device = bias.max_distance, bias.table.device

@@ -21,21 +21,20 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
+from torch import Tensor as Array
 
 from maskattn._fields import to_numpy
 from maskattn.masks import Mask
 from maskattn.schedule.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces_of
-from maskattn_torch.kernels.blockwise.spec import structure_of
+from maskattn_torch.kernels.blockwise.packing import structure_of
 from maskattn_torch.kernels.blockwise.windows import allowed, kv_range, rectangle, window
 
-Array = Any
-
-__all__ = ["Forbidden", "Patch", "Patches", "Sizes", "patches_of", "reached"]
+__all__ = ["Forbidden", "Patch", "Patches", "PatchSizes", "patches_of", "reached"]
 
 #: Patches are found again by the bytes of their mask's data where these are no more.
 _DATA_BYTES = 1 << 20
@@ -44,7 +43,7 @@ _CALL_BYTES, _ALL_BYTES = 16 << 20, 64 << 20
 
 
 @dataclass(frozen=True)
-class Sizes:
+class PatchSizes:
     """What patches depend on besides the mask.
 
     Attributes:
@@ -124,7 +123,7 @@ class Patches:
     bytes: int
 
 
-def patches_of(mask: Mask | None, sizes: Sizes) -> Patches:
+def patches_of(mask: Mask | None, sizes: PatchSizes) -> Patches:
     """The patches for a mask bound to PyTorch (True = may attend), whose data are read now."""
     key = _key(mask, sizes)
     if key is None:
@@ -141,11 +140,11 @@ def patches_of(mask: Mask | None, sizes: Sizes) -> Patches:
     return made
 
 
-_KEPT: OrderedDict[Any, Patches] = OrderedDict()
+_KEPT: OrderedDict[Hashable, Patches] = OrderedDict()
 _LOCK = threading.Lock()
 
 
-def _key(mask: Mask | None, sizes: Sizes) -> Any:
+def _key(mask: Mask | None, sizes: PatchSizes) -> Hashable:
     """What patches are kept under; None where the mask's data are too large to be compared at every call."""
     if mask is None:
         return None, sizes
@@ -156,30 +155,30 @@ def _key(mask: Mask | None, sizes: Sizes) -> Any:
     return structure, tuple((to_numpy(x).tobytes(), x.dtype, tuple(x.shape)) for x in leaves), sizes
 
 
-def _made(mask: Mask | None, sizes: Sizes) -> Patches:
+def _made(mask: Mask | None, sizes: PatchSizes) -> Patches:
     s = sizes
     readable = None if mask is None else mask.map_data(to_numpy)
-    found = pieces_of(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, s.blocks)
-    memory = _Memory(mask, s.dtype)
+    pieces = pieces_of(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, s.blocks)
+    memory = _MaskStore(mask, s.dtype)
     backward: list[Patch] = []
     forward: list[Patch] = []
-    for piece in found:
+    for piece in pieces:
         parts = [Patch(part, memory.keep(part)) for part in cut(piece, s.group, (1 << 20) // s.width, s.area)]
         backward += parts
         forward += parts if s.area else _joined(piece, parts)
-    rows = sum(x.count * x.rows * len(x.batch) * len(x.heads) for x in found if x.first)
+    rows = sum(x.count * x.rows * len(x.batch) * len(x.heads) for x in pieces if x.first)
     covered = rows == s.batch * s.heads * s.q_len
     known = all(patch.kept is not None or patch.piece.kind != MIXED for patch in backward)
     exposed = not known or not all(bool(x.all()) for x in reached(backward, mask, s))
     return Patches(tuple(backward), tuple(forward), len(forward) == 1 and covered, covered, exposed, memory.bytes)
 
 
-class _Memory:
+class _MaskStore:
     """What a mask forbids in the patches of a call, once where several are alike, up to `_CALL_BYTES`."""
 
     def __init__(self, mask: Mask | None, dtype: torch.dtype) -> None:
         self.mask, self.dtype, self.bytes = mask, dtype, 0
-        self._found: dict[Any, Forbidden] = {}
+        self._found: dict[Hashable, Forbidden] = {}
 
     def keep(self, piece: Piece) -> Forbidden | None:
         """What is kept for a patch of this piece; None for nothing."""
@@ -219,7 +218,7 @@ def _joined(piece: Piece, parts: list[Patch]) -> list[Patch]:
 
 
 def reached(
-    found: Sequence[Patch], mask: Mask | None, sizes: Sizes, bias: Callable[[Piece], Array] | None = None
+    patches: Sequence[Patch], mask: Mask | None, sizes: PatchSizes, bias: Callable[[Piece], Array] | None = None
 ) -> tuple[Array, Array]:
     """The rows and the keys that some allowed pair of the patches has: bool [B, H, L] and [B, K, S].
 
@@ -227,7 +226,7 @@ def reached(
     """
     rows = torch.zeros((sizes.batch, sizes.heads, sizes.q_len), dtype=torch.bool)
     keys = torch.zeros((sizes.batch, sizes.kv_heads, sizes.kv_len), dtype=torch.bool)
-    for patch in found:
+    for patch in patches:
         piece, added = patch.piece, patch.forbidden(mask, sizes.dtype).added
         if bias is not None:
             added = bias(piece) if added is None else added + bias(piece)

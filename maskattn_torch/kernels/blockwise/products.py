@@ -8,9 +8,9 @@ Buffers are [count, heads, rows, cols], small enough for a cache, and are writte
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn.attention import Dropout
 from maskattn.biases import Bias
@@ -19,8 +19,6 @@ from maskattn_torch.dropout import keep
 from maskattn_torch.kernels.blockwise import additions
 from maskattn_torch.kernels.blockwise.patches import Forbidden
 from maskattn_torch.kernels.blockwise.windows import indices
-
-Array = Any
 
 __all__ = ["Terms", "backward", "forward"]
 
@@ -32,7 +30,7 @@ class Terms:
     scale: float
     softcap: float | None
     bias: Bias | None
-    dropout: Dropout | None
+    dropout: Dropout[Array] | None
     sizes: tuple[int, int, int, int]
 
 
@@ -60,7 +58,7 @@ def backward(
     v: Array,
     forbidden: Forbidden,
     rows: tuple[Array, ...],
-    of_bias: additions.Gradients,
+    of_bias: additions.BiasGradients,
 ) -> tuple[Array, Array, Array]:
     """This rectangle's share of dq, dk, dv; that of the bias goes to `of_bias`.
 

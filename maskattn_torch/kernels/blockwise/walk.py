@@ -9,34 +9,32 @@ Arrays are [B, heads, length, ...] views of contiguous [B, length, heads, ...] o
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn.attention import Dropout
 from maskattn.biases import Additive, ALiBi, Bias
 from maskattn.masks import Mask
 from maskattn.schedule.pieces import Limits, Piece
 from maskattn_torch.kernels.blockwise import additions, flash, products
-from maskattn_torch.kernels.blockwise.patches import Patch, Patches, Sizes, patches_of, reached
+from maskattn_torch.kernels.blockwise.patches import Patch, Patches, PatchSizes, patches_of, reached
 from maskattn_torch.kernels.blockwise.windows import kv_range, window
 from maskattn_torch.kernels.merging import merge_into
 
-Array = Any
-
-__all__ = ["Problem", "backward", "forward"]
+__all__ = ["Conditions", "backward", "forward"]
 
 #: Rectangles for plain matrix products, and the pairs that one patch has: its buffers stay in a cache.
 _LIMITS, _AREA = Limits(256, 1024), 1 << 21
 
 
 @dataclass(frozen=True)
-class Problem:
+class Conditions:
     """A call's mask, bias, dropout (bound to PyTorch, or None) and options."""
 
     mask: Mask | None
     bias: Bias | None
-    dropout: Dropout | None
+    dropout: Dropout[Array] | None
     scale: float
     softcap: float | None
     blocks: tuple[int, int] | None
@@ -44,17 +42,17 @@ class Problem:
 
 @dataclass(frozen=True)
 class _Walk:
-    """A problem, the patches that do it, and the terms of plain products, None where SDPA's kernel does it."""
+    """A call, the patches that do it, and the terms of plain products, None where SDPA's kernel does it."""
 
-    problem: Problem
-    sizes: Sizes
+    conditions: Conditions
+    sizes: PatchSizes
     patches: Patches
     terms: products.Terms | None
 
 
-def forward(problem: Problem, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
+def forward(conditions: Conditions, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     """q [B, H, L, D], k [B, K, S, D], v [B, K, S, Dv] -> out [B, H, L, Dv], lse [B, H, L]: 0, -inf in empty rows."""
-    walk = _prepared(problem, q, k, v)
+    walk = _prepared(conditions, q, k, v)
     out, lse = _forward(walk, q, k, v)
     if _exposed(walk) and not _finite(out):
         cleaned = _cleaned(walk, [q], [k, v])
@@ -64,7 +62,7 @@ def forward(problem: Problem, q: Array, k: Array, v: Array) -> tuple[Array, Arra
 
 
 def backward(
-    problem: Problem,
+    conditions: Conditions,
     wanted: list[bool],
     q: Array,
     k: Array,
@@ -76,7 +74,7 @@ def backward(
 ) -> tuple[Array, Array, Array, list[Array]]:
     """dq, dk, dv and the gradients of the bias's arrays that are `wanted`; d_lse is None where it is 0."""
     # SDPA's operator has no argument for the cotangent of lse
-    walk = _prepared(problem, q, k, v, plain=d_lse is not None)
+    walk = _prepared(conditions, q, k, v, plain=d_lse is not None)
     delta = (d_out * out).sum(-1) - (0 if d_lse is None else d_lse) if walk.terms is not None else torch.zeros_like(lse)
     rows = [d_out, out, lse.masked_fill(lse == -torch.inf, torch.inf), delta]
     dq, dk, dv, of_bias = _backward(walk, wanted, q, k, v, rows)
@@ -89,34 +87,34 @@ def backward(
     return dq, dk, dv, of_bias.results()
 
 
-def _prepared(problem: Problem, q: Array, k: Array, v: Array, plain: bool = False) -> _Walk:
+def _prepared(conditions: Conditions, q: Array, k: Array, v: Array, plain: bool = False) -> _Walk:
     (batch, heads, q_len, width), kv_heads, kv_len = q.shape, k.shape[1], k.shape[2]
-    sizes = Sizes(batch, heads, kv_heads, q_len, kv_len, max(width, v.shape[3]), q.dtype, problem.blocks)
-    other = (problem.bias, problem.softcap, problem.dropout)
+    sizes = PatchSizes(batch, heads, kv_heads, q_len, kv_len, max(width, v.shape[3]), q.dtype, conditions.blocks)
+    other = (conditions.bias, conditions.softcap, conditions.dropout)
     plain = plain or any(x is not None for x in other) or width != v.shape[3] or not flash.available()
     if not plain:
-        return _Walk(problem, sizes, patches_of(problem.mask, sizes), None)
-    sizes = replace(sizes, limits=Limits(*(problem.blocks or _LIMITS)), area=_AREA)
+        return _Walk(conditions, sizes, patches_of(conditions.mask, sizes), None)
+    sizes = replace(sizes, limits=Limits(*(conditions.blocks or _LIMITS)), area=_AREA)
     shape = (batch, heads, q_len, kv_len)
-    terms = products.Terms(problem.scale, problem.softcap, problem.bias, problem.dropout, shape)
-    return _Walk(problem, sizes, patches_of(problem.mask, sizes), terms)
+    terms = products.Terms(conditions.scale, conditions.softcap, conditions.bias, conditions.dropout, shape)
+    return _Walk(conditions, sizes, patches_of(conditions.mask, sizes), terms)
 
 
 def _forward(walk: _Walk, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    sizes, found = walk.sizes, walk.patches
-    make = torch.empty if found.covered else torch.zeros
+    sizes, patches = walk.sizes, walk.patches
+    make = torch.empty if patches.covered else torch.zeros
     shape = (sizes.batch, sizes.q_len, sizes.heads)
-    if not found.whole:
+    if not patches.whole:
         out = make((*shape, v.shape[3]), dtype=q.dtype).transpose(1, 2)
         lse = torch.full(shape, -torch.inf, dtype=q.dtype).transpose(1, 2)
-    for patch in found.forward:
-        piece, forbidden = patch.piece, patch.forbidden(walk.problem.mask, q.dtype)
+    for patch in patches.forward:
+        piece, forbidden = patch.piece, patch.forbidden(walk.conditions.mask, q.dtype)
         read = _read(walk, patch, q, k, v)
         if walk.terms is None:
-            one = flash.forward(walk.problem.scale, piece, *read, forbidden)
+            one = flash.forward(walk.conditions.scale, piece, *read, forbidden)
         else:
             one = products.forward(walk.terms, piece, *read, forbidden)
-        if found.whole:
+        if patches.whole:
             return _in_order(one[0], sizes), _in_order(one[1], sizes)
         into = (window(out, piece, "q", piece.heads), window(lse, piece, "q", piece.heads))
         if piece.first:
@@ -127,23 +125,23 @@ def _forward(walk: _Walk, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     return out, lse
 
 
-def _in_order(x: Array, sizes: Sizes) -> Array:
+def _in_order(x: Array, sizes: PatchSizes) -> Array:
     """[count, H, rows, ...] -> [B, H, L, ...], where rectangles or batch rows follow one another."""
     return x.transpose(1, 2).reshape(sizes.batch, sizes.q_len, sizes.heads, *x.shape[3:]).transpose(1, 2)
 
 
 def _backward(
     walk: _Walk, wanted: list[bool], q: Array, k: Array, v: Array, rows: list[Array]
-) -> tuple[Array, Array, Array, additions.Gradients]:
+) -> tuple[Array, Array, Array, additions.BiasGradients]:
     totals = [torch.zeros_like(x.transpose(1, 2), memory_format=torch.contiguous_format) for x in (q, k, v)]
     dq, dk, dv = (x.transpose(1, 2) for x in totals)
-    of_bias = additions.Gradients(walk.problem.bias, wanted, q.dtype)
+    of_bias = additions.BiasGradients(walk.conditions.bias, wanted, q.dtype)
     for patch in walk.patches.backward:
-        piece, forbidden = patch.piece, patch.forbidden(walk.problem.mask, q.dtype)
+        piece, forbidden = patch.piece, patch.forbidden(walk.conditions.mask, q.dtype)
         read = _read(walk, patch, q, k, v)
         of_rows = tuple(window(x, piece, "q", piece.heads) for x in rows)
         if walk.terms is None:
-            shares = flash.backward(walk.problem.scale, piece, *read, forbidden, of_rows)
+            shares = flash.backward(walk.conditions.scale, piece, *read, forbidden, of_rows)
         else:
             shares = products.backward(walk.terms, piece, *read, forbidden, of_rows, of_bias)
         heads = kv_range(piece, walk.sizes.group)
@@ -179,14 +177,14 @@ def _finite(x: Array) -> bool:
 
 def _exposed(walk: _Walk) -> bool:
     """Whether rows or keys without a partner may be in a patch: what they hold must not show."""
-    return walk.patches.exposed or not isinstance(walk.problem.bias, (Additive, ALiBi, type(None)))
+    return walk.patches.exposed or not isinstance(walk.conditions.bias, (Additive, ALiBi, type(None)))
 
 
 def _cleaned(walk: _Walk, of_rows: list[Array], of_keys: list[Array]) -> list[Array] | None:
     """The arrays with 0 in rows and keys that no allowed pair has; None where all of those are 0 already."""
-    bias, dtype = walk.problem.bias, walk.sizes.dtype
+    bias, dtype = walk.conditions.bias, walk.sizes.dtype
     added = None if bias is None else lambda piece: additions.values(bias, piece, dtype, None)
-    rows, keys = reached(walk.patches.backward, walk.problem.mask, walk.sizes, added)
+    rows, keys = reached(walk.patches.backward, walk.conditions.mask, walk.sizes, added)
     held = [(x, rows) for x in of_rows] + [(x, keys) for x in of_keys]
     if not any(bool(x[~there].any()) for x, there in held):
         return None

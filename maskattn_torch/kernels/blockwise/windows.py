@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
 
 import torch
 
+from maskattn.biases import Bias
 from maskattn.masks import Dense, Mask, fold
 from maskattn.schedule.pieces import Piece
-
-Array = Any
+from maskattn_torch.types import Array, Device
 
 __all__ = ["allowed", "dense_part", "indices", "kv_range", "read_indices", "rectangle", "window"]
 
@@ -44,7 +43,7 @@ def rectangle(piece: Piece, number: int) -> Piece:
     return replace(piece, q=piece.q + number * piece.q_step, k=piece.k + number * piece.k_step, count=1)
 
 
-def indices(piece: Piece, device: Any = None) -> tuple[Array, Array, Array, Array]:
+def indices(piece: Piece, device: Device = None) -> tuple[Array, Array, Array, Array]:
     """(b, h, q, k) of a piece's pairs, int64, broadcasting to [count, heads, rows, cols] (batch rows for count)."""
     b = _arange(piece.batch, device).reshape(-1, 1, 1, 1)
     h = _arange(piece.heads, device).reshape(1, -1, 1, 1)
@@ -54,7 +53,7 @@ def indices(piece: Piece, device: Any = None) -> tuple[Array, Array, Array, Arra
     return b, h, q, k
 
 
-def read_indices(node: Any, piece: Piece, device: Any = None) -> list[Array]:
+def read_indices(node: Mask | Bias, piece: Piece, device: Device = None) -> list[Array]:
     """The indices of a piece, 0 in place of those that a mask or a bias does not read."""
     zero = torch.zeros((1, 1, 1, 1), dtype=torch.int64, device=device)
     depends = node.depends
@@ -83,11 +82,11 @@ def dense_part(array: Array, piece: Piece) -> Array:
             slice(piece.k, piece.k + piece.cols),
         )
         return array[tuple(s if n > 1 else slice(None) for s, n in zip(slices, array.shape, strict=True))]
-    found = [
+    cuts = [
         x if n > 1 else torch.zeros_like(x[:1, :1, :1, :1]) for x, n in zip(indices(piece), array.shape, strict=True)
     ]
-    return array[tuple(found)]
+    return array[tuple(cuts)]
 
 
-def _arange(numbers: range, device: Any) -> Array:
+def _arange(numbers: range, device: Device) -> Array:
     return torch.arange(numbers.start, numbers.stop, numbers.step, device=device)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor as Array
 
 from maskattn.attention import Call
 from maskattn.numerics.exact import Arrays, Options, attend, project
@@ -20,10 +20,8 @@ from maskattn_torch._operators import operator, unwatched
 from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
 
-Array = Any
 
-
-def attention(call: Call) -> tuple[Array, Array]:
+def attention(call: Call[Array]) -> tuple[Array, Array]:
     """Attend exactly: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
 
     `precision` is met by every result.
@@ -35,10 +33,10 @@ def attention(call: Call) -> tuple[Array, Array]:
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
     arrays = Arrays(call.query, call.key, call.value, allowed, added, call.sinks, keep)
     arguments = (*arrays, *Options(call.scale, call.softcap, call.empty_rows, kept))
-    return _attention(*arguments) if unwatched(*arrays) else _Attention.apply(*arguments)
+    return _attention(*arguments) if unwatched(*arrays) else _Exact.apply(*arguments)
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: it runs every call."""
     return []
 
@@ -63,49 +61,49 @@ _OPTIONS = "float scale, float? softcap, str empty_rows, float kept"
 
 
 @operator("exact_attention", f"({_ARRAYS}, {_OPTIONS}) -> (Tensor, Tensor)")
-def _attention(*arguments: Any) -> tuple[Tensor, Tensor]:
+def _attention(*arguments: Any) -> tuple[Array, Array]:
     output, lse = attend.forward(OPS, Arrays(*arguments[:7]), Options(*arguments[7:]))
     return output.contiguous(), lse.contiguous()
 
 
 @_attention.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, *rest: Any) -> tuple[Tensor, Tensor]:
+def _(query: Array, key: Array, value: Array, *rest: object) -> tuple[Array, Array]:
     wide = torch.float64 if query.dtype == torch.float64 else torch.float32
     output = query.new_empty((*query.shape[:3], value.shape[3]))
     return output, query.new_empty(query.shape[:3], dtype=wide)
 
 
 @operator("exact_attention_gradients", f"({_ARRAYS}, Tensor d_output, Tensor d_lse, {_OPTIONS}) -> Tensor[]")
-def _attention_gradients(*arguments: Any) -> list[Tensor]:
+def _attention_gradients(*arguments: Any) -> list[Array]:
     d_output, d_lse = arguments[7:9]
     grads = attend.backward(OPS, Arrays(*arguments[:7]), d_output, d_lse, Options(*arguments[9:]))
     return [g.contiguous() for g in grads if g is not None]
 
 
 @_attention_gradients.register_fake
-def _(query: Tensor, key: Tensor, value: Tensor, allowed: Any, bias: Any, sinks: Any, *rest: Any) -> list[Tensor]:
+def _(query: Array, key: Array, value: Array, allowed: Any, bias: Any, sinks: Any, *rest: Any) -> list[Array]:
     return [x.new_empty(x.shape) for x in (query, key, value, bias, sinks) if x is not None]
 
 
-class _Attention(torch.autograd.Function):
+class _Exact(torch.autograd.Function):
     """The operators as one differentiable function: torch.func needs this form, torch.compile takes it as well."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(  # each by its name: PyTorch's compiler counts them
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        allowed: Tensor | None,
-        bias: Tensor | None,
-        sinks: Tensor | None,
-        keep: Tensor | None,
+        query: Array,
+        key: Array,
+        value: Array,
+        allowed: Array | None,
+        bias: Array | None,
+        sinks: Array | None,
+        keep: Array | None,
         scale: float,
         softcap: float | None,
         empty_rows: str,
         kept: float,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Array, Array]:
         return _attention(query, key, value, allowed, bias, sinks, keep, scale, softcap, empty_rows, kept)
 
     @staticmethod
@@ -114,7 +112,7 @@ class _Attention(torch.autograd.Function):
         ctx.options = inputs[7:]
 
     @staticmethod
-    def backward(ctx: Any, d_output: Tensor, d_lse: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_output: Array, d_lse: Array) -> tuple[Any, ...]:
         inputs = ctx.saved_tensors
         grads = list(_attention_gradients(*inputs, d_output, d_lse, *ctx.options))
         d_sinks = None if inputs[5] is None else grads.pop()
@@ -123,23 +121,23 @@ class _Attention(torch.autograd.Function):
 
 
 @operator("exact_linear")
-def _linear(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return project.forward(OPS, x, weight, bias).contiguous()
 
 
 @_linear.register_fake
-def _(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+def _(x: Array, weight: Array, bias: Array | None) -> Array:
     return x.new_empty((x.shape[0], weight.shape[1]))
 
 
 @operator("exact_linear_gradients")
-def _linear_gradients(x: Tensor, weight: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _linear_gradients(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
     d_x, d_weight, d_bias = project.backward(OPS, x, weight, d_out)
     return d_x.contiguous(), d_weight.contiguous(), d_bias.contiguous()
 
 
 @_linear_gradients.register_fake
-def _(x: Tensor, weight: Tensor, d_out: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty((weight.shape[1],))
 
 
@@ -147,7 +145,7 @@ class _Linear(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    def forward(x: Array, weight: Array, bias: Array | None) -> Array:
         return _linear(x, weight, bias)
 
     @staticmethod
@@ -157,19 +155,19 @@ class _Linear(torch.autograd.Function):
         ctx.has_bias = bias is not None
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_out: Array) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
         d_x, d_weight, d_bias = _linear_gradients(x, weight, d_out)
         return d_x, d_weight, d_bias if ctx.has_bias else None
 
 
 @operator("exact_drop")
-def _drop(x: Tensor, keep: Tensor, kept: float) -> Tensor:
+def _drop(x: Array, keep: Array, kept: float) -> Array:
     return _exact_drop(OPS, x.contiguous(), keep, kept).contiguous()
 
 
 @_drop.register_fake
-def _(x: Tensor, keep: Tensor, kept: float) -> Tensor:
+def _(x: Array, keep: Array, kept: float) -> Array:
     return x.new_empty(x.shape)
 
 
@@ -177,7 +175,7 @@ class _Drop(torch.autograd.Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(x: Tensor, keep: Tensor, kept: float) -> Tensor:
+    def forward(x: Array, keep: Array, kept: float) -> Array:
         return _drop(x, keep, kept)
 
     @staticmethod
@@ -186,6 +184,6 @@ class _Drop(torch.autograd.Function):
         ctx.save_for_backward(keep)
 
     @staticmethod
-    def backward(ctx: Any, d_out: Tensor) -> tuple[Any, ...]:
+    def backward(ctx: Any, d_out: Array) -> tuple[Any, ...]:
         (keep,) = ctx.saved_tensors
         return _drop(d_out, keep, ctx.kept), None, None

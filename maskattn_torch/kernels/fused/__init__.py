@@ -12,18 +12,18 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Any
+from typing import TypeAlias
 
 import torch
+from torch import Tensor as Array
 
 from maskattn import schedule
 from maskattn._fields import peek
 from maskattn.attention import Call
 from maskattn.biases import DenseBias
-from maskattn.masks import Causal, KeyPadding
+from maskattn.masks import Causal, KeyPadding, Mask
 from maskattn_torch import lower
-
-Array = Any
+from maskattn_torch.types import Device
 
 #: Dense masks of at most so many queries times keys are kept for the next call.
 _KEPT = 1 << 20
@@ -31,8 +31,11 @@ _KEPT = 1 << 20
 #: Where the parity suite must not expect what the other kernels promise.
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
+#: The dense mask, which rows may attend to something, and which keys something may attend to; None: all.
+Settled: TypeAlias = tuple[Array | None, Array | None, Array | None]
 
-def attention(call: Call) -> tuple[Array, None]:
+
+def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
     query, key, value, mask, bias, sizes = call.query, call.key, call.value, call.mask, call.bias, call.sizes
     if bias is None and isinstance(mask, KeyPadding):
@@ -44,7 +47,8 @@ def attention(call: Call) -> tuple[Array, None]:
     allowed, rows, keys = _settled(None if causal else mask, sizes, query.device)
     added = lower.bias(bias, *sizes, device=query.device)
     if isinstance(bias, DenseBias):  # which may forbid by -inf
-        finite = added != -math.inf
+        assert added is not None
+        finite = torch.ne(added, -math.inf)
         allowed = finite if allowed is None else finite & allowed
         rows, keys = torch.any(allowed, -1), torch.any(allowed, -2)
     dense = allowed
@@ -69,7 +73,7 @@ def attention(call: Call) -> tuple[Array, None]:
     return out, None
 
 
-def unsupported(call: Call) -> list[str]:
+def unsupported(call: Call[Array]) -> list[str]:
     """Everything that the vendor's function on this platform cannot express; [] where it runs the call."""
     reasons = []
     name = "scaled_dot_product_attention"
@@ -92,9 +96,7 @@ def unsupported(call: Call) -> list[str]:
     return reasons
 
 
-def _settled(
-    mask: Any, sizes: tuple[int, int, int, int], device: Any
-) -> tuple[Array | None, Array | None, Array | None]:
+def _settled(mask: Mask | None, sizes: tuple[int, int, int, int], device: Device) -> Settled:
     """The dense mask (None: all may attend), which rows may attend to something, bool [B, H, L], and which keys
     something may attend to, bool [B, H, S] (None: all). Axes that the mask does not read have size 1.
 
@@ -109,23 +111,23 @@ def _settled(
 
 
 @functools.lru_cache(maxsize=16)
-def _settled_once(mask: Any, sizes: tuple[int, int, int, int], device: Any) -> Any:
+def _settled_once(mask: Mask, sizes: tuple[int, int, int, int], device: Device) -> Settled:
     reached = (None if x.all() else torch.as_tensor(x, device=device) for x in schedule.reached(mask, *sizes))
-    return lower.allowed(mask, *sizes, device=device), *reached
+    return lower.allowed(mask, *sizes, device=device), next(reached), next(reached)
 
 
-def _trimmed(mask: KeyPadding, key: Array, value: Array) -> tuple[Any, Array, Array]:
+def _trimmed(mask: KeyPadding, key: Array, value: Array) -> tuple[KeyPadding | None, Array, Array]:
     """The mask, keys and values without what lies beyond every length, where lengths can be read at no cost: the part
     of a cache that is not in use is not read. No mask at all where one length serves all.
     """
     lengths = mask.lengths
     if torch.compiler.is_compiling() or not isinstance(lengths, torch.Tensor) or lengths.device.type != "cpu":
         return mask, key, value
-    found = peek(lengths)
-    if found is None or not found.size or found.min() < 1:
+    numbers = peek(lengths)
+    if numbers is None or not numbers.size or numbers.min() < 1:
         return mask, key, value
-    longest = int(found.max())
-    return None if found.min() == longest else mask, key[:, :longest], value[:, :longest]
+    longest = int(numbers.max())
+    return None if numbers.min() == longest else mask, key[:, :longest], value[:, :longest]
 
 
 def _cleared(x: Array, keys: Array | None) -> Array:

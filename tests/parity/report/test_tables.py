@@ -19,13 +19,13 @@ from rich.console import Console
 
 from maskattn.parity.attention.cases import get
 from maskattn.parity.attention.fault_list import FAULTS
-from maskattn.parity.attention.result import Outcome, Result
+from maskattn.parity.attention.result import CaseOutcome, Result
 from maskattn.parity.checkpoint.result import CheckpointResult, Judged, LayerResult
 from maskattn.parity.findings import Finding
 from maskattn.parity.report import cases, checkpoint, faults, training
 from maskattn.parity.report.table import say
 from maskattn.parity.training import faults as training_faults
-from maskattn.parity.training.run import Outcome as Trained, Setting, judge
+from maskattn.parity.training.run import Setting, TrainingOutcome as Trained, judge
 
 NAME = "a_mask_whose_name_is_longer_than_anybody_would_like_it_to_be_" + "x" * 30
 
@@ -37,10 +37,10 @@ def _cases():
         finding = Finding("tier2", "jax", "output", held, "error 4.5", 0.4e-9 if held else 4.5, 1.5e-9)
         case = replace(get("Causal/tall/float32/0"), id=f"{family}/tall", family=family)
         ulps = np.array([0.25, 12, 3.5e30], np.float32)
-        outcome = Outcome(case, "jax", "held" if held else "failed", [], [finding], number, number // 2, ulps, 2)
+        outcome = CaseOutcome(case, "jax", "held" if held else "failed", [], [finding], number, number // 2, ulps, 2)
         result.outcomes.append(outcome)
     other = replace(get("Causal/wide/float32/0"), family="Segments")
-    result.outcomes.append(Outcome(other, "jax-eager", "unsupported", ["float64 only"]))
+    result.outcomes.append(CaseOutcome(other, "jax-eager", "unsupported", ["float64 only"]))
     figures = ["Causal", "987,654,321,012", "493,827,160,506", "0.267", "3e+09", "held", "FAILED", "not run", "all"]
     return lambda **options: cases.render(result, **options), figures, ["3e+30", "4e+30", "66.7"]
 

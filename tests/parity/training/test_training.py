@@ -13,7 +13,7 @@ from maskattn.cli.parity import command
 from maskattn.corruption import MLM
 from maskattn.parity.report import training as report, training_picture
 from maskattn.parity.training import data, faults, names, run
-from maskattn.parity.training.run import Outcome, Setting
+from maskattn.parity.training.run import Setting, TrainingOutcome
 from maskattn.parity.training.tasks import TASKS
 from maskattn.standards import value
 from tests.frameworks import in_both
@@ -66,7 +66,7 @@ def test_an_error_is_a_failure_and_nothing_run_is_one():
     outcome = run.run_setting(faults.SETTING, STEPS, make=broken)
     assert outcome.error == "RuntimeError: no such luck" and not outcome.held
     assert run.exit_code([outcome]) == run.exit_code([]) == 1
-    assert not Outcome(faults.SETTING).held
+    assert not TrainingOutcome(faults.SETTING).held
 
 
 @in_both
@@ -101,9 +101,9 @@ def test_the_models_have_the_same_parameters_and_names_go_both_ways(task):
     begin = run.start(setting, trainers)  # raises where the models differ
     layers = TASKS[task].layers()
     for trainer in trainers:
-        there = names.from_neutral(begin.tensors, trainer.name, layers)
+        there = names.from_canonical(begin.tensors, trainer.name, layers)
         assert {name: array.shape for name, array in there.items()} == trainer.shapes()
-        back = names.to_neutral(there, trainer.name, layers)
+        back = names.to_canonical(there, trainer.name, layers)
         assert list(back) == list(begin.tensors)
         assert all(back[name].tobytes() == begin.tensors[name].tobytes() for name in back)
 
@@ -150,7 +150,7 @@ def test_a_picture_of_it(outcomes, tmp_path):
     training_picture.write_png(outcomes, tmp_path / "runs.png")
     assert (tmp_path / "runs.png").read_bytes().startswith(b"\x89PNG")
     with pytest.raises(ValueError, match="none was completed"):
-        training_picture.write_png([Outcome(faults.SETTING, error="no")], tmp_path / "none.png")
+        training_picture.write_png([TrainingOutcome(faults.SETTING, error="no")], tmp_path / "none.png")
 
 
 @pytest.mark.parametrize(

@@ -39,13 +39,13 @@ def registry() -> Iterator[Case]:
 
 def select(pattern: str | None = None, tag: str | None = None) -> list[Case]:
     """The registry's cases whose id matches the shell pattern (or contains it) and that carry the tag."""
-    found = []
+    chosen = []
     for case in registry():
         if pattern and not (fnmatch.fnmatch(case.id, pattern) or pattern.lower() in case.id.lower()):
             continue
         if tag is None or tag in case.tags:
-            found.append(case)
-    return found
+            chosen.append(case)
+    return chosen
 
 
 def get(case_id: str) -> Case:

@@ -41,9 +41,9 @@ def compose(shape: Shape, draws: Draws, depth: int) -> masks.Mask:
 def _leaf(shape: Shape, draws: Draws) -> masks.Mask:
     classes = list(families().values())
     while True:
-        found = classes[draws.integer(0, len(classes))].examples(shape, draws)
-        if found:
-            return found[draws.integer(0, len(found))]
+        examples = classes[draws.integer(0, len(classes))].examples(shape, draws)
+        if examples:
+            return examples[draws.integer(0, len(examples))]
 
 
 def holed(shape: Shape, draws: Draws) -> masks.Mask:

@@ -242,7 +242,7 @@ def test_autocast_changes_nothing():
 
 def test_no_matrix_of_all_pairs(monkeypatch):
     """At N = 8192 a window's calls hold a few thousand keys each: nothing grows with N squared."""
-    sizes = patches.Sizes(1, 8, 8, 8192, 8192, 64, torch.float32, None, walk._LIMITS, walk._AREA)
+    sizes = patches.PatchSizes(1, 8, 8, 8192, 8192, 64, torch.float32, None, walk._LIMITS, walk._AREA)
     for found in (
         patches.patches_of(masks.SlidingWindow(255), sizes),
         patches.patches_of(masks.Causal() & masks.SlidingWindow(1023), sizes),

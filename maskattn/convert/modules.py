@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
-from maskattn.convert.layouts import CANONICAL, Layout, faults, mixed_dtypes
-
-Array = Any
+from maskattn.convert.layouts import CANONICAL, Layout, mismatches, mixed_dtypes
+from maskattn.typing import NumPyArray as Array
 
 
 def stored(
@@ -37,14 +37,14 @@ def dumped(layout: Layout, config: AttentionConfig, held: Mapping[str, Array], m
     Raises:
         ValueError: parameters that have no canonical form, all listed.
     """
-    raise_if_any(faults(layout, held, config), module)
+    raise_if_any(mismatches(layout, held, config), module)
     canonical = layout.to_canonical(held, config)
     names = CANONICAL.shapes(config, layout.extras_of(held, config))
     return {name: np.array(canonical[name], order="C", copy=True) for name in names}
 
 
 def check_canonical(
-    tensors: Mapping[str, Any], config: AttentionConfig, layout: Layout, module: str, dtypes: Iterable[str] = ()
+    tensors: Mapping[str, object], config: AttentionConfig, layout: Layout, module: str, dtypes: Iterable[str] = ()
 ) -> dict[str, Any]:
     """``tensors`` as a dict, if they are exactly the canonical tensors of ``config``, with extras that ``layout`` has a
     place for; one ValueError lists every fault.
@@ -54,17 +54,17 @@ def check_canonical(
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of canonical names to NumPy arrays, got {type(tensors).__name__}")
     given = dict(tensors.items())
-    found = faults(CANONICAL, given, config)
+    reasons = mismatches(CANONICAL, given, config)
     arrays = {name: array for name, array in given.items() if isinstance(array, np.ndarray)}
     held = set(dtypes)
     if len(held) == 1:
         (dtype,) = held
         wrong = [name for name in CANONICAL.shapes(config) if name in arrays and str(arrays[name].dtype) != dtype]
-        found += [f"{name}: the module holds dtype {dtype}, got {arrays[name].dtype}" for name in wrong]
+        reasons += [f"{name}: the module holds dtype {dtype}, got {arrays[name].dtype}" for name in wrong]
     else:
-        found += [f"tensors: {reason}" for reason in mixed_dtypes(arrays)]
-    found += layout.misfits(CANONICAL.extras_of(arrays, config), config)
-    raise_if_any(found, module)
+        reasons += [f"tensors: {reason}" for reason in mixed_dtypes(arrays)]
+    reasons += layout.misfits(CANONICAL.extras_of(arrays, config), config)
+    raise_if_any(reasons, module)
     return given
 
 
@@ -72,25 +72,24 @@ def check_targets(new: Mapping[str, Any], held: Mapping[str, tuple[tuple[int, ..
     """Whether arrays ``new`` fit the (shape, dtype name) that a module holds under the same names; one ValueError
     if not.
     """
-    found = [f"{name}: the module has no such parameter" for name in new if name not in held]
-    found += [f"{name}: a parameter of the module that nothing would fill" for name in held if name not in new]
+    reasons = [f"{name}: the module has no such parameter" for name in new if name not in held]
+    reasons += [f"{name}: a parameter of the module that nothing would fill" for name in held if name not in new]
     for name in new:
         if name not in held:
             continue
         shape, dtype = held[name]
         if tuple(new[name].shape) != tuple(shape):
-            found.append(f"{name}: the module holds shape {list(shape)}, got {list(new[name].shape)}")
+            reasons.append(f"{name}: the module holds shape {list(shape)}, got {list(new[name].shape)}")
         if str(new[name].dtype) != dtype:
-            found.append(f"{name}: the module holds dtype {dtype}, got {new[name].dtype}")
-    raise_if_any(found, module)
+            reasons.append(f"{name}: the module holds dtype {dtype}, got {new[name].dtype}")
+    raise_if_any(reasons, module)
 
 
-def raise_if_any(found: list[str], module: str) -> None:
-    """One ValueError for all of ``found``."""
-    if found:
-        raise ValueError("\n  ".join([f"parameters of {module} and the tensors given do not agree:", *found]))
+def raise_if_any(reasons: list[str], module: str) -> None:
+    """One ValueError for all of ``reasons``."""
+    Problems(f"parameters of {module} and the tensors given do not agree", reasons).raise_if_any()
 
 
-def name_of(module: Any) -> str:
+def name_of(module: object) -> str:
     """The class of a module, as errors name it."""
     return f"{type(module).__module__}.{type(module).__qualname__}"

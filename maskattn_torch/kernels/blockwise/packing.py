@@ -7,20 +7,20 @@ compiled graphs hold it.
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Iterator
 from typing import Any
 
 import torch
+from torch import Tensor as Array
 
 from maskattn._fields import Spec
 from maskattn.attention import Dropout
 
-Array = Any
-
-_NUMBERS: dict[Any, int] = {}
+_NUMBERS: dict[Hashable, int] = {}
 _STRUCTURES: list[Any] = []
 
 
-def pack(*nodes: Any) -> tuple[int, list[Array]]:
+def pack(*nodes: Spec | Dropout[Array] | None) -> tuple[int, list[Array]]:
     """The number of the structure of `nodes` (masks, biases, Dropout or None), and their tensors."""
     leaves: list[Array] = []
     structure = tuple(structure_of(node, leaves) for node in nodes)
@@ -33,7 +33,7 @@ def unpack(number: int, leaves: list[Array]) -> list[Any]:
     return [_rebuilt(structure, remaining) for structure in _STRUCTURES[number]]
 
 
-def structure_of(node: Any, leaves: list[Array]) -> Any:
+def structure_of(node: Spec | Dropout[Array] | None, leaves: list[Array]) -> Hashable:
     """What `node` is besides its arrays, hashable; its arrays are appended to `leaves`."""
     if node is None:
         return None
@@ -47,14 +47,14 @@ def structure_of(node: Any, leaves: list[Array]) -> Any:
 
 
 @torch.compiler.assume_constant_result
-def _number(structure: Any) -> int:
+def _number(structure: Hashable) -> int:
     if structure not in _NUMBERS:
         _NUMBERS[structure] = len(_STRUCTURES)
         _STRUCTURES.append(structure)
     return _NUMBERS[structure]
 
 
-def _rebuilt(structure: Any, leaves: Any) -> Any:
+def _rebuilt(structure: Any, leaves: Iterator[Array]) -> Any:
     if structure is None:
         return None
     if structure[0] is Dropout:

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax import Array
 
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask, fold
@@ -14,8 +15,6 @@ from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.blockwise.shards import Origin
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tiling import FEW, CallTiling
-
-Array = Any
 
 
 @dataclass(frozen=True)
@@ -40,12 +39,12 @@ class Conditions(NamedTuple):
 
     mask: Mask | None
     bias: Bias | None
-    dropout: Dropout | None
+    dropout: Dropout[Array] | None
     kinds: tuple[Steps, ...]
     origin: Origin
 
 
-class Problem(NamedTuple):
+class TiledCall(NamedTuple):
     """What both passes compute with: arrays in their own order and dtype (a tile is transposed when it is read), padded
     to whole tiles.
 
@@ -67,7 +66,7 @@ class Problem(NamedTuple):
     dirty: Array | None
 
     @property
-    def dtype(self) -> Any:
+    def dtype(self) -> jnp.dtype:
         """That of the computation: float64 stays, everything else is computed in float32 and rounded at the end."""
         return jnp.float64 if self.query.dtype == jnp.float64 else jnp.float32
 
@@ -81,7 +80,7 @@ def prepared(
     floats: list[Array],
     sinks: Array | None,
     conditions: Conditions,
-) -> Problem:
+) -> TiledCall:
     """The arrays of `attention`, `floats` being those of the bias, as the passes take them."""
     dirty = None
     if tiling.q_len > FEW:
@@ -92,7 +91,7 @@ def prepared(
     conditions = conditions._replace(mask=mask, bias=_padded(bias, tiling))
     more = tiling.padded[1] - tiling.kv_len
     key, value = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) if more else x for x in (key, value))
-    return Problem(tiling, options, group_heads(tiling, query), key, value, sinks, conditions, dirty)
+    return TiledCall(tiling, options, group_heads(tiling, query), key, value, sinks, conditions, dirty)
 
 
 def float_leaves(bias: Bias | None) -> tuple[list[Array], Any]:
@@ -121,7 +120,7 @@ def ungroup_heads(tiling: CallTiling, x: Array) -> Array:
     return x[:, : tiling.q_len].reshape(tiling.batch, tiling.q_len, tiling.heads, x.shape[-1])
 
 
-def _padded(node: Any, tiling: CallTiling) -> Any:
+def _padded(node: object, tiling: CallTiling) -> Any:
     """A Dense mask or a DenseBias as [B or 1, H or 1, L or 1, S or 1], padded to whole tiles, nothing allowed there: a
     slice of it never moves. Others as they are.
     """

@@ -1,0 +1,25 @@
+"""What this twin is given, in types; shapes and options are in the words of `maskattn.typing`."""
+
+from __future__ import annotations
+
+from typing import TypeAlias
+
+from jax import Array
+from jax.typing import DTypeLike
+from jaxtyping import Key, UInt32
+
+from maskattn.typing import NumPyArray
+
+__all__ = ["Array", "DType", "Given", "Operand", "RandomKey"]
+
+Operand: TypeAlias = Array | NumPyArray
+"""What query, key, value and sinks may be."""
+
+Given: TypeAlias = Array | NumPyArray
+"""What masks and biases may be given as."""
+
+RandomKey: TypeAlias = int | UInt32[Given, " 2"] | Key[Array, ""]
+"""A seed in [0, 2**31), two uint32 words, or a `jax.random.key`."""
+
+DType: TypeAlias = DTypeLike
+"""What names a dtype."""
