@@ -1,7 +1,10 @@
 """What every test, doctest included, runs under. It is read before any test module and imports no framework."""
 
+import contextlib
+import importlib
 import os
 import tempfile
+from pathlib import Path
 
 import pytest
 
@@ -11,6 +14,14 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
 pytest_plugins = ["tests.frameworks", "tests.twin"]
+
+
+def pytest_collect_file(file_path: Path) -> None:
+    """A file of a package after its package: pytest would import it again where the package imports it too."""
+    folder = file_path.parent.relative_to(Path(__file__).parent)
+    if file_path.suffix == ".py" and folder.parts and folder.parts[0].startswith("maskattn"):
+        with contextlib.suppress(ModuleNotFoundError):  # of the framework that is missing
+            importlib.import_module(".".join(folder.parts))
 
 
 def pytest_configure(config: pytest.Config) -> None:

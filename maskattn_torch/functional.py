@@ -40,6 +40,16 @@ def attention(
     return_lse: Literal[True],
     **options: Unpack[Options[Operand]],
 ) -> tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]: ...
+@overload
+def attention(
+    query: Float[Operand, "B L H D"],
+    key: Float[Operand, "B S K D"],
+    value: Float[Operand, "B S K Dv"],
+    mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
+    *,
+    return_lse: bool,
+    **options: Unpack[Options[Operand]],
+) -> Float[Array, "B L H Dv"] | tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]: ...
 def attention(
     query: Float[Operand, "B L H D"],
     key: Float[Operand, "B S K D"],
