@@ -12,6 +12,7 @@ ROOT = Path(__file__).parents[1]
 WHOLE = {
     "bad_input",
     "contributing",
+    "docstrings",
     "frameworks",
     "guide",
     "imports",
