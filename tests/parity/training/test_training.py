@@ -50,7 +50,7 @@ def planted():
 
 
 @in_both
-@pytest.mark.parametrize(("fault", "twin"), planted())
+@pytest.mark.parametrize(("fault", "twin"), list(planted()))
 def test_planted_faults_are_caught(fault, twin):
     seen = faults.caught(fault, twin)
     other = "torch" if twin == "jax" else "jax"
