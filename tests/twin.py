@@ -76,6 +76,21 @@ def same(found: Any, expected: Any) -> None:
     assert np.ascontiguousarray(found).tobytes() == np.ascontiguousarray(expected).tobytes()
 
 
+def same_tensors(found: Any, expected: Any) -> None:
+    """Asserts the same names in the same order, and the same dtype, shape and bits of each."""
+    assert list(found) == list(expected)
+    for name in expected:
+        try:
+            same(found[name], expected[name])
+        except AssertionError as error:
+            raise AssertionError(f"{name}: {error}") from None
+
+
+def to_torch(x: Any) -> Any:
+    """A tensor with a copy of NumPy's array."""
+    return load("torch").array(x)
+
+
 load = functools.cache(Twin)
 
 

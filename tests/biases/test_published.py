@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from maskattn import biases, standards
+from maskattn.arrays import to_numpy
 from maskattn.biases.t5_buckets import boundaries
 from tests.frameworks import _pytree, jax, jnp, maskattn_jax, maskattn_torch, torch
+from tests.twin import same
 
 TWINS = {"jax": maskattn_jax.lower, "torch": maskattn_torch.lower}
 SIZES = (2, 3, 6, 6)
@@ -27,16 +29,6 @@ BIASES = [
 every_bias = pytest.mark.parametrize("bias", BIASES, ids=repr)
 
 
-def bits(x):
-    return np.ascontiguousarray(x).tobytes()
-
-
-def to_numpy(x):
-    from maskattn._fields import to_numpy
-
-    return to_numpy(x)
-
-
 @every_bias
 def test_the_same_bits_in_numpy_jax_and_pytorch(bias):
     expected = bias.values(*INDICES)
@@ -50,8 +42,7 @@ def test_the_same_bits_in_numpy_jax_and_pytorch(bias):
     reads = tuple(size if name in bias.depends else 1 for name, size in zip("bhqk", SIZES, strict=True))
     for how, value in found.items():
         assert tuple(value.shape) == reads, how
-        value = to_numpy(value)
-        assert value.dtype == expected.dtype and bits(np.broadcast_to(value, SIZES)) == bits(expected), how
+        same(np.broadcast_to(to_numpy(value), SIZES), expected)
     leaves, structure = jax.tree.flatten(bias)
     assert jax.tree.unflatten(structure, leaves) == bias and len(leaves) == len(_pytree.tree_leaves(bias))
 

@@ -12,6 +12,7 @@ import safetensors.numpy
 
 from maskattn import checkpoints
 from tests.frameworks import torch
+from tests.twin import same_tensors
 
 FLOATS = [np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 
@@ -36,10 +37,7 @@ def storable(tensors, suffix):
 
 
 def assert_same(left, right):
-    assert set(left) == set(right)
-    for name in left:
-        assert (left[name].shape, left[name].dtype) == (right[name].shape, right[name].dtype), name
-        assert left[name].tobytes() == right[name].tobytes(), name
+    same_tensors({name: left[name] for name in sorted(left)}, {name: right[name] for name in sorted(right)})
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)

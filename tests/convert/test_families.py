@@ -7,6 +7,7 @@ from maskattn import checkpoints
 from maskattn.convert import families, plan, run, verify
 from maskattn.convert._match import matches
 from tests.convert.saved_models import MODELS, build, saved
+from tests.twin import same_tensors
 
 # The same model as another library has it. A pair stands where every tensor has its place in both.
 PAIRS = [
@@ -38,13 +39,6 @@ PAIRS = [
 ]
 
 
-def same(left, right):
-    assert sorted(left) == sorted(right)
-    for name in left:
-        assert (left[name].dtype, left[name].shape) == (right[name].dtype, right[name].shape), name
-        assert left[name].tobytes() == right[name].tobytes(), name
-
-
 def there_and_back(source, target, folder, config, **options):
     """Converts the file, and the result with nothing but what it says of itself; gives both ends."""
     with checkpoints.open(source) as reader:
@@ -62,7 +56,7 @@ def there_and_back(source, target, folder, config, **options):
             )
             back = run(undo, middle, folder / "back.safetensors")
     with checkpoints.open(back) as reader:
-        same(original, dict(reader))
+        same_tensors(original, dict(reader))
     return first, original
 
 

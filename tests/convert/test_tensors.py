@@ -4,7 +4,8 @@ import pytest
 from maskattn import convert_tensors
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
-from tests.convert.layouts.layout_cases import assert_same, tensors_for
+from tests.convert.layouts.layout_cases import tensors_for
+from tests.twin import same_tensors
 
 CONFIG = AttentionConfig(35, 5)
 GROUPED = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, out_dim=11)
@@ -17,10 +18,10 @@ def test_many_layers_keep_their_prefixes_in_the_target_s_spelling():
     out = convert_tensors(tensors, source="hf-bert", target="flax-linen", config=CONFIG)
     assert len(out) == 24
     assert "encoder/layer/10/attention/query/kernel" in out
-    assert_same(convert_tensors(out, source="flax-linen", target="hf-bert", config=CONFIG), tensors)
+    same_tensors(convert_tensors(out, source="flax-linen", target="hf-bert", config=CONFIG), tensors)
     alone = {name.removeprefix("encoder.layer.10.attention."): a for name, a in tensors.items() if ".10." in name}
     single = convert_tensors(alone, source="hf-bert", target="flax-linen", config=CONFIG)
-    assert_same(
+    same_tensors(
         {f"encoder/layer/10/attention/{n}": a for n, a in single.items()}, {n: a for n, a in out.items() if "/10/" in n}
     )
 
@@ -66,9 +67,9 @@ def test_what_lies_outside_a_layer_is_kept_or_dropped_only_when_asked():
     with pytest.raises(ValueError, match=r"attention\.output\.LayerNorm\.weight: left over: it lies outside"):
         convert_tensors(tensors | norm, **given)
     plain = convert_tensors(tensors, **given)
-    assert_same(convert_tensors(tensors | norm, others="drop", **given), plain)
+    same_tensors(convert_tensors(tensors | norm, others="drop", **given), plain)
     kept = convert_tensors(tensors | norm, others="keep", **given)
-    assert_same(kept, plain | norm)
+    same_tensors(kept, plain | norm)
     assert not any(np.shares_memory(kept[name], norm[name]) for name in norm)
     inside = {prefix + "self.distance_embedding.weight": np.ones((3, 7), np.float32)}
     for others in ("keep", "drop"):
@@ -131,7 +132,7 @@ def test_detection_names_the_layout_and_says_why():
     assert layouts.detect(tensors_for("timm", GROUPED)).layout == "maskattn-torch"
     converted = convert_tensors(tensors_for("timm", GROUPED), source="auto", target="flax-linen", config=GROUPED)
     back = convert_tensors(converted, source="auto", target="timm", config=GROUPED)
-    assert_same(back, tensors_for("timm", GROUPED))
+    same_tensors(back, tensors_for("timm", GROUPED))
     assert layouts.detect(layouts.flatten(layouts.unflatten(converted))).layout == "flax-linen"
 
 
@@ -155,7 +156,7 @@ def test_two_layouts_of_the_same_names_and_square_shapes_are_never_guessed():
     multi_query = AttentionConfig(35, 5, num_kv_heads=1)
     found = layouts.detect(tensors_for("hf-neox", multi_query), multi_query)
     assert found.layout == "hf-neox" and "megatron-v0 is the same with this config" in str(found[0])
-    assert_same(
+    same_tensors(
         *(
             convert_tensors(tensors_for(name, multi_query), source=name, target="canonical", config=multi_query)
             for name in ("hf-neox", "megatron-v0")

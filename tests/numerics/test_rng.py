@@ -10,6 +10,7 @@ from hypothesis import given, settings, strategies as st
 
 from maskattn.numerics import rng
 from tests.frameworks import jax
+from tests.twin import same
 
 SEEDS = [0, 1, 7, 123456789, 2**31 - 1]
 SHAPES = [(), (0,), (3, 0, 2), (1,), (7,), (3, 5, 7), (2, 33001)]
@@ -21,34 +22,28 @@ def words(key):
     return np.asarray(jax.random.key_data(key))
 
 
-def assert_same_bits(ours, theirs):
-    theirs = np.asarray(theirs)
-    assert (ours.dtype, ours.shape) == (theirs.dtype, theirs.shape)
-    assert ours.tobytes() == theirs.tobytes()
-
-
 @pytest.mark.parametrize("x64", [False, True])
 @pytest.mark.parametrize("seed", SEEDS)
 def test_key_split_and_fold_in_are_those_of_jax(seed, x64):
     with jax.enable_x64(x64):
         theirs = jax.random.key(seed)
         ours = rng.key(seed)
-        assert_same_bits(ours, words(theirs))
-        assert_same_bits(ours, jax.random.PRNGKey(seed))
-        assert_same_bits(rng.split(ours), words(jax.random.split(theirs)))
-        assert_same_bits(rng.split(ours, 5), words(jax.random.split(theirs, 5)))
-        assert_same_bits(rng.split(ours, (2, 3)), words(jax.random.split(theirs, (2, 3))))
-        assert_same_bits(rng.fold_in(rng.split(ours)[1], 9), words(jax.random.fold_in(jax.random.split(theirs)[1], 9)))
+        same(ours, words(theirs))
+        same(ours, jax.random.PRNGKey(seed))
+        same(rng.split(ours), words(jax.random.split(theirs)))
+        same(rng.split(ours, 5), words(jax.random.split(theirs, 5)))
+        same(rng.split(ours, (2, 3)), words(jax.random.split(theirs, (2, 3))))
+        same(rng.fold_in(rng.split(ours)[1], 9), words(jax.random.fold_in(jax.random.split(theirs)[1], 9)))
         for data in (0, 1, 2**31 - 1):
-            assert_same_bits(rng.fold_in(ours, data), words(jax.random.fold_in(theirs, data)))
+            same(rng.fold_in(ours, data), words(jax.random.fold_in(theirs, data)))
 
 
 def test_fold_in_takes_every_uint32_and_arrays_of_them():
     key = jax.random.key(5)
     data = np.array([[0, 1, 2**31], [2**32 - 1, 77, 3]], np.uint32)
     theirs = jax.vmap(jax.vmap(lambda d: jax.random.key_data(jax.random.fold_in(key, d))))(data)
-    assert_same_bits(rng.fold_in(words(key), data), theirs)
-    assert_same_bits(rng.fold_in(words(key), 2**32 - 1), theirs[1, 0])
+    same(rng.fold_in(words(key), data), theirs)
+    same(rng.fold_in(words(key), 2**32 - 1), theirs[1, 0])
 
 
 @pytest.mark.parametrize("width", [8, 16, 32, 64])
@@ -56,12 +51,12 @@ def test_fold_in_takes_every_uint32_and_arrays_of_them():
 def test_bits_are_those_of_jax(shape, width):
     with jax.enable_x64(width == 64):
         theirs = jax.random.bits(jax.random.key(11), shape, f"uint{width}")
-        assert_same_bits(rng.bits(rng.key(11), shape, width), theirs)
+        same(rng.bits(rng.key(11), shape, width), theirs)
 
 
 def test_a_million_and_more_bits_are_those_of_jax():
     shape = (3, 1048583)  # odd, and no multiple of the piece the work is cut into
-    assert_same_bits(rng.bits(rng.key(2), shape), jax.random.bits(jax.random.key(2), shape))
+    same(rng.bits(rng.key(2), shape), jax.random.bits(jax.random.key(2), shape))
 
 
 @pytest.mark.parametrize(
@@ -71,10 +66,10 @@ def test_uniform_is_that_of_jax(dtype, x64):
     key = jax.random.key(3)
     with jax.enable_x64(x64):
         for shape in [(), (0,), (3, 5, 7), (2, 33001)]:
-            assert_same_bits(rng.uniform(words(key), shape, dtype), jax.random.uniform(key, shape, dtype))
+            same(rng.uniform(words(key), shape, dtype), jax.random.uniform(key, shape, dtype))
         for low, high in BOUNDS:
             theirs = jax.random.uniform(key, (2**18 + 1,), dtype, low, high)
-            assert_same_bits(rng.uniform(words(key), 2**18 + 1, dtype, low, high), theirs)
+            same(rng.uniform(words(key), 2**18 + 1, dtype, low, high), theirs)
 
 
 @pytest.mark.parametrize("x64", [False, True])
@@ -83,21 +78,21 @@ def test_bernoulli_is_that_of_jax_given_a_float32(x64):
     with jax.enable_x64(x64):
         for p in (0.0, 1e-40, 2.0**-126, 1e-7, 0.1, 0.5, 0.9, 1 - 2.0**-24, 1.0):
             theirs = jax.random.bernoulli(key, np.float32(p), (1001, 257))
-            assert_same_bits(rng.bernoulli(words(key), p, (1001, 257)), theirs)
+            same(rng.bernoulli(words(key), p, (1001, 257)), theirs)
         p = np.linspace(0, 1, 7, dtype=np.float32)
-        assert_same_bits(rng.bernoulli(words(key), p), jax.random.bernoulli(key, p))
-        assert_same_bits(rng.bernoulli(words(key), p, (3, 7)), jax.random.bernoulli(key, p, (3, 7)))
+        same(rng.bernoulli(words(key), p), jax.random.bernoulli(key, p))
+        same(rng.bernoulli(words(key), p, (3, 7)), jax.random.bernoulli(key, p, (3, 7)))
         column = p[:, None]
-        assert_same_bits(rng.bernoulli(words(key), column, (5, 7, 11)), jax.random.bernoulli(key, column, (5, 7, 11)))
+        same(rng.bernoulli(words(key), column, (5, 7, 11)), jax.random.bernoulli(key, column, (5, 7, 11)))
 
 
 def test_a_raw_jax_key_is_a_key():
-    assert_same_bits(rng.bits(jax.random.PRNGKey(4), 9), jax.random.bits(jax.random.key(4), (9,)))
+    same(rng.bits(jax.random.PRNGKey(4), 9), jax.random.bits(jax.random.key(4), (9,)))
 
 
 @pytest.mark.parametrize("size", [0, 1, 2, 7, 1000, 10007])
 def test_permutation_is_that_of_jax(size):
-    assert_same_bits(rng.permutation(rng.key(6), size), jax.random.permutation(jax.random.key(6), size))
+    same(rng.permutation(rng.key(6), size), jax.random.permutation(jax.random.key(6), size))
 
 
 @pytest.mark.parametrize("independent", [False, True])
@@ -105,16 +100,16 @@ def test_permutation_is_that_of_jax(size):
 def test_permutations_of_arrays_are_those_of_jax(axis, independent):
     x = np.arange(60, dtype=np.float32).reshape(3, 4, 5)
     theirs = jax.random.permutation(jax.random.key(6), x, axis, independent)
-    assert_same_bits(rng.permutation(rng.key(6), x, axis, independent), theirs)
+    same(rng.permutation(rng.key(6), x, axis, independent), theirs)
 
 
 def test_uniform_and_bernoulli_start_anywhere():
     key = rng.key(9)
     for dtype in FLOATS:
         whole = rng.uniform(key, 70_001, dtype, -1.3, 1.87)
-        assert_same_bits(rng.uniform(key, 101, dtype, -1.3, 1.87, start=69_900), whole[69_900:])
+        same(rng.uniform(key, 101, dtype, -1.3, 1.87, start=69_900), whole[69_900:])
     whole = rng.bernoulli(key, 0.3, 70_001)
-    assert_same_bits(rng.bernoulli(key, 0.3, (101,), start=69_900), whole[69_900:])
+    same(rng.bernoulli(key, 0.3, (101,), start=69_900), whole[69_900:])
 
 
 @settings(deadline=None, max_examples=50)

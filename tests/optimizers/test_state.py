@@ -11,6 +11,7 @@ from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.optimizers import OptimizerState
 from tests.frameworks import equinox, jax, jnp, maskattn_jax, maskattn_torch, nnx, optax, torch
+from tests.twin import same
 
 CONFIG = AttentionConfig(10, 6, num_kv_heads=2, head_dim=5, v_head_dim=3, out_dim=7)
 TORCH_SHAPES = layouts.get("maskattn-torch").shapes(CONFIG)
@@ -47,8 +48,8 @@ def assert_same(left, right):
         assert set(held) == set(right.slots[slot])
         for name, array in held.items():
             other = right.slots[slot][name]
-            assert type(array) is np.ndarray and array.dtype == other.dtype and array.shape == other.shape
-            assert array.tobytes() == other.tobytes(), (slot, name)
+            assert type(array) is np.ndarray
+            same(array, other)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])

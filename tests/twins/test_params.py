@@ -8,6 +8,7 @@ from maskattn import standards
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from tests.frameworks import flax, jax, jnp, maskattn_jax, maskattn_torch, nnx, torch
+from tests.twin import same_tensors
 
 GROUPED = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, out_dim=11, out_bias=False)
 CROSS = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, kdim=11, vdim=13, out_dim=17)
@@ -25,11 +26,8 @@ def canonical(config, dtype=np.float32, seed=0):
 
 
 def assert_same(left, right):
-    assert list(left) == list(right)
-    for name in left:
-        assert isinstance(left[name], np.ndarray) and left[name].flags.c_contiguous
-        assert (left[name].dtype, left[name].shape) == (right[name].dtype, right[name].shape), name
-        assert left[name].tobytes() == right[name].tobytes(), name
+    same_tensors(left, right)
+    assert all(isinstance(array, np.ndarray) and array.flags.c_contiguous for array in left.values())
 
 
 def torch_mha(config, dtype):

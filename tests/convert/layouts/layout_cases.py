@@ -56,11 +56,3 @@ def tensors_for(layout, config, dtype=np.float32, prefix="", seed=0, *, every=Fa
 def normal(layout, config, seed=0, dtype=np.float32):
     draw = np.random.default_rng(seed)
     return {n: draw.standard_normal(s).astype(dtype) for n, s in layouts.get(layout).shapes(config).items()}
-
-
-def assert_same(left, right):
-    assert list(left) == list(right)
-    for name in left:
-        assert left[name].shape == right[name].shape, name
-        assert left[name].dtype == right[name].dtype, name
-        assert left[name].tobytes() == right[name].tobytes(), name

@@ -12,7 +12,8 @@ from maskattn.convert.layouts._buffers import position_index
 from maskattn.convert.layouts._extras import EXTRAS, Extra
 from maskattn.parity.checkpoint.against import compare
 from maskattn.parity.checkpoint.verify import verify_checkpoint
-from tests.convert.layouts.layout_cases import assert_same, normal, tensors_for
+from tests.convert.layouts.layout_cases import normal, tensors_for
+from tests.twin import same_tensors
 
 CONFIG = AttentionConfig(35, 5)
 EVEN = AttentionConfig(30, 5, qkv_bias=False, out_bias=False)
@@ -29,7 +30,7 @@ def test_extras_move_with_their_operation():
     assert canonical["cpb_mlp.0.kernel"].tobytes() == mlp.T.tobytes() and mlp.shape == (13, 2)
     assert canonical["logit_scale"].tobytes() == swin["self.logit_scale"].tobytes()
     assert canonical["logit_scale"].shape == (5,)
-    assert_same(
+    same_tensors(
         dict(sorted(converted(canonical, "canonical", "swin-v2").items())),
         dict(sorted(converted(swin, "hf-swin-v2", "swin-v2").items())),
     )
@@ -46,7 +47,7 @@ def test_the_norms_of_qwen3_become_those_of_flax():
     tensors = tensors_for("hf-qwen3", EVEN, every=True)
     nnx = converted(tensors, "hf-qwen3", "flax-nnx", EVEN)
     assert nnx["query_ln.scale"].tobytes() == tensors["q_norm.weight"].tobytes()
-    assert_same(converted(nnx, "flax-nnx", "hf-qwen3", EVEN), tensors)
+    same_tensors(converted(nnx, "flax-nnx", "hf-qwen3", EVEN), tensors)
 
 
 def test_every_extra_is_known_to_the_canonical_form():
@@ -114,7 +115,7 @@ def test_the_index_of_swin_is_checked_dropped_and_rebuilt():
     tensors = tensors_for("swin", CONFIG)
     dropped = converted(tensors, "swin", "hf-swin")
     assert not any("index" in name for name in dropped)
-    assert_same(converted(dropped, "hf-swin", "swin"), tensors)
+    same_tensors(converted(dropped, "hf-swin", "swin"), tensors)
     steps = layouts.steps("swin", "swin", CONFIG, tensors)
     assert [step.name for step in steps] == ["drop relative_position_index", "build relative_position_index"]
     assert all(step.exact for step in steps)
@@ -131,7 +132,7 @@ def test_the_index_of_swin_is_checked_dropped_and_rebuilt():
         converted(oblong, "swin", "canonical")
     hf = tensors_for("hf-swin", CONFIG) | {"self.relative_position_bias_table": table}
     kept = hf | {"self.relative_position_index": position_index(2, 5)}
-    assert_same(converted(kept, "hf-swin", "timm-swin"), converted(hf, "hf-swin", "timm-swin"))
+    same_tensors(converted(kept, "hf-swin", "timm-swin"), converted(hf, "hf-swin", "timm-swin"))
     for wrong in (position_index(2, 5).T, position_index(10, 1)):
         with pytest.raises(ValueError, match="not the index of any window whose table has 27 rows"):
             converted(hf | {"self.relative_position_index": wrong}, "hf-swin", "timm-swin")
@@ -144,7 +145,7 @@ def test_buffers_must_hold_what_a_model_would_compute():
     plain = converted(gpt2, "hf-gpt2", "canonical")
     for dtype in (bool, np.uint8, np.float32):
         buffers = {"bias": mask.astype(dtype), "masked_bias": fill}
-        assert_same(converted(gpt2 | buffers, "hf-gpt2", "canonical"), plain)
+        same_tensors(converted(gpt2 | buffers, "hf-gpt2", "canonical"), plain)
     for wrong in ({"bias": 1 - mask}, {"bias": 2 * mask}, {"bias": mask[0]}, {"masked_bias": np.array(0.0)}):
         with pytest.raises(ValueError, match="not the causal mask|expected shape|expected one number"):
             converted(gpt2 | wrong, "hf-gpt2", "canonical")
@@ -153,7 +154,7 @@ def test_buffers_must_hold_what_a_model_would_compute():
     inverse = (10000.0 ** -(np.arange(0, 6, 2) / 6)).astype(np.float32)
     for frequencies in (inverse, np.ones(1, np.float32), inverse.astype(np.float16)):
         given = llama | {"rotary_emb.inv_freq": frequencies}
-        assert_same(converted(given, "hf-llama", "flax-nnx", EVEN), converted(llama, "hf-llama", "flax-nnx", EVEN))
+        same_tensors(converted(given, "hf-llama", "flax-nnx", EVEN), converted(llama, "hf-llama", "flax-nnx", EVEN))
     for scaled in (inverse / 8, np.array([1, 0.5, 0.1], np.float32), -inverse):
         with pytest.raises(ValueError, match="not the powers of one base"):
             converted(llama | {"rotary_emb.inv_freq": scaled}, "hf-llama", "flax-nnx", EVEN)
@@ -163,7 +164,7 @@ def test_buffers_must_hold_what_a_model_would_compute():
     for height, width, pretrained in ((3, 3, None), (4, 2, None), (3, 3, 6), (1, 3, None)):
         buffers = {"relative_coords_table": _coords(height, width, pretrained)}
         buffers["relative_position_index"] = position_index(height, width)
-        assert_same(converted(swin | buffers, "swin-v2", "canonical"), plain)
+        same_tensors(converted(swin | buffers, "swin-v2", "canonical"), plain)
     for wrong in (_coords(3, 3, None) * 1.01, _coords(3, 3, None)[..., ::-1], np.zeros((1, 4, 4, 2))):
         with pytest.raises(ValueError, match="relative_coords_table: "):
             converted(swin | {"relative_coords_table": wrong}, "swin-v2", "canonical")

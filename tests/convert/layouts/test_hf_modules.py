@@ -27,10 +27,11 @@ from transformers.models.t5.modeling_t5 import T5Attention
 from transformers.models.vit.modeling_vit import ViTAttention
 
 from maskattn import biases, convert_tensors
+from maskattn.arrays import to_numpy
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from tests.convert.layouts.float64_layer import angles, layer, share
-from tests.convert.layouts.layout_cases import assert_same
+from tests.twin import same_tensors
 
 B, N = 2, 9
 KEYS = 11
@@ -230,12 +231,8 @@ def randomised(module, seed=0):
 
 
 def arrays(module):
-    """The state dict without what follows the attention; bfloat16 as ml_dtypes'."""
-    state = {n: t for n, t in module.state_dict().items() if "LayerNorm" not in n}
-    return {
-        n: t.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if t.dtype == torch.bfloat16 else t.numpy()
-        for n, t in state.items()
-    }
+    """The state dict without what follows the attention."""
+    return {name: to_numpy(tensor) for name, tensor in module.state_dict().items() if "LayerNorm" not in name}
 
 
 def run(family, module):
@@ -273,12 +270,12 @@ def test_weights_come_back_and_compute_the_same(family):
     to = {"source": family.layout, "target": "canonical", "config": family.config}
     back = {"source": "canonical", "target": family.layout, "config": family.config}
     canonical = convert_tensors(tensors, **to)
-    assert_same(dict(sorted(convert_tensors(canonical, **back).items())), dict(sorted(tensors.items())))
+    same_tensors(dict(sorted(convert_tensors(canonical, **back).items())), dict(sorted(tensors.items())))
     assert error(family, module, canonical) <= 1
     narrow = arrays(module.to(torch.bfloat16))
     assert next(iter(narrow.values())).dtype == ml_dtypes.bfloat16
     returned = convert_tensors(convert_tensors(narrow, **to), **back)
-    assert_same(dict(sorted(returned.items())), dict(sorted(narrow.items())))
+    same_tensors(dict(sorted(returned.items())), dict(sorted(narrow.items())))
 
 
 @pytest.mark.parametrize("family", FAMILIES.values(), ids=FAMILIES)

@@ -16,8 +16,9 @@ from flax import nnx
 from maskattn import convert_tensors
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
-from tests.convert.layouts.layout_cases import CONFIGS, assert_same, tensors_for
+from tests.convert.layouts.layout_cases import CONFIGS, tensors_for
 from tests.convert.layouts.peer_cases import ALLOWED, PLAIN, WIDE, attend, converted, heads, inputs_of, judge
+from tests.twin import same_tensors
 
 
 @pytest.mark.parametrize("config", [WIDE, CONFIGS["no biases"]], ids=["every width its own", "no biases"])
@@ -138,7 +139,7 @@ def test_the_original_vision_transformer():
     }
     assert there.keys() == moved | rest.keys()
     given = {n: there[n] for n in moved}
-    assert_same(convert_tensors(given, source="timm", target="vit-npz", config=PLAIN), tensors)
+    same_tensors(convert_tensors(given, source="timm", target="vit-npz", config=PLAIN), tensors)
     assert layouts.detect(tensors).layout == "flax-linen"
 
 
@@ -159,6 +160,6 @@ def test_flax_norms_of_query_and_key(separator):
     assert {name: array.shape for name, array in tensors.items()} == shapes
     there = convert_tensors(tensors, source=layout, target="timm", config=PLAIN)
     assert there["q_norm.weight"].tobytes() == tensors[f"query_ln{separator}scale"].tobytes()
-    assert_same(convert_tensors(there, source="timm", target=layout, config=PLAIN), tensors)
+    same_tensors(convert_tensors(there, source="timm", target=layout, config=PLAIN), tensors)
     with pytest.raises(ValueError, match=r"key_norm\.scale \[7\]: layout keras has no place for it"):
         convert_tensors(tensors, source=layout, target="keras", config=PLAIN)

@@ -8,8 +8,9 @@ from maskattn import convert_tensors, optimizers, standards
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.optimizers import OptimizerState
-from tests.convert.layouts.layout_cases import assert_same, normal, tensors_for
+from tests.convert.layouts.layout_cases import normal, tensors_for
 from tests.convert.layouts.peer_cases import attend, converted, heads, inputs_of
+from tests.twin import same_tensors
 
 
 def rotated(x, interleaved):
@@ -66,7 +67,7 @@ def test_maxtext_folds_as_its_converter_does():
         back = convert_tensors(there, source="maxtext-llama", target="canonical", config=config)
         changed = float((back["query.kernel"] != canonical["query.kernel"]).mean())
         assert 0.1 < changed < 0.5  # which is why the step says so beforehand; nothing else changes
-        assert_same(
+        same_tensors(
             {n: back[n] for n in back if n != "query.kernel"}, {n: canonical[n] for n in back if n != "query.kernel"}
         )
 

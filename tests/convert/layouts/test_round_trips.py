@@ -7,7 +7,8 @@ from hypothesis import given, settings, strategies as st
 from maskattn import convert_tensors
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
-from tests.convert.layouts.layout_cases import CONFIGS, DTYPES, assert_same, tensors_for
+from tests.convert.layouts.layout_cases import CONFIGS, DTYPES, tensors_for
+from tests.twin import same_tensors
 
 # Layouts that do arithmetic, which random bits do not survive: test_maxtext.py.
 MOVING = [name for name in layouts.names() if name not in ("maxtext-scaled", "maxtext-llama")]
@@ -26,7 +27,7 @@ def test_to_the_canonical_form_and_back_every_byte_is_the_same(layout):
         before = {name: array.tobytes() for name, array in tensors.items()}
         there = convert_tensors(tensors, source=layout, target="canonical", config=config)
         back = convert_tensors(there, source="canonical", target=layout, config=config)
-        assert_same(back, tensors)
+        same_tensors(back, tensors)
         assert {name: array.tobytes() for name, array in tensors.items()} == before
         extras = layouts.get(layout).extras_of(tensors, config)
         assert {n: a.shape for n, a in there.items()} == layouts.get("canonical").shapes(config, extras)
@@ -64,7 +65,7 @@ def test_there_and_back_through_every_other_layout(source):
                 convert_tensors(tensors, **given)
             continue
         there = convert_tensors(tensors, **given)
-        assert_same(convert_tensors(there, source=target, target=source, config=config), tensors)
+        same_tensors(convert_tensors(there, source=target, target=source, config=config), tensors)
 
 
 ANY = set(CONFIGS)
@@ -155,4 +156,4 @@ def test_round_trips_of_drawn_configs(data):
     moved = tensors
     for source, target in zip(names, [*names[1:], names[0]], strict=True):
         moved = convert_tensors(moved, source=source, target=target, config=config)
-    assert_same(moved, tensors)
+    same_tensors(moved, tensors)

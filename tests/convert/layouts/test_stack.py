@@ -6,9 +6,10 @@ import pytest
 
 from maskattn import convert_tensors, standards
 from maskattn.convert import layouts
-from tests.convert.layouts.layout_cases import assert_same, tensors_for
+from tests.convert.layouts.layout_cases import tensors_for
 from tests.convert.layouts.peer_cases import GROUPED, PLAIN, inputs_of
 from tests.frameworks import jax, jnp, linen as nn
+from tests.twin import same_tensors
 
 
 class Block(nn.Module):
@@ -38,7 +39,7 @@ def test_big_vision_and_its_scanned_layers():
         for name, array in apart.items()
         if "block_0/" in name
     )
-    assert_same(dict(sorted(stack.stack(apart).items())), dict(sorted(flat.items())))
+    same_tensors(dict(sorted(stack.stack(apart).items())), dict(sorted(flat.items())))
     for number in range(3):
         assert apart.keys() >= {f"params/Transformer/encoderblock_{number}/LayerNorm_0/scale"}
 
@@ -50,7 +51,7 @@ def test_big_vision_and_its_scanned_layers():
         for kind in ("bias", "weight")
     ]
     home = convert_tensors(there, source="timm", target="big-vision", config=PLAIN)
-    assert_same(home, {name: apart[name] for name in home})
+    same_tensors(home, {name: apart[name] for name in home})
     y = jnp.asarray(x)
     block = jax.jit(Block().apply)
     for number in range(3):
@@ -80,7 +81,7 @@ def test_stacks_of_any_layout(axis):
     together = stack.stack(apart | others)
     name = stack.name(prefix, None, next(iter(own)))
     assert together[name].shape[axis] == 11 and len(together) == len(own) + 2
-    assert_same(stack.unstack(together), apart | others)
+    same_tensors(stack.unstack(together), apart | others)
     assert np.take(together[name], 10, axis).tobytes() == apart[stack.name(prefix, 10, next(iter(own)))].tobytes()
 
 

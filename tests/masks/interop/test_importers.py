@@ -11,6 +11,7 @@ from maskattn.parity.attention.cases import Shape
 from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
 from tests.frameworks import jax, jnp, optional, torch
+from tests.twin import same
 
 nn = optional("flax.linen")
 
@@ -24,11 +25,6 @@ def every_mask():
         for number, shape in enumerate(SHAPES):
             for mask in cls.examples(shape, Draws(f"importers/{cls.__name__}/{number}")):
                 yield mask, (shape.q_len, shape.kv_len, shape.batch, shape.heads)
-
-
-def same_bytes(found, expected):
-    assert found.dtype == expected.dtype and found.shape == expected.shape
-    assert found.tobytes() == expected.tobytes()
 
 
 # every mask of the library, through every exporter and back
@@ -48,7 +44,7 @@ def test_every_mask_comes_back_from_every_array():
             masks.from_flax(masks.to_flax(mask, *sizes)),
             masks.from_flax(masks.to_flax(mask, *sizes, dtype=np.float32)),
         ):
-            same_bytes(back.dense(*sizes), dense)
+            same(back.dense(*sizes), dense)
         count += 1
     assert count > 40
 
@@ -58,24 +54,24 @@ def test_arrays_come_back_as_they_were():
     padding = RNG.random((2, 7)) < 0.5
     sizes = (5, 7, 2, 3)
     attn_mask, key_padding_mask = masks.to_torch_mha(masks.from_torch_mha(keep[0, 0], padding), *sizes)
-    same_bytes(attn_mask, keep[0, 0])
-    same_bytes(key_padding_mask, padding)
+    same(attn_mask, keep[0, 0])
+    same(key_padding_mask, padding)
     stacked = keep.reshape(6, 5, 7)
-    same_bytes(masks.to_torch_mha(masks.from_torch_mha(stacked, num_heads=3), *sizes)[0], stacked)
+    same(masks.to_torch_mha(masks.from_torch_mha(stacked, num_heads=3), *sizes)[0], stacked)
     assert masks.to_torch_mha(masks.from_torch_mha(), *sizes) == (None, None)
     for dtype in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16):
         for drop_at in (None, -1e4, -np.inf):
             least = ml_dtypes.finfo(dtype).min if drop_at is None else drop_at
             bias = np.where(keep, 0.0, least).astype(dtype)
-            same_bytes(masks.to_additive(masks.from_additive(bias, drop_at), dtype, *sizes, drop_at=drop_at), bias)
+            same(masks.to_additive(masks.from_additive(bias, drop_at), dtype, *sizes, drop_at=drop_at), bias)
         hf = np.where(keep[:, :1], 0.0, ml_dtypes.finfo(dtype).min).astype(dtype)
-        same_bytes(masks.to_hf(masks.from_hf(hf), *sizes, dtype=dtype), hf)
+        same(masks.to_hf(masks.from_hf(hf), *sizes, dtype=dtype), hf)
     ones = padding.astype(np.int64)
-    same_bytes(masks.to_hf(masks.from_hf(ones), *sizes), ones)
+    same(masks.to_hf(masks.from_hf(ones), *sizes), ones)
     for shape in ((2, 1, 5, 7), (2, 3, 5, 7), (2, 1, 1, 7), (1, 1, 5, 7)):
         for dtype in (bool, np.float32, np.int32):
             mask = (RNG.random(shape) < 0.5).astype(dtype)
-            same_bytes(masks.to_flax(masks.from_flax(mask), *sizes, dtype=dtype), mask)
+            same(masks.to_flax(masks.from_flax(mask), *sizes, dtype=dtype), mask)
 
 
 def test_windows_come_back():
@@ -107,7 +103,7 @@ def test_swin_masks_come_back(grid, window, shift):
     found = masks.from_swin(array)
     assert isinstance(found, masks.ShiftedWindow)
     np.testing.assert_array_equal(found.dense(size, size), mask.dense(size, size))
-    same_bytes(masks.to_swin(found), array)
+    same(masks.to_swin(found), array)
     images = 3 * len(array)  # the batch is a multiple of the windows
     np.testing.assert_array_equal(found.dense(size, size, images), mask.dense(size, size, images))
 
@@ -187,7 +183,7 @@ def test_flax():
     queries = masks.QueryMask(np.arange(4) < lengths[:, None])
     expected = masks.Causal() & masks.KeyPadding(lengths) & queries
     np.testing.assert_array_equal(mask.dense(4, 4, 2, 1), expected.dense(4, 4, 2, 1))
-    same_bytes(
+    same(
         masks.to_flax(expected, 4, 4, dtype=np.float32),
         np.asarray(nn.combine_masks(padding, nn.make_causal_mask(tokens))),
     )
@@ -212,7 +208,7 @@ def test_swin_of_transformers():
     found = masks.from_swin(made)
     expected = masks.ShiftedWindow((8, 12), 4, 2)
     np.testing.assert_array_equal(found.dense(16, 16), expected.dense(16, 16))
-    same_bytes(masks.to_swin(expected), made.numpy())
+    same(masks.to_swin(expected), made.numpy())
 
 
 @pytest.mark.parametrize("asarray", [np.asarray, jnp.asarray, torch.as_tensor])

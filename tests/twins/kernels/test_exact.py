@@ -7,28 +7,15 @@ import pytest
 from maskattn import biases, masks
 from maskattn.numerics import exact, rng
 from tests.frameworks import CAN_LINK, jax, jax_exact, jnp, maskattn_jax, maskattn_torch, torch, torch_exact
+from tests.twin import same, to_torch
 
 DTYPES = {"float32": np.float32, "float64": np.float64, "bfloat16": ml_dtypes.bfloat16, "float16": np.float16}
 B, L, S, H, K, D, DV = 2, 5, 7, 4, 2, 3, 5
 
 
-def _torch(x):
-    if x.dtype == ml_dtypes.bfloat16:
-        return torch.from_numpy(x.view(np.int16).copy()).view(torch.bfloat16)
-    return torch.from_numpy(x.copy())
-
-
-def _numpy(x):
-    if isinstance(x, torch.Tensor):
-        x = x.detach()
-        return x.view(torch.int16).numpy().view(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
-    return np.asarray(x)
-
-
 def _same(expected, got):
-    for x, y in zip(expected, map(_numpy, got), strict=True):
-        assert x.dtype == y.dtype and x.shape == y.shape
-        assert x.tobytes() == np.ascontiguousarray(y).tobytes()
+    for x, y in zip(expected, got, strict=True):
+        same(y, x)
 
 
 def _problem(dtype="float32", seed=0):
@@ -66,12 +53,12 @@ def test_numpys_bits_in_torch_and_jax(dtype):
     arrays, cotangents, mask = _problem(dtype)
     dropout = _dropped() if dtype == "bfloat16" else {}  # the parity suite has it in every dtype
     forward, grads = _expected(arrays, cotangents, mask, softcap=3.0, **dropout)
-    tensors = [_torch(x).requires_grad_() for x in arrays]
+    tensors = [to_torch(x).requires_grad_() for x in arrays]
     q, k, v, bias, sinks = tensors
     options = {"bias": bias, "sinks": sinks, "softcap": 3.0, "kernel": "exact", "return_lse": True}
     out = maskattn_torch.attention(q, k, v, mask, **options, **dropout)
     _same(forward, out)
-    _same(grads, torch.autograd.grad(out, tensors, [_torch(x) for x in cotangents]))
+    _same(grads, torch.autograd.grad(out, tensors, [to_torch(x) for x in cotangents]))
     with jax.enable_x64(dtype == "float64"):
         jitted = jax.jit(_jax_attention(mask, softcap=3.0, **dropout))
         out, vjp = jax.vjp(jitted, *map(jnp.asarray, arrays))
@@ -117,7 +104,7 @@ def test_vmap_gives_the_bits_of_a_loop():
         out, vjp = torch.func.vjp(f, *arrays)
         return out, vjp(cotangents)
 
-    out, got = torch.func.vmap(torch_both)(list(map(_torch, stacked)), tuple(map(_torch, cotangents)))
+    out, got = torch.func.vmap(torch_both)(list(map(to_torch, stacked)), tuple(map(to_torch, cotangents)))
     _same(forward, out)
     _same(grads, got)
 
@@ -131,10 +118,10 @@ def test_vmap_over_the_data_of_a_mask():
         return maskattn_jax.attention(*map(jnp.asarray, (q, k, v)), masks.KeyPadding(n), kernel="exact")
 
     def g(n):
-        return maskattn_torch.attention(*map(_torch, (q, k, v)), masks.KeyPadding(n), kernel="exact")
+        return maskattn_torch.attention(*map(to_torch, (q, k, v)), masks.KeyPadding(n), kernel="exact")
 
     _same([expected], [jax.vmap(f)(jnp.asarray(lengths))])
-    _same([expected], [torch.func.vmap(g)(_torch(lengths))])
+    _same([expected], [torch.func.vmap(g)(to_torch(lengths))])
 
 
 def test_vmap_over_keys():
@@ -146,7 +133,7 @@ def test_vmap_over_keys():
         return maskattn_jax.attention(*map(jnp.asarray, (q, k, v)), mask, kernel="exact", **_dropped(key))
 
     def g(key):
-        return maskattn_torch.attention(*map(_torch, (q, k, v)), mask, kernel="exact", **_dropped(key))
+        return maskattn_torch.attention(*map(to_torch, (q, k, v)), mask, kernel="exact", **_dropped(key))
 
     _same([expected], [jax.vmap(f)(jnp.asarray(keys))])
     _same([expected], [torch.func.vmap(g)(torch.from_numpy(keys))])
@@ -180,17 +167,17 @@ def test_inside_a_compiled_model(backend):
         options = {"bias": bias, "sinks": sinks, "kernel": "exact", "return_lse": True}
         return maskattn_torch.attention(q, k, v, mask, **options, **dropout)
 
-    tensors = [_torch(x).requires_grad_() for x in arrays]
+    tensors = [to_torch(x).requires_grad_() for x in arrays]
     out = f(*tensors)
     _same(forward, out)
-    _same(grads, torch.autograd.grad(out, tensors, [_torch(x) for x in cotangents]))
-    _same(forward, f(*map(_torch, arrays)))
+    _same(grads, torch.autograd.grad(out, tensors, [to_torch(x) for x in cotangents]))
+    _same(forward, f(*map(to_torch, arrays)))
 
 
 def test_the_operators_keep_torchs_rules():
     arrays, _, mask = _problem(seed=7)
-    allowed = _torch(mask.dense(L, S, batch=B))
-    q, k, v, bias, sinks = map(_torch, arrays)
+    allowed = to_torch(mask.dense(L, S, batch=B))
+    q, k, v, bias, sinks = map(to_torch, arrays)
     torch.library.opcheck(torch_exact._attention, (q, k, v, allowed, bias, sinks, None, 0.5, None, "zero", 1.0))
     torch.library.opcheck(torch_exact._attention, (q, k, v, None, None, None, ~allowed, 0.5, 2.0, "mean", 0.7))
     torch.library.opcheck(torch_exact._linear, (torch.randn(4, 3), torch.randn(3, 2), None))
@@ -217,7 +204,7 @@ def test_second_derivatives_are_refused_not_wrong():
 
     with pytest.raises(NotImplementedError, match="reference"):
         jax.grad(lambda x: jax.grad(f)(x).sum())(jnp.asarray(q))
-    x = _torch(q).requires_grad_()
+    x = to_torch(q).requires_grad_()
     (g,) = torch.autograd.grad(maskattn_torch.attention(x, x, x, kernel="exact").sum(), x, create_graph=True)
     with pytest.raises((NotImplementedError, RuntimeError)):
         g.sum().backward()
@@ -228,7 +215,7 @@ def test_additive_bias_is_added_not_masked():
     padding = masks.KeyPadding(np.array([7, 4], np.int32))
     bias = np.where(padding.dense(L, S), np.float32(0), np.float32(-10000))
     expected = exact.attention(q, k, v, bias=bias)[0]
-    for maskattn, to in [(maskattn_jax, jnp.asarray), (maskattn_torch, _torch)]:
+    for maskattn, to in [(maskattn_jax, jnp.asarray), (maskattn_torch, to_torch)]:
         _same([expected], [maskattn.attention(*map(to, (q, k, v)), bias=biases.Additive(padding), kernel="exact")])
 
 
@@ -237,10 +224,10 @@ def test_linear(dtype):
     rng = np.random.default_rng(9)
     x, w, b, d = (rng.standard_normal(s).astype(DTYPES[dtype]) for s in [(2, 5, 11), (11, 7), (7,), (2, 5, 7)])
     forward, grads = exact.linear(x, w, b), exact.linear_backward(x, w, d)
-    tensors = [_torch(a).requires_grad_() for a in (x, w, b)]
+    tensors = [to_torch(a).requires_grad_() for a in (x, w, b)]
     out = torch_exact.linear(*tensors)
     _same([forward], [out])
-    _same(grads, torch.autograd.grad(out, tensors, _torch(d)))
+    _same(grads, torch.autograd.grad(out, tensors, to_torch(d)))
     with jax.enable_x64(dtype == "float64"):
         out, vjp = jax.vjp(jax_exact.linear, *map(jnp.asarray, (x, w, b)))
         _same([forward], [out])

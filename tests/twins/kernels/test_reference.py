@@ -8,9 +8,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 
 from maskattn import standards
+from maskattn.arrays import to_numpy
 from maskattn.numerics import oracle
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, torch
-from tests.twin import load
+from tests.twin import load, to_torch
 
 NAMES = ("query", "key", "value", "bias", "sinks")
 
@@ -53,18 +54,6 @@ def run(twin, inputs, mask=None, d_output=None, d_lse=None, **options):
         torch.autograd.backward(out, cotangents)
         results |= {f"d_{n}": x.grad for n, x in tensors.items()}
     return {name: to_numpy(x) for name, x in results.items()}
-
-
-def to_torch(x):
-    x = np.asarray(x)
-    if x.dtype == ml_dtypes.bfloat16:
-        return torch.tensor(x.astype(np.float32)).to(torch.bfloat16)
-    return torch.tensor(x)
-
-
-def to_numpy(x):
-    x = x.detach()
-    return x.float().numpy().astype(ml_dtypes.bfloat16) if x.dtype == torch.bfloat16 else x.numpy()
 
 
 def draw(seed, dtype=np.float32, batch=2, q_len=5, kv_len=7, heads=6, kv_heads=2, head_dim=3, v_dim=5, spread=1.0):
