@@ -8,21 +8,18 @@ from tests.frameworks import F, jax, jnp, maskattn_jax, maskattn_torch, optax, t
 from tests.twins.losses.loss_cases import JAX, TORCH, Case, cases, jax_step, judge, limit, oracle, run, torch_step
 
 CASES = list(cases())
-TWINS = pytest.mark.parametrize("twin", [JAX, TORCH])
 EACH = pytest.mark.parametrize("case", CASES, ids=str)
 LOSSES = {JAX: maskattn_jax.losses, TORCH: maskattn_torch.losses}
 
 
-@TWINS
 @EACH
 def test_the_loss_is_the_oracles_and_what_is_ignored_does_not_matter(twin, case):
-    judge(twin, case)
+    judge(twin.name, case)
 
 
-@TWINS
 @pytest.mark.parametrize("case", {case.loss: case for case in CASES}.values(), ids=str)
 def test_float64_stays_float64(twin, case):
-    value, grads = run(twin, case, "float64")
+    value, grads = run(twin.name, case, "float64")
     assert value.dtype == np.float64 and all(x.dtype == np.float64 for x in grads.values())
     np.testing.assert_allclose(value, oracle(case), rtol=0, atol=limit(case, "float64"))
 
@@ -81,10 +78,9 @@ def without_anything(case):
     return Case(case.loss, {n: np.full_like(x, np.nan) for n, x in case.floats.items()}, data, case.options)
 
 
-@TWINS
 @pytest.mark.parametrize("case", [case for case in CASES if case.data], ids=str)
 def test_where_everything_is_ignored_the_loss_is_0_and_so_are_its_gradients(twin, case):
-    value, grads = run(twin, without_anything(case))
+    value, grads = run(twin.name, without_anything(case))
     assert not value.any() and not any(x.any() for x in grads.values())
     assert np.isfinite(value).all() and all(np.isfinite(x).all() for x in grads.values())
 
@@ -118,12 +114,11 @@ def test_vmap_is_a_loop():
         np.testing.assert_allclose(together, alone, rtol=0, atol=limit(case, "float32"))
 
 
-@TWINS
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
 def test_narrow_logits_are_summed_in_float32(twin, dtype):
     narrow = torch.tensor(CASES[0].floats["logits"]).to(getattr(torch, dtype))
     labels = torch.tensor(CASES[0].data["labels"])
-    if twin == TORCH:
+    if twin.name == TORCH:
         value = maskattn_torch.losses.cross_entropy(narrow, labels)
     else:
         logits = jnp.asarray(narrow.float().numpy(), dtype)
@@ -191,16 +186,15 @@ PLANTED = {
 }
 
 
-@TWINS
 @pytest.mark.parametrize("fault", PLANTED, ids=lambda fault: fault.__name__)
 def test_a_planted_fault_is_caught_in_every_case_it_concerns(twin, fault):
     concerned = PLANTED[fault]
     assert len(concerned) >= 2
-    if twin == JAX:  # which compiles: one case of each loss
+    if twin.name == JAX:  # which compiles: one case of each loss
         concerned = {case.loss: case for case in concerned}.values()
     for case in concerned:
         with pytest.raises((AssertionError, ValueError)):
-            judge(twin, case, fault(getattr(LOSSES[twin], case.loss), case))
+            judge(twin.name, case, fault(getattr(twin.losses, case.loss), case))
 
 
 X, LABELS, KEEP = np.zeros((2, 3, 4), np.float32), np.zeros((2, 3), np.int32), np.ones((2, 3), bool)
@@ -265,14 +259,13 @@ BAD = [
 ]
 
 
-@TWINS
 @pytest.mark.parametrize("name, arguments, options, error, message", BAD, ids=range(len(BAD)))
 def test_bad_input_is_named(twin, name, arguments, options, error, message):
     def array(x):
-        return x if not isinstance(x, np.ndarray) else torch.as_tensor(x) if twin == TORCH else jnp.asarray(x)
+        return twin.array(x) if isinstance(x, np.ndarray) else x
 
     with pytest.raises(error, match=message):
-        getattr(LOSSES[twin], name)(*map(array, arguments), **{key: array(x) for key, x in options.items()})
+        getattr(twin.losses, name)(*map(array, arguments), **{key: array(x) for key, x in options.items()})
 
 
 def test_all_that_is_wrong_is_said_at_once():
