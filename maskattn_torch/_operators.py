@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-__all__ = ["operator", "unwatched"]
+__all__ = ["first_derivatives", "operator", "unwatched"]
 
 
 def operator(name: str, schema: str | None = None) -> Callable[[Callable[..., Any]], Any]:
@@ -41,6 +41,31 @@ def unwatched(*arrays: Tensor | None) -> bool:
     if not torch.compiler.is_compiling():
         return False
     return not (torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in arrays))
+
+
+def first_derivatives(kernel: str, rule: Callable[..., Sequence[Tensor]], *arrays: Tensor | None) -> list[Tensor]:
+    """`rule(*arrays)`, gradients that an operator computes. Who differentiates them again is told where that can be
+    done: without this the graph would end here, and what goes around attention would pass for the whole.
+    """
+    if torch.compiler.is_compiling() or not torch.is_grad_enabled():
+        return list(rule(*arrays))
+    return list(_FirstDerivatives.apply(kernel, rule, *arrays))
+
+
+class _FirstDerivatives(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(kernel: str, rule: Callable[..., Sequence[Tensor]], *arrays: Tensor | None) -> tuple[Tensor, ...]:
+        return tuple(rule(*arrays))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.kernel = inputs[0]
+
+    @staticmethod
+    def backward(ctx: Any, *cotangents: Tensor | None) -> NoReturn:
+        raise NotImplementedError(f'kernel="{ctx.kernel}" has no second derivatives; kernel="reference" has')
 
 
 def _element(x: Any, dim: Any, i: int) -> Any:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor as Array
 
 from maskattn.attention import Call
-from maskattn_torch._operators import operator, unwatched
+from maskattn_torch._operators import first_derivatives, operator, unwatched
 from maskattn_torch.kernels.blockwise import additions, flex, walk
 from maskattn_torch.kernels.blockwise.packing import pack, unpack
 
@@ -146,13 +146,16 @@ class _Blockwise(torch.autograd.Function):
         ctx.options = inputs[4:8]
 
     @staticmethod
-    @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_out: Array | None, d_lse: Array | None) -> tuple[Any, ...]:
         *arrays, sinks, out, lse = ctx.saved_tensors[:6]
         leaves, wanted = ctx.saved_tensors[6:], [bool(x) for x in ctx.needs_input_grad[8:]]
         d_out = torch.zeros_like(out) if d_out is None else d_out
-        arguments = (*arrays, sinks, out, lse, d_out, d_lse, *ctx.options, list(leaves), wanted)
-        grads = list(_attention_gradients(*arguments))
+        options = ctx.options
+
+        def rule(*given: Any) -> list[Array]:
+            return _attention_gradients(*given[:8], *options, list(given[8:]), wanted)
+
+        grads = first_derivatives("blockwise", rule, *arrays, sinks, out, lse, d_out, d_lse, *leaves)
         d_leaves = [grads.pop(-sum(wanted[i:])) if want else None for i, want in enumerate(wanted)]
         d_sinks = None if sinks is None else grads.pop()
         return *grads, d_sinks, *[None] * 4, *d_leaves

@@ -224,12 +224,78 @@ def test_vmap_and_grad():
         assert same([x[i] for x in mapped], alone)
 
 
-def test_no_second_derivatives():
-    arrays = tensors(20)
-    output = maskattn_torch.attention(*arrays, kernel="blockwise")
-    (first,) = torch.autograd.grad(output.sin().sum(), arrays[:1], create_graph=True)
+WIDE = {"dtype": torch.float64, "requires_grad": True}
+LEARNED = {
+    "no options": lambda: {},
+    "softcap": lambda: {"softcap": 5.0},
+    "sinks": lambda: {"sinks": torch.linspace(-1, 1, 2, **WIDE)},
+    "bias": lambda: {"bias": torch.linspace(-1, 1, 36, **WIDE).reshape(6, 6)},
+    "log-sum-exp": lambda: {"return_lse": True},
+}
+ARRAYS = masks.Causal() & masks.KeyPadding([6]) & masks.QueryMask(np.arange(6)[None] != 3)
+TWICE = {
+    "hessian": torch.autograd.functional.hessian,
+    "hvp": lambda f, x: torch.autograd.functional.hvp(f, x, torch.ones_like(x)),
+    "vhp": lambda f, x: torch.autograd.functional.vhp(f, x, torch.ones_like(x)),
+    "grad of grad": lambda f, x: torch.autograd.grad(once(f, x).sum(), x),
+    "backward": lambda f, x: once(f, x).square().sum().backward(),
+    "torch.func": lambda f, x: torch.func.grad(lambda y: torch.func.grad(f)(y).sum())(x),
+    "vmap": lambda f, x: torch.vmap(torch.func.grad(lambda y: torch.func.grad(f)(y).sum()))(x[None]),
+    "jacrev": lambda f, x: torch.func.jacrev(torch.func.grad(f))(x),
+}
+
+
+def once(f, x):
+    return torch.autograd.grad(f(x), x, create_graph=True)[0]
+
+
+@pytest.mark.parametrize("way", TWICE)
+@pytest.mark.parametrize("loss", [lambda y: y.pow(3).sum(), lambda y: y.sum()], ids=["cubic", "linear"])
+def test_second_derivatives_are_refused_by_name(way, loss):
+    """Whatever else depends on x: else the rest of the derivative would pass for the whole."""
+    x = torch.linspace(-1, 1, 24, **WIDE).reshape(1, 6, 2, 2)
+    for mask in (None, masks.SlidingWindow(3), ARRAYS):
+        for made in LEARNED.values():
+            options = made()
+
+            def f(x, kernel, mask=mask, options=options):
+                result = maskattn_torch.attention(x, x, x, mask, kernel=kernel, **options)
+                return x.pow(3).sum() + sum(map(loss, result if isinstance(result, tuple) else [result]))
+
+            TWICE[way](lambda x: f(x, "reference"), x)
+            with pytest.raises(NotImplementedError, match=r'"blockwise" has no second .* kernel="reference" has'):
+                TWICE[way](lambda x: f(x, "blockwise"), x)
+
+
+@pytest.mark.parametrize("name", LEARNED)
+def test_second_derivatives_are_refused_between_any_two_inputs(name):
+    inputs = [torch.linspace(-1, n, 24, **WIDE).reshape(1, 6, 2, 2) for n in (1, 2, 3)]
+    options = LEARNED[name]()
+    result = maskattn_torch.attention(*inputs, ARRAYS, kernel="blockwise", **options)
+    outputs = result if isinstance(result, tuple) else (result,)
+    inputs += [x for x in options.values() if isinstance(x, torch.Tensor)]
+    given = [torch.ones_like(x).requires_grad_() for x in outputs]
+    plain = torch.autograd.grad(outputs, inputs, given, retain_graph=True)
+    first = torch.autograd.grad(outputs, inputs, given, create_graph=True)
+    assert same(plain, first)
+    for gradient in first:
+        for x in (*inputs, *given):
+            with pytest.raises(NotImplementedError, match='kernel="reference"'):
+                torch.autograd.grad(gradient.sum(), x, retain_graph=True)
+
+
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_second_derivatives_of_a_compiled_model_are_refused(backend):
+    torch._dynamo.reset()
+    x = torch.linspace(-1, 1, 24, **WIDE).reshape(1, 6, 2, 2)
+
+    @torch.compile(fullgraph=True, backend=backend)
+    def f(x):
+        return x.pow(3).sum() + maskattn_torch.attention(x * 1, x * 2, x * 3, masks.Causal(), kernel="blockwise").sum()
+
     with pytest.raises(RuntimeError):
-        first.square().sum().backward()
+        once(f, x).sum().backward()
 
 
 def test_autocast_changes_nothing():
