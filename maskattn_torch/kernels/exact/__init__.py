@@ -16,7 +16,7 @@ from maskattn.attention import Call
 from maskattn.numerics.exact import Arrays, Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
-from maskattn_torch._operators import operator, unwatched
+from maskattn_torch._operators import first_derivatives, operator, unwatched
 from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
 
@@ -113,8 +113,12 @@ class _Exact(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_output: Array, d_lse: Array) -> tuple[Any, ...]:
-        inputs = ctx.saved_tensors
-        grads = list(_attention_gradients(*inputs, d_output, d_lse, *ctx.options))
+        inputs, options = ctx.saved_tensors, ctx.options
+
+        def rule(*given: Any) -> list[Array]:
+            return _attention_gradients(*given, *options)
+
+        grads = first_derivatives("exact", rule, *inputs, d_output, d_lse)
         d_sinks = None if inputs[5] is None else grads.pop()
         d_bias = None if inputs[4] is None else grads.pop()
         return *grads, None, d_bias, d_sinks, *[None] * 5
@@ -157,7 +161,7 @@ class _Linear(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_out: Array) -> tuple[Any, ...]:
         x, weight = ctx.saved_tensors
-        d_x, d_weight, d_bias = _linear_gradients(x, weight, d_out)
+        d_x, d_weight, d_bias = first_derivatives("exact", _linear_gradients, x, weight, d_out)
         return d_x, d_weight, d_bias if ctx.has_bias else None
 
 
@@ -185,5 +189,9 @@ class _Drop(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Array) -> tuple[Any, ...]:
-        (keep,) = ctx.saved_tensors
-        return _drop(d_out, keep, ctx.kept), None, None
+        kept = ctx.kept
+
+        def rule(*given: Any) -> list[Array]:
+            return [_drop(*given, kept)]
+
+        return *first_derivatives("exact", rule, d_out, *ctx.saved_tensors), None, None
