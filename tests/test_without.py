@@ -40,7 +40,7 @@ def test_everything_is_collected_and_one_half_runs(missing):
         assert bool(found) is (here is not None), name
         assert not gone or not any(gone in test for test in found), found
     assert f"maskattn_{there}/kernels/merging.py" in "".join(passed)
-    assert "parity_tests/test_parity.py::test_cases[reference-one-float32]" in passed
+    assert any("test_cases" in test and "reference" in test and "one-float32" in test for test in passed)
     assert re.search(rf"^SKIPPED \[\d+\] .*: needs {missing}$", done.stdout, re.MULTILINE)
 
 
