@@ -7,14 +7,13 @@ a framework (`map_data`) and flattening into a pytree (`flatten`, `unflatten`).
 from __future__ import annotations
 
 import dataclasses
-import sys
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, ClassVar, Self
 
 import numpy as np
 
 from maskattn._declared import Declared, Kind as Kind, data as data, part as part
-from maskattn.arrays import dtype_name as dtype_name, to_numpy as to_numpy
+from maskattn.arrays import dtype_name as dtype_name, peek as peek, to_numpy as to_numpy
 from maskattn.typing import Traced as Array
 
 Key = tuple[str, int | None]  # a field, and the place in it where it holds a tuple
@@ -158,19 +157,6 @@ def literal(value: Any) -> str:
         return f"{dtype_name(value)}{list(value.shape)}"
     listed = repr(value.tolist())
     return listed if value.ndim and value.dtype in (np.bool_, np.int64) else f"{dtype_name(value)}({listed})"
-
-
-def peek(array: Array) -> np.ndarray | None:
-    """The array in NumPy where its values can be read now, else None (traced, batched by vmap, being compiled)."""
-    if isinstance(array, np.ndarray):
-        return array
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.compiler.is_compiling():
-        return None
-    try:
-        return to_numpy(array)
-    except Exception:  # every framework refuses with exceptions of its own
-        return None
 
 
 def same_array(one: Array, other: Array) -> bool:

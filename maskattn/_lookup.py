@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 
 from maskattn._arithmetic import clip, maximum, never, zero
-from maskattn._fields import Array, peek
+from maskattn._fields import Array, dtype_name, peek
 from maskattn._pairs import fixed
 
 
@@ -44,9 +44,22 @@ def lookup(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> Ar
     return inside if 0 in array.shape else value & inside
 
 
+def wide(numbers: Array) -> Array:
+    """Integers that a position can be added to without wrapping: unsigned and small ones become int64, or, in JAX
+    without x64, int32.
+    """
+    name = dtype_name(numbers)
+    if name in ("int32", "int64") or not name.startswith(("int", "uint")):
+        return numbers
+    return numbers.long() if hasattr(numbers, "detach") else numbers.astype(int)
+
+
 def at_row(number: Array, b: Array) -> Array:
     """A number that may differ between batch rows, an int or an int array [] or [B], in row b; 0 outside."""
-    if isinstance(number, int) or len(number.shape) == 0:
+    if isinstance(number, int):
+        return number
+    number = wide(number)
+    if len(number.shape) == 0:
         return number
     entry, inside = gather(number, b)
     return entry * inside
@@ -96,7 +109,7 @@ def range_max(values: Array, b: Array, low: Array, high: Array) -> Array:
 
 def extent(positions: Array, b: Array, low: Array, high: Array) -> tuple[Array, Array, Array, Array]:
     """(least, most, some, every): of positions[b, low..high]; whether some of the range, or all, is inside the data."""
-    size = positions.shape[1]
+    positions, size = wide(positions), positions.shape[1]
     rows = True if positions.shape[0] == 1 else (b >= 0) & (b < positions.shape[0])
     some, every = (each & rows for each in within(low, high, size))
     if 0 in positions.shape:

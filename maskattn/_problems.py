@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.arrays import dtype_name
+from maskattn.arrays import dtype_name, peek
 from maskattn.typing import Traced as Array
 
 #: What the names of dtypes of a kind begin with.
@@ -116,7 +116,8 @@ class Problems:
                 return value
         dtype = dtype_name(value)
         if not dtype.startswith(_KINDS[kind]):
-            self.type(f"{name} must be {_ARTICLE[kind]} array, got dtype {dtype}")
+            hint = zero_one(name, value) if kind == "bool" else ""
+            self.type(f"{name} must be {_ARTICLE[kind]} array, got dtype {dtype}{hint}")
         elif isinstance(value, np.ndarray) and value.dtype.kind == "u":
             # comparing uint64 with int64 would go through float64
             if value.size and int(value.max()) > np.iinfo(np.int64).max:
@@ -149,6 +150,15 @@ def ranks_of(axes: str) -> Sequence[int]:
     """
     counts = [0 if shape[0] == "]" else shape.count(",") + 1 for shape in axes.split("[")[1:]]
     return range(counts[0] + 1) if axes.startswith("broadcastable") else counts
+
+
+def zero_one(name: str, array: Array) -> str:
+    """What to do with numbers given where a bool array is wanted, if they are 0 and 1 or cannot be read."""
+    values = peek(array) if dtype_name(array).startswith(_KINDS["int"] + _KINDS["float"]) else np.array(2)
+    if values is not None and not ((values == 0) | (values == 1)).all():
+        return ""
+    noun = "a mask" if name == "mask" else "an array"
+    return f"; {noun} of 0 and 1? {name}{'.bool()' if hasattr(array, 'detach') else '.astype(bool)'}"
 
 
 def _copied(value: object, kind: str) -> np.ndarray:

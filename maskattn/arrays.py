@@ -40,6 +40,19 @@ def to_numpy(array: object) -> NumPyArray:
     return np.asarray(tensor.view(bits)).view(extended)
 
 
+def peek(array: object) -> NumPyArray | None:
+    """The array in NumPy where its values can be read now, else None (traced, batched by vmap, being compiled)."""
+    if isinstance(array, np.ndarray):
+        return array
+    torch = sys.modules.get("torch")
+    if torch is not None and torch.compiler.is_compiling():
+        return None
+    try:
+        return to_numpy(array)
+    except Exception:  # every framework refuses with exceptions of its own
+        return None
+
+
 def to_torch(array: NumPyArray, device: Any = None) -> Any:
     """The array as a tensor, on the CPU a view of its memory."""
     torch = sys.modules["torch"]

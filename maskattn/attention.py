@@ -16,9 +16,9 @@ from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, get_args
 import numpy as np
 
 from maskattn._call import Call as Call, Dropout as Dropout
-from maskattn._fields import broadcasts, dtype_name
+from maskattn._fields import broadcasts, dtype_name, peek
 from maskattn._pairs import Pairwise
-from maskattn._problems import Problems, show
+from maskattn._problems import Problems, show, zero_one
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Full, Mask
 from maskattn.numerics.dropout import check_dropout
@@ -168,7 +168,7 @@ def check_attention(call: Call[Array], framework: Framework[A]) -> None:
             parts.append(x)
         elif x is not None:
             shapes[name], dtypes[name] = tuple(x.shape), dtype_name(x)
-    _check_arrays(problems, shapes, dtypes)
+    _check_arrays(problems, shapes, dtypes, call.mask)
     if len(shapes["query"]) == len(shapes["key"]) == len(shapes["value"]) == 4:
         # compiled code cannot read the values of NumPy data, only shapes
         parts = [framework.bind(x, call.query) for x in parts] if framework.compiling() else parts
@@ -211,7 +211,7 @@ def _check_types(problems: Problems, call: Call[Array], framework: Framework[A])
         problems.type(f"dropout_key must be {framework.keys}, got {type(key).__name__}")
 
 
-def _check_arrays(problems: Problems, shapes: Mapping[str, Shape], dtypes: Mapping[str, str]) -> None:
+def _check_arrays(problems: Problems, shapes: Mapping[str, Shape], dtypes: Mapping[str, str], mask: Array) -> None:
     layouts = {"query": "[B, L, H, D]", "key": "[B, S, K, D]", "value": "[B, S, K, Dv]"}
     for name, layout in layouts.items():
         if len(shapes[name]) != 4:
@@ -221,7 +221,12 @@ def _check_arrays(problems: Problems, shapes: Mapping[str, Shape], dtypes: Mappi
             hint = "; a bool array is a mask: pass it as mask" if name == "bias" and dtypes[name] == "bool" else ""
             problems.type(f"{name} must be one of {', '.join(FLOAT_DTYPES)}, got {dtypes[name]}{hint}")
     if "mask" in dtypes and dtypes["mask"] != "bool":
-        hint = "; an additive mask is a bias: pass it as bias" if dtypes["mask"] in FLOAT_DTYPES else ""
+        hint = zero_one("mask", mask)
+        hint += ", or masks.from_flax(mask)" if hint else ""
+        values = peek(mask)
+        # all 0 may be either
+        if dtypes["mask"] in FLOAT_DTYPES and (values is None or not hint or not values.any()):
+            hint += "; an additive mask is a bias: pass it as bias"
         problems.type(
             f"mask must be a Mask or a bool array (True = may attend), got an array of {dtypes['mask']}{hint}"
         )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, ClassVar
 
 from maskattn._declared import data, declared, part
 from maskattn._fields import Array, literal
-from maskattn._lookup import at_row, extent, gather, rows_of
+from maskattn._lookup import at_row, extent, gather, rows_of, wide
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.masks._core import MOVES, And, Mask, Not, Or, rebuild
@@ -120,12 +120,12 @@ class Positioned(Mask):
             problems.value(f"q_pos and k_pos must have one batch, got {rows[0]} and {rows[1]}")
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
-        q_at, q_inside = gather(self.q_pos, b, q)
-        k_at, k_inside = gather(self.k_pos, b, k)
+        q_at, q_inside = gather(wide(self.q_pos), b, q)
+        k_at, k_inside = gather(wide(self.k_pos), b, k)
         return self.part.allowed(*restrict(self.part, b, h, q_at, k_at)) & q_inside & k_inside
 
     def asks(self, b: int, h: int, q: int, k: int) -> list[tuple[Mask, tuple[int, int, int, int]]]:
-        (q_at, q_inside), (k_at, k_inside) = gather(self.q_pos, b, q), gather(self.k_pos, b, k)
+        (q_at, q_inside), (k_at, k_inside) = gather(wide(self.q_pos), b, q), gather(wide(self.k_pos), b, k)
         return [(self.part, (b, h, int(q_at), int(k_at)))] if q_inside and k_inside else []
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:

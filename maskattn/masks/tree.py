@@ -8,7 +8,7 @@ from maskattn._arithmetic import choose, zero
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, peek
-from maskattn._lookup import extent, gather
+from maskattn._lookup import extent, gather, wide
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
@@ -53,7 +53,7 @@ class Tree(Mask):
         values = peek(rows)
         numbers = None if values is None else _number(problems, values)
         if not problems and not isinstance(rows, np.ndarray):
-            numbers = _number_by_arithmetic(rows)
+            numbers = _number_by_arithmetic(wide(rows))
         if numbers is not None:
             self._set(first=numbers[0], last=numbers[1])
 

@@ -90,12 +90,15 @@ def check_key(problems: Problems, name: str, key: object) -> None:
     """Note what is wrong with a key of random numbers: a seed, two uint32 words, or a `jax.random.key`."""
     wanted = f"{name} must be a seed in [0, 2**31) or two uint32 words"
     shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")
+    advice = '; jax.random.key(seed, impl="threefry2x32") makes one, whatever jax_default_prng_impl says'
     if dtype.startswith("key<"):
         if dtype != "key<fry>" or shape != ():
-            problems.value(f"{name} must be one key of the implementation threefry2x32, got {dtype}{list(shape)}")
+            more = "" if dtype == "key<fry>" else advice
+            problems.value(f"{name} must be one key of the implementation threefry2x32, got {dtype}{list(shape)}{more}")
     elif dtype == "uint32" and shape:
         if tuple(shape) != (2,):
-            problems.value(f"{wanted}, got shape {tuple(shape)}")
+            more = advice if tuple(shape) == (4,) else ""  # the words of an rbg key
+            problems.value(f"{wanted}, got shape {tuple(shape)}{more}")
     elif shape or isinstance(key, bool) or not isinstance(key, (int, np.integer)):
         problems.type(f"{wanted}, got {f'{dtype}{list(shape)}' if dtype else show(key)}")
     elif not 0 <= key < 2**31:

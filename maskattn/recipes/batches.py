@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from maskattn._fields import Array, peek
+from maskattn._lookup import wide
 from maskattn._problems import Problems
 from maskattn.masks import Causal, KeyMask, KeyPadding, Mask, Segments, Tree
 
@@ -70,7 +71,7 @@ def left_padding(lengths: Array, kv_len: int) -> Mask:
     if values is not None and values.size and not 0 <= int(values.min()) <= int(values.max()) <= kv_len:
         problems.value(f"lengths must be from 0 to kv_len {kv_len}, got {values.min()} to {values.max()}")
     problems.raise_if_any()
-    return KeyPadding(lengths).at(k_offset=lengths - kv_len)
+    return KeyPadding(lengths).at(k_offset=wide(lengths) - kv_len)
 
 
 def right_padding(lengths: Array) -> Mask:
@@ -142,4 +143,6 @@ def speculative_tree(prefix_len: Array, parents: Array) -> Mask:
     prefix_len = problems.integer_or_array("prefix_len", prefix_len, "[B]", minimum=0)
     problems.raise_if_any()
     lengths = [prefix_len] if isinstance(prefix_len, int) else prefix_len
-    return KeyPadding(lengths) | Tree(parents).at(k_offset=-prefix_len)
+    return KeyPadding(lengths) | Tree(parents).at(
+        k_offset=-prefix_len if isinstance(prefix_len, int) else -wide(prefix_len)
+    )

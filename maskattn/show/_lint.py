@@ -12,6 +12,7 @@ from maskattn._fields import to_numpy
 from maskattn.masks import (
     And,
     At,
+    Causal,
     Empty,
     Full,
     KeyMask,
@@ -35,7 +36,8 @@ def lint(
     mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None, budget: int = 1 << 22
 ) -> list[str]:
     """Warnings, a sentence each: rows that may attend to nothing, an operand that changes nothing, a window that never
-    binds, an expression that is always true or always false, a mask of queries or of keys that leaves padding visible.
+    binds, an expression that is always true or always false, a mask of queries or of keys that leaves padding visible,
+    a `Causal()` between sequences of two lengths.
 
     While the mask has at most `budget` entries that differ, every pair is looked at, and what is reported is all there
     is. Beyond that a warning is given only where `Mask.tile` proves it.
@@ -65,6 +67,8 @@ def lint(
             warnings += judge.operands(node, place)
         elif isinstance(node, SlidingWindow):
             warnings += judge.window(node, place)
+        elif isinstance(node, Causal) and place(node) is node:
+            warnings += judge.diagonal(node)
         elif isinstance(node, QueryMask) and sense == "plain":
             warnings += judge.queries(node, place)
         elif isinstance(node, (KeyMask, KeyPadding)) and sense == "turned":
@@ -159,6 +163,16 @@ class _Judge:
             f"{node!r}: {name}={getattr(node, name)} never binds at {self.size}"
             for name, side in sides.items()
             if getattr(node, name) is not None and self.always(place(side)) is True
+        ]
+
+    def diagonal(self, node: Causal) -> list[str]:
+        """A causal mask between sequences of two lengths that does not say where its diagonal is."""
+        q_len, kv_len = self.sizes["q_len"], self.sizes["kv_len"]
+        if node.offset or q_len == kv_len:
+            return []
+        return [
+            f"{node!r} starts its diagonal at the top left, where query 0 sees key 0 alone; at {self.size} "
+            f"Causal.end_aligned({q_len}, {kv_len}) ends it at the bottom right"
         ]
 
     def queries(self, node: QueryMask, place: Place) -> list[str]:

@@ -12,8 +12,10 @@ from jax.tree_util import GetAttrKey
 
 from maskattn import lowering
 from maskattn._fields import Spec, dtype_name, on_subclass, peek
+from maskattn._lookup import wide
 from maskattn._pairs import Pairwise
 from maskattn.masks import At
+from maskattn.masks.positions import Positioned
 from maskattn_jax.types import Array, Given
 
 _MOST = 1 << 30
@@ -63,8 +65,11 @@ def _check_integers(node: Spec) -> None:
     """Positions are int32 here: an int that is added to one must leave it room."""
     _, (_, static) = node.flatten()
     given = [(name, value) for name, value in static if name not in node._kinds or not node._kinds[name].consumed]
-    if isinstance(node, At) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
-        given += [(name, array) for name in node.data_fields() if (array := peek(getattr(node, name))) is not None]
+    if isinstance(node, (At, Positioned)) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+        # reading may wait for a device: of positions only those are read that int32 may not hold
+        arrays = [(name, getattr(node, name)) for name in node.data_fields()]
+        read = [(name, peek(x)) for name, x in arrays if isinstance(node, At) or dtype_name(x) == "uint32"]
+        given += [(name, array) for name, array in read if array is not None]
     for name, value in given:
         if any(abs(number) > _MOST for number in _integers(value)):
             raise ValueError(
@@ -94,9 +99,9 @@ def _as_array(array: Given) -> Array:
         got = f"{type(array).__name__} of dtype {dtype_name(array)}"
         raise TypeError(f"data must be of NumPy or JAX here, got {got}")
     if not isinstance(array, np.ndarray):
-        return jnp.asarray(array)
+        return wide(jnp.asarray(array))
     with jax.ensure_compile_time_eval():  # NumPy data stay readable while a function is traced: plans can be made
-        return jnp.asarray(array)
+        return wide(jnp.asarray(array))
 
 
 def _register(cls: type[Spec]) -> None:

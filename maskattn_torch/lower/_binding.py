@@ -11,6 +11,7 @@ from torch.utils import _pytree
 
 from maskattn import lowering
 from maskattn._fields import Spec, dtype_name, on_subclass, peek
+from maskattn._lookup import wide
 from maskattn._pairs import Pairwise
 from maskattn.arrays import to_torch
 from maskattn_torch.types import Array, Device, Given
@@ -67,12 +68,12 @@ def readable(array: Given) -> Given:
 
 def _as_array(array: Given, device: Device) -> Array:
     if isinstance(array, torch.Tensor):
-        return array if device is None else array.to(device)
+        return wide(array if device is None else array.to(device))
     given: object = array
     if not isinstance(given, np.ndarray):
         got = f"{type(given).__name__} of dtype {dtype_name(array)}"
         raise TypeError(f"data must be of NumPy or PyTorch here, got {got}")
-    return torch.as_tensor(array, device=device) if torch.compiler.is_compiling() else to_torch(array, device)
+    return wide(torch.as_tensor(array, device=device) if torch.compiler.is_compiling() else to_torch(array, device))
 
 
 def _register(cls: type[Spec]) -> None:

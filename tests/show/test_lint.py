@@ -9,6 +9,10 @@ from maskattn.parity.attention.cases import Shape, compose
 from maskattn.parity.draws import Draws
 from tests.masks.definitions import shaped_expressions
 
+TOP_LEFT = (
+    "Causal() starts its diagonal at the top left, where query 0 sees key 0 alone; "
+    "at {} Causal.end_aligned({}) ends it at the bottom right"
+)
 NEVER = "SlidingWindow(4095): left=4095 never binds at 64 x 64"
 
 
@@ -109,6 +113,13 @@ NEVER = "SlidingWindow(4095): left=4095 never binds at 64 x 64"
             ["rows that may attend to nothing: q = 3"],
         ),
         ("~padding([2])", (3, 3), []),
+        ("causal", (1, 8), [TOP_LEFT.format("1 x 8", "1, 8")]),
+        ("~causal & padding([4])", (2, 5), [TOP_LEFT.format("2 x 5", "2, 5")]),
+        ("causal(7)", (1, 8), ["the mask allows everything at 1 x 8"]),
+        ("causal(3)", (2, 5), []),
+        ("causal.at(3)", (2, 5), []),
+        ("causal.at([3])", (2, 5), []),
+        ("causal.with_positions([[3, 4]], [[0, 1, 2, 3, 4]])", (2, 5), []),
     ],
 )
 def test_what_is_said(text, sizes, expected):

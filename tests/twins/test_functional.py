@@ -62,8 +62,10 @@ WRONG_TYPES = [
     ({"sinks": 1.0}, ["sinks must be a", "float"]),
     ({"query": QUERY.astype(np.int32)}, ["query must be one of float64", "int32"]),
     ({"mask": "causal"}, ["mask must be a Mask or a bool array (True = may attend), got str"]),
-    ({"mask": KEEP.astype(np.float32)}, ["mask must be a Mask or a bool array", "float32", "pass it as bias"]),
-    ({"mask": KEEP.astype(np.int32)}, ["mask must be a Mask or a bool array", "int32"]),
+    ({"mask": KEEP.astype(np.float32)}, ["mask must be a Mask or a bool array", "float32; a mask of 0 and 1? mask."]),
+    ({"mask": KEEP.astype(np.int32)}, ["int32; a mask of 0 and 1? mask.", "bool", ", or masks.from_flax(mask)"]),
+    ({"mask": np.where(KEEP, 0, -1e9).astype(np.float32)}, ["float32; an additive mask is a bias: pass it as bias"]),
+    ({"mask": np.zeros((3, 6), np.float32)}, ["of 0 and 1? mask.", "; an additive mask is a bias: pass it as bias"]),
     ({"bias": KEEP}, ["bias must be one of", "bool", "pass it as mask"]),
     ({"bias": masks.Causal()}, ["bias must be a Bias or a float array, got Causal"]),
     ({"scale": "1"}, ["scale must be a number, got '1'"]),
@@ -88,6 +90,26 @@ def test_a_wrong_argument_is_named(twin, error, change, words):
         call(twin, **change)
     for word in words:
         assert word in str(caught.value)
+
+
+def test_what_is_no_bool_mask_is_not_taken_for_a_bias_if_it_is_of_0_and_1(twin):
+    given = {"0 and 1": KEEP * 1.0, "counts": KEEP * 2, "traced": KEEP * 1.0, "traced ints": KEEP * 1}
+    said = {}
+
+    def attend(mask):
+        return call(twin, mask=mask)
+
+    for name, mask in given.items():
+        mask = twin.array(mask[None].astype(np.float32 if mask.dtype == float else np.int32))
+        with pytest.raises(TypeError) as caught:
+            (twin.vmap(attend) if "traced" in name else attend)(mask)
+        said[name] = "0 and 1?" in str(caught.value), "pass it as bias" in str(caught.value)
+    assert said == {
+        "0 and 1": (True, False),
+        "counts": (False, False),
+        "traced": (True, True),
+        "traced ints": (True, False),
+    }
 
 
 def test_several_faults_are_listed_together(twin):

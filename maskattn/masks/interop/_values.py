@@ -29,8 +29,9 @@ def as_array(problems: Problems, name: str, value: Any, kinds: tuple[str, ...], 
         problems.type(f"{name} must be of dtype {' or '.join(kinds)}, got {describe(array)}")
     if len(array.shape) not in ranks:
         problems.value(f"{name} must be {' or '.join(dict.fromkeys(ranks.values()))}, got shape {list(array.shape)}")
-    if peek(array) is None:
-        problems.value(f"{name} is traced, and its values must be read: import it outside jit")
+    if kind_of(array) != "bool" and peek(array) is None:
+        instead = f", or give {name} as bool" if "bool" in kinds else ""
+        problems.value(f"{name} is traced, and its values must be read: import it outside jit{instead}")
     return array if len(problems.reasons) == before else None
 
 

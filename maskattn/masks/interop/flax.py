@@ -20,7 +20,7 @@ def from_flax(mask: Array | None) -> Mask:
     Dense([[True, False], [True, True]])
 
     Raises:
-        ValueError: any other value, named with its place; more than four axes; or the array is traced.
+        ValueError: any other value, named with its place; more than four axes; or the array is traced, and not bool.
     """
     if mask is None:
         return Full()

@@ -27,7 +27,7 @@ def from_torch_mha(
     Dense([[True, False], [True, True]]) & KeyMask([[True, False]])
 
     Raises:
-        ValueError: a float mask holds any other value, named with its place; a shape is wrong; or one is traced.
+        ValueError: a float mask holds any other value, named with its place, or is traced; or a shape is wrong.
         TypeError: a mask is neither bool nor float.
     """
     problems = Problems("from_torch_mha")

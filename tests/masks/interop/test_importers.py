@@ -10,7 +10,7 @@ from maskattn import masks, standards
 from maskattn.parity.attention.cases import Shape
 from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
-from tests.frameworks import jax, jnp, optional, torch
+from tests.frameworks import jax, jnp, maskattn_jax, optional, torch
 from tests.twin import same
 
 nn = optional("flax.linen")
@@ -292,3 +292,22 @@ ODD[0, 0, 1, 2], ODD[0, 0, 1, 1] = 0.5, np.nan
 def test_whatever_is_not_exact_is_refused_with_value_and_place(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+def test_a_traced_mask_need_not_be_read_if_it_is_bool():
+    keep = RNG.random((2, 1, 5, 7)) < 0.5
+
+    def imported(keep):
+        each = (
+            masks.from_flax(keep),
+            masks.from_hf(keep),
+            masks.from_hf(keep[:, 0, 0]),
+            masks.from_torch_mha(~keep[0, 0]),
+        )
+        return [maskattn_jax.lower.to_dense(mask, 5, 7, 2, 1) for mask in each]
+
+    for found, expected in zip(jax.jit(imported)(keep), imported(keep), strict=True):
+        same(found, expected)
+    same(imported(keep)[0], keep)
+    with pytest.raises(ValueError, match="mask is traced, and its values must be read: .*, or give mask as bool"):
+        jax.jit(lambda keep: imported(keep)[0])(keep.astype(np.float32))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from maskattn import biases, masks
+from maskattn import biases, masks, recipes
 from tests.frameworks import _pytree, jax, jnp, maskattn_jax, maskattn_torch, torch
 from tests.masks.pattern_definitions import Draws, Sizes
 from tests.twin import load
@@ -234,3 +234,67 @@ def test_to_additive(twin, dtype):
 
 def test_no_mask_and_no_bias_are_none(twin):
     assert twin.lower.allowed(None, *SIZES) is None and twin.lower.bias(None, *SIZES) is None
+
+
+NARROW = ["uint8", "uint16", "uint32", "uint64", "int8", "int16"]
+
+
+def moved(array):
+    """Masks of positions, offsets, lengths and ids that `array` makes; some leave what 8 bits hold."""
+    q, k, by = array([[0, 3, 100, 101, 127, 2]]), array([[0, 100, 1, 5, 126, 99]]), array([100, 3])
+    yield from (mask.with_positions(q, k) for mask in (masks.SlidingWindow(1), masks.Causal(100), masks.Causal(300)))
+    yield (masks.SlidingWindow(5, 200) & ~masks.Causal(-3) | masks.BlockCausal(3)).with_positions(q, k)
+    yield masks.SlidingWindow(2, 1).at(by, by)
+    yield masks.Causal(-90).at(array(100), 3) & masks.PrefixLM(by)
+    yield masks.PrefixLM(array([1, 4])).at(200) | masks.KeyPadding(array([3, 6]))
+    yield masks.Segments(array([[0, 3, 100, 100, 127, 2]]), k)
+    yield recipes.left_padding(array([3, 2]), 6)
+    yield masks.Causal() & recipes.speculative_tree(array([2, 1]), [-1, 0, 0, 1]).at(-2)
+
+
+@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+@pytest.mark.parametrize("dtype", NARROW)
+def test_positions_of_every_integer_dtype(twin, dtype, x64):
+    with twin.x64(x64):
+        draw = np.random.default_rng(0).standard_normal
+        q, key, value = (twin.array(draw((2, 6, 1, 4)).astype(np.float32)) for _ in range(3))
+        expected = list(moved(np.asarray))
+        of_numpy, of_twin = (
+            list(moved(lambda x, one=one: one(np.asarray(x, dtype)))) for one in (np.asarray, twin.array)
+        )
+        for wide, narrow, mask in zip(expected, of_numpy, of_twin, strict=True):
+            dense = wide.dense(6, 6, 2, 1)
+            assert np.array_equal(narrow.dense(6, 6, 2, 1), dense), mask
+            assert np.array_equal(mask.dense(6, 6, 2, 1), dense), mask
+            assert np.array_equal(twin.to_numpy(twin.lower.to_dense(mask, 6, 6, 2, 1)), dense), mask
+            for kernel in ("reference", "blockwise"):
+                found, right = (
+                    twin.attention(q, key, value, one, kernel=kernel, blocks=(2, 2)) for one in (mask, wide)
+                )
+                assert np.array_equal(twin.to_numpy(found), twin.to_numpy(right)), (kernel, mask)
+
+
+@pytest.mark.parametrize("dtype", NARROW)
+def test_biases_read_offsets_of_every_integer_dtype(twin, dtype):
+    table = np.random.default_rng(0).standard_normal((8, 2)).astype(np.float32)
+    for make in (
+        lambda offset: biases.ALiBi(2, offset=offset),
+        lambda offset: biases.T5Buckets(table, max_distance=200, offset=offset),
+    ):
+        for given in ([100, 3], 127):
+            bias = make(twin.array(np.asarray(given, dtype)))
+            expected = twin.lower.bias(make(np.asarray(given)), 2, 2, 6, 40)
+            assert np.array_equal(twin.to_numpy(twin.lower.bias(bias, 2, 2, 6, 40)), twin.to_numpy(expected))
+
+
+def test_traced_positions_of_an_unsigned_dtype(twin):
+    p = np.array([[2, 0, 1, 5, 3, 4]])
+    run = twin.compile(lambda p: twin.lower.to_dense(masks.SlidingWindow(1).with_positions(p, p), 6, 6))
+    expected = masks.SlidingWindow(1).with_positions(p, p).dense(6, 6)
+    assert np.array_equal(twin.to_numpy(run(twin.array(p.astype(np.uint8)))), expected)
+
+
+def test_positions_that_int32_cannot_hold_are_refused():
+    p = jnp.asarray([[2**31, 2**32 - 1]], jnp.uint32)
+    with pytest.raises(ValueError, match="Positioned: q_pos must lie within 2.*30"):
+        maskattn_jax.lower.to_dense(masks.Causal().with_positions(p, p), 2, 2)
