@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack, overload
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias, Unpack, overload
 
 import torch
 from jaxtyping import Bool, Float
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.modules.module import _has_any_global_hook
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from maskattn.attention import KernelCannot
 from maskattn.biases import Bias
 from maskattn.config import AttentionConfig, ConfigOptions
 from maskattn.masks import Mask
 from maskattn.modules import attend_heads, dropout_rates, given_config, head_shapes, module_inputs, of_kernel
 from maskattn.typing import KernelName
-from maskattn_torch import rng
+from maskattn_torch import _autocast, rng
 from maskattn_torch.dropout import drop, module_keys
 from maskattn_torch.functional import FRAMEWORK
 from maskattn_torch.types import Array, Device, DType, Given, Operand, RandomKey
 
 __all__ = ["MultiHeadAttention"]
+
+#: x [..., in], weight [in, out], bias [out] or None -> [..., out].
+Linear: TypeAlias = Callable[[Array, Array, Array | None], Array]
 
 
 class MultiHeadAttention(nn.Module):
@@ -30,6 +36,9 @@ class MultiHeadAttention(nn.Module):
     [H * D + K * D + K * Dv, E] (rows in blocks q, k, v, head-major) and `qkv.bias`; otherwise `q_proj`, `k_proj`,
     `v_proj`. The output is `proj` [out, H * Dv]. With `project=False` there are none of these. With `sinks=True` there
     is `sinks` [H], zeros.
+
+    The layers are called, so adapters, hooks, parametrizations and sharding of them work. Inputs that differ read their
+    rows of a plain `qkv`; one that is not plain is called once for each of them.
 
     Args:
         config: an `AttentionConfig`; or embed_dim, with num_heads and its other fields by their names.
@@ -102,7 +111,8 @@ class MultiHeadAttention(nn.Module):
             dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on. Weights and output are
                 dropped by the two keys that `dropout.module_keys` makes of it, each number by itself.
             deterministic: True applies no dropout; None means `not self.training`.
-            kernel: as in `attention`; "exact" computes the projections exactly too.
+            kernel: as in `attention`; "exact" computes the projections exactly too, from their weights: it refuses
+                layers that are no plain `nn.Linear`.
 
         Raises:
             TypeError, ValueError: names the argument at fault.
@@ -110,14 +120,15 @@ class MultiHeadAttention(nn.Module):
         config, where = self.config, type(self).__name__
         deterministic = not self.training if deterministic is None else deterministic
         given = module_inputs(where, config, (query, key, value), self._check, dropout_key, deterministic)
-        inputs = self._project_in(*given, kernel)
+        linear = self._own_linear(kernel)
+        inputs = self._project_in(*given, linear)
         rate, out_rate = dropout_rates(config, deterministic)
         keys: tuple[Array | None, Array | None] = (None, None)
         if dropout_key is not None and (rate or out_rate):
             keys = module_keys(rng.words(dropout_key, inputs[0].device))
         out = attend_heads(config, FRAMEWORK, inputs, mask, bias, self.sinks, rate, keys[0], kernel).flatten(2)
         if config.project:
-            out = _linear(out, self.proj.weight, self.proj.bias, kernel)
+            out = _through(self.proj, out, linear)
         if keys[1] is None or not out_rate:
             return out
         return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
@@ -129,26 +140,56 @@ class MultiHeadAttention(nn.Module):
     def _check(self, where: str, name: str, x: object) -> None:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{where}: {name} must be a torch.Tensor, got {type(x).__name__}")
-        if not self.config.project or torch.is_autocast_enabled(x.device.type):
+        if not self.config.project or _autocast.is_on(x.device):
             return
-        if x.dtype != self.proj.weight.dtype:
-            raise TypeError(f"{where}: {name} is {x.dtype}, but the parameters are {self.proj.weight.dtype}")
+        layer = self.qkv if self.fused else getattr(self, f"{name[0]}_proj")
+        if type(layer) is nn.Linear and x.dtype != layer.weight.dtype and not _added(layer):
+            raise TypeError(f"{where}: {name} is {x.dtype}, but the parameters are {layer.weight.dtype}")
 
-    def _project_in(self, query: Array, key: Array, value: Array, kernel: KernelName) -> Sequence[Array]:
+    def _project_in(self, query: Array, key: Array, value: Array, linear: Linear | None) -> Sequence[Array]:
         if not self.config.project:
             return query, key, value
         if not self.fused:
-            layers = (self.q_proj, self.k_proj, self.v_proj)
-            weights, biases = [layer.weight for layer in layers], [layer.bias for layer in layers]
-        elif query is key and key is value:
-            return _linear(query, self.qkv.weight, self.qkv.bias, kernel).split(self.rows, dim=-1)
-        else:
-            weights = self.qkv.weight.split(self.rows)
-            biases = [None] * 3 if self.qkv.bias is None else self.qkv.bias.split(self.rows)
-        return [_linear(x, w, b, kernel) for x, w, b in zip((query, key, value), weights, biases, strict=True)]
+            layers = zip((self.q_proj, self.k_proj, self.v_proj), (query, key, value), strict=True)
+            return [_through(layer, x, linear) for layer, x in layers]
+        qkv = self.qkv
+        if query is key and key is value:
+            return _through(qkv, query, linear).split(self.rows, dim=-1)
+        if linear is None and (_added(qkv) or _has_any_global_hook()):
+            q = qkv(query)
+            k = q if key is query else qkv(key)
+            v = q if value is query else k if value is key else qkv(value)
+            return [x.split(self.rows, dim=-1)[i] for i, x in enumerate((q, k, v))]
+        weights = qkv.weight.split(self.rows)
+        biases = [None] * 3 if qkv.bias is None else qkv.bias.split(self.rows)
+        given = zip((query, key, value), weights, biases, strict=True)
+        return [F.linear(x, w, b) if linear is None else linear(x, w.T, b) for x, w, b in given]
+
+    def _own_linear(self, kernel: KernelName) -> Linear | None:
+        """The kernel's `linear`, which takes the place of the layers where there is one, since it reads weights."""
+        linear = of_kernel(FRAMEWORK, kernel, "linear") if self.config.project else None
+        if linear is not None:
+            names = ("qkv", "proj") if self.fused else ("q_proj", "k_proj", "v_proj", "proj")
+            added = ((name, _added(getattr(self, name))) for name in names)
+            says = "it computes from the layer's weight, so use another kernel, or merge or remove what was added"
+            reasons = [f"{name} must be a plain nn.Linear, got {what}: {says}" for name, what in added if what]
+            if reasons:
+                raise KernelCannot(kernel, reasons)
+        return linear
 
 
-def _linear(x: Array, weight: Array, bias: Array | None, kernel: KernelName) -> Array:
-    """x [..., in] times weight [out, in], plus bias [out]; by the kernel's own `linear` where it brings one."""
-    own = of_kernel(FRAMEWORK, kernel, "linear")
-    return F.linear(x, weight, bias) if own is None else own(x, weight.T, bias)
+def _through(layer: nn.Module, x: Array, linear: Linear | None) -> Array:
+    """x [..., in] through a layer, or through `linear` with the layer's weight and bias."""
+    return layer(x) if linear is None else linear(x, layer.weight.T, layer.bias)
+
+
+def _added(layer: nn.Module) -> str:
+    """What makes a layer more than its weight and bias, in words; "" of a plain nn.Linear."""
+    if type(layer) is not nn.Linear:
+        return type(layer).__name__
+    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
+        return "one with hooks"
+    if "forward" in layer.__dict__:
+        return "one whose forward was replaced"
+    weight = layer.weight
+    return f"one whose weight is a {type(weight).__name__}" if is_traceable_wrapper_subclass(weight) else ""

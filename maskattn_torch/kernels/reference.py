@@ -19,7 +19,7 @@ import torch
 from torch import Tensor as Array
 
 from maskattn.attention import Call
-from maskattn_torch import lower
+from maskattn_torch import _autocast, lower
 from maskattn_torch.dropout import dense
 
 
@@ -149,7 +149,7 @@ def _matmul(a: Array, b: Array, precision: str) -> Array:
     applies on CUDA devices; on the CPU nothing changes, and in compiled code the process's setting (PyTorch's default:
     "highest") holds.
     """
-    with torch.autocast(a.device.type, enabled=False):
+    with _autocast.off(a.device):
         if precision == "default" or not a.is_cuda or torch.compiler.is_compiling():
             return torch.matmul(a, b)
         before = torch.get_float32_matmul_precision()

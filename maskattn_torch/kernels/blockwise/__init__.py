@@ -22,6 +22,7 @@ import torch
 from torch import Tensor as Array
 
 from maskattn.attention import Call
+from maskattn_torch import _autocast
 from maskattn_torch._operators import first_derivatives, operator, unwatched
 from maskattn_torch.kernels.blockwise import additions, flex, walk
 from maskattn_torch.kernels.blockwise.packing import pack, unpack
@@ -76,7 +77,7 @@ def _attention(
     leaves: list[Array],
 ) -> tuple[Array, Array]:
     conditions = _conditions(number, leaves, scale, softcap, blocks)
-    with torch.autocast(query.device.type, enabled=False):
+    with _autocast.off(query.device):
         out, lse = walk.forward(conditions, *_heads_first(query, key, value))
         if sinks is not None:
             total = torch.logaddexp(lse, sinks[:, None])
@@ -110,7 +111,7 @@ def _attention_gradients(
     conditions = _conditions(number, leaves, scale, softcap, blocks)
     count = len(additions.leaves_of(conditions.bias))
     start = len(leaves) - count - (conditions.dropout is not None)
-    with torch.autocast(query.device.type, enabled=False):
+    with _autocast.off(query.device):
         d_lse = d_lse if d_lse is not None and bool(d_lse.any()) else None
         rows = (d_out.transpose(1, 2), out.transpose(1, 2), lse.transpose(1, 2))
         of_lse = None if d_lse is None else d_lse.transpose(1, 2)

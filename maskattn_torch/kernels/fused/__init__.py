@@ -22,7 +22,7 @@ from maskattn._fields import peek
 from maskattn.attention import Call
 from maskattn.biases import DenseBias
 from maskattn.masks import Causal, KeyPadding, Mask
-from maskattn_torch import lower
+from maskattn_torch import _autocast, lower
 from maskattn_torch.types import Device
 
 #: Dense masks of at most so many queries times keys are kept for the next call.
@@ -56,7 +56,7 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
         dense = added.to(query.dtype)
         if allowed is not None:
             dense = torch.where(allowed, dense, -math.inf)
-    with torch.autocast(query.device.type, enabled=False):  # which would compute float32 inputs in half precision
+    with _autocast.off(query.device):  # which would compute float32 inputs in half precision
         out = torch.nn.functional.scaled_dot_product_attention(
             query.transpose(1, 2),
             _cleared(key, keys).transpose(1, 2),
@@ -100,11 +100,11 @@ def _settled(mask: Mask | None, sizes: tuple[int, int, int, int], device: Device
     """The dense mask (None: all may attend), which rows may attend to something, bool [B, H, L], and which keys
     something may attend to, bool [B, H, S] (None: all). Axes that the mask does not read have size 1.
 
-    A small mask without data is settled once.
+    In plain eager code a small mask without data is settled once.
     """
     if mask is None:
         return None, None, None
-    if not mask.flatten()[0] and sizes[2] * sizes[3] <= _KEPT and not torch.compiler.is_compiling():
+    if _plain_eager() and not mask.flatten()[0] and sizes[2] * sizes[3] <= _KEPT:
         return _settled_once(mask, sizes, device)
     allowed = lower.allowed(mask, *sizes, device=device)
     return (None, None, None) if allowed is None else (allowed, torch.any(allowed, -1), torch.any(allowed, -2))
@@ -112,8 +112,18 @@ def _settled(mask: Mask | None, sizes: tuple[int, int, int, int], device: Device
 
 @functools.lru_cache(maxsize=16)
 def _settled_once(mask: Mask, sizes: tuple[int, int, int, int], device: Device) -> Settled:
-    reached = (None if x.all() else torch.as_tensor(x, device=device) for x in schedule.reached(mask, *sizes))
-    return lower.allowed(mask, *sizes, device=device), next(reached), next(reached)
+    with torch.inference_mode(False):  # training may be next
+        reached = (None if x.all() else torch.as_tensor(x, device=device) for x in schedule.reached(mask, *sizes))
+        return lower.allowed(mask, *sizes, device=device), next(reached), next(reached)
+
+
+def _plain_eager() -> bool:
+    """Whether tensors are what they seem: none is traced, fake or of a transform, nor would one made now be."""
+    return not (
+        torch.compiler.is_compiling()
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    )
 
 
 def _trimmed(mask: KeyPadding, key: Array, value: Array) -> tuple[KeyPadding | None, Array, Array]:
@@ -145,7 +155,7 @@ def _cleared(x: Array, keys: Array | None) -> Array:
 
 def _finite_elsewhere(x: Array, keys: Array) -> bool:
     """Whether what nothing may attend to is finite, where that can be read and costs less than a copy of x."""
-    if torch.compiler.is_compiling() or torch._C._functorch.peek_interpreter_stack() is not None or x.is_cuda:
+    if not _plain_eager() or x.is_cuda or x.is_meta:
         return False
     outside = x.detach()[~keys[..., 0].expand(x.shape[:3])]
     return bool(torch.isfinite(outside.sum()))
