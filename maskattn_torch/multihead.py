@@ -178,7 +178,7 @@ class MultiHeadAttention(nn.Module):
         return linear
 
 
-def _through(layer: nn.Module, x: Array, linear: Linear | None) -> Array:
+def _through(layer: nn.Linear, x: Array, linear: Linear | None) -> Array:
     """x [..., in] through a layer, or through `linear` with the layer's weight and bias."""
     return layer(x) if linear is None else linear(x, layer.weight.T, layer.bias)
 
@@ -191,5 +191,5 @@ def _added(layer: nn.Module) -> str:
         return "one with hooks"
     if "forward" in layer.__dict__:
         return "one whose forward was replaced"
-    weight = layer.weight
-    return f"one whose weight is a {type(weight).__name__}" if is_traceable_wrapper_subclass(weight) else ""
+    sharded: bool = is_traceable_wrapper_subclass(layer.weight)
+    return f"one whose weight is a {type(layer.weight).__name__}" if sharded else ""
