@@ -10,12 +10,15 @@ that what is not finite in them reaches nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
+from contextlib import AbstractContextManager
 from typing import TypeAlias
 
 import torch
 from torch import Tensor as Array
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maskattn import schedule
 from maskattn._fields import peek
@@ -23,10 +26,15 @@ from maskattn.attention import Call
 from maskattn.biases import DenseBias
 from maskattn.masks import Causal, KeyPadding, Mask
 from maskattn_torch import _autocast, lower
-from maskattn_torch.types import Device
+from maskattn_torch.types import Device, DType
 
 #: Dense masks of at most so many queries times keys are kept for the next call.
 _KEPT = 1 << 20
+
+#: A log-sum-exp of this size is an ulp of 2^-9 off, in float32.
+_OVERWHELMING = float(1 << 14)
+#: Beside a bias of this size no digit of a score is left.
+_LOSING = float(1 << 28)
 
 #: Where the parity suite must not expect what the other kernels promise.
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
@@ -53,10 +61,11 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
         rows, keys = torch.any(allowed, -1), torch.any(allowed, -2)
     dense = allowed
     if added is not None:
-        dense = added.to(query.dtype)
+        dense = added.to(_added_dtype(added, query))
         if allowed is not None:
             dense = torch.where(allowed, dense, -math.inf)
-    with _autocast.off(query.device):  # which would compute float32 inputs in half precision
+    # autocast would compute float32 inputs in half precision
+    with _autocast.off(query.device), _implementation(call, added):
         out = torch.nn.functional.scaled_dot_product_attention(
             query.transpose(1, 2),
             _cleared(key, keys).transpose(1, 2),
@@ -66,6 +75,8 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
             scale=call.scale,
             enable_gqa=query.shape[2] != key.shape[2],
         ).transpose(1, 2)
+    if dense is not None and added is not None and _trained(call) and not _readable(added):
+        out = _outweighed(out, dense)
     # on the CPU every implementation of PyTorch's gives an empty row 0 (tested)
     if rows is not None and (call.empty_rows == "nan" or out.device.type != "cpu"):
         empty = (~rows).transpose(1, 2)[..., None]
@@ -94,6 +105,55 @@ def unsupported(call: Call[Array]) -> list[str]:
     if call.softcap is not None:
         reasons.append(f"{name} has no softcap")
     return reasons
+
+
+def _added_dtype(added: Array, query: Array) -> DType:
+    """What SDPA takes a bias in: 16-bit inputs take one in float32 as it is."""
+    wider = added.dtype.itemsize > query.dtype.itemsize
+    return torch.float32 if wider and query.dtype.itemsize == 2 else query.dtype
+
+
+def _implementation(call: Call[Array], added: Array | None) -> AbstractContextManager[object]:
+    """A context in which PyTorch chooses among those of its implementations that do this call right.
+
+    On CUDA the fast ones want a bias in the inputs' dtype. Everywhere their derivatives go through the log-sum-exp of
+    a row, which cannot hold both a bias of -1e9 for all keys (a row that is padding only) and how many keys there are.
+    """
+    if added is None:
+        return contextlib.nullcontext()
+    if call.query.is_cuda:
+        plain = added.dtype.itemsize > call.query.dtype.itemsize
+    else:
+        plain = _trained(call) and _readable(added) and _overwhelms(added)
+    return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+
+
+def _trained(call: Call[Array]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in (call.query, call.key, call.value))
+
+
+def _readable(x: Array) -> bool:
+    return _plain_eager() and x.device.type == "cpu"
+
+
+def _overwhelms(added: Array) -> bool:
+    """Whether a row's largest bias is so large that its log-sum-exp is far off."""
+    highest = torch.amax(added.detach(), -1).abs_()
+    return bool(((highest > _OVERWHELMING) & (highest < math.inf)).any())
+
+
+def _outweighed(out: Array, added: Array) -> Array:
+    """`out` [B, L, H, Dv], whose cotangent is divided by what the weights of each row, made from its log-sum-exp, add
+    up to: where the bias is so large that the scores are lost in it, and this follows from the bias alone.
+    """
+    added = added.detach()
+    highest = torch.amax(added, -1)
+    lost = (highest.abs() > _LOSING) & (highest.abs() < math.inf)
+    highest = torch.where(lost, highest, 0)
+    exponent = torch.logsumexp(torch.where(lost[..., None], added - highest[..., None], 0), -1)
+    total = torch.where(lost, torch.exp(exponent - ((highest + exponent) - highest)), 1)
+    held = out.detach()
+    return held + ((out - held) / total.transpose(1, 2)[..., None]).to(out.dtype)
 
 
 def _settled(mask: Mask | None, sizes: tuple[int, int, int, int], device: Device) -> Settled:
