@@ -190,7 +190,8 @@ def check_attention(call: Call[Array], framework: Framework[A]) -> None:
 
 def _fits(call: Call[Array], framework: Framework[A]) -> bool:
     """Whether nothing is wrong with the mask, in a call without a bias whose operands and options are right."""
-    mask, sizes = call.mask, call.sizes
+    mask: Any = call.mask
+    sizes = call.sizes
     if call.bias is not None:
         return False
     if mask is None:
@@ -198,7 +199,8 @@ def _fits(call: Call[Array], framework: Framework[A]) -> bool:
     if isinstance(mask, Mask):
         batch, heads, q_len, kv_len = sizes
         return not mask.conflicts({"batch": batch, "heads": heads, "q_len": q_len, "kv_len": kv_len})
-    return isinstance(mask, framework.arrays) and dtype_name(mask) == "bool" and broadcasts(mask.shape, sizes)
+    given: bool = isinstance(mask, framework.arrays)
+    return given and dtype_name(mask) == "bool" and broadcasts(mask.shape, sizes)
 
 
 def _check_all(call: Call[Array], framework: Framework[A]) -> None:

@@ -89,12 +89,15 @@ def _live(mask: Mask, sizes: tuple[int, int, int, int]) -> NumPyArray | None:
         parts = [part for part in (_live(part, sizes) for part in mask.parts) if part is not None]
         return functools.reduce(np.logical_and, parts) if parts else None
     if _entries(mask):
-        keep = peek(mask.keep) if isinstance(mask, Dense) else None
+        if not isinstance(mask, Dense):
+            return None
+        keep = peek(mask.keep)
         return None if keep is None else _some_in_tiles(keep.reshape(mask.shape))
     data: list[object] = []
-    readable = mask.map_data(lambda array: data.append(peek(array)) or data[-1])
-    if any(array is None for array in data):
+    mask.map_data(data.append)
+    if any(peek(array) is None for array in data):
         return None
+    readable = mask.map_data(peek)
     tiles = (*sizes[:2], -(-sizes[2] // _TILE), -(-sizes[3] // _TILE))
     b, h, q, k = grid(frozenset("bhqk"), tiles, np.arange)
     q_high, k_high = (np.minimum((x + 1) * _TILE, size) - 1 for x, size in zip((q, k), sizes[2:], strict=True))

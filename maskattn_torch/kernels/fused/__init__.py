@@ -101,7 +101,8 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
         key, value = _cleared(settled, key, value)
     out = _vendor(call, key, value, dense, causal, added)
     if later and not _finite(call, out):
-        out = _vendor(call, *_cleared(settled, key, value), dense, causal, added)
+        key, value = _cleared(settled, key, value)
+        out = _vendor(call, key, value, dense, causal, added)
     if added is not None and dense is not None and _trained(call) and not _readable(added):
         out = _outweighed(out, dense)
     # on the CPU every implementation of PyTorch's gives an empty row 0 (tested)
