@@ -10,6 +10,7 @@ from torch import Tensor as Array
 from maskattn import schedule
 from maskattn.attention import Call
 from maskattn.masks import Causal, Full, Mask
+from maskattn_torch._symbolic import below, known
 from maskattn_torch.kernels import KERNELS
 
 __all__ = ["choose"]
@@ -32,7 +33,7 @@ def choose(call: Call[Array]) -> tuple[str, str]:
         if fused:
             return "fused", "SDPA can express this call"
         return "reference", "SDPA cannot express this call, and FlexAttention is not compiled unasked"
-    plain = mask is None or isinstance(mask, Full) or isinstance(mask, Causal) and mask.offset == 0
+    plain = mask is None or isinstance(mask, Full) or isinstance(mask, Causal) and known(mask.offset == 0)
     if fused and plain and call.bias is None:
         return "fused", "SDPA's own kernel does exactly this call"
     if fused and not _saves(call):
@@ -48,7 +49,7 @@ def _saves(call: Call[Array]) -> bool:
         return False
     batch, heads, q_len, kv_len = call.sizes
     work = 2 * batch * heads * q_len * kv_len * (call.query.shape[-1] + call.value.shape[-1])
-    if work < _WORTH:
+    if below(work, _WORTH):
         return False
     if call.mask.flatten()[0] or torch.compiler.is_compiling():
         return True  # the share is not known without reading the data

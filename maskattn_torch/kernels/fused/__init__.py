@@ -16,6 +16,7 @@ from typing import TypeAlias
 
 import torch
 from torch import Tensor as Array
+from torch.nn.functional import scaled_dot_product_attention
 
 from maskattn import schedule
 from maskattn._fields import peek
@@ -23,6 +24,7 @@ from maskattn.attention import Call
 from maskattn.biases import DenseBias
 from maskattn.masks import Causal, KeyPadding, Mask
 from maskattn_torch import _autocast, lower
+from maskattn_torch._symbolic import known
 from maskattn_torch.types import Device
 
 #: Dense masks of at most so many queries times keys are kept for the next call.
@@ -41,7 +43,8 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     if bias is None and isinstance(mask, KeyPadding):
         mask, key, value = _trimmed(mask, key, value)
         sizes = (*sizes[:3], key.shape[1])
-    causal = bias is None and isinstance(mask, Causal) and mask.offset == 0
+    causal = bias is None and isinstance(mask, Causal) and known(mask.offset == 0)
+    causal = causal and (known(sizes[3] <= sizes[2]) or known(sizes[3] > sizes[2]))
     if causal:  # every row sees key 0, and none sees what comes after the last query
         key, value = key[:, : sizes[2]], value[:, : sizes[2]]
     allowed, rows, keys = _settled(None if causal else mask, sizes, query.device)
@@ -57,14 +60,14 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
         if allowed is not None:
             dense = torch.where(allowed, dense, -math.inf)
     with _autocast.off(query.device):  # which would compute float32 inputs in half precision
-        out = torch.nn.functional.scaled_dot_product_attention(
+        out = scaled_dot_product_attention(
             query.transpose(1, 2),
             _cleared(key, keys).transpose(1, 2),
             _cleared(value, keys).transpose(1, 2),
             attn_mask=dense,
             is_causal=causal,
             scale=call.scale,
-            enable_gqa=query.shape[2] != key.shape[2],
+            enable_gqa=not known(query.shape[2] == key.shape[2]),
         ).transpose(1, 2)
     # on the CPU every implementation of PyTorch's gives an empty row 0 (tested)
     if rows is not None and (call.empty_rows == "nan" or out.device.type != "cpu"):
@@ -86,9 +89,9 @@ def unsupported(call: Call[Array]) -> list[str]:
     if call.query.is_cuda and call.precision != "default":
         reasons.append(f"precision={call.precision!r}: on a GPU {name} has the process's setting, which is 'default'")
     query, key, value = call.query.shape, call.key.shape, call.value.shape
-    if 0 in (*query, *key, *value):
+    if call.query.is_cuda and any(known(size == 0) for size in (*query, *key, *value)):
         shapes = f"query {tuple(query)}, key {tuple(key)} and value {tuple(value)}"
-        reasons.append(f"{name} takes no empty tensors, got {shapes}")
+        reasons.append(f"on a GPU {name} takes no empty tensors, got {shapes}")
     if call.sinks is not None:
         reasons.append(f"{name} has no sinks")
     if call.softcap is not None:
