@@ -14,6 +14,7 @@ from maskattn._pairs import grid
 from maskattn.attention import Call
 from maskattn.masks import And, Causal, Dense, Full, Mask
 from maskattn.typing import NumPyArray
+from maskattn_torch._symbolic import below, known
 from maskattn_torch.kernels import KERNELS
 
 __all__ = ["choose"]
@@ -38,7 +39,7 @@ def choose(call: Call[Array]) -> tuple[str, str]:
         if fused:
             return "fused", "SDPA can express this call"
         return "reference", "SDPA cannot express this call, and FlexAttention is not compiled unasked"
-    plain = mask is None or isinstance(mask, Full) or isinstance(mask, Causal) and mask.offset == 0
+    plain = mask is None or isinstance(mask, Full) or isinstance(mask, Causal) and known(mask.offset == 0)
     if fused and plain and call.bias is None:
         return "fused", "SDPA's own kernel does exactly this call"
     if fused and not _saves(call):
@@ -54,13 +55,13 @@ def _saves(call: Call[Array]) -> bool:
         return False
     batch, heads, q_len, kv_len = call.sizes
     work = 2 * batch * heads * q_len * kv_len * (call.query.shape[-1] + call.value.shape[-1])
-    if work < _WORTH:
+    if below(work, _WORTH):
         return False
-    known = not torch.compiler.is_compiling()
+    readable = not torch.compiler.is_compiling()
     entries = _entries(call.mask)
     if entries:  # planning looks at each of them, and most such masks have no empty tiles
-        return known and work * _emptied(call.mask, call.sizes) > _WORTH + _PLANNED * entries
-    if call.mask.flatten()[0] or not known:
+        return readable and work * _emptied(call.mask, call.sizes) > _WORTH + _PLANNED * entries
+    if call.mask.flatten()[0] or not readable:
         return True  # the share is not known without reading the data
     return work * _skipped(call.mask, call.sizes) > _WORTH
 

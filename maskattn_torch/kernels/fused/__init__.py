@@ -26,6 +26,7 @@ from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Causal, Dense, KeyPadding, Mask
 from maskattn_torch import _autocast, lower
 from maskattn_torch._operators import operator
+from maskattn_torch._symbolic import known
 from maskattn_torch.types import Device
 
 #: PyTorch's function, whatever that name is made to mean later: it may be this library's.
@@ -87,7 +88,8 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     if bias is None and isinstance(mask, KeyPadding):
         mask, key, value = _trimmed(mask, key, value)
         sizes = (*sizes[:3], key.shape[1])
-    causal = bias is None and isinstance(mask, Causal) and mask.offset == 0
+    causal = bias is None and isinstance(mask, Causal) and known(mask.offset == 0)
+    causal = causal and (known(sizes[3] <= sizes[2]) or known(sizes[3] > sizes[2]))
     if causal:  # every row sees key 0, and none sees what comes after the last query
         key, value = key[:, : sizes[2]], value[:, : sizes[2]]
     settled = Settled(None) if causal or mask is None else _settled(mask, sizes, query.device)
@@ -120,7 +122,7 @@ def _vendor(
     """SDPA of the call's queries with these keys and values: [B, L, H, Dv]."""
     query = call.query
     heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
-    grouped = query.shape[2] != key.shape[2]
+    grouped = not known(query.shape[2] == key.shape[2])
     if added is None and not _autocast.is_on(query.device):
         return _sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped).transpose(1, 2)
     # autocast would compute float32 inputs in half precision
@@ -141,9 +143,9 @@ def unsupported(call: Call[Array]) -> list[str]:
     if call.query.is_cuda and call.precision != "default":
         reasons.append(f"precision={call.precision!r}: on a GPU {name} has the process's setting, which is 'default'")
     query, key, value = call.query.shape, call.key.shape, call.value.shape
-    if 0 in (*query, *key, *value):
+    if call.query.is_cuda and any(known(size == 0) for size in (*query, *key, *value)):
         shapes = f"query {tuple(query)}, key {tuple(key)} and value {tuple(value)}"
-        reasons.append(f"{name} takes no empty tensors, got {shapes}")
+        reasons.append(f"on a GPU {name} takes no empty tensors, got {shapes}")
     if call.sinks is not None:
         reasons.append(f"{name} has no sinks")
     if call.softcap is not None:
