@@ -18,6 +18,7 @@ from functools import partial
 from typing import Any, NoReturn
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from maskattn.attention import Call
@@ -38,6 +39,8 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     for node in (call.mask, call.bias):
         if node is not None:
             lower.check(node, *call.sizes)
+    if 0 in call.sizes:
+        return _without_tiles(call)
     options = Options(call.scale, call.softcap, call.empty_rows, call.precision)
 
     def run(query: Array, key: Array, value: Array, sinks: Any, rest: Any, origin: Origin) -> tuple[Array, Array]:
@@ -56,6 +59,16 @@ def unsupported(call: Call[Array]) -> list[str]:
     if call.empty_rows == "mean" and call.sinks is None:
         return ['empty_rows "mean" averages all values: reference and exact have it']
     return []
+
+
+def _without_tiles(call: Call[Array]) -> tuple[Array, Array]:
+    """A call without rows, or without keys: its rows are then empty, or see their sink alone."""
+    batch, heads, q_len, _ = call.sizes
+    instead = jnp.nan if call.empty_rows == "nan" and call.sinks is None else 0
+    output = jnp.full((batch, q_len, heads, call.value.shape[-1]), instead, call.query.dtype)
+    dtype = jnp.promote_types(call.query.dtype, jnp.float32)
+    lse = jnp.full(heads, -jnp.inf, dtype) if call.sinks is None else call.sinks.astype(dtype)
+    return output, jnp.broadcast_to(lse, (batch, q_len, heads))
 
 
 # Both take (tiling, options), then what `prepared` takes: query, key, value, the bias's arrays, sinks, conditions.
