@@ -63,6 +63,7 @@ ALLOWED = {
     "kernels/fused/splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "_autocast.py: only in maskattn_torch": "JAX has no autocast",
+    "_scope.py: only in maskattn_jax": "PyTorch has no modes of promotion",
     "_linear.py: only in maskattn_jax": "a function of PyTorch has a rule for each mode of differentiation",
     "_varying.py: only in maskattn_jax": "PyTorch's types say nothing of the devices over which an array varies",
     "_layers.py: only in maskattn_jax": "what its two module systems share",

@@ -42,6 +42,7 @@ def unsupported(call: Call[Array]) -> list[str]:
     return []
 
 
+@own_modes
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """``x @ weight + bias`` rounded once: x [..., in], weight [in, out], bias [out] or None -> [..., out] in x's
     dtype.
@@ -52,6 +53,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return jnp.reshape(flat, (*x.shape[:-1], weight.shape[1]))
 
 
+@own_modes
 def drop(x: Array, keep: Array, rate: float) -> Array:
     """``x * keep / (1 - rate)`` rounded once; ``keep`` (bool) has the shape of ``x``."""
     return _drop(x, keep, 1.0 - rate)
