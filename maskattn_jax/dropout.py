@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Integer, UInt32
 from maskattn.attention import Dropout
 from maskattn.numerics.rng import bernoulli_limit
 from maskattn_jax import rng
+from maskattn_jax._scope import own_modes
 from maskattn_jax.rng import _threefry2x32
 from maskattn_jax.types import Array, RandomKey
 
@@ -27,6 +28,7 @@ __all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
 jax.tree_util.register_dataclass(Dropout, data_fields=("words",), meta_fields=("rate", "shared"))
 
 
+@own_modes
 def keep(
     dropout: Dropout[Array], b: Index, h: Index, q: Index, k: Index, sizes: tuple[int, int, int, int]
 ) -> Bool[Array, "*shape"]:
@@ -54,6 +56,7 @@ def keep(
     return jnp.broadcast_to(kept, shape)
 
 
+@own_modes
 def dense(dropout: Dropout[Array], sizes: tuple[int, int, int, int]) -> Bool[Array, "#B #H L S"]:
     """`keep` of the whole score matrix, True = kept: bool [B or 1, H or 1, L, S], 1 where the axis is shared.
 
@@ -64,6 +67,7 @@ def dense(dropout: Dropout[Array], sizes: tuple[int, int, int, int]) -> Bool[Arr
     return keep(dropout, b, h, q, k, sizes)
 
 
+@own_modes
 def module_keys(key: RandomKey) -> tuple[UInt32[Array, " 2"], UInt32[Array, " 2"]]:
     """The keys of a module's two draws, from the one that it is given: `fold_in(key, 0)` for the attention weights and
     `fold_in(key, 1)` for the output. Errors as in `rng.words`.
@@ -71,6 +75,7 @@ def module_keys(key: RandomKey) -> tuple[UInt32[Array, " 2"], UInt32[Array, " 2"
     return rng.fold_in(key, 0), rng.fold_in(key, 1)
 
 
+@own_modes
 def drop(
     x: Float[Array, "*shape"],
     rate: float,

@@ -168,7 +168,7 @@ def _heads_first(x: Array) -> Array:
 def _group(x: Array, kv_heads: int) -> Array:
     """[B, H, L, N] -> [B, K, H // K * L, N]: the rows that read one key/value head, one after the other."""
     batch, heads, length, width = x.shape
-    return x.reshape(batch, kv_heads, heads // kv_heads * length, width)
+    return x.reshape(batch, kv_heads, heads // max(kv_heads, 1) * length, width)
 
 
 def _ungroup(x: Array, shape: tuple[int, ...]) -> Array:
