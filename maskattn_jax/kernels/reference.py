@@ -34,9 +34,9 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     k = _heads_first(key.astype(dtype))
     v = _heads_first(value.astype(dtype))
 
-    allowed = lower.allowed(call.mask, *sizes)
+    allowed = lower.allowed(lower.opaque(call.mask, query, key, value), *sizes)
     allowed = jnp.ones((1, 1, 1, kv_len), bool) if allowed is None else allowed
-    added = lower.bias(call.bias, *sizes)
+    added = lower.bias(lower.opaque(call.bias, query, key, value), *sizes)
     if added is not None:
         added = added.astype(dtype)
         allowed = allowed & (added != -jnp.inf)
