@@ -39,6 +39,8 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 
     Long sequences are done some queries at a time, in memory that is linear in the lengths, as are the derivatives.
     """
+    operands = call.query, call.key, call.value
+    call = replace(call, mask=lower.opaque(call.mask, *operands), bias=lower.opaque(call.bias, *operands))
     if rows_at_once(call) < call.sizes[2]:
         return by_rows(call)
     dropout = call.dropout

@@ -30,7 +30,7 @@ from maskattn_jax.kernels import reference
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
 from maskattn_jax.kernels.blockwise.shards import Origin, divided
-from maskattn_jax.kernels.blockwise.steps import cheapest
+from maskattn_jax.kernels.blockwise.steps import cheapest, is_known
 from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 
@@ -54,8 +54,10 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         # inside a shard_map: what every device has whole varies like the rest from here on
         return _attention(tiling, options, *vary(given, manual_axes(given)))
 
-    rest = (float_leaves(call.bias)[0], call.mask, call.bias, call.dropout)
-    return divided(run, call.query, call.key, call.value, call.sinks, rest)
+    operands = (call.query, call.key, call.value)
+    mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
+    bias = lower.opaque(call.bias, *operands)
+    return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout))
 
 
 def unsupported(call: Call[Array]) -> list[str]:

@@ -29,8 +29,8 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 
     `precision` is met by every result.
     """
-    allowed = lower.allowed(call.mask, *call.sizes)
-    added = lower.bias(call.bias, *call.sizes)
+    mask, bias = (lower.opaque(node, call.query, call.key, call.value) for node in (call.mask, call.bias))
+    allowed, added = lower.allowed(mask, *call.sizes), lower.bias(bias, *call.sizes)
     dropout = call.dropout
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
     options = Options(call.scale, call.softcap, call.empty_rows, kept)

@@ -33,7 +33,8 @@ CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
 def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
-    query, key, value, mask, bias, sizes = call.query, call.key, call.value, call.mask, call.bias, call.sizes
+    query, key, value, sizes = call.query, call.key, call.value, call.sizes
+    mask, bias = (lower.opaque(node, query, key, value) for node in (call.mask, call.bias))
     keywords: dict[str, Any] = {}
     if isinstance(bias, DenseBias):  # which may forbid by -inf
         added: Any = lower.bias(bias, *sizes)
