@@ -25,6 +25,14 @@ def paths(names: Iterable[str]) -> dict[str, Path]:
     return {name: tuple(name.split(mark)) for name in names}
 
 
+def without_value(names: Iterable[str], mark: str) -> tuple[dict[str, str], list[str]]:
+    """New names by the old: without a last part ``value`` where all have it, as the state of an NNX module is saved."""
+    names, last = list(names), f"{mark}value"
+    if not names or not all(name.endswith(last) and name != last for name in names):
+        return {name: name for name in names}, []
+    return {name: name.removesuffix(last) for name in names}, ["every name without its last part, 'value' (Flax NNX)"]
+
+
 def unsupported(names: Iterable[str]) -> list[str]:
     """What keeps ``names`` from being a tree: one line each."""
     leaves = paths(names)

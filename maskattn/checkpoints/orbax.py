@@ -57,14 +57,16 @@ class OrbaxReader(Reader):
         sealed = custom.get(_seal.KEY)
         metadata = {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in custom.items() if k != _seal.KEY}
         mark = sealed.pop("separator", None) if isinstance(sealed, dict) else None
-        leaves, notes = _leaves(path, tree, mark if mark in _trees.SEPARATORS else _trees.DEFAULT)
-        self._specs = {name: _spec(path, tree, directory) for name, directory in leaves.items()}
+        mark = mark if mark in _trees.SEPARATORS else _trees.DEFAULT
+        leaves, notes = _leaves(path, tree, mark)
+        names, said = _trees.without_value(leaves, mark) if sealed is None else ({name: name for name in leaves}, [])
+        self._specs = {names[name]: _spec(path, tree, directory) for name, directory in leaves.items()}
         infos = {name: self._info(path, name, spec) for name, spec in self._specs.items()}
         _refuse_inflation(path, infos)
         if sealed is not None:
             metadata[_seal.KEY] = json.dumps(sealed)
         super().__init__(path, infos, metadata, verify)
-        self.notes += notes
+        self.notes += [*notes, *said]
 
     def _open(self, path: Path, name: str, spec: Mapping[str, object]) -> Any:
         try:
