@@ -18,12 +18,14 @@ from maskattn._problems import Problems
 from maskattn.checkpoints import _seal, _states, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._folder import in_folder
+from maskattn.checkpoints._memory import Memory
+from maskattn.checkpoints._publish import leftovers
 from maskattn.checkpoints._reader import Reader, sha256
 from maskattn.checkpoints._seal import PENDING
 from maskattn.checkpoints._writer import Writer, checked, plain, wrong_names
 from maskattn.typing import NumPyDType
 
-__all__ = ["PENDING", "Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
+__all__ = ["PENDING", "Memory", "Reader", "TensorInfo", "Writer", "create", "leftovers", "open", "save", "sha256"]
 
 _FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack, pytorch, orbax)
 

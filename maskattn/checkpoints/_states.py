@@ -16,8 +16,8 @@ WRAPPERS = (
 )  # fmt: skip
 # What the state of a training run in JAX has beside its parameters.
 _TRAINING = {
-    "opt_state", "optimizer", "optimizer_state", "opt", "step", "global_step", "iteration", "epoch", "loss", "loss_scale",
-    "rng", "rngs", "key", "tx", "ema", "ema_params", "params_ema", "ema_state",
+    "opt_state", "optimizer", "optimizer_state", "opt", "step", "global_step", "iteration", "epoch", "loss",
+    "loss_scale", "rng", "rngs", "key", "tx", "ema", "ema_params", "params_ema", "ema_state",
 }  # fmt: skip
 _DEPTH = 4
 

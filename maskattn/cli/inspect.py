@@ -24,6 +24,7 @@ __all__ = ["command"]
 @click.option("--family", metavar="NAME|FILE.toml", help="A family of your own, or which one where several fit.")
 @click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where no config.json says.")
 @click.option("--kv-heads", type=click.IntRange(min=1), help="Key/value heads, where fewer.")
+@click.option("--key", help="Which state of a training file: model_ema, or ema/params. Default: the model's.")
 @click.option("--no-read", is_flag=True, help="Read names and shapes only: no search for non-finite values.")
 @click.option("--verbose", is_flag=True, help="List every tensor.")
 @click.option("--wide", is_flag=True, help="One line for each fact, however long.")
@@ -33,6 +34,7 @@ def command(
     family: str | None,
     heads: int | None,
     kv_heads: int | None,
+    key: str | None,
     no_read: bool,
     verbose: bool,
     wide: bool,
@@ -53,8 +55,8 @@ def command(
     console = Console(soft_wrap=wide)
     say = _conversion.say
     with refusing():
-        config = config_json.beside(path, config_path)
-        with checkpoints.open(path) as reader:
+        with checkpoints.open(path, key=key) as reader:
+            config = config_json.beside(reader.path, config_path) or config_json.beside(path)
             total = sum(info.nbytes for info in reader.infos.values())
             say(console, f"{reader.path}: {len(reader)} tensors, {_conversion.size(total)}")
             for note in reader.notes:
