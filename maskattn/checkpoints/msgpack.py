@@ -52,7 +52,7 @@ class MsgpackReader(Reader):
             names, said = {name: name for name in leaves}, list[str]()
             if not content:
                 names, said = _trees.without_value(leaves, mark)
-            infos = {names[name]: info for name, (info, _) in leaves.items()}
+            infos = {new: leaves[name][0] for name, new in names.items()}
             metadata = dict(content.get("metadata", {}))
             if _seal.KEY in content:
                 metadata[_seal.KEY] = json.dumps(content[_seal.KEY])
@@ -60,7 +60,7 @@ class MsgpackReader(Reader):
         except BaseException:
             self._file.close()
             raise
-        self._spans = {names[name]: spans for name, (_, spans) in leaves.items()}
+        self._spans = {new: leaves[name][1] for name, new in names.items()}
         self.notes += [*left_out, *said]
 
     def _read(self, name: str, info: TensorInfo) -> Array:

@@ -60,7 +60,7 @@ class OrbaxReader(Reader):
         mark = mark if mark in _trees.SEPARATORS else _trees.DEFAULT
         leaves, notes = _leaves(path, tree, mark)
         names, said = _trees.without_value(leaves, mark) if sealed is None else ({name: name for name in leaves}, [])
-        self._specs = {names[name]: _spec(path, tree, directory) for name, directory in leaves.items()}
+        self._specs = {new: _spec(path, tree, leaves[name]) for name, new in names.items()}
         infos = {name: self._info(path, name, spec) for name, spec in self._specs.items()}
         _refuse_inflation(path, infos)
         if sealed is not None:

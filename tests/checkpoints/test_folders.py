@@ -1,6 +1,8 @@
 """Checkpoints as users have them: folders of hubs and training runs, training files with several states, Flax's own."""
 
 import json
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -157,6 +159,46 @@ def test_flax_safetensors_join_names_by_dots_in_the_file(tmp_path):
     )
     with pytest.raises(ValueError, match="joins names by dots, and some have dots"):
         checkpoints.save(tmp_path / "x.safetensors", {"a.b/c": np.ones(1)}, metadata={"format": "flax"})
+
+
+# In a process of its own: what is saved is the state of a module, as Flax's guide on checkpoints has it.
+NNX = """
+import sys
+from pathlib import Path
+import jax, numpy as np, orbax.checkpoint as ocp
+from flax import nnx
+from maskattn import checkpoints
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.layers = nnx.List([nnx.Linear(2, 3, rngs=rngs) for _ in range(2)])
+        self.dropout = nnx.Dropout(0.1, rngs=rngs)
+
+folder, module = Path(sys.argv[1]), Block(nnx.Rngs(0))
+with ocp.StandardCheckpointer() as checkpointer:
+    checkpointer.save(folder / "theirs.orbax", nnx.state(module))
+with checkpoints.open(folder / "theirs.orbax") as reader:
+    tensors = dict(reader)
+    assert sorted(tensors) == [f"layers/{i}/{n}" for i in range(2) for n in ("bias", "kernel")], sorted(tensors)
+    assert "dropout/rngs/count: left out, it is a random stream's" in reader.notes
+checkpoints.save(folder / "ours.orbax", tensors)
+
+new = Block(nnx.Rngs(1))
+state = nnx.state(new, nnx.Param)
+pure = ocp.StandardCheckpointer().restore(folder / "ours.orbax")
+nnx.replace_by_pure_dict(state, nnx.restore_int_paths(pure))
+nnx.update(new, state)
+leaves = [jax.tree.leaves(nnx.state(each, nnx.Param)) for each in (module, new)]
+for old, now in zip(*leaves, strict=True):
+    assert np.array_equal(old, now)
+"""
+
+
+@pytest.mark.jax
+def test_the_state_of_an_nnx_module_is_read_and_what_is_written_goes_into_one(tmp_path):
+    pytest.importorskip("orbax.checkpoint")
+    done = subprocess.run([sys.executable, "-c", NNX, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-3000:]
 
 
 def test_nnx_leaves_lose_their_value(tmp_path):
