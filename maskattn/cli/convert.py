@@ -46,7 +46,7 @@ class _Size(click.ParamType):
 @click.command(name="convert")
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
-@click.option("--to", help="Form wanted: a family, or a layout such as flax-linen. Default: the form it is in.")
+@click.option("--to", help="Form wanted: a family, or a layout such as flax-linen. Default: what it was made from.")
 @click.option("--from", "origin", default="auto", show_default=True, help="Form it is in: a family or a layout.")
 @click.option("--family", metavar="NAME|FILE.toml", help="A family of your own, or which one where several fit.")
 @click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="Its config.json.")
@@ -69,8 +69,16 @@ class _Size(click.ParamType):
     help="Arrays query, mask and output of the first layer: settles a layout that names leave open.",
 )
 @click.option("--key", help="Which state of a training file: model_ema, or ema/params. Default: the model's.")
-@click.option("--force", is_flag=True, help="DST may be one of the source's own files, which it replaces.")
 @click.option("--clean", is_flag=True, help="Remove what killed runs left in DST's folder.")
+@click.option(
+    "--strip-prefix",
+    metavar="[PREFIX]",
+    is_flag=False,
+    flag_value="auto",
+    default="",
+    help="Take off what stands before the names, such as module.; alone at the end: what is found there.",
+)
+@click.option("--force", is_flag=True, help="DST may replace SRC; a converted file is read as another form.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--verify", "check", is_flag=True, help="Read back, undo, compare every tensor, run attention on both.")
 @click.option("--verbose", is_flag=True, help="List every tensor of the plan, not one for all layers.")
@@ -92,6 +100,7 @@ def command(
     key: str | None,
     force: bool,
     clean: bool,
+    strip_prefix: str,
     dry_run: bool,
     check: bool,
     verbose: bool,
@@ -135,6 +144,8 @@ def command(
                 rest=rest,
                 scan=scan,
                 provenance=reader.provenance,
+                strip_prefix=strip_prefix,
+                force=force,
             )
             _conversion.show_plan(planned, reader, console, verbose=verbose, full=dry_run)
             if dry_run:

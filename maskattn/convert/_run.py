@@ -122,18 +122,18 @@ def each(
 def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
     """What a converted checkpoint says of where it comes from; the files' hashes are filled in while it is written."""
     files = {name: {"bytes": file.stat().st_size, "sha256": PENDING} for name, file in _files(reader).items()}
-    source: dict[str, Any] = {"form": plan.source, "files": files}
+    source: dict[str, Any] = {"form": plan.source, "whole": not plan.forms[0].attention_only, "files": files}
     if reader.provenance:
         source["provenance"] = dict(reader.provenance)
     return {
         "source": source,
-        "target": {"form": plan.target},
+        "target": {"form": plan.target, "whole": not plan.forms[1].attention_only},
         "dtype": "kept" if plan.dtype is None else f"floating-point tensors cast to {plan.dtype}",
         "steps": [str(step) for step in plan.steps],
         "dropped": dict(plan.dropped),
         "kept": list(plan.kept),
         "buffers": buffers_as_json(plan.buffers),
-        "prefixes": dict(plan.prefixes),
+        **plan.record,
         "heads": {name: [layer.config.num_heads, layer.config.num_kv_heads] for name, layer in plan.layers.items()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("maskattn", "numpy")},
     }

@@ -48,6 +48,11 @@ def look_up(model_config: Mapping[str, object], paths: str, index: int | None = 
     return None
 
 
+def is_params(model_config: Mapping[str, object]) -> bool:
+    """Whether it is a params.json of Meta's, which names no type of model."""
+    return "model_type" not in model_config and all(type(model_config.get(n)) is int for n in ("dim", "n_layers"))
+
+
 def heads(model_config: Mapping[str, object]) -> tuple[int | None, int | None]:
     """Query heads and key/value heads; None where it does not say, or not by a number that they could have."""
     values = [look_up(model_config, paths) for paths in (HEADS, KV_HEADS)]
