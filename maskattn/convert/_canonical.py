@@ -62,7 +62,6 @@ def write(model: Model, form: Form) -> dict[str, Lazy]:
     out: dict[str, Lazy] = {}
     stacks: dict[str, dict[int, Lazy]] = {}
     whole = not model.reasons
-    _fill_ties(model, form)
 
     def put(rule: Rule, indices: tuple[int, ...], part: str, lazy: Lazy) -> None:
         name = form.name(rule, indices, part)
@@ -75,7 +74,11 @@ def write(model: Model, form: Form) -> dict[str, Lazy]:
 
     for key, lazy in model.tensors.items():
         place = form.place(key, attention=False)
-        if place is None:
+        if place is None and key in form.family.leaves_out:
+            step = Step(f"leave out {key}", form.family.leaves_out[key], exact=False)
+            model.steps[str(step)] = step
+            model.dropped[", ".join(lazy.sources)] = form.family.leaves_out[key]
+        elif place is None:
             model.reasons.append(f"{key} ({', '.join(lazy.sources)}): {form.family.name} has no place for it")
         else:
             put(*place, form.from_flax(place[0], place[2], lazy))
@@ -108,16 +111,3 @@ def _stored(layer: Layer, rule: Rule, form: Form) -> Layer:
     if form.separator != form.family.separator and form.separator in rule.pattern:
         raise ValueError(f"{layer.all_of_it}contains {form.separator!r}, which separates names in {layout.name}")
     return from_canonical(layer, layout, beside=form.beside and form.layout in GENERIC)
-
-
-def _fill_ties(model: Model, form: Form) -> None:
-    """Copies a tied embedding where the form cannot do without the tensor that the source leaves out."""
-    for rule in model.form.family.rules:
-        if rule.tied is None or "*" in rule.pattern:
-            continue
-        name, tied = f"{rule.canonical}.kernel", f"{rule.tied}.embedding"
-        place = form.place(name, attention=False)
-        if place is not None and place[0].required and name not in model.tensors and tied in model.tensors:
-            model.tensors[name] = model.tensors[tied].T
-            step = Step(f"tie {name}", f"absent, since it is {tied}: a copy of that is written")
-            model.steps[str(step)] = step

@@ -11,7 +11,7 @@ import numpy as np
 from maskattn.checkpoints import TensorInfo
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
-from maskattn.convert._identify import some
+from maskattn.convert._hints import some
 from maskattn.convert._match import attention_alone
 from maskattn.convert._plan import REST, assemble, refuse
 from maskattn.typing import NumPyArray as Array

@@ -105,7 +105,8 @@ def test_bad_arguments():
     tensors = tensors_for("timm", CONFIG)
     given = {"source": "timm", "target": "flax-nnx", "config": CONFIG}
     with pytest.raises(
-        ValueError, match=r"unknown layout 'tim'; expected one of: canonical, maskattn-torch \(= timm\)"
+        ValueError,
+        match=r"unknown layout 'tim': did you mean 'timm'\? Expected one of: canonical, maskattn-torch \(= timm\)",
     ):
         convert_tensors(tensors, **given | {"source": "tim"})
     with pytest.raises(ValueError, match="unknown layout 'auto'"):

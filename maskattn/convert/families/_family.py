@@ -105,9 +105,12 @@ class Family:
       name: by which it is asked for. model: families of one model convert into each other.
       style: "torch" or "flax": how modules name and lay out their parts. separator: what joins names.
       layout: of its attention layers. prefixes: what may stand before all names of the body, the usual one first.
-      model_types, when: what a config.json says of it. layers: pattern of a layer -> the key of their number.
+      model_types: what a config.json calls it (of the library's own: ``model_types.toml``).
+      layers: pattern of a layer -> the key of their number.
       heads, kv_heads: where a config.json says how many (`a.b|c`: b in a, else c; `width/64`: one for 64 features).
       scan: whether its layers are usually stacked. scan_axis: which axis of a stacked tensor counts layers.
+      old_norms: files of it may call the parts of norms gamma and beta. leaves_out: canonical names that other families
+        of the model have, and why this one does without.
     """
 
     name: str
@@ -118,7 +121,8 @@ class Family:
     about: str = ""
     prefixes: tuple[str, ...] = ("",)
     model_types: tuple[str, ...] = ()
-    when: Mapping[str, Any] = field(default_factory=dict)
+    old_norms: bool = False
+    leaves_out: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
     heads: str = HEADS
     kv_heads: str = KV_HEADS
