@@ -109,10 +109,11 @@ def command(
     from maskattn import checkpoints
     from maskattn.arrays import dtype_named
     from maskattn.cli import _conversion
-    from maskattn.convert import config_json, plan, run, verify
+    from maskattn.convert import config_json, plan, refuse_a_shard, run, verify
 
     console = Console(soft_wrap=wide)
     with refusing():
+        refuse_a_shard(source)
         config = config_json.beside(source, config_path)
         with checkpoints.open(source) as reader:
             if probe is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -11,10 +12,12 @@ from maskattn.config import AttentionConfig
 from maskattn.convert._layer import from_canonical, to_canonical
 from maskattn.convert._model import Layer, Model
 from maskattn.convert.families import GENERIC, Form, Rule
-from maskattn.convert.layouts import Step
+from maskattn.convert.layouts import EXTRAS, Step
 from maskattn.convert.lazy import Lazy, Read, stack
 from maskattn.typing import NumPyArray, NumPyDType
 
+FLAX = ("flax-linen", "flax-nnx")
+"""Layouts of modules that Flax has too."""
 ConfigOf = Callable[[str, Layer], AttentionConfig]
 """Gives the sizes of a layer, by its canonical name and as it is stored; ValueError where they cannot be told."""
 
@@ -94,6 +97,7 @@ def write(model: Model, form: Form) -> dict[str, Lazy]:
             model.reasons += str(error).splitlines()
             continue
         model.note(stored)
+        model.notes += _beyond_flax(stored) if form.layout in FLAX else []
         for local, lazy in stored.tensors.items():
             put(rule, indices, local, lazy)
     for name, parts in stacks.items() if whole else ():
@@ -104,6 +108,22 @@ def write(model: Model, form: Form) -> dict[str, Lazy]:
         else:
             out[name] = stack([parts[i] for i in range(len(parts))], form.scan_axis)
     return out
+
+
+def _beyond_flax(layer: Layer) -> list[str]:
+    """What Flax's own module would leave out of a layer, or do otherwise."""
+    config, notes = layer.config, []
+    if config.scale != 1 / math.sqrt(config.head_dim):
+        factor = config.scale * math.sqrt(config.head_dim)
+        notes.append(
+            f"attention has scale {config.scale:.6g}: Flax's own module takes 1 / sqrt({config.head_dim}), and needs "
+            f"query kernels times {factor:.6g}"
+        )
+    names = [name.replace(layer.layout.separator, ".") for name in layer.tensors]
+    beside = [name for name in names if name in EXTRAS and name.partition(".")[0] not in ("query_norm", "key_norm")]
+    if beside:
+        notes.append(f"attention has {', '.join(sorted(set(beside)))}: Flax's own module does not apply them")
+    return notes
 
 
 def _stored(layer: Layer, rule: Rule, form: Form) -> Layer:
