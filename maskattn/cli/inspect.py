@@ -24,6 +24,7 @@ __all__ = ["command"]
 @click.option("--family", metavar="NAME|FILE.toml", help="A family of your own, or which one where several fit.")
 @click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where no config.json says.")
 @click.option("--kv-heads", type=click.IntRange(min=1), help="Key/value heads, where fewer.")
+@click.option("--key", help="Which state of a training file: model_ema, or ema/params. Default: the model's.")
 @click.option(
     "--strip-prefix",
     metavar="[PREFIX]",
@@ -41,6 +42,7 @@ def command(
     family: str | None,
     heads: int | None,
     kv_heads: int | None,
+    key: str | None,
     strip_prefix: str,
     no_read: bool,
     verbose: bool,
@@ -62,8 +64,8 @@ def command(
     console = Console(soft_wrap=wide)
     say = _conversion.say
     with refusing():
-        config = config_json.beside(path, config_path)
-        with checkpoints.open(path) as reader:
+        with checkpoints.open(path, key=key) as reader:
+            config = config_json.beside(reader.path, config_path) or config_json.beside(path)
             total = sum(info.nbytes for info in reader.infos.values())
             say(console, f"{reader.path}: {len(reader)} tensors, {_conversion.size(total)}")
             for note in reader.notes:

@@ -11,6 +11,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maskattn.convert._companions import carry
     from maskattn.convert._hints import refuse_a_shard
     from maskattn.convert._plan import Move, Plan, plan
     from maskattn.convert._probe import probe
@@ -22,6 +23,7 @@ __all__ = [
     "Move",
     "Plan",
     "Verification",
+    "carry",
     "convert_model",
     "convert_tensors",
     "plan",
@@ -35,6 +37,7 @@ _FILES = {
     "Move": "_plan",
     "Plan": "_plan",
     "Verification": "_verify",
+    "carry": "_companions",
     "convert_model": "_tensors",
     "convert_tensors": "_tensors",
     "refuse_a_shard": "_hints",

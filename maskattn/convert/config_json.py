@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maskattn.convert._companions import BESIDE, CONFIGS
+
 HEADS = "num_attention_heads|num_heads|n_head|n_heads"
 KV_HEADS = "num_key_value_heads|num_kv_heads|n_kv_heads"
 """Where configurations say how many heads there are: keys joined by dots, alternatives by a bar."""
 
 
 def beside(checkpoint: Path, named: Path | None = None) -> dict[str, Any]:
-    """The configuration ``named``, or the one in the folder of a checkpoint; {} where there is none."""
+    """The configuration ``named``, or the one that is the checkpoint's own or in its folder; {} where there is none."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    files = [file for file in (folder / "config.json", folder / "params.json") if file.is_file()]
+    own = () if checkpoint.is_dir() else (folder / (checkpoint.name + BESIDE),)
+    files = [file for file in (*own, *(folder / name for name in CONFIGS)) if file.is_file()]
     if named is None and not files:
         return {}
     file = named or files[0]
