@@ -85,6 +85,12 @@ class Plan:
         return str(self.forms[0])
 
     @property
+    def foreign(self) -> str:
+        """The type of model that the source says it is, where it only has the names of its form's family."""
+        said = _identity.Said(str(self.record.get("model_type", "")))
+        return said.model_type if said.foreign(self.forms[0].family) else ""
+
+    @property
     def target(self) -> str:
         """The target's form, in words."""
         return str(self.forms[1])
@@ -378,6 +384,8 @@ def refuse(reasons: list[str], forms: tuple[Form, Form], evidence: tuple[str, ..
 def _advice(reasons: list[str], origin: Form, checkpoint: bool) -> list[str]:
     """What can be done about tensors that no rule knows."""
     if not any(": left over" in reason for reason in reasons):
+        return []
+    if not checkpoint and not any("lies outside" in reason for reason in reasons):
         return []
     if not checkpoint:
         keep = 'others="keep" carries over what is no attention, others="drop" leaves it out'

@@ -122,6 +122,8 @@ def _of_family(
 def _refuse_another_model(to: Family, origin: Form, about: About) -> None:
     if to.model != origin.family.model:
         described = f"describes {to.model}, but the source is {origin.family.model}"
+        if about.said.foreign(origin.family):
+            described += f" by its names, and {about.said}: {about.said.differs}"
         raise ValueError(f"--to {to.name}: {described}; {_expected(about.known, origin)}")
 
 

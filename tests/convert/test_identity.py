@@ -102,6 +102,8 @@ def test_a_look_alike_stays_one_on_its_way(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model_type": "gemma"}))
     text = convert(tmp_path / "model.safetensors", tmp_path / "there.npz", "--to", "flax-linen")
     assert "note: config.json says model_type gemma" in text
+    told = CliRunner().invoke(main, ["inspect", str(tmp_path / "model.safetensors"), "--no-read"]).output
+    assert "form: gemma, with the names of hf-llama" in told
     (tmp_path / "config.json").unlink()
     text = convert(tmp_path / "there.npz", tmp_path / "x.npz", "--to", "meta-llama", code=2)
     assert "its provenance says model_type gemma" in text
