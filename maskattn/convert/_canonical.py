@@ -12,7 +12,7 @@ from maskattn.config import AttentionConfig
 from maskattn.convert._layer import from_canonical, to_canonical
 from maskattn.convert._model import Layer, Model
 from maskattn.convert.families import GENERIC, Form, Rule
-from maskattn.convert.layouts import EXTRAS, Step
+from maskattn.convert.layouts import DTYPES, EXTRAS, Step
 from maskattn.convert.lazy import Lazy, Read, stack
 from maskattn.typing import NumPyArray, NumPyDType
 
@@ -28,7 +28,7 @@ def read(stored: Model, sizes: ConfigOf) -> Model:
     for name, (rule, lazy) in stored.buffers.items():
         model.dropped[name] = "a model computes it when it is built"
         if rule.maker:
-            _read_made(model, name, lazy)
+            _read_made(model, name, rule.maker, lazy)
     for key, layer in stored.layers.items():
         try:
             model.layers[key] = to_canonical(layer, sizes(key, layer), beside=stored.form.beside)
@@ -39,21 +39,47 @@ def read(stored: Model, sizes: ConfigOf) -> Model:
     return model
 
 
-def made(shape: tuple[int, ...], dtype: NumPyDType) -> NumPyArray:
-    """The one kind of buffer that a converted file lets be made again: 0, 1, 2, ... along the last axis."""
+def made(maker: str, shape: tuple[int, ...], dtype: NumPyDType) -> NumPyArray:
+    """A buffer that a converted file lets be made again; ValueError where there is none of that shape and dtype."""
+    return _MAKERS[maker](shape, dtype)
+
+
+def _arange(shape: tuple[int, ...], dtype: NumPyDType) -> NumPyArray:
+    """0, 1, 2, ... along the last axis."""
+    if not shape or dtype.kind not in "iu":
+        raise ValueError(f"expected integers along an axis, got {dtype} {list(shape)}")
     return np.broadcast_to(np.arange(shape[-1], dtype=dtype), shape)
 
 
-def _read_made(model: Model, name: str, lazy: Lazy) -> None:
-    if not lazy.shape or lazy.dtype.kind not in "iu":
-        model.reasons.append(f"{name}: expected integers along an axis, got {lazy.dtype} {list(lazy.shape)}")
+def _shifted_windows(shape: tuple[int, ...], dtype: NumPyDType) -> NumPyArray:
+    """Swin's mask [windows, positions, positions] of a square image, shifted by half a window: 0, and -100 between
+    positions that were no neighbours.
+    """
+    across, side = (math.isqrt(size) for size in shape[:2]) if len(shape) == 3 else (0, 0)
+    if (across**2, side**2, side**2) != shape or not side or dtype not in DTYPES:
+        raise ValueError(f"expected a mask of square windows of a square image, got {dtype} {list(shape)}")
+    places = np.arange(across * side)
+    part = (places >= len(places) - side).astype(int) + (places >= len(places) - side // 2)
+    regions = (3 * part[:, None] + part).reshape(across, side, across, side).swapaxes(1, 2).reshape(shape[:2])
+    return np.where(regions[:, None] == regions[:, :, None], 0, -100).astype(dtype)
+
+
+_MAKERS = {"arange": _arange, "shifted-windows": _shifted_windows}
+_WORDS = {"arange": "0, 1, 2, ... along its last axis", "shifted-windows": "the mask of windows shifted by half of one"}
+
+
+def _read_made(model: Model, name: str, maker: str, lazy: Lazy) -> None:
+    try:
+        expected = made(maker, lazy.shape, lazy.dtype)
+    except ValueError as error:
+        model.reasons.append(f"{name}: {error}")
         return
 
     def check(read: Read) -> None:
-        if not np.array_equal(read(name), made(lazy.shape, lazy.dtype)):
-            raise ValueError(f"{name}: expected 0, 1, 2, ... along its last axis, got other numbers")
+        if not np.array_equal(read(name), expected):
+            raise ValueError(f"{name}: expected {_WORDS[maker]}, got other numbers")
 
-    model.dropped[name] = "checked to be 0, 1, 2, ...; made again when converted back"
+    model.dropped[name] = f"checked to be {_WORDS[maker]}; made again when converted back"
     model.checks.append(check)
 
 

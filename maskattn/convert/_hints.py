@@ -65,7 +65,14 @@ def refuse_what_is_no_model(names: Iterable[str], model_config: Mapping[str, Any
 
 
 def refuse_a_shard(path: Path) -> None:
-    """ValueError for a file that is one of several of one model, or a folder of Meta's that holds such files."""
+    """Refuses one of the several files of a model, and a folder of Meta's that holds such files.
+
+    Args:
+        path: of a checkpoint; nothing is read of it but the names of files.
+
+    Raises:
+        ValueError: it is one shard of a model, or a folder of shards; says of how many, and what to do.
+    """
     if path.is_dir():
         parts = sorted(path.glob("consolidated.[0-9]*.pth"))
         if len(parts) > 1 and not list(path.glob("*.safetensors*")):

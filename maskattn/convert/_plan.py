@@ -18,7 +18,7 @@ from maskattn.convert._identity import About
 from maskattn.convert._layer import sizes
 from maskattn.convert._match import match
 from maskattn.convert._model import Layer, Model
-from maskattn.convert._target import bind, target_form
+from maskattn.convert._target import bind, target_form, unstackable
 from maskattn.convert._ties import Ties, headless
 from maskattn.convert.families import Family, Form
 from maskattn.convert.layouts import DTYPES, Step
@@ -206,6 +206,7 @@ def plan(
     prefixes, spellings = _provenance.prefixes(provenance), _provenance.spellings(provenance)
     stored = identify(infos, source, about)
     to = target_form(target, stored.form, about, scan, _provenance.origin(provenance), prefixes, spellings)
+    stored.reasons += unstackable(to)
     model_type, overridden = bind(stored, to, source, about)
     heads, before = _provenance.heads(provenance), _provenance.buffers(provenance)
 
@@ -339,8 +340,8 @@ def _made_again(before: _provenance.Buffers, to: Form, written: dict[str, Lazy])
     infos = before.get(to.family.name, {}) if to.layout is None else {}
     for name, (shape, dtype) in infos.items():
         place = to.find(name)
-        if place is not None and place[0].kind == "buffer":
-            written.setdefault(name, constant(made(shape, dtype)))
+        if place is not None and place[0].maker:
+            written.setdefault(name, constant(made(place[0].maker, shape, dtype)))
     return bool(infos)
 
 

@@ -10,6 +10,7 @@ from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo
 from maskattn.cli.main import main
 from maskattn.convert import convert_model, convert_tensors, families, plan, refuse_a_shard
+from maskattn.convert._canonical import made
 from maskattn.convert._identity import said, table
 from tests.convert.test_plan import CONFIG, _bert_infos, infos, llama
 from tests.twin import same_tensors
@@ -247,3 +248,39 @@ def test_scale_and_tables_that_flax_does_not_apply_are_said():
         "scale 1: Flax's own module takes 1 / sqrt(3), and needs query kernels times 1.73205" in n for n in notes
     )
     assert plan(infos(llama()), target="flax-linen", config=CONFIG).notes == ()
+
+
+def swin_mask(across, side):
+    """As Swin's authors compute it: regions counted on the image, then cut into windows."""
+    size, shift = across * side, side // 2
+    image, count = np.zeros((size, size)), 0
+    cuts = (slice(0, -side), slice(-side, -shift), slice(-shift, None))
+    for rows in cuts:
+        for columns in cuts:
+            image[rows, columns] = count
+            count += 1
+    windows = image.reshape(across, side, across, side).transpose(0, 2, 1, 3).reshape(across**2, side**2)
+    return np.where(windows[:, None] != windows[:, :, None], -100.0, 0.0).astype(np.float32)
+
+
+@pytest.mark.parametrize(("across", "side"), [(2, 2), (3, 4), (2, 7), (1, 4)])
+def test_the_mask_of_swin_is_checked_and_made_again(across, side):
+    mask = swin_mask(across, side)
+    assert np.array_equal(made("shifted-windows", mask.shape, mask.dtype), mask)
+    with pytest.raises(ValueError, match="square"):
+        made("shifted-windows", (3, 4, 4), mask.dtype)
+
+
+def test_experts_within_stacked_layers_are_not_stacked():
+    lines = {"layers.*.norm": "norm", "layers.*.experts.*.w1": {"kind": "dense", "bias": "no"}}
+    layers = {"layers.*.experts.*": "num_local_experts", "layers.*": "n"}
+    data = {"name": "mine", "style": "torch", "layout": "hf-llama", "body": lines, "layers": layers}
+    mine = families.parse(data, "here")
+    given = {f"layers.{i}.norm.{part}": TensorInfo((4,), FLOAT) for i in range(2) for part in ("weight", "bias")}
+    given |= {f"layers.{i}.experts.{j}.w1.weight": TensorInfo((3, 4), FLOAT) for i in range(2) for j in range(5)}
+    config = {"num_local_experts": 5, "n": 2}
+    assert len(plan(given, target="flax-linen", family=mine, config=config).moves) == 14
+    with pytest.raises(ValueError, match=r"layers.\*.experts.\*: lies within layers that are stacked"):
+        plan(given, target="flax-linen", family=mine, config=config, scan=True)
+    with pytest.raises(ValueError, match=r"layers of layers.0.experts.\*: num_local_experts is 4, found 5"):
+        plan(given, target="flax-linen", family=mine, config=config | {"num_local_experts": 4})
