@@ -122,10 +122,11 @@ def command(
     from maskattn import checkpoints
     from maskattn.arrays import dtype_named
     from maskattn.cli import _conversion
-    from maskattn.convert import carry, config_json, plan, run, verify
+    from maskattn.convert import carry, config_json, plan, refuse_a_shard, run, verify
 
     console = Console(soft_wrap=wide)
     with refusing():
+        refuse_a_shard(source)
         _leftovers(target, console, clean=clean)
         with checkpoints.open(source, key=key) as reader:
             config = config_json.beside(reader.path, config_path) or config_json.beside(source)

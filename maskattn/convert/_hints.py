@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from pathlib import Path
 from typing import Any
 
 from maskattn.checkpoints import TensorInfo
@@ -17,6 +18,8 @@ _PARTS = 4
 """Parts of a name that a prefix may have."""
 _SHARE = 0.6
 """How many of all names must begin with a prefix, for it to be one."""
+
+_MERGE = "Meta's shards are not merged here; transformers' convert_llama_weights_to_hf.py does it"
 
 #: What names that contain this are of, and what to do: the first that fits is told.
 _STRANGE = (
@@ -59,6 +62,33 @@ def refuse_what_is_no_model(names: Iterable[str], model_config: Mapping[str, Any
         raise ValueError(
             f"this is an adapter ({model_config['peft_type']}, PEFT), not a model: merge it into its base first"
         )
+
+
+def refuse_a_shard(path: Path) -> None:
+    """Refuses one of the several files of a model, and a folder of Meta's that holds such files.
+
+    Args:
+        path: of a checkpoint; nothing is read of it but the names of files.
+
+    Raises:
+        ValueError: it is one shard of a model, or a folder of shards; says of how many, and what to do.
+    """
+    if path.is_dir():
+        parts = sorted(path.glob("consolidated.[0-9]*.pth"))
+        if len(parts) > 1 and not list(path.glob("*.safetensors*")):
+            raise ValueError(f"{path}: {len(parts)} shards of one model ({parts[0].name}, ...): {_MERGE}")
+        return
+    match = re.search(r"[-_](\d+)[-_]of[-_](\d+)\.(safetensors|bin|pt|pth)$", path.name)
+    if match and int(match[2]) > 1:
+        raise ValueError(
+            f"{path}: shard {int(match[1])} of {int(match[2])} of one model, not a whole one: name the folder, or the "
+            f"index (.index.json)"
+        )
+    match = re.fullmatch(r"consolidated\.(\d+)\.pth", path.name)
+    count = len(list(path.parent.glob("consolidated.[0-9]*.pth"))) if match else 0
+    if match and (count > 1 or int(match[1])):
+        of = f" of {count}" if count > 1 else ""
+        raise ValueError(f"{path}: shard {int(match[1]) + 1}{of} of one model, not a whole one: {_MERGE}")
 
 
 def outer(strip_prefix: str, infos: Mapping[str, TensorInfo], about: About) -> str:

@@ -18,7 +18,7 @@ from maskattn.convert._identity import About
 from maskattn.convert._layer import sizes
 from maskattn.convert._match import match
 from maskattn.convert._model import Layer, Model
-from maskattn.convert._target import bind, target_form
+from maskattn.convert._target import bind, target_form, unstackable
 from maskattn.convert._ties import Ties, headless
 from maskattn.convert.families import Family, Form
 from maskattn.convert.layouts import DTYPES, Step
@@ -83,6 +83,12 @@ class Plan:
     def source(self) -> str:
         """The source's form, in words."""
         return str(self.forms[0])
+
+    @property
+    def foreign(self) -> str:
+        """The type of model that the source says it is, where it only has the names of its form's family."""
+        said = _identity.Said(str(self.record.get("model_type", "")))
+        return said.model_type if said.foreign(self.forms[0].family) else ""
 
     @property
     def target(self) -> str:
@@ -200,6 +206,7 @@ def plan(
     prefixes, spellings = _provenance.prefixes(provenance), _provenance.spellings(provenance)
     stored = identify(infos, source, about)
     to = target_form(target, stored.form, about, scan, _provenance.origin(provenance), prefixes, spellings)
+    stored.reasons += unstackable(to)
     model_type, overridden = bind(stored, to, source, about)
     heads, before = _provenance.heads(provenance), _provenance.buffers(provenance)
 
@@ -333,8 +340,8 @@ def _made_again(before: _provenance.Buffers, to: Form, written: dict[str, Lazy])
     infos = before.get(to.family.name, {}) if to.layout is None else {}
     for name, (shape, dtype) in infos.items():
         place = to.find(name)
-        if place is not None and place[0].kind == "buffer":
-            written.setdefault(name, constant(made(shape, dtype)))
+        if place is not None and place[0].maker:
+            written.setdefault(name, constant(made(place[0].maker, shape, dtype)))
     return bool(infos)
 
 
@@ -378,6 +385,8 @@ def refuse(reasons: list[str], forms: tuple[Form, Form], evidence: tuple[str, ..
 def _advice(reasons: list[str], origin: Form, checkpoint: bool) -> list[str]:
     """What can be done about tensors that no rule knows."""
     if not any(": left over" in reason for reason in reasons):
+        return []
+    if not checkpoint and not any("lies outside" in reason for reason in reasons):
         return []
     if not checkpoint:
         keep = 'others="keep" carries over what is no attention, others="drop" leaves it out'

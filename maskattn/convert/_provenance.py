@@ -12,6 +12,7 @@ import numpy as np
 
 from maskattn.checkpoints import TensorInfo
 from maskattn.convert._model import Heads
+from maskattn.typing import NumPyDType
 
 LIMIT = 10**7
 Buffers = Mapping[str, Mapping[str, TensorInfo]]
@@ -80,7 +81,7 @@ def buffers(provenance: Mapping[str, Any]) -> Buffers:
         raise ValueError(f"provenance: buffers cannot be read ({error!r})") from None
     for name, (shape, dtype) in infos.items():
         wild = not shape or min(shape) < 0 or math.prod(shape) > LIMIT
-        if entries[name][0] != "arange" or wild or dtype.kind not in "iu":
+        if entries[name][0] != _maker(dtype) or wild or dtype.kind not in "iufV":
             raise ValueError(f"provenance: {name!r} cannot be made again: {entries[name]!r:.200}")
     return {family: infos} if infos else {}
 
@@ -88,9 +89,16 @@ def buffers(provenance: Mapping[str, Any]) -> Buffers:
 def buffers_as_json(left_out: Buffers) -> dict[str, Any]:
     """Plain data, which ``buffers`` reads."""
     for family, infos in left_out.items():
-        tensors = {n: {"made": "arange", "shape": list(i.shape), "dtype": i.dtype.name} for n, i in infos.items()}
+        tensors = {
+            name: {"made": _maker(info.dtype), "shape": list(info.shape), "dtype": info.dtype.name}
+            for name, info in infos.items()
+        }
         return {"family": family, "tensors": tensors}
     return {"family": "", "tensors": {}}
+
+
+def _maker(dtype: NumPyDType) -> str:
+    return "arange" if dtype.kind in "iu" else "shifted-windows"
 
 
 def heads(provenance: Mapping[str, object]) -> dict[str, Heads]:

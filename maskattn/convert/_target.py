@@ -47,6 +47,15 @@ def target_form(
     return Form(origin.family, layout if not own else None, bool(scan), origin.prefix)
 
 
+def unstackable(to: Form) -> list[str]:
+    """Why the layers of a form cannot be stacked: some stand within layers that would be stacked themselves."""
+    groups = {rule.pattern[: rule.pattern.rfind("*") + 1] for rule in to.family.rules if to.stacked(rule)}
+    within = sorted(
+        inner for inner in groups for outer in groups if inner != outer and inner.startswith(outer) and outer
+    )
+    return [f"{inner}: lies within layers that are stacked; --no-scan keeps them apart" for inner in within]
+
+
 def bind(stored: Model, to: Form, source: str, about: About) -> tuple[str, str]:
     """The type of model that the target is of, and what was overridden; notes what a person should know.
 
@@ -122,6 +131,8 @@ def _of_family(
 def _refuse_another_model(to: Family, origin: Form, about: About) -> None:
     if to.model != origin.family.model:
         described = f"describes {to.model}, but the source is {origin.family.model}"
+        if about.said.foreign(origin.family):
+            described += f" by its names, and {about.said}: {about.said.differs}"
         raise ValueError(f"--to {to.name}: {described}; {_expected(about.known, origin)}")
 
 

@@ -53,6 +53,18 @@ def is_params(model_config: Mapping[str, object]) -> bool:
     return "model_type" not in model_config and all(type(model_config.get(n)) is int for n in ("dim", "n_layers"))
 
 
+def feed_forward(model_config: Mapping[str, object]) -> int | None:
+    """The width of the MLP as Meta's code makes it of a params.json; None where that does not say."""
+    dim, multiple = model_config.get("dim"), model_config.get("multiple_of")
+    factor = model_config.get("ffn_dim_multiplier")
+    if type(dim) is not int or type(multiple) is not int or multiple <= 0 or not is_params(model_config):
+        return None
+    width = int(8 * dim / 3)
+    if isinstance(factor, (int, float)):
+        width = int(factor * width)
+    return -(-width // multiple) * multiple
+
+
 def heads(model_config: Mapping[str, object]) -> tuple[int | None, int | None]:
     """Query heads and key/value heads; None where it does not say, or not by a number that they could have."""
     values = [look_up(model_config, paths) for paths in (HEADS, KV_HEADS)]

@@ -290,7 +290,7 @@ def test_the_page_on_converting_names_every_family_and_its_example_is_one():
     (('bias = "no"', 'bias = "perhaps"'), "bias must be one of yes, no, maybe, got 'perhaps'"),
     (('kind = "dense", ', ""), "'blocks.*.gate': kind is missing"),
     (('bias = "no"', 'heads = "a"'), "heads is of attention only, got dense"),
-    (('"conv"', '{ kind = "buffer", maker = "ones" }'), "maker must be one of arange, got 'ones'"),
+    (('"conv"', '{ kind = "buffer", maker = "ones" }'), "maker must be one of arange, shifted-windows, got 'ones'"),
     (('"conv"', '{ kind = "dense", tied = "norm" }'), "'stem' is tied to 'norm', which is no name here"),
     (('"torch"', '"pascal"'), "style must be one of torch, flax"),
     (('"torch-mha"', '"nothing"'), "unknown layout 'nothing'"),

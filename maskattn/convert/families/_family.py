@@ -48,7 +48,12 @@ _WORDS = {
     "Mapping[str, str]": "a table of text",
     "Mapping[str, Any]": "a table",
 }
-_CHOICES = {"style": tuple(SEPARATORS), "kind": KINDS, "bias": ("yes", "no", "maybe"), "maker": ("arange",)}
+_CHOICES = {
+    "style": tuple(SEPARATORS),
+    "kind": KINDS,
+    "bias": ("yes", "no", "maybe"),
+    "maker": ("arange", "shifted-windows"),
+}
 _ONLY_OF = {"layout": "attention", "heads": "attention", "kv_heads": "attention", "maker": "buffer"}
 
 
@@ -59,7 +64,8 @@ class Rule:
     Attributes:
       canonical: the name that all families of one model share; not given: the pattern, with dots.
       layout: of an attention layer, where it is not the family's. heads, kv_heads: the same of these keys.
-      maker: "arange": a buffer is checked to hold 0, 1, 2, ..., and made again when the file is converted back.
+      maker: a buffer is checked, and made again when the file is converted back: "arange": 0, 1, 2, ...;
+        "shifted-windows": Swin's mask.
       bias: "no"; "maybe": in all layers or in none.
       required: a checkpoint without them is incomplete; where not, they are in all layers or in none. Not given: all of
         the body but buffers, and what is sparse or tied. sparse: in any layers.
