@@ -138,6 +138,10 @@ def prepare(call: Call[Array], framework: Framework[A]) -> Call[A]:
     if policy == "error":
         if sinks is None and framework.compiling():
             raise ValueError('attention: empty_rows="error" cannot be checked inside a compiled graph: check outside')
+        if sinks is None and not call.is_sized:
+            raise ValueError(
+                f'attention: empty_rows="error" cannot be checked for sizes that are left open, {call.sizes}'
+            )
         if sinks is None:
             refuse_empty_rows(mask, bias, call.sizes, framework.concrete)
         policy = "zero"

@@ -48,7 +48,8 @@ def keep(
     b, batch = (jnp.uint32(0), 1) if "batch" in dropout.shared else (b, batch)
     h, heads = (jnp.uint32(0), 1) if "heads" in dropout.shared else (h, heads)
     place: tuple[Array, Array] = (jnp.uint32(0), b)
-    wide = batch * heads * q_len * kv_len > 2**32
+    known = all(isinstance(size, int) for size in (batch, heads, q_len, kv_len))
+    wide = not known or batch * heads * q_len * kv_len > 2**32
     for size, index in ((heads, h), (q_len, q), (kv_len, k)):
         place = _place(place, size, index) if wide else (place[0], place[1] * jnp.uint32(size) + index)
     x0, x1 = _threefry2x32(dropout.words, *place)
@@ -103,7 +104,7 @@ def _place(place: tuple[Array, Array], size: int, index: Array) -> tuple[Array, 
     """place * size + index on numbers of two uint32 words (high, low): JAX has no uint64 while x64 is off."""
     high, low = place
     half, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
-    n_high, n_low = jnp.uint32(size >> 16), jnp.uint32(size & 0xFFFF)
+    n_high, n_low = (jnp.asarray(part).astype(jnp.uint32) for part in divmod(size, 1 << 16))
     a_high, a_low = low >> half, low & mask
     # low * size in halves: the middle terms can carry
     bottom = a_low * n_low
@@ -112,4 +113,4 @@ def _place(place: tuple[Array, Array], size: int, index: Array) -> tuple[Array, 
     carried = a_high * n_high + (middle >> half) + (other >> half)
     low = (other << half) | (bottom & mask)
     total = low + index
-    return high * jnp.uint32(size) + carried + (total < low).astype(jnp.uint32), total
+    return high * ((n_high << half) | n_low) + carried + (total < low).astype(jnp.uint32), total

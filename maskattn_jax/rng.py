@@ -147,7 +147,7 @@ def words(key: RandomKey) -> UInt32[Array, " 2"]:
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
         key = jax.random.key_data(key)
     if not isinstance(key, jax.Array):
-        return jnp.asarray(rng.two(key) if isinstance(key, np.ndarray) and key.ndim else rng.key(key))
+        return jnp.asarray(rng.two(key) if isinstance(key, np.ndarray) and key.ndim else rng.key(int(key)))
     if key.ndim == 0:
         return jnp.stack([jnp.uint32(0), key.astype(jnp.uint32)])
     return _folded(key) if key.size == 4 else key

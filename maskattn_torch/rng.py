@@ -163,7 +163,7 @@ def words(key: RandomKey, device: Device = None) -> UInt32[Array, " 2"]:
         problems.type(f"key must be of PyTorch or NumPy, got {type(given).__name__}")
     problems.raise_if_any()
     if not isinstance(key, Array):
-        given = rng.two(key) if isinstance(key, np.ndarray) and key.ndim else rng.key(key)
+        given = rng.two(key) if isinstance(key, np.ndarray) and key.ndim else rng.key(int(key))
         return torch.as_tensor(np.array(given), device=device)
     key = key if device is None else key.to(device)
     if key.ndim == 0:

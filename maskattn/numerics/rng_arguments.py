@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -88,7 +88,7 @@ def check_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
     return dims
 
 
-def check_key(problems: Problems, name: str, key: object) -> None:
+def check_key(problems: Problems, name: str, key: Any) -> None:
     """Note what is wrong with a key of random numbers: a seed, two uint32 words (four of rbg), or a `jax.random.key`.
 
     Of a seed in an array of a framework the value is not read.

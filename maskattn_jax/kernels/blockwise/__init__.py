@@ -23,7 +23,7 @@ from jax import Array
 
 from maskattn.attention import Call
 from maskattn_jax import lower
-from maskattn_jax._linear import linear
+from maskattn_jax._linear import linear as differentiated
 from maskattn_jax._scope import own_modes
 from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels import reference
@@ -62,6 +62,8 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 
 def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: an average over all keys is what it exists to avoid."""
+    if not call.is_sized:
+        return [f"tiles are planned for sizes that are numbers, got {call.sizes}: fused, reference and exact take any"]
     if call.empty_rows == "mean" and call.sinks is None:
         return ['empty_rows "mean" averages all values: reference and exact have it']
     return []
@@ -97,7 +99,8 @@ def _(tiling: CallTiling, options: Options, arrays: Any, tangents: Any) -> tuple
     output, lse, found = _forward(tiling, options, *arrays)
     results = output.astype(arrays[0].dtype), lse
     # of the conditions nothing is differentiated: the bias's arrays are given once more, beside them
-    return results, linear(_Derivative(tiling, options), (arrays, output, lse, found), tangents[:-1], results)
+    saved = arrays, output, lse, found
+    return results, differentiated(_Derivative(tiling, options), saved, tangents[:-1], results)
 
 
 @dataclass(frozen=True)
