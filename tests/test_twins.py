@@ -66,6 +66,7 @@ ALLOWED = {
     "_scope.py: only in maskattn_jax": "PyTorch has no modes of promotion",
     "_linear.py: only in maskattn_jax": "a function of PyTorch has a rule for each mode of differentiation",
     "_varying.py: only in maskattn_jax": "PyTorch's types say nothing of the devices over which an array varies",
+    "_symbolic.py: only in maskattn_torch": "JAX's symbolic sizes answer for themselves",
     "_layers.py: only in maskattn_jax": "what its two module systems share",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
     "losses.accuracy: axis_name only in maskattn_jax": DEVICES,

@@ -82,22 +82,22 @@ def _without_tiles(call: Call[Array]) -> tuple[Array, Array]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _attention(*arguments: Any) -> tuple[Array, Array]:
-    output, lse = _forward(*arguments)
+    output, lse, _ = _forward(*arguments)
     return output.astype(arguments[2].dtype), lse
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array]:
+def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array, Array | None]:
     return output_and_lse(prepared(tiling, options, *arrays))
 
 
 @_attention.defjvp
 @own_modes
 def _(tiling: CallTiling, options: Options, arrays: Any, tangents: Any) -> tuple[Any, Any]:
-    output, lse = _forward(tiling, options, *arrays)
+    output, lse, found = _forward(tiling, options, *arrays)
     results = output.astype(arrays[0].dtype), lse
     # of the conditions nothing is differentiated: the bias's arrays are given once more, beside them
-    return results, differentiated(_Derivative(tiling, options), (arrays, output, lse), tangents[:-1], results)
+    return results, differentiated(_Derivative(tiling, options), (arrays, output, lse, found), tangents[:-1], results)
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class _Derivative:
     options: Options
 
     def forward(self, saved: Any, tangents: Any) -> Any:
-        arrays, _, _ = saved
+        arrays, *_ = saved
 
         def formula(*inputs: Any) -> Any:
             return _formula(self.tiling, self.options, *inputs, arrays[-1])
@@ -126,8 +126,17 @@ def _gradients(*arguments: object) -> tuple[Any, ...]:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _gradients_jit(
-    tiling: CallTiling, options: Options, arrays: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
+    tiling: CallTiling,
+    options: Options,
+    arrays: Any,
+    output: Array,
+    lse: Array,
+    found: Array | None,
+    d_output: Array,
+    d_lse: Array,
 ) -> tuple[Any, ...]:
+    if found is not None:  # gradients are linear in the cotangents
+        d_output, d_lse = d_output.astype(found.dtype) / found[..., None], d_lse / found
     tiled = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
     computed = gradients(tiled, output, lse, d_output, d_lse)
     *like, floats, sinks, _ = arrays
@@ -139,8 +148,8 @@ def _gradients_jit(
 @_gradients.defjvp
 @own_modes
 def _(tiling: CallTiling, options: Options, given: Any, tangents: Any) -> tuple[Any, Any]:
-    arrays, _, _, *cotangents = given
-    d_arrays, _, _, *d_cotangents = tangents
+    arrays, _, _, _, *cotangents = given
+    d_arrays, _, _, _, *d_cotangents = tangents
 
     def formula(inputs: Any, cotangents: Any) -> Any:
         return jax.vjp(lambda *inputs: _formula(tiling, options, *inputs, arrays[-1]), *inputs)[1](tuple(cotangents))
