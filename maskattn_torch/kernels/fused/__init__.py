@@ -12,10 +12,11 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor as Array
+from torch.nn.functional import scaled_dot_product_attention
 
 from maskattn import schedule
 from maskattn._fields import peek
@@ -23,6 +24,9 @@ from maskattn.attention import Call
 from maskattn.biases import DenseBias
 from maskattn.masks import Causal, KeyPadding, Mask
 from maskattn_torch import _autocast, lower
+from maskattn_torch._derivatives import beyond_first
+from maskattn_torch._symbolic import known
+from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.types import Device
 
 #: Dense masks of at most so many queries times keys are kept for the next call.
@@ -41,7 +45,8 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     if bias is None and isinstance(mask, KeyPadding):
         mask, key, value = _trimmed(mask, key, value)
         sizes = (*sizes[:3], key.shape[1])
-    causal = bias is None and isinstance(mask, Causal) and mask.offset == 0
+    causal = bias is None and isinstance(mask, Causal) and known(mask.offset == 0)
+    causal = causal and (known(sizes[3] <= sizes[2]) or known(sizes[3] > sizes[2]))
     if causal:  # every row sees key 0, and none sees what comes after the last query
         key, value = key[:, : sizes[2]], value[:, : sizes[2]]
     allowed, rows, keys = _settled(None if causal else mask, sizes, query.device)
@@ -56,16 +61,9 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
         dense = added.to(query.dtype)
         if allowed is not None:
             dense = torch.where(allowed, dense, -math.inf)
-    with _autocast.off(query.device):  # which would compute float32 inputs in half precision
-        out = torch.nn.functional.scaled_dot_product_attention(
-            query.transpose(1, 2),
-            _cleared(key, keys).transpose(1, 2),
-            _cleared(value, keys).transpose(1, 2),
-            attn_mask=dense,
-            is_causal=causal,
-            scale=call.scale,
-            enable_gqa=query.shape[2] != key.shape[2],
-        ).transpose(1, 2)
+    arrays = (query.transpose(1, 2), _cleared(key, keys).transpose(1, 2), _cleared(value, keys).transpose(1, 2))
+    grouped = not known(query.shape[2] == key.shape[2])
+    out = _sdpa(*arrays, attn_mask=dense, is_causal=causal, scale=call.scale, enable_gqa=grouped).transpose(1, 2)
     # on the CPU every implementation of PyTorch's gives an empty row 0 (tested)
     if rows is not None and (call.empty_rows == "nan" or out.device.type != "cpu"):
         empty = (~rows).transpose(1, 2)[..., None]
@@ -86,14 +84,29 @@ def unsupported(call: Call[Array]) -> list[str]:
     if call.query.is_cuda and call.precision != "default":
         reasons.append(f"precision={call.precision!r}: on a GPU {name} has the process's setting, which is 'default'")
     query, key, value = call.query.shape, call.key.shape, call.value.shape
-    if 0 in (*query, *key, *value):
+    if call.query.is_cuda and any(known(size == 0) for size in (*query, *key, *value)):
         shapes = f"query {tuple(query)}, key {tuple(key)} and value {tuple(value)}"
-        reasons.append(f"{name} takes no empty tensors, got {shapes}")
+        reasons.append(f"on a GPU {name} takes no empty tensors, got {shapes}")
     if call.sinks is not None:
         reasons.append(f"{name} has no sinks")
     if call.softcap is not None:
         reasons.append(f"{name} has no softcap")
     return reasons
+
+
+def _sdpa(*arrays: Array, **options: Any) -> Array:
+    try:
+        with _autocast.off(arrays[0].device):  # which would compute float32 inputs in half precision
+            out = scaled_dot_product_attention(*arrays, **options)
+    except NotImplementedError as error:
+        if not beyond_first():
+            raise
+        raise NotImplementedError(
+            f'kernel="fused" has no forward mode here; kernel="reference" has ({error})'
+        ) from error
+    if out.requires_grad and not torch.compiler.is_compiling():
+        twice_differentiable(out)
+    return out
 
 
 def _settled(mask: Mask | None, sizes: tuple[int, int, int, int], device: Device) -> Settled:
