@@ -63,10 +63,14 @@ ALLOWED = {
     "kernels/fused/splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "_autocast.py: only in maskattn_torch": "JAX has no autocast",
-    "_linear.py: only in maskattn_jax": "a function of PyTorch has a rule for each mode of differentiation",
-    "_varying.py: only in maskattn_jax": "PyTorch's types say nothing of the devices over which an array varies",
     "_symbolic.py: only in maskattn_torch": "JAX's symbolic sizes answer for themselves",
+    "_scope.py: only in maskattn_jax": "PyTorch has no modes of promotion",
+    "_linear.py: only in maskattn_jax": "a function of PyTorch has a rule for each mode of differentiation",
+    "kernels.reference.by_rows: first only in maskattn_jax": "a device has a part of the call",
+    "kernels.reference.by_rows: whole only in maskattn_jax": "a device has a part of the call",
+    "kernels.fused: Settled only in maskattn_torch": "SDPA is given the whole mask, jax.nn the mask's own words",
     "_derivatives.py: only in maskattn_torch": "as _linear.py, for PyTorch's kind of rule",
+    "_varying.py: only in maskattn_jax": "PyTorch's types say nothing of the devices over which an array varies",
     "kernels/fused/again.py: only in maskattn_torch": "jax.nn's attention has second derivatives of its own",
     "_layers.py: only in maskattn_jax": "what its two module systems share",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
@@ -82,7 +86,7 @@ ALLOWED = {
     "losses.masked_mean: group only in maskattn_torch": DEVICES,
     "losses.simmim_loss: axis_name only in maskattn_jax": DEVICES,
     "losses.simmim_loss: group only in maskattn_torch": DEVICES,
-    "lower: __all__ ['allowed', 'bias', 'bind', 'check', 'register', 'to_additive', 'to_dense', "
+    "lower: __all__ ['allowed', 'bias', 'bind', 'check', 'opaque', 'register', 'to_additive', 'to_dense', "
     "'to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['allowed', 'bias', 'bind', 'check', 'register', "
     "'to_additive', 'to_block_mask', 'to_dense'] in maskattn_torch": TARGETS,
     "lower.backends: __all__ ['to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['to_block_mask'] in "
@@ -93,6 +97,7 @@ ALLOWED = {
     "lower.backends: to_splash_mask only in maskattn_jax": TARGETS,
     "lower._binding.arange: device only in maskattn_torch": DEVICE,
     "lower._binding.bind: device only in maskattn_torch": DEVICE,
+    "lower._binding: opaque only in maskattn_jax": "PyTorch's compilers fold nothing from a large constant",
     "lower._binding: device_of only in maskattn_torch": DEVICE,
     "lower._dense.allowed: device only in maskattn_torch": DEVICE,
     "lower._dense.bias: device only in maskattn_torch": DEVICE,

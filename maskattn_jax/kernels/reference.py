@@ -26,7 +26,7 @@ from maskattn.attention import Call
 from maskattn.biases import Bias, DenseBias, TableBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn_jax import lower, tables
-from maskattn_jax._linear import linear
+from maskattn_jax._linear import linear as differentiated
 from maskattn_jax._scope import own_modes
 from maskattn_jax.dropout import dense, keep
 
@@ -39,6 +39,8 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 
     Long sequences are done some queries at a time, in memory that is linear in the lengths, as are the derivatives.
     """
+    operands = call.query, call.key, call.value
+    call = replace(call, mask=lower.opaque(call.mask, *operands), bias=lower.opaque(call.bias, *operands))
     if rows_at_once(call) < call.sizes[2]:
         return by_rows(call)
     dropout = call.dropout
@@ -222,14 +224,14 @@ class _WeightedSum:
 @own_modes
 def _(precision: str, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     output = pair_products(*primals, precision)
-    return output, linear(_PairProducts(precision), primals, tangents, output)
+    return output, differentiated(_PairProducts(precision), primals, tangents, output)
 
 
 @weighted_sum.defjvp
 @own_modes
 def _(precision: str, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
     output = weighted_sum(*primals, precision)
-    return output, linear(_WeightedSum(precision), primals, tangents, output)
+    return output, differentiated(_WeightedSum(precision), primals, tangents, output)
 
 
 def _allowed(mask: Mask, at: tuple[Array, ...]) -> Array:

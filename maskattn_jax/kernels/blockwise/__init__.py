@@ -23,14 +23,14 @@ from jax import Array
 
 from maskattn.attention import Call
 from maskattn_jax import lower
-from maskattn_jax._linear import linear
+from maskattn_jax._linear import linear as differentiated
 from maskattn_jax._scope import own_modes
 from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels import reference
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
 from maskattn_jax.kernels.blockwise.shards import Origin, divided
-from maskattn_jax.kernels.blockwise.steps import cheapest
+from maskattn_jax.kernels.blockwise.steps import cheapest, is_known
 from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 
@@ -54,12 +54,16 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         # inside a shard_map: what every device has whole varies like the rest from here on
         return _attention(tiling, options, *vary(given, manual_axes(given)))
 
-    rest = (float_leaves(call.bias)[0], call.mask, call.bias, call.dropout)
-    return divided(run, call.query, call.key, call.value, call.sinks, rest)
+    operands = (call.query, call.key, call.value)
+    mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
+    bias = lower.opaque(call.bias, *operands)
+    return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout))
 
 
 def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: an average over all keys is what it exists to avoid."""
+    if not call.is_sized:
+        return [f"tiles are planned for sizes that are numbers, got {call.sizes}: fused, reference and exact take any"]
     if call.empty_rows == "mean" and call.sinks is None:
         return ['empty_rows "mean" averages all values: reference and exact have it']
     return []
@@ -80,22 +84,23 @@ def _without_tiles(call: Call[Array]) -> tuple[Array, Array]:
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _attention(*arguments: Any) -> tuple[Array, Array]:
-    output, lse = _forward(*arguments)
+    output, lse, _ = _forward(*arguments)
     return output.astype(arguments[2].dtype), lse
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array]:
+def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array, Array | None]:
     return output_and_lse(prepared(tiling, options, *arrays))
 
 
 @_attention.defjvp
 @own_modes
 def _(tiling: CallTiling, options: Options, arrays: Any, tangents: Any) -> tuple[Any, Any]:
-    output, lse = _forward(tiling, options, *arrays)
+    output, lse, found = _forward(tiling, options, *arrays)
     results = output.astype(arrays[0].dtype), lse
     # of the conditions nothing is differentiated: the bias's arrays are given once more, beside them
-    return results, linear(_Derivative(tiling, options), (arrays, output, lse), tangents[:-1], results)
+    saved = arrays, output, lse, found
+    return results, differentiated(_Derivative(tiling, options), saved, tangents[:-1], results)
 
 
 @dataclass(frozen=True)
@@ -106,7 +111,7 @@ class _Derivative:
     options: Options
 
     def forward(self, saved: Any, tangents: Any) -> Any:
-        arrays, _, _ = saved
+        arrays, *_ = saved
 
         def formula(*inputs: Any) -> Any:
             return _formula(self.tiling, self.options, *inputs, arrays[-1])
@@ -124,8 +129,17 @@ def _gradients(*arguments: object) -> tuple[Any, ...]:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _gradients_jit(
-    tiling: CallTiling, options: Options, arrays: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
+    tiling: CallTiling,
+    options: Options,
+    arrays: Any,
+    output: Array,
+    lse: Array,
+    found: Array | None,
+    d_output: Array,
+    d_lse: Array,
 ) -> tuple[Any, ...]:
+    if found is not None:  # gradients are linear in the cotangents
+        d_output, d_lse = d_output.astype(found.dtype) / found[..., None], d_lse / found
     tiled = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
     computed = gradients(tiled, output, lse, d_output, d_lse)
     *like, floats, sinks, _ = arrays
@@ -137,8 +151,8 @@ def _gradients_jit(
 @_gradients.defjvp
 @own_modes
 def _(tiling: CallTiling, options: Options, given: Any, tangents: Any) -> tuple[Any, Any]:
-    arrays, _, _, *cotangents = given
-    d_arrays, _, _, *d_cotangents = tangents
+    arrays, _, _, _, *cotangents = given
+    d_arrays, _, _, _, *d_cotangents = tangents
 
     def formula(inputs: Any, cotangents: Any) -> Any:
         return jax.vjp(lambda *inputs: _formula(tiling, options, *inputs, arrays[-1]), *inputs)[1](tuple(cotangents))

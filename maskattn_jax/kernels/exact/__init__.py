@@ -29,8 +29,8 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 
     `precision` is met by every result.
     """
-    allowed = lower.allowed(call.mask, *call.sizes)
-    added = lower.bias(call.bias, *call.sizes)
+    mask, bias = (lower.opaque(node, call.query, call.key, call.value) for node in (call.mask, call.bias))
+    allowed, added = lower.allowed(mask, *call.sizes), lower.bias(bias, *call.sizes)
     dropout = call.dropout
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
     options = Options(call.scale, call.softcap, call.empty_rows, kept)
@@ -42,6 +42,7 @@ def unsupported(call: Call[Array]) -> list[str]:
     return []
 
 
+@own_modes
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """``x @ weight + bias`` rounded once: x [..., in], weight [in, out], bias [out] or None -> [..., out] in x's
     dtype.
@@ -52,6 +53,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return jnp.reshape(flat, (*x.shape[:-1], weight.shape[1]))
 
 
+@own_modes
 def drop(x: Array, keep: Array, rate: float) -> Array:
     """``x * keep / (1 - rate)`` rounded once; ``keep`` (bool) has the shape of ``x``."""
     return _drop(x, keep, 1.0 - rate)

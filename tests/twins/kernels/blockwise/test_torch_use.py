@@ -254,7 +254,8 @@ def agree(found, expected):
     limit = standards.value("same.second") * standards.eps("float64")
     for one, other in zip(found, expected, strict=True):
         if one is not None:
-            torch.testing.assert_close(one, other, rtol=limit, atol=limit * max(1.0, float(other.abs().max())))
+            largest = max(1.0, float(other.detach().abs().max()))
+            torch.testing.assert_close(one, other, rtol=limit, atol=limit * largest)
     return True
 
 
@@ -296,110 +297,6 @@ def test_second_derivatives_between_any_two_inputs(name):
         options = {"retain_graph": True, "allow_unused": True, "materialize_grads": True}
         found.append([torch.autograd.grad(*pair, **options)[0] for pair in pairs])
     assert agree(*found)
-
-
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-def test_inside_a_compiled_model():
-    """One graph, for any lengths: the plan is made when it runs."""
-    torch._dynamo.reset()
-    torch._dynamo.utils.counters.clear()  # of the tests before
-    arrays, slopes = tensors(70), torch.rand(4).requires_grad_()
-    compiled = torch.compile(attend, fullgraph=True, backend="aot_eager")
-    for lengths in (torch.tensor([50, 64]), torch.tensor([3, 70])):
-        results = []
-        for function in (attend, compiled):
-            output = function(*arrays, lengths, slopes)
-            results.append([output, *torch.autograd.grad(output.square().sum(), [*arrays, slopes])])
-        assert same(*results)
-    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
-
-
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("mask", [None, masks.Causal(), PADDED], ids=["no mask", "no data", "data"])
-def test_inside_a_compiled_model_that_wants_no_gradient(mask):
-    torch._dynamo.reset()
-    arrays = tensors(130)
-
-    def function(*arrays):
-        return maskattn_torch.attention(*arrays, mask, kernel="blockwise")
-
-    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert torch.equal(compiled(*arrays), function(*arrays))
-    assert torch.equal(compiled(*(x.detach() for x in arrays)), function(*arrays))
-
-
-def test_vmap_and_grad():
-    arrays = [torch.stack([x.detach() + i for i in range(3)]) for x in tensors(20)]
-    lengths = torch.tensor([[3, 4], [20, 6], [7, 10]])
-
-    def loss(q, k, v, lengths):
-        return maskattn_torch.attention(q, k, v, masks.KeyPadding(lengths), kernel="blockwise").sin().sum()
-
-    mapped = torch.vmap(torch.func.grad(loss, argnums=(0, 1, 2)))(*arrays, lengths)
-    for i in range(3):
-        alone = torch.func.grad(loss, argnums=(0, 1, 2))(*(x[i] for x in arrays), lengths[i])
-        assert same([x[i] for x in mapped], alone)
-
-
-WIDE = {"dtype": torch.float64, "requires_grad": True}
-LEARNED = {
-    "no options": lambda: {},
-    "softcap": lambda: {"softcap": 5.0},
-    "sinks": lambda: {"sinks": torch.linspace(-1, 1, 2, **WIDE)},
-    "bias": lambda: {"bias": torch.linspace(-1, 1, 36, **WIDE).reshape(6, 6)},
-    "log-sum-exp": lambda: {"return_lse": True},
-}
-ARRAYS = masks.Causal() & masks.KeyPadding([6]) & masks.QueryMask(np.arange(6)[None] != 3)
-TWICE = {
-    "hessian": torch.autograd.functional.hessian,
-    "hvp": lambda f, x: torch.autograd.functional.hvp(f, x, torch.ones_like(x)),
-    "vhp": lambda f, x: torch.autograd.functional.vhp(f, x, torch.ones_like(x)),
-    "grad of grad": lambda f, x: torch.autograd.grad(once(f, x).sum(), x),
-    "backward": lambda f, x: once(f, x).square().sum().backward(),
-    "torch.func": lambda f, x: torch.func.grad(lambda y: torch.func.grad(f)(y).sum())(x),
-    "vmap": lambda f, x: torch.vmap(torch.func.grad(lambda y: torch.func.grad(f)(y).sum()))(x[None]),
-    "jacrev": lambda f, x: torch.func.jacrev(torch.func.grad(f))(x),
-}
-
-
-def once(f, x):
-    return torch.autograd.grad(f(x), x, create_graph=True)[0]
-
-
-@pytest.mark.parametrize("way", TWICE)
-@pytest.mark.parametrize("loss", [lambda y: y.pow(3).sum(), lambda y: y.sum()], ids=["cubic", "linear"])
-def test_second_derivatives_are_refused_by_name(way, loss):
-    """Whatever else depends on x: else the rest of the derivative would pass for the whole."""
-    x = torch.linspace(-1, 1, 24, **WIDE).reshape(1, 6, 2, 2)
-    for mask in (None, masks.SlidingWindow(3), ARRAYS):
-        for made in LEARNED.values():
-            options = made()
-
-            def f(x, kernel, mask=mask, options=options):
-                result = maskattn_torch.attention(x, x, x, mask, kernel=kernel, **options)
-                return x.pow(3).sum() + sum(map(loss, result if isinstance(result, tuple) else [result]))
-
-            TWICE[way](lambda x: f(x, "reference"), x)
-            with pytest.raises(NotImplementedError, match=r'"blockwise" has no second .* kernel="reference" has'):
-                TWICE[way](lambda x: f(x, "blockwise"), x)
-
-
-@pytest.mark.parametrize("name", LEARNED)
-def test_second_derivatives_are_refused_between_any_two_inputs(name):
-    inputs = [torch.linspace(-1, n, 24, **WIDE).reshape(1, 6, 2, 2) for n in (1, 2, 3)]
-    options = LEARNED[name]()
-    result = maskattn_torch.attention(*inputs, ARRAYS, kernel="blockwise", **options)
-    outputs = result if isinstance(result, tuple) else (result,)
-    inputs += [x for x in options.values() if isinstance(x, torch.Tensor)]
-    given = [torch.ones_like(x).requires_grad_() for x in outputs]
-    plain = torch.autograd.grad(outputs, inputs, given, retain_graph=True)
-    first = torch.autograd.grad(outputs, inputs, given, create_graph=True)
-    assert same(plain, first)
-    for gradient in first:
-        for x in (*inputs, *given):
-            with pytest.raises(NotImplementedError, match='kernel="reference"'):
-                torch.autograd.grad(gradient.sum(), x, retain_graph=True)
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
@@ -455,7 +352,7 @@ def test_what_a_gpu_is_given(mask):
         right = maskattn_torch.attention(
             q, k, v, mask, sinks=sinks, scale=0.25, kernel="reference", return_lse=True, **options
         )
-        assert agree(found, right)
+        assert close(found, right)
 
 
 def test_what_a_gpu_cannot_run_is_refused_by_name():
