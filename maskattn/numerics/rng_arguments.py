@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maskattn._problems import Problems, show
+from maskattn.arrays import is_int
 from maskattn.typing import NumPyArray as Array, NumPyDType, Width
 
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -89,7 +90,9 @@ def check_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
 def check_key(problems: Problems, name: str, key: object) -> None:
     """Note what is wrong with a key of random numbers: a seed, two uint32 words, or a `jax.random.key`."""
     wanted = f"{name} must be a seed in [0, 2**31) or two uint32 words"
-    shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")
+    shape, dtype = (), ""
+    if not is_int(key):
+        shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")
     advice = '; jax.random.key(seed, impl="threefry2x32") makes one, whatever jax_default_prng_impl says'
     if dtype.startswith("key<"):
         if dtype != "key<fry>" or shape != ():
@@ -99,7 +102,7 @@ def check_key(problems: Problems, name: str, key: object) -> None:
         if tuple(shape) != (2,):
             more = advice if tuple(shape) == (4,) else ""  # the words of an rbg key
             problems.value(f"{wanted}, got shape {tuple(shape)}{more}")
-    elif shape or isinstance(key, bool) or not isinstance(key, (int, np.integer)):
+    elif shape or isinstance(key, bool) or not (is_int(key) or isinstance(key, np.integer)):
         problems.type(f"{wanted}, got {f'{dtype}{list(shape)}' if dtype else show(key)}")
     elif not 0 <= key < 2**31:
         problems.value(f"{wanted}, got {key}")
