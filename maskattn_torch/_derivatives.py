@@ -19,6 +19,9 @@ __all__ = ["beyond_first", "both_modes", "computed", "floats", "gradients_of", "
 #: A function of tensors, and of None where one is not given.
 Rule: TypeAlias = Callable[..., Sequence[Tensor]]
 
+#: The results of a function, and the function that takes their cotangents to those of its arguments.
+_vjp: Callable[..., tuple[Any, Callable[..., Any]]] = torch.func.vjp  # type: ignore[assignment]
+
 
 def computed(values: Rule, formula: Rule, *arrays: Tensor | None) -> tuple[Tensor, ...]:
     """`values(*arrays)`, whose derivatives are those of `formula(*arrays)`.
@@ -36,7 +39,7 @@ def gradients_of(formula: Rule, count: int) -> Rule:
     def gradients(*given: Tensor | None) -> Sequence[Tensor]:
         arrays, cotangents = given[:count], given[count:]
         chosen, inputs = _floats(formula, arrays)
-        results, pull = torch.func.vjp(chosen, *inputs)
+        results, pull = _vjp(chosen, *inputs)
         return pull(tuple(_like(x, c) for x, c in zip(results, cotangents, strict=True)))
 
     return gradients
@@ -50,10 +53,10 @@ def tangents_of(formula: Rule, count: int) -> Rule:
     def tangents(*given: Tensor | None) -> Sequence[Tensor]:
         arrays, moved = given[:count], given[count:]
         chosen, inputs = _floats(formula, arrays)
-        results, pull = torch.func.vjp(chosen, *inputs)
+        results, pull = _vjp(chosen, *inputs)
         # the gradients are linear in the cotangents, and the transpose of that is the forward mode: a forward mode
         # within another is what PyTorch does not have
-        _, push = torch.func.vjp(pull, tuple(torch.zeros_like(x) for x in results))
+        _, push = _vjp(pull, tuple(torch.zeros_like(x) for x in results))
         return push(tuple(_like(x, t) for x, t in zip(inputs, moved, strict=True)))[0]
 
     return tangents
@@ -65,7 +68,7 @@ def both_modes(reverse: type[Function], both: type[Function]) -> type[Function]:
 
 
 @contextmanager
-def primals(ctx: Any) -> Iterator[tuple[Tensor | None, ...]]:
+def primals(ctx: Any) -> Iterator[tuple[Any, ...]]:
     """What was saved, in a rule for the forward mode, for an outer forward mode to see through.
 
     PyTorch switches forward modes off in such a rule, the outer ones too, whose share would silently be 0.

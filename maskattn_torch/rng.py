@@ -169,6 +169,7 @@ def words(key: RandomKey, device: Device = None) -> UInt32[Array, " 2"]:
             return torch.stack([seed * 0, seed]).view(torch.uint32)
         return _folded(key) if len(key) == 4 else key
     if is_open(key) or isinstance(key, int) and torch.compiler.is_compiling():
+        assert not isinstance(key, np.ndarray)
         seed = torch.scalar_tensor(key, dtype=torch.int64, device=device)  # which may change from call to call
         return torch.stack([torch.zeros_like(seed), seed]).to(torch.uint32)
     given = rng.two(key) if isinstance(key, np.ndarray) and key.ndim else rng.key(int(key))

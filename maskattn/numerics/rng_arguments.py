@@ -95,7 +95,8 @@ def check_key(problems: Problems, name: str, key: Any) -> None:
     Of a seed in an array of a framework the value is not read.
     """
     wanted = f"{name} must be a seed in [0, 2**31) or two uint32 words"
-    shape, dtype = (), ""
+    shape: tuple[int, ...] = ()
+    dtype = ""
     if not is_int(key):
         shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")
     if dtype.startswith("key<"):

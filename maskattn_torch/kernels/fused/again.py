@@ -38,9 +38,9 @@ def _again(gradients: tuple[Array | None, ...], cotangents: tuple[Array | None, 
 
     def formula(query: Array, key: Array, value: Array, added: Array | None) -> tuple[Array]:
         bias = None if added is None else DenseBias(added.reshape((1,) * (4 - added.ndim) + added.shape))
-        arrays = (x.transpose(1, 2) for x in (query, key, value))
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         scaled = query.shape[-1] ** -0.5 if scale is None else scale
-        output, _ = reference.by_rows(Call(*arrays, Causal() if causal else None, bias, scaled))
+        output, _ = reference.by_rows(Call(query, key, value, Causal() if causal else None, bias, scaled))
         return (output.transpose(1, 2),)
 
     def again(*given: Any) -> list[Array]:
@@ -49,7 +49,7 @@ def _again(gradients: tuple[Array | None, ...], cotangents: tuple[Array | None, 
 
     given = (node._saved_query, node._saved_key, node._saved_value, mask, d_out)
     results = computed(
-        lambda *given: [x.clone() for x in given[5:]], again, *given, *(gradients[n].detach() for n in wanted)
+        lambda *given: [x.clone() for x in given[5:]], again, *given, *(x.detach() for x in gradients if x is not None)
     )
     replaced = dict(zip(wanted, results, strict=True))
     return tuple(replaced.get(n) for n in range(len(gradients)))
