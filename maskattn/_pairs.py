@@ -48,8 +48,7 @@ class Pairwise(Spec):
 
 def fixed(batch: int = 1, heads: int = 1, **lengths: int) -> dict[str, int]:
     """Sizes for `sizes`: a batch or heads of 1 serve any number."""
-    rows = {axis: int(size) for axis, size in (("batch", batch), ("heads", heads)) if size != 1}
-    return rows | {axis: int(size) for axis, size in lengths.items()}
+    return {axis: size for axis, size in (("batch", batch), ("heads", heads)) if size != 1} | lengths
 
 
 def merge_sizes(parts: Sequence[Pairwise]) -> dict[str, int]:

@@ -43,4 +43,4 @@ class DenseBias(Bias):
         return frozenset(name for name, size in zip("bhqk", self.shape, strict=True) if size != 1)
 
     def sizes(self) -> dict[str, int]:
-        return {axis: int(size) for axis, size in zip(AXES, self.shape, strict=True) if size != 1}
+        return {axis: size for axis, size in zip(AXES, self.shape, strict=True) if size != 1}

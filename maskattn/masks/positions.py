@@ -141,7 +141,7 @@ class Positioned(Mask):
     def sizes(self) -> dict[str, int]:
         sizes = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
         for axis, positions in (("q_len", self.q_pos), ("kv_len", self.k_pos)):
-            rows, sizes[axis] = (int(size) for size in positions.shape)
+            rows, sizes[axis] = positions.shape
             if rows != 1 and sizes.setdefault("batch", rows) != rows:
                 raise ValueError(f"batch is {sizes['batch']} in {self.part!r} but {rows} in the positions")
         return sizes

@@ -65,18 +65,18 @@ def unsupported(call: Call[Array]) -> list[str]:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
 def _attention(*arguments: Any) -> tuple[Array, Array]:
-    output, lse = _forward(*arguments)
+    output, lse, _ = _forward(*arguments)
     return output.astype(arguments[2].dtype), lse
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array]:
+def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array, Array | None]:
     return output_and_lse(prepared(tiling, options, *arrays))
 
 
 def _attention_forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[tuple[Array, Array], Any]:
-    output, lse = _forward(tiling, options, *arrays)
-    return (output.astype(arrays[0].dtype), lse), (arrays, output, lse)
+    output, lse, found = _forward(tiling, options, *arrays)
+    return (output.astype(arrays[0].dtype), lse), (arrays, output, lse, found)
 
 
 def _attention_backward(tiling: CallTiling, options: Options, saved: Any, cotangents: tuple[Array, Array]) -> Any:
@@ -93,8 +93,17 @@ def _gradients(*arguments: object) -> tuple[Any, ...]:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _gradients_jit(
-    tiling: CallTiling, options: Options, arrays: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
+    tiling: CallTiling,
+    options: Options,
+    arrays: Any,
+    output: Array,
+    lse: Array,
+    found: Array | None,
+    d_output: Array,
+    d_lse: Array,
 ) -> tuple[Any, ...]:
+    if found is not None:  # gradients are linear in the cotangents
+        d_output, d_lse = d_output.astype(found.dtype) / found[..., None], d_lse / found
     tiled = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
     computed = gradients(tiled, output, lse, d_output, d_lse)
     *like, floats, sinks, _ = arrays

@@ -40,7 +40,7 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
         added: Any = lower.bias(bias, *sizes)
         kept, allowed = lower.allowed(mask, *sizes), added != -jnp.inf
         allowed = allowed if kept is None else allowed & kept
-        keywords = {"bias": jnp.where(allowed, added, 0).astype(query.dtype), "mask": allowed}
+        keywords = {"bias": jnp.where(allowed, added, 0), "mask": allowed}
         reached: tuple[Given | None, Given | None] = jnp.any(allowed, -1), jnp.any(allowed, -2)
     else:
         reached = _reached(mask, sizes)
@@ -54,16 +54,17 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
         if not keywords and mask is not None:
             keywords = {**lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")}
         if bias is not None and "bias" not in keywords:
-            values: Any = lower.bias(bias, *sizes)
-            keywords["bias"] = values.astype(query.dtype)
+            keywords["bias"] = lower.bias(bias, *sizes)
         half = query.dtype in (jnp.bfloat16, jnp.float16)
+        # a bias keeps its dtype: cuDNN, which would have it in the inputs', does not get one that is wider
+        exact = bias is None or keywords["bias"].dtype == query.dtype
         with jax.default_matmul_precision(call.precision):
             out = jax.nn.dot_product_attention(
                 query,
                 key,
                 value,
                 scale=call.scale,
-                implementation="cudnn" if half and platform() == "gpu" else "xla",
+                implementation="cudnn" if half and exact and platform() == "gpu" else "xla",
                 **keywords,
             )
     out = out[..., :v_dim]

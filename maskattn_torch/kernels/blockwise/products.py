@@ -20,7 +20,7 @@ from maskattn_torch.kernels.blockwise import additions
 from maskattn_torch.kernels.blockwise.patches import Forbidden
 from maskattn_torch.kernels.blockwise.windows import indices
 
-__all__ = ["Terms", "backward", "forward"]
+__all__ = ["Terms", "backward", "forward", "weights"]
 
 
 @dataclass(frozen=True)
@@ -81,6 +81,12 @@ def backward(
     d_logits = _stacked(d_logits, k)
     dq = torch.matmul(d_logits, k).view(q.shape).mul_(terms.scale)
     return dq, torch.matmul(d_logits.transpose(-1, -2), stacked_q), dv
+
+
+def weights(terms: Terms, piece: Piece, q: Array, k: Array, forbidden: Forbidden, lse: Array) -> Array:
+    """The weights [N, H, rows, cols] as `backward` finds them, with the log-sum-exp [N, H, rows]."""
+    x, _ = _logits(terms, piece, _stacked(q * terms.scale, k), k, forbidden)
+    return x.sub_(lse.unsqueeze(-1)).exp_()
 
 
 def _logits(terms: Terms, piece: Piece, stacked_q: Array, k: Array, forbidden: Forbidden) -> tuple[Array, Array | None]:
