@@ -72,6 +72,11 @@ class Call(Generic[A_co]):
         return batch, heads, q_len, self.key.shape[1]
 
     @property
+    def is_sized(self) -> bool:
+        """Whether all sizes are numbers: an export may leave some open (`jax.export.symbolic_shape`)."""
+        return all(isinstance(size, int) for size in self.sizes)
+
+    @property
     def dropout(self) -> Dropout[A_co] | None:
         """What is dropped; None where nothing is."""
         return Dropout(self.dropout_rate, self.dropout_key, self.dropout_broadcast) if self.dropout_rate else None

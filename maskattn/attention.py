@@ -138,6 +138,10 @@ def prepare(call: Call[Array], framework: Framework[A]) -> Call[A]:
     if policy == "error":
         if sinks is None and framework.compiling():
             raise ValueError('attention: empty_rows="error" cannot be checked inside a compiled graph: check outside')
+        if sinks is None and not call.is_sized:
+            raise ValueError(
+                f'attention: empty_rows="error" cannot be checked for sizes that are left open, {call.sizes}'
+            )
         if sinks is None:
             refuse_empty_rows(mask, bias, call.sizes, framework.concrete)
         policy = "zero"
@@ -297,7 +301,7 @@ def _check_against_full(
         problems.value(f"key and value must agree in length, got {key[1]} and {value[1]}")
     if key[2] != value[2]:
         problems.value(f"key and value must agree in heads, got {key[2]} and {value[2]}")
-    if key[2] == 0 or query[2] % key[2]:
+    if query[2] % key[2] if key[2] else query[2]:
         problems.value(f"query heads must be a multiple of key heads, got {query[2]} and {key[2]}")
     if "sinks" in shapes and len(shapes["sinks"]) == 1 and shapes["sinks"][0] != query[2]:
         problems.value(f"sinks must have one entry per query head, {query[2]}, got {shapes['sinks'][0]}")

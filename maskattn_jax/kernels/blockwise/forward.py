@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels.blockwise import arrays
-from maskattn_jax.kernels.blockwise.shards import manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tile import kept, scores
 from maskattn_jax.kernels.blockwise.tiled_call import Options, TiledCall, ungroup_heads

@@ -51,7 +51,9 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     if platform() == "tpu":
         out = splash.attention(replace(call, query=query, key=key, value=value))
     else:
-        if not keywords and mask is not None:
+        if not keywords and mask is not None and not call.is_sized:
+            keywords = {"mask": lower.allowed(mask, *sizes)}
+        elif not keywords and mask is not None:
             keywords = {**lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")}
         if bias is not None and "bias" not in keywords:
             keywords["bias"] = lower.bias(bias, *sizes)
@@ -112,11 +114,12 @@ def _reached(mask: Mask | None, sizes: tuple[int, int, int, int]) -> tuple[Given
     """
     if mask is None:
         return None, None
-    if not mask.flatten()[0]:
+    if not mask.flatten()[0] and all(isinstance(size, int) for size in sizes):
         rows, keys = _reached_statically(mask, sizes)
         return (None if rows.all() else rows), (None if keys.all() else keys)
     allowed = lower.allowed(mask, *sizes)
-    assert allowed is not None
+    if allowed is None:
+        return None, None
     return jnp.any(allowed, -1), jnp.any(allowed, -2)
 
 

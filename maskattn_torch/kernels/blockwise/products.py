@@ -113,4 +113,5 @@ def _kept(terms: Terms, piece: Piece, like: Array) -> Array | None:
 
 def _stacked(x: Array, k: Array) -> Array:
     """[N, H, rows, n] -> [N, K, H // K * rows, n]: the heads that read one key/value head, one after the other."""
-    return x.reshape(x.shape[0], k.shape[1], -1, x.shape[-1])
+    rows = x.shape[1] // max(k.shape[1], 1) * x.shape[2]
+    return x.reshape(x.shape[0], k.shape[1], rows, x.shape[-1])
