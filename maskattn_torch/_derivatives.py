@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-__all__ = ["both_modes", "computed", "floats", "forward_mode", "gradients_of", "higher_order", "primals", "tangents_of"]
+__all__ = ["beyond_first", "both_modes", "computed", "floats", "gradients_of", "primals", "tangents_of"]
 
 #: A function of tensors, and of None where one is not given.
 Rule: TypeAlias = Callable[..., Sequence[Tensor]]
@@ -93,18 +93,15 @@ def floats(arrays: Sequence[Tensor | None]) -> list[int]:
     return [n for n, x in enumerate(arrays) if x is not None and x.is_floating_point()]
 
 
-def forward_mode() -> bool:
-    """Whether something differentiates in forward mode now."""
-    return forward_ad._current_level >= 0
-
-
-def higher_order() -> bool:
-    """Whether transforms of `torch.func` are at work that ask for more than a first derivative in reverse mode."""
-    if torch._C._functorch.peek_interpreter_stack() is None:
+def beyond_first() -> bool:
+    """Whether something differentiates in forward mode now, or twice by `torch.func`."""
+    if torch.compiler.is_compiling():
         return False
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return forward_ad._current_level >= 0
     keys = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
     kinds = torch._C._functorch.TransformType
-    return kinds.Jvp in keys or keys.count(kinds.Grad) > 1
+    return forward_ad._current_level >= 0 or kinds.Jvp in keys or keys.count(kinds.Grad) > 1
 
 
 class _Computed(Function):
