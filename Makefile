@@ -1,7 +1,7 @@
 # make parity   prove on this machine that both twins compute the same attention, masks and a real checkpoint included
 # make test     the tests: all but those marked slow
 # make test-all every test, slow ones too, and the twins' blockwise kernels on every parity case: before a release
-# make bench    attention beside its peers, calls, compiling, schedules, exactness, importing: to benchmarks/results, docs
+# make bench    attention beside its peers, what calls and compiling cost, schedules, exactness, importing: to benchmarks/results, docs
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
 # make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
 # make lint     formatting, lint rules, types, and which way imports point
