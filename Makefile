@@ -1,7 +1,7 @@
 # make parity   prove on this machine that both twins compute the same attention, masks and a real checkpoint included
 # make test     the tests: all but those marked slow
 # make test-all every test, slow ones too, and the twins' blockwise kernels on every parity case: before a release
-# make bench    attention beside its peers, schedules, exactness, importing: figures to benchmarks/results, pictures to docs
+# make bench    attention beside its peers, what calls and compiling cost, schedules, exactness, importing: to benchmarks/results, docs
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
 # make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
 # make lint     formatting, lint rules, types, and which way imports point
@@ -38,10 +38,12 @@ bench: $(STAMP)
 	@$(RUN) benchmarks/import_time.py
 	@$(RUN) benchmarks/schedule.py --json benchmarks/results/schedule.json
 	@$(RUN) benchmarks/exact_cost.py --json benchmarks/results/exact_cost.json
+	@$(RUN) benchmarks/overhead.py --json benchmarks/results/overhead.json
 	@$(RUN) benchmarks/contiguous.py --json benchmarks/results/contiguous.json
 	@$(RUN) benchmarks/attention_grid.py --json benchmarks/results/attention_grid.json
 	@$(RUN) benchmarks/attention_models.py --json benchmarks/results/attention_models.json
 	@$(RUN) benchmarks/attention_length.py --json benchmarks/results/attention_length.json
+	@$(RUN) benchmarks/compile_time.py --json benchmarks/results/compile_time.json
 	@$(RUN) benchmarks/plot.py
 
 bench-convert: $(STAMP)

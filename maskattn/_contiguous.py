@@ -48,12 +48,33 @@ def contiguous(view: Array, out: Array | None = None) -> Array:
     if view.nbytes < TILED_FROM or view.dtype.hasobject:
         out[...] = view
         return out
-    target, source = _merged(*_as_integers(out, view))
+    _fill(out, view)
+    return out
+
+
+def fill(target: Array, source: Array) -> None:
+    """``target[...] = source`` for arrays of one shape and dtype, as fast where both are strided.
+
+    Raises:
+        ValueError: their shapes or dtypes differ.
+    """
+    if target.shape != source.shape or target.dtype != source.dtype:
+        raise ValueError(
+            f"target of shape {list(target.shape)} and dtype {target.dtype}, source of shape {list(source.shape)} and "
+            f"dtype {source.dtype}"
+        )
+    if source.nbytes < TILED_FROM or source.dtype.hasobject or 0 in source.strides:
+        target[...] = source
+    else:
+        _fill(target, source)
+
+
+def _fill(target: Array, source: Array) -> None:
+    target, source = _merged(*_as_integers(target, source))
     if source.ndim < 2 or abs(source.strides[-1]) == source.itemsize:
         _parallel(target, source, None)  # the rows lie together: NumPy copies them as they are
     else:
         _parallel(target, source, int(np.argmin(np.abs(source.strides))))
-    return out
 
 
 def _as_integers(target: Array, source: Array) -> tuple[Array, Array]:
@@ -63,18 +84,21 @@ def _as_integers(target: Array, source: Array) -> tuple[Array, Array]:
 
 
 def _merged(target: Array, source: Array) -> tuple[Array, Array]:
-    """Both with neighbouring axes joined where the source's strides allow it: [E, H, D] of a transpose is [E, H*D]."""
-    axes: list[tuple[int, int]] = []
-    for size, stride in zip(source.shape, source.strides, strict=True):
+    """Both with neighbouring axes joined where the strides allow it: [E, H, D] of a transpose is [E, H*D]."""
+    axes: list[tuple[int, int, int]] = []
+    for size, to, stride in zip(source.shape, target.strides, source.strides, strict=True):
         if size == 1:
             continue
-        if axes and axes[-1][1] == stride * size:
-            axes[-1] = (axes[-1][0] * size, stride)
+        if axes and axes[-1][1:] == (to * size, stride * size):
+            axes[-1] = (axes[-1][0] * size, to, stride)
         else:
-            axes.append((size, stride))
-    shape = tuple(size for size, _ in axes)
-    strides = tuple(stride for _, stride in axes)
-    return target.reshape(shape), np.lib.stride_tricks.as_strided(source, shape, strides, writeable=False)
+            axes.append((size, to, stride))
+    shape = tuple(size for size, _, _ in axes)
+    strided = np.lib.stride_tricks.as_strided
+    return (
+        strided(target, shape, tuple(to for _, to, _ in axes)),
+        strided(source, shape, tuple(stride for _, _, stride in axes), writeable=False),
+    )
 
 
 def _parallel(target: Array, source: Array, fastest: int | None) -> None:

@@ -81,6 +81,16 @@ class Spec(Declared):
 
     def map_data(self, function: Callable[[Array], object]) -> Self:
         """The same expression with `function` applied to every array in it; nothing is validated."""
+        if not self._data and not self._masks:
+            return self
+        if not self._masks:
+            made, changed = [], False
+            for name in self.data_fields():
+                array = getattr(self, name)
+                made.append(function(array))
+                # types too: to PyTorch's compiler a tensor may be the NumPy array that it was made of
+                changed = changed or type(made[-1]) is not type(array) or made[-1] is not array
+            return type(self).unflatten(self.flatten()[1], made) if changed else self
         leaves, structure = self.flatten()
         return type(self).unflatten(
             structure, [leaf.map_data(function) if isinstance(leaf, Spec) else function(leaf) for leaf in leaves]
@@ -175,5 +185,7 @@ def broadcasts(shape: tuple[int, ...], full: tuple[int, ...]) -> bool:
     """Whether an array of a shape broadcasts to another, without making it larger."""
     if len(shape) > len(full):
         return False
-    aligned = full[len(full) - len(shape) :]
-    return all(n == 1 or n == m for n, m in zip(shape, aligned, strict=True))
+    for n, m in zip(shape, full[len(full) - len(shape) :], strict=True):
+        if n != 1 and n != m:
+            return False
+    return True

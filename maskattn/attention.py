@@ -8,8 +8,8 @@ choose(call)       which kernel runs it, and why
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
 from types import ModuleType
 from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, get_args
 
@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 
 EMPTY_ROWS: tuple[EmptyRows, ...] = get_args(EmptyRows)
 FLOAT_DTYPES = ("float64", "float32", "bfloat16", "float16")
+
+#: So many facts of calls are kept.
+_MOST_PASSED = 4096
 
 Shape = tuple[int, ...]
 A = TypeVar("A", bound=Array)
@@ -68,6 +71,9 @@ class Framework(Generic[A]):
         words: (key, the query) -> its two words, where the query is.
         concrete: an array as NumPy, or None where it is traced.
         compiling: whether a compiler reads along: values, those of NumPy data too, cannot be read then.
+        facts: all that the checks of a call's operands and options depend on, hashable: calls in which they are alike
+            are checked once. None: check this one.
+        passed: the facts of calls that were right.
     """
 
     kernels: Mapping[str, ModuleType]
@@ -82,6 +88,8 @@ class Framework(Generic[A]):
     words: Callable[[Any, Any], A]
     concrete: Callable[[Any], NumPyArray | None]
     compiling: Callable[[], bool]
+    facts: Callable[[Call[Any]], Hashable | None] = lambda call: None
+    passed: set[Hashable] = field(default_factory=set, compare=False, repr=False)
 
 
 class KernelCannot(ValueError):
@@ -126,30 +134,43 @@ def prepare(call: Call[Array], framework: Framework[A]) -> Call[A]:
     """
     check_attention(call, framework)
     query, sinks, policy, rate = call.query, call.sinks, call.empty_rows, float(call.dropout_rate)
-    mask = call.mask if call.mask is None or isinstance(call.mask, Mask) else Dense(call.mask)
+    mask = call.mask if call.mask is None or isinstance(call.mask, Mask) else _dense(call.mask)
     bias = call.bias if call.bias is None or isinstance(call.bias, Bias) else DenseBias(call.bias)
     if policy == "error":
         if sinks is None and framework.compiling():
             raise ValueError('attention: empty_rows="error" cannot be checked inside a compiled graph: check outside')
+        if sinks is None and not call.is_sized:
+            raise ValueError(
+                f'attention: empty_rows="error" cannot be checked for sizes that are left open, {call.sizes}'
+            )
         if sinks is None:
             refuse_empty_rows(mask, bias, call.sizes, framework.concrete)
         policy = "zero"
     prepared: Call[A] = object.__new__(Call)  # `replace` takes as long as all checks
-    prepared.__dict__.update(
-        vars(call),
-        query=framework.convert(query),
-        key=framework.convert(call.key),
-        value=framework.convert(call.value),
-        mask=None if mask is None else framework.bind(mask, query),
-        bias=None if bias is None else framework.bind(bias, query),
-        scale=1.0 / math.sqrt(query.shape[-1]) if call.scale is None else float(call.scale),
-        softcap=None if call.softcap is None else float(call.softcap),
-        sinks=None if sinks is None else framework.convert(sinks),
-        dropout_rate=rate,
-        dropout_key=framework.words(call.dropout_key, query) if rate else None,
-        empty_rows=policy,
-    )
+    fields = prepared.__dict__
+    fields.update(vars(call))
+    fields.update(query=framework.convert(query), key=framework.convert(call.key), value=framework.convert(call.value))
+    fields.update(dropout_rate=rate, empty_rows=policy)
+    fields["scale"] = 1.0 / math.sqrt(query.shape[-1]) if call.scale is None else float(call.scale)
+    if call.softcap is not None:
+        fields["softcap"] = float(call.softcap)
+    if mask is not None:
+        fields["mask"] = framework.bind(mask, query)
+    if bias is not None:
+        fields["bias"] = framework.bind(bias, query)
+    if sinks is not None:
+        fields["sinks"] = framework.convert(sinks)
+    fields["dropout_key"] = framework.words(call.dropout_key, query) if rate else None
     return prepared
+
+
+def _dense(array: Array) -> Dense:
+    """The mask of a bool array that was checked."""
+    if len(array.shape) != 4 or isinstance(array, np.ndarray):  # NumPy's is copied, so that it cannot change
+        return Dense(array)
+    dense = object.__new__(Dense)
+    dense._set(keep=array)
+    return dense
 
 
 def check_attention(call: Call[Array], framework: Framework[A]) -> None:
@@ -159,6 +180,35 @@ def check_attention(call: Call[Array], framework: Framework[A]) -> None:
         TypeError: an argument of the wrong type (an additive mask given as `mask`, say).
         ValueError: anything else.
     """
+    facts = framework.facts(call)
+    try:
+        if facts is not None and facts in framework.passed and _fits(call, framework):
+            return
+    except TypeError:  # an option that is a list, say, or a size that is a symbol
+        facts = None
+    _check_all(call, framework)
+    if facts is not None:
+        if len(framework.passed) >= _MOST_PASSED:
+            framework.passed.clear()
+        framework.passed.add(facts)
+
+
+def _fits(call: Call[Array], framework: Framework[A]) -> bool:
+    """Whether nothing is wrong with the mask, in a call without a bias whose operands and options are right."""
+    mask: Any = call.mask
+    sizes = call.sizes
+    if call.bias is not None:
+        return False
+    if mask is None:
+        return True
+    if isinstance(mask, Mask):
+        batch, heads, q_len, kv_len = sizes
+        return not mask.conflicts({"batch": batch, "heads": heads, "q_len": q_len, "kv_len": kv_len})
+    given: bool = isinstance(mask, framework.arrays)
+    return given and dtype_name(mask) == "bool" and broadcasts(mask.shape, sizes)
+
+
+def _check_all(call: Call[Array], framework: Framework[A]) -> None:
     problems = Problems("attention")
     _check_types(problems, call, framework)
     problems.raise_if_any()
@@ -257,7 +307,7 @@ def _check_against_full(
         problems.value(f"key and value must agree in length, got {key[1]} and {value[1]}")
     if key[2] != value[2]:
         problems.value(f"key and value must agree in heads, got {key[2]} and {value[2]}")
-    if key[2] == 0 or query[2] % key[2]:
+    if query[2] % key[2] if key[2] else query[2]:
         problems.value(f"query heads must be a multiple of key heads, got {query[2]} and {key[2]}")
     if "sinks" in shapes and len(shapes["sinks"]) == 1 and shapes["sinks"][0] != query[2]:
         problems.value(f"sinks must have one entry per query head, {query[2]}, got {shapes['sinks'][0]}")

@@ -11,12 +11,15 @@ import jax.numpy as jnp
 from flax.nnx.nn.dtypes import promote_dtype
 from jax import Array
 
-from maskattn.modules import of_kernel
+from maskattn.modules import attend_heads as _attend_heads, of_kernel
 from maskattn.typing import KernelName
+from maskattn_jax._scope import own_modes
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.types import DType
 
-__all__ = ["check_array", "project_by", "project_in"]
+__all__ = ["attend_heads", "check_array", "project_by", "project_in"]
+
+attend_heads = own_modes(_attend_heads)
 
 
 def check_array(where: str, name: str, x: object) -> None:

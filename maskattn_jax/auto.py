@@ -27,6 +27,10 @@ def choose(call: Call[Array]) -> tuple[str, str]:
         return not KERNELS[kernel].unsupported(call)
 
     on = platform()
+    if not call.is_sized:
+        if can("fused"):
+            return "fused", "its sizes are left open: XLA's own attention takes any"
+        return "reference", "its sizes are left open, and jax.nn.dot_product_attention cannot express this call"
     _, _, q_len, kv_len = call.sizes
     small = _SMALL_BY_ROW if call.mask is not None and "b" in call.mask.depends else _SMALL
     if on == "cpu" and q_len * kv_len <= small and q_len > 1 and can("fused"):

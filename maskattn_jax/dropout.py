@@ -16,6 +16,7 @@ from jaxtyping import Bool, Float, Integer, UInt32
 from maskattn.attention import Dropout
 from maskattn.numerics.rng import bernoulli_limit
 from maskattn_jax import rng
+from maskattn_jax._scope import own_modes
 from maskattn_jax.rng import _threefry2x32
 from maskattn_jax.types import Array, RandomKey
 
@@ -27,6 +28,7 @@ __all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
 jax.tree_util.register_dataclass(Dropout, data_fields=("words",), meta_fields=("rate", "shared"))
 
 
+@own_modes
 def keep(
     dropout: Dropout[Array], b: Index, h: Index, q: Index, k: Index, sizes: tuple[int, int, int, int]
 ) -> Bool[Array, "*shape"]:
@@ -46,7 +48,8 @@ def keep(
     b, batch = (jnp.uint32(0), 1) if "batch" in dropout.shared else (b, batch)
     h, heads = (jnp.uint32(0), 1) if "heads" in dropout.shared else (h, heads)
     place: tuple[Array, Array] = (jnp.uint32(0), b)
-    wide = batch * heads * q_len * kv_len > 2**32
+    known = all(isinstance(size, int) for size in (batch, heads, q_len, kv_len))
+    wide = not known or batch * heads * q_len * kv_len > 2**32
     for size, index in ((heads, h), (q_len, q), (kv_len, k)):
         place = _place(place, size, index) if wide else (place[0], place[1] * jnp.uint32(size) + index)
     x0, x1 = _threefry2x32(dropout.words, *place)
@@ -54,6 +57,7 @@ def keep(
     return jnp.broadcast_to(kept, shape)
 
 
+@own_modes
 def dense(dropout: Dropout[Array], sizes: tuple[int, int, int, int]) -> Bool[Array, "#B #H L S"]:
     """`keep` of the whole score matrix, True = kept: bool [B or 1, H or 1, L, S], 1 where the axis is shared.
 
@@ -64,6 +68,7 @@ def dense(dropout: Dropout[Array], sizes: tuple[int, int, int, int]) -> Bool[Arr
     return keep(dropout, b, h, q, k, sizes)
 
 
+@own_modes
 def module_keys(key: RandomKey) -> tuple[UInt32[Array, " 2"], UInt32[Array, " 2"]]:
     """The keys of a module's two draws, from the one that it is given: `fold_in(key, 0)` for the attention weights and
     `fold_in(key, 1)` for the output. Errors as in `rng.words`.
@@ -71,6 +76,7 @@ def module_keys(key: RandomKey) -> tuple[UInt32[Array, " 2"], UInt32[Array, " 2"
     return rng.fold_in(key, 0), rng.fold_in(key, 1)
 
 
+@own_modes
 def drop(
     x: Float[Array, "*shape"],
     rate: float,
@@ -98,7 +104,7 @@ def _place(place: tuple[Array, Array], size: int, index: Array) -> tuple[Array, 
     """place * size + index on numbers of two uint32 words (high, low): JAX has no uint64 while x64 is off."""
     high, low = place
     half, mask = jnp.uint32(16), jnp.uint32(0xFFFF)
-    n_high, n_low = jnp.uint32(size >> 16), jnp.uint32(size & 0xFFFF)
+    n_high, n_low = (jnp.asarray(part).astype(jnp.uint32) for part in divmod(size, 1 << 16))
     a_high, a_low = low >> half, low & mask
     # low * size in halves: the middle terms can carry
     bottom = a_low * n_low
@@ -107,4 +113,4 @@ def _place(place: tuple[Array, Array], size: int, index: Array) -> tuple[Array, 
     carried = a_high * n_high + (middle >> half) + (other >> half)
     low = (other << half) | (bottom & mask)
     total = low + index
-    return high * jnp.uint32(size) + carried + (total < low).astype(jnp.uint32), total
+    return high * ((n_high << half) | n_low) + carried + (total < low).astype(jnp.uint32), total

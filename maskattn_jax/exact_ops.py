@@ -10,6 +10,7 @@ from jax import Array, lax
 
 from maskattn.numerics.exact import FORMATS
 from maskattn.typing import NumPyArray
+from maskattn_jax._varying import manual_axes, vary
 
 __all__ = ["OPS"]
 
@@ -80,6 +81,7 @@ class _JaxOps:
     def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         if xs[0].shape[0] == 0:
             return carry
+        carry = vary(carry, manual_axes((carry, tuple(xs))))
         return lax.scan(lambda c, x: (step(c, x), None), carry, tuple(xs))[0]
 
 

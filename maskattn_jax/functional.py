@@ -15,6 +15,7 @@ from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
 from maskattn_jax import auto, lower, rng
+from maskattn_jax._scope import own_modes
 from maskattn_jax.kernels import KERNELS
 from maskattn_jax.types import Array, Given, Operand, RandomKey
 
@@ -51,6 +52,7 @@ def attention(
     return_lse: bool,
     **options: Unpack[Options[Operand]],
 ) -> Float[Array, "B L H Dv"] | tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]: ...
+@own_modes
 def attention(
     query: Float[Operand, "B L H D"],
     key: Float[Operand, "B S K D"],
@@ -126,6 +128,7 @@ def attention(
     return attend(call, FRAMEWORK)
 
 
+@own_modes
 def explain(
     query: Float[Operand, "B L H D"],
     key: Float[Operand, "B S K D"],

@@ -19,10 +19,12 @@ from jaxtyping import Bool, Float, Int, Num, Shaped
 
 from maskattn.losses import arguments
 from maskattn.typing import Reduction
+from maskattn_jax._scope import own_modes
 
 __all__ = ["accuracy", "contrastive", "cross_entropy", "mae_loss", "masked_mean", "patchify", "simmim_loss"]
 
 
+@own_modes
 def cross_entropy(
     logits: Float[Array, "*N C"],
     labels: Int[Array, "*N"],
@@ -61,6 +63,7 @@ def cross_entropy(
     return _reduce(loss, weights, reduction, axis_name)
 
 
+@own_modes
 def masked_mean(
     values: Float[Array, "*shape"],
     keep: Bool[Array, "*shape"],
@@ -86,6 +89,7 @@ def masked_mean(
     return _ratio(wide.sum(axis=axes), counted.astype(wide.dtype).sum(axis=axes), axis_name)
 
 
+@own_modes
 def patchify(images: Shaped[Array, "B height width C"], patch: int) -> Shaped[Array, "B N P"]:
     """`images` [B, H, W, C] as patches [B, H/patch · W/patch, patch · patch · C]: rows of patches, and in each rows of
     pixels, channels last, as `patchify` of facebookresearch/mae (He et al. 2022) has them.
@@ -100,6 +104,7 @@ def patchify(images: Shaped[Array, "B height width C"], patch: int) -> Shaped[Ar
     return split.reshape(batch, rows * columns, patch * patch * channels)
 
 
+@own_modes
 def mae_loss(
     prediction: Float[Array, "B N P"],
     target: Float[Array, "B N P"],
@@ -132,6 +137,7 @@ def mae_loss(
     return _reduce(loss, removed.astype(loss.dtype), "mean", axis_name)
 
 
+@own_modes
 def simmim_loss(
     prediction: Float[Array, "B height width C"],
     target: Float[Array, "B height width C"],
@@ -159,6 +165,7 @@ def simmim_loss(
     return _reduce(loss, hidden.astype(loss.dtype), "mean", axis_name)
 
 
+@own_modes
 def contrastive(
     queries: Float[Array, "B D"],
     keys: Float[Array, "B D"],
@@ -197,6 +204,7 @@ def contrastive(
     return _reduce(loss, valid.astype(loss.dtype), "mean", axis_name)
 
 
+@own_modes
 def accuracy(
     logits: Float[Array, "*N C"],
     labels: Int[Array, "*N"],

@@ -11,9 +11,9 @@ from jaxtyping import Bool, Float
 from maskattn.biases import Bias
 from maskattn.config import AttentionConfig, ConfigOptions
 from maskattn.masks import Mask
-from maskattn.modules import attend_heads, dropout_rates, given_config, head_shapes, module_inputs, of_kernel
+from maskattn.modules import dropout_rates, given_config, head_shapes, module_inputs, of_kernel
 from maskattn.typing import KernelName
-from maskattn_jax._layers import check_array, project_by, project_in
+from maskattn_jax._layers import attend_heads, check_array, project_by, project_in
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.rng import words

@@ -23,6 +23,7 @@ from maskattn._problems import Problems
 from maskattn.numerics import rng, rng_arguments
 from maskattn.numerics.rng import PARITY, ROTATIONS, WORD, Shape
 from maskattn.typing import NumPyDType, Width
+from maskattn_jax._scope import own_modes
 from maskattn_jax.types import Array, DType, Given, RandomKey
 
 __all__ = ["bernoulli", "bits", "fold_in", "key", "permutation", "split", "uniform", "words"]
@@ -41,6 +42,7 @@ def key(seed: int) -> UInt32[Array, " 2"]:
     return jnp.asarray(rng.key(seed))
 
 
+@own_modes
 def split(key: RandomKey, n: Shape = 2) -> UInt32[Array, "... 2"]:
     """`n` new keys from one, as `jax.random.split(key, n)`: uint32 [n, 2], or [*n, 2] where `n` is a shape.
 
@@ -50,6 +52,7 @@ def split(key: RandomKey, n: Shape = 2) -> UInt32[Array, "... 2"]:
     return _fold_in(words(key), jnp.arange(math.prod(shape))).reshape(*shape, 2)
 
 
+@own_modes
 def fold_in(key: RandomKey, data: int | Integer[Given, "*shape"]) -> UInt32[Array, "... 2"]:
     """A new key from a key and a number, as `jax.random.fold_in(key, data)`: uint32 [2].
 
@@ -67,6 +70,7 @@ def fold_in(key: RandomKey, data: int | Integer[Given, "*shape"]) -> UInt32[Arra
     return _fold_in(words(key), data)
 
 
+@own_modes
 def bits(key: RandomKey, shape: Shape = (), width: Width = 32, start: int = 0) -> UInt[Array, "*shape"]:
     """Random unsigned integers of `width` bits (8, 16, 32 or 64, which needs jax_enable_x64), as `jax.random.bits` with
     that dtype. Arguments and errors as in `maskattn.rng.bits`."""
@@ -75,6 +79,7 @@ def bits(key: RandomKey, shape: Shape = (), width: Width = 32, start: int = 0) -
     return _bits(words(key), *rng_arguments.check_part(shape, start), width)
 
 
+@own_modes
 def uniform(
     key: RandomKey,
     shape: Shape = (),
@@ -91,6 +96,7 @@ def uniform(
     return _uniform(words(key), *rng_arguments.check_part(shape, start), dtype, jnp.asarray(low), jnp.asarray(span))
 
 
+@own_modes
 def bernoulli(
     key: RandomKey, p: float | Float[Array, "*shape"] = 0.5, shape: Shape | None = None, start: int = 0
 ) -> Bool[Array, "*shape"]:
@@ -110,6 +116,7 @@ def bernoulli(
     return uniform(key, dims, start=low) < p.astype(jnp.float32)
 
 
+@own_modes
 def permutation(
     key: RandomKey, x: int | Shaped[Array, "*shape"], axis: int = 0, independent: bool = False
 ) -> Shaped[Array, "*shape"]:
@@ -121,9 +128,12 @@ def permutation(
     return jax.random.permutation(typed, x, rng_arguments.check_axis(axis, np.ndim(x) or 1), independent)
 
 
+@own_modes
 def words(key: RandomKey) -> UInt32[Array, " 2"]:
     """The two uint32 words of what may stand for a key: a seed in [0, 2**31), a `jax.random.key`, or the words, of JAX
-    or NumPy.
+    or NumPy. Four words, and keys of rbg and unsafe_rbg, which have four, are `folded` as in `maskattn.rng`.
+
+    A seed may be an integer array [] of JAX, traced too; it is then not checked, and its low 32 bits count.
 
     Raises:
         TypeError, ValueError: for anything else.
@@ -135,13 +145,22 @@ def words(key: RandomKey) -> UInt32[Array, " 2"]:
         problems.type(f"key must be of JAX or NumPy, got {type(given).__name__}")
     problems.raise_if_any()
     if isinstance(key, jax.Array) and jnp.issubdtype(key.dtype, jax.dtypes.prng_key):
-        return jax.random.key_data(key)
-    return jnp.asarray(key if isinstance(key, (np.ndarray, jax.Array)) else rng.key(key))
+        key = jax.random.key_data(key)
+    if not isinstance(key, jax.Array):
+        return jnp.asarray(rng.two(key) if isinstance(key, np.ndarray) and key.ndim else rng.key(int(key)))
+    if key.ndim == 0:
+        return jnp.stack([jnp.uint32(0), key.astype(jnp.uint32)])
+    return _folded(key) if key.size == 4 else key
 
 
 def _check_x64(name: str, value: object, needed: bool) -> None:
     if needed and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         raise ValueError(f"{name}: {value} needs jax_enable_x64")
+
+
+@jax.jit
+def _folded(words: Array) -> Array:
+    return jnp.stack(_threefry2x32(words[:2], words[2], words[3]))
 
 
 @jax.jit

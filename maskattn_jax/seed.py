@@ -8,6 +8,7 @@ from jaxtyping import Float, Num
 
 from maskattn.modules import seed_config, seed_mask
 from maskattn.typing import KernelName
+from maskattn_jax._scope import own_modes
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.multihead import MultiHeadAttention
 from maskattn_jax.types import Array, RandomKey
@@ -67,6 +68,7 @@ class Attention(MultiHeadAttention):
         return super().__call__(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
 
 
+@own_modes
 def soft_mask(attention_mask: Num[Array, "*shape"], x: Float[Array, "B N E"], heads: int) -> Float[Array, "#B #H #N N"]:
     """(1 - mask) * -10000 in float32 (float64 for float64 inputs), with the axes of [B, H, N, N]."""
     keep = seed_mask(attention_mask, x, heads, FRAMEWORK)

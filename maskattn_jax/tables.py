@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
 
 import jax
@@ -10,6 +11,8 @@ from jax import Array
 from jaxtyping import Float, Int
 
 from maskattn.numerics.exact import table as exact_table
+from maskattn_jax._linear import linear
+from maskattn_jax._scope import own_modes
 from maskattn_jax.exact_ops import OPS
 
 __all__ = ["look_up", "row_sums"]
@@ -25,23 +28,12 @@ def row_sums(d_values: Float[Array, "B H L S"], rows: Int[Array, "B 1 L S"], cou
     return _row_sums(d_values, rows, count)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _look_up(table: Array, rows: Array, count: int) -> Array:
     return jnp.moveaxis(table[rows[:, 0]], -1, 1)
 
 
-def _look_up_forward(table: Array, rows: Array, count: int) -> tuple[Array, Array]:
-    return _look_up(table, rows, count), rows
-
-
-def _look_up_backward(count: int, rows: Array, d_values: Array) -> tuple[Array, None]:
-    return _row_sums(d_values, rows, count), None
-
-
-_look_up.defvjp(_look_up_forward, _look_up_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _row_sums(d_values: Array, rows: Array, count: int) -> Array:
     return _row_sums_jit(d_values, rows, count)
 
@@ -52,13 +44,41 @@ def _row_sums_jit(d_values: Array, rows: Array, count: int) -> Array:
         return exact_table.row_sums(OPS, d_values, rows.astype(jnp.int64), jnp.arange(count, dtype=jnp.int64))
 
 
-def _row_sums_forward(d_values: Array, rows: Array, count: int) -> tuple[Array, Array]:
-    return _row_sums(d_values, rows, count), rows
+@dataclass(frozen=True)
+class _Looked:
+    """The derivative of `_look_up`. Together with `_Summed` it has derivatives of every order: each is the other's."""
+
+    count: int
+
+    def forward(self, rows: Array, d_table: Array) -> Array:
+        return _look_up(d_table, rows, self.count)
+
+    def transpose(self, rows: Array, d_values: Array) -> Array:
+        return _row_sums(d_values, rows, self.count)
 
 
-def _row_sums_backward(count: int, rows: Array, d_table: Array) -> tuple[Array, None]:
-    return _look_up(d_table, rows, count), None
+@dataclass(frozen=True)
+class _Summed:
+    """The derivative of `_row_sums`."""
+
+    count: int
+
+    def forward(self, rows: Array, d_values: Array) -> Array:
+        return _row_sums(d_values, rows, self.count)
+
+    def transpose(self, rows: Array, d_table: Array) -> Array:
+        return _look_up(d_table, rows, self.count)
 
 
-# together the two have derivatives of every order: each is the other's
-_row_sums.defvjp(_row_sums_forward, _row_sums_backward)
+@_look_up.defjvp
+@own_modes
+def _(count: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    output = _look_up(*primals, count)
+    return output, linear(_Looked(count), primals[1], tangents[0], output)
+
+
+@_row_sums.defjvp
+@own_modes
+def _(count: int, primals: tuple[Array, Array], tangents: tuple[Array, Array]) -> tuple[Array, Array]:
+    output = _row_sums(*primals, count)
+    return output, linear(_Summed(count), primals[1], tangents[0], output)

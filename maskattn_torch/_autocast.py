@@ -11,8 +11,7 @@ __all__ = ["is_on", "off"]
 
 def off(device: torch.device) -> contextlib.AbstractContextManager[object]:
     """A context in which nothing that runs on this device is computed in half precision unasked."""
-    kind = device.type
-    return torch.autocast(kind, enabled=False) if torch.amp.is_autocast_available(kind) else contextlib.nullcontext()
+    return torch.autocast(device.type, enabled=False) if is_on(device) else contextlib.nullcontext()
 
 
 def is_on(device: torch.device) -> bool:

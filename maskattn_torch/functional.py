@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Hashable
 from typing import Literal, Unpack, overload
 
 import numpy as np
@@ -105,11 +106,11 @@ def attention(
     Raises:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
-    call = Call(
-        query,
-        key,
-        value,
-        mask,
+    call = Call.of(
+        query=query,
+        key=key,
+        value=value,
+        mask=mask,
         bias=bias,
         scale=scale,
         softcap=softcap,
@@ -161,6 +162,28 @@ def _concrete(x: Given) -> NumPyArray | None:
         return None
 
 
+def _facts(call: Call[Operand]) -> Hashable | None:
+    """What `Framework.facts` is: for calls with nothing that has to be looked at each time. Types are among the facts,
+    since 1 equals True.
+    """
+    if call.sinks is not None or call.dropout_key is not None or call.blocks is not None or call.dropout_broadcast:
+        return None
+    if torch.compiler.is_compiling():
+        return None
+    query, key, value = call.query, call.key, call.value
+    options = (call.scale, call.softcap, call.dropout_rate, call.empty_rows, call.kernel, call.precision)
+    try:
+        return (
+            (query.shape, query.dtype, query.device, type(query)),
+            (key.shape, key.dtype, key.device, type(key)),
+            (value.shape, value.dtype, value.device, type(value)),
+            (options, *map(type, options), call.return_lse is True, call.return_lse is False),
+            type(call.dropout_broadcast),
+        )
+    except AttributeError:  # no tensors
+        return None
+
+
 FRAMEWORK: Framework[Array] = Framework(
     kernels=KERNELS,
     auto=auto.choose,
@@ -174,4 +197,5 @@ FRAMEWORK: Framework[Array] = Framework(
     words=lambda key, query: rng.words(key, query.device),
     concrete=_concrete,
     compiling=torch.compiler.is_compiling,
+    facts=_facts,
 )

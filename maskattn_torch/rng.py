@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -148,23 +148,30 @@ def permutation(
 
 def words(key: RandomKey, device: Device = None) -> UInt32[Array, " 2"]:
     """The two uint32 words of what may stand for a key: a seed in [0, 2**31), or the words, of PyTorch or NumPy; on
-    `device` (default: where they are, else the CPU).
+    `device` (default: where they are, else the CPU). Four words, those of an rbg key of JAX, are `folded` as in
+    `maskattn.rng`.
+
+    A seed may be an integer tensor []; it is then not checked, and its low 32 bits count.
 
     Raises:
         TypeError, ValueError: for anything else.
     """
     problems = Problems("random numbers")
-    given: object = key
+    given: Any = key
     rng_arguments.check_key(problems, "key", given)
     if not problems and not (is_int(given) or isinstance(given, (np.generic, np.ndarray, Array))):
         problems.type(f"key must be of PyTorch or NumPy, got {type(given).__name__}")
     problems.raise_if_any()
-    if isinstance(key, Array):
-        return key if device is None else key.to(device)
-    if is_open(key) or isinstance(key, int) and torch.compiler.is_compiling():
-        seed = torch.scalar_tensor(key, dtype=torch.int64, device=device)  # which may change from call to call
-        return torch.stack([torch.zeros_like(seed), seed]).to(torch.uint32)
-    return torch.as_tensor(np.array(key if isinstance(key, np.ndarray) else rng.key(key)), device=device)
+    if is_open(given) or isinstance(given, int) and torch.compiler.is_compiling():
+        key = torch.scalar_tensor(given, dtype=torch.int64, device=device)  # which may change from call to call
+    if not isinstance(key, Array):
+        given = rng.two(key) if isinstance(key, np.ndarray) and key.ndim else rng.key(int(key))
+        return torch.as_tensor(np.array(given), device=device)
+    key = key if device is None else key.to(device)
+    if key.ndim == 0:
+        seed = key.to(torch.int32)
+        return torch.stack([seed * 0, seed]).view(torch.uint32)
+    return _folded(key) if len(key) == 4 else key
 
 
 def _shuffled(key: Array, x: Array, axis: int) -> Array:
@@ -173,6 +180,19 @@ def _shuffled(key: Array, x: Array, axis: int) -> Array:
         sorting = _bits(drawn, 0, x.numel(), 32).to(torch.int64) & WORD
         x = x.take_along_dim(sorting.reshape(x.shape).argsort(dim=axis, stable=True), axis)
     return x
+
+
+@operator("random_folded")
+def _folded(words: Array) -> Array:
+    """`rng.folded` of four words: uint32 [2]."""
+    x0, x1 = (word.reshape(1).clone() for word in words[2:].view(torch.int32).unbind())
+    _threefry2x32(_schedule(words[:2]), x0, x1, torch.empty_like(x1))
+    return torch.cat([x0, x1]).view(torch.uint32)
+
+
+@_folded.register_fake
+def _(words: Array) -> Array:
+    return words.new_empty(2)
 
 
 @operator("random_hash")

@@ -9,6 +9,7 @@ from jaxtyping import Float, Int
 from torch import Tensor as Array
 
 from maskattn.numerics.exact import table as exact_table
+from maskattn_torch._derivatives import both_modes, primals
 from maskattn_torch._operators import operator
 from maskattn_torch.exact_ops import OPS
 
@@ -17,12 +18,12 @@ __all__ = ["look_up", "row_sums"]
 
 def look_up(table: Float[Array, "R H"], rows: Int[Array, "B 1 L S"]) -> Float[Array, "B H L S"]:
     """table[rows]: table [R, H], rows int [B, 1, L, S] -> [B, H, L, S]. Its gradient is `row_sums`."""
-    return _LookUp.apply(table, rows)
+    return both_modes(_LookUp, _LookUpForward).apply(table, rows)
 
 
 def row_sums(d_values: Float[Array, "B H L S"], rows: Int[Array, "B 1 L S"], count: int) -> Float[Array, "R H"]:
     """The sums of d_values [B, H, L, S] over each of `count` rows: [count, H], summed exactly and rounded once."""
-    return _RowSums.apply(d_values, rows, count)
+    return both_modes(_RowSums, _RowSumsForward).apply(d_values, rows, count)
 
 
 class _LookUp(torch.autograd.Function):
@@ -45,6 +46,18 @@ class _LookUp(torch.autograd.Function):
         return row_sums(d_values, ctx.saved_tensors[0], ctx.count), None
 
 
+class _LookUpForward(_LookUp):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _LookUp.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def jvp(ctx: Any, d_table: Array, _: None) -> Array:
+        with primals(ctx) as (rows,):
+            return look_up(d_table, rows)
+
+
 class _RowSums(torch.autograd.Function):
     generate_vmap_rule = True
 
@@ -59,6 +72,19 @@ class _RowSums(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, d_table: Array) -> tuple[Any, ...]:
         return look_up(d_table, ctx.saved_tensors[0]), None, None
+
+
+class _RowSumsForward(_RowSums):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _RowSums.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[1])
+        ctx.count = inputs[2]
+
+    @staticmethod
+    def jvp(ctx: Any, d_values: Array, *_: None) -> Array:
+        with primals(ctx) as (rows,):
+            return row_sums(d_values, rows, ctx.count)
 
 
 @operator("table_row_sums")

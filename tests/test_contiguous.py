@@ -68,3 +68,22 @@ def test_what_is_contiguous_is_returned_and_out_is_checked():
     for wrong in (np.empty((3, 4), "f4"), np.empty((4, 3), "f8"), np.empty((3, 4), "f4").T):
         with pytest.raises(ValueError, match=r"out: expected a C-contiguous array of shape \[4, 3\] and dtype float32"):
             contiguous(array.T, wrong)
+
+
+@pytest.mark.parametrize("dtype", ["uint8", "bfloat16", "float32", "complex128"])
+def test_fill_writes_the_same_where_both_are_strided(dtype, monkeypatch):
+    """A layer's part of a stacked tensor: the rows of the target lie apart, those of the source are columns."""
+
+    monkeypatch.setattr(_contiguous, "TILED_FROM", 0)
+    kind = np.dtype(getattr(ml_dtypes, dtype, dtype))
+    draw = np.random.default_rng(0)
+    for axis in range(3):
+        source = (draw.random((70, 9, 31)) * 100).astype(kind)
+        for view in (source, source.transpose(2, 1, 0), source.transpose(1, 0, 2), source[:, ::-1, ::3]):
+            stacked = np.zeros((*view.shape[:axis], 3, *view.shape[axis:]), kind)
+            expected = stacked.copy()
+            np.moveaxis(expected, axis, 0)[1] = view
+            _contiguous.fill(np.moveaxis(stacked, axis, 0)[1], view)
+            assert stacked.tobytes() == expected.tobytes()
+    with pytest.raises(ValueError, match=r"target of shape \[2\] and dtype float64, source of shape \[3\]"):
+        _contiguous.fill(np.zeros(2), np.zeros(3))

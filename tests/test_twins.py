@@ -64,6 +64,9 @@ ALLOWED = {
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "_autocast.py: only in maskattn_torch": "JAX has no autocast",
     "_symbolic.py: only in maskattn_torch": "JAX's symbolic sizes answer for themselves",
+    "_scope.py: only in maskattn_jax": "PyTorch has no modes of promotion",
+    "_linear.py: only in maskattn_jax": "a function of PyTorch has a rule for each mode of differentiation",
+    "_varying.py: only in maskattn_jax": "PyTorch's types say nothing of the devices over which an array varies",
     "_layers.py: only in maskattn_jax": "what its two module systems share",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
     "losses.accuracy: axis_name only in maskattn_jax": DEVICES,
@@ -78,7 +81,7 @@ ALLOWED = {
     "losses.masked_mean: group only in maskattn_torch": DEVICES,
     "losses.simmim_loss: axis_name only in maskattn_jax": DEVICES,
     "losses.simmim_loss: group only in maskattn_torch": DEVICES,
-    "lower: __all__ ['allowed', 'bias', 'bind', 'check', 'register', 'to_additive', 'to_dense', "
+    "lower: __all__ ['allowed', 'bias', 'bind', 'check', 'opaque', 'register', 'to_additive', 'to_dense', "
     "'to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['allowed', 'bias', 'bind', 'check', 'register', "
     "'to_additive', 'to_block_mask', 'to_dense'] in maskattn_torch": TARGETS,
     "lower.backends: __all__ ['to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['to_block_mask'] in "
@@ -89,6 +92,7 @@ ALLOWED = {
     "lower.backends: to_splash_mask only in maskattn_jax": TARGETS,
     "lower._binding.arange: device only in maskattn_torch": DEVICE,
     "lower._binding.bind: device only in maskattn_torch": DEVICE,
+    "lower._binding: opaque only in maskattn_jax": "PyTorch's compilers fold nothing from a large constant",
     "lower._binding: device_of only in maskattn_torch": DEVICE,
     "lower._dense.allowed: device only in maskattn_torch": DEVICE,
     "lower._dense.bias: device only in maskattn_torch": DEVICE,

@@ -15,42 +15,54 @@ from typing import Any
 import numpy as np
 
 from maskattn._problems import Problems
-from maskattn.checkpoints import _seal, msgpack, npz, orbax, pytorch, safetensors, sharded
+from maskattn.checkpoints import _seal, _states, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
+from maskattn.checkpoints._folder import in_folder
+from maskattn.checkpoints._memory import Memory
+from maskattn.checkpoints._publish import leftovers
 from maskattn.checkpoints._reader import Reader, sha256
 from maskattn.checkpoints._seal import PENDING
 from maskattn.checkpoints._writer import Writer, checked, plain, wrong_names
 from maskattn.typing import NumPyDType
 
-__all__ = ["PENDING", "Reader", "TensorInfo", "Writer", "create", "open", "save", "sha256"]
+__all__ = ["PENDING", "Memory", "Reader", "TensorInfo", "Writer", "create", "leftovers", "open", "save", "sha256"]
 
 _FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack, pytorch, orbax)
 
 
-def open(path: str | os.PathLike[str], *, verify: bool = True) -> Reader:
+def open(path: str | os.PathLike[str], *, verify: bool = True, key: str | None = None) -> Reader:
     """Opens a checkpoint as a lazy mapping of names to NumPy arrays; use it in a ``with`` statement.
 
     Args:
         path: a ``.safetensors`` file, the ``.safetensors.index.json`` of a sharded one, an ``.npz`` file, Flax's
-            ``.msgpack``, PyTorch's ``.pt``, ``.bin`` or ``.pth``, an Orbax checkpoint (a folder), or a folder that
-            holds one of these.
+            ``.msgpack``, PyTorch's ``.pt``, ``.bin``, ``.pth`` or ``.ckpt``, an Orbax checkpoint (a folder), the
+            index of several of these files, or a folder as hubs and training runs leave it: the weights are taken
+            (``model.safetensors`` before ``pytorch_model.bin``, the latest step), and ``notes`` says so.
         verify: each tensor that is read is compared with its SHA-256, where the file has hashes (those that this
             library writes have); False reads a damaged file as it is.
+        key: which of the states that a training file holds: ``"model_ema"``, or keys joined by slashes,
+            ``"ema/params"``. None: the model's (``model``, ``state_dict``, ``params``, ...), and ``notes`` says so.
 
     Raises:
         FileNotFoundError: nothing is there. TypeError: path is none.
-        ValueError: a suffix of no known format, a folder with none or several checkpoints, a damaged or hostile file.
-            No Python object is ever unpickled; sizes are checked before memory is taken.
+        ValueError: a suffix of no known format, a folder with none or several checkpoints, a damaged or hostile file,
+            a key that holds no tensors. No Python object is ever unpickled; sizes are checked before memory is taken.
     """
     if not isinstance(path, (str, os.PathLike)):
         raise TypeError(f"path: expected a str or a path, got {type(path).__name__}")
     where = Path(path)
     if not where.exists():
         raise FileNotFoundError(f"path: no checkpoint at {where}")
+    notes: list[str] = []
     if where.is_dir():
-        where = _in_folder(where)
+        where, notes = in_folder(where, tuple(suffix for module in _FORMATS for suffix in module.SUFFIXES))
     kind = orbax if where.is_dir() else _format(where)
-    reader: Reader = kind.open_file(where, verify)
+    reader: Reader
+    if kind is pytorch:
+        reader = pytorch.open_file(where, verify, key)
+    else:
+        reader = _states.part(kind.open_file(where, verify), key)
+    reader.notes[:0] = notes
     return reader
 
 
@@ -101,6 +113,8 @@ def create(
         reasons.append(f"max_shard_size: only safetensors is written in several files, not {where.suffix}")
     if not where.parent.is_dir():
         reasons.append(f"path: there is no folder {where.parent}")
+    elif kind is sharded and not where.name.endswith(safetensors.SUFFIXES[0] + ".index.json"):
+        reasons.append("path: only safetensors is written in several files")
     elif where.is_dir() and kind is not orbax:
         reasons.append(f"path: {where} is a folder")
     Problems(f"{where} cannot be written", reasons).raise_if_any()
@@ -165,19 +179,3 @@ def _format(path: Path) -> ModuleType:
             return module
     known = ", ".join(suffix for module in _FORMATS for suffix in module.SUFFIXES)
     raise ValueError(f"path: {path.name!r} has no suffix of a known format; expected one of {known}")
-
-
-def _in_folder(folder: Path) -> Path:
-    for place in (folder, folder / "default"):  # the second is the one item of a step of Orbax's CheckpointManager
-        if orbax.is_checkpoint(place):
-            return place
-    names = sorted(entry.name for entry in folder.iterdir())
-    suffixes = tuple(suffix for module in _FORMATS for suffix in module.SUFFIXES)
-    files = [name for name in names if name.endswith(suffixes)]
-    indices = [name for name in files if name.endswith(sharded.SUFFIXES)]
-    files = indices or files  # the files of an index lie beside it
-    if len(files) != 1:
-        known = ", ".join(suffixes)
-        what = f"several checkpoints ({', '.join(files)}): name one" if files else f"no checkpoint ({known})"
-        raise ValueError(f"path: the folder {folder} holds {what}")
-    return folder / files[0]

@@ -35,6 +35,11 @@ class Memory:
         weakref.finalize(owner, self._give, block).atexit = False
         return owner[:size].view(dtype).reshape(shape)
 
+    def clear(self) -> None:
+        """Lets go of the blocks that came back."""
+        with self._lock:
+            self._free = []
+
     def _take(self, size: int) -> bytearray:
         with self._lock:
             fitting = [block for block in self._free if len(block) >= size]

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import secrets
 import shutil
 from collections.abc import Callable, Iterator
@@ -19,6 +20,8 @@ try:
     import fcntl
 except ImportError:  # Windows: nothing is locked, and nothing left behind is removed
     fcntl = None
+
+_TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)  # what _name_beside makes
 
 
 class Temporary:
@@ -99,21 +102,43 @@ def publishing(folder: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+def leftovers(folder: Path, *, remove: bool = False) -> dict[Path, str]:
+    """What killed writers left in ``folder``, and the name of the file that each wrote. ``remove``: it goes.
+
+    Only what is named as a temporary of this library and is locked by no living writer.
+    """
+    found = {}
+    for place in sorted(folder.glob(".*.tmp")) if fcntl is not None else ():
+        match = _TEMPORARY.fullmatch(place.name)
+        if match is not None and _dead(place, remove=remove):
+            found[place] = match[1]
+    return found
+
+
 def sweep(path: Path) -> None:
     """Removes what killed writers of ``path`` left beside it."""
     if fcntl is None:
         return
     for place in path.parent.glob(f".{_escaped(path.name)}.*.tmp"):
-        with contextlib.suppress(OSError):
-            descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if place.is_dir():
-                    shutil.rmtree(place)
-                else:
-                    place.unlink()
-            finally:
-                os.close(descriptor)
+        match = _TEMPORARY.fullmatch(place.name)
+        if match is not None and match[1] == path.name:
+            _dead(place, remove=True)
+
+
+def _dead(place: Path, *, remove: bool) -> bool:
+    """Whether no living writer holds ``place``; removed then, if asked for, while its lock is held."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(place, os.O_RDONLY | os.O_NOFOLLOW)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if remove and place.is_dir():
+                shutil.rmtree(place)
+            elif remove:
+                place.unlink()
+            return True
+        finally:
+            os.close(descriptor)
+    return False
 
 
 def _name_beside(path: Path) -> Path:

@@ -25,6 +25,21 @@ def paths(names: Iterable[str]) -> dict[str, Path]:
     return {name: tuple(name.split(mark)) for name in names}
 
 
+def without_value(names: Iterable[str], mark: str) -> tuple[dict[str, str], list[str]]:
+    """New names by the old: without a last part ``value`` where all have it, as the state of an NNX module is saved.
+
+    The keys and counts of its random streams (``dropout/rngs/count``) are left out then. With what there is to say.
+    """
+    names, last = list(names), f"{mark}value"
+    if not names or not all(name.endswith(last) and name != last for name in names):
+        return {name: name for name in names}, []
+    short = {name: name.removesuffix(last) for name in names}
+    streams = [name for name, new in short.items() if {"rngs"} & set(new.split(mark)[:-1])]
+    notes = ["every name without its last part, 'value' (Flax NNX)"]
+    notes += [f"{short.pop(name)}: left out, it is a random stream's" for name in streams]
+    return short, notes
+
+
 def unsupported(names: Iterable[str]) -> list[str]:
     """What keeps ``names`` from being a tree: one line each."""
     leaves = paths(names)

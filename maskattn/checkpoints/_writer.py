@@ -24,6 +24,9 @@ from maskattn.typing import NumPyArray as Array, NumPyDType
 
 THREADS = 2
 CHUNK = 2**21  # laid out, hashed and written while it is in the cache
+# What is laid out anew is so in pieces of at least so many rows, if these have at most so many bytes: of a transpose,
+# the rows of a piece lie together in the source, and each place of it that is read should give some cache lines.
+ROWS, PIECE = 256, 2**24
 WRITEBACK = 2**25  # bytes after which what was written goes on its way to the disk
 
 
@@ -295,10 +298,11 @@ def chunks(array: Array, memory: Memory) -> Iterator[memoryview]:
             yield flat[start : start + CHUNK]
         return
     rows = CHUNK * len(array) // array.nbytes
+    rows = max(rows, min(ROWS, PIECE * len(array) // array.nbytes))
     if rows == 0:
         for part in array:
             yield from chunks(part, memory)
         return
     for start in range(0, len(array), rows):
         part = array[start : start + rows]
-        yield contiguous(part, memory.empty(part.shape, part.dtype)).reshape(-1).view(np.uint8).data
+        yield from chunks(contiguous(part, memory.empty(part.shape, part.dtype)), memory)

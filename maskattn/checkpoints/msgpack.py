@@ -49,7 +49,10 @@ class MsgpackReader(Reader):
             content = _beside(path, verify)
             mark = content.get("separator", _trees.DEFAULT)
             leaves, left_out = _leaves(path, Scanner(self._file, path), mark)
-            infos = {name: info for name, (info, _) in leaves.items()}
+            names, said = {name: name for name in leaves}, list[str]()
+            if not content:
+                names, said = _trees.without_value(leaves, mark)
+            infos = {new: leaves[name][0] for name, new in names.items()}
             metadata = dict(content.get("metadata", {}))
             if _seal.KEY in content:
                 metadata[_seal.KEY] = json.dumps(content[_seal.KEY])
@@ -57,8 +60,8 @@ class MsgpackReader(Reader):
         except BaseException:
             self._file.close()
             raise
-        self._spans = {name: spans for name, (_, spans) in leaves.items()}
-        self.notes += left_out
+        self._spans = {new: leaves[name][1] for name, new in names.items()}
+        self.notes += [*left_out, *said]
 
     def _read(self, name: str, info: TensorInfo) -> Array:
         array = self._memory.empty(info.shape, info.dtype)

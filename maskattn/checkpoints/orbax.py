@@ -14,7 +14,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import ml_dtypes
 import numpy as np
@@ -23,7 +23,7 @@ from maskattn.checkpoints import _seal, _trees
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._publish import TemporaryFolder, sync_folder
 from maskattn.checkpoints._reader import Reader
-from maskattn.checkpoints._writer import Writer
+from maskattn.checkpoints._writer import Appender, Writer
 from maskattn.typing import NumPyArray as Array, NumPyDType
 
 SUFFIXES = (".orbax",)
@@ -57,14 +57,16 @@ class OrbaxReader(Reader):
         sealed = custom.get(_seal.KEY)
         metadata = {str(k): v if isinstance(v, str) else json.dumps(v) for k, v in custom.items() if k != _seal.KEY}
         mark = sealed.pop("separator", None) if isinstance(sealed, dict) else None
-        leaves, notes = _leaves(path, tree, mark if mark in _trees.SEPARATORS else _trees.DEFAULT)
-        self._specs = {name: _spec(path, tree, directory) for name, directory in leaves.items()}
+        mark = mark if mark in _trees.SEPARATORS else _trees.DEFAULT
+        leaves, notes = _leaves(path, tree, mark)
+        names, said = _trees.without_value(leaves, mark) if sealed is None else ({name: name for name in leaves}, [])
+        self._specs = {new: _spec(path, tree, leaves[name]) for name, new in names.items()}
         infos = {name: self._info(path, name, spec) for name, spec in self._specs.items()}
         _refuse_inflation(path, infos)
         if sealed is not None:
             metadata[_seal.KEY] = json.dumps(sealed)
         super().__init__(path, infos, metadata, verify)
-        self.notes += notes
+        self.notes += [*notes, *said]
 
     def _open(self, path: Path, name: str, spec: Mapping[str, object]) -> Any:
         try:
@@ -124,7 +126,7 @@ class OrbaxWriter(Writer):
     _place: TemporaryFolder | None = None
 
     def _prepare(self) -> None:
-        self._paths = _trees.paths(self.infos)
+        self._paths, self._open = _trees.paths(self.infos), dict[str, Chunks]()
 
     @property
     def _folder(self) -> Path:
@@ -146,7 +148,11 @@ class OrbaxWriter(Writer):
             "fill_value": None, "filters": None, "order": "C", "shape": list(info.shape), "zarr_format": 2,
         }  # fmt: skip
         _write_json(folder / ".zarray", described)
-        return Chunks(folder, info, chunk)
+        self._open[name] = Chunks(folder, info, chunk)
+        return self._open[name]
+
+    def _end_tensor(self, name: str) -> None:
+        self._open.pop(name).close()
 
     def _publish(self) -> None:
         sealed = json.loads(_seal.compose(self.provenance, self.hashes, self.infos, self.metadata))
@@ -175,6 +181,8 @@ class OrbaxWriter(Writer):
         sync_folder(self.path.parent)
 
     def _discard(self) -> None:
+        for chunks in self._open.values():  # of tensors that were begun when something failed
+            chunks.close()
         if self._place is not None:
             self._place.discard()
 
@@ -193,22 +201,30 @@ class Chunks:
         self._whole = TensorInfo(chunk, info.dtype).nbytes
         self._files = _chunk_files(info, chunk)
         self._name, self._left = next(self._files)
+        self._file: IO[bytes] | None = None
 
     def __call__(self, data: memoryview) -> None:
         while data:
             part = data[: self._left]
-            with open(self._folder / self._name, "ab", buffering=0) as file:
-                for start in range(0, len(part), 2**30):  # Linux writes at most 2 GB at once
-                    _write_all(file.fileno(), part[start : start + 2**30])
-                self._left -= len(part)
-                if self._left == 0:
-                    file.truncate(self._whole)
-                    os.fsync(file.fileno())
+            if self._file is None:
+                self._file = open(self._folder / self._name, "xb", buffering=0)
+                self._append = Appender(self._file.fileno(), 0)
+            self._append(part)
+            self._left -= len(part)
             if self._left == 0:
+                self._file.truncate(self._whole)
+                os.fsync(self._file.fileno())
+                self.close()
                 self._name, self._left = next(self._files, ("", 0))
                 if not self._name:
                     sync_folder(self._folder)
             data = data[len(part) :]
+
+    def close(self) -> None:
+        """Closes the file that is being written, if there is one."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
 
 
 def chunk_shape(info: TensorInfo) -> tuple[int, ...]:
@@ -234,11 +250,6 @@ def _chunk_files(info: TensorInfo, chunk: tuple[int, ...]) -> Iterator[tuple[str
 
 def _zarr(dtype: NumPyDType) -> str:
     return dtype.name if dtype in _EXTENDED else dtype.str
-
-
-def _write_all(descriptor: int, data: memoryview) -> None:
-    while data:
-        data = data[os.write(descriptor, data) :]
 
 
 def _write_json(path: Path, content: object) -> None:

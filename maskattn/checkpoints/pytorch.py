@@ -1,4 +1,4 @@
-"""PyTorch's ``.pt``, ``.bin`` and ``.pth``: weights only, through PyTorch's own restricted loader and its own writer.
+"""PyTorch's ``.pt``, ``.bin``, ``.pth``, ``.ckpt``: weights only, through its own restricted loader and its own writer.
 
 The loader maps the file, so that a tensor is read when it is asked for. It runs no code of the file, and only since
 PyTorch 2.10 was no way around that known (CVE-2025-32434, CVE-2026-24747), so older ones are refused. ``torch.save``
@@ -14,7 +14,7 @@ import pickle
 import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -23,16 +23,14 @@ import numpy as np
 
 from maskattn._contiguous import contiguous
 from maskattn.arrays import to_numpy
-from maskattn.checkpoints import _seal, _zip
+from maskattn.checkpoints import _seal, _states, _zip
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Appender, FileWriter
 from maskattn.typing import NumPyArray as Array
 
-SUFFIXES = (".pt", ".bin", ".pth")
+SUFFIXES = (".pt", ".bin", ".pth", ".ckpt")
 OLDEST = (2, 10)
-# Where a training script keeps the weights, in order of preference.
-WRAPPERS = ("state_dict", "model_state_dict", "model", "module", "params", "net", "ema_state_dict", "model_ema")
 INFLATION_LIMIT = 100
 INFLATION_FLOOR = 256 * 2**20
 
@@ -49,7 +47,7 @@ _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 class PyTorchReader(Reader):
     """The tensors of one file. ``notes`` says which part was taken for the weights, and what was left out."""
 
-    def __init__(self, path: Path, verify: bool) -> None:
+    def __init__(self, path: Path, verify: bool, key: str | None = None) -> None:
         torch = _torch()
         with open(path, "rb") as file:
             members, comment = _members(path, file)
@@ -64,7 +62,7 @@ class PyTorchReader(Reader):
         except Exception as error:  # a damaged file fails in as many ways as PyTorch has exceptions
             raise ValueError(f"{path}: PyTorch cannot load it ({type(error).__name__}: {str(error)[:200]})") from None
         self._size = os.path.getsize(path)
-        self._tensors, notes = _weights(path, content)
+        self._tensors, notes = _weights(path, content, key)
         infos = {name: _info(path, name, tensor) for name, tensor in self._tensors.items()}
         total, limit = sum(i.nbytes for i in infos.values()), max(INFLATION_FLOOR, INFLATION_LIMIT * self._size)
         if total > limit:
@@ -158,7 +156,9 @@ def _torch() -> Any:
     try:
         import torch
     except ImportError:
-        raise ValueError("reading and writing .pt, .bin and .pth takes PyTorch: pip install 'torch>=2.10'") from None
+        raise ValueError(
+            "reading and writing .pt, .bin, .pth and .ckpt takes PyTorch: pip install 'torch>=2.10'"
+        ) from None
     version = tuple(int(part) for part in re.findall(r"\d+", torch.__version__)[:2])
     if version < OLDEST:
         raise ValueError(
@@ -179,6 +179,7 @@ def _members(path: Path, file: IO[bytes]) -> tuple[list[zipfile.ZipInfo], bytes]
             f"{path}: not a file that PyTorch wrote since version 1.6 ({error}); an older one has to be loaded and "
             f"saved again with PyTorch"
         ) from None
+    _refuse_programs(path, members)
     # PyTorch compresses nothing; what is compressed may unfold to any size.
     if any(member.compress_type != zipfile.ZIP_STORED for member in members):
         raise ValueError(f"{path}: refused: a member of the archive is compressed, which PyTorch never does")
@@ -188,45 +189,35 @@ def _members(path: Path, file: IO[bytes]) -> tuple[list[zipfile.ZipInfo], bytes]
     return [data[number] for number in sorted(data, key=int)], comment
 
 
-def _weights(path: Path, content: Any) -> tuple[dict[str, Any], list[str]]:
+def _refuse_programs(path: Path, members: list[zipfile.ZipInfo]) -> None:
+    """Archives of programs, which are no dicts of tensors."""
+    names = {member.filename.partition("/")[2] for member in members}
+    what = ""
+    if "constants.pkl" in names or any(name.startswith("code/") for name in names):
+        what = "a TorchScript program (torch.jit.save): torch.jit.load it, and save its state_dict()"
+    elif "archive_format" in names or "archive_version" in names:
+        what = "an exported program (torch.export.save): torch.export.load it, and save its state_dict"
+    if what:
+        raise ValueError(f"{path}: this is {what} with torch.save")
+
+
+def _weights(path: Path, content: Any, key: str | None) -> tuple[dict[str, Any], list[str]]:
     """The tensors of what was loaded, and what was chosen and left out."""
     if not isinstance(content, Mapping):
         raise ValueError(f"{path}: expected a dict of tensors, got {type(content).__name__}")
-    notes: list[str] = []
-    if not any(_is_tensor(value) for value in content.values()):
-        inner = [
-            key for key, value in content.items() if isinstance(value, Mapping) and any(map(_is_tensor, value.values()))
-        ]
-        known = [key for key in WRAPPERS if key in inner]
-        if not inner:
-            if content:
-                raise ValueError(f"{path}: holds no tensors by name; its keys are {_some(content)}")
-            return {}, notes
-        if not known and len(inner) > 1:
-            raise ValueError(
-                f"{path}: several of its entries hold tensors ({_some(inner)}): save the one that is meant"
-            )
-        chosen = known[0] if known else inner[0]
-        others = [key for key in content if key != chosen]
-        notes.append(f"took {chosen!r}" + (f"; left out {_some(others)}" if others else ""))
-        content = content[chosen]
-    left_out = [key for key, value in content.items() if not _is_tensor(value)]
+    content, notes = _states.choose(path, content, key, _is_tensor)
+    left_out = [name for name, value in content.items() if not _is_tensor(value)]
     if left_out:
-        notes.append(f"left out what is no tensor: {_some(left_out)}")
-    tensors = {key: value for key, value in content.items() if _is_tensor(value)}
-    unnamed = [key for key in tensors if not isinstance(key, str)]
+        notes.append(f"left out what is no tensor: {_states.some(left_out)}")
+    tensors = {name: value for name, value in content.items() if _is_tensor(value)}
+    unnamed = [name for name in tensors if not isinstance(name, str)]
     if unnamed:
-        raise ValueError(f"{path}: tensors must be named by text, got {_some(unnamed)}")
+        raise ValueError(f"{path}: tensors must be named by text, got {_states.some(unnamed)}")
     return tensors, notes
 
 
 def _is_tensor(value: object) -> bool:
     return isinstance(value, _torch().Tensor)
-
-
-def _some(keys: Iterable[object]) -> str:
-    shown = [f"{key!r:.60}" for key in keys]
-    return ", ".join(shown[:8]) + (f" and {len(shown) - 8} more" if len(shown) > 8 else "")
 
 
 def _info(path: Path, name: str, tensor: Any) -> TensorInfo:

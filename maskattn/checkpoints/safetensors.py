@@ -2,6 +2,9 @@
 
 Read and written here directly, without PyTorch and with bfloat16. What the format forbids is refused: overlaps, holes,
 sizes that contradict shapes, bytes left over (https://github.com/huggingface/safetensors, "Format").
+
+Where ``__metadata__`` says ``{"format": "flax"}``, transformers' Flax models join names by dots; here they are
+joined by slashes, as Flax's are otherwise.
 """
 
 from __future__ import annotations
@@ -52,6 +55,10 @@ class SafetensorsReader(Reader):
         self._file: IO[bytes] = open(path, "rb", buffering=0)
         try:
             infos, self._starts, metadata = _read_header(self._file, path)
+            self.dotted = _dotted(infos, metadata)
+            if self.dotted:
+                infos = {name.replace(".", "/"): info for name, info in infos.items()}
+                self._starts = {name.replace(".", "/"): at for name, at in self._starts.items()}
             super().__init__(path, infos, metadata, verify)
         except BaseException:
             self._file.close()
@@ -81,12 +88,33 @@ def unsupported(infos: Mapping[str, TensorInfo]) -> list[str]:
     return reasons
 
 
+def stored_name(name: str, metadata: Mapping[str, str]) -> str:
+    """What a file with this metadata calls a tensor."""
+    return name.replace("/", ".") if metadata.get("format") == "flax" else name
+
+
+def _dotted(infos: Mapping[str, TensorInfo], metadata: Mapping[str, str]) -> bool:
+    """Whether the file's names are joined by dots and stand for ones that are joined by slashes.
+
+    Files that this library wrote before it knew of that say ``flax`` too, and have hashes under names with dots.
+    """
+    if metadata.get("format") != "flax" or any("/" in name for name in infos):
+        return False
+    try:
+        hashes = json.loads(metadata[_seal.KEY])["sha256"] if _seal.KEY in metadata else {}
+    except (ValueError, KeyError, TypeError, RecursionError):
+        hashes = {}  # refused when it is parsed
+    return not any("." in name for name in hashes)
+
+
 class SafetensorsWriter(FileWriter):
     """One file. The hashes stand in the header, before the tensors: room is kept for them and filled in at the end."""
 
     parallel = True
 
     def _prepare(self) -> None:
+        if self.metadata.get("format") == "flax" and any("." in name for name in self.infos):
+            raise ValueError(f"{self.path} cannot be written: format: flax joins names by dots, and some have dots")
         rank = {dtype: -i for i, dtype in enumerate(_DTYPES.values())}
         self.order = tuple(sorted(self.infos, key=lambda name: (rank[self.infos[name].dtype], name)))
         pending = dict.fromkeys(self.infos, _seal.PENDING)
@@ -100,7 +128,11 @@ class SafetensorsWriter(FileWriter):
             info = self.infos[name]
             start, end = end, end + info.nbytes
             self._starts[name] = start
-            header[name] = {"dtype": _NAMES[info.dtype], "shape": list(info.shape), "data_offsets": [start, end]}
+            header[stored_name(name, self.metadata)] = {
+                "dtype": _NAMES[info.dtype],
+                "shape": list(info.shape),
+                "data_offsets": [start, end],
+            }
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
         text += b" " * (-len(text) % 8)  # the tensors start on a multiple of 8
         if len(text) > HEADER_LIMIT:

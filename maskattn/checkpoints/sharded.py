@@ -1,4 +1,7 @@
-"""Several safetensors files and the index that says which tensor lies in which: ``model.safetensors.index.json``."""
+"""Several files and the index that says which tensor lies in which: ``model.safetensors.index.json``.
+
+Those of PyTorch (``pytorch_model.bin.index.json``) and Flax (``flax_model.msgpack.index.json``) are read, not written.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +13,15 @@ from pathlib import Path
 from typing import Any
 
 from maskattn._problems import Problems
-from maskattn.checkpoints import safetensors
+from maskattn.checkpoints import msgpack, pytorch, safetensors
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._publish import TemporaryFolder, publishing, sync_folder
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Writer
-from maskattn.checkpoints.safetensors import SafetensorsReader, SafetensorsWriter, _no_duplicates
+from maskattn.checkpoints.safetensors import SafetensorsReader, SafetensorsWriter, _no_duplicates, stored_name
 from maskattn.typing import NumPyArray as Array
 
-SUFFIXES = (".safetensors.index.json",)
+SUFFIXES = (".safetensors.index.json", ".bin.index.json", ".msgpack.index.json")
 INDEX_LIMIT = 100_000_000
 
 
@@ -28,10 +31,12 @@ class ShardedReader(Reader):
     def __init__(self, path: Path, verify: bool) -> None:
         weight_map, metadata = _read_index(path)
         with ExitStack() as stack:
-            shards: dict[str, SafetensorsReader] = {}
+            shards: dict[str, Reader] = {}
             for file in dict.fromkeys(weight_map.values()):
-                shards[file] = SafetensorsReader(_shard(path, file), verify)
+                shards[file] = _OPEN[_suffix(path)](_shard(path, file), verify)
                 stack.callback(shards[file].close)
+            if any(isinstance(shard, SafetensorsReader) and shard.dotted for shard in shards.values()):
+                weight_map = {name.replace(".", "/"): file for name, file in weight_map.items()}
             _agree(path, weight_map, shards)
             infos = {name: shards[file].infos[name] for name, file in weight_map.items()}
             super().__init__(path, infos, metadata, verify)
@@ -50,7 +55,15 @@ class ShardedReader(Reader):
         self._files.close()
 
 
+_OPEN: dict[str, Callable[[Path, bool], Reader]] = {
+    ".safetensors": SafetensorsReader, ".bin": pytorch.PyTorchReader, ".msgpack": msgpack.MsgpackReader,
+}  # fmt: skip
 unsupported = safetensors.unsupported
+
+
+def _suffix(index: Path) -> str:
+    """What the files of an index end with."""
+    return Path(index.name.removesuffix(".index.json")).suffix
 
 
 class ShardedWriter(Writer):
@@ -98,7 +111,7 @@ class ShardedWriter(Writer):
         total = sum(info.nbytes for info in self.infos.values())
         index = {
             "metadata": {"total_size": total},
-            "weight_map": {name: self._of[name].path.name for name in sorted(self.infos)},
+            "weight_map": {stored_name(n, self.metadata): self._of[n].path.name for n in sorted(self.infos)},
         }
         with open(self._place.place / self.path.name, "w", encoding="utf-8") as file:
             json.dump(index, file, indent=2, ensure_ascii=False)
@@ -168,8 +181,9 @@ def _shard(index: Path, file: str) -> Path:
 
     The one exception is Hugging Face's cache, whose ``snapshots/<commit>/`` hold links into its own ``blobs/``.
     """
-    if not file.endswith(".safetensors") or Path(file).name != file or "\\" in file or "\0" in file:
-        raise ValueError(f"{index}: names the file {file!r}; expected a plain name ending in .safetensors")
+    suffix = _suffix(index)
+    if not file.endswith(suffix) or Path(file).name != file or "\\" in file or "\0" in file:
+        raise ValueError(f"{index}: names the file {file!r}; expected a plain name ending in {suffix}")
     path = index.parent / file
     if not path.is_file():
         raise ValueError(f"{index}: names the file {file!r}, which is not there")
@@ -182,7 +196,7 @@ def _shard(index: Path, file: str) -> Path:
     return path
 
 
-def _agree(path: Path, weight_map: dict[str, str], shards: dict[str, SafetensorsReader]) -> None:
+def _agree(path: Path, weight_map: dict[str, str], shards: Mapping[str, Reader]) -> None:
     wrong = [f"{name}: not in {file}" for name, file in weight_map.items() if name not in shards[file].infos]
     for file, shard in shards.items():
         wrong += [f"{name}: in {file}, but the index does not say so" for name in shard if weight_map.get(name) != file]

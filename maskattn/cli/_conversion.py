@@ -23,6 +23,8 @@ def show_plan(plan: Plan, reader: Reader, console: Console, *, verbose: bool, fu
     say(console, f"{reader.path}: {plan.source} -> {plan.target}")
     for line in (*plan.evidence, *reader.notes):
         say(console, f"  found: {line}")
+    for line in plan.notes:
+        say(console, f"  {line}" if line.startswith("warning") else f"  note: {line}")
     if full:
         _moves(plan, console, verbose)
     for step in plan.steps:

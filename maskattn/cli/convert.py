@@ -25,6 +25,12 @@ class Refused(click.ClickException):
     exit_code = 2
 
 
+class Stopped(click.ClickException):
+    """By Ctrl-C: as shells report it."""
+
+    exit_code = 130
+
+
 class _Size(click.ParamType):
     """Bytes: a number, or one with a unit."""
 
@@ -40,7 +46,7 @@ class _Size(click.ParamType):
 @click.command(name="convert")
 @click.argument("source", metavar="SRC", type=click.Path(path_type=Path))
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
-@click.option("--to", help="Form wanted: a family, or a layout such as flax-linen. Default: the form it is in.")
+@click.option("--to", help="Form wanted: a family, or a layout such as flax-linen. Default: what it was made from.")
 @click.option("--from", "origin", default="auto", show_default=True, help="Form it is in: a family or a layout.")
 @click.option("--family", metavar="NAME|FILE.toml", help="A family of your own, or which one where several fit.")
 @click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="Its config.json.")
@@ -62,6 +68,17 @@ class _Size(click.ParamType):
     metavar="FILE",
     help="Arrays query, mask and output of the first layer: settles a layout that names leave open.",
 )
+@click.option("--key", help="Which state of a training file: model_ema, or ema/params. Default: the model's.")
+@click.option("--clean", is_flag=True, help="Remove what killed runs left in DST's folder.")
+@click.option(
+    "--strip-prefix",
+    metavar="[PREFIX]",
+    is_flag=False,
+    flag_value="auto",
+    default="",
+    help="Take off what stands before the names, such as module.; alone at the end: what is found there.",
+)
+@click.option("--force", is_flag=True, help="DST may replace SRC; a converted file is read as another form.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--verify", "check", is_flag=True, help="Read back, undo, compare every tensor, run attention on both.")
 @click.option("--verbose", is_flag=True, help="List every tensor of the plan, not one for all layers.")
@@ -80,6 +97,10 @@ def command(
     rest: str,
     scan: bool | None,
     probe: Path | None,
+    key: str | None,
+    force: bool,
+    clean: bool,
+    strip_prefix: str,
     dry_run: bool,
     check: bool,
     verbose: bool,
@@ -90,20 +111,25 @@ def command(
     Every tensor is accounted for: one that is missing or unknown is an error that names it. Numbers are moved, not
     changed, but for --dtype and for steps that the plan names. DST appears whole or not at all.
 
+    The model's config.json, and in a model's own folder its tokenizer's files, go with the weights; nothing that is
+    there is replaced.
+
     Exit code 0: done, and verified where asked. 1: written, but --verify found a difference. 2: refused, nothing
-    written.
+    written. 130: stopped by Ctrl-C, nothing written unless said before.
     """
     from rich.console import Console
 
     from maskattn import checkpoints
     from maskattn.arrays import dtype_named
     from maskattn.cli import _conversion
-    from maskattn.convert import config_json, plan, run, verify
+    from maskattn.convert import carry, config_json, plan, refuse_a_shard, run, verify
 
     console = Console(soft_wrap=wide)
     with refusing():
-        config = config_json.beside(source, config_path)
-        with checkpoints.open(source) as reader:
+        refuse_a_shard(source)
+        _leftovers(target, console, clean=clean)
+        with checkpoints.open(source, key=key) as reader:
+            config = config_json.beside(reader.path, config_path) or config_json.beside(source)
             if probe is not None:
                 origin = _conversion.settle(reader, origin, probe, config, heads, kv_heads, console)
             kept = DTYPES[dtype]
@@ -119,22 +145,35 @@ def command(
                 rest=rest,
                 scan=scan,
                 provenance=reader.provenance,
+                strip_prefix=strip_prefix,
+                force=force,
             )
             _conversion.show_plan(planned, reader, console, verbose=verbose, full=dry_run)
             if dry_run:
                 return
-            metadata = {"format": "pt" if planned.forms[1].style == "torch" else "flax"}
-            options: dict[str, Any] = {"max_shard_size": max_shard_size}
-            options["metadata"] = metadata if ".safetensors" in target.name else None
+            options: dict[str, Any] = {"max_shard_size": max_shard_size, "force": force}
             with bar(console, "writing", planned.bytes_written) as progress:
                 written = run(planned, reader, target, progress=progress, **options)
             _conversion.say(console, f"wrote {written}")
+            for line in carry(reader.path, written, config_path):
+                _conversion.say(console, f"  {line}")
             if not check:
                 return
             with bar(console, "verifying", planned.bytes_read) as progress, checkpoints.open(written) as back:
                 result = verify(planned, reader, back, progress=progress)
     _conversion.show_verification(result, console)
     raise SystemExit(0 if result.held else 1)
+
+
+def _leftovers(target: Path, console: Console, *, clean: bool) -> None:
+    """Names what killed runs left in the target's folder. What they left of this target goes when it is written."""
+    from maskattn import checkpoints
+    from maskattn.cli import _conversion
+
+    folder = target.parent
+    for place, name in (checkpoints.leftovers(folder, remove=clean) if folder.is_dir() else {}).items():
+        own = "goes when this one is written" if name == target.name else "--clean removes it"
+        _conversion.say(console, f"{place} was left by a killed run: {'removed' if clean else own}")
 
 
 @contextmanager
@@ -144,6 +183,8 @@ def refusing() -> Iterator[None]:
         yield
     except (ValueError, OSError, ImportError) as error:
         raise Refused(str(error)) from error
+    except KeyboardInterrupt:
+        raise Stopped("stopped") from None
 
 
 @contextmanager

@@ -24,6 +24,15 @@ __all__ = ["command"]
 @click.option("--family", metavar="NAME|FILE.toml", help="A family of your own, or which one where several fit.")
 @click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where no config.json says.")
 @click.option("--kv-heads", type=click.IntRange(min=1), help="Key/value heads, where fewer.")
+@click.option("--key", help="Which state of a training file: model_ema, or ema/params. Default: the model's.")
+@click.option(
+    "--strip-prefix",
+    metavar="[PREFIX]",
+    is_flag=False,
+    flag_value="auto",
+    default="",
+    help="Take off what stands before the names, such as module.",
+)
 @click.option("--no-read", is_flag=True, help="Read names and shapes only: no search for non-finite values.")
 @click.option("--verbose", is_flag=True, help="List every tensor.")
 @click.option("--wide", is_flag=True, help="One line for each fact, however long.")
@@ -33,6 +42,8 @@ def command(
     family: str | None,
     heads: int | None,
     kv_heads: int | None,
+    key: str | None,
+    strip_prefix: str,
     no_read: bool,
     verbose: bool,
     wide: bool,
@@ -41,7 +52,7 @@ def command(
 
     Every tensor is read once, to find NaN and infinity and to check the hashes that the file may have.
 
-    Exit code 0: read without fault. 1: values that are not finite. 2: it cannot be read.
+    Exit code 0: read without fault. 1: values that are not finite, or a form that is not known. 2: it cannot be read.
     """
     from rich.console import Console
 
@@ -53,15 +64,16 @@ def command(
     console = Console(soft_wrap=wide)
     say = _conversion.say
     with refusing():
-        config = config_json.beside(path, config_path)
-        with checkpoints.open(path) as reader:
+        with checkpoints.open(path, key=key) as reader:
+            config = config_json.beside(reader.path, config_path) or config_json.beside(path)
             total = sum(info.nbytes for info in reader.infos.values())
             say(console, f"{reader.path}: {len(reader)} tensors, {_conversion.size(total)}")
             for note in reader.notes:
                 say(console, f"  note: {note}")
             for dtype, count, nbytes in _dtypes(reader.infos):
                 say(console, f"  {dtype}: {count} tensors, {_conversion.size(nbytes)}")
-            _form(reader, family, config, heads, kv_heads, console)
+            options = {"family": family, "config": config, "num_heads": heads, "num_kv_heads": kv_heads}
+            settled = _form(reader, options | {"strip_prefix": strip_prefix}, console)
             _provenance(reader, console)
             if verbose:
                 for name, info in reader.infos.items():
@@ -75,35 +87,34 @@ def command(
     if not no_read:
         hashed = ", all equal to their SHA-256" if reader.hashes else ", no hashes to compare with"
         say(console, f"  values: {'all finite' if not strange else f'{len(strange)} tensors not finite'}{hashed}")
-    raise SystemExit(1 if strange else 0)
+    raise SystemExit(1 if strange or not settled else 0)
 
 
-def _form(
-    reader: Reader,
-    family: str | None,
-    config: Mapping[str, object],
-    heads: int | None,
-    kv_heads: int | None,
-    console: Console,
-) -> None:
+def _form(reader: Reader, options: dict[str, Any], console: Console) -> bool:
+    """Says the form, or why it is not settled; whether it is."""
     from maskattn.cli import _conversion
     from maskattn.convert import plan
 
+    here = {key: value for key, value in reader.provenance.items() if key != "source"}  # where it came from aside
     try:
-        options: dict[str, Any] = {"family": family, "config": config, "provenance": reader.provenance}
-        planned = plan(reader.infos, num_heads=heads, num_kv_heads=kv_heads, rest="keep", **options)
+        planned = plan(reader.infos, rest="keep", provenance=here, **options)
     except ValueError as error:
         _conversion.say(console, f"  form: not settled: {error}")
-        return
-    _conversion.say(console, f"  form: {planned.source}")
+        return False
+    whole = not planned.forms[0].attention_only
+    form = f"{planned.foreign}, with the names of {planned.source}" if planned.foreign else planned.source
+    _conversion.say(console, f"  form: {form}" if whole else f"  form: attention of layout {planned.source}")
     for line in planned.evidence:
+        _conversion.say(console, f"    {line}")
+    for line in planned.notes:
         _conversion.say(console, f"    {line}")
     groups: dict[tuple[str, AttentionConfig], list[str]] = {}
     for name, layer in planned.layers.items():
         groups.setdefault((re.sub(r"\d+", "#", name), layer.config), []).append(name)
     for (_, sizes), names in groups.items():
         kv = "" if sizes.num_kv_heads == sizes.num_heads else f", {sizes.num_kv_heads} key/value heads"
-        several = f"{names[0]} to {names[-1]}, {len(names)} layers" if len(names) > 1 else names[0]
+        own = [planned.layers[name].own_name for name in (names[0], names[-1])]
+        several = f"{own[0]} to {own[1]}, {len(names)} layers" if len(names) > 1 else own[0]
         extras = [part for part in planned.layers[names[0]].tensors if part.split(".")[0] not in _PLAIN]
         beside = f", with {', '.join(extras)}" if extras else ""
         text = f"{sizes.embed_dim} wide, {sizes.num_heads} heads{kv} of {sizes.head_dim}{beside}"
@@ -112,6 +123,7 @@ def _form(
         _conversion.say(console, f"  computed: {name} ({why.partition(';')[0]})")
     for name in planned.kept:
         _conversion.say(console, f"  unknown: {name}")
+    return whole or not planned.kept
 
 
 _PLAIN = ("query", "key", "value", "out")

@@ -11,15 +11,37 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from maskattn.convert._companions import carry
+    from maskattn.convert._hints import refuse_a_shard
     from maskattn.convert._plan import Move, Plan, plan
     from maskattn.convert._probe import probe
     from maskattn.convert._run import run
-    from maskattn.convert._tensors import convert_tensors
+    from maskattn.convert._tensors import convert_model, convert_tensors
     from maskattn.convert._verify import Verification, verify
 
-__all__ = ["Move", "Plan", "Verification", "convert_tensors", "plan", "probe", "run", "verify"]
+__all__ = [
+    "Move",
+    "Plan",
+    "Verification",
+    "carry",
+    "convert_model",
+    "convert_tensors",
+    "plan",
+    "probe",
+    "refuse_a_shard",
+    "run",
+    "verify",
+]
 
-_FILES = {"Move": "_plan", "Plan": "_plan", "Verification": "_verify", "convert_tensors": "_tensors"}
+_FILES = {
+    "Move": "_plan",
+    "Plan": "_plan",
+    "Verification": "_verify",
+    "carry": "_companions",
+    "convert_model": "_tensors",
+    "convert_tensors": "_tensors",
+    "refuse_a_shard": "_hints",
+}
 
 
 def __getattr__(name: str) -> Any:

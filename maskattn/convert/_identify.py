@@ -1,145 +1,200 @@
-"""Which form a checkpoint is in, and which one is asked for: by names that are all accounted for, not by a guess."""
+"""Which form a checkpoint is in: by names that are all accounted for and by what it says of itself, not by a guess."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
 
 from maskattn.checkpoints import TensorInfo
-from maskattn.convert import families, layouts
+from maskattn.convert import _hints, families, layouts
+from maskattn.convert._identity import About
 from maskattn.convert._match import attention_alone, match, matches
 from maskattn.convert._model import Model
+from maskattn.convert._provenance import Recorded
 from maskattn.convert.families import GENERIC, Family, Form
 from maskattn.convert.lazy import Lazy
 
 Infos = Mapping[str, TensorInfo]
-_SHOWN = 5
 
 
-def identify(infos: Infos, source: str, family: Family | None, model_config: Mapping[str, object]) -> Model:
-    """What ``infos`` are; ValueError where it cannot be told. ``source``: "auto", a family's name or a layout's.
-
-    ``family`` (one of the user's own) is tried before the library's.
-    """
-    known = _families(family)
-    if source == "auto":
-        models = matches(infos, model_config, families.forms(family)) if family else ()
-        models = models or matches(infos, model_config)
-        return _only(models, infos, model_config) if models else _incomplete(infos, family, model_config)
-    if source in known:
-        return _named(infos, known[source], model_config)
-    layout = layouts.get(source).name
-    among = [form for each in known.values() for form in families.forms(each) if _stores(form, layout)]
-    models = matches(infos, model_config, among)
-    return _only(models, infos, model_config) if models else _alone(infos, layout)
-
-
-def target_form(
-    target: str | None, origin: Form, family: Family | None, scan: bool | None, prefixes: Mapping[str, str]
-) -> Form:
-    """The form asked for: a family of the same model, or the origin's module names with a layout of attention.
-
-    ``prefixes``: what stood before the names when the checkpoint was of a family.
-    """
-    known = _families(family)
-    if target is None:
-        return replace(origin, scan=origin.scan if scan is None else scan)
-    if target in known and not origin.attention_only:
-        to = known[target]
-        if to.model != origin.family.model:
-            described = f"describes {to.model}, but the source is {origin.family.model}"
-            raise ValueError(f"--to {target}: {described}; {_expected(known, origin)}")
-        return Form(to, None, to.scan if scan is None else scan, _prefix(to, origin, prefixes))
-    layout = layouts.get(target).name
-    own = origin.family.layout == layout and origin.family.style == GENERIC.get(layout, origin.family.style)
-    if not own and layout not in GENERIC and not origin.attention_only:
-        described = f"a whole {origin.family.model} is not stored with that layout"
-        raise ValueError(f"--to {target}: {described}; {_expected(known, origin)}")
-    return Form(origin.family, None if own else layout, bool(scan), origin.prefix)
+def identify(infos: Infos, source: str, about: About) -> Model:
+    """What ``infos`` are; ValueError where it cannot be told. ``source``: "auto", a family's name or a layout's."""
+    said = about.recorded
+    if said is not None and not about.force:
+        _check_recorded(said, source, about)
+        return _as_recorded(infos, said, about)
+    if source != "auto":
+        return _as_asked(infos, source, about)
+    if about.said.contradiction:
+        raise ValueError(f"config.json contradicts itself ({about.said.contradiction}): name the form with --from")
+    if about.own is not None:
+        return _of_ones_own(infos, about.own, about)
+    of_type = [about.known[name] for name in about.said.families if name in about.known]
+    models = matches(infos, about.config, about.forms(of_type or about.known.values()))
+    if models:
+        return _only(models, infos, about)
+    if of_type:
+        _other_model(infos, about)
+    return _incomplete(infos, of_type, about)
 
 
-def _expected(known: Mapping[str, Family], origin: Form) -> str:
-    others = [name for name, family in known.items() if family.model == origin.family.model]
-    return f"expected one of {', '.join([*others, *GENERIC])}"
+def _as_asked(infos: Infos, source: str, about: About) -> Model:
+    """The form of the family, or of the layout of attention, that was asked for."""
+    if source in about.known:
+        return _named(infos, about.known[source], about)
+    layout = layout_named("--from", source, about.known)
+    models = matches(infos, about.config, [form for form in about.forms(about.known.values()) if _stores(form, layout)])
+    return _only(models, infos, about) if models else _alone(infos, layout, about)
 
 
-def _prefix(to: Family, origin: Form, prefixes: Mapping[str, str]) -> str:
-    """The same as the origin's, as it was before, or the usual one."""
-    if to is origin.family:
-        return origin.prefix
-    if prefixes.get(to.name) in to.prefixes:
-        return prefixes[to.name]
-    same = origin.prefix.replace(origin.family.separator, to.separator)
-    return same if len(origin.family.prefixes) > 1 and same in to.prefixes else to.prefixes[0]
+def _of_ones_own(infos: Infos, own: Family, about: About) -> Model:
+    """A checkpoint of the user's own family; of another one of the same model, where it is not that."""
+    models = matches(infos, about.config, about.forms([own]))
+    others = () if models else matches(infos, about.config, about.forms(families.all_families()))
+    others = tuple(model for model in others if model.form.family.model == own.model)
+    return _only(models or others, infos, about) if models or others else _named(infos, own, about)
 
 
-def _families(family: Family | None) -> dict[str, Family]:
-    known = {each.name: each for each in families.all_families()}
-    return known | ({family.name: family} if family else {})
+def _check_recorded(said: Recorded, source: str, about: About) -> None:
+    """Refuses a form, or a family, that is not the one which the provenance says."""
+    same = {said.name, said.layout}
+    if said.name in about.known and said.layout is None:
+        same.add(about.known[said.name].layout)
+    asked = source if source == "auto" or source in about.known else layout_named("--from", source, about.known)
+    if asked != "auto" and asked not in same:
+        raise ValueError(
+            f"--from {source}: the file says that it is {said}, as it was converted; --force reads it as {source}"
+        )
+    if about.own is not None and about.own.name != said.name and about.own.model != _model_of(said, about):
+        raise ValueError(f"--family {about.own.name}: the file says that it is {said}; --force reads it as another")
+
+
+def _model_of(said: Recorded, about: About) -> str:
+    return about.known[said.name].model if said.name in about.known else ""
+
+
+def _as_recorded(infos: Infos, said: Recorded, about: About) -> Model:
+    """The form that the provenance says; the nearest to it where the names were changed since."""
+    family = about.known.get(said.name) if said.whole is not False else None
+    if family is not None:
+        layout = None if said.layout == family.layout else said.layout
+        among = [f for f in about.forms([family]) if f.layout == layout and f.scan == said.scan]
+        models = matches(infos, about.config, among)
+        model = models[0] if models else _nearest(infos, among, about)
+        if models or said.whole or len(model.left_over) * 2 < len(infos):
+            known = f"all {len(infos)} names are accounted for, none is missing" if models else _faulty(model)
+            model.evidence = (f"{model.form}: its provenance says so; {known}",)
+            model.headline = "" if models else f"its provenance says {said}, but the names are not those of one"
+            return model
+    if said.whole:
+        raise ValueError(
+            f"its provenance says that it is {said}, and there is no family {said.name} here: give its file "
+            f"with --family"
+        )
+    return _alone(infos, layout_named("its provenance", said.layout or said.name, about.known), about)
+
+
+def layout_named(option: str, name: str, known: Mapping[str, Family]) -> str:
+    """The layout of that name or alias; ValueError lists families and layouts, the likely one first."""
+    try:
+        return layouts.get(name).name
+    except ValueError:
+        meant = layouts.meant(name, [*known, *layouts.names()])
+        listed = f"a family ({', '.join(known)}), a layout of whole models ({', '.join(GENERIC)}) or of attention alone"
+        raise ValueError(f"{option} {name}: unknown form {name!r}{meant} {listed}") from None
 
 
 def _stores(form: Form, layout: str) -> bool:
     return layout in (form.layout, *(rule.layout for rule in form.family.rules if form.layout is None))
 
 
-def _only(models: tuple[Model, ...], infos: Infos, model_config: Mapping[str, object]) -> Model:
+def _only(models: tuple[Model, ...], infos: Infos, about: About) -> Model:
     if len(models) > 1:
         lines = [f"  {model.form}: all {len(infos)} names accounted for" for model in models]
-        raise ValueError("\n".join([f"{len(models)} families fit these names: name one with --family", *lines]))
+        raise ValueError("\n".join([f"{len(models)} families fit these names: name one with --from", *lines]))
     (model,) = models
     model.evidence = (f"{model.form}: all {len(infos)} names are accounted for, none is missing",)
-    if model_config.get("model_type") in model.form.family.model_types:
-        model.evidence += (f"config.json says model_type {model_config['model_type']}",)
+    if about.said.model_type and not about.said.foreign(model.form.family):
+        model.evidence += (str(about.said),)
     return model
 
 
-def _named(infos: Infos, family: Family, model_config: Mapping[str, object]) -> Model:
+def _other_model(infos: Infos, about: About) -> None:
+    """Refuses a checkpoint whose names are those of another model than it says it is."""
+    others = matches(infos, about.config, about.forms(about.known.values()))
+    if others:
+        name = others[0].form.family.name
+        raise ValueError(
+            f"{about.said}, which is stored as {' or '.join(about.said.families)}, but its names are those of {name}: "
+            f"--from {name} takes it for that all the same"
+        )
+
+
+def _named(infos: Infos, family: Family, about: About) -> Model:
     """The form of a family that was asked for, wrong as it may be: the one that knows most of the names."""
-    exact = matches(infos, model_config, families.forms(family))
-    model = exact[0] if exact else _nearest(infos, family, model_config)
+    exact = matches(infos, about.config, about.forms([family]))
+    model = exact[0] if exact else _nearest(infos, about.forms([family]), about)
     known = f"all {len(infos)} names are accounted for" if exact else _faulty(model)
     model.evidence = (f"{model.form}: asked for; {known}",)
+    if not exact:
+        model.headline = f"the names are not those of {family.name}, which was asked for ({_faulty(model)})"
     return model
 
 
-def _nearest(infos: Infos, family: Family, model_config: Mapping[str, object]) -> Model:
-    near = [match(form, infos, model_config) for form in families.forms(family)]
+def _nearest(infos: Infos, among: Iterable[Form], about: About) -> Model:
+    near = [match(form, infos, about.config) for form in among]
     return min((model for model in near if model), key=lambda model: (len(model.left_over), len(model.missing)))
 
 
 def _faulty(model: Model) -> str:
-    return f"{len(model.left_over)} names left over, {len(model.missing)} missing"
+    counts = ((len(model.left_over), "left over"), (len(model.missing), "missing"), (len(model.faults), "miscounted"))
+    said = [f"{count} {what}" for count, what in counts if count]
+    return f"of its names {', '.join(said)}" if said else "all names are accounted for"
 
 
-def _incomplete(infos: Infos, family: Family | None, model_config: Mapping[str, object]) -> Model:
+def _incomplete(infos: Infos, of_type: list[Family], about: About) -> Model:
     """No family accounts for every name exactly. One that knows most is reported; attention alone needs no family."""
-    candidates = [family] if family else [f for f in families.all_families() if _could_be(f, model_config)]
-    near = [_nearest(infos, each, model_config) for each in candidates] if infos else []
+    candidates = of_type or list(about.known.values())
+    near = [_nearest(infos, about.forms([each]), about) for each in candidates] if infos else []
     near = [model for model in near if (model.layers or model.tensors) and len(model.left_over) * 2 < len(infos)]
-    if near:
-        best = min(near, key=lambda model: len(model.left_over) + len(model.missing))
-        best.evidence = (f"{best.form}: fits best; {_faulty(best)}",)
-        return best
-    outlines = {name: Lazy.read(name, *info) for name, info in infos.items()}
-    return _alone(infos, layouts.detect(outlines).layout)
+    _hints.look_for_a_prefix(infos, about, min(map(_distance, near), default=len(infos)))
+    if not near:
+        outlines = {name: Lazy.read(name, *info) for name, info in infos.items()}
+        return _alone(infos, _detected(outlines, about), about)
+    best = min(near, key=_distance)
+    best.evidence = (f"{best.form}: fits best; {_faulty(best)}",)
+    who = str(about.said) if about.said.model_type else "nothing says which model it is"
+    best.headline = f"{who}, and no family has exactly these {len(infos)} names; nearest is {best.form.family.name}"
+    equal = {m.form.family.name for m in near if _distance(m) == _distance(best) and _apart(m, best)}
+    if equal:
+        best.reasons.append(f"{', '.join(sorted(equal))}: as near; name one with --from")
+    return best
 
 
-def _could_be(family: Family, model_config: Mapping[str, object]) -> bool:
-    model_type = model_config.get("model_type")
-    return model_type is None or model_type in family.model_types or not family.model_types
+def _distance(model: Model) -> int:
+    return len(model.left_over) + len(model.missing) + len(model.faults)
 
 
-def _alone(infos: Infos, layout: str) -> Model:
-    model = attention_alone(infos, layouts.get(layout))
+def _apart(one: Model, other: Model) -> bool:
+    """Whether two forms are read otherwise: of different models, or with attention in another layout."""
+    mine, theirs = one.form.family, other.form.family
+    return mine.model != theirs.model or (one.form.layout is None and mine.layout != theirs.layout)
+
+
+def _detected(outlines: Mapping[str, Lazy], about: About) -> str:
+    try:
+        return layouts.detect(outlines).layout
+    except ValueError as error:
+        who = f"{about.said}, {about.said.differs}" if about.said.model_type else "no family has these names"
+        raise ValueError(f"{who}; {error}\n{_hints.ADVICE}") from None
+
+
+def _alone(infos: Infos, layout: str, about: About) -> Model:
+    model = attention_alone(infos, layouts.get(layout), outer=about.outer)
     if not model.layers:
-        raise ValueError(f"no attention layer of layout {layout} among {len(infos)} tensors: {some(infos)}")
+        raise ValueError(f"no attention layer of layout {layout} among {len(infos)} tensors: {_hints.some(infos)}")
     others = f"no family accounts for the other {len(model.left_over)} names"
     model.evidence = (f"layout {layout}: {len(model.layers)} attention layers; {others}",)
+    who = f"{about.said}, {about.said.differs}" if about.said.model_type else "no family has these names"
+    if model.left_over:
+        model.headline = f"{who}; only {len(model.layers)} attention layers of layout {layout} are known"
     return model
-
-
-def some(names: Mapping[str, object]) -> str:
-    """The first names, and how many more there are."""
-    listed = list(names)
-    more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return ", ".join(listed[:_SHOWN]) + more if listed else "no tensors"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Hashable, Iterable, Mapping
 from typing import Any
 
@@ -50,21 +51,27 @@ def match(
         for at, tensor in tensors.items():
             _enter(model, rule, at, part, tensor)
             present.setdefault(rule, {}).setdefault(at, set()).add(part)
-    model.missing += _missing(form, present, model_config or {})
+    groups: dict[str, set[Indices]] = {}
+    for rule, places in present.items():
+        groups.setdefault(_group(rule), set()).update(places)
+    model.missing += _missing(form, present, groups)
+    model.faults += _miscounted(form, groups, model_config or {})
     return model
 
 
-def attention_alone(infos: Mapping[str, Any], layout: Layout, *, beside: bool = True) -> Model:
+def attention_alone(infos: Mapping[str, Any], layout: Layout, *, beside: bool = True, outer: str = "") -> Model:
     """The attention layers of ``layout`` among ``infos``, and nothing else: a family made for this one checkpoint.
 
+    ``outer`` stands before the names of all layers, and is no part of theirs.
     What is no array (anything but a TensorInfo) is a layer's tensor as it is: its layout refuses it by name.
     """
-    layers = {prefix.removesuffix(layout.separator): (prefix, names) for prefix, names in layout.match(infos).items()}
+    found = {prefix: names for prefix, names in layout.match(infos).items() if prefix.startswith(outer)}
+    layers = {p.removeprefix(outer).removesuffix(layout.separator): (p, names) for p, names in found.items()}
     heads, kv_heads = config_json.HEADS, config_json.KV_HEADS
     rules = {at: Rule(at, "attention", at, layout.name, heads=heads, kv_heads=kv_heads) for at in layers}
     style = GENERIC.get(layout.name, "flax" if layout.separator == "/" else "torch")
     family = Family(layout.name, "", style, layout.name, tuple(rules.values()), separator=layout.separator)
-    model = Model(Form(family, beside=beside))
+    model = Model(Form(family, beside=beside, outer=outer))
     for at, (prefix, names) in layers.items():
         tensors = {local: infos[name] for local, name in names.items()}
         lazy = {n: Lazy.read(prefix + n, *x) if isinstance(x, TensorInfo) else x for n, x in tensors.items()}
@@ -84,12 +91,12 @@ def matches(
     Forms that take every tensor for the same thing count once: a Flax tree made of BERT is one, whether the family's
     table has PyTorch's names or Flax's.
 
-    ``model_config`` is a config.json; its model type narrows the families. ``among``: the forms to try; default: all
+    ``model_config`` is a config.json, whose numbers of layers must be kept. ``among``: the forms to try; default: all
     forms of all families.
     """
     model_config = model_config or {}
     if among is None:
-        among = [form for family in _of_type(model_config) for form in families.forms(family)]
+        among = [form for family in families.all_families() for form in families.forms(family)]
     plain = {_plain(name) for name in infos}
     models: list[Model] = []
     for form in among:
@@ -116,30 +123,38 @@ def _agrees(
 def _enter(model: Model, rule: Rule, indices: Indices, part: str, lazy: Lazy) -> None:
     if rule.kind == "attention":
         key, layout = rule.canonical_name(indices), model.form.layout_of(rule)
-        layer = model.layers.setdefault(key, Layer(rule, indices, f"{key} ({layout.name}): ", layout, {}))
+        if key not in model.layers:
+            where = model.form.module(rule, indices) + (f"[{indices[-1]}]" if model.form.stacked(rule) else "")
+            model.layers[key] = Layer(rule, indices, f"{where} ({layout.name}): ", layout, {})
+        layer = model.layers[key]
         layer.tensors[part] = lazy
     else:
         model.tensors[rule.canonical_name(indices, part)] = model.form.as_flax(rule, part, lazy)
 
 
-def _missing(form: Form, present: Present, model_config: Mapping[str, object]) -> list[str]:
-    groups: dict[str, set[Indices]] = {}
-    for rule, places in present.items():
-        groups.setdefault(_group(rule), set()).update(places)
-    missing: list[str] = []
+def _miscounted(form: Form, groups: Mapping[str, set[Indices]], model_config: Mapping[str, object]) -> list[str]:
+    """Layers that are not as many as the configuration says, or not numbered without a gap."""
+    faults: list[str] = []
     for pattern, path in form.family.layers.items():
-        count, have = config_json.look_up(model_config, path), groups.get(pattern, set())
-        if isinstance(count, int) and have and len(have) != count:
-            missing.append(f"layers of {pattern}: {path} is {count}, found {len(have)}")
+        count = config_json.look_up(model_config, path)
+        numbers = Counter(indices[:-1] for indices in groups.get(pattern, ()))  # of a nested one: within each layer
+        wrong = {before: found for before, found in numbers.items() if isinstance(count, int) and found != count}
+        for before, found in list(wrong.items())[:1]:
+            faults.append(f"layers of {_numbered(pattern, before)}: {path} is {count}, found {found}")
     for group, indices in groups.items():
-        missing += _gaps(group, indices)
+        faults += _gaps(group, indices)
+    return faults
+
+
+def _missing(form: Form, present: Present, groups: Mapping[str, set[Indices]]) -> list[str]:
+    missing: list[str] = []
     for rule in form.family.rules:
         here = present.get(rule, {})
         if rule.kind == "buffer" or not (rule.required or here):
             continue
         wanted = set(here) if rule.sparse else groups.get(_group(rule), set()) if "*" in rule.pattern else {()}
         if "*" in rule.pattern and rule.required and not wanted:
-            missing.append(f"{form.prefix if rule.prefixed else ''}{rule.pattern}: no such layer")
+            missing.append(f"{form.outer}{form.prefix if rule.prefixed else ''}{rule.pattern} (of every layer)")
         everywhere = set().union(*here.values())
         for place in sorted(wanted):
             missing += _parts_missing(form, rule, place, here.get(place, set()), everywhere)
@@ -150,12 +165,21 @@ def _parts_missing(form: Form, rule: Rule, indices: Indices, have: set[str], eve
     if rule.kind == "attention":  # which tensors a layer must have is for its layout to say
         return [] if have else [form.module(rule, indices)]
     parts = [part for part in rule.parts if part != "bias" or rule.bias == "yes" or part in everywhere]
+    if rule.tied is not None and not rule.required:  # the weight is another's; a bias of its own may be there alone
+        parts = [part for part in parts if part == "bias" or part in everywhere]
     return [form.name(rule, indices, part) for part in parts if part not in have]
 
 
 def _group(rule: Rule) -> str:
     """What a rule's layers are counted with: its pattern up to its last index."""
     return rule.pattern[: rule.pattern.rfind("*") + 1]
+
+
+def _numbered(pattern: str, before: Indices) -> str:
+    """A pattern with its first indices filled in."""
+    for number in before:
+        pattern = pattern.replace("*", str(number), 1)
+    return pattern
 
 
 def _gaps(group: str, present: set[Indices]) -> list[str]:
@@ -178,16 +202,6 @@ def _meaning(model: Model) -> Hashable:
         for local, lazy in layer.tensors.items()
     )
     return model.form.family.model, model.form.style, model.form.scan_axis, tensors, layers
-
-
-def _of_type(model_config: Mapping[str, object]) -> tuple[Family, ...]:
-    told, known = model_config.get("model_type"), families.all_families()
-    fitting = tuple(f for f in known if told in f.model_types and _says(model_config, f.when))
-    return fitting or tuple(f for f in known if not model_config or not f.when or told is None)
-
-
-def _says(model_config: Mapping[str, object], when: Mapping[str, object]) -> bool:
-    return all(config_json.look_up(model_config, path) == value for path, value in when.items())
 
 
 def _may_hold(form: Form, plain: set[str]) -> bool:

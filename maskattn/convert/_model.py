@@ -36,9 +36,14 @@ class Layer(NamedTuple):
     dropped: tuple[str, ...] = ()
 
     @property
+    def own_name(self) -> str:
+        """What the file calls it."""
+        return self.where.rpartition(" (")[0] or self.where.rstrip(".:/ ") or "the layer"
+
+    @property
     def all_of_it(self) -> str:
         """What messages begin with that are about no single tensor."""
-        return (self.where.removesuffix(": ") or "the layer") + ": "
+        return (self.where.rstrip(".:/ ") or "the layer") + ": "
 
 
 @dataclass
@@ -50,9 +55,11 @@ class Model:
       tensors: of modules, as Flax has them: `kernel` [in, out], `scale`, `embedding`.
       layers: the attention layers: in the layout of the form as it is found, in the canonical one when it was read.
       buffers: tensors that a model computes when it is built, by their names in the checkpoint.
-      left_over, missing: names that have no place in the form, and places without a name.
+      left_over, missing: names that have no place in the form, and places without a name. faults: layers that are not
+        as many as they must be.
       steps, checks: of all layers. dropped: tensors of the checkpoint that are not carried over, and why.
-      reasons: everything that is wrong.
+      ties, shared: heads that were made of the embedding; tensors left out because they are it.
+      reasons: everything that is wrong. notes: what a person should know. headline: what a refusal begins with.
     """
 
     form: Form
@@ -62,15 +69,20 @@ class Model:
     buffers: dict[str, tuple[Rule, Lazy]] = field(default_factory=dict)
     left_over: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
+    faults: list[str] = field(default_factory=list)
     steps: dict[str, Step] = field(default_factory=dict)
     checks: list[Callable[[Read], None]] = field(default_factory=list)
     dropped: dict[str, str] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    ties: list[str] = field(default_factory=list)
+    shared: list[str] = field(default_factory=list)
+    headline: str = ""
 
     @property
     def complete(self) -> bool:
         """Whether every name has its place and every place its name."""
-        return not self.left_over and not self.missing
+        return not self.left_over and not self.missing and not self.faults
 
     def note(self, layer: Layer) -> None:
         """Notes what there is to say of a layer that was brought into another layout; equal steps once."""

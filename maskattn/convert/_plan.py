@@ -3,26 +3,31 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from maskattn.checkpoints import TensorInfo
 from maskattn.config import AttentionConfig
-from maskattn.convert import _memory, _provenance, families
+from maskattn.convert import _hints, _identity, _memory, _provenance, _widths, families
 from maskattn.convert._canonical import ConfigOf, made, read, write
-from maskattn.convert._identify import identify, target_form
+from maskattn.convert._identify import identify
+from maskattn.convert._identity import About
 from maskattn.convert._layer import sizes
 from maskattn.convert._match import match
 from maskattn.convert._model import Layer, Model
+from maskattn.convert._target import bind, target_form, unstackable
+from maskattn.convert._ties import Ties, headless
 from maskattn.convert.families import Family, Form
 from maskattn.convert.layouts import DTYPES, Step
 from maskattn.convert.lazy import Lazy, Read, constant
 from maskattn.typing import NumPyArray as Array, NumPyDType
 
 REST = ("error", "keep", "drop")
+_LISTED = 14
+"""Reasons that a refusal lists: it has 20 lines at most."""
 
 
 class Move(NamedTuple):
@@ -54,7 +59,9 @@ class Plan:
       dtype: what floating-point numbers are cast to, None: kept.
       layers: the attention layers, in canonical form. checks: what is verified of values before anything is published.
       buffers: what was left out, now or before, and can be made again, by family.
-      prefixes: what stands before the names of each family that the checkpoint was of.
+      notes: what a person should know, warnings among it. shared: tensors that are left out because they are the
+        embedding, and are made again of it.
+      record: what else the target will say of itself, for the way back: plain data.
     """
 
     forms: tuple[Form, Form]
@@ -68,12 +75,20 @@ class Plan:
     layers: Mapping[str, Layer]
     checks: tuple[Callable[[Read], None], ...]
     buffers: _provenance.Buffers
-    prefixes: Mapping[str, str]
+    notes: tuple[str, ...] = ()
+    shared: tuple[str, ...] = ()
+    record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def source(self) -> str:
         """The source's form, in words."""
         return str(self.forms[0])
+
+    @property
+    def foreign(self) -> str:
+        """The type of model that the source says it is, where it only has the names of its form's family."""
+        said = _identity.Said(str(self.record.get("model_type", "")))
+        return said.model_type if said.foreign(self.forms[0].family) else ""
 
     @property
     def target(self) -> str:
@@ -88,7 +103,7 @@ class Plan:
     @property
     def lost(self) -> list[str]:
         """What is left out and cannot be made again."""
-        again = {name for infos in self.buffers.values() for name in infos}
+        again = {name for infos in self.buffers.values() for name in infos} | set(self.shared)
         return [name for name in self.dropped if name not in again]
 
     @property
@@ -145,6 +160,8 @@ def plan(
     rest: str = "error",
     scan: bool | None = None,
     provenance: Mapping[str, Any] | None = None,
+    strip_prefix: str = "",
+    force: bool = False,
 ) -> Plan:
     """Plans the conversion of a checkpoint. Reads names, shapes and dtypes, no number.
 
@@ -152,14 +169,18 @@ def plan(
         infos: of every tensor of the source; ``checkpoints.open(path).infos``.
         source: the form it is in: "auto", the name of a family, or of a layout of attention.
         target: the form wanted: a family of the same model, or a layout that any family can be stored with
-            (``families.GENERIC``); None: the same.
+            (``families.GENERIC``); None: the form of the first source where ``provenance`` says it, otherwise the same.
         family: a family of one's own, by its ``.toml`` file; or the name of one, where several fit.
-        config: what a Hugging Face config.json holds: heads, layers, model type.
+        config: what a Hugging Face config.json holds: heads, layers, widths, and the model type, which binds: names of
+            another family are refused unless ``source`` names it.
         num_heads, num_kv_heads: where config does not say and shapes do not show them.
         dtype: floating-point tensors are cast to it; None: kept.
         rest: tensors that no rule knows: "error", "keep" (under their own names) or "drop".
-        provenance: what the source says of where it comes from (``Reader.provenance``): heads; tensors that were left
-            out of it, which are made again where the target is the family they belong to.
+        provenance: what the source says of where it comes from (``Reader.provenance``): its form, which binds; heads;
+            tensors that were left out of it, which are made again where the target is the family they belong to.
+        strip_prefix: what stands before the names and is no part of the model, such as ``"module."``; "auto": what is
+            found to hide a family's names.
+        force: reads a converted file as another form than it says.
         scan: whether the tensors of all layers are stacked into one, along a new axis; None: as the target usually is.
 
     Raises:
@@ -173,16 +194,46 @@ def plan(
     if cast is not None and cast not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {cast}")
     model_config, provenance = config or {}, provenance or {}
-    own, prefixes = None if family is None else families.get(family), _provenance.prefixes(provenance)
-    stored = identify(infos, source, own, model_config)
-    to = target_form(target, stored.form, own, scan, prefixes)
+    _hints.refuse_what_is_no_model(infos, model_config)
+    about = About(
+        config=model_config,
+        said=_identity.said(model_config, provenance),
+        recorded=_provenance.recorded(provenance),
+        own=None if family is None else families.get(family),
+        force=force,
+    )
+    about = about._replace(outer=_hints.outer(strip_prefix, infos, about))
+    prefixes, spellings = _provenance.prefixes(provenance), _provenance.spellings(provenance)
+    stored = identify(infos, source, about)
+    to = target_form(target, stored.form, about, scan, _provenance.origin(provenance), prefixes, spellings)
+    stored.reasons += unstackable(to)
+    model_type, overridden = bind(stored, to, source, about)
     heads, before = _provenance.heads(provenance), _provenance.buffers(provenance)
 
     def sizes_of(key: str, layer: Layer) -> AttentionConfig:
         return sizes(layer, model_config, (num_heads, num_kv_heads), heads.get(key, (None, None)))
 
-    planned = assemble(stored, to, sizes_of, infos, rest=rest, dtype=cast, before=before)
-    return replace(planned, prefixes=prefixes | {stored.form.family.name: stored.form.prefix})
+    planned = assemble(
+        stored,
+        to,
+        sizes_of,
+        infos,
+        rest=rest,
+        dtype=cast,
+        before=before,
+        kept_before=_provenance.names(provenance, "kept"),
+        ties=Ties(_identity.tied(model_config, about.said), _provenance.tied(provenance)),
+        about=about,
+    )
+    name, form = stored.form.family.name, stored.form
+    record = {
+        "prefixes": prefixes | {name: form.prefix},
+        "spellings": {key: list(value) for key, value in spellings.items()} | {name: [form.outer, form.old_norms]},
+        "model_type": model_type,
+        "overridden": overridden or provenance.get("overridden", ""),
+        "tied": planned.record["tied"],
+    }
+    return replace(planned, record=record)
 
 
 def assemble(
@@ -194,21 +245,30 @@ def assemble(
     rest: str = "error",
     dtype: NumPyDType | None = None,
     before: _provenance.Buffers | None = None,
+    kept_before: Collection[str] = (),
+    ties: Ties | None = None,
+    about: About | None = None,
 ) -> Plan:
     """The plan of every conversion: what was found, through the canonical model, to the form ``to``.
 
-    ``before``: what was left out on the way here, by family.
+    ``before``: what was left out on the way here, by family. ``kept_before``: what no rule knew then either.
+    ``about``: what its sizes are compared with.
     """
-    source.reasons += [f"{name}: missing" for name in source.missing]
+    ties = ties or Ties()
+    source.reasons += [*(f"{name}: missing" for name in source.missing), *source.faults]
     model = read(source, sizes_of)
-    if rest == "error":
-        why = f", {source.form.family.name} does not know it"
-        why = ": it lies outside every attention layer" if source.form.attention_only else why
-        model.reasons += [f"{name}: left over{why}" for name in source.left_over]
+    if about is not None:
+        model.reasons += _widths.mismatches(model, about)
+        model.reasons += headless(model, about)
+    kept = [name for name in source.left_over if rest == "keep" or name in kept_before]
+    others = [name for name in source.left_over if name not in kept]
     if rest == "drop":
-        model.dropped.update(dict.fromkeys(source.left_over, "no rule knows it"))
+        model.dropped.update(dict.fromkeys(others, "no rule knows it"))
+    else:
+        model.reasons += [_left_over(name, source.form) for name in others]
+    ties.cut(model, to)
+    ties.fill(model, to)
     written = write(model, to)
-    kept = source.left_over if rest == "keep" else []
     for name in kept:
         if name in written:
             model.reasons.append(f"{name}: the name of a tensor that is kept is also the name of a converted one")
@@ -218,7 +278,8 @@ def assemble(
         stored = match(to, written)
         lacks = f"{to.family.name} cannot do without it, and the source has none"
         model.reasons += [f"{name}: {lacks}" for name in stored.missing] if stored else []
-    refuse(model.reasons, (source.form, to), source.evidence)
+        model.reasons += stored.faults if stored else []
+    refuse(model.reasons, (source.form, to), source.evidence, source.headline)
     left_out = {n: TensorInfo(lazy.shape, lazy.dtype) for n, (rule, lazy) in model.buffers.items() if rule.maker}
     return Plan(
         forms=(source.form, to),
@@ -232,7 +293,9 @@ def assemble(
         layers=model.layers,
         checks=tuple(model.checks),
         buffers={source.form.family.name: left_out} if left_out or again else before or {},
-        prefixes={},
+        notes=tuple(dict.fromkeys(model.notes)),
+        shared=tuple(model.shared),
+        record={"tied": ties.record(source.form.family.name, model.ties)},
     )
 
 
@@ -243,7 +306,13 @@ def back(plan: Plan) -> Plan:
     written = match(to, outputs)
     assert written is not None
     undo = assemble(
-        written, origin, lambda key, layer: plan.layers[key].config, outputs, rest="keep", before=plan.buffers
+        written,
+        origin,
+        lambda key, layer: plan.layers[key].config,
+        outputs,
+        rest="keep",
+        before=plan.buffers,
+        ties=Ties(shared=True),
     )
     return replace(undo, evidence=(), moves=tuple(move for move in undo.moves if move.target in plan.infos))
 
@@ -271,8 +340,8 @@ def _made_again(before: _provenance.Buffers, to: Form, written: dict[str, Lazy])
     infos = before.get(to.family.name, {}) if to.layout is None else {}
     for name, (shape, dtype) in infos.items():
         place = to.find(name)
-        if place is not None and place[0].kind == "buffer":
-            written.setdefault(name, constant(made(shape, dtype)))
+        if place is not None and place[0].maker:
+            written.setdefault(name, constant(made(place[0].maker, shape, dtype)))
     return bool(infos)
 
 
@@ -292,8 +361,35 @@ def _cast(name: str, lazy: Lazy, dtype: NumPyDType | None) -> Lazy:
     return lazy.changed(narrow, f"cast to {dtype}", dtype)
 
 
-def refuse(reasons: list[str], forms: tuple[Form, Form], evidence: tuple[str, ...] = ()) -> None:
-    """One ValueError for all of ``reasons``, if there are any."""
-    if reasons:
-        head = f"{'the checkpoint' if evidence else 'tensors'} cannot be converted from {forms[0]} to {forms[1]}:"
-        raise ValueError("\n  ".join([head, *dict.fromkeys(reasons), *(f"({line})" for line in evidence)]))
+def _left_over(name: str, form: Form) -> str:
+    if form.attention_only:
+        return f"{name}: left over: it lies outside every attention layer"
+    return f"{name}: left over, {form.family.name} does not know it"
+
+
+def refuse(reasons: list[str], forms: tuple[Form, Form], evidence: tuple[str, ...] = (), headline: str = "") -> None:
+    """One ValueError for all of ``reasons``, if there are any; of many the first. ``headline``: what it begins with."""
+    if not reasons:
+        return
+    what, (origin, to) = "the checkpoint" if evidence else "tensors", forms
+    if not headline:
+        headline = f"{what} cannot be converted from {origin} to {to}"
+        if str(origin) == str(to):
+            headline = f"{what} cannot be converted: it is not a whole {origin}"
+    reasons = list(dict.fromkeys(reasons))
+    more = [f"... and {len(reasons) - _LISTED} more"] if len(reasons) > _LISTED else []
+    hints = [*(f"({line})" for line in evidence), *_advice(reasons, origin, bool(evidence))]
+    raise ValueError("\n  ".join([f"{headline}:", *reasons[:_LISTED], *more, *hints]))
+
+
+def _advice(reasons: list[str], origin: Form, checkpoint: bool) -> list[str]:
+    """What can be done about tensors that no rule knows."""
+    if not any(": left over" in reason for reason in reasons):
+        return []
+    if not checkpoint and not any("lies outside" in reason for reason in reasons):
+        return []
+    if not checkpoint:
+        keep = 'others="keep" carries over what is no attention, others="drop" leaves it out'
+        return [f"{keep}; maskattn.convert.convert_model converts a whole model's tensors"]
+    keep = "--rest keep carries what is left over along, --rest drop leaves it out"
+    return [keep] + ([] if origin.attention_only else [_hints.ADVICE])

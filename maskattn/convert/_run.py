@@ -6,13 +6,14 @@ are hashed beside them.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
 import platform
 import threading
 from collections import Counter, deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -23,12 +24,13 @@ from maskattn.checkpoints import PENDING, Reader, TensorInfo
 from maskattn.convert._memory import THREADS, allowed, needed
 from maskattn.convert._plan import Move, Plan, in_order
 from maskattn.convert._provenance import buffers_as_json
+from maskattn.convert.lazy import MEMORY
 from maskattn.typing import NumPyArray as Array
 
 Progress = Callable[[str, int], None]
 """Called with the name of a tensor that was written, and its bytes; from two threads."""
 
-_CHUNK = 2**24
+_CHUNK = 2**20  # hashed while it is in the cache
 
 
 def run(
@@ -39,21 +41,32 @@ def run(
     metadata: Mapping[str, str] | None = None,
     max_shard_size: int | None = None,
     progress: Progress | None = None,
+    force: bool = False,
 ) -> Path:
     """Writes the checkpoint that ``plan`` describes; ``reader`` is the source it was made from.
 
     Returns where it is: ``path``, or the index of several files. It has the hash of every tensor and says where it
-    comes from: the source's files and their hashes, both forms, casts, steps, versions. ``metadata`` and
-    ``max_shard_size`` are those of ``checkpoints.create``; ``progress`` is called with the name of each tensor that was
-    written, and its bytes, from two threads.
+    comes from: the source's files and their hashes, both forms, casts, steps, versions. ``metadata`` (None: what
+    transformers expects of safetensors) and ``max_shard_size`` are those of ``checkpoints.create``; ``progress`` is
+    called with the name of each tensor that was written, and its bytes, from two threads. The folder of ``path`` is
+    made where there is none. ``force``: ``path`` may be one of the source's files, which is then replaced.
 
     Raises:
-        ValueError: the format cannot hold a tensor; a value is not what the plan takes it to be; a cast made a finite
-            number infinite; a damaged source. OSError: it cannot be written. What was at ``path`` is then still there.
+        ValueError: ``path`` is one of the source's files; the format cannot hold a tensor; a value is not what the plan
+            takes it to be; a cast made a finite number infinite; a damaged source. OSError: it cannot be written. What
+            was at ``path`` is then still there.
     """
+    path = Path(path)
+    if not force:
+        _refuse_source(path, reader)
     about = provenance(plan, reader)
+    metadata = _format(plan, path) if metadata is None else metadata
     options: dict[str, Any] = {"metadata": metadata, "provenance": about, "max_shard_size": max_shard_size}
-    with checkpoints.create(path, plan.outputs, **options) as writer, ThreadPoolExecutor(1) as hasher:
+    with (
+        _folder(path.parent),
+        checkpoints.create(path, plan.outputs, **options) as writer,
+        ThreadPoolExecutor(1) as hasher,
+    ):
         hashes = {name: hasher.submit(_hash_file, file) for name, file in _files(reader).items()}
         plan.check(reader.__getitem__)
 
@@ -101,6 +114,7 @@ def each(
 
     with ThreadPoolExecutor(THREADS) as threads:
         running = [threads.submit(take_turns) for _ in range(THREADS)]
+    MEMORY.clear()
     for thread in running:
         thread.result()
 
@@ -108,18 +122,18 @@ def each(
 def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
     """What a converted checkpoint says of where it comes from; the files' hashes are filled in while it is written."""
     files = {name: {"bytes": file.stat().st_size, "sha256": PENDING} for name, file in _files(reader).items()}
-    source: dict[str, Any] = {"form": plan.source, "files": files}
+    source: dict[str, Any] = {"form": plan.source, "whole": not plan.forms[0].attention_only, "files": files}
     if reader.provenance:
         source["provenance"] = dict(reader.provenance)
     return {
         "source": source,
-        "target": {"form": plan.target},
+        "target": {"form": plan.target, "whole": not plan.forms[1].attention_only},
         "dtype": "kept" if plan.dtype is None else f"floating-point tensors cast to {plan.dtype}",
         "steps": [str(step) for step in plan.steps],
         "dropped": dict(plan.dropped),
         "kept": list(plan.kept),
         "buffers": buffers_as_json(plan.buffers),
-        "prefixes": dict(plan.prefixes),
+        **plan.record,
         "heads": {name: [layer.config.num_heads, layer.config.num_kv_heads] for name, layer in plan.layers.items()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("maskattn", "numpy")},
     }
@@ -182,11 +196,49 @@ def _files(reader: Reader) -> dict[str, Path]:
     return {name: path.with_name(name) for name in (path.name, *sorted(shards))}
 
 
+def _refuse_source(path: Path, reader: Reader) -> None:
+    """The target is none of the source's files, whatever link or spelling leads to it."""
+    if not path.exists():
+        return
+    files = [*_files(reader).values(), reader.path]
+    files += [file.with_name(file.name + ".maskattn.json") for file in files]
+    if any(file.exists() and path.samefile(file) for file in files):
+        raise ValueError(
+            f"{path} is the source itself, which would be replaced: name another file (--force replaces it)"
+        )
+
+
+def _format(plan: Plan, path: Path) -> dict[str, str]:
+    """What the ``__metadata__`` of safetensors says to transformers, where it is true."""
+    form = plan.forms[1]
+    if not path.name.endswith((".safetensors", ".safetensors.index.json")):
+        return {}
+    if form.style == "torch":
+        return {"format": "pt"}
+    theirs = form.layout is None and form.family.name.startswith("flax-") and not plan.kept
+    return {"format": "flax"} if theirs else {}
+
+
+@contextlib.contextmanager
+def _folder(folder: Path) -> Iterator[None]:
+    """Makes a folder and those it lies in; where nothing came of it, they are gone again."""
+    made = [place for place in (folder, *folder.parents) if not place.exists()]
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        yield
+    except BaseException:
+        with contextlib.suppress(OSError):  # another program has put something there
+            for place in made:
+                place.rmdir()
+        raise
+
+
 def _hash_file(path: Path) -> str:
     digest = hashlib.sha256()
+    buffer = memoryview(bytearray(_CHUNK))
     with open(path, "rb", buffering=0) as file:
-        while chunk := file.read(_CHUNK):
-            digest.update(chunk)
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
     return digest.hexdigest()
 
 

@@ -7,15 +7,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from maskattn.convert._companions import BESIDE, CONFIGS
+
 HEADS = "num_attention_heads|num_heads|n_head|n_heads"
 KV_HEADS = "num_key_value_heads|num_kv_heads|n_kv_heads"
 """Where configurations say how many heads there are: keys joined by dots, alternatives by a bar."""
 
 
 def beside(checkpoint: Path, named: Path | None = None) -> dict[str, Any]:
-    """The configuration ``named``, or the one in the folder of a checkpoint; {} where there is none."""
+    """The configuration ``named``, or the one that is the checkpoint's own or in its folder; {} where there is none."""
     folder = checkpoint if checkpoint.is_dir() else checkpoint.parent
-    files = [file for file in (folder / "config.json", folder / "params.json") if file.is_file()]
+    own = () if checkpoint.is_dir() else (folder / (checkpoint.name + BESIDE),)
+    files = [file for file in (*own, *(folder / name for name in CONFIGS)) if file.is_file()]
     if named is None and not files:
         return {}
     file = named or files[0]
@@ -43,6 +46,23 @@ def look_up(model_config: Mapping[str, object], paths: str, index: int | None = 
         if value is not None:
             return value
     return None
+
+
+def is_params(model_config: Mapping[str, object]) -> bool:
+    """Whether it is a params.json of Meta's, which names no type of model."""
+    return "model_type" not in model_config and all(type(model_config.get(n)) is int for n in ("dim", "n_layers"))
+
+
+def feed_forward(model_config: Mapping[str, object]) -> int | None:
+    """The width of the MLP as Meta's code makes it of a params.json; None where that does not say."""
+    dim, multiple = model_config.get("dim"), model_config.get("multiple_of")
+    factor = model_config.get("ffn_dim_multiplier")
+    if type(dim) is not int or type(multiple) is not int or multiple <= 0 or not is_params(model_config):
+        return None
+    width = int(8 * dim / 3)
+    if isinstance(factor, (int, float)):
+        width = int(factor * width)
+    return -(-width // multiple) * multiple
 
 
 def heads(model_config: Mapping[str, object]) -> tuple[int | None, int | None]:

@@ -12,7 +12,12 @@ from typing import Any
 
 import numpy as np
 
+from maskattn._contiguous import fill
+from maskattn.checkpoints import Memory
 from maskattn.typing import NumPyArray as Array, NumPyDType
+
+MEMORY = Memory()
+"""Of stacked tensors; whoever streams them empties it in the end."""
 
 Read = Callable[[str], Array]
 """Gives a tensor of the source by its name."""
@@ -177,9 +182,9 @@ def stack(parts: Sequence[Lazy], axis: int) -> Lazy:
     shape = (*parts[0].shape[:axis], len(parts), *parts[0].shape[axis:])
 
     def make(read: Read) -> Array:
-        out = np.empty(shape, parts[0].dtype)
+        out = MEMORY.empty(shape, parts[0].dtype)
         for i, part in enumerate(parts):
-            np.moveaxis(out, axis, 0)[i] = part.evaluate(read)
+            fill(np.moveaxis(out, axis, 0)[i], part.evaluate(read))
         return out
 
     operations = (*parts[0].operations, f"stack {len(parts)} on axis {axis}")

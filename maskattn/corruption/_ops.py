@@ -36,7 +36,7 @@ class Ops:
 
     def key(self, key: Array) -> Array:
         """A key from a seed in [0, 2**31), from two uint32 words, or from what the framework calls a key."""
-        return key if isinstance(key, np.ndarray) else rng.key(key)
+        return key if isinstance(key, np.ndarray) and key.ndim else rng.key(key)
 
     def fold_in(self, key: Array, data: Array) -> Array:
         """A key from a key and a number (an int, or traced), as ``rng.fold_in``."""

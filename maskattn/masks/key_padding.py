@@ -61,7 +61,7 @@ class KeyPadding(Mask):
             if low < 0:
                 faults.append(f"{self!r} expects lengths that are not negative, got {low}")
             kv_len = sizes["kv_len"]
-            if kv_len is not None and high > kv_len:
+            if isinstance(kv_len, int) and high > kv_len:
                 faults.append(f"{self!r} expects lengths up to kv_len {kv_len}, got {high}")
         return faults
 

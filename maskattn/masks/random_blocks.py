@@ -96,7 +96,7 @@ class RandomBlocks(Relational):
         q_len, kv_len = sizes["q_len"], sizes["kv_len"]
         if kv_len is not None and -(-kv_len // self.block_size) != self.kv_blocks:
             faults.append(f"{self!r} expects kv_len of {self.kv_blocks} blocks of {self.block_size}, got {kv_len}")
-        if q_len is not None and q_len > self.kv_blocks * self.block_size:
+        if isinstance(q_len, int) and q_len > self.kv_blocks * self.block_size:
             faults.append(f"{self!r} expects q_len up to {self.kv_blocks * self.block_size}, got {q_len}")
         return faults
 

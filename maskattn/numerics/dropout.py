@@ -35,7 +35,7 @@ def dense(
     problems = Problems("dropout")
     check_dropout(problems, rate, key, tuple(shared))
     problems.raise_if_any()
-    words = key if isinstance(key, np.ndarray) else rng.key(key)
+    words = key if isinstance(key, np.ndarray) and key.ndim else rng.key(int(key))
     drawn = [1 if axis in shared else n for axis, n in zip(("batch", "heads", "", ""), sizes, strict=True)]
     return rng.bernoulli(words, 1.0 - rate, drawn)
 

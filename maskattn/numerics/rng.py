@@ -5,6 +5,9 @@ random numbers: as easy as 1, 2, 3", 2011), used in counter mode as JAX does wit
 default since 0.5): element i of an array, in row-major order, depends on the key and on i only. Any part of an array
 can therefore be drawn by itself, in any order.
 
+Four words, the key data of JAX's implementations rbg and unsafe_rbg, are taken wherever a key is: they stand for the
+two that Threefry-2x32 makes of the last two under the first two (`folded`). What is drawn is then still Threefry's.
+
     >>> from maskattn import rng
     >>> key = rng.key(0)
     >>> rng.bits(key, (3,))
@@ -281,6 +284,18 @@ def _bits_range(words: tuple[int, int], start: int, stop: int, width: int = 32) 
     return out
 
 
+def folded(words: Array) -> Array:
+    """The key that the four words of an rbg key stand for, threefry2x32((w0, w1), (w2, w3)): uint32 [4] -> [2]."""
+    x0, x1 = words[2:3].copy(), words[3:4].copy()
+    _threefry2x32(int(words[0]), int(words[1]), x0, x1)
+    return np.concatenate([x0, x1])
+
+
+def two(words: Array) -> Array:
+    """The two words of a key in NumPy: four of them `folded`."""
+    return folded(words) if words.size == 4 else words
+
+
 def bits_each(keys: Array, count: int) -> Array:
     """`bits(key, (count,))` for each of many keys at once: uint32 [n, 2] -> uint32 [n, count]."""
     x0 = np.zeros((len(keys), count), np.uint32)
@@ -346,6 +361,8 @@ def _words(key: ArrayLike) -> tuple[int, int]:
         ) from error
     if words.dtype != np.uint32:
         raise TypeError(f"key: expected uint32 [2], got dtype {words.dtype}, shape {words.shape}")
+    if words.shape == (4,):
+        words = folded(words)
     if words.shape != (2,):
         raise ValueError(f"key: expected uint32 [2], got shape {words.shape}")
     return int(words[0]), int(words[1])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -15,6 +15,8 @@ from maskattn.typing import NumPyArray as Array, NumPyDType, Width
 
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
 _WORD = 0xFFFFFFFF
+#: The dtypes of JAX's typed keys that are taken, by the names of their implementations.
+_KEYS = {"key<fry>": "threefry2x32", "key<rbg>": "rbg", "key<urbg>": "unsafe_rbg"}
 
 
 def check_numbers(data: ArrayLike) -> Array:
@@ -87,22 +89,25 @@ def check_shape(name: str, shape: int | Sequence[int]) -> tuple[int, ...]:
     return dims
 
 
-def check_key(problems: Problems, name: str, key: object) -> None:
-    """Note what is wrong with a key of random numbers: a seed, two uint32 words, or a `jax.random.key`."""
+def check_key(problems: Problems, name: str, key: Any) -> None:
+    """Note what is wrong with a key of random numbers: a seed, two uint32 words (four of rbg), or a `jax.random.key`.
+
+    Of a seed in an array of a framework the value is not read.
+    """
     wanted = f"{name} must be a seed in [0, 2**31) or two uint32 words"
-    shape, dtype = (), ""
+    shape: tuple[int, ...] = ()
+    dtype = ""
     if not is_int(key):
         shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")
-    advice = '; jax.random.key(seed, impl="threefry2x32") makes one, whatever jax_default_prng_impl says'
     if dtype.startswith("key<"):
-        if dtype != "key<fry>" or shape != ():
-            more = "" if dtype == "key<fry>" else advice
-            problems.value(f"{name} must be one key of the implementation threefry2x32, got {dtype}{list(shape)}{more}")
+        if dtype not in _KEYS or shape != ():
+            problems.value(f"{name} must be one key of threefry2x32, rbg or unsafe_rbg, got {dtype}{list(shape)}")
     elif dtype == "uint32" and shape:
-        if tuple(shape) != (2,):
-            more = advice if tuple(shape) == (4,) else ""  # the words of an rbg key
-            problems.value(f"{wanted}, got shape {tuple(shape)}{more}")
-    elif shape or isinstance(key, bool) or not (is_int(key) or isinstance(key, np.integer)):
+        if tuple(shape) not in ((2,), (4,)):
+            problems.value(f"{wanted}, got shape {tuple(shape)}")
+    elif dtype.startswith(("int", "uint")) and shape == () and not isinstance(key, (np.generic, np.ndarray)):
+        return
+    elif shape or isinstance(key, bool) or not (is_int(key) or dtype.startswith(("int", "uint"))):
         problems.type(f"{wanted}, got {f'{dtype}{list(shape)}' if dtype else show(key)}")
     elif not 0 <= key < 2**31:
         problems.value(f"{wanted}, got {key}")

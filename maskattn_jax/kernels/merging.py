@@ -8,11 +8,13 @@ import numpy as np
 from jaxtyping import Float
 
 from maskattn.attention import check_merge
+from maskattn_jax._scope import own_modes
 from maskattn_jax.types import Array, Operand
 
 __all__ = ["merge"]
 
 
+@own_modes
 def merge(
     out: Float[Operand, "B L H Dv"],
     lse: Float[Operand, "B L H"],

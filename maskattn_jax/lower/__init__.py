@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from maskattn_jax.lower._binding import bind, check, register
+from maskattn_jax.lower._binding import bind, check, opaque, register
 from maskattn_jax.lower._dense import allowed, bias, to_additive, to_dense
 from maskattn_jax.lower.backends import to_dot_product_attention, to_splash_mask
 
@@ -11,6 +11,7 @@ __all__ = [
     "bias",
     "bind",
     "check",
+    "opaque",
     "register",
     "to_additive",
     "to_dense",

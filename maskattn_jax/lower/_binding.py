@@ -14,7 +14,8 @@ from maskattn import lowering
 from maskattn._fields import Spec, dtype_name, on_subclass, peek
 from maskattn._lookup import wide
 from maskattn._pairs import Pairwise
-from maskattn.masks import At
+from maskattn.biases import DenseBias
+from maskattn.masks import At, Dense
 from maskattn.masks.positions import Positioned
 from maskattn_jax.types import Array, Given
 
@@ -36,6 +37,20 @@ def bind(node: Node) -> Node:
     """
     _check_integers(node)
     return node.map_data(_as_array)
+
+
+def opaque(node: Node | None, *operands: Given) -> Node | None:
+    """`node`, bound, with arrays of L x S entries that XLA cannot see through, where `operands` are traced: what
+    is computed from a constant of the traced function it would fold otherwise, which takes it minutes.
+    """
+    if node is None or not any(isinstance(x, jax.core.Tracer) for x in operands):
+        return node
+    leaves, structure = node.flatten()
+    if isinstance(node, (Dense, DenseBias)):
+        leaves = [jax.lax.optimization_barrier(jnp.asarray(leaf)) for leaf in leaves]
+    else:
+        leaves = [opaque(leaf, *operands) if isinstance(leaf, Spec) else leaf for leaf in leaves]
+    return type(node).unflatten(structure, leaves)
 
 
 def check(node: Pairwise, batch: int, heads: int, q_len: int, kv_len: int) -> None:

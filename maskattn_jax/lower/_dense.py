@@ -9,12 +9,14 @@ from maskattn import lowering
 from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn_jax import tables
+from maskattn_jax._scope import own_modes
 from maskattn_jax.lower._binding import arange, bind, readable
 from maskattn_jax.types import Array, DType
 
 _LOWERING = lowering.Lowering(readable, bind, arange, lambda array: array.astype(jnp.float32), tables.look_up)
 
 
+@own_modes
 def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int) -> Bool[Array, "#B #H #L #S"] | None:
     """Where the mask allows: bool, rank 4, broadcastable to [batch, heads, q_len, kv_len]. True = may attend.
 
@@ -26,6 +28,7 @@ def allowed(mask: Mask | None, batch: int, heads: int, q_len: int, kv_len: int) 
     return lowering.allowed(mask, (batch, heads, q_len, kv_len), _LOWERING)
 
 
+@own_modes
 def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> Float[Array, "#B #H #L #S"] | None:
     """The bias as a float array, rank 4, broadcastable to [batch, heads, q_len, kv_len].
 
@@ -38,6 +41,7 @@ def bias(bias: Bias | None, batch: int, heads: int, q_len: int, kv_len: int) -> 
     return lowering.bias(bias, (batch, heads, q_len, kv_len), _LOWERING)
 
 
+@own_modes
 def to_dense(
     mask: Mask, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None
 ) -> Bool[Array, "B H L S"]:
@@ -50,6 +54,7 @@ def to_dense(
     return jnp.broadcast_to(keep, sizes)
 
 
+@own_modes
 def to_additive(
     mask: Mask, dtype: DType, q_len: int, kv_len: int, batch: int | None = None, heads: int | None = None
 ) -> Float[Array, "B H L S"]:

@@ -6,25 +6,97 @@
 end.
 
 What is masked out never leaks: a forbidden pair's logit is replaced before anything is computed from it, and the two
-products below, with their derivatives, take a weight of exactly 0 to contribute exactly 0, whatever it meets. Both have
-derivatives of every order in reverse mode.
+products below, with their derivatives, take a weight of exactly 0 to contribute exactly 0, whatever it meets.
+
+There are derivatives of every order, in forward and reverse mode, however they are mixed.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor as Array
+from torch.utils import _pytree
 
+from maskattn._pairs import Pairwise
 from maskattn.attention import Call
-from maskattn_torch import _autocast, lower
-from maskattn_torch.dropout import dense
+from maskattn.biases import Bias, DenseBias, TableBias
+from maskattn.masks import Dense, Mask, fold
+from maskattn_torch import _autocast, lower, tables
+from maskattn_torch._derivatives import both_modes, computed, primals
+from maskattn_torch.dropout import dense, keep
+
+#: Up to so many queries times keys are done at once; beyond, so many scores of all rows and heads, but so many queries.
+_FEW, _AT_ONCE, _LEAST = 1 << 20, 1 << 22, 16
 
 
 def attention(call: Call[Array]) -> tuple[Array, Array]:
-    """Attend densely: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H]."""
+    """Attend densely: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
+
+    Long sequences are done some queries at a time, in memory that is linear in the lengths, as are the derivatives
+    (in compiled code all at once).
+    """
+    if not torch.compiler.is_compiling() and rows_at_once(call) < call.sizes[2]:
+        return by_rows(call)
+    dropout, device = call.dropout, call.query.device
+    return _formula(
+        call,
+        lower.allowed(call.mask, *call.sizes, device=device),
+        lower.bias(call.bias, *call.sizes, device=device),
+        None if dropout is None else dense(dropout, call.sizes),
+    )
+
+
+def unsupported(call: Call[Array]) -> list[str]:
+    """Why this kernel cannot run a call: it runs every call."""
+    return []
+
+
+def by_rows(call: Call[Array]) -> tuple[Array, Array]:
+    """`attention`, `rows_at_once` queries at a time; derivatives compute the scores of those again."""
+    sizes, rows = call.sizes, max(1, rows_at_once(call))
+    for node in (call.mask, call.bias):
+        if node is not None:
+            lower.check(node, *sizes)
+    bias, added = call.bias, None
+    if isinstance(bias, DenseBias):  # in rows, too, so that its gradient is gathered as that of the queries is
+        bias, added = None, bias.array.reshape(bias.shape)
+    leaves, structure = _pytree.tree_flatten((call.mask, bias, call.dropout))
+    options = replace(call, query=None, key=None, value=None, mask=None, bias=None, sinks=None, dropout_key=None)
+
+    def some(first: int, query: Array, key: Array, value: Array, sinks: Any, added: Any, *leaves: Array) -> Any:
+        mask, bias, dropout = _pytree.tree_unflatten(list(leaves), structure)
+        at = _indices(sizes, first, query)
+        allowed = None if mask is None else fold(mask, lambda part: _allowed(part, at))
+        kept = None if dropout is None else keep(dropout, *at, sizes)
+        added = _added(bias, at) if bias is not None else added
+        return _formula(replace(options, query=query, key=key, value=value, sinks=sinks), allowed, added, kept)
+
+    starts, queries = range(0, sizes[2], rows), call.query.split(rows, 1)
+    parts = (added,) * len(starts) if added is None or added.shape[2] == 1 else added.split(rows, 2)
+    found = []
+    for first, query, part in zip(starts, queries, parts, strict=True):
+        formula = partial(some, first)
+        found.append(computed(formula, formula, query, call.key, call.value, call.sinks, part, *leaves))
+    output, lse = (torch.cat(each, 1) for each in zip(*found, strict=True))
+    return output, lse
+
+
+def rows_at_once(call: Call[Array]) -> int:
+    """How many queries are done at once: all of them, where that is no more scores than a few."""
+    batch, heads, q_len, kv_len = call.sizes
+    known = all(type(n) is int for n in call.sizes)
+    if not known or q_len * kv_len <= _FEW:
+        return q_len
+    return min(q_len, max(_LEAST, _AT_ONCE // max(1, batch * heads * kv_len)))
+
+
+def _formula(call: Call[Array], allowed: Array | None, added: Array | None, kept: Array | None) -> tuple[Array, Array]:
+    """The output and the log-sum-exp, where tensors say what is allowed, added, and kept by dropout."""
     query, key, value, sinks = call.query, call.key, call.value, call.sinks
     dtype = torch.float64 if query.dtype == torch.float64 else torch.float32
     batch, heads, q_len, kv_len = sizes = call.sizes
@@ -34,9 +106,7 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     k = _heads_first(key.to(dtype))
     v = _heads_first(value.to(dtype))
 
-    allowed = lower.allowed(call.mask, *sizes, device=query.device)
     allowed = torch.ones((1, 1, 1, kv_len), dtype=torch.bool, device=q.device) if allowed is None else allowed
-    added = lower.bias(call.bias, *sizes, device=query.device)
     if added is not None:
         added = added.to(dtype)
         allowed = allowed & (added != -math.inf)
@@ -69,18 +139,12 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 
     if call.empty_rows == "mean" and sink is None and kv_len:
         p = torch.where(empty, 1 / kv_len, p)
-    dropout = call.dropout
-    if dropout is not None:
-        p = torch.where(dense(dropout, sizes), p / (1.0 - dropout.rate), 0)
+    if kept is not None:
+        p = torch.where(kept, p / (1.0 - call.dropout_rate), 0)
     out = _ungroup(weighted_sum(_group(p, kv_heads), v, call.precision), (batch, heads, q_len, v.shape[-1]))
     if call.empty_rows == "nan" and sink is None:
         out = torch.where(empty, math.nan, out)
     return _heads_first(out).to(query.dtype), lse[..., 0].transpose(1, 2)
-
-
-def unsupported(call: Call[Array]) -> list[str]:
-    """Why this kernel cannot run a call: it runs every call."""
-    return []
 
 
 def pair_products(a: Array, b: Array, precision: str) -> Array:
@@ -88,7 +152,7 @@ def pair_products(a: Array, b: Array, precision: str) -> Array:
 
     What is not finite stays in its own row and column; in the derivative, a pair whose cotangent is 0 contributes 0.
     """
-    return _PairProducts.apply(a, b, precision)
+    return both_modes(_PairProducts, _PairProductsForward).apply(a, b, precision)
 
 
 class _PairProducts(torch.autograd.Function):
@@ -110,13 +174,26 @@ class _PairProducts(torch.autograd.Function):
         return weighted_sum(cotangent, b, ctx.precision), d_b, None
 
 
+class _PairProductsForward(_PairProducts):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Array, Array, str], output: Array) -> None:
+        _PairProducts.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def jvp(ctx: Any, d_a: Array | None, d_b: Array | None, _: None) -> Array:
+        with primals(ctx) as (a, b):
+            terms = [] if d_a is None else [pair_products(d_a, b, ctx.precision)]
+            return sum(terms if d_b is None else [*terms, pair_products(a, d_b, ctx.precision)])
+
+
 def weighted_sum(weights: Array, rows: Array, precision: str) -> Array:
     """weights [..., M, N], rows [..., N, D] -> [..., M, D], where a weight of exactly 0 contributes exactly +0.
 
     The finite parts are multiplied; the result is NaN where a weight that is not 0 meets a value that is not finite, or
     a weight is itself not finite. No result is -0.
     """
-    return _WeightedSum.apply(weights, rows, precision)
+    return both_modes(_WeightedSum, _WeightedSumForward).apply(weights, rows, precision)
 
 
 class _WeightedSum(torch.autograd.Function):
@@ -142,6 +219,19 @@ class _WeightedSum(torch.autograd.Function):
         return pair_products(cotangent, rows, ctx.precision), d_rows, None
 
 
+class _WeightedSumForward(_WeightedSum):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Array, Array, str], output: Array) -> None:
+        _WeightedSum.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:2])
+
+    @staticmethod
+    def jvp(ctx: Any, d_weights: Array | None, d_rows: Array | None, _: None) -> Array:
+        with primals(ctx) as (weights, rows):
+            terms = [] if d_weights is None else [weighted_sum(d_weights, rows, ctx.precision)]
+            return sum(terms if d_rows is None else [*terms, weighted_sum(weights, d_rows, ctx.precision)])
+
+
 def _matmul(a: Array, b: Array, precision: str) -> Array:
     """a @ b outside autocast, which would compute it in half precision.
 
@@ -160,6 +250,33 @@ def _matmul(a: Array, b: Array, precision: str) -> Array:
             torch.set_float32_matmul_precision(before)
 
 
+def _indices(sizes: tuple[int, int, int, int], first: int, query: Array) -> tuple[Array, ...]:
+    """(b, h, q, k) of the pairs of some queries, those from `first` on, rank 4."""
+    batch, heads, _, kv_len = sizes
+    ranges = ((0, batch), (0, heads), (first, first + query.shape[1]), (0, kv_len))
+    indices = (torch.arange(*each, device=query.device) for each in ranges)
+    return tuple(x.reshape([-1 if i == axis else 1 for i in range(4)]) for axis, x in enumerate(indices))
+
+
+def _read(node: Pairwise, at: tuple[Array, ...]) -> list[Array]:
+    """The indices that a mask or bias reads, 0 for the others."""
+    return [x if name in node.depends else x.new_zeros((1, 1, 1, 1)) for name, x in zip("bhqk", at, strict=True)]
+
+
+def _allowed(mask: Mask, at: tuple[Array, ...]) -> Array:
+    """Where one part of a mask's expression allows, rank 4, on the axes that it reads."""
+    if not isinstance(mask, Dense):
+        return mask.allowed(*_read(mask, at))
+    keep = mask.keep.reshape(mask.shape)
+    return keep if keep.shape[2] == 1 else keep.index_select(2, at[2].reshape(-1))
+
+
+def _added(bias: Bias, at: tuple[Array, ...]) -> Array:
+    """A bias that is no DenseBias, rank 4, on the axes that it reads."""
+    b, h, q, k = _read(bias, at)
+    return tables.look_up(bias.table, bias.rows(b, q, k)) if isinstance(bias, TableBias) else bias.values(b, h, q, k)
+
+
 def _heads_first(x: Array) -> Array:
     """[B, length, heads, D] <-> [B, heads, length, D]."""
     return x.transpose(1, 2)
@@ -168,7 +285,7 @@ def _heads_first(x: Array) -> Array:
 def _group(x: Array, kv_heads: int) -> Array:
     """[B, H, L, N] -> [B, K, H // K * L, N]: the rows that read one key/value head, one after the other."""
     batch, heads, length, width = x.shape
-    return x.reshape(batch, kv_heads, heads // kv_heads * length, width)
+    return x.reshape(batch, kv_heads, heads // max(kv_heads, 1) * length, width)
 
 
 def _ungroup(x: Array, shape: tuple[int, ...]) -> Array:

@@ -18,6 +18,8 @@ from maskattn_torch.types import Array, Device, Given
 
 Node = TypeVar("Node", bound=Spec)
 
+_AS_THEY_ARE = (torch.bool, torch.int64, torch.float32)
+
 
 def register() -> None:
     """Make every mask and bias a pytree, those defined later included; its leaves are its data."""
@@ -68,7 +70,8 @@ def readable(array: Given) -> Given:
 
 def _as_array(array: Given, device: Device) -> Array:
     if isinstance(array, torch.Tensor):
-        return wide(array if device is None else array.to(device))
+        array = array if device is None or array.device == device else array.to(device)
+        return array if array.dtype in _AS_THEY_ARE else wide(array)
     given: object = array
     if not isinstance(given, np.ndarray):
         got = f"{type(given).__name__} of dtype {dtype_name(array)}"

@@ -53,7 +53,7 @@ def test_what_else_a_flax_tree_holds_is_left_out_and_said(tmp_path):
         assert sorted(src) == ["ints/3", "list/0", "list/1/x", "scalar", "w"]
         assert src["scalar"].shape == () and src["scalar"] == 2
         left_out = "big complex count data negative no none real text".split()
-        assert sorted(note.partition(":")[0] for note in src.notes) == left_out
+        assert sorted(note.partition(":")[0] for note in src.notes if not note.startswith("took the item")) == left_out
 
 
 def test_torch_loads_what_is_written(tmp_path):
@@ -87,7 +87,9 @@ def test_what_torch_writes_is_read(tmp_path):
             "state_dict": weights, "epoch": 3, "optimizer": {"state": {0: {"exp_avg": base}}},
         },
         "took 'model'": {"model": weights},
-        "took 'model_state_dict'; left out 'ema'": {"ema": weights, "model_state_dict": weights},
+        "took 'model_state_dict'; left out 'ema' (--key takes another state: 'ema')": {
+            "ema": weights, "model_state_dict": weights,
+        },
         "took 'my_weights'; left out 'note'": {"my_weights": weights, "note": "x"},
         "left out what is no tensor: 'epoch', 'extra'": weights | {"epoch": 1, "extra": [base]},
     }  # fmt: skip
@@ -97,7 +99,7 @@ def test_what_torch_writes_is_read(tmp_path):
             assert src.notes == [note] and set(src) == set(weights)
     refused = {
         "several of its entries hold tensors": {"x": {"a": base}, "y": {"a": base}},
-        "holds no tensors by name; its keys are 'x'": {"x": {"y": {"a": base}}},
+        "holds no tensors by name; its keys are 'x'": {"x": {"y": {}}},
         "expected a dict of tensors, got list": [base],
         "must be named by text, got 3": {3: base},
         "is no plain tensor": {"a": base.to_sparse()},
@@ -170,12 +172,12 @@ def test_orbax_restores_what_is_written_and_the_other_way(tmp_path):
     for folder in ("ocdbt", "zarr", "zarr3", "manager/7"):
         with checkpoints.open(tmp_path / folder) as src:
             found = dict(src)
-            left_out = sorted(note.partition(":")[0] for note in src.notes)
+            left_out = sorted(note.partition(":")[0] for note in src.notes if not note.startswith("took the item"))
         extra = {"number"} if folder != "manager/7" else set()
         assert left_out == ([] if folder == "manager/7" else ["none", "nothing"])
         assert set(found) == set(ours) | extra
         for name, array in ours.items():
             assert (found[name].dtype, found[name].tobytes()) == (array.dtype, array.tobytes()), (folder, name)
     assert json.loads((tmp_path / "ours.orbax" / "_CHECKPOINT_METADATA").read_text())["custom_metadata"]["note"] == "x"
-    with pytest.raises(ValueError, match="holds no checkpoint"):
-        checkpoints.open(tmp_path / "manager")
+    with checkpoints.open(tmp_path / "manager") as src:
+        assert set(src) == set(ours) and src.notes[0] == "took 7, the latest"

@@ -70,7 +70,9 @@ def test_several_files_say_it_too(qwen, tmp_path):
 
 def test_refusals_leave_nothing_and_say_why(qwen, tmp_path):
     out = tmp_path / "out.safetensors"
-    assert "unknown layout 'flax-lnen'" in run("convert", qwen, out, "--to", "flax-lnen", code=2)
+    assert "unknown form 'flax-lnen': did you mean 'flax-linen'?" in run(
+        "convert", qwen, out, "--to", "flax-lnen", code=2
+    )
     assert "no suffix of a known format" in run("convert", qwen, tmp_path / "out.xyz", "--to", "flax-nnx", code=2)
     assert "no checkpoint" in run("convert", tmp_path, out, code=2)
     assert "expected a size such as 5GB" in run("convert", qwen, out, "--max-shard-size", "lots", code=2)

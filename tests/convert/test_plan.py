@@ -144,7 +144,8 @@ def test_a_folded_scale_is_a_named_step_and_undone_exactly_where_it_can_be(tmp_p
 
 def test_a_tied_tensor_is_made_where_the_target_needs_it():
     tensors = llama(tied=True)
-    planned = plan(infos(tensors), target="meta-llama", config=CONFIG)
+    refused(tensors, "output.weight: the source has none, and no configuration says", target="meta-llama")
+    planned = plan(infos(tensors), target="meta-llama", config=CONFIG | {"tie_word_embeddings": True})
     assert [step.name for step in planned.steps] == ["tie lm_head.kernel"]
     there = carried(tensors, planned)
     assert np.array_equal(there["output.weight"], tensors["model.embed_tokens.weight"])
@@ -289,7 +290,7 @@ def test_the_page_on_converting_names_every_family_and_its_example_is_one():
     (('bias = "no"', 'bias = "perhaps"'), "bias must be one of yes, no, maybe, got 'perhaps'"),
     (('kind = "dense", ', ""), "'blocks.*.gate': kind is missing"),
     (('bias = "no"', 'heads = "a"'), "heads is of attention only, got dense"),
-    (('"conv"', '{ kind = "buffer", maker = "ones" }'), "maker must be one of arange, got 'ones'"),
+    (('"conv"', '{ kind = "buffer", maker = "ones" }'), "maker must be one of arange, shifted-windows, got 'ones'"),
     (('"conv"', '{ kind = "dense", tied = "norm" }'), "'stem' is tied to 'norm', which is no name here"),
     (('"torch"', '"pascal"'), "style must be one of torch, flax"),
     (('"torch-mha"', '"nothing"'), "unknown layout 'nothing'"),
@@ -311,12 +312,12 @@ def test_a_faulty_family_file_says_what_is_wrong(change, said, tmp_path):
 
 
 def test_unknown_names_list_the_known_ones():
-    with pytest.raises(ValueError, match="unknown family 'hf-brt'.*hf-bert"):
+    with pytest.raises(ValueError, match="unknown family 'hf-brt': did you mean 'hf-bert'"):
         families.get("hf-brt")
     with pytest.raises(FileNotFoundError, match="no file nowhere.toml"):
         families.get("nowhere.toml")
     refused(llama(), "describes bert, but the source is llama; expected one of hf-llama", target="hf-bert")
-    refused(llama(), "unknown layout 'hf-lama'", target="hf-lama")
+    refused(llama(), "unknown form 'hf-lama': did you mean 'hf-llama'", target="hf-lama")
     refused(llama(), "a whole llama is not stored with that layout", target="equinox")
     refused(llama(), "dtype must be one of", dtype=np.int8)
 

@@ -97,7 +97,7 @@ def test_query_key_and_value_of_different_dtypes_are_refused():
 
 def test_a_prefix_that_could_not_be_turned_back_is_refused():
     tensors = tensors_for("timm", CONFIG, prefix="a/b.attn.")
-    with pytest.raises(ValueError, match=r"a/b\.attn\.: contains '/', which separates names in flax-linen"):
+    with pytest.raises(ValueError, match=r"a/b\.attn: contains '/', which separates names in flax-linen"):
         convert_tensors(tensors, source="timm", target="flax-linen", config=CONFIG)
 
 
@@ -105,7 +105,8 @@ def test_bad_arguments():
     tensors = tensors_for("timm", CONFIG)
     given = {"source": "timm", "target": "flax-nnx", "config": CONFIG}
     with pytest.raises(
-        ValueError, match=r"unknown layout 'tim'; expected one of: canonical, maskattn-torch \(= timm\)"
+        ValueError,
+        match=r"unknown layout 'tim': did you mean 'timm'\? Expected one of: canonical, maskattn-torch \(= timm\)",
     ):
         convert_tensors(tensors, **given | {"source": "tim"})
     with pytest.raises(ValueError, match="unknown layout 'auto'"):

@@ -81,6 +81,35 @@ def test_what_stands_for_a_key(twin):
             r.words(bad)
 
 
+def test_a_seed_may_be_an_array_that_is_not_read(twin):
+    same(twin.rng.words(twin.numpy.asarray(7)), rng.key(7))
+    same(twin.compile(twin.rng.words)(twin.numpy.asarray(7)), rng.key(7))
+    same(twin.vmap(twin.rng.words)(twin.array(np.arange(3))), np.stack([rng.key(i) for i in range(3)]))
+    same(twin.rng.words(np.array(7)), rng.key(7))
+
+
+def test_four_words_stand_for_two(twin):
+    words = np.array([1, 2**31, 3, 2**32 - 1], np.uint32)
+    two = np.asarray(jax.extend.random.threefry_2x32(jnp.asarray(words[:2]), jnp.asarray(words[2:])))
+    for given in (words, twin.array(words)):
+        same(twin.rng.words(given), two)
+        for ours, theirs in zip(draws(twin.rng, given), draws(rng, two), strict=True):
+            same(ours, theirs)
+    same(twin.compile(twin.rng.words)(twin.array(words)), two)
+    same(twin.vmap(twin.rng.words)(twin.array(np.stack([words, words]))), np.stack([two, two]))
+    for ours, theirs in zip(draws(rng, words), draws(rng, two), strict=True):
+        same(ours, theirs)
+
+
+def test_keys_of_rbg_are_keys():
+    for name in ("rbg", "unsafe_rbg"):
+        key = jax.random.fold_in(jax.random.key(7, impl=name), 3)
+        same(jax_rng.bits(key, 5), rng.bits(np.asarray(jax.random.key_data(key)), 5))
+        same(jax.jit(jax_rng.words)(key), jax_rng.words(jax.random.key_data(key)))
+        # the words of a seed are twice those of threefry's
+        same(jax_rng.words(jax.random.key(7, impl=name)), rng.fold_in(rng.key(7), 7))
+
+
 def test_jaxs_own_key_is_a_key():
     same(jax_rng.words(jax.random.key(7)), rng.key(7))
     same(jax_rng.bits(jax.random.key(7), 5), np.asarray(jax.random.bits(jax.random.key(7), (5,))))
@@ -152,6 +181,7 @@ def test_under_vmap_each_key_draws_its_own(twin):
 
 def test_the_operators_keep_torchs_rules():
     key = load("torch").array(KEY)
+    torch.library.opcheck(torch_rng._folded, (torch.cat([key, key]),))
     torch.library.opcheck(torch_rng._hash, (key, torch.arange(3)))
     torch.library.opcheck(torch_rng._bits, (key, 5, 7, 16))
     torch.library.opcheck(torch_rng._uniform, (key, 5, 7, torch.float32, -1.0, 2.5))

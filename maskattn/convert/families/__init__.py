@@ -49,7 +49,7 @@ def names() -> tuple[str, ...]:
 
 
 def get(family: str | os.PathLike[str] | Family) -> Family:
-    """The family of that name, or of that ``.toml`` file; ValueError lists the known ones."""
+    """The family of that name, or of that ``.toml`` file; ValueError names the nearest and lists the known ones."""
     if isinstance(family, Family):
         return family
     for known in all_families():
@@ -60,7 +60,8 @@ def get(family: str | os.PathLike[str] | Family) -> Family:
         if not path.is_file():
             raise FileNotFoundError(f"family: no file {path}")
         return read(path)
-    raise ValueError(f"unknown family {str(family)!r}; expected a .toml file or one of: {', '.join(names())}")
+    meant = layouts.meant(str(family), names())
+    raise ValueError(f"unknown family {str(family)!r}{meant} a .toml file or one of: {', '.join(names())}")
 
 
 def layout_of(name: str) -> str:
@@ -69,11 +70,13 @@ def layout_of(name: str) -> str:
     return known.get(name) or layouts.get(name).name
 
 
-def forms(family: Family) -> Iterator[Form]:
-    """Every form in which a checkpoint of ``family`` may be stored: its own first."""
+def forms(family: Family, outer: str = "") -> Iterator[Form]:
+    """Every form in which a checkpoint of ``family`` may be stored: its own first. ``outer``: before all names."""
     for prefix in family.prefixes:
         for layout in (None, *GENERIC):
             if layout == family.layout:
                 continue  # the family's own form
             for scan in (False, True):
-                yield Form(family, layout, scan, prefix)
+                yield Form(family, layout, scan, prefix, outer=outer)
+        if family.old_norms:
+            yield Form(family, None, False, prefix, outer=outer, old_norms=True)

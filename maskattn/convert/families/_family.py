@@ -48,7 +48,12 @@ _WORDS = {
     "Mapping[str, str]": "a table of text",
     "Mapping[str, Any]": "a table",
 }
-_CHOICES = {"style": tuple(SEPARATORS), "kind": KINDS, "bias": ("yes", "no", "maybe"), "maker": ("arange",)}
+_CHOICES = {
+    "style": tuple(SEPARATORS),
+    "kind": KINDS,
+    "bias": ("yes", "no", "maybe"),
+    "maker": ("arange", "shifted-windows"),
+}
 _ONLY_OF = {"layout": "attention", "heads": "attention", "kv_heads": "attention", "maker": "buffer"}
 
 
@@ -59,7 +64,8 @@ class Rule:
     Attributes:
       canonical: the name that all families of one model share; not given: the pattern, with dots.
       layout: of an attention layer, where it is not the family's. heads, kv_heads: the same of these keys.
-      maker: "arange": a buffer is checked to hold 0, 1, 2, ..., and made again when the file is converted back.
+      maker: a buffer is checked, and made again when the file is converted back: "arange": 0, 1, 2, ...;
+        "shifted-windows": Swin's mask.
       bias: "no"; "maybe": in all layers or in none.
       required: a checkpoint without them is incomplete; where not, they are in all layers or in none. Not given: all of
         the body but buffers, and what is sparse or tied. sparse: in any layers.
@@ -105,9 +111,12 @@ class Family:
       name: by which it is asked for. model: families of one model convert into each other.
       style: "torch" or "flax": how modules name and lay out their parts. separator: what joins names.
       layout: of its attention layers. prefixes: what may stand before all names of the body, the usual one first.
-      model_types, when: what a config.json says of it. layers: pattern of a layer -> the key of their number.
+      model_types: what a config.json calls it (of the library's own: ``model_types.toml``).
+      layers: pattern of a layer -> the key of their number.
       heads, kv_heads: where a config.json says how many (`a.b|c`: b in a, else c; `width/64`: one for 64 features).
       scan: whether its layers are usually stacked. scan_axis: which axis of a stacked tensor counts layers.
+      old_norms: files of it may call the parts of norms gamma and beta. leaves_out: canonical names that other families
+        of the model have, and why this one does without.
     """
 
     name: str
@@ -118,7 +127,8 @@ class Family:
     about: str = ""
     prefixes: tuple[str, ...] = ("",)
     model_types: tuple[str, ...] = ()
-    when: Mapping[str, Any] = field(default_factory=dict)
+    old_norms: bool = False
+    leaves_out: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
     heads: str = HEADS
     kv_heads: str = KV_HEADS

@@ -20,6 +20,8 @@ LEAVES = {
     "flax": {"kernel": "kernel", "scale": "scale", "embedding": "embedding", "bias": "bias"},
 }
 
+OLD_NORMS = {"scale": "gamma", "bias": "beta"}
+
 _STAR = re.compile(r"\*(\+\d+)?")
 
 
@@ -30,6 +32,8 @@ class Form:
     `layout` replaces the family's own attention layout, and with it the style of the other modules; None: its own.
     `scan`: the tensors of all layers are stacked into one. `prefix` stands before the names of the body. `beside`: what
     has no place in an attention layer may stand beside it, under its canonical name, where the layout is generic.
+    `outer` stands before all names, of head and body: what a wrapper put there. `old_norms`: the parts of norms are
+    called gamma and beta, as they were before 2019.
     """
 
     family: Family
@@ -37,6 +41,8 @@ class Form:
     scan: bool = False
     prefix: str = ""
     beside: bool = True
+    outer: str = ""
+    old_norms: bool = False
 
     def __str__(self) -> str:
         whole = self.family.name if self.layout is None else f"{self.family.name} as {self.layout}"
@@ -99,10 +105,12 @@ class Form:
         module = self.module(rule, indices)
         if rule.kind == "attention":
             return module + self.layout_of(rule).separator + part if module else part
-        return module + self._leaf(part)
+        return module + self._leaf(rule, part)
 
-    def _leaf(self, part: str) -> str:
+    def _leaf(self, rule: Rule, part: str) -> str:
         """The name of a module's part, with the separator before it; empty for a tensor that is no module."""
+        if self.old_norms and rule.kind == "norm":
+            return self.separator + OLD_NORMS[part]
         return self.separator + LEAVES[self.style][part] if part else ""
 
     def place(self, canonical: str, *, attention: bool) -> tuple[Rule, tuple[int, ...], str] | None:
@@ -142,7 +150,7 @@ class Form:
             if rule.kind == "attention":
                 within.append(plain + self.layout_of(rule).separator if plain else "")
             else:
-                whole.update(plain + self._leaf(part) for part in rule.parts)
+                whole.update(plain + self._leaf(rule, part) for part in rule.parts)
         return frozenset(whole), tuple(within)
 
     def find(self, name: str) -> tuple[Rule, tuple[int, ...], str] | None:
@@ -163,7 +171,7 @@ class Form:
             local = rest.removeprefix(separator)
             return local if rest.startswith(separator) and local in self._within[rule] else None
         for part in rule.parts:
-            if rest == self._leaf(part):
+            if rest == self._leaf(rule, part):
                 return part
         return None
 
@@ -191,7 +199,7 @@ class Form:
         if self.stacked(rule):
             start, end = list(_STAR.finditer(pattern))[-1].span()
             pattern = pattern[:start].rstrip("._/-") + pattern[end:]
-        return pattern
+        return self.outer + pattern
 
     @cached_property
     def _expressions(self) -> list[tuple[Rule, re.Pattern[str]]]:

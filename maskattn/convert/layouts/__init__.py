@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
@@ -62,6 +63,7 @@ __all__ = [
     "detect",
     "flatten",
     "get",
+    "meant",
     "mismatches",
     "mixed_dtypes",
     "names",
@@ -123,7 +125,14 @@ def get(name: str) -> Layout:
         if name == layout.name or name in layout.aliases:
             return layout
     known = (layout.name + "".join(f" (= {alias})" for alias in layout.aliases) for layout in _LAYOUTS)
-    raise ValueError(f"unknown layout {name!r}; expected one of: {', '.join(known)}")
+    spelled = [known for layout in _LAYOUTS for known in (layout.name, *layout.aliases)]
+    raise ValueError(f"unknown layout {name!r}{meant(name, spelled)} one of: {', '.join(known)}")
+
+
+def meant(name: str, known: Iterable[str]) -> str:
+    """What a message on an unknown name goes on with: which of the ``known`` was probably meant, and "expected"."""
+    near = difflib.get_close_matches(name, list(known), n=1)
+    return f": did you mean {near[0]!r}? Expected" if near else "; expected"
 
 
 def steps(source: str, target: str, config: AttentionConfig, tensors: Iterable[str] = ()) -> tuple[Step, ...]:

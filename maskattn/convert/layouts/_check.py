@@ -36,6 +36,7 @@ def mismatches(layout: Layout, tensors: Mapping[str, object], config: AttentionC
         unwanted = not config.sinks and any(extra.canonical == "sinks" for extra in extras)
         if name not in shapes and name not in buffers and (not extras or unwanted):
             reason = layout.refused.get(name, f"no part of layout {layout.name} with this config")
+            reason = "the config has sinks=False: AttentionConfig(..., sinks=True)" if unwanted else reason
             wrong.append(f"{prefix}{name}: left over: {reason}")
             continue
         if not isinstance(array, (np.ndarray, Lazy)):

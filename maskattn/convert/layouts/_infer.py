@@ -35,7 +35,7 @@ def infer_rows(
     or stores the key apart, and is ``num_heads`` otherwise. ValueError where the shapes admit no configuration.
     """
     if num_heads is None:
-        raise ValueError(f"num_heads is needed: {name} does not store it")
+        raise ValueError(f"num_heads is needed (--heads, or a config.json): {name} does not store it")
     kernels = _kernels(stored, tensors)
     out = kernels["out",]
     v_dim = divide(out.width, num_heads, f"columns of {out.name} over num_heads")

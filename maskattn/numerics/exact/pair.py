@@ -123,9 +123,11 @@ def matmul(ops: Ops, a: Sequence[Array], b: Sequence[Array]) -> Pair:
     Products of terms must be exact (see ``pieces``). A term of 0 leaves every bit of the sum as it was, wherever it
     stands: this is what makes a padded, packed or sliced batch give the bits of its parts.
     """
+    if ops.limit is None:
+        return _matmul(ops, a, b)
     shape = (*a[0].shape[:-1], b[0].shape[-1])
     axis = max(range(len(shape) - 1), key=lambda i: shape[i])
-    if ops.limit is None or math.prod(shape) <= ops.limit or shape[axis] < 2:
+    if math.prod(shape) <= ops.limit or shape[axis] < 2:
         return _matmul(ops, a, b)
     halves = []
     for part in (slice(None, shape[axis] // 2), slice(shape[axis] // 2, None)):

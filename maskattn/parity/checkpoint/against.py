@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Mapping
 
 from maskattn import checkpoints
-from maskattn.config import AttentionConfig
-from maskattn.convert.layouts import Layout
-from maskattn.parity.checkpoint.layers import Array, canonical_layer, configs_of, layers_of
+from maskattn.convert.layouts import CANONICAL, Layout
+from maskattn.parity.checkpoint.layers import Array, Found, canonical_layer, find, of_model
 from maskattn.parity.findings import bits_equal
 
 
@@ -27,30 +26,27 @@ def compare(
     prefixes, whatever separates names in them.
     """
     with checkpoints.open(path) as left, checkpoints.open(against) as right:
-        kind, layers = layers_of(left, layout)
-        other_kind, other_layers = layers_of(right, against_layout)
-        configs = configs_of(left, kind, layers, num_heads, num_kv_heads)
-        other_configs = configs_of(right, other_kind, other_layers, num_heads, num_kv_heads)
-        theirs = {_plain(prefix, other_kind): prefix for prefix in other_layers}
-        for prefix, names in layers.items():
-            if _plain(prefix, kind) not in theirs:
+        sizes = num_heads, num_kv_heads
+        ours, theirs = find(left, layout, *sizes), find(right, against_layout, *sizes)
+        if (ours.kind is CANONICAL) != (theirs.kind is CANONICAL) and "auto" in (layout, against_layout):
+            with contextlib.suppress(ValueError):  # names of layers that correspond
+                ours, theirs = of_model(left, *sizes), of_model(right, *sizes)
+        others = {_plain(prefix, theirs.kind): prefix for prefix in theirs.configs}
+        for prefix in ours.configs:
+            if _plain(prefix, ours.kind) not in others:
                 return f"{prefix}: no such layer in {against}"
-            ours = _read(left, kind, names, configs[prefix], prefix)
-            other_prefix = theirs.pop(_plain(prefix, kind))
-            other = _read(right, other_kind, other_layers[other_prefix], other_configs[other_prefix], other_prefix)
-            for name in dict.fromkeys((*ours, *other)):
-                if name not in ours or name not in other:
-                    return f"{prefix}{name}: only in {path if name in ours else against}"
-                finding = bits_equal("weights", f"{path} = {against}", name, ours[name], other[name])
+            mine, other = _read(ours, prefix), _read(theirs, others.pop(_plain(prefix, ours.kind)))
+            for name in dict.fromkeys((*mine, *other)):
+                if name not in mine or name not in other:
+                    return f"{prefix}{name}: only in {path if name in mine else against}"
+                finding = bits_equal("weights", f"{path} = {against}", name, mine[name], other[name])
                 if not finding.held:
                     return f"{prefix}{name}: {finding.message}"
-    return f"{next(iter(theirs))}: no such layer in {path}" if theirs else None
+    return f"{next(iter(others.values()))}: no such layer in {path}" if others else None
 
 
-def _read(
-    reader: checkpoints.Reader, kind: Layout, names: Mapping[str, str], config: AttentionConfig, prefix: str
-) -> dict[str, Array]:
-    return canonical_layer(kind, {name: reader[full] for name, full in names.items()}, config, prefix)
+def _read(found: Found, prefix: str) -> dict[str, Array]:
+    return canonical_layer(found.kind, found.tensors(prefix), found.configs[prefix], prefix)
 
 
 def _plain(prefix: str, kind: Layout) -> str:

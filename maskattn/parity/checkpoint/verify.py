@@ -18,7 +18,7 @@ from maskattn.convert import config_json
 from maskattn.convert.layouts import Layout
 from maskattn.convert.twins import both, random_inputs
 from maskattn.parity.checkpoint.against import compare
-from maskattn.parity.checkpoint.layers import canonical_layer, configs_of, layers_of
+from maskattn.parity.checkpoint.layers import canonical_layer, find
 from maskattn.parity.checkpoint.result import CheckpointResult, Judged, LayerResult
 from maskattn.parity.findings import bits_equal
 from maskattn.typing import NumPyArray as Array
@@ -65,13 +65,11 @@ def verify_checkpoint(
         difference = compare(path, against, layout=layout, against_layout=against_layout, **heads)
     results = []
     with checkpoints.open(path) as reader:
-        kind, layers = layers_of(reader, layout)
-        configs = configs_of(reader, kind, layers, num_heads, num_kv_heads)
-        for prefix, names in layers.items():
+        kind, configs, tensors = find(reader, layout, num_heads, num_kv_heads)
+        for prefix, config in configs.items():
             if progress is not None:
                 progress(prefix)
-            tensors = {name: reader[full] for name, full in names.items()}
-            results.append(_verify_layer(prefix, kind, tensors, configs[prefix], kernel, seed))
+            results.append(_verify_layer(prefix, kind, tensors(prefix), config, kernel, seed))
     described = f"random, lengths {', '.join(map(str, LENGTHS))}, padded, seed {seed}"
     return CheckpointResult(
         str(path),

@@ -13,19 +13,24 @@ attend to, within one; between the pairs of a mixed tile that holds both, only w
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array
 
 from maskattn.attention import Call
 from maskattn_jax import lower
+from maskattn_jax._linear import linear as differentiated
+from maskattn_jax._scope import own_modes
+from maskattn_jax._varying import manual_axes, vary
+from maskattn_jax.kernels import reference
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
-from maskattn_jax.kernels.blockwise.shards import Origin, divided, manual_axes, vary
-from maskattn_jax.kernels.blockwise.steps import cheapest
+from maskattn_jax.kernels.blockwise.shards import Origin, divided
+from maskattn_jax.kernels.blockwise.steps import cheapest, is_known
 from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 
@@ -38,6 +43,8 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     for node in (call.mask, call.bias):
         if node is not None:
             lower.check(node, *call.sizes)
+    if 0 in call.sizes:
+        return _without_tiles(call)
     options = Options(call.scale, call.softcap, call.empty_rows, call.precision)
 
     def run(query: Array, key: Array, value: Array, sinks: Any, rest: Any, origin: Origin) -> tuple[Array, Array]:
@@ -47,52 +54,92 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         # inside a shard_map: what every device has whole varies like the rest from here on
         return _attention(tiling, options, *vary(given, manual_axes(given)))
 
-    rest = (float_leaves(call.bias)[0], call.mask, call.bias, call.dropout)
-    return divided(run, call.query, call.key, call.value, call.sinks, rest)
+    operands = (call.query, call.key, call.value)
+    mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
+    bias = lower.opaque(call.bias, *operands)
+    return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout))
 
 
 def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: an average over all keys is what it exists to avoid."""
+    if not call.is_sized:
+        return [f"tiles are planned for sizes that are numbers, got {call.sizes}: fused, reference and exact take any"]
     if call.empty_rows == "mean" and call.sinks is None:
         return ['empty_rows "mean" averages all values: reference and exact have it']
     return []
 
 
+def _without_tiles(call: Call[Array]) -> tuple[Array, Array]:
+    """A call without rows, or without keys: its rows are then empty, or see their sink alone."""
+    batch, heads, q_len, _ = call.sizes
+    instead = jnp.nan if call.empty_rows == "nan" and call.sinks is None else 0
+    output = jnp.full((batch, q_len, heads, call.value.shape[-1]), instead, call.query.dtype)
+    dtype = jnp.promote_types(call.query.dtype, jnp.float32)
+    lse = jnp.full(heads, -jnp.inf, dtype) if call.sinks is None else call.sinks.astype(dtype)
+    return output, jnp.broadcast_to(lse, (batch, q_len, heads))
+
+
 # Both take (tiling, options), then what `prepared` takes: query, key, value, the bias's arrays, sinks, conditions.
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _attention(*arguments: Any) -> tuple[Array, Array]:
-    output, lse = _forward(*arguments)
+    output, lse, _ = _forward(*arguments)
     return output.astype(arguments[2].dtype), lse
 
 
 @partial(jax.jit, static_argnums=(0, 1))
-def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array]:
+def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array, Array | None]:
     return output_and_lse(prepared(tiling, options, *arrays))
 
 
-def _attention_forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[tuple[Array, Array], Any]:
-    output, lse = _forward(tiling, options, *arrays)
-    return (output.astype(arrays[0].dtype), lse), (arrays, output, lse)
+@_attention.defjvp
+@own_modes
+def _(tiling: CallTiling, options: Options, arrays: Any, tangents: Any) -> tuple[Any, Any]:
+    output, lse, found = _forward(tiling, options, *arrays)
+    results = output.astype(arrays[0].dtype), lse
+    # of the conditions nothing is differentiated: the bias's arrays are given once more, beside them
+    saved = arrays, output, lse, found
+    return results, differentiated(_Derivative(tiling, options), saved, tangents[:-1], results)
 
 
-def _attention_backward(tiling: CallTiling, options: Options, saved: Any, cotangents: tuple[Array, Array]) -> Any:
-    return (*_gradients(tiling, options, *saved, *cotangents), None)
+@dataclass(frozen=True)
+class _Derivative:
+    """Of `_attention`: by tiles in reverse mode, by the formula, some queries at a time, in forward mode."""
+
+    tiling: CallTiling
+    options: Options
+
+    def forward(self, saved: Any, tangents: Any) -> Any:
+        arrays, *_ = saved
+
+        def formula(*inputs: Any) -> Any:
+            return _formula(self.tiling, self.options, *inputs, arrays[-1])
+
+        return jax.jvp(formula, arrays[:-1], tangents)[1]
+
+    def transpose(self, saved: Any, cotangents: tuple[Array, Array]) -> Any:
+        return _gradients(self.tiling, self.options, *saved, *cotangents)
 
 
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(0, 1))
+@partial(jax.custom_jvp, nondiff_argnums=(0, 1))
 def _gradients(*arguments: object) -> tuple[Any, ...]:
     return _gradients_jit(*arguments)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _gradients_jit(
-    tiling: CallTiling, options: Options, arrays: Any, output: Array, lse: Array, d_output: Array, d_lse: Array
+    tiling: CallTiling,
+    options: Options,
+    arrays: Any,
+    output: Array,
+    lse: Array,
+    found: Array | None,
+    d_output: Array,
+    d_lse: Array,
 ) -> tuple[Any, ...]:
+    if found is not None:  # gradients are linear in the cotangents
+        d_output, d_lse = d_output.astype(found.dtype) / found[..., None], d_lse / found
     tiled = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
     computed = gradients(tiled, output, lse, d_output, d_lse)
     *like, floats, sinks, _ = arrays
@@ -101,11 +148,50 @@ def _gradients_jit(
     return (*d_arrays, d_bias, None if computed.sinks is None else computed.sinks.astype(sinks.dtype))
 
 
-def _no_second_derivative(*arguments: object) -> NoReturn:
-    raise NotImplementedError('kernel="blockwise" has no second derivatives; kernel="reference" has')
+@_gradients.defjvp
+@own_modes
+def _(tiling: CallTiling, options: Options, given: Any, tangents: Any) -> tuple[Any, Any]:
+    arrays, _, _, _, *cotangents = given
+    d_arrays, _, _, _, *d_cotangents = tangents
+
+    def formula(inputs: Any, cotangents: Any) -> Any:
+        return jax.vjp(lambda *inputs: _formula(tiling, options, *inputs, arrays[-1]), *inputs)[1](tuple(cotangents))
+
+    # second derivatives are those of the formula: what is differentiated of output and lse is in the arrays
+    found = jax.jvp(formula, (arrays[:-1], cotangents), (d_arrays[:-1], d_cotangents))[1]
+    return _gradients(tiling, options, *given), found
 
 
-_gradients.defvjp(_no_second_derivative, _no_second_derivative)
+def _formula(
+    tiling: CallTiling,
+    options: Options,
+    query: Array,
+    key: Array,
+    value: Array,
+    floats: list[Array],
+    sinks: Array | None,
+    conditions: Conditions,
+) -> tuple[Array, Array]:
+    """`_attention` by the formula of the reference kernel, some queries at a time."""
+    dropout, origin = conditions.dropout, conditions.origin
+    dropped = {} if dropout is None else {"dropout_rate": dropout.rate, "dropout_key": dropout.words}
+    shared = () if dropout is None else dropout.shared
+    bias = float_leaves(conditions.bias)[1](floats)
+    chosen = {"empty_rows": options.empty_rows, "precision": options.precision}
+    call: Call[Array] = Call(
+        query,
+        key,
+        value,
+        conditions.mask,
+        bias,
+        options.scale,
+        options.softcap,
+        sinks,
+        dropout_broadcast=shared,
+        **dropped,
+        **chosen,
+    )
+    return reference.by_rows(call, (origin.row, origin.head, origin.query), tiling.whole)
 
 
 def _unpadded(gradient: Array, leaf: Array) -> Array:

@@ -94,7 +94,7 @@ def query_tile(tiled: TiledCall, x: Array, part: Part) -> Array:
     tiling = tiled.tiling
     sizes = (tiling.rows, tiling.q_block, tiling.columns, tiling.group, x.shape[-1])
     tile = slice_at(x, (part.place.row, part.place.query, part.place.column, 0, 0), sizes).astype(tiled.dtype)
-    return tile.transpose(0, 2, 3, 1, 4).reshape(tiling.rows, tiling.columns, -1, x.shape[-1])
+    return tile.transpose(0, 2, 3, 1, 4).reshape(*tiling.flat, x.shape[-1])
 
 
 def put_query_tile(tiled: TiledCall, x: Array, tile: Array, part: Part) -> Array:

@@ -17,8 +17,8 @@ import jax.numpy as jnp
 from jax import Array, lax
 
 from maskattn.biases import DenseBias
+from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels.blockwise import arrays
-from maskattn_jax.kernels.blockwise.shards import manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tile import bias_values, kept, scores, window
 from maskattn_jax.kernels.blockwise.tiled_call import TiledCall, float_leaves, group_heads, ungroup_heads

@@ -12,8 +12,8 @@ from typing import NamedTuple
 import jax.numpy as jnp
 from jax import Array, lax
 
+from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels.blockwise import arrays
-from maskattn_jax.kernels.blockwise.shards import manual_axes, vary
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tile import kept, scores
 from maskattn_jax.kernels.blockwise.tiled_call import Options, TiledCall, ungroup_heads
@@ -29,8 +29,10 @@ class _Sums(NamedTuple):
     output: Array
 
 
-def output_and_lse(tiled: TiledCall) -> tuple[Array, Array]:
-    """The output [B, L, H, Dv] in the dtype of the computation, and the log-sum-exp [B, L, H]."""
+def output_and_lse(tiled: TiledCall) -> tuple[Array, Array, Array | None]:
+    """The output [B, L, H, Dv] in the dtype of the computation, the log-sum-exp [B, L, H], and `_found`, [B, L, H],
+    where a bias can make the log-sum-exp so large that it matters.
+    """
     tiling, dtype, sinks = tiled.tiling, tiled.dtype, tiled.sinks
     if sinks is not None:
         sinks = sinks.astype(dtype).reshape(-1, tiling.group)
@@ -42,7 +44,7 @@ def output_and_lse(tiled: TiledCall) -> tuple[Array, Array]:
     )
     nothing = vary(nothing, axes)
 
-    def attend(results: tuple[Array, Array], number: Array) -> tuple[tuple[Array, Array], None]:
+    def attend(results: tuple[Array, ...], number: Array) -> tuple[tuple[Array, ...], None]:
         at = arrays.row(tiling, number)
         scale = jnp.asarray(tiled.options.scale, dtype)
         queries = [arrays.query_tile(tiled, tiled.query, part) * scale for part in at.parts]
@@ -53,21 +55,20 @@ def output_and_lse(tiled: TiledCall) -> tuple[Array, Array]:
                 return [_step(tiled, steps, *one) for one in zip(parts, queries, sums, strict=True)]
 
             sums = arrays.visit(tiled, steps, at, step, sums)
-        output, lse = results
         for part, one in zip(at.parts, sums, strict=True):
             sink = None
             if sinks is not None:
                 sink = arrays.slice_at(sinks, (part.place.column, 0), tiling.tile[1:3])[..., None]
             finished = _finish(tiled.options, one, sink)
-            output, lse = (
-                arrays.put_query_tile(tiled, x, y, part) for x, y in zip((output, lse), finished, strict=True)
-            )
-        return (output, lse), None
+            results = tuple(arrays.put_query_tile(tiled, x, y, part) for x, y in zip(results, finished, strict=False))
+        return results, None
 
     shape = tiled.query.shape[:-1]
-    start = jnp.zeros((*shape, tiled.value.shape[-1]), dtype), jnp.zeros((*shape, 1), dtype)
-    (output, lse), _ = lax.scan(attend, vary(start, axes), arrays.rows(tiling))
-    return ungroup_heads(tiling, output), ungroup_heads(tiling, lse)[..., 0]
+    numbers = 1 if tiled.conditions.bias is None else 2
+    start = jnp.zeros((*shape, tiled.value.shape[-1]), dtype), *[jnp.zeros((*shape, 1), dtype)] * numbers
+    results, _ = lax.scan(attend, vary(start, axes), arrays.rows(tiling))
+    output, lse, *rest = (ungroup_heads(tiling, x) for x in results)
+    return output, lse[..., 0], rest[0][..., 0] if rest else None
 
 
 def _step(tiled: TiledCall, steps: Steps, part: arrays.Part, query: Array, sums: _Sums) -> _Sums:
@@ -86,8 +87,10 @@ def _step(tiled: TiledCall, steps: Steps, part: arrays.Part, query: Array, sums:
     return _Sums(highest, total, sums.output * shrink.reshape(*flat, 1) + added)
 
 
-def _finish(options: Options, sums: _Sums, sink: Array | None) -> tuple[Array, Array]:
-    """The row's output [rows, columns, group * q_block, Dv] and log-sum-exp [rows, columns, group, q_block]."""
+def _finish(options: Options, sums: _Sums, sink: Array | None) -> tuple[Array, Array, Array]:
+    """The row's output [rows, columns, group * q_block, Dv], its log-sum-exp [rows, columns, group, q_block] and, in
+    the same shape, `_found`.
+    """
     highest, total, output = sums
     shrink = jnp.ones_like(total)
     if sink is not None:
@@ -100,4 +103,12 @@ def _finish(options: Options, sums: _Sums, sink: Array | None) -> tuple[Array, A
     output = output * (shrink / total).reshape(flat)
     instead = jnp.nan if options.empty_rows == "nan" else 0.0
     output = jnp.where(empty.reshape(flat), jnp.asarray(instead, output.dtype), output)
-    return output, jnp.where(empty, -jnp.inf, highest + jnp.log(total))
+    lse = highest + jnp.log(total)
+    return output, jnp.where(empty, -jnp.inf, lse), _found(highest, total, lse)
+
+
+def _found(highest: Array, total: Array, lse: Array) -> Array:
+    """What a row's weights exp(x - lse) add up to: 1, but where a bias of -1e9, say, for all keys (a row that is
+    padding only) leaves in the log-sum-exp no digit for how many keys there are.
+    """
+    return jnp.exp(jnp.log(total) - (lse - highest))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias, TypeVar
+from typing import NamedTuple, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -24,7 +24,6 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 Entry: TypeAlias = str | tuple[str, ...] | None  # of a PartitionSpec
 Entries: TypeAlias = tuple[Entry, ...]  # of batch, length, heads and width
 Pair: TypeAlias = tuple[Array, Array]
-T = TypeVar("T")
 
 
 class Origin(NamedTuple):
@@ -104,26 +103,6 @@ def _division(specs: list[Entries], mesh: Mesh, kv_heads: int) -> Entries:
     # along an axis that does not divide the queries every device needs all keys before it starts
     kv_length = key[1] if key[1] is not None and set(_names(key[1])) <= set(_names(length)) else None
     return batch, heads, length, kv_length
-
-
-def manual_axes(tree: object) -> tuple[str, ...]:
-    """The mesh axes of an enclosing `shard_map` over which some leaf varies."""
-    axes: set[str] = set()
-    for leaf in jax.tree.leaves(tree):
-        axes |= set(getattr(getattr(jax.typeof(leaf), "mat", None), "varying", ()))
-    return tuple(sorted(axes))
-
-
-def vary(tree: T, axes: tuple[str, ...]) -> T:
-    """Every leaf as one that varies over these mesh axes, so that loops can add what varies to it."""
-    if not axes:
-        return tree
-
-    def one(leaf: Array) -> Array:
-        missing = tuple(name for name in axes if name not in manual_axes(leaf))
-        return lax.pcast(jnp.asarray(leaf), missing, to="varying") if missing else leaf
-
-    return jax.tree.map(one, tree)
 
 
 def _spec(x: Array) -> Entries:

@@ -74,7 +74,7 @@ def cheapest(
     """The tiles for these arrays and every kind of their steps: tiles of `blocks` queries by keys, or those that cost
     least. `whole` is (B, H, L, S) on all devices; the steps are for this device's queries, in all batch rows and heads.
     """
-    sizes = [blocks] if blocks else block_sizes(query.shape[1], key.shape[1], _is_known(mask))
+    sizes = [blocks] if blocks else block_sizes(query.shape[1], key.shape[1], is_known(mask))
     tilings = [divide(mask, query, key, whole, one) for one in sizes]
     ways = [(tiling, steps_of(mask, tiling, origin)) for tiling in tilings]
     tiling, kinds = ways[0] if len(ways) == 1 else min(ways, key=lambda one: cost(*one))
@@ -112,7 +112,7 @@ def _own(tiling: CallTiling, kinds: tuple[Steps, ...], origin: Origin) -> tuple[
     return jax.tree.map(one, kinds)
 
 
-def _is_known(mask: Mask | None) -> bool:
+def is_known(mask: Mask | None) -> bool:
     """Whether the data of a mask can be read now."""
     return all(peek(leaf) is not None for leaf in jax.tree.leaves(mask))
 
@@ -124,7 +124,7 @@ def _states(mask: Mask | None, tiling: CallTiling, origin: Origin) -> tuple[Give
     """
     if mask is None or isinstance(mask, Full):
         return np.full((1, 1, tiling.q_tiles, tiling.kv_tiles), schedule.FULL, np.int8), np
-    if not _is_known(mask):
+    if not is_known(mask):
         return _traced_states(mask, tiling, origin), jnp
     sizes = (*tiling.whole[:2], tiling.q_len, tiling.kv_len, tiling.q_block, tiling.kv_block)
     shards = range(tiling.shards)

@@ -112,7 +112,7 @@ def group_heads(tiling: CallTiling, x: Array) -> Array:
     """[B, L, H, D] -> [B, L, K, H // K, D] (or [B, L, H, 1, D]), padded to whole tiles with 0."""
     more = tiling.padded[0] - tiling.q_len
     x = jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) if more else x
-    return x.reshape(*x.shape[:2], -1, tiling.group, x.shape[-1])
+    return x.reshape(*x.shape[:2], x.shape[2] // tiling.group, tiling.group, x.shape[-1])
 
 
 def ungroup_heads(tiling: CallTiling, x: Array) -> Array:

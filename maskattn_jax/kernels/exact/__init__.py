@@ -1,13 +1,14 @@
 """The exact kernel: the arithmetic of ``maskattn.numerics.exact`` on JAX arrays, and its gradients.
 
 The same bits as NumPy and PyTorch, forward and backward, under jit, vmap and scan and without them, with x64 on or
-off. Second derivatives are not defined: ``reference`` has them.
+off. It has first derivatives in reverse mode; ``reference`` has all others.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from functools import partial
-from typing import Any, NoReturn
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -17,6 +18,8 @@ from maskattn.attention import Call
 from maskattn.numerics.exact import Arrays, Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_jax import lower
+from maskattn_jax._linear import NoForwardMode, linear as differentiated, no_second_derivative
+from maskattn_jax._scope import own_modes
 from maskattn_jax.dropout import dense
 from maskattn_jax.exact_ops import OPS
 
@@ -26,8 +29,8 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 
     `precision` is met by every result.
     """
-    allowed = lower.allowed(call.mask, *call.sizes)
-    added = lower.bias(call.bias, *call.sizes)
+    mask, bias = (lower.opaque(node, call.query, call.key, call.value) for node in (call.mask, call.bias))
+    allowed, added = lower.allowed(mask, *call.sizes), lower.bias(bias, *call.sizes)
     dropout = call.dropout
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
     options = Options(call.scale, call.softcap, call.empty_rows, kept)
@@ -39,6 +42,7 @@ def unsupported(call: Call[Array]) -> list[str]:
     return []
 
 
+@own_modes
 def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """``x @ weight + bias`` rounded once: x [..., in], weight [in, out], bias [out] or None -> [..., out] in x's
     dtype.
@@ -49,12 +53,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     return jnp.reshape(flat, (*x.shape[:-1], weight.shape[1]))
 
 
+@own_modes
 def drop(x: Array, keep: Array, rate: float) -> Array:
     """``x * keep / (1 - rate)`` rounded once; ``keep`` (bool) has the shape of ``x``."""
     return _drop(x, keep, 1.0 - rate)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(1,))
+@partial(jax.custom_jvp, nondiff_argnums=(1,))
 def _attention(arrays: Arrays, options: Options) -> tuple[Array, Array]:
     return _attention_jit(arrays, options)
 
@@ -65,19 +70,24 @@ def _attention_jit(arrays: Arrays, options: Options) -> tuple[Array, Array]:
         return attend.forward(OPS, arrays, options)
 
 
-def _attention_forward(arrays: Arrays, options: Options) -> tuple[tuple[Array, Array], Arrays]:
-    return _attention(arrays, options), arrays
+@_attention.defjvp
+@own_modes
+def _(options: Options, primals: tuple[Arrays], tangents: tuple[Arrays]) -> tuple[Any, Any]:
+    (arrays,), (given,) = primals, tangents
+    results = _attention(arrays, options)
+    d_arrays = (given.query, given.key, given.value, given.bias, given.sinks)
+    return results, differentiated(_OfAttention("exact", options), arrays, d_arrays, results)
 
 
-def _attention_backward(options: Options, arrays: Arrays, cotangents: tuple[Array, Array]) -> tuple[Arrays]:
-    d_query, d_key, d_value, d_bias, d_sinks = _attention_gradients(arrays, *cotangents, options)
-    return (Arrays(d_query, d_key, d_value, None, d_bias, d_sinks, None),)
+@dataclass(frozen=True)
+class _OfAttention(NoForwardMode):
+    options: Options
+
+    def transpose(self, arrays: Arrays, cotangents: tuple[Array, Array]) -> tuple[Any, ...]:
+        return _attention_gradients(arrays, *cotangents, self.options)
 
 
-_attention.defvjp(_attention_forward, _attention_backward)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_jvp, nondiff_argnums=(3,))
 def _attention_gradients(arrays: Arrays, d_output: Array, d_lse: Array, options: Options) -> tuple[Any, ...]:
     return _attention_gradients_jit(arrays, d_output, d_lse, options)
 
@@ -88,7 +98,7 @@ def _attention_gradients_jit(arrays: Arrays, d_output: Array, d_lse: Array, opti
         return attend.backward(OPS, arrays, d_output, d_lse, options)
 
 
-@partial(jax.custom_vjp)
+@jax.custom_jvp
 def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return _linear_jit(x, weight, bias)
 
@@ -99,20 +109,23 @@ def _linear_jit(x: Array, weight: Array, bias: Array | None) -> Array:
         return project.forward(OPS, x, weight, bias)
 
 
-def _linear_forward(x: Array, weight: Array, bias: Array | None) -> tuple[Array, Any]:
-    return _linear(x, weight, bias), (x, weight, bias is not None)
+@_linear.defjvp
+@own_modes
+def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
+    output = _linear(*primals)
+    return output, differentiated(_OfLinear("exact", primals[2] is not None), primals[:2], tangents, output)
 
 
-def _linear_backward(saved: Any, d_out: Array) -> tuple[Array, Array, Array | None]:
-    x, weight, has_bias = saved
-    d_x, d_weight, d_bias = _linear_gradients(x, weight, d_out)
-    return d_x, d_weight, d_bias if has_bias else None
+@dataclass(frozen=True)
+class _OfLinear(NoForwardMode):
+    has_bias: bool
+
+    def transpose(self, saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array, Array | None]:
+        d_x, d_weight, d_bias = _linear_gradients(*saved, d_out)
+        return d_x, d_weight, d_bias if self.has_bias else None
 
 
-_linear.defvjp(_linear_forward, _linear_backward)
-
-
-@jax.custom_vjp
+@jax.custom_jvp
 def _linear_gradients(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
     return _linear_gradients_jit(x, weight, d_out)
 
@@ -123,7 +136,7 @@ def _linear_gradients_jit(x: Array, weight: Array, d_out: Array) -> tuple[Array,
         return project.backward(OPS, x, weight, d_out)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2,))
+@partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _drop(x: Array, keep: Array, kept: float) -> Array:
     return _drop_jit(x, keep, kept)
 
@@ -134,20 +147,25 @@ def _drop_jit(x: Array, keep: Array, kept: float) -> Array:
         return _exact_drop(OPS, x, keep, kept)
 
 
-def _drop_forward(x: Array, keep: Array, kept: float) -> tuple[Array, Array]:
-    return _drop(x, keep, kept), keep
+@_drop.defjvp
+@own_modes
+def _(kept: float, primals: tuple[Array, Array], tangents: tuple[Array, Any]) -> tuple[Array, Array]:
+    output = _drop(*primals, kept)
+    return output, differentiated(_OfDrop(kept), primals[1], tangents[0], output)
 
 
-def _drop_backward(kept: float, keep: Array, d_out: Array) -> tuple[Array, None]:
-    return _drop(d_out, keep, kept), None
+@dataclass(frozen=True)
+class _OfDrop:
+    """Dropout is linear, and its own transpose."""
+
+    kept: float
+
+    def forward(self, keep: Array, d_x: Array) -> Array:
+        return _drop(d_x, keep, self.kept)
+
+    def transpose(self, keep: Array, d_out: Array) -> Array:
+        return _drop(d_out, keep, self.kept)
 
 
-_drop.defvjp(_drop_forward, _drop_backward)
-
-
-def _no_second_derivative(*arguments: object) -> NoReturn:
-    raise NotImplementedError('kernel="exact" has no second derivatives; kernel="reference" has')
-
-
-_attention_gradients.defvjp(_no_second_derivative, _no_second_derivative)
-_linear_gradients.defvjp(_no_second_derivative, _no_second_derivative)
+_attention_gradients.defjvp(partial(no_second_derivative, "exact"))
+_linear_gradients.defjvp(partial(no_second_derivative, "exact"))

@@ -33,13 +33,14 @@ CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
 def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
-    query, key, value, mask, bias, sizes = call.query, call.key, call.value, call.mask, call.bias, call.sizes
+    query, key, value, sizes = call.query, call.key, call.value, call.sizes
+    mask, bias = (lower.opaque(node, query, key, value) for node in (call.mask, call.bias))
     keywords: dict[str, Any] = {}
     if isinstance(bias, DenseBias):  # which may forbid by -inf
         added: Any = lower.bias(bias, *sizes)
         kept, allowed = lower.allowed(mask, *sizes), added != -jnp.inf
         allowed = allowed if kept is None else allowed & kept
-        keywords = {"bias": jnp.where(allowed, added, 0).astype(query.dtype), "mask": allowed}
+        keywords = {"bias": jnp.where(allowed, added, 0), "mask": allowed}
         reached: tuple[Given | None, Given | None] = jnp.any(allowed, -1), jnp.any(allowed, -2)
     else:
         reached = _reached(mask, sizes)
@@ -50,19 +51,22 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     if platform() == "tpu":
         out = splash.attention(replace(call, query=query, key=key, value=value))
     else:
-        if not keywords and mask is not None:
+        if not keywords and mask is not None and not call.is_sized:
+            keywords = {"mask": lower.allowed(mask, *sizes)}
+        elif not keywords and mask is not None:
             keywords = {**lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")}
         if bias is not None and "bias" not in keywords:
-            values: Any = lower.bias(bias, *sizes)
-            keywords["bias"] = values.astype(query.dtype)
+            keywords["bias"] = lower.bias(bias, *sizes)
         half = query.dtype in (jnp.bfloat16, jnp.float16)
+        # a bias keeps its dtype: cuDNN, which would have it in the inputs', does not get one that is wider
+        exact = bias is None or keywords["bias"].dtype == query.dtype
         with jax.default_matmul_precision(call.precision):
             out = jax.nn.dot_product_attention(
                 query,
                 key,
                 value,
                 scale=call.scale,
-                implementation="cudnn" if half and platform() == "gpu" else "xla",
+                implementation="cudnn" if half and exact and platform() == "gpu" else "xla",
                 **keywords,
             )
     out = out[..., :v_dim]
@@ -110,11 +114,12 @@ def _reached(mask: Mask | None, sizes: tuple[int, int, int, int]) -> tuple[Given
     """
     if mask is None:
         return None, None
-    if not mask.flatten()[0]:
+    if not mask.flatten()[0] and all(isinstance(size, int) for size in sizes):
         rows, keys = _reached_statically(mask, sizes)
         return (None if rows.all() else rows), (None if keys.all() else keys)
     allowed = lower.allowed(mask, *sizes)
-    assert allowed is not None
+    if allowed is None:
+        return None, None
     return jnp.any(allowed, -1), jnp.any(allowed, -2)
 
 

@@ -1,8 +1,8 @@
 """Masks, biases and dropout on their way through an operator: tensors, and a text for all the rest.
 
 An operator takes tensors, numbers and texts. What a mask is besides its tensors (its class, its static fields, its
-parts) is hashable, and is written as JSON when it is first seen: a graph that leaves its process, as an exported program
-does, holds the text and means the same everywhere. Ints that a compiler leaves open are tensors on the way.
+parts) is hashable, and is written as JSON when it is first seen: a graph that leaves its process, as an exported
+program does, holds the text and means the same everywhere. Ints that a compiler leaves open are tensors on the way.
 """
 
 from __future__ import annotations
@@ -135,8 +135,8 @@ def _read(text: str) -> Any:
         return tuple(_structure(node) for node in json.loads(text))
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
-            f"this program's mask or bias cannot be made in this process: {error}. A class of your own must be imported "
-            f"before, under the name that it had, and have plain static fields. It is {text}"
+            f"this program's mask or bias cannot be made in this process: {error}. A class of your own must be imported"
+            f" before, under the name that it had, and have plain static fields. It is {text}"
         ) from error
 
 

@@ -29,7 +29,7 @@ import torch
 from torch import Tensor as Array
 
 from maskattn._fields import to_numpy
-from maskattn.masks import Mask
+from maskattn.masks import Dense, Mask, rebuild
 from maskattn.schedule.pieces import MIXED, NO_LIMITS, Limits, Piece, cut, pieces_of
 from maskattn_torch.kernels.blockwise.packing import structure_of
 from maskattn_torch.kernels.blockwise.windows import allowed, kv_range, rectangle, window
@@ -157,7 +157,7 @@ def _key(mask: Mask | None, sizes: PatchSizes) -> Hashable:
 
 def _made(mask: Mask | None, sizes: PatchSizes) -> Patches:
     s = sizes
-    readable = None if mask is None else mask.map_data(to_numpy)
+    readable = None if mask is None else rebuild(mask.map_data(to_numpy), _counted)
     pieces = pieces_of(readable, s.batch, s.heads, s.kv_heads, s.q_len, s.kv_len, s.limits, s.blocks)
     memory = _MaskStore(mask, s.dtype)
     backward: list[Patch] = []
@@ -171,6 +171,10 @@ def _made(mask: Mask | None, sizes: PatchSizes) -> Patches:
     known = all(patch.kept is not None or patch.piece.kind != MIXED for patch in backward)
     exposed = not known or not all(bool(x.all()) for x in reached(backward, mask, s))
     return Patches(tuple(backward), tuple(forward), len(forward) == 1 and covered, covered, exposed, memory.bytes)
+
+
+def _counted(mask: Mask) -> Mask | None:
+    return mask.counted() if isinstance(mask, Dense) else None
 
 
 class _MaskStore:

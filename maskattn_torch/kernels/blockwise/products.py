@@ -20,7 +20,7 @@ from maskattn_torch.kernels.blockwise import additions
 from maskattn_torch.kernels.blockwise.patches import Forbidden
 from maskattn_torch.kernels.blockwise.windows import indices
 
-__all__ = ["Terms", "backward", "forward"]
+__all__ = ["Terms", "backward", "forward", "weights"]
 
 
 @dataclass(frozen=True)
@@ -83,6 +83,12 @@ def backward(
     return dq, torch.matmul(d_logits.transpose(-1, -2), stacked_q), dv
 
 
+def weights(terms: Terms, piece: Piece, q: Array, k: Array, forbidden: Forbidden, lse: Array) -> Array:
+    """The weights [N, H, rows, cols] as `backward` finds them, with the log-sum-exp [N, H, rows]."""
+    x, _ = _logits(terms, piece, _stacked(q * terms.scale, k), k, forbidden)
+    return x.sub_(lse.unsqueeze(-1)).exp_()
+
+
 def _logits(terms: Terms, piece: Piece, stacked_q: Array, k: Array, forbidden: Forbidden) -> tuple[Array, Array | None]:
     """The logits [N, H, rows, cols], and the softcap's derivative at them, or None."""
     heads = len(piece.heads)
@@ -107,4 +113,5 @@ def _kept(terms: Terms, piece: Piece, like: Array) -> Array | None:
 
 def _stacked(x: Array, k: Array) -> Array:
     """[N, H, rows, n] -> [N, K, H // K * rows, n]: the heads that read one key/value head, one after the other."""
-    return x.reshape(x.shape[0], k.shape[1], -1, x.shape[-1])
+    rows = x.shape[1] // max(k.shape[1], 1) * x.shape[2]
+    return x.reshape(x.shape[0], k.shape[1], rows, x.shape[-1])

@@ -26,6 +26,8 @@ __all__ = ["Conditions", "backward", "forward"]
 
 #: Rectangles for plain matrix products, and the pairs that one patch has: its buffers stay in a cache.
 _LIMITS, _AREA = Limits(256, 1024), 1 << 21
+#: A log-sum-exp of this size is an ulp of 2^-9 off, in float32.
+_OVERWHELMING = float(1 << 14)
 
 
 @dataclass(frozen=True)
@@ -77,6 +79,9 @@ def backward(
     walk = _prepared(conditions, q, k, v, plain=d_lse is not None)
     delta = (d_out * out).sum(-1) - (0 if d_lse is None else d_lse) if walk.terms is not None else torch.zeros_like(lse)
     rows = [d_out, out, lse.masked_fill(lse == -torch.inf, torch.inf), delta]
+    if conditions.bias is not None and _overwhelmed(lse):
+        total = _total(walk, q, k, v, rows)
+        rows[0], rows[3] = d_out / total.unsqueeze(-1), delta / total
     dq, dk, dv, of_bias = _backward(walk, wanted, q, k, v, rows)
     if _exposed(walk) and not all(_finite(x) for x in (dq, dk, dv)):
         cleaned = _cleaned(walk, [q, d_out, delta.unsqueeze(-1)], [k, v])
@@ -149,6 +154,26 @@ def _backward(
         _add_keys(dk, piece, heads, shares[1])
         _add_keys(dv, piece, heads, shares[2])
     return dq, dk, dv, of_bias
+
+
+def _overwhelmed(lse: Array) -> bool:
+    """Whether a bias makes a log-sum-exp so large that weights found with it need not add up to 1."""
+    return bool(((lse.abs() > _OVERWHELMING) & lse.isfinite()).any())
+
+
+def _total(walk: _Walk, q: Array, k: Array, v: Array, rows: list[Array]) -> Array:
+    """What the weights of each row add up to, as the backward pass finds them: [B, H, L]. Its gradients, being linear
+    in d_out and delta, are right for cotangents divided by it. 1 for rows that may attend to nothing.
+    """
+    assert walk.terms is not None
+    total = torch.zeros_like(rows[2])
+    for patch in walk.patches.backward:
+        piece, forbidden = patch.piece, patch.forbidden(walk.conditions.mask, q.dtype)
+        part_q, part_k, _ = _read(walk, patch, q, k, v)
+        lse = window(rows[2], piece, "q", piece.heads)
+        share = products.weights(walk.terms, piece, part_q, part_k, forbidden, lse).sum(-1)
+        window(total, piece, "q", piece.heads).add_(share)
+    return total.masked_fill_(total == 0, 1)
 
 
 def _read(walk: _Walk, patch: Patch, q: Array, k: Array, v: Array) -> tuple[Array, Array, Array]:

@@ -10,31 +10,76 @@ that what is not finite in them reaches nothing.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import math
-from typing import TypeAlias
+from contextlib import AbstractContextManager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor as Array
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from maskattn import schedule
-from maskattn._fields import peek
 from maskattn.attention import Call
-from maskattn.biases import DenseBias
-from maskattn.masks import Causal, KeyPadding, Mask
+from maskattn.biases import Bias, DenseBias
+from maskattn.masks import Causal, Dense, KeyPadding, Mask
 from maskattn_torch import _autocast, lower
+from maskattn_torch._operators import operator
 from maskattn_torch._symbolic import known
 from maskattn_torch.types import Device
+
+#: PyTorch's function, whatever that name is made to mean later: it may be this library's.
+_sdpa = torch.nn.functional.scaled_dot_product_attention
 
 #: Dense masks of at most so many queries times keys are kept for the next call.
 _KEPT = 1 << 20
 
+#: A log-sum-exp of this size is an ulp of 2^-9 off, in float32.
+_OVERWHELMING = float(1 << 14)
+#: Beside a bias of this size no digit of a score is left.
+_LOSING = float(1 << 28)
+
 #: Where the parity suite must not expect what the other kernels promise.
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
-#: The dense mask, which rows may attend to something, and which keys something may attend to; None: all.
-Settled: TypeAlias = tuple[Array | None, Array | None, Array | None]
+
+class Settled(NamedTuple):
+    """A mask as SDPA takes it. Axes that the mask does not read have size 1.
+
+    Attributes:
+        allowed: bool [B, H, L, S]; None: all may attend to all.
+        known: which rows may attend to something, bool [B, H, L], and which keys something may attend to, bool
+            [B, H, S], each None for all; None where that was not asked yet.
+    """
+
+    allowed: Array | None
+    known: tuple[Array | None, Array | None] | None = None
+
+    def rows(self) -> Array | None:
+        """Which rows may attend to something; None for all."""
+        if self.allowed is None or self.known is not None:
+            return None if self.known is None else self.known[0]
+        return torch.any(self.allowed, -1)
+
+    def keys(self) -> Array | None:
+        """Which keys something may attend to; None for all."""
+        if self.allowed is None or self.known is not None:
+            return None if self.known is None else self.known[1]
+        if torch.compiler.is_compiling() and not torch.compiler.is_exporting() and self.allowed.device.type == "cpu":
+            return _reached(self.allowed)
+        return torch.any(self.allowed, -2)
+
+
+@operator("reached_keys")
+def _reached(allowed: Array) -> Array:
+    """allowed bool [B, H, L, S] -> bool [B, H, S]. What the compiler makes of it takes half as long as attention."""
+    return allowed.view(torch.uint8).amax(-2).view(torch.bool)
+
+
+@_reached.register_fake
+def _(allowed: Array) -> Array:
+    return allowed.new_empty((*allowed.shape[:2], allowed.shape[3]))
 
 
 def attention(call: Call[Array]) -> tuple[Array, None]:
@@ -47,33 +92,42 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     causal = causal and (known(sizes[3] <= sizes[2]) or known(sizes[3] > sizes[2]))
     if causal:  # every row sees key 0, and none sees what comes after the last query
         key, value = key[:, : sizes[2]], value[:, : sizes[2]]
-    allowed, rows, keys = _settled(None if causal else mask, sizes, query.device)
-    added = lower.bias(bias, *sizes, device=query.device)
-    if isinstance(bias, DenseBias):  # which may forbid by -inf
-        assert added is not None
-        finite = torch.ne(added, -math.inf)
-        allowed = finite if allowed is None else finite & allowed
-        rows, keys = torch.any(allowed, -1), torch.any(allowed, -2)
-    dense = allowed
-    if added is not None:
-        dense = added.to(query.dtype)
-        if allowed is not None:
-            dense = torch.where(allowed, dense, -math.inf)
-    with _autocast.off(query.device):  # which would compute float32 inputs in half precision
-        out = scaled_dot_product_attention(
-            query.transpose(1, 2),
-            _cleared(key, keys).transpose(1, 2),
-            _cleared(value, keys).transpose(1, 2),
-            attn_mask=dense,
-            is_causal=causal,
-            scale=call.scale,
-            enable_gqa=not known(query.shape[2] == key.shape[2]),
-        ).transpose(1, 2)
+    settled = Settled(None) if causal or mask is None else _settled(mask, sizes, query.device)
+    dense, added = settled.allowed, None
+    if bias is not None:
+        settled, added = _with_bias(bias, settled, sizes, query)
+        dense = added if settled.allowed is None else torch.where(settled.allowed, added, -math.inf)
+    unreached = settled.allowed is not None and (settled.known is None or settled.known[1] is not None)
+    later = unreached and _readable(query)  # most keys and values are finite, and then so is what comes out
+    if unreached and not later:
+        key, value = _cleared(settled, key, value)
+    out = _vendor(call, key, value, dense, causal, added)
+    if later and not _finite(call, out):
+        key, value = _cleared(settled, key, value)
+        out = _vendor(call, key, value, dense, causal, added)
+    if added is not None and dense is not None and _trained(call) and not _readable(added):
+        out = _outweighed(out, dense)
     # on the CPU every implementation of PyTorch's gives an empty row 0 (tested)
-    if rows is not None and (call.empty_rows == "nan" or out.device.type != "cpu"):
-        empty = (~rows).transpose(1, 2)[..., None]
-        out = torch.where(empty, math.nan if call.empty_rows == "nan" else 0.0, out)
+    if settled.allowed is not None and (call.empty_rows == "nan" or out.device.type != "cpu"):
+        rows = settled.rows()
+        if rows is not None:
+            empty = (~rows).transpose(1, 2)[..., None]
+            out = torch.where(empty, math.nan if call.empty_rows == "nan" else 0.0, out)
     return out, None
+
+
+def _vendor(
+    call: Call[Array], key: Array, value: Array, dense: Array | None, causal: bool, added: Array | None
+) -> Array:
+    """SDPA of the call's queries with these keys and values: [B, L, H, Dv]."""
+    query = call.query
+    heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    grouped = not known(query.shape[2] == key.shape[2])
+    if added is None and not _autocast.is_on(query.device):
+        return _sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped).transpose(1, 2)
+    # autocast would compute float32 inputs in half precision
+    with _autocast.off(query.device), _implementation(call, added):
+        return _sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped).transpose(1, 2)
 
 
 def unsupported(call: Call[Array]) -> list[str]:
@@ -99,25 +153,74 @@ def unsupported(call: Call[Array]) -> list[str]:
     return reasons
 
 
-def _settled(mask: Mask | None, sizes: tuple[int, int, int, int], device: Device) -> Settled:
-    """The dense mask (None: all may attend), which rows may attend to something, bool [B, H, L], and which keys
-    something may attend to, bool [B, H, S] (None: all). Axes that the mask does not read have size 1.
+def _with_bias(bias: Bias, settled: Settled, sizes: tuple[int, int, int, int], query: Array) -> tuple[Settled, Array]:
+    """The mask with what the bias forbids by -inf, and the bias as SDPA takes it: with 16-bit inputs, in float32."""
+    added = lower.bias(bias, *sizes, device=query.device)
+    assert added is not None
+    if isinstance(bias, DenseBias):  # which may forbid
+        finite = torch.ne(added, -math.inf)
+        settled = Settled(finite if settled.allowed is None else finite & settled.allowed)
+    narrow = query.dtype.itemsize == 2 and added.dtype != query.dtype
+    return settled, added.to(torch.float32 if narrow else query.dtype)
 
-    In plain eager code a small mask without data is settled once.
+
+def _implementation(call: Call[Array], added: Array | None) -> AbstractContextManager[object]:
+    """A context in which PyTorch chooses among those of its implementations that do this call right.
+
+    On CUDA the fast ones want a bias in the inputs' dtype. Everywhere their derivatives go through the log-sum-exp of
+    a row, which cannot hold both a bias of -1e9 for all keys (a row that is padding only) and how many keys there are.
     """
-    if mask is None:
-        return None, None, None
-    if _plain_eager() and not mask.flatten()[0] and sizes[2] * sizes[3] <= _KEPT:
+    if added is None:
+        return contextlib.nullcontext()
+    if call.query.is_cuda:
+        plain = added.dtype.itemsize > call.query.dtype.itemsize
+    else:
+        plain = _trained(call) and _readable(added) and _overwhelms(added)
+    return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
+
+
+def _trained(call: Call[Array]) -> bool:
+    return torch.is_grad_enabled() and any(x.requires_grad for x in (call.query, call.key, call.value))
+
+
+def _readable(x: Array) -> bool:
+    return _plain_eager() and x.device.type == "cpu"
+
+
+def _overwhelms(added: Array) -> bool:
+    """Whether a row's largest bias is so large that its log-sum-exp is far off."""
+    highest = torch.amax(added.detach(), -1).abs_()
+    return bool(((highest > _OVERWHELMING) & (highest < math.inf)).any())
+
+
+def _outweighed(out: Array, added: Array) -> Array:
+    """`out` [B, L, H, Dv], whose cotangent is divided by what the weights of each row, made from its log-sum-exp, add
+    up to: where the bias is so large that the scores are lost in it, and this follows from the bias alone.
+    """
+    added = added.detach()
+    highest = torch.amax(added, -1)
+    lost = (highest.abs() > _LOSING) & (highest.abs() < math.inf)
+    highest = torch.where(lost, highest, 0)
+    exponent = torch.logsumexp(torch.where(lost[..., None], added - highest[..., None], 0), -1)
+    total = torch.where(lost, torch.exp(exponent - ((highest + exponent) - highest)), 1)
+    held = out.detach()
+    return held + ((out - held) / total.transpose(1, 2)[..., None]).to(out.dtype)
+
+
+def _settled(mask: Mask, sizes: tuple[int, int, int, int], device: Device) -> Settled:
+    """The mask, settled once where it is small, has no data, and this is plain eager code."""
+    if isinstance(mask, Dense):
+        return Settled(mask.keep if mask.keep.ndim == 4 else mask.keep.reshape(mask.shape))
+    if _plain_eager() and sizes[2] * sizes[3] <= _KEPT and not mask.flatten()[0]:
         return _settled_once(mask, sizes, device)
-    allowed = lower.allowed(mask, *sizes, device=device)
-    return (None, None, None) if allowed is None else (allowed, torch.any(allowed, -1), torch.any(allowed, -2))
+    return Settled(lower.allowed(mask, *sizes, device=device))
 
 
 @functools.lru_cache(maxsize=16)
 def _settled_once(mask: Mask, sizes: tuple[int, int, int, int], device: Device) -> Settled:
     with torch.inference_mode(False):  # training may be next
-        reached = (None if x.all() else torch.as_tensor(x, device=device) for x in schedule.reached(mask, *sizes))
-        return lower.allowed(mask, *sizes, device=device), next(reached), next(reached)
+        rows, keys = (None if x.all() else torch.as_tensor(x, device=device) for x in schedule.reached(mask, *sizes))
+        return Settled(lower.allowed(mask, *sizes, device=device), (rows, keys))
 
 
 def _plain_eager() -> bool:
@@ -134,31 +237,36 @@ def _trimmed(mask: KeyPadding, key: Array, value: Array) -> tuple[KeyPadding | N
     of a cache that is not in use is not read. No mask at all where one length serves all.
     """
     lengths = mask.lengths
-    if torch.compiler.is_compiling() or not isinstance(lengths, torch.Tensor) or lengths.device.type != "cpu":
+    if not _plain_eager() or not isinstance(lengths, torch.Tensor) or lengths.device.type != "cpu":
         return mask, key, value
-    numbers = peek(lengths)
-    if numbers is None or not numbers.size or numbers.min() < 1:
+    numbers = lengths.tolist()
+    shortest, longest = min(numbers, default=0), max(numbers, default=0)
+    if shortest < 1 or longest > key.shape[1]:
         return mask, key, value
-    longest = int(numbers.max())
-    return None if numbers.min() == longest else mask, key[:, :longest], value[:, :longest]
+    return None if shortest == longest else mask, key[:, :longest], value[:, :longest]
 
 
-def _cleared(x: Array, keys: Array | None) -> Array:
-    """x [B, S, K, D] with 0 at the keys that nothing may attend to; `keys` bool [B or 1, H or 1, S or 1], or None."""
+def _cleared(settled: Settled, *arrays: Array) -> list[Array]:
+    """Each x [B, S, K, D] with 0 at the keys that nothing may attend to."""
+    keys = settled.keys()
     if keys is None:
-        return x
-    kv_heads = x.shape[2]
+        return list(arrays)
+    kv_heads = arrays[0].shape[2]
     if keys.shape[1] > 1:  # head h reads key/value head h // (H // K)
         keys = torch.any(keys.reshape(keys.shape[0], kv_heads, -1, keys.shape[2]), 2)
     keys = keys.transpose(1, 2)[..., None]
-    if _finite_elsewhere(x, keys):
-        return x
-    return torch.where(keys, x, 0)
+    return [torch.where(keys, x, 0) for x in arrays]
 
 
-def _finite_elsewhere(x: Array, keys: Array) -> bool:
-    """Whether what nothing may attend to is finite, where that can be read and costs less than a copy of x."""
-    if not _plain_eager() or x.is_cuda or x.is_meta:
+def _finite(call: Call[Array], out: Array) -> bool:
+    """Whether nothing shows that keys or values that nothing may attend to are not finite."""
+    # a gradient may meet what the output does not show: a weight of 0 times a key of infinity
+    if _trained(call) and not (_sum_finite(call.key) and _sum_finite(call.value)):
         return False
-    outside = x.detach()[~keys[..., 0].expand(x.shape[:3])]
-    return bool(torch.isfinite(outside.sum()))
+    return _sum_finite(out)
+
+
+def _sum_finite(x: Array) -> bool:
+    """Whether the sum is finite, as that of finite numbers is, in a dtype that holds it."""
+    x = x.detach() if x.requires_grad else x
+    return math.isfinite(x.sum(dtype=torch.float32) if x.dtype == torch.float16 else x.sum())

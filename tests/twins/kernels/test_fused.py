@@ -168,3 +168,14 @@ def test_compiled_and_vmapped_it_gives_what_it_gives_in_eager_mode():
     torch.testing.assert_close(compiled, eager, rtol=0, atol=standards.value("same.compiled"))
     stacked = torch.func.vmap(lambda q, k, v, n: attend(q[None], k[None], v[None], n[None])[0])(q, k, v, lengths)
     torch.testing.assert_close(stacked, eager, rtol=0, atol=standards.value("same.compiled"))
+
+
+@pytest.mark.torch
+def test_a_bool_array_goes_to_blockwise_only_where_its_tiles_are_empty():
+    q, k, v = torch.zeros(3, 1, 1024, 4, 64)
+    at = torch.arange(1024)
+    window = (at[:, None] - at).abs() <= 32
+    noise = torch.from_numpy(np.random.default_rng(0).random((4, 1024, 1024)) < 0.5)
+    for mask, kernel in ((window, "blockwise"), (noise, "fused"), (masks.Dense(noise) & masks.Causal(3), "fused")):
+        assert maskattn_torch.explain(q, k, v, mask)[0] == kernel
+    assert maskattn_torch.explain(q, k, v, masks.Dense(window) & masks.Causal(3))[0] == "blockwise"

@@ -1,0 +1,98 @@
+"""Which file of a folder is the checkpoint: folders as training programs and model hubs leave them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+from maskattn.checkpoints import orbax
+
+# The names that model hubs give the weights, the one that their own libraries take first.
+PREFERRED = (
+    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
+    "flax_model.msgpack", "flax_model.msgpack.index.json",
+)  # fmt: skip
+# What training leaves beside the weights.
+_STATE_OF_TRAINING = re.compile(
+    r"(optimizer|optim|scheduler|scaler|sampler|rng_state|random_states|training_args)([._-].*)?\.(pt|pth|bin|npz)\Z"
+)
+_PART = re.compile(r"-\d{5}-of-\d{5}\.|\Aconsolidated\.\d\d\.pth\Z")
+_STEP = re.compile(r"(?:[A-Za-z_.-]*[_.-])?(\d{1,18})\Z")
+_ITEMS = ("default", "items", "state", "params", "model")  # of a step: CheckpointManager's own names, then usual ones
+
+
+def in_folder(folder: Path, suffixes: tuple[str, ...], depth: int = 0) -> tuple[Path, list[str]]:
+    """The checkpoint in ``folder``, and what there is to say of the choice; ValueError for none or several.
+
+    An Orbax checkpoint; else the file that model hubs name so, or the only one of a known format; else the items and
+    steps of Orbax's CheckpointManager, and the ``checkpoint-500`` folders of a training run: the latest is taken.
+    """
+    if orbax.is_checkpoint(folder):
+        return folder, []
+    every = sorted(entry.name for entry in folder.iterdir() if entry.is_file() and entry.name.endswith(suffixes))
+    files = [name for name in every if not _STATE_OF_TRAINING.match(name)]
+    chosen = _chosen(folder, files)
+    if chosen is not None:
+        others = [name for name in every if name != chosen and not _PART.search(name)]
+        return folder / chosen, [f"took {chosen}; left out {_some(others)}"] if others else []
+    inner = _within(folder, suffixes, depth) if depth < 3 else None
+    if inner is None:
+        known = ", ".join(suffixes)
+        raise ValueError(f"path: the folder {folder} holds no checkpoint ({known}){_beside(every)}")
+    return inner
+
+
+def _chosen(folder: Path, files: list[str]) -> str | None:
+    """The name of the file to take, None where there is none."""
+    for name in PREFERRED:
+        if name in files:
+            return name
+    indices = [name for name in files if name.endswith(".index.json")]
+    whole = indices or files  # the files of an index lie beside it
+    if len(whole) > 1:
+        if all(re.fullmatch(r"consolidated\.\d\d\.pth", name) for name in whole):
+            raise ValueError(
+                f"path: the folder {folder} holds {len(whole)} parts of one model split for tensor parallelism "
+                f"({_some(whole)}), each with a slice of every matrix: not supported; convert the model's Hugging Face "
+                f"files instead"
+            )
+        raise ValueError(f"path: the folder {folder} holds several checkpoints ({', '.join(whole)}): name one")
+    if whole and not indices and _PART.search(whole[0]) and "-of-00001." not in whole[0]:
+        if not whole[0].startswith("consolidated.00."):
+            raise ValueError(f"path: the folder {folder} holds {whole[0]}, one part of several, and no index of them")
+    return whole[0] if whole else None
+
+
+def _within(folder: Path, suffixes: tuple[str, ...], depth: int) -> tuple[Path, list[str]] | None:
+    """What an item or the latest step of ``folder`` holds."""
+    folders = sorted(
+        entry.name for entry in folder.iterdir() if entry.is_dir() and "orbax-checkpoint-tmp" not in entry.name
+    )
+    items = [name for name in folders if orbax.is_checkpoint(folder / name) and not _STEP.fullmatch(name)]
+    known = [name for name in _ITEMS if name in items]
+    if known or len(items) == 1:
+        item = known[0] if known else items[0]
+        others = [name for name in items if name != item]
+        return folder / item, [f"took the item {item}" + (f"; left out {_some(others)}" if others else "")]
+    if items:
+        raise ValueError(f"path: the folder {folder} holds several checkpoints ({', '.join(items)}): name one")
+    steps = {int(match[1]): name for name in folders if (match := _STEP.fullmatch(name)) is not None}
+    for step in sorted(steps, reverse=True):
+        try:
+            path, notes = in_folder(folder / steps[step], suffixes, depth + 1)
+        except ValueError:  # a step that was not finished
+            continue
+        others = [steps[n] for n in sorted(steps) if n != step]
+        said = f"took {steps[step]}, the latest" + (f"; left out {_some(others)}" if others else "")
+        return path, [said, *notes]
+    return None
+
+
+def _beside(files: list[str]) -> str:
+    return f", only what training leaves beside one: {_some(files)}" if files else ""
+
+
+def _some(names: Iterable[str]) -> str:
+    listed = list(names)
+    return ", ".join(listed[:5]) + (f" and {len(listed) - 5} more" if len(listed) > 5 else "")

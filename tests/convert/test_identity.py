@@ -1,0 +1,286 @@
+"""A checkpoint is the model that it says it is: look-alikes, what we wrote ourselves, prefixes, adapters, shards."""
+
+import json
+
+import numpy as np
+import pytest
+from click.testing import CliRunner
+
+from maskattn import checkpoints
+from maskattn.checkpoints import TensorInfo
+from maskattn.cli.main import main
+from maskattn.convert import convert_model, convert_tensors, families, plan, refuse_a_shard
+from maskattn.convert._canonical import made
+from maskattn.convert._identity import said, table
+from tests.convert.test_plan import CONFIG, _bert_infos, infos, llama
+from tests.twin import same_tensors
+
+ALIKE = [name for name, identity in table().items() if identity.like == "hf-llama"]
+FLOAT = np.dtype(np.float32)
+
+
+def drawn(given):
+    draw = np.random.default_rng(7)
+    return {name: draw.standard_normal(info.shape).astype(info.dtype) for name, info in given.items()}
+
+
+def same(expected, found):
+    """The same bytes under the same names; each format has an order of its own."""
+    same_tensors(*({name: tensors[name] for name in sorted(tensors)} for tensors in (found, expected)))
+
+
+def convert(*arguments, code=0):
+    result = CliRunner().invoke(main, ["convert", *map(str, arguments), "--wide"], catch_exceptions=False)
+    assert result.exit_code == code, result.output
+    return result.output
+
+
+def test_the_table_names_families_that_exist_and_every_family_has_a_type():
+    named = {name for identity in table().values() for name in identity.families}
+    assert named <= set(families.names()) and set(families.names()) - named == set()
+    likes = {identity.like for identity in table().values()} - {""}
+    assert likes <= set(families.names())
+    assert all(not identity.differs or not identity.families for identity in table().values())
+
+
+@pytest.mark.parametrize("model_type", [*ALIKE, "never-heard-of"])
+def test_a_look_alike_is_no_llama(model_type):
+    config = CONFIG | {"model_type": model_type}
+    for target in ("meta-llama", "maxtext-llama"):
+        with pytest.raises(
+            ValueError, match=rf"^config.json says model_type {model_type}: .*only has the names of hf-"
+        ):
+            plan(infos(llama()), target=target, config=config)
+    kept = plan(infos(llama()), target="flax-linen", config=config)
+    assert f"model_type {model_type}" in kept.notes[0] and kept.record["model_type"] == model_type
+    forced = plan(infos(llama()), source="hf-llama", target="meta-llama", config=config)
+    assert forced.notes[0].startswith("warning: ") and model_type in forced.record["overridden"]
+
+
+def test_what_says_nothing_is_taken_for_its_names_with_a_note():
+    planned = plan(infos(llama()), target="meta-llama", num_heads=4, num_kv_heads=2)
+    assert "gemma" in planned.notes[0] and "taken for hf-llama" in planned.notes[0]
+    assert plan(infos(llama()), target="meta-llama", config=CONFIG).notes == ()
+
+
+def test_the_names_of_another_model_than_config_json_says_are_refused():
+    with pytest.raises(ValueError, match="model_type bert, which is stored as hf-bert .* names are those of hf-llama"):
+        plan(infos(llama()), target="flax-linen", config=CONFIG | {"model_type": "bert"})
+    config = {"architectures": ["GemmaForCausalLM"], "num_attention_heads": 4, "num_key_value_heads": 2}
+    assert said(config, {}).model_type == "gemma"
+    with pytest.raises(ValueError, match="says model_type gemma"):
+        plan(infos(llama()), target="meta-llama", config=config)
+    with pytest.raises(ValueError, match="contradicts itself"):
+        plan(infos(llama()), target="meta-llama", config=CONFIG | {"architectures": ["GemmaForCausalLM"]})
+    assert said({"dim": 8, "n_layers": 2, "n_heads": 2}, {}).by == "params.json"
+
+
+@pytest.mark.parametrize(("classes", "model_type"), [
+    ("BertForMaskedLM", "bert"), ("GPT2LMHeadModel", "gpt2"), ("Qwen2MoeForCausalLM", "qwen2_moe"), ("T5Model", "t5"),
+    ("XLMRobertaForMaskedLM", "xlm-roberta"), ("Dinov2WithRegistersModel", "dinov2_with_registers"), ("X", ""),
+])  # fmt: skip
+def test_a_class_of_transformers_says_the_type(classes, model_type):
+    assert said({"architectures": [classes]}, {}).model_type == model_type
+
+
+def test_the_way_back_needs_no_flag(tmp_path):
+    tensors = llama(head_dim=16)
+    checkpoints.save(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    for form in ("flax-linen", "maxtext-mistral", "maxtext-llama", "meta-llama"):
+        convert(tmp_path / "model.safetensors", tmp_path / "there.npz", "--to", form)
+        (tmp_path / "config.json").rename(tmp_path / "config.hidden")
+        convert(tmp_path / "there.npz", tmp_path / "back.npz")
+        text = convert(tmp_path / "there.npz", tmp_path / "x.npz", "--from", "hf-bert", "--to", "flax-nnx", code=2)
+        assert "--from hf-bert: the file says that it is " in text and "--force" in text
+        (tmp_path / "config.hidden").rename(tmp_path / "config.json")
+        with checkpoints.open(tmp_path / "back.npz") as back:
+            same(tensors, back)
+
+
+def test_a_look_alike_stays_one_on_its_way(tmp_path):
+    checkpoints.save(tmp_path / "model.safetensors", llama())
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model_type": "gemma"}))
+    text = convert(tmp_path / "model.safetensors", tmp_path / "there.npz", "--to", "flax-linen")
+    assert "note: config.json says model_type gemma" in text
+    told = CliRunner().invoke(main, ["inspect", str(tmp_path / "model.safetensors"), "--no-read"]).output
+    assert "form: gemma, with the names of hf-llama" in told
+    (tmp_path / "config.json").unlink()
+    text = convert(tmp_path / "there.npz", tmp_path / "x.npz", "--to", "meta-llama", code=2)
+    assert "its provenance says model_type gemma" in text
+    convert(tmp_path / "there.npz", tmp_path / "x.npz", "--to", "meta-llama", "--force")
+    convert(tmp_path / "there.npz", tmp_path / "back.npz")
+    with checkpoints.open(tmp_path / "back.npz") as back:
+        same(llama(), back)
+
+
+def test_a_head_that_was_made_of_the_embedding_is_left_out_again(tmp_path):
+    tensors = llama(tied=True)
+    checkpoints.save(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"tie_word_embeddings": True}))
+    convert(tmp_path / "model.safetensors", tmp_path / "there.safetensors", "--to", "meta-llama", "--verify")
+    convert(tmp_path / "there.safetensors", tmp_path / "back.safetensors", "--to", "hf-llama", "--verify")
+    with checkpoints.open(tmp_path / "back.safetensors") as back:
+        same(tensors, back)
+    untied = CONFIG | {"tie_word_embeddings": False}
+    with pytest.raises(ValueError, match=r"output.weight: the source has none"):
+        plan(infos(tensors), target="meta-llama", config=untied)
+    with pytest.raises(ValueError, match=r"lm_head.weight: missing; a LlamaForCausalLM"):
+        plan(infos(tensors), target="flax-nnx", config=untied | {"architectures": ["LlamaForCausalLM"]})
+
+
+def test_norms_named_gamma_and_beta_go_and_come_back(tmp_path):
+    def old(name):
+        return name.replace("LayerNorm.weight", "LayerNorm.gamma").replace("LayerNorm.bias", "LayerNorm.beta")
+
+    tensors = drawn({old(name): info for name, info in _bert_infos().items()})
+    checkpoints.save(tmp_path / "model.safetensors", tensors)
+    convert(tmp_path / "model.safetensors", tmp_path / "there.npz", "--to", "flax-bert", "--heads", 2, "--verify")
+    for how in ([], ["--to", "hf-bert"]):
+        convert(tmp_path / "there.npz", tmp_path / "back.safetensors", *how)
+        with checkpoints.open(tmp_path / "back.safetensors") as back:
+            same(tensors, back)
+
+
+def test_a_tied_head_may_store_its_bias_alone():
+    given = {f"electra.{name}": info for name, info in _bert_infos().items()}
+    given |= {"generator_lm_head.bias": TensorInfo((11,), FLOAT)}
+    given |= {
+        f"generator_predictions.dense.{part}": TensorInfo((6,) * n, FLOAT) for part, n in (("weight", 2), ("bias", 1))
+    }
+    given |= {f"generator_predictions.LayerNorm.{part}": TensorInfo((6,), FLOAT) for part in ("weight", "bias")}
+    assert "generator_lm_head/bias" in plan(given, target="flax-bert", num_heads=2).outputs
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "_orig_mod.module.", "net.backbone."])
+def test_a_prefix_is_seen_and_taken_off_when_asked(prefix, tmp_path):
+    tensors = {prefix + name: array for name, array in llama().items()}
+    with pytest.raises(
+        ValueError,
+        match=rf"^all 31 names begin with '{prefix}'.* hf-llama .*--strip-prefix {prefix}".replace("31", "30"),
+    ):
+        plan(infos(tensors), target="flax-linen", config=CONFIG)
+    for asked in (prefix, "auto"):
+        planned = plan(infos(tensors), target="flax-linen", config=CONFIG, strip_prefix=asked)
+        assert "model/norm/scale" in planned.outputs
+    checkpoints.save(tmp_path / "model.safetensors", tensors)
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    convert(tmp_path / "model.safetensors", tmp_path / "there.npz", "--to", "meta-llama", "--verify", "--strip-prefix")
+    convert(tmp_path / "there.npz", tmp_path / "back.npz")
+    with checkpoints.open(tmp_path / "back.npz") as back:
+        same(tensors, back)
+
+
+def test_what_stands_beside_the_model_behind_a_prefix_is_named():
+    tensors = {f"net.{name}": array for name, array in llama().items()} | {"log_sigma": np.ones(3)}
+    with pytest.raises(ValueError, match=r"30 of 31 names begin with 'net.'.*beside it log_sigma: --rest"):
+        plan(infos(tensors), target="flax-linen", config=CONFIG)
+    kept = plan(infos(tensors), target="flax-linen", config=CONFIG, strip_prefix="net.", rest="keep")
+    assert kept.kept == ("log_sigma",)
+    with pytest.raises(ValueError, match=r"no name begins with 'nut.'; most begin with 'net.'"):
+        plan(infos(tensors), target="flax-linen", config=CONFIG, strip_prefix="nut.")
+
+
+@pytest.mark.parametrize(("name", "what"), [
+    ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "an adapter"),
+    ("model.layers.0.self_attn.q_proj.qweight", "GPTQ or AWQ"),
+    ("model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
+    ("model.layers.0.self_attn.q_proj.SCB", "bitsandbytes"),
+    ("model.layers.0.self_attn.q_proj.weight_scale_inv", "FP8"),
+])  # fmt: skip
+def test_what_is_no_model_is_refused_as_what_it_is(name, what):
+    tensors = llama() | {name: np.ones((2, 2), np.float32)}
+    with pytest.raises(ValueError, match=f"^this is .*{what}.*1 of 31"):
+        plan(infos(tensors), target="flax-linen", config=CONFIG)
+    with pytest.raises(ValueError, match=f"^this is .*{what}"):
+        convert_model(tensors, target="flax-linen", config=CONFIG)
+
+
+def test_one_shard_of_several_is_refused(tmp_path):
+    for number in (0, 1):
+        (tmp_path / f"consolidated.0{number}.pth").touch()
+    with pytest.raises(ValueError, match="shard 2 of 2 of one model"):
+        refuse_a_shard(tmp_path / "consolidated.01.pth")
+    with pytest.raises(ValueError, match="2 shards of one model"):
+        refuse_a_shard(tmp_path)
+    (tmp_path / "consolidated.01.pth").unlink()
+    refuse_a_shard(tmp_path / "consolidated.00.pth")
+    assert "shard 2 of 5" in convert(tmp_path / "model-00002-of-00005.safetensors", tmp_path / "x.npz", code=2)
+
+
+def test_a_refusal_says_what_was_looked_for_in_20_lines():
+    layers = [f"distilbert.transformer.layer.{i}.ffn.lin{j}.weight" for i in range(9) for j in (1, 2)]
+    distil = dict.fromkeys(layers, TensorInfo((4, 4), FLOAT))
+    with pytest.raises(ValueError, match="^config.json says model_type distilbert") as error:
+        plan(distil, target="flax-linen", config={"model_type": "distilbert"})
+    assert "docs/converting.md#a-family-of-your-own" in str(error.value)
+    tensors = llama() | {f"extra.{i}": np.ones(2) for i in range(12)} | {f"more.{i}": np.ones(2) for i in range(14)}
+    with pytest.raises(
+        ValueError, match="^config.json says model_type llama, and no family has exactly these"
+    ) as error:
+        plan(infos(tensors), target="flax-linen", config=CONFIG)
+    assert len(str(error.value).splitlines()) <= 20 and "... and 12 more" in str(error.value)
+
+
+def test_the_errors_of_tensors_say_what_to_do():
+    from maskattn.config import AttentionConfig
+
+    tensors = drawn(_bert_infos())
+    with pytest.raises(ValueError, match='others="keep".*convert_model'):
+        convert_tensors(tensors, source="hf-bert", target="flax-nnx", config=AttentionConfig(6, 2))
+    whole = convert_model(tensors, target="flax-linen", num_heads=2)
+    assert whole["encoder/layer/0/attention/query/kernel"].shape == (6, 2, 3)
+    attention = {f"module.{n}": x for n, x in tensors.items() if ".attention." in n and "LayerNorm" not in n}
+    options = {"source": "hf-bert", "target": "flax-nnx", "config": AttentionConfig(6, 2)}
+    assert "encoder.layer.0.attention.query.kernel" in convert_tensors(attention, strip_prefix="module.", **options)
+
+
+def test_scale_and_tables_that_flax_does_not_apply_are_said():
+    at = "encoder.block.0.layer"
+    shapes = {"shared.weight": (11, 6), "encoder.final_layer_norm.weight": (6,)}
+    shapes |= {f"{at}.0.SelfAttention.{name}.weight": (6, 6) for name in "qkvo"}
+    shapes |= {f"{at}.{i}.layer_norm.weight": (6,) for i in (0, 1)}
+    shapes |= {f"{at}.0.SelfAttention.relative_attention_bias.weight": (32, 2)}
+    shapes |= {f"{at}.1.DenseReluDense.wi.weight": (7, 6), f"{at}.1.DenseReluDense.wo.weight": (6, 7)}
+    given = {name: TensorInfo(shape, FLOAT) for name, shape in shapes.items()}
+    notes = plan(given, target="flax-linen", config={"model_type": "t5", "num_heads": 2}).notes
+    assert any(
+        "scale 1: Flax's own module takes 1 / sqrt(3), and needs query kernels times 1.73205" in n for n in notes
+    )
+    assert plan(infos(llama()), target="flax-linen", config=CONFIG).notes == ()
+
+
+def swin_mask(across, side):
+    """As Swin's authors compute it: regions counted on the image, then cut into windows."""
+    size, shift = across * side, side // 2
+    image, count = np.zeros((size, size)), 0
+    cuts = (slice(0, -side), slice(-side, -shift), slice(-shift, None))
+    for rows in cuts:
+        for columns in cuts:
+            image[rows, columns] = count
+            count += 1
+    windows = image.reshape(across, side, across, side).transpose(0, 2, 1, 3).reshape(across**2, side**2)
+    return np.where(windows[:, None] != windows[:, :, None], -100.0, 0.0).astype(np.float32)
+
+
+@pytest.mark.parametrize(("across", "side"), [(2, 2), (3, 4), (2, 7), (1, 4)])
+def test_the_mask_of_swin_is_checked_and_made_again(across, side):
+    mask = swin_mask(across, side)
+    assert np.array_equal(made("shifted-windows", mask.shape, mask.dtype), mask)
+    with pytest.raises(ValueError, match="square"):
+        made("shifted-windows", (3, 4, 4), mask.dtype)
+
+
+def test_experts_within_stacked_layers_are_not_stacked():
+    lines = {"layers.*.norm": "norm", "layers.*.experts.*.w1": {"kind": "dense", "bias": "no"}}
+    layers = {"layers.*.experts.*": "num_local_experts", "layers.*": "n"}
+    data = {"name": "mine", "style": "torch", "layout": "hf-llama", "body": lines, "layers": layers}
+    mine = families.parse(data, "here")
+    given = {f"layers.{i}.norm.{part}": TensorInfo((4,), FLOAT) for i in range(2) for part in ("weight", "bias")}
+    given |= {f"layers.{i}.experts.{j}.w1.weight": TensorInfo((3, 4), FLOAT) for i in range(2) for j in range(5)}
+    config = {"num_local_experts": 5, "n": 2}
+    assert len(plan(given, target="flax-linen", family=mine, config=config).moves) == 14
+    with pytest.raises(ValueError, match=r"layers.\*.experts.\*: lies within layers that are stacked"):
+        plan(given, target="flax-linen", family=mine, config=config, scan=True)
+    with pytest.raises(ValueError, match=r"layers of layers.0.experts.\*: num_local_experts is 4, found 5"):
+        plan(given, target="flax-linen", family=mine, config=config | {"num_local_experts": 4})

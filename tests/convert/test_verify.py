@@ -1,0 +1,52 @@
+"""What --verify runs can fail: at real widths, in bfloat16, for each way that weights go wrong."""
+
+import ml_dtypes
+import numpy as np
+import pytest
+
+from maskattn.config import AttentionConfig
+from maskattn.convert._verify import _run
+from maskattn.convert.layouts import CANONICAL
+from tests.frameworks import in_both
+
+WIDE = AttentionConfig(2048, 16, qkv_bias=False, out_bias=False)
+
+
+@pytest.fixture(scope="module")
+def weights():
+    """Those of one layer, of a size that gives logits and outputs near 1."""
+    draw = np.random.default_rng(5)
+    shapes = CANONICAL.shapes(WIDE)
+    made = {name: draw.standard_normal(shape, np.float32) * 2048**-0.5 for name, shape in shapes.items()}
+    return {name: array.astype(ml_dtypes.bfloat16) for name, array in made.items()}
+
+
+def transposed(kernel):
+    return kernel.reshape(2048, 2048).T.reshape(kernel.shape)
+
+
+def shuffled(kernel):
+    return np.random.default_rng(6).permutation(kernel.reshape(-1)).reshape(kernel.shape)
+
+
+FAULTS = {
+    "none": lambda w: {},
+    "zeros": lambda w: {"query.kernel": np.zeros_like(w["query.kernel"])},
+    "query and key swapped": lambda w: {"query.kernel": w["key.kernel"], "value.kernel": w["query.kernel"]},
+    "key and value swapped": lambda w: {"key.kernel": w["value.kernel"], "value.kernel": w["key.kernel"]},
+    "transposed": lambda w: {"query.kernel": transposed(w["query.kernel"])},
+    "query and key shuffled": lambda w: {name: shuffled(w[name]) for name in ("query.kernel", "key.kernel")},
+    "one row off": lambda w: {"key.kernel": np.roll(w["key.kernel"], 1, axis=-1)},
+    "output transposed": lambda w: {"out.kernel": transposed(w["out.kernel"])},
+}
+
+
+@in_both
+@pytest.mark.parametrize("fault", FAULTS)
+def test_faults_of_width_2048_in_bfloat16_are_caught(fault, weights):
+    wrong = weights | FAULTS[fault](weights)
+    ran = list(_run("layer", WIDE, weights, wrong))
+    assert "float32, stored in bfloat16" in ran[0].sizes
+    assert all(one.held for one in ran if one.twin == "torch")
+    jax = [one.held for one in ran if one.twin == "jax"]
+    assert all(jax) if fault == "none" else not any(jax)

@@ -1,0 +1,105 @@
+"""Half a model, or one whose parts do not fit together, is refused; the table of widths knows every model."""
+
+import numpy as np
+import pytest
+
+from maskattn.checkpoints import TensorInfo
+from maskattn.convert import families, plan
+from maskattn.convert._widths import _table
+from maskattn.convert.config_json import feed_forward
+from tests.convert.test_plan import CONFIG, infos, llama
+
+PARAMS = {"dim": 20, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 13}
+
+
+def test_every_line_of_the_table_is_a_name_of_its_model_and_every_matrix_has_one():
+    by_model = {}
+    for family in families.all_families():
+        by_model.setdefault(family.model, set()).update(rule.canonical for rule in family.rules)
+    for model, table in _table().items():
+        lines = set(table) - {"config", "unless"}
+        known = by_model[model] | {name.removesuffix(".kernel").removesuffix(".embedding") for name in by_model[model]}
+        assert lines <= known, (model, lines - known)
+    assert set(by_model) == set(_table())
+    for family in families.all_families():
+        attention = {rule.canonical for rule in family.rules if rule.kind == "attention" and rule.required}
+        assert attention <= set(_table()[family.model])
+
+
+CHANGES = {
+    "model.norm.weight": (21,),
+    "model.embed_tokens.weight": (13, 22),
+    "model.layers.1.input_layernorm.weight": (40,),
+    "model.layers.2.mlp.down_proj.weight": (20, 30),
+    "model.layers.0.mlp.gate_proj.weight": (32, 20),
+    "lm_head.weight": (14, 20),
+}
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_one_width_that_does_not_fit_is_named(name):
+    planned = infos(llama())
+    planned[name] = TensorInfo(CHANGES[name], planned[name].dtype)
+    with pytest.raises(ValueError, match=f"{name}: .* expected"):
+        plan(planned, target="meta-llama", config=CONFIG)
+
+
+@pytest.mark.parametrize(("key", "value"), [
+    ("hidden_size", 40), ("vocab_size", 12), ("intermediate_size", 30), ("head_dim", 12),
+])  # fmt: skip
+def test_what_the_configuration_says_is_compared(key, value):
+    right = {"hidden_size": 20, "vocab_size": 13, "intermediate_size": 31, "head_dim": 6}
+    plan(infos(llama()), target="meta-llama", config=CONFIG | right)
+    with pytest.raises(ValueError, match=f"expected {value}: {key} of the configuration"):
+        plan(infos(llama()), target="meta-llama", config=CONFIG | right | {key: value})
+
+
+def half(tensors):
+    """One of two shards of Meta's: the rows, or the columns, of a half."""
+    columns = ("wo", "w2", "tok_embeddings")
+
+    def cut(name, shape):
+        if len(shape) == 1:
+            return shape
+        return (shape[0], shape[1] // 2) if any(part in name for part in columns) else (shape[0] // 2, shape[1])
+
+    return {name: TensorInfo(cut(name, info.shape), info.dtype) for name, info in tensors.items()}
+
+
+def test_half_a_model_is_refused_with_all_its_widths():
+    whole = plan(infos(llama()), target="meta-llama", config=CONFIG).outputs
+    params = PARAMS | {"head_dim": 6}
+    plan(whole, target="hf-llama", config=params)
+    for config in (params, {"num_attention_heads": 2, "num_key_value_heads": 1}):
+        with pytest.raises(ValueError) as error:
+            plan(half(whole), target="hf-llama", config=config)
+        text = str(error.value)
+        assert "tok_embeddings.weight: hidden is 10" in text and "expected 20" in text
+        assert len(text.splitlines()) <= 20
+
+
+def test_params_json_says_the_width_of_the_mlp():
+    params = {"dim": 4096, "n_layers": 1, "n_heads": 32, "multiple_of": 256, "vocab_size": -1}
+    assert feed_forward(params) == 11008  # Llama 2 7B
+    assert feed_forward(params | {"n_kv_heads": 8, "multiple_of": 1024, "ffn_dim_multiplier": 1.3}) == 14336  # Llama 3
+
+
+def test_stages_grow_as_they_must():
+    width = {"patch_embed.proj.weight": (4, 3, 2, 2), "patch_embed.proj.bias": (4,)}
+    for stage, wide in enumerate((4, 8)):
+        at = f"layers.{stage}.blocks.0"
+        width |= {f"{at}.norm{i}.{part}": (wide,) for i in (1, 2) for part in ("weight", "bias")}
+        width |= {f"{at}.attn.qkv.weight": (3 * wide, wide), f"{at}.attn.qkv.bias": (3 * wide,)}
+        width |= {f"{at}.attn.proj.weight": (wide, wide), f"{at}.attn.proj.bias": (wide,)}
+        width |= {f"{at}.attn.relative_position_bias_table": (9, 2), f"{at}.attn.relative_position_index": (4, 4)}
+        width |= {f"{at}.mlp.fc1.weight": (11, wide), f"{at}.mlp.fc1.bias": (11,)}
+        width |= {f"{at}.mlp.fc2.weight": (wide, 11), f"{at}.mlp.fc2.bias": (wide,)}
+    width |= {"layers.0.downsample.norm.weight": (16,), "layers.0.downsample.norm.bias": (16,)}
+    width |= {"layers.0.downsample.reduction.weight": (8, 16), "norm.weight": (8,), "norm.bias": (8,)}
+    integer = {name: np.int64 for name in width if name.endswith("index")}
+    given = {name: TensorInfo(shape, np.dtype(integer.get(name, np.float32))) for name, shape in width.items()}
+    config = {"num_heads": [2, 2]}
+    plan(given, target="flax-linen", source="swin", config=config)
+    given["norm.bias"] = given["norm.weight"] = TensorInfo((4,), np.dtype(np.float32))
+    with pytest.raises(ValueError, match=r"norm.weight: stage is 4 .and 1 more alike., expected 8: that of "):
+        plan(given, target="flax-linen", source="swin", config=config)
