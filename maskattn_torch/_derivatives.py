@@ -14,10 +14,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-__all__ = ["both_modes", "computed", "floats", "forward_mode", "gradients_of", "higher_order", "primals", "tangents_of"]
+__all__ = ["beyond_first", "both_modes", "computed", "floats", "gradients_of", "primals", "tangents_of"]
 
 #: A function of tensors, and of None where one is not given.
 Rule: TypeAlias = Callable[..., Sequence[Tensor]]
+
+#: The results of a function, and the function that takes their cotangents to those of its arguments.
+_vjp: Callable[..., tuple[Any, Callable[..., Any]]] = torch.func.vjp  # type: ignore[assignment]
 
 
 def computed(values: Rule, formula: Rule, *arrays: Tensor | None) -> tuple[Tensor, ...]:
@@ -36,7 +39,7 @@ def gradients_of(formula: Rule, count: int) -> Rule:
     def gradients(*given: Tensor | None) -> Sequence[Tensor]:
         arrays, cotangents = given[:count], given[count:]
         chosen, inputs = _floats(formula, arrays)
-        results, pull = torch.func.vjp(chosen, *inputs)
+        results, pull = _vjp(chosen, *inputs)
         return pull(tuple(_like(x, c) for x, c in zip(results, cotangents, strict=True)))
 
     return gradients
@@ -50,10 +53,10 @@ def tangents_of(formula: Rule, count: int) -> Rule:
     def tangents(*given: Tensor | None) -> Sequence[Tensor]:
         arrays, moved = given[:count], given[count:]
         chosen, inputs = _floats(formula, arrays)
-        results, pull = torch.func.vjp(chosen, *inputs)
+        results, pull = _vjp(chosen, *inputs)
         # the gradients are linear in the cotangents, and the transpose of that is the forward mode: a forward mode
         # within another is what PyTorch does not have
-        _, push = torch.func.vjp(pull, tuple(torch.zeros_like(x) for x in results))
+        _, push = _vjp(pull, tuple(torch.zeros_like(x) for x in results))
         return push(tuple(_like(x, t) for x, t in zip(inputs, moved, strict=True)))[0]
 
     return tangents
@@ -65,7 +68,7 @@ def both_modes(reverse: type[Function], both: type[Function]) -> type[Function]:
 
 
 @contextmanager
-def primals(ctx: Any) -> Iterator[tuple[Tensor | None, ...]]:
+def primals(ctx: Any) -> Iterator[tuple[Any, ...]]:
     """What was saved, in a rule for the forward mode, for an outer forward mode to see through.
 
     PyTorch switches forward modes off in such a rule, the outer ones too, whose share would silently be 0.
@@ -93,18 +96,15 @@ def floats(arrays: Sequence[Tensor | None]) -> list[int]:
     return [n for n, x in enumerate(arrays) if x is not None and x.is_floating_point()]
 
 
-def forward_mode() -> bool:
-    """Whether something differentiates in forward mode now."""
-    return forward_ad._current_level >= 0
-
-
-def higher_order() -> bool:
-    """Whether transforms of `torch.func` are at work that ask for more than a first derivative in reverse mode."""
-    if torch._C._functorch.peek_interpreter_stack() is None:
+def beyond_first() -> bool:
+    """Whether something differentiates in forward mode now, or twice by `torch.func`."""
+    if torch.compiler.is_compiling():
         return False
+    if torch._C._functorch.peek_interpreter_stack() is None:
+        return forward_ad._current_level >= 0
     keys = [level.key() for level in torch._C._functorch.get_interpreter_stack() or ()]
     kinds = torch._C._functorch.TransformType
-    return kinds.Jvp in keys or keys.count(kinds.Grad) > 1
+    return forward_ad._current_level >= 0 or kinds.Jvp in keys or keys.count(kinds.Grad) > 1
 
 
 class _Computed(Function):

@@ -67,6 +67,8 @@ class _FirstDerivatives(torch.autograd.Function):
     def backward(ctx: Any, *cotangents: Tensor | None) -> NoReturn:
         raise NotImplementedError(f'kernel="{ctx.kernel}" has no second derivatives; kernel="reference" has')
 
+    jvp = backward
+
 
 def _element(x: Any, dim: Any, i: int) -> Any:
     """Entry `i` of the axes `dim` of tensors, or of lists of them; None is no axis."""

@@ -14,6 +14,7 @@ from maskattn._pairs import grid
 from maskattn.attention import Call
 from maskattn.masks import And, Causal, Dense, Full, Mask
 from maskattn.typing import NumPyArray
+from maskattn_torch._derivatives import beyond_first
 from maskattn_torch._symbolic import below, known
 from maskattn_torch.kernels import KERNELS
 
@@ -34,7 +35,8 @@ def choose(call: Call[Array]) -> tuple[str, str]:
     `blockwise` otherwise. On GPUs (not measured) `fused` where it can express the call: FlexAttention, which
     `blockwise` is there, is never compiled unasked.
     """
-    mask, fused = call.mask, not KERNELS["fused"].unsupported(call)
+    # SDPA has no forward mode
+    mask, fused = call.mask, not beyond_first() and not KERNELS["fused"].unsupported(call)
     if call.query.is_cuda:
         if fused:
             return "fused", "SDPA can express this call"

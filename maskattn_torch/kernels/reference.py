@@ -64,9 +64,10 @@ def by_rows(call: Call[Array]) -> tuple[Array, Array]:
             lower.check(node, *sizes)
     bias, added = call.bias, None
     if isinstance(bias, DenseBias):  # in rows, too, so that its gradient is gathered as that of the queries is
-        bias, added = None, bias.array.reshape(bias.shape)
+        added = bias.array.reshape(bias.shape)
+        bias = None
     leaves, structure = _pytree.tree_flatten((call.mask, bias, call.dropout))
-    options = replace(call, query=None, key=None, value=None, mask=None, bias=None, sinks=None, dropout_key=None)
+    options: Any = replace(call, mask=None, bias=None, sinks=None, dropout_key=None)
 
     def some(first: int, query: Array, key: Array, value: Array, sinks: Any, added: Any, *leaves: Array) -> Any:
         mask, bias, dropout = _pytree.tree_unflatten(list(leaves), structure)
@@ -184,7 +185,7 @@ class _PairProductsForward(_PairProducts):
     def jvp(ctx: Any, d_a: Array | None, d_b: Array | None, _: None) -> Array:
         with primals(ctx) as (a, b):
             terms = [] if d_a is None else [pair_products(d_a, b, ctx.precision)]
-            return sum(terms if d_b is None else [*terms, pair_products(a, d_b, ctx.precision)])
+            return _sum(terms if d_b is None else [*terms, pair_products(a, d_b, ctx.precision)])
 
 
 def weighted_sum(weights: Array, rows: Array, precision: str) -> Array:
@@ -229,7 +230,11 @@ class _WeightedSumForward(_WeightedSum):
     def jvp(ctx: Any, d_weights: Array | None, d_rows: Array | None, _: None) -> Array:
         with primals(ctx) as (weights, rows):
             terms = [] if d_weights is None else [weighted_sum(d_weights, rows, ctx.precision)]
-            return sum(terms if d_rows is None else [*terms, weighted_sum(weights, d_rows, ctx.precision)])
+            return _sum(terms if d_rows is None else [*terms, weighted_sum(weights, d_rows, ctx.precision)])
+
+
+def _sum(terms: list[Array]) -> Array:
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
 def _matmul(a: Array, b: Array, precision: str) -> Array:
@@ -250,12 +255,13 @@ def _matmul(a: Array, b: Array, precision: str) -> Array:
             torch.set_float32_matmul_precision(before)
 
 
-def _indices(sizes: tuple[int, int, int, int], first: int, query: Array) -> tuple[Array, ...]:
+def _indices(sizes: tuple[int, int, int, int], first: int, query: Array) -> tuple[Array, Array, Array, Array]:
     """(b, h, q, k) of the pairs of some queries, those from `first` on, rank 4."""
     batch, heads, _, kv_len = sizes
     ranges = ((0, batch), (0, heads), (first, first + query.shape[1]), (0, kv_len))
     indices = (torch.arange(*each, device=query.device) for each in ranges)
-    return tuple(x.reshape([-1 if i == axis else 1 for i in range(4)]) for axis, x in enumerate(indices))
+    b, h, q, k = (x.reshape([-1 if i == axis else 1 for i in range(4)]) for axis, x in enumerate(indices))
+    return b, h, q, k
 
 
 def _read(node: Pairwise, at: tuple[Array, ...]) -> list[Array]:

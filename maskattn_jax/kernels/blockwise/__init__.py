@@ -114,7 +114,7 @@ class _Derivative:
         arrays, *_ = saved
 
         def formula(*inputs: Any) -> Any:
-            return _formula(self.tiling, self.options, *inputs, arrays[-1])
+            return _formula(self.tiling, self.options, inputs, arrays[-1])
 
         return jax.jvp(formula, arrays[:-1], tangents)[1]
 
@@ -155,7 +155,7 @@ def _(tiling: CallTiling, options: Options, given: Any, tangents: Any) -> tuple[
     d_arrays, _, _, _, *d_cotangents = tangents
 
     def formula(inputs: Any, cotangents: Any) -> Any:
-        return jax.vjp(lambda *inputs: _formula(tiling, options, *inputs, arrays[-1]), *inputs)[1](tuple(cotangents))
+        return jax.vjp(lambda *inputs: _formula(tiling, options, inputs, arrays[-1]), *inputs)[1](tuple(cotangents))
 
     # second derivatives are those of the formula: what is differentiated of output and lse is in the arrays
     found = jax.jvp(formula, (arrays[:-1], cotangents), (d_arrays[:-1], d_cotangents))[1]
@@ -165,19 +165,13 @@ def _(tiling: CallTiling, options: Options, given: Any, tangents: Any) -> tuple[
 def _formula(
     tiling: CallTiling,
     options: Options,
-    query: Array,
-    key: Array,
-    value: Array,
-    floats: list[Array],
-    sinks: Array | None,
+    inputs: tuple[Any, ...],
     conditions: Conditions,
 ) -> tuple[Array, Array]:
     """`_attention` by the formula of the reference kernel, some queries at a time."""
+    query, key, value, floats, sinks = inputs
     dropout, origin = conditions.dropout, conditions.origin
-    dropped = {} if dropout is None else {"dropout_rate": dropout.rate, "dropout_key": dropout.words}
-    shared = () if dropout is None else dropout.shared
     bias = float_leaves(conditions.bias)[1](floats)
-    chosen = {"empty_rows": options.empty_rows, "precision": options.precision}
     call: Call[Array] = Call(
         query,
         key,
@@ -187,10 +181,11 @@ def _formula(
         options.scale,
         options.softcap,
         sinks,
-        dropout_broadcast=shared,
-        **dropped,
-        **chosen,
+        empty_rows=options.empty_rows,
+        precision=options.precision,
     )
+    if dropout is not None:
+        call = replace(call, dropout_rate=dropout.rate, dropout_key=dropout.words, dropout_broadcast=dropout.shared)
     return reference.by_rows(call, (origin.row, origin.head, origin.query), tiling.whole)
 
 

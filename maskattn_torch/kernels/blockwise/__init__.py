@@ -9,13 +9,14 @@ float64, everything else in float32 and rounded once. On CUDA the mask becomes a
     windows.py    where a patch is in the arrays       additions.py    biases and their gradients
     flex.py       on CUDA                              packing.py      masks as arguments of an operator
 
-It is an opaque operator: it works in eager mode, inside compiled models and under torch.func.vmap. Second derivatives
-are not defined: `reference` has them.
+It is an opaque operator: it works in eager mode, inside compiled models and under torch.func.vmap. The first derivative
+in reverse mode goes over the same rectangles; all others are those of the formula (`reference`), by some queries each.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -23,7 +24,9 @@ from torch import Tensor as Array
 
 from maskattn.attention import Call
 from maskattn_torch import _autocast
-from maskattn_torch._operators import first_derivatives, operator, unwatched
+from maskattn_torch._derivatives import both_modes, computed, floats, gradients_of, primals, tangents_of
+from maskattn_torch._operators import operator, unwatched
+from maskattn_torch.kernels import reference
 from maskattn_torch.kernels.blockwise import additions, flex, walk
 from maskattn_torch.kernels.blockwise.packing import pack, unpack
 
@@ -45,7 +48,7 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         if unwatched(*arrays, *leaves):
             out, lse = _attention(*arrays, *options, leaves)
         else:
-            out, lse = _Blockwise.apply(*arrays, *options, *leaves)
+            out, lse = both_modes(_Blockwise, _BlockwiseForward).apply(*arrays, *options, *leaves)
     if call.empty_rows == "nan" and sinks is None:
         out = torch.where((lse == -torch.inf).unsqueeze(-1), torch.nan, out)
     return out.to(dtype), lse
@@ -156,10 +159,60 @@ class _Blockwise(torch.autograd.Function):
         def rule(*given: Any) -> list[Array]:
             return _attention_gradients(*given[:8], *options, list(given[8:]), wanted)
 
-        grads = first_derivatives("blockwise", rule, *arrays, sinks, out, lse, d_out, d_lse, *leaves)
+        given = (*arrays, sinks, out.detach(), lse.detach(), d_out, d_lse, *leaves)
+        again = not torch.compiler.is_compiling() and torch.is_grad_enabled()
+        grads = list(computed(rule, _formula_of_gradients(options, wanted), *given) if again else rule(*given))
         d_leaves = [grads.pop(-sum(wanted[i:])) if want else None for i, want in enumerate(wanted)]
         d_sinks = None if sinks is None else grads.pop()
         return *grads, d_sinks, *[None] * 4, *d_leaves
+
+
+class _BlockwiseForward(_Blockwise):
+    """The same in forward mode, too, where the tangents are those of the formula."""
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _Blockwise.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(*inputs[:4], *inputs[8:])
+
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Array | None) -> tuple[Array, ...]:
+        with primals(ctx) as arrays:
+            given = (*tangents[:4], *tangents[8:])
+            moved = [torch.zeros_like(arrays[n]) if given[n] is None else given[n] for n in floats(arrays)]
+            rule = tangents_of(_formula(ctx.options), len(arrays))
+            return computed(rule, rule, *arrays, *moved)
+
+
+def _formula(options: tuple[Any, ...]) -> Callable[..., tuple[Array, Array]]:
+    """The formula of the reference kernel, of query, key, value, sinks and leaves: some queries at a time."""
+    packed, scale, softcap, _ = options
+
+    def formula(query: Array, key: Array, value: Array, sinks: Array | None, *leaves: Array) -> tuple[Array, Array]:
+        mask, bias, dropout = unpack(packed, list(leaves))
+        call = Call(query, key, value, mask, bias, scale, softcap, sinks)
+        if dropout is not None:
+            dropped = (dropout.rate, dropout.words, dropout.shared)
+            call = replace(
+                call, **dict(zip(("dropout_rate", "dropout_key", "dropout_broadcast"), dropped, strict=True))
+            )
+        return reference.by_rows(call)
+
+    return formula
+
+
+def _formula_of_gradients(options: tuple[Any, ...], wanted: list[bool]) -> Callable[..., list[Array]]:
+    """What `_attention_gradients` computes, from the formula: second derivatives are those of this."""
+    formula = _formula(options)
+
+    def gradients(*given: Array | None) -> list[Array]:
+        arrays, (_, _, d_out, d_lse), leaves = given[:4], given[4:8], given[8:]
+        inputs = (*arrays, *leaves)
+        found = dict(zip(floats(inputs), gradients_of(formula, len(inputs))(*inputs, d_out, d_lse), strict=True))
+        kept = [n for n, x in enumerate(arrays) if x is not None]
+        return [found[n] for n in kept + [4 + n for n, want in enumerate(wanted) if want]]
+
+    return gradients
 
 
 def _conditions(

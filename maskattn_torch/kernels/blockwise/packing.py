@@ -135,8 +135,8 @@ def _read(text: str) -> Any:
         return tuple(_structure(node) for node in json.loads(text))
     except (TypeError, ValueError, KeyError) as error:
         raise ValueError(
-            f"this program's mask or bias cannot be made in this process: {error}. A class of your own must be imported"
-            f" before, under the name that it had, and have plain static fields. It is {text}"
+            f"this program's mask or bias cannot be made in this process: {error}. A class of your own must be "
+            f"imported before, under the name that it had, and have plain static fields. It is {text}"
         ) from error
 
 

@@ -2,12 +2,12 @@
 
 The same bits as NumPy and JAX, forward and backward, in eager mode, under torch.func.vmap, and inside a compiled
 model, where it is an opaque operator (a compiler that looked inside would be free to fuse what must stay apart).
-Second derivatives are not defined: ``reference`` has them.
+It has first derivatives in reverse mode; ``reference`` has all others.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor as Array
@@ -16,6 +16,7 @@ from maskattn.attention import Call
 from maskattn.numerics.exact import Arrays, Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
+from maskattn_torch._derivatives import both_modes, primals
 from maskattn_torch._operators import first_derivatives, operator, unwatched
 from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
@@ -33,7 +34,7 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
     arrays = Arrays(call.query, call.key, call.value, allowed, added, call.sinks, keep)
     arguments = (*arrays, *Options(call.scale, call.softcap, call.empty_rows, kept))
-    return _attention(*arguments) if unwatched(*arrays) else _Exact.apply(*arguments)
+    return _attention(*arguments) if unwatched(*arrays) else both_modes(_Exact, _ExactForward).apply(*arguments)
 
 
 def unsupported(call: Call[Array]) -> list[str]:
@@ -47,13 +48,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    flat = _Linear.apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    flat = both_modes(_Linear, _LinearForward).apply(x.reshape(-1, x.shape[-1]), weight, bias)
     return flat.reshape(*x.shape[:-1], weight.shape[1])
 
 
 def drop(x: Array, keep: Array, rate: float) -> Array:
     """``x * keep / (1 - rate)`` rounded once; ``keep`` (bool) has the shape of ``x``."""
-    return _Drop.apply(x, keep, 1.0 - rate)
+    return both_modes(_Drop, _DropForward).apply(x, keep, 1.0 - rate)
 
 
 _ARRAYS = "Tensor query, Tensor key, Tensor value, Tensor? allowed, Tensor? bias, Tensor? sinks, Tensor? keep"
@@ -124,6 +125,12 @@ class _Exact(torch.autograd.Function):
         return *grads, None, d_bias, d_sinks, *[None] * 5
 
 
+class _ExactForward(_Exact):
+    @staticmethod
+    def jvp(ctx: Any, *tangents: Array | None) -> NoReturn:
+        raise NotImplementedError('kernel="exact" has no forward mode; kernel="reference" has')
+
+
 @operator("exact_linear")
 def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
     return project.forward(OPS, x, weight, bias).contiguous()
@@ -165,6 +172,10 @@ class _Linear(torch.autograd.Function):
         return d_x, d_weight, d_bias if ctx.has_bias else None
 
 
+class _LinearForward(_Linear):
+    jvp = _ExactForward.jvp
+
+
 @operator("exact_drop")
 def _drop(x: Array, keep: Array, kept: float) -> Array:
     return _exact_drop(OPS, x.contiguous(), keep, kept).contiguous()
@@ -195,3 +206,15 @@ class _Drop(torch.autograd.Function):
             return [_drop(*given, kept)]
 
         return *first_derivatives("exact", rule, d_out, *ctx.saved_tensors), None, None
+
+
+class _DropForward(_Drop):
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        _Drop.setup_context(ctx, inputs, output)
+        ctx.save_for_forward(inputs[1])
+
+    @staticmethod
+    def jvp(ctx: Any, d_x: Array, *_: None) -> Array:
+        with primals(ctx) as (keep,):
+            return _DropForward.apply(d_x, keep, ctx.kept)

@@ -25,8 +25,10 @@ from maskattn.attention import Call
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Causal, Dense, KeyPadding, Mask
 from maskattn_torch import _autocast, lower
+from maskattn_torch._derivatives import beyond_first
 from maskattn_torch._operators import operator
 from maskattn_torch._symbolic import known
+from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.types import Device
 
 #: PyTorch's function, whatever that name is made to mean later: it may be this library's.
@@ -123,11 +125,20 @@ def _vendor(
     query = call.query
     heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     grouped = not known(query.shape[2] == key.shape[2])
-    if added is None and not _autocast.is_on(query.device):
-        return _sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped).transpose(1, 2)
-    # autocast would compute float32 inputs in half precision
-    with _autocast.off(query.device), _implementation(call, added):
-        return _sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped).transpose(1, 2)
+    try:
+        if added is None and not _autocast.is_on(query.device):
+            out = _sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped)
+        else:  # autocast would compute float32 inputs in half precision
+            with _autocast.off(query.device), _implementation(call, added):
+                out = _sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped)
+    except NotImplementedError as error:
+        if not beyond_first():
+            raise
+        said = 'kernel="fused" has no forward mode here; kernel="reference" has'
+        raise NotImplementedError(f"{said} ({error})") from error
+    if out.requires_grad and not torch.compiler.is_compiling():
+        twice_differentiable(out)
+    return out.transpose(1, 2)
 
 
 def unsupported(call: Call[Array]) -> list[str]:
