@@ -22,6 +22,8 @@ WHOLE = {
     "tolerances",
     "twins",
 }
+#: What is about one twin as a whole, in `twins`.
+ONE_TWIN = {"works_wherever_jax", "works_wherever_torch"}
 #: Rooms whose tests are elsewhere.
 ELSEWHERE = {"losses": "twins/losses"}  # the room checks arguments, for both twins
 
@@ -46,7 +48,7 @@ def misplaced(root):
             words = path.stem.removeprefix("test_").split("_")
             names = ["_".join(words[: i + 1]) for i in range(len(words))]
             known = any(exists(root, place / f"{private}{name}") for name in names for private in ("", "_"))
-            if not known and not (place == Path() and names[-1] in WHOLE):
+            if not known and names[-1] not in (WHOLE if place == Path() else ONE_TWIN):
                 found.append(f"{path.relative_to(root).as_posix()}: no such module")
     for room in sorted(path.parent.name for path in (root / "maskattn").glob("*/__init__.py")):
         if not list((tests / ELSEWHERE.get(room, room)).rglob("test_*.py")):

@@ -18,14 +18,25 @@ SMALL = 2**20  # below this many bytes an array is made as usual
 
 
 class Memory:
-    """Gives out arrays, and keeps at most ``keep`` of the blocks that came back."""
+    """Gives out arrays, and keeps the blocks that come back.
+
+    Args:
+        keep: at most so many blocks are kept for the next arrays.
+    """
 
     def __init__(self, keep: int = 2) -> None:
         self._keep, self._lock = keep, threading.RLock()
         self._free: list[bytearray] = []
 
     def empty(self, shape: tuple[int, ...], dtype: NumPyDType) -> Array:
-        """As ``np.empty``; the array is the caller's as long as it, or any view of it, is referred to."""
+        """As ``np.empty``; the array is the caller's as long as it, or any view of it, is referred to.
+
+        Args:
+            shape: of the array. dtype: of its entries.
+
+        Returns:
+            An array of this shape and dtype, whose entries are anything.
+        """
         size = math.prod(shape) * dtype.itemsize
         if size < SMALL:
             return np.empty(shape, dtype)

@@ -39,7 +39,7 @@ def bind(node: Node) -> Node:
     return node.map_data(_as_array)
 
 
-def opaque(node: Node | None, *operands: Given) -> Node | None:
+def opaque(node: Node | None, *operands: object) -> Node | None:
     """`node`, bound, with arrays of L x S entries that XLA cannot see through, where `operands` are traced: what
     is computed from a constant of the traced function it would fold otherwise, which takes it minutes.
     """

@@ -27,7 +27,7 @@ from maskattn.attention import Call
 from maskattn.biases import Bias, DenseBias, TableBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn_torch import _autocast, lower, tables
-from maskattn_torch._derivatives import both_modes, computed, primals
+from maskattn_torch._derivatives import computed, primals
 from maskattn_torch.dropout import dense, keep
 
 #: Up to so many queries times keys are done at once; beyond, so many scores of all rows and heads, but so many queries.
@@ -153,7 +153,9 @@ def pair_products(a: Array, b: Array, precision: str) -> Array:
 
     What is not finite stays in its own row and column; in the derivative, a pair whose cotangent is 0 contributes 0.
     """
-    return both_modes(_PairProducts, _PairProductsForward).apply(a, b, precision)
+    if torch.compiler.is_compiling():  # which takes no rule for the forward mode
+        return _PairProducts.apply(a, b, precision)
+    return _PairProductsForward.apply(a, b, precision)
 
 
 class _PairProducts(torch.autograd.Function):
@@ -194,7 +196,9 @@ def weighted_sum(weights: Array, rows: Array, precision: str) -> Array:
     The finite parts are multiplied; the result is NaN where a weight that is not 0 meets a value that is not finite, or
     a weight is itself not finite. No result is -0.
     """
-    return both_modes(_WeightedSum, _WeightedSumForward).apply(weights, rows, precision)
+    if torch.compiler.is_compiling():
+        return _WeightedSum.apply(weights, rows, precision)
+    return _WeightedSumForward.apply(weights, rows, precision)
 
 
 class _WeightedSum(torch.autograd.Function):

@@ -14,7 +14,7 @@ torch = pytest.importorskip("torch")
 from torch.fx.experimental.proxy_tensor import make_fx
 
 import maskattn_torch
-from maskattn import biases, masks
+from maskattn import biases, masks, standards
 from maskattn._fields import data
 from maskattn.parity.attention.cases import Shape, families
 from maskattn.parity.draws import Draws
@@ -113,7 +113,7 @@ def test_classes_of_one_name_stay_apart():
         [maskattn_torch.attention(q, q, q, bias=bias, kernel=kernel) for bias in (first, second, again)]
         for kernel in ("blockwise", "reference")
     ]
-    assert all(torch.allclose(x, y, atol=1e-6) for x, y in zip(*outputs, strict=True))
+    assert all(torch.allclose(x, y, atol=standards.value("same.compiled")) for x, y in zip(*outputs, strict=True))
     assert not torch.equal(outputs[0][0], outputs[0][1])
 
 

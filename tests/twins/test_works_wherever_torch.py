@@ -1,0 +1,163 @@
+"""Attention of the PyTorch twin works wherever `scaled_dot_product_attention` does: modes of PyTorch with every kernel.
+
+Modes: calls with nothing in them, with gradients; fake and meta tensors; no_grad and inference_mode; `torch.compile`
+with fullgraph, of ints that change from call to call; `torch.export` with batch and lengths left open, called beyond
+what was traced. Masks are spread over the kernels; results are held to those of the plain call, which other tests hold
+to the oracle. SDPA goes beside: what a mode itself refuses would be no fault of ours.
+"""
+
+import numpy as np
+import pytest
+
+from maskattn import biases, masks, standards
+from tests.frameworks import maskattn_torch, optional, torch
+
+FakeTensorMode = optional("torch._subclasses").FakeTensorMode if torch else None
+KERNELS = ["auto", "reference", "fused", "blockwise", "exact"]
+every_kernel = pytest.mark.parametrize("kernel", KERNELS)
+
+MASKS = {
+    "nothing": lambda q, k: None,
+    "causal": lambda q, k: masks.Causal(),
+    "causal at the end": lambda q, k: masks.Causal(k.shape[1] - q.shape[1]),
+    "window": lambda q, k: masks.SlidingWindow(3),
+    "causal window": lambda q, k: masks.Causal() & masks.SlidingWindow(5),
+    "chunks": lambda q, k: masks.Chunked(7),
+    "lengths": lambda q, k: masks.KeyPadding(torch.full((q.shape[0],), 8)),
+    "causal and lengths": lambda q, k: masks.Causal() & masks.KeyPadding(torch.full((q.shape[0],), 8)),
+}
+
+#: A mask made of an int that changes, in the compiled function.
+OF_INTS = {
+    "causal": masks.Causal,
+    "at": lambda i: masks.Causal().at(i),
+    "queries at": lambda i: masks.SlidingWindow(3, 0).at(q_offset=i),
+    "window": lambda i: masks.SlidingWindow(i, 0),
+    "chunks": lambda i: masks.Chunked(i),
+    "prefix": lambda i: masks.PrefixLM(i),
+    "strided": lambda i: masks.Strided(i),
+    "blocks": lambda i: masks.BlockCausal(i),
+    "expression": lambda i: masks.Causal(i) & masks.SlidingWindow(i + 1) | masks.KeyPadding([3, 4]),
+    "list": lambda i: masks.KeyPadding([3, 4]),
+    "array": lambda i: masks.KeyPadding(np.array([3, 4])),
+}
+
+
+def qkv(batch=2, q_len=8, kv_len=8, heads=4, kv_heads=2, **options):
+    made = torch.Generator().manual_seed(5)
+    shapes = [(batch, q_len, heads, 8), *[(batch, kv_len, kv_heads, 8)] * 2]
+    return [torch.randn(shape, generator=made, **options) for shape in shapes]
+
+
+def close(found, expected, name="same.compiled"):
+    assert (found.dtype, found.shape) == (expected.dtype, expected.shape)
+    assert torch.allclose(found, expected, rtol=0, atol=standards.value(name))
+
+
+def sdpa(q, k, v):
+    heads_first = (x.transpose(1, 2) for x in (q, k, v))
+    return torch.nn.functional.scaled_dot_product_attention(*heads_first, enable_gqa=True).transpose(1, 2)
+
+
+@every_kernel
+@pytest.mark.parametrize("empty", ["batch", "q_len", "kv_len", "heads"])
+@pytest.mark.parametrize("mask", [None, masks.Causal(), masks.SlidingWindow(3), masks.KeyPadding([0])], ids=repr)
+def test_nothing(kernel, empty, mask):
+    sizes = {empty: 0} if empty != "heads" else {"heads": 0, "kv_heads": 0}
+    given = [x.requires_grad_() for x in qkv(**sizes)]
+    out = maskattn_torch.attention(*given, mask, kernel=kernel)
+    assert out.shape == sdpa(*given).shape and (out == 0).all()
+    out.sum().backward()
+    assert all((x.grad == 0).all() for x in given)
+
+
+@every_kernel
+@pytest.mark.parametrize("mask", MASKS)
+def test_shapes_without_numbers(kernel, mask):
+    with FakeTensorMode():
+        given = qkv()
+        assert maskattn_torch.attention(*given, MASKS[mask](*given[:2]), kernel=kernel).shape == sdpa(*given).shape
+    given = [x.to("meta") for x in qkv()]
+    if "lengths" not in mask:
+        out = maskattn_torch.attention(*given, MASKS[mask](*given[:2]), kernel=kernel)
+        assert (out.device.type, out.shape) == ("meta", sdpa(*given).shape)
+
+
+@every_kernel
+@pytest.mark.parametrize("mode", ["no_grad", "inference_mode"])
+def test_without_gradients_then_with(kernel, mode):
+    given, mask = qkv(kv_len=12), masks.SlidingWindow(4, 0)
+    with getattr(torch, mode)():
+        expected = maskattn_torch.attention(*given, mask, kernel=kernel)
+    given = [x.requires_grad_() for x in given]
+    out = maskattn_torch.attention(*given, mask, kernel=kernel)
+    close(out, expected)
+    out.sum().backward()
+    assert all(x.grad.isfinite().all() for x in given)
+
+
+def graphs_of(function, calls):
+    """How many graphs a compiled function has after these calls, each of which gives what it gives eagerly."""
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    found = [compiled(*call) for call in calls]
+    count = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for call, one in zip(calls, found, strict=True):
+        close(one, function(*call))
+    return count
+
+
+@every_kernel
+@pytest.mark.parametrize("mask", OF_INTS)
+def test_ints_that_change(kernel, mask):
+    given = qkv()
+
+    def function(query, number):
+        return maskattn_torch.attention(query, *given[1:], OF_INTS[mask](number), kernel=kernel)
+
+    assert graphs_of(function, [(given[0], i) for i in (3, 4, 5, 6)]) <= 2
+
+
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel != "fused"])
+def test_a_seed_that_changes(kernel):
+    given = qkv()
+
+    def function(query, key):
+        return maskattn_torch.attention(query, *given[1:], kernel=kernel, dropout_rate=0.3, dropout_key=key)
+
+    assert graphs_of(function, [(given[0], i) for i in (3, 4, 5, 6)]) <= 2
+
+
+@every_kernel
+def test_masks_and_biases_as_arguments(kernel):
+    given = qkv()
+
+    def function(query, mask, bias):
+        return maskattn_torch.attention(query, *given[1:], mask, bias=bias, kernel=kernel)
+
+    table = torch.linspace(-1, 1, 128).reshape(32, 4)
+    calls = [(given[0], masks.SlidingWindow(3).at(i), biases.T5Buckets(table, offset=i)) for i in (3, 4, 5, 6)]
+    assert graphs_of(function, calls) <= 3
+
+
+@every_kernel
+@pytest.mark.parametrize("mask", MASKS)
+@pytest.mark.parametrize("lengths", ["one", "two"])
+def test_export_of_a_range(kernel, mask, lengths):
+    if kernel == "exact" and mask not in ("nothing", "window"):
+        pytest.skip("its program is large: two masks do")
+    if kernel == "reference" and lengths == "two":
+        lengths = "one"
+
+    class Model(torch.nn.Module):
+        def forward(self, q, k, v):
+            return maskattn_torch.attention(q * 1, k * 2, v * 3, MASKS[mask](q, k), kernel=kernel)
+
+    batch, length, other = (torch.export.Dim(name, min=2, max=4096) for name in "BLS")
+    dims = [{0: batch, 1: length}] * 3 if lengths == "one" else [{1: length}, {1: other}, {1: other}]
+    sizes = [(2, 24, 24), (3, 40, 40)] if lengths == "one" else [(2, 24, 31), (2, 40, 12)]
+    sizes = [(*each, 4, 4 if kernel == "reference" else 2) for each in sizes]
+    program = torch.export.export(Model(), tuple(qkv(*sizes[0])), dynamic_shapes=dims).module()
+    for each in sizes:
+        close(program(*qkv(*each)), Model()(*qkv(*each)))
