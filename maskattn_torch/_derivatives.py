@@ -17,7 +17,7 @@ from torch.autograd import Function, forward_ad
 __all__ = ["beyond_first", "both_modes", "computed", "floats", "gradients_of", "primals", "tangents_of"]
 
 #: A function of tensors, and of None where one is not given.
-Rule: TypeAlias = Callable[..., Sequence[Tensor]]
+Rule: TypeAlias = Callable[..., Sequence[Any]]
 
 
 def computed(values: Rule, formula: Rule, *arrays: Tensor | None) -> tuple[Tensor, ...]:
@@ -33,10 +33,11 @@ def gradients_of(formula: Rule, count: int) -> Rule:
     arguments that are float tensors.
     """
 
-    def gradients(*given: Tensor | None) -> Sequence[Tensor]:
+    def gradients(*given: Any) -> Sequence[Any]:
         arrays, cotangents = given[:count], given[count:]
         chosen, inputs = _floats(formula, arrays)
-        results, pull = torch.func.vjp(chosen, *inputs)
+        found: Any = torch.func.vjp(chosen, *inputs)
+        results, pull = found
         return pull(tuple(_like(x, c) for x, c in zip(results, cotangents, strict=True)))
 
     return gradients
@@ -47,14 +48,15 @@ def tangents_of(formula: Rule, count: int) -> Rule:
     tangents of its results.
     """
 
-    def tangents(*given: Tensor | None) -> Sequence[Tensor]:
+    def tangents(*given: Any) -> Sequence[Any]:
         arrays, moved = given[:count], given[count:]
         chosen, inputs = _floats(formula, arrays)
-        results, pull = torch.func.vjp(chosen, *inputs)
+        found: Any = torch.func.vjp(chosen, *inputs)
+        results, pull = found
         # the gradients are linear in the cotangents, and the transpose of that is the forward mode: a forward mode
         # within another is what PyTorch does not have
-        _, push = torch.func.vjp(pull, tuple(torch.zeros_like(x) for x in results))
-        return push(tuple(_like(x, t) for x, t in zip(inputs, moved, strict=True)))[0]
+        linear: Any = torch.func.vjp(pull, tuple(torch.zeros_like(x) for x in results))
+        return linear[1](tuple(_like(x, t) for x, t in zip(inputs, moved, strict=True)))[0]
 
     return tangents
 
@@ -65,7 +67,7 @@ def both_modes(reverse: type[Function], both: type[Function]) -> type[Function]:
 
 
 @contextmanager
-def primals(ctx: Any) -> Iterator[tuple[Tensor | None, ...]]:
+def primals(ctx: Any) -> Iterator[tuple[Any, ...]]:
     """What was saved, in a rule for the forward mode, for an outer forward mode to see through.
 
     PyTorch switches forward modes off in such a rule, the outer ones too, whose share would silently be 0.
@@ -126,7 +128,7 @@ class _Computed(Function):
         return None, None, *(next(found) if n in differentiable else None for n in range(len(arrays)))
 
     @staticmethod
-    def jvp(ctx: Any, _values: Any, _formula: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
+    def jvp(ctx: Any, _values: Any, _formula: Any, *tangents: Any) -> tuple[Tensor, ...]:
         with primals(ctx) as arrays:
             moved = [torch.zeros_like(arrays[n]) if tangents[n] is None else tangents[n] for n in floats(arrays)]
             rule = tangents_of(ctx.formula, len(arrays))

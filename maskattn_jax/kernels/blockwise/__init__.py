@@ -114,7 +114,7 @@ class _Derivative:
         arrays, *_ = saved
 
         def formula(*inputs: Any) -> Any:
-            return _formula(self.tiling, self.options, *inputs, arrays[-1])
+            return _formula(self.tiling, self.options, inputs, arrays[-1])
 
         return jax.jvp(formula, arrays[:-1], tangents)[1]
 
@@ -155,42 +155,23 @@ def _(tiling: CallTiling, options: Options, given: Any, tangents: Any) -> tuple[
     d_arrays, _, _, _, *d_cotangents = tangents
 
     def formula(inputs: Any, cotangents: Any) -> Any:
-        return jax.vjp(lambda *inputs: _formula(tiling, options, *inputs, arrays[-1]), *inputs)[1](tuple(cotangents))
+        return jax.vjp(lambda *inputs: _formula(tiling, options, inputs, arrays[-1]), *inputs)[1](tuple(cotangents))
 
     # second derivatives are those of the formula: what is differentiated of output and lse is in the arrays
     found = jax.jvp(formula, (arrays[:-1], cotangents), (d_arrays[:-1], d_cotangents))[1]
     return _gradients(tiling, options, *given), found
 
 
-def _formula(
-    tiling: CallTiling,
-    options: Options,
-    query: Array,
-    key: Array,
-    value: Array,
-    floats: list[Array],
-    sinks: Array | None,
-    conditions: Conditions,
-) -> tuple[Array, Array]:
+def _formula(tiling: CallTiling, options: Options, inputs: Any, conditions: Conditions) -> tuple[Array, Array]:
     """`_attention` by the formula of the reference kernel, some queries at a time."""
+    query, key, value, floats, sinks = inputs
     dropout, origin = conditions.dropout, conditions.origin
-    dropped = {} if dropout is None else {"dropout_rate": dropout.rate, "dropout_key": dropout.words}
-    shared = () if dropout is None else dropout.shared
+    chosen: dict[str, Any] = {"empty_rows": options.empty_rows, "precision": options.precision}
+    if dropout is not None:
+        rate, words, shared = dropout.rate, dropout.words, dropout.shared
+        chosen |= {"dropout_rate": rate, "dropout_key": words, "dropout_broadcast": shared}
     bias = float_leaves(conditions.bias)[1](floats)
-    chosen = {"empty_rows": options.empty_rows, "precision": options.precision}
-    call: Call[Array] = Call(
-        query,
-        key,
-        value,
-        conditions.mask,
-        bias,
-        options.scale,
-        options.softcap,
-        sinks,
-        dropout_broadcast=shared,
-        **dropped,
-        **chosen,
-    )
+    call: Call[Array] = Call(query, key, value, conditions.mask, bias, options.scale, options.softcap, sinks, **chosen)
     return reference.by_rows(call, (origin.row, origin.head, origin.query), tiling.whole)
 
 

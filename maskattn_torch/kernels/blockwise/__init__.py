@@ -176,7 +176,7 @@ class _BlockwiseForward(_Blockwise):
         ctx.save_for_forward(*inputs[:4], *inputs[8:])
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Array | None) -> tuple[Array, ...]:
+    def jvp(ctx: Any, *tangents: Any) -> tuple[Array, ...]:
         with primals(ctx) as arrays:
             given = (*tangents[:4], *tangents[8:])
             moved = [torch.zeros_like(arrays[n]) if given[n] is None else given[n] for n in floats(arrays)]

@@ -28,7 +28,7 @@ def twice_differentiable(out: Array) -> None:
         node.register_hook(_again)
 
 
-def _again(gradients: tuple[Array | None, ...], cotangents: tuple[Array | None, ...]) -> Any:
+def _again(gradients: tuple[Any, ...], cotangents: tuple[Array | None, ...]) -> Any:
     d_out = cotangents[0]
     if not torch.is_grad_enabled() or d_out is None:
         return None
@@ -38,9 +38,9 @@ def _again(gradients: tuple[Array | None, ...], cotangents: tuple[Array | None, 
 
     def formula(query: Array, key: Array, value: Array, added: Array | None) -> tuple[Array]:
         bias = None if added is None else DenseBias(added.reshape((1,) * (4 - added.ndim) + added.shape))
-        arrays = (x.transpose(1, 2) for x in (query, key, value))
+        query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         scaled = query.shape[-1] ** -0.5 if scale is None else scale
-        output, _ = reference.by_rows(Call(*arrays, Causal() if causal else None, bias, scaled))
+        output, _ = reference.by_rows(Call(query, key, value, Causal() if causal else None, bias, scaled))
         return (output.transpose(1, 2),)
 
     def again(*given: Any) -> list[Array]:
