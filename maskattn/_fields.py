@@ -13,12 +13,13 @@ from typing import Any, ClassVar, Self
 import numpy as np
 
 from maskattn._declared import Declared, Kind as Kind, data as data, part as part
-from maskattn.arrays import dtype_name as dtype_name, peek as peek, to_numpy as to_numpy
+from maskattn.arrays import dtype_name as dtype_name, is_open, peek as peek, to_numpy as to_numpy
 from maskattn.typing import Traced as Array
 
 Key = tuple[str, int | None]  # a field, and the place in it where it holds a tuple
 Structure = tuple[tuple[Key, ...], tuple[tuple[str, Any], ...]]  # where each leaf stands, and the other fields
 
+_NO_ARRAY = (int, type(None))
 _SUBCLASSES: list[type[Spec]] = []
 _LISTENERS: list[Callable[[type[Spec]], None]] = []
 
@@ -55,7 +56,8 @@ class Spec(Declared):
         # After unflattening a leaf can be anything, so the names are then those of the object that was flattened.
         if "_leaves" in self.__dict__:
             return self.__dict__["_leaves"]
-        return tuple([name for name in self._data if not isinstance(getattr(self, name), (int, type(None)))])
+        held = [(name, getattr(self, name)) for name in self._data]
+        return tuple([name for name, value in held if not isinstance(value, _NO_ARRAY) and not is_open(value)])
 
     def _parts(self) -> list[tuple[Key, Any]]:
         """The masks this one is made of, each with the field it is in, and its place where that is a tuple."""

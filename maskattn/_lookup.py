@@ -10,6 +10,7 @@ import math
 from maskattn._arithmetic import clip, maximum, never, zero
 from maskattn._fields import Array, dtype_name, peek
 from maskattn._pairs import fixed
+from maskattn.arrays import is_int
 
 
 def gather(array: Array, *indices: Array, stretch: tuple[int, ...] = (0,)) -> tuple[Array, Array]:
@@ -56,7 +57,7 @@ def wide(numbers: Array) -> Array:
 
 def at_row(number: Array, b: Array) -> Array:
     """A number that may differ between batch rows, an int or an int array [] or [B], in row b; 0 outside."""
-    if isinstance(number, int):
+    if is_int(number):
         return number
     number = wide(number)
     if len(number.shape) == 0:
@@ -67,7 +68,7 @@ def at_row(number: Array, b: Array) -> Array:
 
 def rows_of(number: Array) -> dict[str, int]:
     """The batch that such a number fixes: {} or {"batch": B}."""
-    return {} if isinstance(number, int) or len(number.shape) == 0 else fixed(number.shape[0])
+    return {} if is_int(number) or len(number.shape) == 0 else fixed(number.shape[0])
 
 
 def within(low: Array, high: Array, size: int) -> tuple[Array, Array]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 import operator
+import sys
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 
-from maskattn.arrays import dtype_name, peek
+from maskattn.arrays import dtype_name, is_compiling, is_int, peek
 from maskattn.typing import Traced as Array
 
 #: What the names of dtypes of a kind begin with.
@@ -70,7 +71,7 @@ class Problems:
         try:
             if isinstance(value, (bool, np.bool_)):
                 raise TypeError
-            number = operator.index(value)
+            number = value if is_int(value) else operator.index(value)
         except Exception:  # traced arrays refuse with exceptions of their own
             self.type(f"{name} must be an int, got {describe(value)}")
             return value
@@ -84,6 +85,8 @@ class Problems:
         self, name: str, value: Any, axes: str, minimum: int | None = None, ranks: Sequence[int] = ()
     ) -> Any:
         """`value` as an int, or as an int array with `axes`; a scalar of NumPy is an array where `axes` has []."""
+        if is_int(value):
+            return self.integer(name, value, minimum)
         if hasattr(value, "__len__") or (hasattr(value, "dtype") and (value.shape or 0 in (ranks or ranks_of(axes)))):
             return self.array(name, value, "int", axes, minimum, ranks)
         return self.integer(name, value, minimum)
@@ -108,7 +111,9 @@ class Problems:
         `axes` is the expected shape as messages have it, as in `ranks_of`, whose result may be given too. Entries are
         compared with `minimum` where they can be read at once.
         """
-        if not hasattr(value, "shape") or not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)):
+        if is_compiling():
+            value = _tensor(value, kind)
+        elif not hasattr(value, "shape") or not hasattr(value, "dtype") or isinstance(value, (np.ndarray, np.generic)):
             try:
                 value = _copied(value, kind)
             except ValueError:
@@ -166,6 +171,15 @@ def _copied(value: object, kind: str) -> np.ndarray:
     if array.size == 0 and array.dtype == np.float64 and kind in ("bool", "int"):
         array = array.astype(bool if kind == "bool" else np.int64)  # an empty list has no dtype of its own
     return array if array.dtype.isnative else array.astype(array.dtype.newbyteorder("="))
+
+
+def _tensor(value: object, kind: str) -> Any:
+    """What PyTorch's compiler can work with: lists and NumPy's arrays, whose dtypes it does not know, as tensors."""
+    torch = sys.modules["torch"]
+    if isinstance(value, (list, tuple)):  # with NumPy's dtypes
+        dtypes = {"bool": torch.bool, "int": torch.int64}
+        return torch.tensor(value, dtype=dtypes.get(kind, torch.float64))
+    return torch.as_tensor(value) if isinstance(value, (np.ndarray, np.generic)) else value
 
 
 def _is_numpy_number(value: Any) -> bool:

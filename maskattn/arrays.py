@@ -40,12 +40,27 @@ def to_numpy(array: object) -> NumPyArray:
     return np.asarray(tensor.view(bits)).view(extended)
 
 
+def is_compiling() -> bool:
+    """Whether PyTorch's compiler reads along."""
+    torch = sys.modules.get("torch")
+    return torch is not None and bool(torch.compiler.is_compiling())
+
+
+def is_int(value: object) -> bool:
+    """Whether this is a Python int, or one that PyTorch's compiler leaves open."""
+    return isinstance(value, int) or is_open(value)
+
+
+def is_open(value: object) -> bool:
+    """Whether this is an int that PyTorch leaves open, outside of code that its compiler reads: there it is an int."""
+    return type(value).__name__ == "SymInt"
+
+
 def peek(array: object) -> NumPyArray | None:
     """The array in NumPy where its values can be read now, else None (traced, batched by vmap, being compiled)."""
     if isinstance(array, np.ndarray):
         return array
-    torch = sys.modules.get("torch")
-    if torch is not None and torch.compiler.is_compiling():
+    if is_compiling():
         return None
     try:
         return to_numpy(array)

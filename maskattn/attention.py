@@ -19,6 +19,7 @@ from maskattn._call import Call as Call, Dropout as Dropout
 from maskattn._fields import broadcasts, dtype_name, peek
 from maskattn._pairs import Pairwise
 from maskattn._problems import Problems, show, zero_one
+from maskattn.arrays import is_int
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Full, Mask
 from maskattn.numerics.dropout import check_dropout
@@ -257,7 +258,12 @@ def _check_types(problems: Problems, call: Call[Array], framework: Framework[A])
         problems.type(f"mask must be a Mask or a bool array (True = may attend), got {type(mask).__name__}")
     if bias is not None and not isinstance(bias, Bias) and not isinstance(bias, framework.arrays):
         problems.type(f"bias must be a Bias or a float array, got {type(bias).__name__}")
-    if hasattr(key, "dtype") and not isinstance(key, np.generic) and not isinstance(key, framework.arrays):
+    if (
+        not is_int(key)
+        and hasattr(key, "dtype")
+        and not isinstance(key, np.generic)
+        and not isinstance(key, framework.arrays)
+    ):
         problems.type(f"dropout_key must be {framework.keys}, got {type(key).__name__}")
 
 

@@ -1,18 +1,19 @@
-"""The modes of JAX that the library's own arithmetic runs in, whatever its caller has chosen for his."""
+"""The modes of JAX that the library's own arithmetic runs in, whatever its caller has chosen; and what he may bring."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
 from contextlib import ExitStack
-from typing import ParamSpec, TypeVar
+from typing import Any, ParamSpec, TypeVar
 
 import jax
+import jax.numpy as jnp
 
 P = ParamSpec("P")
 R = TypeVar("R")
 
-__all__ = ["own_modes"]
+__all__ = ["own_modes", "plain"]
 
 #: (the option, what the library's formulas are written for, the context that sets it)
 _MODES = (
@@ -43,3 +44,8 @@ def own_modes(function: Callable[P, R]) -> Callable[P, R]:
             return function(*args, **kwargs)
 
     return run
+
+
+def plain(x: Any) -> Any:
+    """What stands for an array of JAX, as an `nnx.Param` does, as that array; anything else as it is."""
+    return jnp.asarray(x) if hasattr(x, "__jax_array__") else x

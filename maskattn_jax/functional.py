@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, Unpack, overload
+from typing import Any, Literal, Unpack, overload
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
 from maskattn_jax import auto, lower, rng
-from maskattn_jax._scope import own_modes
+from maskattn_jax._scope import own_modes, plain
 from maskattn_jax.kernels import KERNELS
 from maskattn_jax.types import Array, Given, Operand, RandomKey
 
@@ -107,6 +107,7 @@ def attention(
     Raises:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
+    query, key, value, mask, bias, sinks = map(plain, (query, key, value, mask, bias, sinks))
     call = Call(
         query,
         key,
@@ -140,7 +141,8 @@ def explain(
 
     Arguments and errors as in `attention`.
     """
-    return choose(prepare(Call(query, key, value, mask, **keywords), FRAMEWORK), FRAMEWORK)
+    given: dict[str, Any] = {name: plain(x) for name, x in keywords.items()}
+    return choose(prepare(Call(*map(plain, (query, key, value, mask)), **given), FRAMEWORK), FRAMEWORK)
 
 
 def _check(problems: Problems, operands: dict[str, Operand]) -> None:

@@ -24,6 +24,7 @@ from maskattn.modules import (
 )
 from maskattn.typing import KernelName
 from maskattn_jax._layers import attend_heads, check_array, project_by, project_in
+from maskattn_jax._scope import plain
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.rng import words
@@ -118,9 +119,11 @@ class MultiHeadAttention(nn.Module):
             layers = tuple(self._layer(name, shape, config.qkv_bias) for name, shape in names)
             # to initialise, Flax must call its layers
             inputs = project_in(layers, inputs, "auto" if self.is_initializing() else kernel, _parameters)
+        elif self.dtype is not None:
+            inputs = [jnp.asarray(x, self.dtype) for x in inputs]
         zeros = nn.initializers.zeros
         sinks = self.param("sinks", zeros, (config.num_heads,), self.param_dtype) if config.sinks else None
-        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, sinks, rate, keys[0], kernel)
+        out = attend_heads(config, FRAMEWORK, inputs, plain(mask), plain(bias), sinks, rate, keys[0], kernel)
         out = self._project_out(out, kernel) if config.project else out.reshape(*out.shape[:2], config.out_dim)
         if keys[1] is None or not out_rate:
             return out

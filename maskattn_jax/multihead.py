@@ -14,6 +14,7 @@ from maskattn.masks import Mask
 from maskattn.modules import dropout_rates, given_config, head_shapes, module_inputs, of_kernel
 from maskattn.typing import KernelName
 from maskattn_jax._layers import attend_heads, check_array, project_by, project_in
+from maskattn_jax._scope import plain
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.rng import words
@@ -122,11 +123,13 @@ class MultiHeadAttention(nnx.Module):
         inputs: Any = module_inputs(where, config, (query, key, value), check_array, drawn, deterministic)
         if config.project:
             inputs = project_in((self.query, self.key, self.value), inputs, kernel, _parameters)  # type: ignore[attr-defined]
+        elif self.dtype is not None:
+            inputs = [jnp.asarray(x, self.dtype) for x in inputs]
         keys: tuple[Array | None, Array | None] = (None, None)
         if drawn is not None and not isinstance(drawn, nnx.Rngs) and (rate or out_rate):
             keys = module_keys(drawn)
         sinks = None if self.sinks is None else self.sinks[...]
-        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, sinks, rate, keys[0], kernel)
+        out = attend_heads(config, FRAMEWORK, inputs, plain(mask), plain(bias), sinks, rate, keys[0], kernel)
         out = _project(self.out, out, kernel) if config.project else out.reshape(*out.shape[:2], config.out_dim)
         if keys[1] is None or not out_rate:
             return out

@@ -17,7 +17,10 @@ from torch.autograd import Function, forward_ad
 __all__ = ["beyond_first", "both_modes", "computed", "floats", "gradients_of", "primals", "tangents_of"]
 
 #: A function of tensors, and of None where one is not given.
-Rule: TypeAlias = Callable[..., Sequence[Any]]
+Rule: TypeAlias = Callable[..., Sequence[Tensor]]
+
+#: The results of a function, and the function that takes their cotangents to those of its arguments.
+_vjp: Callable[..., tuple[Any, Callable[..., Any]]] = torch.func.vjp  # type: ignore[assignment]
 
 
 def computed(values: Rule, formula: Rule, *arrays: Tensor | None) -> tuple[Tensor, ...]:
@@ -33,11 +36,10 @@ def gradients_of(formula: Rule, count: int) -> Rule:
     arguments that are float tensors.
     """
 
-    def gradients(*given: Any) -> Sequence[Any]:
+    def gradients(*given: Tensor | None) -> Sequence[Tensor]:
         arrays, cotangents = given[:count], given[count:]
         chosen, inputs = _floats(formula, arrays)
-        found: Any = torch.func.vjp(chosen, *inputs)
-        results, pull = found
+        results, pull = _vjp(chosen, *inputs)
         return pull(tuple(_like(x, c) for x, c in zip(results, cotangents, strict=True)))
 
     return gradients
@@ -48,15 +50,14 @@ def tangents_of(formula: Rule, count: int) -> Rule:
     tangents of its results.
     """
 
-    def tangents(*given: Any) -> Sequence[Any]:
+    def tangents(*given: Tensor | None) -> Sequence[Tensor]:
         arrays, moved = given[:count], given[count:]
         chosen, inputs = _floats(formula, arrays)
-        found: Any = torch.func.vjp(chosen, *inputs)
-        results, pull = found
+        results, pull = _vjp(chosen, *inputs)
         # the gradients are linear in the cotangents, and the transpose of that is the forward mode: a forward mode
         # within another is what PyTorch does not have
-        linear: Any = torch.func.vjp(pull, tuple(torch.zeros_like(x) for x in results))
-        return linear[1](tuple(_like(x, t) for x, t in zip(inputs, moved, strict=True)))[0]
+        _, push = _vjp(pull, tuple(torch.zeros_like(x) for x in results))
+        return push(tuple(_like(x, t) for x, t in zip(inputs, moved, strict=True)))[0]
 
     return tangents
 
@@ -128,7 +129,7 @@ class _Computed(Function):
         return None, None, *(next(found) if n in differentiable else None for n in range(len(arrays)))
 
     @staticmethod
-    def jvp(ctx: Any, _values: Any, _formula: Any, *tangents: Any) -> tuple[Tensor, ...]:
+    def jvp(ctx: Any, _values: Any, _formula: Any, *tangents: Tensor | None) -> tuple[Tensor, ...]:
         with primals(ctx) as arrays:
             moved = [torch.zeros_like(arrays[n]) if tangents[n] is None else tangents[n] for n in floats(arrays)]
             rule = tangents_of(ctx.formula, len(arrays))

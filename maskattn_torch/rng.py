@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Integer, Shaped, UInt, UInt32
 
 from maskattn._fields import broadcasts
 from maskattn._problems import Problems
-from maskattn.arrays import dtype_named
+from maskattn.arrays import dtype_named, is_int, is_open
 from maskattn.numerics import rng, rng_arguments
 from maskattn.numerics.fma import multiply_add
 from maskattn.numerics.rng import PARITY, ROTATIONS, WORD, Shape
@@ -159,17 +159,21 @@ def words(key: RandomKey, device: Device = None) -> UInt32[Array, " 2"]:
     problems = Problems("random numbers")
     given: object = key
     rng_arguments.check_key(problems, "key", given)
-    if not problems and not isinstance(given, (int, np.generic, np.ndarray, Array)):
+    if not problems and not (is_int(given) or isinstance(given, (np.generic, np.ndarray, Array))):
         problems.type(f"key must be of PyTorch or NumPy, got {type(given).__name__}")
     problems.raise_if_any()
-    if not isinstance(key, Array):
-        given = rng.two(key) if isinstance(key, np.ndarray) and key.ndim else rng.key(int(key))
-        return torch.as_tensor(np.array(given), device=device)
-    key = key if device is None else key.to(device)
-    if key.ndim == 0:
-        seed = key.to(torch.int32)
-        return torch.stack([seed * 0, seed]).view(torch.uint32)
-    return _folded(key) if len(key) == 4 else key
+    if isinstance(key, Array):
+        key = key if device is None else key.to(device)
+        if key.ndim == 0:
+            seed = key.to(torch.int32)
+            return torch.stack([seed * 0, seed]).view(torch.uint32)
+        return _folded(key) if len(key) == 4 else key
+    if is_open(key) or isinstance(key, int) and torch.compiler.is_compiling():
+        assert not isinstance(key, np.ndarray)
+        seed = torch.scalar_tensor(key, dtype=torch.int64, device=device)  # which may change from call to call
+        return torch.stack([torch.zeros_like(seed), seed]).to(torch.uint32)
+    given = rng.two(key) if isinstance(key, np.ndarray) and key.ndim else rng.key(int(key))
+    return torch.as_tensor(np.array(given), device=device)
 
 
 def _shuffled(key: Array, x: Array, axis: int) -> Array:

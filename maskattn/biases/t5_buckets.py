@@ -70,7 +70,8 @@ class T5Buckets(TableBias):
 
     @property
     def depends(self) -> frozenset[str]:
-        return super().depends | (frozenset("b") if rows_of(self.offset) else frozenset())
+        read = "qk" if self.table.shape[1] == 1 else "hqk"  # `super().depends` is what PyTorch's compiler cannot read
+        return frozenset(f"b{read}" if rows_of(self.offset) else read)
 
     def sizes(self) -> dict[str, int]:
         return {**super().sizes(), **rows_of(self.offset)}

@@ -10,6 +10,7 @@ from maskattn._fields import Array, literal
 from maskattn._lookup import at_row, extent, gather, rows_of, wide
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
+from maskattn.arrays import is_int
 from maskattn.masks._core import MOVES, And, Mask, Not, Or, rebuild
 
 if TYPE_CHECKING:
@@ -87,7 +88,7 @@ class At(Mask):
 
 
 def _moves(offset: Array) -> bool:
-    return not isinstance(offset, int) or offset != 0
+    return not is_int(offset) or offset != 0
 
 
 @declared

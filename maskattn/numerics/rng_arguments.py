@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maskattn._problems import Problems, show
+from maskattn.arrays import is_int
 from maskattn.typing import NumPyArray as Array, NumPyDType, Width
 
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
@@ -94,7 +95,10 @@ def check_key(problems: Problems, name: str, key: Any) -> None:
     Of a seed in an array of a framework the value is not read.
     """
     wanted = f"{name} must be a seed in [0, 2**31) or two uint32 words"
-    shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")
+    shape: tuple[int, ...] = ()
+    dtype = ""
+    if not is_int(key):
+        shape, dtype = getattr(key, "shape", ()), str(getattr(key, "dtype", "")).removeprefix("torch.")
     if dtype.startswith("key<"):
         if dtype not in _KEYS or shape != ():
             problems.value(f"{name} must be one key of threefry2x32, rbg or unsafe_rbg, got {dtype}{list(shape)}")
@@ -103,7 +107,7 @@ def check_key(problems: Problems, name: str, key: Any) -> None:
             problems.value(f"{wanted}, got shape {tuple(shape)}")
     elif dtype.startswith(("int", "uint")) and shape == () and not isinstance(key, (np.generic, np.ndarray)):
         return
-    elif shape or isinstance(key, bool) or not (isinstance(key, int) or dtype.startswith(("int", "uint"))):
+    elif shape or isinstance(key, bool) or not (is_int(key) or dtype.startswith(("int", "uint"))):
         problems.type(f"{wanted}, got {f'{dtype}{list(shape)}' if dtype else show(key)}")
     elif not 0 <= key < 2**31:
         problems.value(f"{wanted}, got {key}")

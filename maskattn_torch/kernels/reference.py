@@ -16,7 +16,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from functools import partial
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor as Array
@@ -29,8 +29,6 @@ from maskattn.masks import Dense, Mask, fold
 from maskattn_torch import _autocast, lower, tables
 from maskattn_torch._derivatives import both_modes, computed, primals
 from maskattn_torch.dropout import dense, keep
-
-Index: TypeAlias = tuple[Array, Array, Array, Array]
 
 #: Up to so many queries times keys are done at once; beyond, so many scores of all rows and heads, but so many queries.
 _FEW, _AT_ONCE, _LEAST = 1 << 20, 1 << 22, 16
@@ -64,13 +62,12 @@ def by_rows(call: Call[Array]) -> tuple[Array, Array]:
     for node in (call.mask, call.bias):
         if node is not None:
             lower.check(node, *sizes)
-    dense_bias = call.bias if isinstance(call.bias, DenseBias) else None
-    # in rows, too, so that its gradient is gathered as that of the queries is
     bias, added = call.bias, None
-    if dense_bias is not None:
-        bias, added = None, dense_bias.array.reshape(dense_bias.shape)
+    if isinstance(bias, DenseBias):  # in rows, too, so that its gradient is gathered as that of the queries is
+        added = bias.array.reshape(bias.shape)
+        bias = None
     leaves, structure = _pytree.tree_flatten((call.mask, bias, call.dropout))
-    bare: Any = call
+    bare: Any = call  # the graph holds what follows: it is to keep no tensor that was freed
     options = replace(bare, query=None, key=None, value=None, mask=None, bias=None, sinks=None, dropout_key=None)
 
     def some(first: int, query: Array, key: Array, value: Array, sinks: Any, added: Any, *leaves: Array) -> Any:
@@ -186,10 +183,10 @@ class _PairProductsForward(_PairProducts):
         ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
-    def jvp(ctx: Any, d_a: Array | None, d_b: Array | None, _: None) -> Any:
+    def jvp(ctx: Any, d_a: Array | None, d_b: Array | None, _: None) -> Array:
         with primals(ctx) as (a, b):
-            terms: list[Any] = [] if d_a is None else [pair_products(d_a, b, ctx.precision)]
-            return sum(terms if d_b is None else [*terms, pair_products(a, d_b, ctx.precision)])
+            terms = [] if d_a is None else [pair_products(d_a, b, ctx.precision)]
+            return _sum(terms if d_b is None else [*terms, pair_products(a, d_b, ctx.precision)])
 
 
 def weighted_sum(weights: Array, rows: Array, precision: str) -> Array:
@@ -231,10 +228,14 @@ class _WeightedSumForward(_WeightedSum):
         ctx.save_for_forward(*inputs[:2])
 
     @staticmethod
-    def jvp(ctx: Any, d_weights: Array | None, d_rows: Array | None, _: None) -> Any:
+    def jvp(ctx: Any, d_weights: Array | None, d_rows: Array | None, _: None) -> Array:
         with primals(ctx) as (weights, rows):
-            terms: list[Any] = [] if d_weights is None else [weighted_sum(d_weights, rows, ctx.precision)]
-            return sum(terms if d_rows is None else [*terms, weighted_sum(weights, d_rows, ctx.precision)])
+            terms = [] if d_weights is None else [weighted_sum(d_weights, rows, ctx.precision)]
+            return _sum(terms if d_rows is None else [*terms, weighted_sum(weights, d_rows, ctx.precision)])
+
+
+def _sum(terms: list[Array]) -> Array:
+    return terms[0] if len(terms) == 1 else terms[0] + terms[1]
 
 
 def _matmul(a: Array, b: Array, precision: str) -> Array:
@@ -255,7 +256,7 @@ def _matmul(a: Array, b: Array, precision: str) -> Array:
             torch.set_float32_matmul_precision(before)
 
 
-def _indices(sizes: tuple[int, int, int, int], first: int, query: Array) -> Index:
+def _indices(sizes: tuple[int, int, int, int], first: int, query: Array) -> tuple[Array, Array, Array, Array]:
     """(b, h, q, k) of the pairs of some queries, those from `first` on, rank 4."""
     batch, heads, _, kv_len = sizes
     ranges = ((0, batch), (0, heads), (first, first + query.shape[1]), (0, kv_len))
@@ -264,12 +265,12 @@ def _indices(sizes: tuple[int, int, int, int], first: int, query: Array) -> Inde
     return b, h, q, k
 
 
-def _read(node: Pairwise, at: Index) -> list[Array]:
+def _read(node: Pairwise, at: tuple[Array, ...]) -> list[Array]:
     """The indices that a mask or bias reads, 0 for the others."""
     return [x if name in node.depends else x.new_zeros((1, 1, 1, 1)) for name, x in zip("bhqk", at, strict=True)]
 
 
-def _allowed(mask: Mask, at: Index) -> Array:
+def _allowed(mask: Mask, at: tuple[Array, ...]) -> Array:
     """Where one part of a mask's expression allows, rank 4, on the axes that it reads."""
     if not isinstance(mask, Dense):
         return mask.allowed(*_read(mask, at))
@@ -277,7 +278,7 @@ def _allowed(mask: Mask, at: Index) -> Array:
     return keep if keep.shape[2] == 1 else keep.index_select(2, at[2].reshape(-1))
 
 
-def _added(bias: Bias, at: Index) -> Array:
+def _added(bias: Bias, at: tuple[Array, ...]) -> Array:
     """A bias that is no DenseBias, rank 4, on the axes that it reads."""
     b, h, q, k = _read(bias, at)
     return tables.look_up(bias.table, bias.rows(b, q, k)) if isinstance(bias, TableBias) else bias.values(b, h, q, k)

@@ -356,3 +356,17 @@ def of_losses(x):
     total += losses.masked_mean(x, keep) + losses.contrastive(x, x + 1, valid=keep)
     total += losses.mae_loss(patches, patches + 1, jnp.ones((1, 4), bool), normalize=True)
     return total + losses.simmim_loss(images, images + 1, jnp.ones((1, 2, 2), bool))
+
+
+def test_what_stands_for_an_array_is_one():
+    added, sinks = nnx.Param(jnp.asarray(BIASES["added"][0])), nnx.Param(jnp.ones(H))
+    found = maskattn_jax.attention(*inputs(), bias=added, sinks=sinks)
+    same(found, maskattn_jax.attention(*inputs(), bias=added[...], sinks=sinks[...]))
+    assert maskattn_jax.explain(*inputs(), bias=added, sinks=sinks)[0] == "blockwise"
+
+
+def test_the_dtype_of_a_module_without_projections():
+    config, x = AttentionConfig(4, 2, project=False), jnp.ones((B, L, 4))
+    module = maskattn_jax.MultiHeadAttention(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
+    layer = jax_linen.MultiHeadAttention(config, dtype=jnp.bfloat16)
+    assert module(x).dtype == layer.apply({}, x).dtype == jnp.bfloat16

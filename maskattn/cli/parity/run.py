@@ -78,10 +78,17 @@ def command(
     raise SystemExit(result.exit_code)
 
 
+def _alone(error: Exception) -> str:
+    """How the other twin is run by itself, where a framework is missing."""
+    other = {"torch": "jax", "jax": "torch"}.get(str(getattr(error, "name", "")).split(".")[0])
+    return f"; --impl maskattn_{other}.testing.adapter:ADAPTER runs the other twin alone" if other else ""
+
+
 def _implementations(kernel: str, specs: tuple[str, ...]) -> list[Adapter]:
     from maskattn.parity.attention import adapters
 
     try:
         return [adapters.load(spec) for spec in specs] if specs else adapters.standard(kernel)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
-        raise click.ClickException(f"cannot load an implementation: {error}") from error
+        hint = "" if specs else _alone(error)
+        raise click.ClickException(f"cannot load an implementation: {error}{hint}") from error

@@ -162,16 +162,30 @@ def _(tiling: CallTiling, options: Options, given: Any, tangents: Any) -> tuple[
     return _gradients(tiling, options, *given), found
 
 
-def _formula(tiling: CallTiling, options: Options, inputs: Any, conditions: Conditions) -> tuple[Array, Array]:
+def _formula(
+    tiling: CallTiling,
+    options: Options,
+    inputs: tuple[Any, ...],
+    conditions: Conditions,
+) -> tuple[Array, Array]:
     """`_attention` by the formula of the reference kernel, some queries at a time."""
     query, key, value, floats, sinks = inputs
     dropout, origin = conditions.dropout, conditions.origin
-    chosen: dict[str, Any] = {"empty_rows": options.empty_rows, "precision": options.precision}
-    if dropout is not None:
-        rate, words, shared = dropout.rate, dropout.words, dropout.shared
-        chosen |= {"dropout_rate": rate, "dropout_key": words, "dropout_broadcast": shared}
     bias = float_leaves(conditions.bias)[1](floats)
-    call: Call[Array] = Call(query, key, value, conditions.mask, bias, options.scale, options.softcap, sinks, **chosen)
+    call: Call[Array] = Call(
+        query,
+        key,
+        value,
+        conditions.mask,
+        bias,
+        options.scale,
+        options.softcap,
+        sinks,
+        empty_rows=options.empty_rows,
+        precision=options.precision,
+    )
+    if dropout is not None:
+        call = replace(call, dropout_rate=dropout.rate, dropout_key=dropout.words, dropout_broadcast=dropout.shared)
     return reference.by_rows(call, (origin.row, origin.head, origin.query), tiling.whole)
 
 

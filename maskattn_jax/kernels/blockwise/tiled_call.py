@@ -11,6 +11,7 @@ from jax import Array
 
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask, fold
+from maskattn.typing import EmptyRows, Precision
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.blockwise.shards import Origin
 from maskattn_jax.kernels.blockwise.steps import Steps
@@ -23,8 +24,8 @@ class Options:
 
     scale: float
     softcap: float | None
-    empty_rows: str
-    precision: str
+    empty_rows: EmptyRows
+    precision: Precision
 
 
 class Conditions(NamedTuple):

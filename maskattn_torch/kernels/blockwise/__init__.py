@@ -42,9 +42,9 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     if call.query.is_cuda:
         out, lse = flex.attention(call, sinks)
     else:
-        number, leaves = pack(call.mask, call.bias, call.dropout)
+        packed, leaves = pack(call.mask, call.bias, call.dropout)
         arrays = (call.query.to(wide), call.key.to(wide), call.value.to(wide), sinks)
-        options = (number, call.scale, call.softcap, call.blocks)
+        options = (packed, call.scale, call.softcap, call.blocks)
         if unwatched(*arrays, *leaves):
             out, lse = _attention(*arrays, *options, leaves)
         else:
@@ -73,13 +73,13 @@ def _attention(
     key: Array,
     value: Array,
     sinks: Array | None,
-    number: int,
+    packed: str,
     scale: float,
     softcap: float | None,
     blocks: Sequence[int] | None,
     leaves: list[Array],
 ) -> tuple[Array, Array]:
-    conditions = _conditions(number, leaves, scale, softcap, blocks)
+    conditions = _conditions(packed, leaves, scale, softcap, blocks)
     with _autocast.off(query.device):
         out, lse = walk.forward(conditions, *_heads_first(query, key, value))
         if sinks is not None:
@@ -103,7 +103,7 @@ def _attention_gradients(
     lse: Array,
     d_out: Array,
     d_lse: Array | None,
-    number: int,
+    packed: str,
     scale: float,
     softcap: float | None,
     blocks: Sequence[int] | None,
@@ -111,7 +111,7 @@ def _attention_gradients(
     wanted: list[bool],
 ) -> list[Array]:
     """The gradients of query, key, value, of sinks if given, and of the leaves that are wanted."""
-    conditions = _conditions(number, leaves, scale, softcap, blocks)
+    conditions = _conditions(packed, leaves, scale, softcap, blocks)
     count = len(additions.leaves_of(conditions.bias))
     start = len(leaves) - count - (conditions.dropout is not None)
     with _autocast.off(query.device):
@@ -176,7 +176,7 @@ class _BlockwiseForward(_Blockwise):
         ctx.save_for_forward(*inputs[:4], *inputs[8:])
 
     @staticmethod
-    def jvp(ctx: Any, *tangents: Any) -> tuple[Array, ...]:
+    def jvp(ctx: Any, *tangents: Array | None) -> tuple[Array, ...]:
         with primals(ctx) as arrays:
             given = (*tangents[:4], *tangents[8:])
             moved = [torch.zeros_like(arrays[n]) if given[n] is None else given[n] for n in floats(arrays)]
@@ -216,9 +216,9 @@ def _formula_of_gradients(options: tuple[Any, ...], wanted: list[bool]) -> Calla
 
 
 def _conditions(
-    number: int, leaves: list[Array], scale: float, softcap: float | None, blocks: Sequence[int] | None
+    packed: str, leaves: list[Array], scale: float, softcap: float | None, blocks: Sequence[int] | None
 ) -> walk.Conditions:
-    mask, bias, dropout = unpack(number, leaves)
+    mask, bias, dropout = unpack(packed, leaves)
     return walk.Conditions(mask, bias, dropout, scale, softcap, None if blocks is None else (blocks[0], blocks[1]))
 
 

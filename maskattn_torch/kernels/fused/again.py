@@ -28,7 +28,7 @@ def twice_differentiable(out: Array) -> None:
         node.register_hook(_again)
 
 
-def _again(gradients: tuple[Any, ...], cotangents: tuple[Array | None, ...]) -> Any:
+def _again(gradients: tuple[Array | None, ...], cotangents: tuple[Array | None, ...]) -> Any:
     d_out = cotangents[0]
     if not torch.is_grad_enabled() or d_out is None:
         return None
@@ -49,7 +49,7 @@ def _again(gradients: tuple[Any, ...], cotangents: tuple[Array | None, ...]) -> 
 
     given = (node._saved_query, node._saved_key, node._saved_value, mask, d_out)
     results = computed(
-        lambda *given: [x.clone() for x in given[5:]], again, *given, *(gradients[n].detach() for n in wanted)
+        lambda *given: [x.clone() for x in given[5:]], again, *given, *(x.detach() for x in gradients if x is not None)
     )
     replaced = dict(zip(wanted, results, strict=True))
     return tuple(replaced.get(n) for n in range(len(gradients)))

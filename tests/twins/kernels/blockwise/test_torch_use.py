@@ -196,19 +196,40 @@ def test_inside_a_compiled_model():
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] <= 2
 
 
+INFERENCE = {
+    "no mask": (None, {}),
+    "no data": (masks.SlidingWindow(64), {}),
+    "data": (PADDED, {}),
+    "twice data": (masks.KeyPadding([130, 65]) & masks.QueryMask(np.arange(130)[None] % 3 > 0), {}),
+    "softcap": (masks.Causal(), {"softcap": 50.0}),
+    "sinks": (PADDED, {"sinks": torch.linspace(-1, 1, 4)}),
+    "log-sum-exp": (masks.Causal(), {"return_lse": True}),
+    "biases": (PADDED, {"bias": biases.ALiBi(4, torch.rand(4)), "softcap": 3.0}),
+    "dropout": (masks.Causal(), {"dropout_rate": 0.3, "dropout_key": 5}),
+}
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("mask", [None, masks.Causal(), PADDED], ids=["no mask", "no data", "data"])
-def test_inside_a_compiled_model_that_wants_no_gradient(mask):
+@pytest.mark.parametrize("kernel", ["auto", "blockwise"])
+@pytest.mark.parametrize("name", INFERENCE)
+def test_inside_a_compiled_model_that_wants_no_gradient(name, kernel):
     torch._dynamo.reset()
-    arrays = tensors(130)
+    arrays, (mask, options) = tensors(130), INFERENCE[name]
+    # NumPy's arrays outside of what is compiled are beyond PyTorch's compiler in inference mode
+    mask = None if mask is None else maskattn_torch.lower.bind(mask)
 
     def function(*arrays):
-        return maskattn_torch.attention(*arrays, mask, kernel="blockwise")
+        result = maskattn_torch.attention(*arrays, mask, kernel=kernel, **options)
+        return result if isinstance(result, tuple) else (result,)
 
     compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
-    with torch.no_grad():
-        assert torch.equal(compiled(*arrays), function(*arrays))
-    assert torch.equal(compiled(*(x.detach() for x in arrays)), function(*arrays))
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            assert same(compiled(*arrays), function(*arrays))
+    fixed = [x.detach() for x in arrays]
+    assert same(compiled(*fixed), function(*fixed))
+    found, expected = (torch.autograd.grad(f(*arrays)[0].sum(), arrays) for f in (compiled, function))
+    assert same(found, expected)
 
 
 def test_vmap_and_grad():
