@@ -67,7 +67,8 @@ def by_rows(call: Call[Array]) -> tuple[Array, Array]:
         added = bias.array.reshape(bias.shape)
         bias = None
     leaves, structure = _pytree.tree_flatten((call.mask, bias, call.dropout))
-    options: Any = replace(call, mask=None, bias=None, sinks=None, dropout_key=None)
+    bare: Any = call  # the graph holds what follows: it is to keep no tensor that was freed
+    options = replace(bare, query=None, key=None, value=None, mask=None, bias=None, sinks=None, dropout_key=None)
 
     def some(first: int, query: Array, key: Array, value: Array, sinks: Any, added: Any, *leaves: Array) -> Any:
         mask, bias, dropout = _pytree.tree_unflatten(list(leaves), structure)
