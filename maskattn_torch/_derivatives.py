@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.autograd import Function, forward_ad
 
-__all__ = ["beyond_first", "both_modes", "computed", "floats", "gradients_of", "primals", "tangents_of"]
+__all__ = ["beyond_first", "computed", "floats", "gradients_of", "primals", "tangents_of"]
 
 #: A function of tensors, and of None where one is not given.
 Rule: TypeAlias = Callable[..., Sequence[Tensor]]
@@ -60,11 +60,6 @@ def tangents_of(formula: Rule, count: int) -> Rule:
         return push(tuple(_like(x, t) for x, t in zip(inputs, moved, strict=True)))[0]
 
     return tangents
-
-
-def both_modes(reverse: type[Function], both: type[Function]) -> type[Function]:
-    """`both`, which has a rule for the forward mode, too; where a compiler reads along, which takes none, `reverse`."""
-    return reverse if torch.compiler.is_compiling() else both
 
 
 @contextmanager

@@ -9,8 +9,8 @@ from jaxtyping import Float, Int
 from torch import Tensor as Array
 
 from maskattn.numerics.exact import table as exact_table
-from maskattn_torch._derivatives import both_modes, primals
-from maskattn_torch._operators import operator
+from maskattn_torch._derivatives import primals
+from maskattn_torch._operators import operator, unwatched
 from maskattn_torch.exact_ops import OPS
 
 __all__ = ["look_up", "row_sums"]
@@ -18,12 +18,16 @@ __all__ = ["look_up", "row_sums"]
 
 def look_up(table: Float[Array, "R H"], rows: Int[Array, "B 1 L S"]) -> Float[Array, "B H L S"]:
     """table[rows]: table [R, H], rows int [B, 1, L, S] -> [B, H, L, S]. Its gradient is `row_sums`."""
-    return both_modes(_LookUp, _LookUpForward).apply(table, rows)
+    if torch.compiler.is_compiling():  # which takes no rule for the forward mode
+        return (_LookUp.forward if unwatched(table) else _LookUp.apply)(table, rows)
+    return _LookUpForward.apply(table, rows)
 
 
 def row_sums(d_values: Float[Array, "B H L S"], rows: Int[Array, "B 1 L S"], count: int) -> Float[Array, "R H"]:
     """The sums of d_values [B, H, L, S] over each of `count` rows: [count, H], summed exactly and rounded once."""
-    return both_modes(_RowSums, _RowSumsForward).apply(d_values, rows, count)
+    if torch.compiler.is_compiling():
+        return (_RowSums.forward if unwatched(d_values) else _RowSums.apply)(d_values, rows, count)
+    return _RowSumsForward.apply(d_values, rows, count)
 
 
 class _LookUp(torch.autograd.Function):

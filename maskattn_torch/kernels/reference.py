@@ -28,6 +28,7 @@ from maskattn.biases import Bias, DenseBias, TableBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn_torch import _autocast, lower, tables
 from maskattn_torch._derivatives import computed, primals
+from maskattn_torch._operators import unwatched
 from maskattn_torch.dropout import dense, keep
 
 #: Up to so many queries times keys are done at once; beyond, so many scores of all rows and heads, but so many queries.
@@ -155,7 +156,7 @@ def pair_products(a: Array, b: Array, precision: str) -> Array:
     What is not finite stays in its own row and column; in the derivative, a pair whose cotangent is 0 contributes 0.
     """
     if torch.compiler.is_compiling():  # which takes no rule for the forward mode
-        return _PairProducts.apply(a, b, precision)
+        return (_PairProducts.forward if unwatched(a, b) else _PairProducts.apply)(a, b, precision)
     return _PairProductsForward.apply(a, b, precision)
 
 
@@ -198,7 +199,7 @@ def weighted_sum(weights: Array, rows: Array, precision: str) -> Array:
     a weight is itself not finite. No result is -0.
     """
     if torch.compiler.is_compiling():
-        return _WeightedSum.apply(weights, rows, precision)
+        return (_WeightedSum.forward if unwatched(weights, rows) else _WeightedSum.apply)(weights, rows, precision)
     return _WeightedSumForward.apply(weights, rows, precision)
 
 

@@ -24,7 +24,7 @@ from torch import Tensor as Array
 
 from maskattn.attention import Call
 from maskattn_torch import _autocast
-from maskattn_torch._derivatives import both_modes, computed, floats, gradients_of, primals, tangents_of
+from maskattn_torch._derivatives import computed, floats, gradients_of, primals, tangents_of
 from maskattn_torch._operators import operator, unwatched
 from maskattn_torch.kernels import reference
 from maskattn_torch.kernels.blockwise import additions, flex, walk
@@ -47,8 +47,10 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         options = (packed, call.scale, call.softcap, call.blocks)
         if unwatched(*arrays, *leaves):
             out, lse = _attention(*arrays, *options, leaves)
+        elif torch.compiler.is_compiling():  # which takes no rule for the forward mode
+            out, lse = _Blockwise.apply(*arrays, *options, *leaves)
         else:
-            out, lse = both_modes(_Blockwise, _BlockwiseForward).apply(*arrays, *options, *leaves)
+            out, lse = _BlockwiseForward.apply(*arrays, *options, *leaves)
     if call.empty_rows == "nan" and sinks is None:
         out = torch.where((lse == -torch.inf).unsqueeze(-1), torch.nan, out)
     return out.to(dtype), lse

@@ -16,7 +16,7 @@ from maskattn.attention import Call
 from maskattn.numerics.exact import Arrays, Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
-from maskattn_torch._derivatives import both_modes, primals
+from maskattn_torch._derivatives import primals
 from maskattn_torch._operators import first_derivatives, operator, unwatched
 from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
@@ -34,7 +34,11 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
     arrays = Arrays(call.query, call.key, call.value, allowed, added, call.sinks, keep)
     arguments = (*arrays, *Options(call.scale, call.softcap, call.empty_rows, kept))
-    return _attention(*arguments) if unwatched(*arrays) else both_modes(_Exact, _ExactForward).apply(*arguments)
+    if unwatched(*arrays):
+        return _attention(*arguments)
+    if torch.compiler.is_compiling():  # which takes no rule for the forward mode
+        return _Exact.apply(*arguments)
+    return _ExactForward.apply(*arguments)
 
 
 def unsupported(call: Call[Array]) -> list[str]:
@@ -48,13 +52,19 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     """
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
-    flat = both_modes(_Linear, _LinearForward).apply(x.reshape(-1, x.shape[-1]), weight, bias)
+    rows = x.reshape(-1, x.shape[-1])
+    if torch.compiler.is_compiling():
+        flat = _Linear.apply(rows, weight, bias)
+    else:
+        flat = _LinearForward.apply(rows, weight, bias)
     return flat.reshape(*x.shape[:-1], weight.shape[1])
 
 
 def drop(x: Array, keep: Array, rate: float) -> Array:
     """``x * keep / (1 - rate)`` rounded once; ``keep`` (bool) has the shape of ``x``."""
-    return both_modes(_Drop, _DropForward).apply(x, keep, 1.0 - rate)
+    if torch.compiler.is_compiling():
+        return _Drop.apply(x, keep, 1.0 - rate)
+    return _DropForward.apply(x, keep, 1.0 - rate)
 
 
 _ARRAYS = "Tensor query, Tensor key, Tensor value, Tensor? allowed, Tensor? bias, Tensor? sinks, Tensor? keep"

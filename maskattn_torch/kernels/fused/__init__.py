@@ -200,6 +200,8 @@ def _readable(x: Array) -> bool:
 
 def _overwhelms(added: Array) -> bool:
     """Whether a row's largest bias is so large that its log-sum-exp is far off."""
+    if 0 in added.shape:
+        return False
     highest = torch.amax(added.detach(), -1).abs_()
     return bool(((highest > _OVERWHELMING) & (highest < math.inf)).any())
 
