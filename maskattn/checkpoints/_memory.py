@@ -21,11 +21,11 @@ class Memory:
     """Gives out arrays, and keeps the blocks that come back.
 
     Args:
-        keep: at most so many blocks are kept for the next arrays.
+        spare: at most so many blocks are kept for the next arrays.
     """
 
-    def __init__(self, keep: int = 2) -> None:
-        self._keep, self._lock = keep, threading.RLock()
+    def __init__(self, spare: int = 2) -> None:
+        self._spare, self._lock = spare, threading.RLock()
         self._free: list[bytearray] = []
 
     def empty(self, shape: tuple[int, ...], dtype: NumPyDType) -> Array:
@@ -63,4 +63,4 @@ class Memory:
 
     def _give(self, block: bytearray) -> None:
         with self._lock:
-            self._free = sorted([*self._free, block], key=len)[-self._keep :]
+            self._free = sorted([*self._free, block], key=len)[-self._spare :]

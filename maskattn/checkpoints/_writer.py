@@ -56,7 +56,7 @@ class Writer(ABC):
         self.hashes: dict[str, str] = {}
         self._taken: set[str] = set()
         self._lock, self._turn = threading.Lock(), threading.Lock()
-        self._memory = Memory(keep=THREADS)
+        self._memory = Memory(spare=THREADS)
         self._entered = self._left = self._broken = False
         self._prepare()
 
