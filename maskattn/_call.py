@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
 from maskattn.typing import Array, EmptyRows, KernelName, Precision, SharedAxis
 
 A_co = TypeVar("A_co", bound=Array, covariant=True)
+
+
+def are_numbers(sizes: Iterable[object]) -> bool:
+    """Whether no size is left open, as in a symbolic export."""
+    return all(isinstance(size, int) for size in sizes)
 
 
 @dataclass(frozen=True)
@@ -74,7 +80,7 @@ class Call(Generic[A_co]):
     @property
     def is_sized(self) -> bool:
         """Whether all sizes are numbers: an export may leave some open (`jax.export.symbolic_shape`)."""
-        return all(isinstance(size, int) for size in self.sizes)
+        return are_numbers(self.sizes)
 
     @property
     def dropout(self) -> Dropout[A_co] | None:

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float, Integer, UInt32
 
+from maskattn._call import are_numbers
 from maskattn.attention import Dropout
 from maskattn.numerics.rng import bernoulli_limit
 from maskattn_jax import rng
@@ -48,8 +49,7 @@ def keep(
     b, batch = (jnp.uint32(0), 1) if "batch" in dropout.shared else (b, batch)
     h, heads = (jnp.uint32(0), 1) if "heads" in dropout.shared else (h, heads)
     place: tuple[Array, Array] = (jnp.uint32(0), b)
-    known = all(isinstance(size, int) for size in (batch, heads, q_len, kv_len))
-    wide = not known or batch * heads * q_len * kv_len > 2**32
+    wide = not are_numbers((batch, heads, q_len, kv_len)) or batch * heads * q_len * kv_len > 2**32
     for size, index in ((heads, h), (q_len, q), (kv_len, k)):
         place = _place(place, size, index) if wide else (place[0], place[1] * jnp.uint32(size) + index)
     x0, x1 = _threefry2x32(dropout.words, *place)

@@ -109,8 +109,7 @@ def by_rows(
 def rows_at_once(call: Call[Array]) -> int:
     """How many queries are done at once: all of them, where that is no more scores than a few."""
     batch, heads, q_len, kv_len = call.sizes
-    known = all(isinstance(n, int) for n in call.sizes)
-    if not known or q_len * kv_len <= _FEW or any(getattr(jax.typeof(call.query).sharding, "spec", ())):
+    if not call.is_sized or q_len * kv_len <= _FEW or any(getattr(jax.typeof(call.query).sharding, "spec", ())):
         return q_len
     return min(q_len, max(_LEAST, _AT_ONCE // max(1, batch * heads * kv_len)))
 

@@ -19,6 +19,7 @@ import jax.numpy as jnp
 from jax import Array
 
 from maskattn import schedule
+from maskattn._call import are_numbers
 from maskattn.attention import Call
 from maskattn.biases import DenseBias
 from maskattn.masks import Mask
@@ -114,7 +115,7 @@ def _reached(mask: Mask | None, sizes: tuple[int, int, int, int]) -> tuple[Given
     """
     if mask is None:
         return None, None
-    if not mask.flatten()[0] and all(isinstance(size, int) for size in sizes):
+    if not mask.flatten()[0] and are_numbers(sizes):
         rows, keys = _reached_statically(mask, sizes)
         return (None if rows.all() else rows), (None if keys.all() else keys)
     allowed = lower.allowed(mask, *sizes)

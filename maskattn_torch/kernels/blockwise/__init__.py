@@ -194,10 +194,7 @@ def _formula(options: tuple[Any, ...]) -> Callable[..., tuple[Array, Array]]:
         mask, bias, dropout = unpack(packed, list(leaves))
         call = Call(query, key, value, mask, bias, scale, softcap, sinks)
         if dropout is not None:
-            dropped = (dropout.rate, dropout.words, dropout.shared)
-            call = replace(
-                call, **dict(zip(("dropout_rate", "dropout_key", "dropout_broadcast"), dropped, strict=True))
-            )
+            call = replace(call, dropout_rate=dropout.rate, dropout_key=dropout.words, dropout_broadcast=dropout.shared)
         return reference.by_rows(call)
 
     return formula
