@@ -94,8 +94,8 @@ def each(
 ) -> None:
     """Calls ``work`` with every move and a function that reads its sources, on two threads.
 
-    A tensor that several moves need is read once, and forgotten after the last of them. No move is begun that would
-    bring the memory above that of ``allowed``.
+    A tensor that several moves need is read once, and forgotten after the last of them; but what is stacked reads its
+    parts by itself, and forgets each. No move is begun that would bring the memory above that of ``allowed``.
     """
     source, stop = Source(moves, infos, reader), threading.Event()
 
@@ -105,7 +105,7 @@ def each(
             if move is None:
                 return
             try:
-                work(move, source.read)
+                work(move, source.of(move))
             except BaseException:
                 stop.set()
                 raise
@@ -145,7 +145,7 @@ class Source:
     def __init__(self, moves: list[Move], infos: Mapping[str, TensorInfo], reader: Mapping[str, Array]) -> None:
         self._reader, self._infos, self._limit = reader, infos, allowed(infos)
         self._waiting, self._running, self._bytes = deque(moves), 0, 0
-        self._uses = Counter(name for move in moves for name in move.array.sources)
+        self._uses = Counter(name for move in moves if not move.array.parts for name in move.array.sources)
         self._changed = threading.Condition()
         self.held: dict[str, Future[Array]] = {}
 
@@ -159,6 +159,10 @@ class Source:
                     return self._waiting.popleft()
                 self._changed.wait()
         return None
+
+    def of(self, move: Move) -> Callable[[str], Array]:
+        """How ``move`` reads: what is read is held for those after it; not the parts of a stack, which are many."""
+        return self._reader.__getitem__ if move.array.parts else self.read
 
     def read(self, name: str) -> Array:
         """The tensor ``name``, from the file or still held."""
@@ -177,7 +181,7 @@ class Source:
     def end(self, move: Move) -> None:
         """What was read for ``move`` and nothing after it is forgotten."""
         with self._changed:
-            for name in move.array.sources:
+            for name in () if move.array.parts else move.array.sources:
                 self._uses[name] -= 1
                 if not self._uses[name]:
                     self.held.pop(name, None)
