@@ -155,7 +155,8 @@ def _incomplete(infos: Infos, of_type: list[Family], about: About) -> Model:
     """No family accounts for every name exactly. One that knows most is reported; attention alone needs no family."""
     candidates = of_type or list(about.known.values())
     near = [_nearest(infos, about.forms([each]), about) for each in candidates] if infos else []
-    near = [model for model in near if (model.layers or model.tensors) and len(model.left_over) * 2 < len(infos)]
+    within = sum(name.startswith(about.outer) for name in infos)
+    near = [model for model in near if (model.layers or model.tensors) and _strange(model, about) * 2 < within]
     _hints.look_for_a_prefix(infos, about, min(map(_distance, near), default=len(infos)))
     if not near:
         outlines = {name: Lazy.read(name, *info) for name, info in infos.items()}
@@ -170,6 +171,11 @@ def _incomplete(infos: Infos, of_type: list[Family], about: About) -> Model:
     return best
 
 
+def _strange(model: Model, about: About) -> int:
+    """How many names are left over, what has not the prefix that was to be taken off aside."""
+    return sum(name.startswith(about.outer) for name in model.left_over)
+
+
 def _distance(model: Model) -> int:
     return len(model.left_over) + len(model.missing) + len(model.faults)
 
@@ -180,12 +186,18 @@ def _apart(one: Model, other: Model) -> bool:
     return mine.model != theirs.model or (one.form.layout is None and mine.layout != theirs.layout)
 
 
+def _who(about: About) -> str:
+    """What a checkpoint says it is, and that it is none that is known."""
+    if about.said.families:
+        return f"{about.said}, which is stored as {' or '.join(about.said.families)}, and its names are of neither"
+    return f"{about.said}, {about.said.differs}" if about.said.model_type else "no family has these names"
+
+
 def _detected(outlines: Mapping[str, Lazy], about: About) -> str:
     try:
         return layouts.detect(outlines).layout
     except ValueError as error:
-        who = f"{about.said}, {about.said.differs}" if about.said.model_type else "no family has these names"
-        raise ValueError(f"{who}; {error}\n{_hints.ADVICE}") from None
+        raise ValueError(f"{_who(about)}; {error}\n{_hints.ADVICE}") from None
 
 
 def _alone(infos: Infos, layout: str, about: About) -> Model:
@@ -194,7 +206,6 @@ def _alone(infos: Infos, layout: str, about: About) -> Model:
         raise ValueError(f"no attention layer of layout {layout} among {len(infos)} tensors: {_hints.some(infos)}")
     others = f"no family accounts for the other {len(model.left_over)} names"
     model.evidence = (f"layout {layout}: {len(model.layers)} attention layers; {others}",)
-    who = f"{about.said}, {about.said.differs}" if about.said.model_type else "no family has these names"
     if model.left_over:
-        model.headline = f"{who}; only {len(model.layers)} attention layers of layout {layout} are known"
+        model.headline = f"{_who(about)}; only {len(model.layers)} attention layers of layout {layout} are known"
     return model

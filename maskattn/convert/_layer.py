@@ -17,11 +17,13 @@ Convert = Callable[[Mapping[str, Any], AttentionConfig], Mapping[str, Any]]
 """``to_canonical`` or ``from_canonical`` of a layout."""
 
 
-def sizes(layer: Layer, model_config: Mapping[str, object], asked: Heads, remembered: Heads) -> AttentionConfig:
+def sizes(
+    layer: Layer, model_config: Mapping[str, object], asked: Heads, remembered: Heads, *, force: bool = False
+) -> AttentionConfig:
     """The configuration that the shapes of a stored layer admit. ValueError where they admit none.
 
     Heads are those of ``model_config``, a config.json; as asked for; as the file remembers; by the family's rule; or
-    by the shape of an extra.
+    by the shape of an extra. What the file remembers of its conversion may be contradicted by ``force`` alone.
     """
     index = layer.indices[0] if layer.indices else None
     paths = layer.rule.heads or "", layer.rule.kv_heads or ""
@@ -37,9 +39,15 @@ def sizes(layer: Layer, model_config: Mapping[str, object], asked: Heads, rememb
     try:
         inferred = layer.layout.infer(layer.tensors, number, kv_number)
         scale = layouts.get(layer.rule.layout).scale  # a generic layout does not have that of the family's own
-        return inferred if scale is None else dataclasses.replace(inferred, scale=scale)
+        found = inferred if scale is None else dataclasses.replace(inferred, scale=scale)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{layer.all_of_it}{error}") from None
+    if remembered not in ((None, None), (found.num_heads, found.num_kv_heads)) and not force:
+        raise ValueError(
+            f"{layer.all_of_it}{found.num_heads} heads and {found.num_kv_heads} key/value heads, but it was converted "
+            f"with {remembered[0]} and {remembered[1]}, its provenance says: --force goes against that"
+        )
+    return found
 
 
 def to_canonical(layer: Layer, config: AttentionConfig, *, beside: bool) -> Layer:

@@ -211,7 +211,8 @@ def plan(
     heads, before = _provenance.heads(provenance), _provenance.buffers(provenance)
 
     def sizes_of(key: str, layer: Layer) -> AttentionConfig:
-        return sizes(layer, model_config, (num_heads, num_kv_heads), heads.get(key, (None, None)))
+        remembered = heads.get(key, (None, None))
+        return sizes(layer, model_config, (num_heads, num_kv_heads), remembered, force=force)
 
     planned = assemble(
         stored,

@@ -77,7 +77,8 @@ def test_the_names_of_another_model_than_config_json_says_are_refused():
 
 @pytest.mark.parametrize(("classes", "model_type"), [
     ("BertForMaskedLM", "bert"), ("GPT2LMHeadModel", "gpt2"), ("Qwen2MoeForCausalLM", "qwen2_moe"), ("T5Model", "t5"),
-    ("XLMRobertaForMaskedLM", "xlm-roberta"), ("Dinov2WithRegistersModel", "dinov2_with_registers"), ("X", ""),
+    ("XLMRobertaForMaskedLM", "xlm-roberta"), ("Dinov2WithRegistersModel", "dinov2_with_registers"),
+    ("YiForCausalLM", "yi"),
 ])  # fmt: skip
 def test_a_class_of_transformers_says_the_type(classes, model_type):
     assert said({"architectures": [classes]}, {}).model_type == model_type
@@ -179,6 +180,53 @@ def test_what_stands_beside_the_model_behind_a_prefix_is_named():
     assert kept.kept == ("log_sigma",)
     with pytest.raises(ValueError, match=r"no name begins with 'nut.'; most begin with 'net.'"):
         plan(infos(tensors), target="flax-linen", config=CONFIG, strip_prefix="nut.")
+
+
+def test_what_wrappers_put_within_names_is_named():
+    tensors = {name.replace(".self_attn.", "._orig_mod.self_attn."): array for name, array in llama().items()}
+    for asked in ("", "auto"):
+        with pytest.raises(ValueError, match=r"^12 of 30 names have '_orig_mod.' within.*replace\('_orig_mod.', ''\)"):
+            plan(infos(tensors), target="meta-llama", config=CONFIG, strip_prefix=asked)
+
+
+@pytest.mark.parametrize("others", [("ema.",), ("teacher.backbone.", "momentum.")])
+def test_several_models_in_one_file_are_named_and_one_is_taken(others):
+    tensors = {prefix + name: array for prefix in ("model.", *others) for name, array in llama().items()}
+    with pytest.raises(
+        ValueError, match=rf"^{1 + len(others)} models in one file, .*'model.' \(hf-llama\).* --rest drop"
+    ):
+        plan(infos(tensors), target="meta-llama", config=CONFIG)
+    taken = plan(infos(tensors), target="meta-llama", config=CONFIG, strip_prefix=others[0], rest="drop")
+    assert taken.outputs == plan(infos(llama()), target="meta-llama", config=CONFIG).outputs
+    assert all(name.startswith(others[0]) for move in taken.moves for name in move.array.sources)
+
+
+def test_names_of_a_known_model_behind_a_long_prefix_and_of_none():
+    tensors = {f"a.b.c.d.e.{name}": array for name, array in llama().items()}
+    with pytest.raises(ValueError, match=r"^all 30 names begin with 'a.b.c.d.e.'"):
+        plan(infos(tensors), target="meta-llama", config=CONFIG)
+    strange = {name.replace("mlp", "ffn"): array for name, array in llama().items() if "norm" not in name}
+    with pytest.raises(ValueError, match=r"model_type llama, which is stored as hf-llama or .*neither") as error:
+        plan(infos(strange | {f"x.{name}": array for name, array in strange.items()}), config=CONFIG)
+    assert "no family here describes it" not in str(error.value)
+
+
+def test_heads_of_a_converted_file_bind(tmp_path):
+    checkpoints.save(tmp_path / "model.safetensors", llama())
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    there, beside = tmp_path / "there.npz", tmp_path / "there.npz.config.json"
+    convert(tmp_path, there, "--to", "meta-llama")
+    beside.write_text(json.dumps(CONFIG | {"num_attention_heads": 2, "num_key_value_heads": 1}))
+    wrong = convert(there, tmp_path / "back.npz", code=2)
+    assert "2 heads and 1 key/value heads, but it was converted with 4 and 2" in wrong and "--force" in wrong
+    convert(there, tmp_path / "forced.npz", "--force")
+    assert "another file's" in convert(
+        tmp_path, there, "--to", "meta-llama"
+    )  # a new file has a configuration of its own
+    assert json.loads(beside.read_text()) == CONFIG
+    convert(there, tmp_path / "back.npz")
+    with checkpoints.open(tmp_path / "back.npz") as back:
+        same(llama(), back)
 
 
 @pytest.mark.parametrize(("name", "what"), [
