@@ -17,7 +17,7 @@ import numpy as np
 from maskattn._problems import Problems
 from maskattn.checkpoints import _seal, _states, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
-from maskattn.checkpoints._folder import in_folder
+from maskattn.checkpoints._folder import in_folder, shard
 from maskattn.checkpoints._memory import Memory
 from maskattn.checkpoints._publish import leftovers
 from maskattn.checkpoints._reader import Reader, sha256
@@ -25,7 +25,19 @@ from maskattn.checkpoints._seal import PENDING
 from maskattn.checkpoints._writer import Writer, checked, plain, wrong_names
 from maskattn.typing import NumPyDType
 
-__all__ = ["PENDING", "Memory", "Reader", "TensorInfo", "Writer", "create", "leftovers", "open", "save", "sha256"]
+__all__ = [
+    "PENDING",
+    "Memory",
+    "Reader",
+    "TensorInfo",
+    "Writer",
+    "create",
+    "leftovers",
+    "open",
+    "save",
+    "sha256",
+    "shard",
+]
 
 _FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack, pytorch, orbax)
 
@@ -62,7 +74,8 @@ def open(path: str | os.PathLike[str], *, verify: bool = True, key: str | None =
         reader = pytorch.open_file(where, verify, key)
     else:
         reader = _states.part(kind.open_file(where, verify), key)
-    reader.notes[:0] = notes
+    part = shard(where)
+    reader.notes[:0] = [*notes, part] if part else notes
     return reader
 
 

@@ -18,8 +18,28 @@ _STATE_OF_TRAINING = re.compile(
     r"(optimizer|optim|scheduler|scaler|sampler|rng_state|random_states|training_args)([._-].*)?\.(pt|pth|bin|npz)\Z"
 )
 _PART = re.compile(r"-\d{5}-of-\d{5}\.|\Aconsolidated\.\d\d\.pth\Z")
+_SHARD = re.compile(r"[-_](\d+)[-_]of[-_](\d+)\.(safetensors|bin|pt|pth|msgpack)$")
+_MERGE = "Meta's shards are not merged here; transformers' convert_llama_weights_to_hf.py does it"
 _STEP = re.compile(r"(?:[A-Za-z_.-]*[_.-])?(\d{1,18})\Z")
 _ITEMS = ("default", "items", "state", "params", "model")  # of a step: CheckpointManager's own names, then usual ones
+
+
+def shard(path: Path) -> str:
+    """Which of several shards of one model is at ``path``, by the names of files, and what to do; empty for a whole."""
+    if path.is_dir():
+        parts = sorted(path.glob("consolidated.[0-9]*.pth"))
+        several = len(parts) > 1 and not list(path.glob("*.safetensors*"))
+        return f"{len(parts)} shards of one model ({parts[0].name}, ...): {_MERGE}" if several else ""
+    match = _SHARD.search(path.name)
+    if match and int(match[2]) > 1:
+        of, advice = f"{int(match[1])} of {int(match[2])}", "name the folder, or the index (.index.json)"
+        return f"shard {of} of one model, not a whole one: {advice}"
+    match = re.fullmatch(r"consolidated\.(\d+)\.pth", path.name)
+    count = len(list(path.parent.glob("consolidated.[0-9]*.pth"))) if match else 0
+    if match and (count > 1 or int(match[1])):
+        of = f" of {count}" if count > 1 else ""
+        return f"shard {int(match[1]) + 1}{of} of one model, not a whole one: {_MERGE}"
+    return ""
 
 
 def in_folder(folder: Path, suffixes: tuple[str, ...], depth: int = 0) -> tuple[Path, list[str]]:
@@ -57,6 +77,8 @@ def _chosen(folder: Path, files: list[str]) -> str | None:
                 f"({_some(whole)}), each with a slice of every matrix: not supported; convert the model's Hugging Face "
                 f"files instead"
             )
+        if all(_PART.search(name) for name in whole):
+            raise ValueError(f"path: the folder {folder} holds {len(whole)} parts of one model, and no index of them")
         raise ValueError(f"path: the folder {folder} holds several checkpoints ({', '.join(whole)}): name one")
     if whole and not indices and _PART.search(whole[0]) and "-of-00001." not in whole[0]:
         if not whole[0].startswith("consolidated.00."):

@@ -172,7 +172,8 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        raise Refused(str(error)) from error
+        system = isinstance(error, OSError) and error.filename is not None
+        raise Refused(f"{error.filename}: {error.strerror}" if system else str(error)) from error
     except KeyboardInterrupt:
         raise Stopped("stopped") from None
 

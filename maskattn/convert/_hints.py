@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo
 from maskattn.convert._identity import About
 from maskattn.convert._match import matches
@@ -23,8 +24,6 @@ _COPIES = 0.1
 
 #: What PyTorch's wrappers put into the names of what they wrap, wherever that stands.
 _WRAPPED = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
-
-_MERGE = "Meta's shards are not merged here; transformers' convert_llama_weights_to_hf.py does it"
 
 #: What names that contain this are of, and what to do: the first that fits is told.
 _STRANGE = (
@@ -78,22 +77,9 @@ def refuse_a_shard(path: Path) -> None:
     Raises:
         ValueError: it is one shard of a model, or a folder of shards; says of how many, and what to do.
     """
-    if path.is_dir():
-        parts = sorted(path.glob("consolidated.[0-9]*.pth"))
-        if len(parts) > 1 and not list(path.glob("*.safetensors*")):
-            raise ValueError(f"{path}: {len(parts)} shards of one model ({parts[0].name}, ...): {_MERGE}")
-        return
-    match = re.search(r"[-_](\d+)[-_]of[-_](\d+)\.(safetensors|bin|pt|pth)$", path.name)
-    if match and int(match[2]) > 1:
-        raise ValueError(
-            f"{path}: shard {int(match[1])} of {int(match[2])} of one model, not a whole one: name the folder, or the "
-            f"index (.index.json)"
-        )
-    match = re.fullmatch(r"consolidated\.(\d+)\.pth", path.name)
-    count = len(list(path.parent.glob("consolidated.[0-9]*.pth"))) if match else 0
-    if match and (count > 1 or int(match[1])):
-        of = f" of {count}" if count > 1 else ""
-        raise ValueError(f"{path}: shard {int(match[1]) + 1}{of} of one model, not a whole one: {_MERGE}")
+    part = checkpoints.shard(path)
+    if part:
+        raise ValueError(f"{path}: {part}")
 
 
 def outer(strip_prefix: str, infos: Mapping[str, TensorInfo], about: About) -> str:

@@ -21,6 +21,7 @@ from typing import Any
 
 from maskattn import checkpoints
 from maskattn.checkpoints import PENDING, Reader, TensorInfo
+from maskattn.convert._hints import refuse_a_shard
 from maskattn.convert._memory import THREADS, allowed, needed
 from maskattn.convert._plan import Move, Plan, in_order
 from maskattn.convert._provenance import buffers_as_json
@@ -49,15 +50,17 @@ def run(
     comes from: the source's files and their hashes, both forms, casts, steps, versions. ``metadata`` (None: what
     transformers expects of safetensors) and ``max_shard_size`` are those of ``checkpoints.create``; ``progress`` is
     called with the name of each tensor that was written, and its bytes, from two threads. The folder of ``path`` is
-    made where there is none. ``force``: ``path`` may be one of the source's files, which is then replaced.
+    made where there is none. ``force``: ``path`` may be one of the source's files, which is then replaced, and the
+    source a shard.
 
     Raises:
-        ValueError: ``path`` is one of the source's files; the format cannot hold a tensor; a value is not what the plan
-            takes it to be; a cast made a finite number infinite; a damaged source. OSError: it cannot be written. What
-            was at ``path`` is then still there.
+        ValueError: the source is one of several shards, or ``path`` one of the source's files; the format cannot hold a
+            tensor; a value is not what the plan takes it to be; a cast made a finite number infinite; a damaged source.
+        OSError: it cannot be written. What was at ``path`` is then still there.
     """
     path = Path(path)
     if not force:
+        refuse_a_shard(reader.path)
         _refuse_source(path, reader)
     about = provenance(plan, reader)
     metadata = _format(plan, path) if metadata is None else metadata
@@ -227,6 +230,9 @@ def _format(plan: Plan, path: Path) -> dict[str, str]:
 def _folder(folder: Path) -> Iterator[None]:
     """Makes a folder and those it lies in; where nothing came of it, they are gone again."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]
+    within = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if not within.is_dir():
+        raise NotADirectoryError(f"{within} is a file, and no folder to write into")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield

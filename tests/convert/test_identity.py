@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo
 from maskattn.cli.main import main
-from maskattn.convert import convert_model, convert_tensors, families, plan, refuse_a_shard
+from maskattn.convert import convert_model, convert_tensors, families, plan, refuse_a_shard, run
 from maskattn.convert._canonical import made
 from maskattn.convert._identity import said, table
 from tests.convert.test_plan import CONFIG, _bert_infos, infos, llama
@@ -253,6 +253,13 @@ def test_one_shard_of_several_is_refused(tmp_path):
         refuse_a_shard(tmp_path)
     (tmp_path / "consolidated.01.pth").unlink()
     refuse_a_shard(tmp_path / "consolidated.00.pth")
+    whole = tmp_path / "model-00001-of-00002.safetensors"  # of that name, whatever it holds
+    checkpoints.save(whole, llama())
+    with checkpoints.open(whole) as reader:
+        planned = plan(reader.infos, target="meta-llama", config=CONFIG)
+        with pytest.raises(ValueError, match="shard 1 of 2 of one model"):
+            run(planned, reader, tmp_path / "x.npz")
+        run(planned, reader, tmp_path / "x.npz", force=True)
     assert "shard 2 of 5" in convert(tmp_path / "model-00002-of-00005.safetensors", tmp_path / "x.npz", code=2)
 
 
