@@ -31,6 +31,8 @@ def sizes(
     number, kv_number = (value if isinstance(value, int) else other for value, other in zip(told, asked, strict=True))
     if number is None:
         number, kv_number = remembered
+    elif kv_number is None and number == remembered[0]:
+        kv_number = remembered[1]
     if number is None and "width/" in paths[0]:
         number = _width(layer) // int(paths[0].rpartition("width/")[2]) or None
     for extra in layer.layout.extras:

@@ -229,6 +229,31 @@ def test_heads_of_a_converted_file_bind(tmp_path):
         same(llama(), back)
 
 
+@pytest.mark.parametrize("target", ["maxtext-llama", "maxtext-qwen3", "meta-llama", "flax-linen", "maskattn-torch"])
+def test_a_configuration_as_transformers_writes_it_lets_a_model_come_back(target):
+    config = CONFIG | {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "head_dim": 4}
+    given = infos(llama(head_dim=4))
+    there = plan(given, target=target, config=config)
+    provenance = {"source": {"form": "hf-llama", "whole": True}, "target": {"form": there.target, "whole": True}}
+    back = plan(there.outputs, config=config, provenance=provenance | dict(there.record))
+    assert back.outputs == given
+
+
+def test_key_value_heads_that_only_the_file_remembers():
+    """Falcon's configuration does not say them for all of its kinds; three in one matrix do not show them."""
+    names = {"word_embeddings.weight": (11, 24), "ln_f.weight": (24,), "ln_f.bias": (24,)}
+    names |= {f"h.0.{norm}.{part}": (24,) for norm in ("ln_attn", "ln_mlp") for part in ("weight", "bias")}
+    names |= {"h.0.self_attention.query_key_value.weight": (40, 24), "h.0.self_attention.dense.weight": (24, 24)}
+    names |= {"h.0.mlp.dense_h_to_4h.weight": (96, 24), "h.0.mlp.dense_4h_to_h.weight": (24, 96)}
+    given = {f"transformer.{name}": TensorInfo(shape, FLOAT) for name, shape in names.items()}
+    config = {"model_type": "falcon", "num_attention_heads": 6}
+    there = plan(given, target="maskattn-torch", config=config)
+    remembered = {name: [layer.config.num_heads, layer.config.num_kv_heads] for name, layer in there.layers.items()}
+    assert remembered == {"h.0.self_attention": [6, 2]}
+    back = plan(there.outputs, target="hf-falcon", config=config, provenance={"heads": remembered})
+    assert back.outputs == given
+
+
 @pytest.mark.parametrize(("name", "what"), [
     ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "an adapter"),
     ("model.layers.0.self_attn.q_proj.qweight", "GPTQ or AWQ"),
