@@ -85,6 +85,7 @@ def to_canonical(layer: Layer, config: AttentionConfig, *, beside: bool) -> Laye
         steps=layout.reading(config, given),
         checks=checks,
         dropped=tuple(given[local].sources[0] for local in sorted(buffers)),
+        tables=tuple(given[b.name].sources[0] for b in layout.buffers if b.name in buffers and b.build is None),
     )
 
 
@@ -112,7 +113,8 @@ def from_canonical(layer: Layer, layout: Layout, *, beside: bool) -> Layer:
         parts = layout.sources(config) | {extra.name: (extra.canonical,) for extra in layout.extras}
         stored = _when_needed(layout.from_canonical, given, config, parts, shapes, layer._replace(layout=layout))
     _raise([f"{layer.where}{name} would be missing" for name in shapes if name not in stored])
-    return layer._replace(layout=layout, tensors=stored | kept, steps=layout.writing(config), checks=checks, dropped=())
+    steps = layout.writing(config)
+    return layer._replace(layout=layout, tensors=stored | kept, steps=steps, checks=checks, dropped=(), tables=())
 
 
 def _lazily(convert: Convert, tensors: Mapping[str, Lazy], config: AttentionConfig) -> dict[str, Lazy]:

@@ -21,6 +21,7 @@ from typing import Any
 
 from maskattn import checkpoints
 from maskattn.checkpoints import PENDING, Reader, TensorInfo
+from maskattn.convert import _tables
 from maskattn.convert._hints import refuse_a_shard
 from maskattn.convert._memory import THREADS, allowed, needed
 from maskattn.convert._plan import Move, Plan, in_order
@@ -124,6 +125,9 @@ def each(
 
 def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
     """What a converted checkpoint says of where it comes from; the files' hashes are filled in while it is written."""
+    tables, family = dict(plan.record.get("tables", {})), plan.forms[0].family.name
+    if plan.tables:
+        tables[family] = _tables.pack(plan.tables, reader.__getitem__)
     files = {name: {"bytes": file.stat().st_size, "sha256": PENDING} for name, file in _files(reader).items()}
     source: dict[str, Any] = {"form": plan.source, "whole": not plan.forms[0].attention_only, "files": files}
     if reader.provenance:
@@ -137,6 +141,7 @@ def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
         "kept": list(plan.kept),
         "buffers": buffers_as_json(plan.buffers),
         **plan.record,
+        "tables": tables,
         "heads": {name: [layer.config.num_heads, layer.config.num_kv_heads] for name, layer in plan.layers.items()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("maskattn", "numpy")},
     }
