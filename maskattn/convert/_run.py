@@ -26,7 +26,6 @@ from maskattn.convert._hints import refuse_a_shard
 from maskattn.convert._memory import THREADS, allowed, needed
 from maskattn.convert._plan import Move, Plan, in_order
 from maskattn.convert._provenance import buffers_as_json
-from maskattn.convert.lazy import MEMORY
 from maskattn.typing import NumPyArray as Array
 
 Progress = Callable[[str, int], None]
@@ -118,7 +117,7 @@ def each(
 
     with ThreadPoolExecutor(THREADS) as threads:
         running = [threads.submit(take_turns) for _ in range(THREADS)]
-    MEMORY.clear()
+    checkpoints.SHARED.clear()
     for thread in running:
         thread.result()
 

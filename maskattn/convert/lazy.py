@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 
 from maskattn._contiguous import fill
-from maskattn.checkpoints import Memory
+from maskattn.checkpoints import SHARED
 from maskattn.typing import NumPyArray as Array, NumPyDType
-
-MEMORY = Memory()
-"""Of stacked tensors; whoever streams them empties it in the end."""
 
 Read = Callable[[str], Array]
 """Gives a tensor of the source by its name."""
@@ -187,7 +184,7 @@ def stack(parts: Sequence[Lazy], axis: int) -> Lazy:
     shape = (*parts[0].shape[:axis], len(parts), *parts[0].shape[axis:])
 
     def make(read: Read) -> Array:
-        out = MEMORY.empty(shape, parts[0].dtype)
+        out = SHARED.empty(shape, parts[0].dtype)
         for i, part in enumerate(parts):
             fill(np.moveaxis(out, axis, 0)[i], part.evaluate(_once(read)))
         return out
