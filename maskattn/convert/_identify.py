@@ -19,7 +19,7 @@ Infos = Mapping[str, TensorInfo]
 def identify(infos: Infos, source: str, about: About) -> Model:
     """What ``infos`` are; ValueError where it cannot be told. ``source``: "auto", a family's name or a layout's."""
     said = about.recorded
-    if said is not None and not about.force:
+    if said is not None and not _overridden(said, source, about):
         _check_recorded(said, source, about)
         return _as_recorded(infos, said, about)
     if source != "auto":
@@ -35,6 +35,12 @@ def identify(infos: Infos, source: str, about: About) -> Model:
     if of_type:
         _other_model(infos, about)
     return _incomplete(infos, of_type, about)
+
+
+def _overridden(said: Recorded, source: str, about: About) -> bool:
+    """Whether ``force`` reads the file as something else: as what is named, or because what it says is not known."""
+    named = source != "auto" or about.own is not None
+    return about.force and (named or (said.name not in about.known and said.whole is True))
 
 
 def _as_asked(infos: Infos, source: str, about: About) -> Model:

@@ -18,7 +18,7 @@ from maskattn.convert._identity import About
 from maskattn.convert._layer import sizes
 from maskattn.convert._match import match
 from maskattn.convert._model import Layer, Model
-from maskattn.convert._target import bind, target_form, unstackable
+from maskattn.convert._target import against, bind, target_form, unstackable
 from maskattn.convert._ties import Ties, headless
 from maskattn.convert.families import Family, Form
 from maskattn.convert.layouts import DTYPES, Step
@@ -209,6 +209,9 @@ def plan(
     to = target_form(target, stored.form, about, scan, _provenance.origin(provenance), prefixes, spellings)
     stored.reasons += unstackable(to)
     model_type, overridden = bind(stored, to, source, about)
+    earlier, forced = str(provenance.get("overridden") or ""), against(stored, about)
+    stored.notes += [f"warning: {forced}"] if forced else []
+    stored.notes += [f"warning: {earlier} (said when it was converted)"] if earlier else []
     heads, before = _provenance.heads(provenance), _provenance.buffers(provenance)
 
     def sizes_of(key: str, layer: Layer) -> AttentionConfig:
@@ -233,7 +236,7 @@ def plan(
         "prefixes": prefixes | {name: form.prefix},
         "spellings": {key: list(value) for key, value in spellings.items()} | {name: [form.outer, form.old_norms]},
         "model_type": model_type,
-        "overridden": overridden or provenance.get("overridden", ""),
+        "overridden": "; ".join(dict.fromkeys(text for text in (earlier, overridden, forced) if text)),
         "tied": planned.record["tied"],
         "tables": provenance.get("tables", {}),
     }

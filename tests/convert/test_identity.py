@@ -115,6 +115,20 @@ def test_a_look_alike_stays_one_on_its_way(tmp_path):
         same(llama(), back)
 
 
+def test_what_was_forced_is_warned_of_and_remembered(tmp_path):
+    checkpoints.save(tmp_path / "model.safetensors", llama(head_dim=4))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model_type": "gemma"}))
+    there, third = tmp_path / "there.npz", tmp_path / "third.npz"
+    assert "warning: config.json says model_type gemma" in convert(
+        tmp_path, there, "--to", "maxtext-llama", "--from", "hf-llama"
+    )
+    forced = convert(there, third, "--force", "--from", "maxtext-mistral")
+    assert "warning: its provenance says that it is maxtext-llama, layers stacked: taken for maxtext-mistral" in forced
+    last = convert(third, tmp_path / "last.npz", "--to", "flax-linen")
+    assert "warning: config.json says model_type gemma" in last and "taken for maxtext-mistral" in last
+    assert "its provenance says that it is" not in convert(there, third, "--force")  # which names no other form
+
+
 def test_a_head_that_was_made_of_the_embedding_is_left_out_again(tmp_path):
     tensors = llama(tied=True)
     checkpoints.save(tmp_path / "model.safetensors", tensors)
