@@ -172,8 +172,9 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        system = isinstance(error, OSError) and error.filename is not None
-        raise Refused(f"{error.filename}: {error.strerror}" if system else str(error)) from error
+        if isinstance(error, OSError) and error.filename is not None:
+            raise Refused(f"{error.filename}: {error.strerror}") from error
+        raise Refused(str(error)) from error
     except KeyboardInterrupt:
         raise Stopped("stopped") from None
 

@@ -113,14 +113,14 @@ def said(model_config: Mapping[str, object], provenance: Mapping[str, object]) -
     if isinstance(recorded, str):
         return Said(recorded, "its provenance" if recorded else "")
     told, classes = model_config.get("model_type"), model_config.get("architectures")
-    named = [_type_of(name) for name in classes] if isinstance(classes, list) else []
-    of_class = next((name for name in named if name), "")
+    named = [str(name) for name in classes] if isinstance(classes, list) else []
+    of_class = next((model_type for model_type in map(_type_of, named) if model_type), "")
     if isinstance(told, str) and told:
         apart = of_class and told in table() and _apart(table()[told], table()[of_class])
         other = f"model_type {told}, but architectures of {of_class}" if apart else ""
         return Said(told, "config.json", other)
     if named:  # a class that the table does not have says that it is something else than those it has
-        return Said(of_class or _plain_class(classes[0]), "config.json (architectures)")
+        return Said(of_class or _plain_class(named[0]), "config.json (architectures)")
     return Said("llama", "params.json") if config_json.is_params(model_config) else Said()
 
 

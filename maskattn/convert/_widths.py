@@ -120,6 +120,7 @@ def _told(table: Mapping[str, Any], about: About) -> dict[Width, tuple[int, str]
         if type(value) is int and value > 0:
             key = next(p for p in path.split("|") if config_json.look_up(about.config, p) == value)
             told[word] = value, f"{key} of the configuration"
+    told |= _by_ratio(about.config, told)
     heads, _ = config_json.heads(about.config)
     hidden, known = told.get(("hidden", None)), about.said.known
     if "head_dim" in table.get("config", {}) and ("head_dim", None) not in told:
@@ -131,6 +132,22 @@ def _told(table: Mapping[str, Any], about: About) -> dict[Width, tuple[int, str]
     if feed_forward and ("intermediate", None) not in told:
         told["intermediate", None] = feed_forward, "what params.json makes of dim and multiple_of"
     return told
+
+
+def _by_ratio(config: Mapping[str, object], told: Mapping[Width, tuple[int, str]]) -> dict[Width, tuple[int, str]]:
+    """The widths of MLPs whose configuration says how many times as wide they are (DINOv2, Swin)."""
+    ratio = config.get("mlp_ratio")
+    if not isinstance(ratio, (int, float)) or ratio <= 0:
+        return {}
+    by_ratio: dict[Width, tuple[int, str]] = {}
+    for word, mlp in ((("hidden", None), ("intermediate", None)), (("stage", 0), ("mlp", 0))):
+        if word in told:
+            wide, because = told[word]
+            by_ratio[mlp] = int(wide * ratio), f"{because}, times mlp_ratio"
+    if config.get("use_swiglu_ffn") and ("intermediate", None) in by_ratio:
+        wide, because = by_ratio.pop(("intermediate", None))
+        by_ratio["gated", None] = -(-int(wide * 2 / 3) // 8) * 8, f"{because}, two thirds of it in eights"
+    return by_ratio
 
 
 def _width(text: str) -> Width:
