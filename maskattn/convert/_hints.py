@@ -112,6 +112,7 @@ def look_for_a_prefix(infos: Mapping[str, TensorInfo], about: About, faults: int
         beside = f"; beside it {some(rest)}: --rest keep or drop" if rest else ""
         raise ValueError(f"{how} with {prefix!r}, and are those of {form} without it: --strip-prefix {prefix}{beside}")
     if not prefix:
+        _look_for_dots(infos, about)
         _look_for_wrappers(infos, about)
         _look_for_several(infos, about)
 
@@ -147,6 +148,18 @@ def _look_for_wrappers(infos: Mapping[str, TensorInfo], about: About) -> None:
         raise ValueError(
             f"{count} of {len(infos)} names have {' and '.join(map(repr, found))} within them (torch.compile, FSDP or "
             f"checkpointing of a part), and are those of {form} without: save them renamed, name{renamed}"
+        )
+
+
+def _look_for_dots(infos: Mapping[str, TensorInfo], about: About) -> None:
+    """ValueError where the names are those of a Flax tree, joined by dots."""
+    if any("/" in name for name in infos):
+        return
+    form = _form_of({name.replace(".", "/"): info for name, info in infos.items()}, about)
+    if form:
+        raise ValueError(
+            f"all {len(infos)} names are those of {form}, joined by dots instead of slashes: save them renamed, "
+            f"name.replace('.', '/'), or as safetensors with metadata={{'format': 'flax'}}, which says it"
         )
 
 

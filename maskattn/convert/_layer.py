@@ -28,6 +28,12 @@ def sizes(
     index = layer.indices[0] if layer.indices else None
     paths = layer.rule.heads or "", layer.rule.kv_heads or ""
     told = [config_json.look_up(model_config, path, index) for path in paths]
+    for what, mine, theirs in zip(("num_heads", "num_kv_heads"), asked, told, strict=True):
+        if mine is not None and isinstance(theirs, int) and mine != theirs:
+            raise ValueError(
+                f"{layer.all_of_it}{what} is {mine} as asked for (--heads, --kv-heads), and {theirs} by the "
+                f"configuration: leave it out, or name another (--config)"
+            )
     number, kv_number = (value if isinstance(value, int) else other for value, other in zip(told, asked, strict=True))
     if number is None:
         number, kv_number = remembered

@@ -203,6 +203,20 @@ def test_what_wrappers_put_within_names_is_named():
             plan(infos(tensors), target="meta-llama", config=CONFIG, strip_prefix=asked)
 
 
+def test_a_flax_tree_joined_by_dots_is_named():
+    flax = plan(_bert_infos(), target="flax-bert", num_heads=2).outputs
+    dotted = {name.replace("/", "."): info for name, info in flax.items()}
+    with pytest.raises(ValueError, match=r"^all \d+ names are those of flax-bert, joined by dots"):
+        plan(dotted, target="hf-bert", num_heads=2)
+
+
+def test_heads_that_are_asked_for_may_not_contradict_the_configuration():
+    for asked in ({"num_heads": 2}, {"num_kv_heads": 4}):
+        with pytest.raises(ValueError, match=r"as asked for \(--heads, --kv-heads\), and [24] by the configuration"):
+            plan(infos(llama()), target="meta-llama", config=CONFIG, **asked)
+    plan(infos(llama()), target="meta-llama", config=CONFIG, num_heads=4, num_kv_heads=2)
+
+
 @pytest.mark.parametrize("others", [("ema.",), ("teacher.backbone.", "momentum.")])
 def test_several_models_in_one_file_are_named_and_one_is_taken(others):
     tensors = {prefix + name: array for prefix in ("model.", *others) for name, array in llama().items()}
