@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -41,7 +42,7 @@ def carry(source: str | os.PathLike[str], target: str | os.PathLike[str], config
     to = target if target.is_dir() else target.parent
     said: list[str] = []
     if named is not None:
-        name = named.name if named.name in CONFIGS else CONFIGS[0]
+        name = named.name if named.name in CONFIGS else _usual_name(named)
         apart = to / (target.name + BESIDE)
         place = to / name if whole else apart
         if whole and not target.is_dir() and place.exists() and not _same(named, place):
@@ -53,6 +54,16 @@ def carry(source: str | os.PathLike[str], target: str | os.PathLike[str], config
             if (folder / name).is_file():
                 said += _copy(folder / name, to / name)
     return said
+
+
+def _usual_name(file: Path) -> str:
+    """What a configuration is called in a model's own folder: Meta's, which names no type of model, is params.json."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError, OSError):
+        return CONFIGS[0]
+    meta = isinstance(content, dict) and "model_type" not in content and {"dim", "n_layers"} <= set(content)
+    return CONFIGS[1] if meta else CONFIGS[0]
 
 
 def _copy(file: Path, place: Path, *, replace: bool = False) -> list[str]:
