@@ -119,7 +119,11 @@ def _compare(original: Array, made: Array, operations: tuple[str, ...], exact: b
     if not exact and not all(what.startswith(_MOVED) for what in operations):
         wide = original.astype(np.float64)
         largest = float(np.abs(wide).max(initial=0)) or 1.0
-        return float(np.abs(made.astype(np.float64) - wide).max(initial=0)) / largest
+        error = float(np.abs(made.astype(np.float64) - wide).max(initial=0)) / largest
+        limit = standards.value("convert.near") * standards.eps(original.dtype) / standards.eps("float32")
+        if error <= limit:
+            return error
+        return f"largest difference {error:.3g} of the largest number, where its step changes at most {limit:.3g}"
     return f"{int((_bytes(original) != _bytes(made)).sum())} of {original.nbytes} bytes differ"
 
 
