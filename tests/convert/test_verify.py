@@ -79,3 +79,16 @@ def test_a_tensor_that_a_step_changes_is_held_to_what_the_step_may_change(fault,
             result = verify(planned, source, written, attention=False)
     assert result.held is (fault == "none") and len(result.near) == 3 - len(result.different)
     assert list(result.different) == ([] if fault == "none" else ["model.layers.1.self_attn.q_proj.weight"])
+
+
+def test_a_head_that_was_made_of_the_embedding_is_compared_too(tmp_path):
+    checkpoints.save(tmp_path / "a.safetensors", llama(tied=True))
+    with checkpoints.open(tmp_path / "a.safetensors") as source:
+        planned = plan(source.infos, target="meta-llama", config=CONFIG | {"tie_word_embeddings": True})
+        with checkpoints.open(run(planned, source, tmp_path / "b.npz")) as written:
+            tensors = dict(written)
+            result = verify(planned, source, written, attention=False)
+            assert result.held and "output.weight" in result.same
+        checkpoints.save(tmp_path / "c.npz", tensors | {"output.weight": tensors["output.weight"] * 0})
+        with checkpoints.open(tmp_path / "c.npz") as written:
+            assert list(verify(planned, source, written, attention=False).different) == ["output.weight"]
