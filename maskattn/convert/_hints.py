@@ -28,7 +28,7 @@ _WRAPPED = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_mo
 #: What names that contain this are of, and what to do: the first that fits is told.
 _STRANGE = (
     (
-        r"\.lora_([AB]|embedding_[AB]|magnitude_vector)\b|\.lora_(down|up)\.|\.hada_w[12]_[ab]\b|\.oft_[rR]\b|\.vera_lambda",
+        r"\.lora_([AB]|embedding_[AB]|magnitude_vector)\b|\.lora_(down|up)\.|\.lora_linear_layer\.|\.hada_w[12]_[ab]\b|\.oft_[rR]\b|\.vera_lambda",
         "an adapter (LoRA or another of PEFT's), not a model",
         "merge it into its base first: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)",
     ),
@@ -41,6 +41,11 @@ _STRANGE = (
         r"\.(qweight|qzeros|g_idx)$",
         "quantized (GPTQ or AWQ): whole numbers that stand for weights",
         "convert the weights it was made of, or dequantize it with the library that made it",
+    ),
+    (
+        r"\.scales$|_(blocks|scales)$",
+        "quantized (MLX or MXFP4): whole numbers that stand for weights, and their scales",
+        "dequantize it first: mlx_lm.convert --dequantize, or transformers' Mxfp4Config(dequantize=True)",
     ),
     (
         r"\.(absmax|quant_map|nested_absmax|SCB)$|quant_state\.bitsandbytes",

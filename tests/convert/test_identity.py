@@ -287,6 +287,7 @@ def test_key_value_heads_that_only_the_file_remembers():
     ("model.layers.0.self_attn.q_proj.qweight", "GPTQ or AWQ"),
     ("model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
     ("model.layers.0.self_attn.q_proj.SCB", "bitsandbytes"),
+    ("model.layers.0.self_attn.q_proj.scales", "MLX"), ("model.layers.0.mlp.experts.down_proj_blocks", "MXFP4"),
     ("model.layers.0.self_attn.q_proj.weight_scale_inv", "FP8"),
 ])  # fmt: skip
 def test_what_is_no_model_is_refused_as_what_it_is(name, what):
