@@ -217,6 +217,13 @@ def test_heads_that_are_asked_for_may_not_contradict_the_configuration():
     plan(infos(llama()), target="meta-llama", config=CONFIG, num_heads=4, num_kv_heads=2)
 
 
+def test_a_model_in_memory_that_says_nothing_is_warned_of():
+    with pytest.warns(UserWarning, match="^nothing says which model it is, and .*gemma.* are named alike"):
+        convert_model(llama(), target="meta-llama", num_heads=4, num_kv_heads=2)
+    with pytest.warns(UserWarning, match="^config.json says model_type gemma: taken for hf-llama"):
+        convert_model(llama(), target="meta-llama", source="hf-llama", config=CONFIG | {"model_type": "gemma"})
+
+
 @pytest.mark.parametrize("others", [("ema.",), ("teacher.backbone.", "momentum.")])
 def test_several_models_in_one_file_are_named_and_one_is_taken(others):
     tensors = {prefix + name: array for prefix in ("model.", *others) for name, array in llama().items()}
