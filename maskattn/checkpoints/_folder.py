@@ -98,7 +98,11 @@ def _chosen(folder: Path, files: list[str]) -> str | None:
 
 
 def _within(folder: Path, suffixes: tuple[str, ...], depth: int) -> tuple[Path, list[str]] | None:
-    """What an item or the latest step of ``folder`` holds."""
+    """What an item, the latest step or the commit of ``folder`` holds."""
+    commit = _commit(folder)
+    if commit is not None:
+        path, notes = in_folder(commit, suffixes, depth + 1)
+        return path, [f"took the commit {commit.name} of the hub's cache", *notes]
     folders = sorted(
         entry.name for entry in folder.iterdir() if entry.is_dir() and "orbax-checkpoint-tmp" not in entry.name
     )
@@ -120,6 +124,15 @@ def _within(folder: Path, suffixes: tuple[str, ...], depth: int) -> tuple[Path, 
         said = f"took {steps[step]}, the latest" + (f"; left out {_some(others)}" if others else "")
         return path, [said, *notes]
     return None
+
+
+def _commit(folder: Path) -> Path | None:
+    """Of a model in Hugging Face's cache, the commit that ``main`` is, or the only one."""
+    commits = sorted(place for place in folder.glob("snapshots/*") if place.is_dir())
+    main = folder / "refs" / "main"
+    if len(commits) > 1 and main.is_file():
+        commits = [place for place in commits if place.name == main.read_text(encoding="utf-8").strip()[:80]]
+    return commits[0] if len(commits) == 1 else None
 
 
 def _beside(files: list[str]) -> str:
