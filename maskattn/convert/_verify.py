@@ -105,7 +105,8 @@ def verify(
     for move in plan.moves:  # what was made beside the source's own: a head that is the embedding
         if move.target not in used:
             outcome = _compare(move.array.evaluate(source.__getitem__), written[move.target], (), True)
-            _note(result, move.target, outcome)
+            if outcome is not None:
+                _note(result, move.target, outcome)
     compared = {move.target for move in moves}
     result.absent = [name for name in source.infos if name not in compared]
     not_said = [name for name in result.absent if name not in plan.dropped]
