@@ -60,12 +60,18 @@ def peek(array: object) -> NumPyArray | None:
     """The array in NumPy where its values can be read now, else None (traced, batched by vmap, being compiled)."""
     if isinstance(array, np.ndarray):
         return array
-    if is_compiling():
+    if is_compiling() or _is_traced(array):
         return None
     try:
         return to_numpy(array)
     except Exception:  # every framework refuses with exceptions of its own
         return None
+
+
+def _is_traced(array: object) -> bool:
+    """Whether JAX traces this array. (Asking for its values says so too, after milliseconds.)"""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(array, jax.core.Tracer)
 
 
 def to_torch(array: NumPyArray, device: Any = None) -> Any:
