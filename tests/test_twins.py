@@ -63,6 +63,8 @@ ALLOWED = {
     "kernels/fused/splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "_autocast.py: only in maskattn_torch": "JAX has no autocast",
+    "_modes.py: only in maskattn_torch": "JAX's tracers are their own modes",
+    "_short.py: only in maskattn_torch": "JAX calls are compiled, where nothing is checked at a call",
     "_symbolic.py: only in maskattn_torch": "JAX's symbolic sizes answer for themselves",
     "_scope.py: only in maskattn_jax": "PyTorch has no modes of promotion",
     "_linear.py: only in maskattn_jax": "a function of PyTorch has a rule for each mode of differentiation",
