@@ -78,7 +78,7 @@ def applied(rules: type[Function], compiled: type[Function], *arguments: Any) ->
         if torch._C._are_functorch_transforms_active():
             return rules.apply(*arguments)
         # what `apply` comes to where every argument is given by its place; it looks at the signature in 20 us
-        return super(Function, rules).apply(*unwrap_dead_wrappers(arguments))
+        return super(Function, rules).apply(*unwrap_dead_wrappers(arguments))  # type: ignore[misc]
     seen: list[Any] = []
     for x in arguments:  # the compiler takes each tensor once: where one stands again (self-attention), its view
         again = isinstance(x, Tensor) and any([x is other for other in seen])

@@ -105,7 +105,7 @@ def _planned(call: Call[Any], framework: Framework[Array]) -> Plan | None:
     if not tensors or query.device.type != "cpu" or choose(prepared, framework)[0] != "fused":
         return None
     masked = isinstance(mask, torch.Tensor)
-    if masked and (mask.ndim != 4 or mask.device != query.device or not auto.is_short(prepared)):
+    if masked and (mask.ndim != 4 or mask.device != query.device or not auto._is_short(prepared)):
         return None
     if isinstance(mask, Causal) and key.shape[1] > query.shape[1]:
         return None

@@ -18,7 +18,7 @@ from maskattn_torch._derivatives import beyond_first
 from maskattn_torch._symbolic import below, known
 from maskattn_torch.kernels import KERNELS
 
-__all__ = ["choose", "is_short"]
+__all__ = ["choose"]
 
 #: `blockwise` plans and calls for about 0.5 ms more than `fused`: the operations done in that time.
 _WORTH = 1e8
@@ -55,7 +55,7 @@ def _saves(call: Call[Array]) -> bool:
     """Whether skipping what the mask empties saves more than planning costs."""
     if call.mask is None:
         return False
-    if is_short(call):
+    if _is_short(call):
         return False
     work = _work(call)
     readable = not torch.compiler.is_compiling()
@@ -67,7 +67,7 @@ def _saves(call: Call[Array]) -> bool:
     return work * _skipped(call.mask, call.sizes) > _WORTH
 
 
-def is_short(call: Call[Array]) -> bool:
+def _is_short(call: Call[Array]) -> bool:
     """Whether this is so little work that planning costs more, whatever the mask."""
     return below(_work(call), _WORTH)
 

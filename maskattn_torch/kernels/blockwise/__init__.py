@@ -92,8 +92,9 @@ def _(query: Array, key: Array, value: Array, *rest: object) -> tuple[Array, Arr
 
 @_attention.register_flops
 def _(query: Array, key: Array, value: Array, sinks: object, *options: Any, out_val: object) -> int:
-    pairs = walk.pairs(_conditions(options[0], options[4], *options[1:4]), *_heads_first(query, key, value))
-    return flops(pairs, query, value)
+    packed, scale, softcap, blocks, leaves = options
+    q, k, v = _heads_first(query, key, value)
+    return flops(walk.pairs(_conditions(packed, leaves, scale, softcap, blocks), q, k, v), query, value)
 
 
 @operator("blockwise_attention_gradients")
@@ -140,8 +141,8 @@ def _(query: Array, key: Array, value: Array, sinks: Array | None, *rest: Any) -
 @_attention_gradients.register_flops
 def _(query: Array, key: Array, value: Array, *rest: Any, out_val: object) -> int:
     d_lse, packed, scale, softcap, blocks, leaves, _ = rest[4:]
-    conditions = _conditions(packed, leaves, scale, softcap, blocks)
-    pairs = walk.pairs(conditions, *_heads_first(query, key, value), plain=d_lse is not None)
+    q, k, v = _heads_first(query, key, value)
+    pairs = walk.pairs(_conditions(packed, leaves, scale, softcap, blocks), q, k, v, plain=d_lse is not None)
     return flops(pairs, query, value, backward=True)
 
 
