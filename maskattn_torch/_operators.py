@@ -23,7 +23,7 @@ def operator(name: str, schema: str | None = None) -> Callable[[Callable[..., An
     schema is that of the function's annotations, if not given.
 
     Under torch.func.vmap it runs once for each element, so the bits are those of a loop. Where no mode would see the
-    operator the function is called itself, in a third of the time.
+    operator the function is called itself, in a third of the time; `operator` is always the operator.
     """
 
     def decorate(function: Callable[..., Any]) -> Any:
@@ -49,7 +49,7 @@ def operator(name: str, schema: str | None = None) -> Callable[[Callable[..., An
             return own(*arguments) if bare(arguments) else made(*arguments)
 
         counted = register_flop_formula(getattr(torch.ops.maskattn, name), get_raw=True)
-        vars(call).update(register_fake=made.register_fake, register_flops=counted)
+        vars(call).update(operator=made, register_fake=made.register_fake, register_flops=counted)
         return call
 
     return decorate
