@@ -13,14 +13,17 @@ import torch
 from torch import Tensor as Array
 from torch.autograd import forward_ad
 
-from maskattn.attention import Call, Framework, attend, choose, prepare
+from maskattn.attention import Call, Framework, attend as attend_anew, choose, prepare
 from maskattn.masks import Causal
 from maskattn_torch import auto
 from maskattn_torch._modes import plain
-from maskattn_torch.kernels import fused
 from maskattn_torch.kernels.fused.again import twice_differentiable
+from maskattn_torch.kernels.fused.finite import finite
 
-__all__ = ["attention"]
+__all__ = ["attend"]
+
+#: PyTorch's function, whatever that name is made to mean later: it may be this library's.
+_sdpa = torch.nn.functional.scaled_dot_product_attention
 
 #: So many kinds of calls are kept.
 _MOST = 4096
@@ -38,19 +41,19 @@ class Plan(NamedTuple):
 _PLANS: dict[Hashable, Plan | None] = {}
 
 
-def attention(call: Call[Any], framework: Framework[Array]) -> Any:
-    """What `attend(call, framework)` gives. Errors as there."""
+def attend(call: Call[Any], framework: Framework[Array]) -> Any:
+    """What `maskattn.attention.attend` gives. Errors as there."""
     key = _facts(call)
     plan = None if key is None else _PLANS.get(key)
     if plan is not None and _plain():
         q, k, v = call.query.transpose(1, 2), call.key.transpose(1, 2), call.value.transpose(1, 2)
         keep = call.mask if plan.masked else None
-        out: Array = fused._sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=plan.grouped)
-        if keep is None or fused._finite(call, out):
+        out: Array = _sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=plan.grouped)
+        if keep is None or finite(call, out):
             if out.requires_grad:
                 twice_differentiable(out)
             return out.transpose(1, 2)
-    found = attend(call, framework)
+    found = attend_anew(call, framework)
     if key is not None and key not in _PLANS and _plain():
         if len(_PLANS) >= _MOST:
             _PLANS.clear()

@@ -15,7 +15,8 @@ from maskattn.attention import Call, Framework, Options, choose, prepare
 from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
-from maskattn_torch import _autocast, _short, auto, lower, rng
+from maskattn_torch import _autocast, auto, lower, rng
+from maskattn_torch._short import attend
 from maskattn_torch.kernels import KERNELS
 from maskattn_torch.types import Array, Given, Operand, RandomKey
 
@@ -126,7 +127,7 @@ def attention(
         return_lse=return_lse,
         blocks=blocks,
     )
-    return _short.attention(call, FRAMEWORK)
+    return attend(call, FRAMEWORK)
 
 
 def explain(

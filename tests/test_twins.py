@@ -73,6 +73,7 @@ ALLOWED = {
     "kernels.fused: Settled only in maskattn_torch": "SDPA is given the whole mask, jax.nn the mask's own words",
     "_derivatives.py: only in maskattn_torch": "as _linear.py, for PyTorch's kind of rule",
     "_varying.py: only in maskattn_jax": "PyTorch's types say nothing of the devices over which an array varies",
+    "kernels/fused/finite.py: only in maskattn_torch": "jax.nn is given keys that are finite: values cannot be read",
     "kernels/fused/again.py: only in maskattn_torch": "jax.nn's attention has second derivatives of its own",
     "_layers.py: only in maskattn_jax": "what its two module systems share",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",

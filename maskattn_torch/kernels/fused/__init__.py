@@ -30,6 +30,7 @@ from maskattn_torch._modes import plain
 from maskattn_torch._operators import operator
 from maskattn_torch._symbolic import known
 from maskattn_torch.kernels.fused.again import twice_differentiable
+from maskattn_torch.kernels.fused.finite import finite
 from maskattn_torch.types import Device
 
 #: PyTorch's function, whatever that name is made to mean later: it may be this library's.
@@ -106,7 +107,7 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     if unreached and not later:
         key, value = _cleared(settled, key, value)
     out = _vendor(call, key, value, dense, causal, added)
-    if later and not _finite(call, out):
+    if later and not finite(call, out):
         key, value = _cleared(settled, key, value)
         out = _vendor(call, key, value, dense, causal, added)
     if added is not None and dense is not None and _trained(call) and not _readable(added):
@@ -171,8 +172,8 @@ def _with_bias(bias: Bias, settled: Settled, sizes: tuple[int, int, int, int], q
     added = lower.bias(bias, *sizes, device=query.device)
     assert added is not None
     if isinstance(bias, DenseBias):  # which may forbid
-        finite = torch.ne(added, -math.inf)
-        settled = Settled(finite if settled.allowed is None else finite & settled.allowed)
+        open_ = torch.ne(added, -math.inf)
+        settled = Settled(open_ if settled.allowed is None else open_ & settled.allowed)
     narrow = query.dtype.itemsize == 2 and added.dtype != query.dtype
     return settled, added.to(torch.float32 if narrow else query.dtype)
 
@@ -262,15 +263,3 @@ def _cleared(settled: Settled, *arrays: Array) -> list[Array]:
         keys = torch.any(keys.reshape(keys.shape[0], kv_heads, -1, keys.shape[2]), 2)
     keys = keys.transpose(1, 2)[..., None]
     return [torch.where(keys, x, 0) for x in arrays]
-
-
-def _finite(call: Call[Array], out: Array) -> bool:
-    """Whether nothing shows that keys or values that nothing may attend to are not finite."""
-    # a gradient may meet what the output does not show: a weight of 0 times a key of infinity
-    return _sum_finite(call.key) and _sum_finite(call.value) if out.requires_grad else _sum_finite(out)
-
-
-def _sum_finite(x: Array) -> bool:
-    """Whether the sum is finite, as that of finite numbers is, in a dtype that holds it."""
-    x = x.detach() if x.requires_grad else x
-    return math.isfinite(x.sum(dtype=torch.float32) if x.dtype == torch.float16 else x.sum())
