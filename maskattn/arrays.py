@@ -80,3 +80,17 @@ def to_torch(array: NumPyArray, device: Any = None) -> Any:
     if array.dtype == BFLOAT16:
         return torch.as_tensor(array.view(np.int16), device=device).view(torch.bfloat16)
     return torch.as_tensor(array, device=device)
+
+
+def how_many_up_to(rising: Any, length: int) -> Any:
+    """For each of 0, 1, ..., length - 1: how many entries of an int array [N] that does not decrease are no larger.
+
+    [length], in the array's framework, which may be tracing.
+    """
+    if isinstance(rising, np.ndarray):
+        return np.searchsorted(rising, np.arange(length), side="right")
+    if not hasattr(rising, "detach"):
+        return sys.modules["jax"].numpy.searchsorted(rising.astype(int), np.arange(length), side="right")
+    rising = rising.long()  # `searchsorted` warns under vmap
+    counts = rising.new_zeros(length + 1).scatter_add(0, rising.clamp(0, length), rising.new_ones(rising.shape))
+    return counts.cumsum(0)[:length]
