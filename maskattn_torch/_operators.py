@@ -29,13 +29,13 @@ def operator(name: str, schema: str | None = None) -> Callable[[Callable[..., An
     def decorate(function: Callable[..., Any]) -> Any:
         said = torch.library.infer_schema(function, mutates_args=()) if schema is None else schema
 
-        def own(*arguments: Any) -> Any:
+        def own(*arguments: object) -> object:
             results = function(*arguments)
             return _own(results) if isinstance(results, Tensor) else type(results)([_own(x) for x in results])
 
         made = torch.library.custom_op(f"maskattn::{name}", own, mutates_args=(), schema=said)
 
-        def rule(info: Any, in_dims: tuple[Any, ...], *arguments: Any) -> tuple[Any, Any]:
+        def rule(info: Any, in_dims: tuple[object, ...], *arguments: object) -> tuple[object, object]:
             results = [made(*_element(arguments, in_dims, i)) for i in range(info.batch_size)]
             if isinstance(results[0], Tensor):
                 return torch.stack(results), 0
@@ -45,7 +45,7 @@ def operator(name: str, schema: str | None = None) -> Callable[[Callable[..., An
         made.register_vmap(rule)
 
         @functools.wraps(function)
-        def call(*arguments: Any) -> Any:
+        def call(*arguments: object) -> object:
             return own(*arguments) if bare(arguments) else made(*arguments)
 
         counted = register_flop_formula(getattr(torch.ops.maskattn, name), get_raw=True)
@@ -79,7 +79,7 @@ def applied(rules: type[Function], compiled: type[Function], *arguments: Any) ->
             return rules.apply(*arguments)
         # what `apply` comes to where every argument is given by its place; it looks at the signature in 20 us
         return super(Function, rules).apply(*unwrap_dead_wrappers(arguments))  # type: ignore[misc]
-    seen: list[Any] = []
+    seen: list[object] = []
     for x in arguments:  # the compiler takes each tensor once: where one stands again (self-attention), its view
         again = isinstance(x, Tensor) and any([x is other for other in seen])
         seen.append(x.view_as(x) if again else x)

@@ -41,7 +41,7 @@ class Plan(NamedTuple):
 _PLANS: dict[Hashable, Plan | None] = {}
 
 
-def attend(call: Call[Any], framework: Framework[Array]) -> Any:
+def attend(call: Call[Array], framework: Framework[Array]) -> Any:
     """What `maskattn.attention.attend` gives. Errors as there."""
     key = _facts(call)
     plan = None if key is None else _PLANS.get(key)
@@ -65,7 +65,7 @@ def _plain() -> bool:
     return plain() and forward_ad._current_level < 0 and not torch.is_autocast_enabled("cpu")
 
 
-def _facts(call: Call[Any]) -> Hashable | None:
+def _facts(call: Call[Array]) -> Hashable | None:
     """All that a plan depends on; None where there is none. Types are among the facts, since 1 equals True."""
     if (
         call.bias is not None
@@ -100,7 +100,7 @@ def _facts(call: Call[Any]) -> Hashable | None:
     return facts
 
 
-def _planned(call: Call[Any], framework: Framework[Array]) -> Plan | None:
+def _planned(call: Call[Array], framework: Framework[Array]) -> Plan | None:
     """The plan for a call that was done; None where it is not done in this way, whatever else it is called with."""
     prepared, mask = prepare(call, framework), call.mask
     query, key = prepared.query, prepared.key

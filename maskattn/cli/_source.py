@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import click
 
 __all__ = ["source_options"]
+
+F = TypeVar("F", bound=Callable[..., object])
 
 _OPTIONS = (
     click.option("--family", metavar="NAME|FILE.toml", help="A family of your own, or which one where several fit."),
@@ -27,7 +29,7 @@ _OPTIONS = (
 )
 
 
-def source_options(command: Callable[..., Any]) -> Callable[..., Any]:
+def source_options(command: F) -> F:
     """Gives ``command`` the arguments ``family``, ``config_path``, ``heads``, ``kv_heads``, ``key`` and
     ``strip_prefix``.
     """

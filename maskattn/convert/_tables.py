@@ -74,13 +74,13 @@ def said(model: Model, *, kept: bool) -> dict[str, str]:
     return {name: f"{model.dropped[name]}; its bytes are kept for the way back" for name in left_out}
 
 
-def pack(names: Iterable[str], read: Callable[[str], Array]) -> dict[str, Any]:
+def pack(names: Iterable[str], read: Callable[[str], Array]) -> dict[str, object]:
     """The tables of these names as plain data, equal ones once; ``unpack`` gives them again.
 
     Raises:
         ValueError: they are larger than any that a model computes.
     """
-    contents: list[dict[str, Any]] = []
+    contents: list[dict[str, object]] = []
     tensors: dict[str, int] = {}
     known: dict[tuple[object, ...], int] = {}
     total = 0

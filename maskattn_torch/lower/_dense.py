@@ -97,7 +97,7 @@ def _formulas() -> AbstractContextManager[object]:
 
 
 class _Recorded(TorchFunctionMode):
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
         if func.__name__.removeprefix("bitwise_").strip("_") in ("and", "rand", "or", "ror", "xor", "rxor"):
             args = [torch.tensor(x) if isinstance(x, bool) else x for x in args]
         return func(*args, **(kwargs or {}))

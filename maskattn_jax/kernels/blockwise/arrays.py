@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
@@ -13,6 +13,8 @@ from jax import Array, lax
 from maskattn._arithmetic import zero
 from maskattn_jax.kernels.blockwise.tiled_call import TiledCall
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
+
+C = TypeVar("C")
 
 
 class Place(NamedTuple):
@@ -43,7 +45,7 @@ class Row(NamedTuple):
     parts: list[Part]
 
 
-def each_row(tiling: CallTiling, attend: Callable[[Row, Any], Any], carry: Any) -> Any:
+def each_row(tiling: CallTiling, attend: Callable[[Row, C], C], carry: C) -> C:
     """`attend(row, carry)` for each row of tiles, queries first."""
     # the bounds are ints, so that this is a scan: what is differentiated once more may not be a loop without an end
     count = math.prod(tiling.groups) * tiling.q_tiles
@@ -66,7 +68,7 @@ def _row(tiling: CallTiling, number: Array) -> Row:
     return Row(batch, head, tile, parts)
 
 
-def visit(tiled: TiledCall, at: Row, step: Callable[[list[Part], Any], Any], carry: Any) -> Any:
+def visit(tiled: TiledCall, at: Row, step: Callable[[list[Part], C], C], carry: C) -> C:
     """`step(parts, carry)` for each step of a row of tiles: its parts at the step's keys."""
     tiling, origin, steps = tiled.tiling, tiled.conditions.origin, tiled.conditions.steps
     batch, heads, tiles, _ = steps.after.shape
@@ -79,13 +81,13 @@ def visit(tiled: TiledCall, at: Row, step: Callable[[list[Part], Any], Any], car
     def look_up(table: Array, tile: Array) -> Array:
         return slice_at(jnp.asarray(table), (*mine, tile), (1, 1, 1, 1)).reshape(())
 
-    def one(begin: Array, carry: object) -> Any:
+    def one(begin: Array, carry: C) -> C:
         # a step that reaches beyond the last tile reads earlier ones in their place
         key = jnp.minimum(begin, tiling.kv_tiles - steps.width)
         place = {"key": key * tiling.kv_block, "first": begin * tiling.kv_block}
         return step([part._replace(place=part.place._replace(**place)) for part in at.parts], carry)
 
-    def following(state: tuple[Array, Any]) -> tuple[Array, Any]:
+    def following(state: tuple[Array, C]) -> tuple[Array, C]:
         begin, carry = state
         return look_up(steps.after, begin + steps.width), one(begin, carry)
 

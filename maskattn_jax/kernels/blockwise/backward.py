@@ -10,7 +10,7 @@ summed transposed, [D, S]: XLA's CPU backend has no fast product of a transposed
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -77,7 +77,7 @@ def gradients(tiled: TiledCall, output: Array, lse: Array, d_output: Array, d_ls
         queries = [_queries(tiled, per_query, part) for part in at.parts]
         d_queries, rest = [vary(jnp.zeros_like(one.query), axes) for one in queries], sums
 
-        def step(parts: list[arrays.Part], carry: Any) -> Any:
+        def step(parts: list[arrays.Part], carry: tuple[list[Array], _Sums]) -> tuple[list[Array], _Sums]:
             d_queries, sums = list(carry[0]), carry[1]
             for i, part in enumerate(parts):
                 d_queries[i], sums = _step(tiled, part, queries[i], d_queries[i], sums)
