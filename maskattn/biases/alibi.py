@@ -1,7 +1,6 @@
 from __future__ import annotations
 
-import decimal
-import functools
+import math
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -80,11 +79,20 @@ def _float32(index: Array) -> Array:
     return index.float() if hasattr(index, "float") else index
 
 
-@functools.lru_cache
 def _slopes(heads: int) -> tuple[float, ...]:
-    """The published slopes, by decimal arithmetic: no machine's `pow` has a say in them."""
+    """The published slopes."""
     power = 1 << (heads.bit_length() - 1)
     exponents = [(8 * i, power) for i in range(1, power + 1)]
     exponents += [(8 * i, 2 * power) for i in range(1, 2 * (heads - power), 2)]
-    with decimal.localcontext(prec=40):
-        return tuple(float(1 / decimal.Decimal(2) ** (decimal.Decimal(over) / under)) for over, under in exponents)
+    return tuple(_half_to_the(over, under) for over, under in exponents)
+
+
+def _half_to_the(over: int, under: int) -> float:
+    """2^-(over / under), `under` a power of two, from square roots: no machine's `pow` has a say in it."""
+    whole, rest = divmod(over, under)
+    value, root = 0.5**whole, 0.5
+    while rest:
+        root, rest = math.sqrt(root), 2 * rest
+        if rest >= under:
+            value, rest = value * root, rest - under
+    return value

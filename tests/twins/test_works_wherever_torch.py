@@ -6,11 +6,12 @@ what was traced. Masks are spread over the kernels; results are held to those of
 to the oracle. SDPA goes beside: what a mode itself refuses would be no fault of ours.
 """
 
+import warnings
 from functools import partial
 
 import pytest
 
-from maskattn import masks, standards
+from maskattn import biases, masks, standards
 from tests.frameworks import maskattn_torch, optional, torch
 
 FlopCounterMode = optional("torch.utils.flop_counter").FlopCounterMode if torch else None
@@ -124,6 +125,21 @@ def test_a_seed_that_changes(kernel):
         return maskattn_torch.attention(query, *given[1:], kernel=kernel, dropout_rate=0.3, dropout_key=key)
 
     assert graphs_of(function, [(given[0], i) for i in (3, 4, 5, 6)]) <= 2
+
+
+@pytest.mark.parametrize("bias", ["alibi", "t5"])
+def test_a_bias_that_is_made_inside(bias):
+    given = qkv()
+    heads = given[0].shape[2]
+    table = torch.randn(32, heads, generator=torch.Generator().manual_seed(0))
+
+    def function(query, number):
+        made = biases.ALiBi(heads, offset=number) if bias == "alibi" else biases.T5Buckets(table, offset=number)
+        return maskattn_torch.attention(query, *given[1:], bias=made, kernel="reference")
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert graphs_of(function, [(given[0], i) for i in (3, 4, 5, 6)]) <= 2
 
 
 def trained(function, *given):
