@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from maskattn.optimizers import OptimizerState, from_optax, to_optax
+from maskattn_jax._placed import placed
 
 __all__ = ["dump", "load"]
 
@@ -47,7 +48,6 @@ def load(optimizer: nnx.Optimizer | PyTree, state: OptimizerState, names: Sequen
     live = isinstance(optimizer, nnx.Optimizer)
     template = _plain(optimizer.opt_state) if live else optimizer
     new = to_optax(state, template, leaves=_leaves(names), rebuild=lambda tree, named: _rebuilt(tree, named, names))
-    # A copy: on the CPU JAX may otherwise keep using the caller's memory.
     new = jax.tree.map(lambda leaf, held: _like(leaf, held), new, template)
     if not live:
         return new
@@ -62,7 +62,7 @@ def load(optimizer: nnx.Optimizer | PyTree, state: OptimizerState, names: Sequen
 def _like(leaf: Array, held: Array) -> Array:
     if leaf is held or not isinstance(held, jax.Array):
         return leaf
-    return jax.device_put(np.array(leaf, order="C", copy=True), held.sharding)
+    return placed(leaf, held)
 
 
 def _is_variable(node: object) -> bool:
