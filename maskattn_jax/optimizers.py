@@ -13,6 +13,7 @@ from jax import Array
 from jaxtyping import PyTree
 
 from maskattn.optimizers import OptimizerState, from_optax, to_optax
+from maskattn.typing import NumPyArray
 from maskattn_jax._placed import placed
 
 __all__ = ["dump", "load"]
@@ -59,7 +60,7 @@ def load(optimizer: nnx.Optimizer | PyTree, state: OptimizerState, names: Sequen
     return None
 
 
-def _like(leaf: Array, held: Array) -> Array:
+def _like(leaf: NumPyArray, held: Array) -> Array | NumPyArray:
     if leaf is held or not isinstance(held, jax.Array):
         return leaf
     return placed(leaf, held)
