@@ -90,6 +90,10 @@ def build(config, weights):
     return of_torch, of_nnx, of_linen
 
 
+#: In JAX exact mode is compiled for each: these stand for all, beside the parity suite's.
+EXACT = ("capped", "cross")
+
+
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_three_modules_agree_with_the_oracle_and_in_exact_mode_bit_for_bit(name):
     config = CONFIGS[name]
@@ -111,8 +115,9 @@ def test_the_three_modules_agree_with_the_oracle_and_in_exact_mode_bit_for_bit(n
         q = torch.tensor(X).reshape(2, 7, 3, 4)
         want = maskattn_torch.attention(q, q, q, mask).reshape(2, 7, 12).numpy()
         assert np.array_equal(modules[0](*inputs, mask=mask), want)
-    exact = [module(*inputs, mask=mask, kernel="exact") for module in modules]
-    assert exact[0].tobytes() == exact[1].tobytes() == exact[2].tobytes()
+    if name in EXACT:
+        exact = [module(*inputs, mask=mask, kernel="exact") for module in modules]
+        assert exact[0].tobytes() == exact[1].tobytes() == exact[2].tobytes()
 
 
 @pytest.mark.parametrize("change", [{"softcap": None}, {"sinks": False}], ids=["softcap", "sinks"])

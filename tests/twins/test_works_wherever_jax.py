@@ -225,7 +225,7 @@ def test_debug_nans_and_infs(kernel):
         assert np.isfinite(witness(*inputs(), None)).all()
 
 
-@every_kernel
+@pytest.mark.parametrize("kernel", [kernel for kernel in KERNELS if kernel != "exact"])  # has it in parity_tests
 def test_disable_jit(kernel):
     arrays = [x[:1, :2] for x in inputs()]
     with jax.disable_jit():

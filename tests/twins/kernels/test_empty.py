@@ -53,8 +53,10 @@ def output_shape(sizes):
 @every_size
 def test_nothing_gives_nothing(twin, sizes, kernel):
     given = arrays(twin, sizes)
-    few = 5 if twin.name == "jax" and kernel != "blockwise" else 1  # they take long to compile
-    for mask, bias in conditions(sizes)[1::few]:
+    asked = conditions(sizes)[1:]
+    if twin.name == "jax" and kernel != "blockwise":  # they take long to compile: one with data, and it differs
+        asked = [asked[-1] if sizes[0] and sizes[2] else asked[0]]
+    for mask, bias in asked:
 
         def attend(*given, mask=mask, bias=bias):
             return twin.attention(*given, mask, bias=bias, kernel=kernel)

@@ -267,11 +267,11 @@ def test_positions_of_every_integer_dtype(twin, dtype, x64):
             assert np.array_equal(narrow.dense(6, 6, 2, 1), dense), mask
             assert np.array_equal(mask.dense(6, 6, 2, 1), dense), mask
             assert np.array_equal(twin.to_numpy(twin.lower.to_dense(mask, 6, 6, 2, 1)), dense), mask
-            for kernel in ("reference", "blockwise"):
-                found, right = (
-                    twin.attention(q, key, value, one, kernel=kernel, blocks=(2, 2)) for one in (mask, wide)
-                )
-                assert np.array_equal(twin.to_numpy(found), twin.to_numpy(right)), (kernel, mask)
+            # the one kernel that reads positions itself: to the others a mask is what `to_dense` made
+            found, right = (
+                twin.attention(q, key, value, one, kernel="blockwise", blocks=(2, 2)) for one in (mask, wide)
+            )
+            assert np.array_equal(twin.to_numpy(found), twin.to_numpy(right)), mask
 
 
 @pytest.mark.parametrize("dtype", NARROW)
