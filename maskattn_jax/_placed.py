@@ -10,7 +10,7 @@ from jax import Array
 from maskattn.typing import NumPyArray
 
 
-def placed(array: NumPyArray, held: Array) -> Array:
+def placed(array: NumPyArray | Array, held: Array) -> Array:
     """A copy of the array where `held` is, of any shape and dtype.
 
     It is bound to that place only where `held` is: for an array that is bound, `jax.jit` compiles again what it had

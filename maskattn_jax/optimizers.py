@@ -60,7 +60,7 @@ def load(optimizer: nnx.Optimizer | PyTree, state: OptimizerState, names: Sequen
     return None
 
 
-def _like(leaf: NumPyArray, held: Array) -> Array | NumPyArray:
+def _like(leaf: Array | NumPyArray, held: Array) -> Array | NumPyArray:
     if leaf is held or not isinstance(held, jax.Array):
         return leaf
     return placed(leaf, held)
