@@ -218,7 +218,7 @@ def inference():
 
 
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize(("name", "kernel"), inference())
+@pytest.mark.parametrize(("name", "kernel"), list(inference()))
 def test_inside_a_compiled_model_that_wants_no_gradient(name, kernel):
     torch._dynamo.reset()
     arrays, (mask, options) = tensors(130), INFERENCE[name]
