@@ -183,13 +183,12 @@ def steps(mask: Any, sizes: tuple[int, int, int, int]) -> Iterator[tuple[int, in
     from maskattn_jax.lower import bind
 
     like = jnp.zeros((sizes[0], sizes[2], sizes[1], 1))
-    tiling, kinds = cheapest(bind(mask), like, like, sizes, Origin(*map(jnp.int32, (0, 0, 0))), None)
-    for kind in kinds:
-        first, stop = np.asarray(kind.first)[ROW, 0], np.asarray(kind.stop)[ROW, 0]
-        for row, count in enumerate(np.asarray(kind.count)[ROW, 0]):
-            for n in range(count):
-                keys = int(stop[row, n] - first[row, n]) * tiling.kv_block
-                yield row * tiling.q_block, int(first[row, n]) * tiling.kv_block, tiling.q_block, keys, kind.masked
+    tiling, found = cheapest(bind(mask), like, like, sizes, Origin(*map(jnp.int32, (0, 0, 0))), None)
+    for begin, there in found.each():
+        for row in np.flatnonzero(there[ROW, 0]):
+            tile = int(begin[ROW, 0, row])
+            keys = min(found.width, tiling.kv_tiles - tile) * tiling.kv_block
+            yield int(row) * tiling.q_block, tile * tiling.kv_block, tiling.q_block, keys, found.masked
 
 
 def call() -> Page:

@@ -60,12 +60,18 @@ def peek(array: object) -> NumPyArray | None:
     """The array in NumPy where its values can be read now, else None (traced, batched by vmap, being compiled)."""
     if isinstance(array, np.ndarray):
         return array
-    if is_compiling():
+    if is_compiling() or _is_traced(array):
         return None
     try:
         return to_numpy(array)
     except Exception:  # every framework refuses with exceptions of its own
         return None
+
+
+def _is_traced(array: object) -> bool:
+    """Whether JAX traces this array. (Asking for its values says so too, after milliseconds.)"""
+    jax = sys.modules.get("jax")
+    return jax is not None and isinstance(array, jax.core.Tracer)
 
 
 def to_torch(array: NumPyArray, device: Any = None) -> Any:
@@ -74,3 +80,17 @@ def to_torch(array: NumPyArray, device: Any = None) -> Any:
     if array.dtype == BFLOAT16:
         return torch.as_tensor(array.view(np.int16), device=device).view(torch.bfloat16)
     return torch.as_tensor(array, device=device)
+
+
+def how_many_up_to(rising: Any, length: int) -> Any:
+    """For each of 0, 1, ..., length - 1: how many entries of an int array [N] that does not decrease are no larger.
+
+    [length], in the array's framework, which may be tracing.
+    """
+    if isinstance(rising, np.ndarray):
+        return np.searchsorted(rising, np.arange(length), side="right")
+    if not hasattr(rising, "detach"):
+        return sys.modules["jax"].numpy.searchsorted(rising.astype(int), np.arange(length), side="right")
+    rising = rising.long()  # `searchsorted` warns under vmap
+    counts = rising.new_zeros(length + 1).scatter_add(0, rising.clamp(0, length), rising.new_ones(rising.shape))
+    return counts.cumsum(0)[:length]

@@ -74,6 +74,7 @@ class Framework(Generic[A]):
         facts: all that the checks of a call's operands and options depend on, hashable: calls in which they are alike
             are checked once. None: check this one.
         passed: the facts of calls that were right.
+        given: a call as this framework takes it to be meant, before it is checked.
     """
 
     kernels: Mapping[str, ModuleType]
@@ -90,6 +91,7 @@ class Framework(Generic[A]):
     compiling: Callable[[], bool]
     facts: Callable[[Call[Any]], Hashable | None] = lambda call: None
     passed: set[Hashable] = field(default_factory=set, compare=False, repr=False)
+    given: Callable[[Call[Any]], Call[Any]] = lambda call: call
 
 
 class KernelCannot(ValueError):
@@ -132,6 +134,7 @@ def prepare(call: Call[Array], framework: Framework[A]) -> Call[A]:
     Raises:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
+    call = framework.given(call)
     check_attention(call, framework)
     query, sinks, policy, rate = call.query, call.sinks, call.empty_rows, float(call.dropout_rate)
     mask = call.mask if call.mask is None or isinstance(call.mask, Mask) else _dense(call.mask)
@@ -148,9 +151,10 @@ def prepare(call: Call[Array], framework: Framework[A]) -> Call[A]:
         policy = "zero"
     prepared: Call[A] = object.__new__(Call)  # `replace` takes as long as all checks
     fields = prepared.__dict__
-    fields.update(vars(call))
-    fields.update(query=framework.convert(query), key=framework.convert(call.key), value=framework.convert(call.value))
-    fields.update(dropout_rate=rate, empty_rows=policy)
+    fields.update(call.__dict__)
+    convert = framework.convert
+    fields["query"], fields["key"], fields["value"] = convert(query), convert(call.key), convert(call.value)
+    fields["dropout_rate"], fields["empty_rows"] = rate, policy
     fields["scale"] = 1.0 / math.sqrt(query.shape[-1]) if call.scale is None else float(call.scale)
     if call.softcap is not None:
         fields["softcap"] = float(call.softcap)

@@ -55,10 +55,9 @@ def _saves(call: Call[Array]) -> bool:
     """Whether skipping what the mask empties saves more than planning costs."""
     if call.mask is None:
         return False
-    batch, heads, q_len, kv_len = call.sizes
-    work = 2 * batch * heads * q_len * kv_len * (call.query.shape[-1] + call.value.shape[-1])
-    if below(work, _WORTH):
+    if _is_short(call):
         return False
+    work = _work(call)
     readable = not torch.compiler.is_compiling()
     entries = _entries(call.mask)
     if entries:  # planning looks at each of them, and most such masks have no empty tiles
@@ -66,6 +65,16 @@ def _saves(call: Call[Array]) -> bool:
     if call.mask.flatten()[0] or not readable:
         return True  # the share is not known without reading the data
     return work * _skipped(call.mask, call.sizes) > _WORTH
+
+
+def _is_short(call: Call[Array]) -> bool:
+    """Whether this is so little work that planning costs more, whatever the mask."""
+    return below(_work(call), _WORTH)
+
+
+def _work(call: Call[Array]) -> int:
+    batch, heads, q_len, kv_len = call.sizes
+    return 2 * batch * heads * q_len * kv_len * (call.query.shape[-1] + call.value.shape[-1])
 
 
 @functools.lru_cache(maxsize=64)

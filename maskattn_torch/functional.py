@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable
+from dataclasses import replace
 from typing import Literal, Unpack, overload
 
 import numpy as np
@@ -10,11 +11,12 @@ import torch
 from jaxtyping import Bool, Float
 
 from maskattn._problems import Problems
-from maskattn.attention import Call, Framework, Options, attend, choose, prepare
+from maskattn.attention import Call, Framework, Options, choose, prepare
 from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
-from maskattn_torch import auto, lower, rng
+from maskattn_torch import _autocast, auto, lower, rng
+from maskattn_torch._short import attend
 from maskattn_torch.kernels import KERNELS
 from maskattn_torch.types import Array, Given, Operand, RandomKey
 
@@ -75,7 +77,8 @@ def attention(
     Args:
         query: [B, L, H, D], float64, float32, bfloat16 or float16.
         key: [B, S, K, D], the same dtype; H must be divisible by K, and head h reads key/value head h // (H // K).
-        value: [B, S, K, Dv], the same dtype.
+        value: [B, S, K, Dv], the same dtype. Autocast lowers nothing; but under it the three may differ in dtype,
+            and are then taken in its own, as SDPA takes all.
         mask: a Mask, or a bool array that broadcasts to [B, H, L, S]; True = may attend. None allows everything.
         bias: added to the logits after softcap: a Bias, or a float array that broadcasts to [B, H, L, S]. -inf forbids,
             as a mask does.
@@ -149,6 +152,18 @@ def _check(problems: Problems, operands: dict[str, Operand]) -> None:
                 problems.value(f"{name} is on {x.device}, but query on {query.device}")
 
 
+def _given(call: Call[Operand]) -> Call[Operand]:
+    """Under autocast, query, key and value of several dtypes in the one that it computes in, as SDPA has them."""
+    query, key, value = arrays = call.query, call.key, call.value
+    dtypes = {x.dtype for x in arrays if isinstance(x, torch.Tensor)}
+    if len(dtypes) < 2 or not isinstance(query, torch.Tensor) or not _autocast.is_on(query.device):
+        return call
+    if not dtypes <= {torch.float32, torch.bfloat16, torch.float16}:
+        return call
+    dtype = torch.get_autocast_dtype(query.device.type)
+    return replace(call, query=query.to(dtype), key=key.to(dtype), value=value.to(dtype))
+
+
 def _concrete(x: Given) -> NumPyArray | None:
     """The data of a mask or bias as NumPy, or None where they are traced (compiled code, torch.func)."""
     if not isinstance(x, torch.Tensor):
@@ -198,4 +213,5 @@ FRAMEWORK: Framework[Array] = Framework(
     concrete=_concrete,
     compiling=torch.compiler.is_compiling,
     facts=_facts,
+    given=_given,
 )

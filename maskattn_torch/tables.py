@@ -10,7 +10,7 @@ from torch import Tensor as Array
 
 from maskattn.numerics.exact import table as exact_table
 from maskattn_torch._derivatives import primals
-from maskattn_torch._operators import operator, unwatched
+from maskattn_torch._operators import applied, operator
 from maskattn_torch.exact_ops import OPS
 
 __all__ = ["look_up", "row_sums"]
@@ -18,16 +18,14 @@ __all__ = ["look_up", "row_sums"]
 
 def look_up(table: Float[Array, "R H"], rows: Int[Array, "B 1 L S"]) -> Float[Array, "B H L S"]:
     """table[rows]: table [R, H], rows int [B, 1, L, S] -> [B, H, L, S]. Its gradient is `row_sums`."""
-    if torch.compiler.is_compiling():  # which takes no rule for the forward mode
-        return (_LookUp.forward if unwatched(table) else _LookUp.apply)(table, rows)
-    return _LookUpForward.apply(table, rows)
+    values: Array = applied(_LookUpForward, _LookUp, table, rows)
+    return values
 
 
 def row_sums(d_values: Float[Array, "B H L S"], rows: Int[Array, "B 1 L S"], count: int) -> Float[Array, "R H"]:
     """The sums of d_values [B, H, L, S] over each of `count` rows: [count, H], summed exactly and rounded once."""
-    if torch.compiler.is_compiling():
-        return (_RowSums.forward if unwatched(d_values) else _RowSums.apply)(d_values, rows, count)
-    return _RowSumsForward.apply(d_values, rows, count)
+    sums: Array = applied(_RowSumsForward, _RowSums, d_values, rows, count)
+    return sums
 
 
 class _LookUp(torch.autograd.Function):

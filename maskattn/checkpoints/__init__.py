@@ -17,15 +17,29 @@ import numpy as np
 from maskattn._problems import Problems
 from maskattn.checkpoints import _seal, _states, msgpack, npz, orbax, pytorch, safetensors, sharded
 from maskattn.checkpoints._base import TensorInfo
-from maskattn.checkpoints._folder import in_folder
-from maskattn.checkpoints._memory import Memory
+from maskattn.checkpoints._folder import in_folder, shard
+from maskattn.checkpoints._looks import by_content
+from maskattn.checkpoints._memory import SHARED, Memory
 from maskattn.checkpoints._publish import leftovers
 from maskattn.checkpoints._reader import Reader, sha256
 from maskattn.checkpoints._seal import PENDING
 from maskattn.checkpoints._writer import Writer, checked, plain, wrong_names
 from maskattn.typing import NumPyDType
 
-__all__ = ["PENDING", "Memory", "Reader", "TensorInfo", "Writer", "create", "leftovers", "open", "save", "sha256"]
+__all__ = [
+    "PENDING",
+    "Memory",
+    "SHARED",
+    "Reader",
+    "TensorInfo",
+    "Writer",
+    "create",
+    "leftovers",
+    "open",
+    "save",
+    "sha256",
+    "shard",
+]
 
 _FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack, pytorch, orbax)
 
@@ -56,14 +70,23 @@ def open(path: str | os.PathLike[str], *, verify: bool = True, key: str | None =
     notes: list[str] = []
     if where.is_dir():
         where, notes = in_folder(where, tuple(suffix for module in _FORMATS for suffix in module.SUFFIXES))
-    kind = orbax if where.is_dir() else _format(where)
-    reader: Reader
-    if kind is pytorch:
-        reader = pytorch.open_file(where, verify, key)
-    else:
-        reader = _states.part(kind.open_file(where, verify), key)
-    reader.notes[:0] = notes
+    try:
+        reader = _opened(where, verify, key)
+    except ValueError as error:
+        said = "" if where.is_dir() else by_content(where)
+        if not said:
+            raise
+        raise ValueError(f"{where}: this is {said} ({error})") from None
+    part = shard(where)
+    reader.notes[:0] = [*notes, part] if part else notes
     return reader
+
+
+def _opened(where: Path, verify: bool, key: str | None) -> Reader:
+    kind = orbax if where.is_dir() else _format(where)
+    if kind is pytorch:
+        return pytorch.open_file(where, verify, key)
+    return _states.part(kind.open_file(where, verify), key)
 
 
 def create(

@@ -64,3 +64,7 @@ class Memory:
     def _give(self, block: bytearray) -> None:
         with self._lock:
             self._free = sorted([*self._free, block], key=len)[-self._spare :]
+
+
+SHARED = Memory(spare=4)
+"""Of all readers, and of what is stacked of what they read: two pools would each keep what the other needs."""

@@ -21,6 +21,7 @@ try:
 except ImportError:  # Windows: nothing is locked, and nothing left behind is removed
     fcntl = None
 
+TRIES = 1000
 _TEMPORARY = re.compile(r"\.(.+)\.[0-9a-f]{16}\.tmp", re.DOTALL)  # what _name_beside makes
 
 
@@ -155,14 +156,14 @@ def _held(path: Path, new: Callable[[Path], int]) -> tuple[Path, int]:
     Between its creation and its lock another writer may take it for a dead one's and remove it. What is locked is
     therefore looked at once more, and made again where it is gone.
     """
-    while True:
+    for left in reversed(range(TRIES)):
         place = _name_beside(path)
         try:
             descriptor = new(place)
         except FileNotFoundError:
-            if path.parent.is_dir():  # removed between the two steps that make and open a folder
+            if left and path.parent.is_dir():  # removed between the two steps that make and open a folder
                 continue
-            raise
+            raise  # or the folder takes no files, as /proc
         if fcntl is None:
             return place, descriptor
         with contextlib.suppress(OSError):  # some network file systems lock nothing
@@ -171,6 +172,7 @@ def _held(path: Path, new: Callable[[Path], int]) -> tuple[Path, int]:
             if os.path.samestat(os.fstat(descriptor), os.stat(place)):
                 return place, descriptor
         os.close(descriptor)
+    raise FileNotFoundError(f"{path}: what is made beside it is removed at once, {TRIES} times")
 
 
 def _new_file(place: Path) -> int:

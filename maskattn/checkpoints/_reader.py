@@ -14,7 +14,7 @@ import numpy as np
 
 from maskattn.checkpoints import _seal
 from maskattn.checkpoints._base import TensorInfo
-from maskattn.checkpoints._memory import Memory
+from maskattn.checkpoints._memory import SHARED
 from maskattn.typing import NumPyArray as Array
 
 
@@ -37,7 +37,7 @@ class Reader(Mapping[str, Array]):
         self.provenance: dict[str, Any] = {}
         self.notes: list[str] = []
         self._verify = verify
-        self._memory = Memory()
+        self._memory = SHARED
         sealed = self.metadata.pop(_seal.KEY, None)
         if sealed is not None:
             self.hashes, self.provenance = _seal.parse(path, sealed, infos, self.metadata, verify)
@@ -91,6 +91,7 @@ class Reader(Mapping[str, Array]):
     def close(self) -> None:
         """Closes the file; arrays read before stay valid. Closing twice does nothing."""
         self.closed = True
+        self._memory.clear()
         self._close()
 
     @abstractmethod

@@ -9,6 +9,8 @@ A program that loads weights sees nothing of the hashes: they are in the archive
 
 from __future__ import annotations
 
+import itertools
+import mmap
 import os
 import pickle
 import re
@@ -31,6 +33,7 @@ from maskattn.typing import NumPyArray as Array
 
 SUFFIXES = (".pt", ".bin", ".pth", ".ckpt")
 OLDEST = (2, 10)
+ALIGNED = 64
 INFLATION_LIMIT = 100
 INFLATION_FLOOR = 256 * 2**20
 
@@ -97,16 +100,9 @@ class PyTorchWriter(FileWriter):
     def _begin(self) -> None:
         super()._begin()
         torch = _torch()
-        from torch._subclasses.fake_tensor import FakeTensorMode
-
-        with FakeTensorMode():  # tensors without memory
-            tensors = {
-                name: torch.empty(info.shape, dtype=getattr(torch, _NAMES[info.dtype]))
-                for name, info in self.infos.items()
-            }
         try:
-            with torch.serialization.skip_data(materialize_fake_tensors=True):
-                torch.save(tensors, self._file)
+            with torch.serialization.skip_data():
+                torch.save(_without_memory(self.infos), self._file)
             self._file.flush()
         except RuntimeError as error:  # what PyTorch makes of an OSError
             cause = error.__context__
@@ -166,6 +162,23 @@ def _torch() -> Any:
             f"{'.'.join(map(str, OLDEST))} or newer is needed"
         )
     return torch
+
+
+def _without_memory(infos: Mapping[str, TensorInfo]) -> dict[str, Any]:
+    """Tensors of these sizes that nobody reads or writes: addresses apart from each other, and no pages behind them."""
+    torch = _torch()
+    ends = list(itertools.accumulate(-(-info.nbytes // ALIGNED) * ALIGNED for info in infos.values()))
+    flags = mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS | getattr(mmap, "MAP_NORESERVE", 0)
+    room = mmap.mmap(-1, max(ALIGNED, ends[-1] if ends else 0), flags=flags)
+    tensors = {}
+    for (name, info), start in zip(infos.items(), [0, *ends], strict=False):
+        dtype = getattr(torch, _NAMES[info.dtype])
+        if info.nbytes:
+            plain = torch.frombuffer(room, dtype=torch.uint8, offset=start, count=info.nbytes)
+            tensors[name] = plain.view(dtype).reshape(info.shape)
+        else:
+            tensors[name] = torch.empty(info.shape, dtype=dtype)
+    return tensors
 
 
 def _members(path: Path, file: IO[bytes]) -> tuple[list[zipfile.ZipInfo], bytes]:

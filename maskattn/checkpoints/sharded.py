@@ -41,7 +41,6 @@ class ShardedReader(Reader):
             infos = {name: shards[file].infos[name] for name, file in weight_map.items()}
             super().__init__(path, infos, metadata, verify)
             for shard in shards.values():
-                shard._memory = self._memory  # one for all: what is kept does not grow with the number of files
                 self.hashes |= shard.hashes
                 self.metadata = shard.metadata | self.metadata
                 self.provenance = self.provenance or shard.provenance

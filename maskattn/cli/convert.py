@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from maskattn.cli._source import source_options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -48,10 +50,7 @@ class _Size(click.ParamType):
 @click.argument("target", metavar="DST", type=click.Path(path_type=Path))
 @click.option("--to", help="Form wanted: a family, or a layout such as flax-linen. Default: what it was made from.")
 @click.option("--from", "origin", default="auto", show_default=True, help="Form it is in: a family or a layout.")
-@click.option("--family", metavar="NAME|FILE.toml", help="A family of your own, or which one where several fit.")
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="Its config.json.")
-@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where no config.json says.")
-@click.option("--kv-heads", type=click.IntRange(min=1), help="Key/value heads, where fewer.")
+@source_options
 @click.option("--dtype", type=click.Choice(list(DTYPES)), default="keep", show_default=True, help="Cast floats.")
 @click.option("--max-shard-size", type=_Size(), help="Split safetensors into files of this size, for example 5GB.")
 @click.option(
@@ -68,16 +67,7 @@ class _Size(click.ParamType):
     metavar="FILE",
     help="Arrays query, mask and output of the first layer: settles a layout that names leave open.",
 )
-@click.option("--key", help="Which state of a training file: model_ema, or ema/params. Default: the model's.")
 @click.option("--clean", is_flag=True, help="Remove what killed runs left in DST's folder.")
-@click.option(
-    "--strip-prefix",
-    metavar="[PREFIX]",
-    is_flag=False,
-    flag_value="auto",
-    default="",
-    help="Take off what stands before the names, such as module.; alone at the end: what is found there.",
-)
 @click.option("--force", is_flag=True, help="DST may replace SRC; a converted file is read as another form.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
 @click.option("--verify", "check", is_flag=True, help="Read back, undo, compare every tensor, run attention on both.")
@@ -182,6 +172,8 @@ def refusing() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
+        if isinstance(error, OSError) and error.filename is not None:
+            raise Refused(f"{error.filename}: {error.strerror}") from error
         raise Refused(str(error)) from error
     except KeyboardInterrupt:
         raise Stopped("stopped") from None

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
+from maskattn.cli._source import source_options
+
 if TYPE_CHECKING:
     from rich.console import Console
 
@@ -20,19 +22,7 @@ __all__ = ["command"]
 
 @click.command(name="inspect")
 @click.argument("path", type=click.Path(path_type=Path))
-@click.option("--config", "config_path", type=click.Path(dir_okay=False, path_type=Path), help="Its config.json.")
-@click.option("--family", metavar="NAME|FILE.toml", help="A family of your own, or which one where several fit.")
-@click.option("--heads", type=click.IntRange(min=1), help="Attention heads, where no config.json says.")
-@click.option("--kv-heads", type=click.IntRange(min=1), help="Key/value heads, where fewer.")
-@click.option("--key", help="Which state of a training file: model_ema, or ema/params. Default: the model's.")
-@click.option(
-    "--strip-prefix",
-    metavar="[PREFIX]",
-    is_flag=False,
-    flag_value="auto",
-    default="",
-    help="Take off what stands before the names, such as module.",
-)
+@source_options
 @click.option("--no-read", is_flag=True, help="Read names and shapes only: no search for non-finite values.")
 @click.option("--verbose", is_flag=True, help="List every tensor.")
 @click.option("--wide", is_flag=True, help="One line for each fact, however long.")

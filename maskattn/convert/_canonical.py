@@ -29,6 +29,8 @@ def read(stored: Model, sizes: ConfigOf) -> Model:
         model.dropped[name] = "a model computes it when it is built"
         if rule.maker:
             _read_made(model, name, rule.maker, lazy)
+        else:
+            model.tables.append(name)
     for key, layer in stored.layers.items():
         try:
             model.layers[key] = to_canonical(layer, sizes(key, layer), beside=stored.form.beside)

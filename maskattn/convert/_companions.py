@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -22,7 +23,8 @@ def carry(source: str | os.PathLike[str], target: str | os.PathLike[str], config
 
     Into a folder (Orbax), or beside a file whose name says that the folder is one model's (``model.safetensors``), goes
     everything that is found: config.json or params.json, generation and tokenizer files, under their names. Beside any
-    other file goes the configuration alone, as ``<file>.config.json``. Nothing that is there is ever replaced.
+    other file goes the configuration alone, as ``<file>.config.json``. Nothing that is there is replaced, but what was
+    so named for the file that stood at ``target`` before.
 
     Args:
         source: the file or folder that was read. target: the one that was written.
@@ -40,13 +42,13 @@ def carry(source: str | os.PathLike[str], target: str | os.PathLike[str], config
     to = target if target.is_dir() else target.parent
     said: list[str] = []
     if named is not None:
-        name = named.name if named.name in CONFIGS else CONFIGS[0]
+        name = named.name if named.name in CONFIGS else _usual_name(named)
         apart = to / (target.name + BESIDE)
         place = to / name if whole else apart
         if whole and not target.is_dir() and place.exists() and not _same(named, place):
             said.append(f"{place} is another configuration, and stays; the source's is in {apart.name}")
             place = apart
-        said += _copy(named, place)
+        said += _copy(named, place, replace=place == apart)
     if whole and (own or _ALONE.match(origin.name)):
         for name in OTHERS:
             if (folder / name).is_file():
@@ -54,12 +56,23 @@ def carry(source: str | os.PathLike[str], target: str | os.PathLike[str], config
     return said
 
 
-def _copy(file: Path, place: Path) -> list[str]:
-    if place.exists():
+def _usual_name(file: Path) -> str:
+    """What a configuration is called in a model's own folder: Meta's, which names no type of model, is params.json."""
+    try:
+        content = json.loads(file.read_bytes())
+    except (ValueError, RecursionError, OSError):
+        return CONFIGS[0]
+    meta = isinstance(content, dict) and "model_type" not in content and {"dim", "n_layers"} <= set(content)
+    return CONFIGS[1] if meta else CONFIGS[0]
+
+
+def _copy(file: Path, place: Path, *, replace: bool = False) -> list[str]:
+    there = place.exists()
+    if there and (_same(file, place) or not replace):
         return [] if _same(file, place) else [f"{place} is another one, and stays: {file} was not copied"]
-    with open(file, "rb") as read, open(place, "xb") as write:
+    with open(file, "rb") as read, open(place, "wb" if there else "xb") as write:
         shutil.copyfileobj(read, write)
-    return [f"copied {file.name} to {place}"]
+    return [f"copied {file.name} to {place}" + (", which was another file's" if there else "")]
 
 
 def _same(one: Path, other: Path) -> bool:

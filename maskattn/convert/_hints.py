@@ -8,23 +8,27 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo
 from maskattn.convert._identity import About
 from maskattn.convert._match import matches
 
 ADVICE = "a family of your own is a file: docs/converting.md#a-family-of-your-own; --family names it"
 _SHOWN = 5
-_PARTS = 4
+_PARTS = 8
 """Parts of a name that a prefix may have."""
 _SHARE = 0.6
 """How many of all names must begin with a prefix, for it to be one."""
+_COPIES = 0.1
+"""How many must, for it to be that of one model of several."""
 
-_MERGE = "Meta's shards are not merged here; transformers' convert_llama_weights_to_hf.py does it"
+#: What PyTorch's wrappers put into the names of what they wrap, wherever that stands.
+_WRAPPED = re.compile(r"\b(_orig_mod|_fsdp_wrapped_module|_checkpoint_wrapped_module)\.")
 
 #: What names that contain this are of, and what to do: the first that fits is told.
 _STRANGE = (
     (
-        r"\.lora_([AB]|embedding_[AB]|magnitude_vector)\b|\.lora_(down|up)\.|\.hada_w[12]_[ab]\b|\.oft_[rR]\b|\.vera_lambda",
+        r"\.lora_([AB]|embedding_[AB]|magnitude_vector)\b|\.lora_(down|up)\.|\.lora_linear_layer\.|\.hada_w[12]_[ab]\b|\.oft_[rR]\b|\.vera_lambda",
         "an adapter (LoRA or another of PEFT's), not a model",
         "merge it into its base first: PeftModel.from_pretrained(base, folder).merge_and_unload().save_pretrained(...)",
     ),
@@ -37,6 +41,11 @@ _STRANGE = (
         r"\.(qweight|qzeros|g_idx)$",
         "quantized (GPTQ or AWQ): whole numbers that stand for weights",
         "convert the weights it was made of, or dequantize it with the library that made it",
+    ),
+    (
+        r"\.scales$|_(blocks|scales)$",
+        "quantized (MLX or MXFP4): whole numbers that stand for weights, and their scales",
+        "dequantize it first: mlx_lm.convert --dequantize, or transformers' Mxfp4Config(dequantize=True)",
     ),
     (
         r"\.(absmax|quant_map|nested_absmax|SCB)$|quant_state\.bitsandbytes",
@@ -73,22 +82,9 @@ def refuse_a_shard(path: Path) -> None:
     Raises:
         ValueError: it is one shard of a model, or a folder of shards; says of how many, and what to do.
     """
-    if path.is_dir():
-        parts = sorted(path.glob("consolidated.[0-9]*.pth"))
-        if len(parts) > 1 and not list(path.glob("*.safetensors*")):
-            raise ValueError(f"{path}: {len(parts)} shards of one model ({parts[0].name}, ...): {_MERGE}")
-        return
-    match = re.search(r"[-_](\d+)[-_]of[-_](\d+)\.(safetensors|bin|pt|pth)$", path.name)
-    if match and int(match[2]) > 1:
-        raise ValueError(
-            f"{path}: shard {int(match[1])} of {int(match[2])} of one model, not a whole one: name the folder, or the "
-            f"index (.index.json)"
-        )
-    match = re.fullmatch(r"consolidated\.(\d+)\.pth", path.name)
-    count = len(list(path.parent.glob("consolidated.[0-9]*.pth"))) if match else 0
-    if match and (count > 1 or int(match[1])):
-        of = f" of {count}" if count > 1 else ""
-        raise ValueError(f"{path}: shard {int(match[1]) + 1}{of} of one model, not a whole one: {_MERGE}")
+    part = checkpoints.shard(path)
+    if part:
+        raise ValueError(f"{path}: {part}")
 
 
 def outer(strip_prefix: str, infos: Mapping[str, TensorInfo], about: About) -> str:
@@ -98,6 +94,8 @@ def outer(strip_prefix: str, infos: Mapping[str, TensorInfo], about: About) -> s
     if strip_prefix == "auto":
         prefix, _, _ = hidden_by(infos, about)
         if not prefix:
+            _look_for_wrappers(infos, about)
+            _look_for_several(infos, about)
             raise ValueError(f"strip_prefix: no prefix hides the names of a family; they are {some(infos)}")
         return prefix
     if "*" in strip_prefix or not any(name.startswith(strip_prefix) for name in infos):
@@ -118,28 +116,81 @@ def look_for_a_prefix(infos: Mapping[str, TensorInfo], about: About, faults: int
         how = f"all {len(infos)} names begin" if not rest else f"{len(infos) - len(rest)} of {len(infos)} names begin"
         beside = f"; beside it {some(rest)}: --rest keep or drop" if rest else ""
         raise ValueError(f"{how} with {prefix!r}, and are those of {form} without it: --strip-prefix {prefix}{beside}")
+    if not prefix:
+        _look_for_dots(infos, about)
+        _look_for_wrappers(infos, about)
+        _look_for_several(infos, about)
 
 
 def hidden_by(infos: Mapping[str, TensorInfo], about: About) -> tuple[str, str, dict[str, TensorInfo]]:
     """The prefix, the form that the names are without it, and what has no such prefix; empty where there is none."""
     for prefix in prefixes(infos):
         inner = {name.removeprefix(prefix): info for name, info in infos.items() if name.startswith(prefix)}
-        known = [about.known[name] for name in about.said.families if name in about.known]
-        models = matches(inner, about.config, about.forms([about.own] if about.own else known or about.known.values()))
-        if models:
+        form = _form_of(inner, about)
+        if form:
             rest = {name: info for name, info in infos.items() if not name.startswith(prefix)}
-            return prefix, str(models[0].form), rest
+            return prefix, form, rest
     return "", "", {}
 
 
-def prefixes(names: Iterable[str]) -> list[str]:
-    """What most names begin with, the shortest first: whole parts of names."""
+def _form_of(infos: Mapping[str, TensorInfo], about: About) -> str:
+    """The form that has exactly these names; empty where there is none."""
+    known = [about.known[name] for name in about.said.families if name in about.known]
+    models = matches(infos, about.config, about.forms([about.own] if about.own else known or about.known.values()))
+    return str(models[0].form) if models else ""
+
+
+def _look_for_wrappers(infos: Mapping[str, TensorInfo], about: About) -> None:
+    """ValueError where the names are a family's but for what PyTorch's wrappers put into them."""
+    inner = {_WRAPPED.sub("", name): info for name, info in infos.items()}
+    found = sorted({match[0] for name in infos for match in _WRAPPED.finditer(name)})
+    form = _form_of(inner, about) if found and len(inner) == len(infos) else ""
+    if form:
+        count, renamed = (
+            sum(map(bool, map(_WRAPPED.search, infos))),
+            "".join(f".replace({part!r}, '')" for part in found),
+        )
+        raise ValueError(
+            f"{count} of {len(infos)} names have {' and '.join(map(repr, found))} within them (torch.compile, FSDP or "
+            f"checkpointing of a part), and are those of {form} without: save them renamed, name{renamed}"
+        )
+
+
+def _look_for_dots(infos: Mapping[str, TensorInfo], about: About) -> None:
+    """ValueError where the names are those of a Flax tree, joined by dots."""
+    if any("/" in name for name in infos):
+        return
+    form = _form_of({name.replace(".", "/"): info for name, info in infos.items()}, about)
+    if form:
+        raise ValueError(
+            f"all {len(infos)} names are those of {form}, joined by dots instead of slashes: save them renamed, "
+            f"name.replace('.', '/'), or as safetensors with metadata={{'format': 'flax'}}, which says it"
+        )
+
+
+def _look_for_several(infos: Mapping[str, TensorInfo], about: About) -> None:
+    """ValueError where several models stand beside each other, each behind a prefix: a student and its teacher."""
+    found: dict[str, str] = {}
+    for prefix in prefixes(infos, _COPIES):
+        if not any(prefix.startswith(other) for other in found):
+            form = _form_of({n.removeprefix(prefix): i for n, i in infos.items() if n.startswith(prefix)}, about)
+            found |= {prefix: form} if form else {}
+    if len(found) > 1:
+        listed = ", ".join(f"{prefix!r} ({form})" for prefix, form in found.items())
+        raise ValueError(
+            f"{len(found)} models in one file, each behind its prefix: {listed}; --strip-prefix {next(iter(found))} "
+            f"--rest drop takes one"
+        )
+
+
+def prefixes(names: Iterable[str], share: float = _SHARE) -> list[str]:
+    """What so many of all names begin with, the shortest first: whole parts of names."""
     names = list(names)
     counts: Counter[str] = Counter()
     for name in names:
         ends = [match.end() for match in re.finditer(r"[./]", name)]
         counts.update(name[:end] for end in ends[:_PARTS])
-    return sorted((prefix for prefix, count in counts.items() if count >= _SHARE * len(names)), key=len)
+    return sorted((prefix for prefix, count in counts.items() if count >= share * len(names)), key=len)
 
 
 def some(names: Iterable[str]) -> str:

@@ -19,7 +19,7 @@ Infos = Mapping[str, TensorInfo]
 def identify(infos: Infos, source: str, about: About) -> Model:
     """What ``infos`` are; ValueError where it cannot be told. ``source``: "auto", a family's name or a layout's."""
     said = about.recorded
-    if said is not None and not about.force:
+    if said is not None and not _overridden(said, source, about):
         _check_recorded(said, source, about)
         return _as_recorded(infos, said, about)
     if source != "auto":
@@ -35,6 +35,12 @@ def identify(infos: Infos, source: str, about: About) -> Model:
     if of_type:
         _other_model(infos, about)
     return _incomplete(infos, of_type, about)
+
+
+def _overridden(said: Recorded, source: str, about: About) -> bool:
+    """Whether ``force`` reads the file as something else: as what is named, or because what it says is not known."""
+    named = source != "auto" or about.own is not None
+    return about.force and (named or (said.name not in about.known and said.whole is True))
 
 
 def _as_asked(infos: Infos, source: str, about: About) -> Model:
@@ -155,7 +161,8 @@ def _incomplete(infos: Infos, of_type: list[Family], about: About) -> Model:
     """No family accounts for every name exactly. One that knows most is reported; attention alone needs no family."""
     candidates = of_type or list(about.known.values())
     near = [_nearest(infos, about.forms([each]), about) for each in candidates] if infos else []
-    near = [model for model in near if (model.layers or model.tensors) and len(model.left_over) * 2 < len(infos)]
+    within = sum(name.startswith(about.outer) for name in infos)
+    near = [model for model in near if (model.layers or model.tensors) and _strange(model, about) * 2 < within]
     _hints.look_for_a_prefix(infos, about, min(map(_distance, near), default=len(infos)))
     if not near:
         outlines = {name: Lazy.read(name, *info) for name, info in infos.items()}
@@ -170,6 +177,11 @@ def _incomplete(infos: Infos, of_type: list[Family], about: About) -> Model:
     return best
 
 
+def _strange(model: Model, about: About) -> int:
+    """How many names are left over, what has not the prefix that was to be taken off aside."""
+    return sum(name.startswith(about.outer) for name in model.left_over)
+
+
 def _distance(model: Model) -> int:
     return len(model.left_over) + len(model.missing) + len(model.faults)
 
@@ -180,12 +192,18 @@ def _apart(one: Model, other: Model) -> bool:
     return mine.model != theirs.model or (one.form.layout is None and mine.layout != theirs.layout)
 
 
+def _who(about: About) -> str:
+    """What a checkpoint says it is, and that it is none that is known."""
+    if about.said.families:
+        return f"{about.said}, which is stored as {' or '.join(about.said.families)}, and its names are of neither"
+    return f"{about.said}, {about.said.differs}" if about.said.model_type else "no family has these names"
+
+
 def _detected(outlines: Mapping[str, Lazy], about: About) -> str:
     try:
         return layouts.detect(outlines).layout
     except ValueError as error:
-        who = f"{about.said}, {about.said.differs}" if about.said.model_type else "no family has these names"
-        raise ValueError(f"{who}; {error}\n{_hints.ADVICE}") from None
+        raise ValueError(f"{_who(about)}; {error}\n{_hints.ADVICE}") from None
 
 
 def _alone(infos: Infos, layout: str, about: About) -> Model:
@@ -194,7 +212,6 @@ def _alone(infos: Infos, layout: str, about: About) -> Model:
         raise ValueError(f"no attention layer of layout {layout} among {len(infos)} tensors: {_hints.some(infos)}")
     others = f"no family accounts for the other {len(model.left_over)} names"
     model.evidence = (f"layout {layout}: {len(model.layers)} attention layers; {others}",)
-    who = f"{about.said}, {about.said.differs}" if about.said.model_type else "no family has these names"
     if model.left_over:
-        model.headline = f"{who}; only {len(model.layers)} attention layers of layout {layout} are known"
+        model.headline = f"{_who(about)}; only {len(model.layers)} attention layers of layout {layout} are known"
     return model

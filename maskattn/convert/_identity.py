@@ -66,8 +66,8 @@ class Said:
         """How its model differs from that of the family whose names it has."""
         known = self.known
         if known is None:
-            near = layouts.meant(self.model_type, table()).partition("?")
-            return "no family here describes it" + (near[0] + "?" if near[1] else "")
+            near, asks, _ = layouts.meant(self.model_type, table()).partition("?")
+            return "no family here describes it" + (f" ({near.removeprefix(': ')}?)" if asks else "")
         return "no family here describes it" + (f": {known.differs}" if known.differs else "")
 
 
@@ -113,14 +113,14 @@ def said(model_config: Mapping[str, object], provenance: Mapping[str, object]) -
     if isinstance(recorded, str):
         return Said(recorded, "its provenance" if recorded else "")
     told, classes = model_config.get("model_type"), model_config.get("architectures")
-    named = [_type_of(name) for name in classes] if isinstance(classes, list) else []
-    of_class = next((name for name in named if name), "")
+    named = [str(name) for name in classes] if isinstance(classes, list) else []
+    of_class = next((model_type for model_type in map(_type_of, named) if model_type), "")
     if isinstance(told, str) and told:
         apart = of_class and told in table() and _apart(table()[told], table()[of_class])
         other = f"model_type {told}, but architectures of {of_class}" if apart else ""
         return Said(told, "config.json", other)
-    if of_class:
-        return Said(of_class, "config.json (architectures)")
+    if named:  # a class that the table does not have says that it is something else than those it has
+        return Said(of_class or _plain_class(named[0]), "config.json (architectures)")
     return Said("llama", "params.json") if config_json.is_params(model_config) else Said()
 
 
@@ -139,8 +139,13 @@ def tied(model_config: Mapping[str, object], who: Said) -> bool:
 
 def _type_of(class_name: object) -> str:
     """The type of model that a class of transformers is of; empty where the table has none."""
-    plain = re.sub(r"[^a-z0-9]", "", _TASK.sub("", str(class_name)).lower())
+    plain = re.sub(r"[^a-z0-9]", "", _plain_class(class_name))
     return next((name for name in table() if re.sub(r"[^a-z0-9]", "", name.lower()) == plain), "")
+
+
+def _plain_class(class_name: object) -> str:
+    """The name of a class without its task."""
+    return _TASK.sub("", str(class_name)).lower() or str(class_name)
 
 
 def _apart(one: Identity, other: Identity) -> bool:

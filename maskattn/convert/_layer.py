@@ -17,18 +17,28 @@ Convert = Callable[[Mapping[str, Any], AttentionConfig], Mapping[str, Any]]
 """``to_canonical`` or ``from_canonical`` of a layout."""
 
 
-def sizes(layer: Layer, model_config: Mapping[str, object], asked: Heads, remembered: Heads) -> AttentionConfig:
+def sizes(
+    layer: Layer, model_config: Mapping[str, object], asked: Heads, remembered: Heads, *, force: bool = False
+) -> AttentionConfig:
     """The configuration that the shapes of a stored layer admit. ValueError where they admit none.
 
     Heads are those of ``model_config``, a config.json; as asked for; as the file remembers; by the family's rule; or
-    by the shape of an extra.
+    by the shape of an extra. What the file remembers of its conversion may be contradicted by ``force`` alone.
     """
     index = layer.indices[0] if layer.indices else None
     paths = layer.rule.heads or "", layer.rule.kv_heads or ""
     told = [config_json.look_up(model_config, path, index) for path in paths]
+    for what, mine, theirs in zip(("num_heads", "num_kv_heads"), asked, told, strict=True):
+        if mine is not None and isinstance(theirs, int) and mine != theirs:
+            raise ValueError(
+                f"{layer.all_of_it}{what} is {mine} as asked for (--heads, --kv-heads), and {theirs} by the "
+                f"configuration: leave it out, or name another (--config)"
+            )
     number, kv_number = (value if isinstance(value, int) else other for value, other in zip(told, asked, strict=True))
     if number is None:
         number, kv_number = remembered
+    elif kv_number is None and number == remembered[0]:
+        kv_number = remembered[1]
     if number is None and "width/" in paths[0]:
         number = _width(layer) // int(paths[0].rpartition("width/")[2]) or None
     for extra in layer.layout.extras:
@@ -37,9 +47,15 @@ def sizes(layer: Layer, model_config: Mapping[str, object], asked: Heads, rememb
     try:
         inferred = layer.layout.infer(layer.tensors, number, kv_number)
         scale = layouts.get(layer.rule.layout).scale  # a generic layout does not have that of the family's own
-        return inferred if scale is None else dataclasses.replace(inferred, scale=scale)
+        found = inferred if scale is None else dataclasses.replace(inferred, scale=scale)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{layer.all_of_it}{error}") from None
+    if remembered not in ((None, None), (found.num_heads, found.num_kv_heads)) and not force:
+        raise ValueError(
+            f"{layer.all_of_it}{found.num_heads} heads and {found.num_kv_heads} key/value heads, but it was converted "
+            f"with {remembered[0]} and {remembered[1]}, its provenance says: --force goes against that"
+        )
+    return found
 
 
 def to_canonical(layer: Layer, config: AttentionConfig, *, beside: bool) -> Layer:
@@ -75,6 +91,7 @@ def to_canonical(layer: Layer, config: AttentionConfig, *, beside: bool) -> Laye
         steps=layout.reading(config, given),
         checks=checks,
         dropped=tuple(given[local].sources[0] for local in sorted(buffers)),
+        tables=tuple(given[b.name].sources[0] for b in layout.buffers if b.name in buffers and b.build is None),
     )
 
 
@@ -102,7 +119,8 @@ def from_canonical(layer: Layer, layout: Layout, *, beside: bool) -> Layer:
         parts = layout.sources(config) | {extra.name: (extra.canonical,) for extra in layout.extras}
         stored = _when_needed(layout.from_canonical, given, config, parts, shapes, layer._replace(layout=layout))
     _raise([f"{layer.where}{name} would be missing" for name in shapes if name not in stored])
-    return layer._replace(layout=layout, tensors=stored | kept, steps=layout.writing(config), checks=checks, dropped=())
+    steps = layout.writing(config)
+    return layer._replace(layout=layout, tensors=stored | kept, steps=steps, checks=checks, dropped=(), tables=())
 
 
 def _lazily(convert: Convert, tensors: Mapping[str, Lazy], config: AttentionConfig) -> dict[str, Lazy]:

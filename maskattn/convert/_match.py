@@ -136,11 +136,12 @@ def _miscounted(form: Form, groups: Mapping[str, set[Indices]], model_config: Ma
     """Layers that are not as many as the configuration says, or not numbered without a gap."""
     faults: list[str] = []
     for pattern, path in form.family.layers.items():
-        count = config_json.look_up(model_config, path)
         numbers = Counter(indices[:-1] for indices in groups.get(pattern, ()))  # of a nested one: within each layer
-        wrong = {before: found for before, found in numbers.items() if isinstance(count, int) and found != count}
-        for before, found in list(wrong.items())[:1]:
-            faults.append(f"layers of {_numbered(pattern, before)}: {path} is {count}, found {found}")
+        told = {before: config_json.look_up(model_config, path, before[0] if before else None) for before in numbers}
+        wrong = [at for at, found in numbers.items() if isinstance(told[at], int) and found != told[at]]
+        for before in wrong[:1]:
+            found = numbers[before]
+            faults.append(f"layers of {_numbered(pattern, before)}: {path} is {told[before]}, found {found}")
     for group, indices in groups.items():
         faults += _gaps(group, indices)
     return faults

@@ -14,9 +14,14 @@ BUFFERED = 64 * 2**20
 
 
 def needed(array: Lazy, infos: Mapping[str, TensorInfo]) -> int:
-    """Bytes held while a tensor is made: its sources, and itself where it is no view of one."""
-    if any(what.startswith("stack") for what in array.operations):  # its sources are read one by one
-        return array.nbytes + max((infos[name].nbytes for name in array.sources), default=0)
+    """Bytes held while a tensor is made: its sources, and itself where it is no view of one.
+
+    Of one that is stacked, the sources of one part at a time.
+    """
+    if array.parts:
+        stacked = sum(part.nbytes for part in array.parts)
+        changed = 0 if array.dtype == array.parts[0].dtype else array.nbytes
+        return stacked + changed + max(needed(part, infos) for part in array.parts)
     views = all(what in ("reshape", "transpose") or what.startswith("take") for what in array.operations)
     return sum(infos[name].nbytes for name in array.sources) + (0 if views else array.nbytes)
 

@@ -23,6 +23,7 @@ class Layer(NamedTuple):
       layout: the one its tensors are in. tensors: by their names there. config: its sizes, once it was read.
       steps: what bringing it into this layout is more than moving numbers. checks: read numbers, and raise ValueError
         where they are not what the steps take them to be. dropped: tensors of the checkpoint that are left out.
+      tables: those among them that no layout makes again.
     """
 
     rule: Rule
@@ -34,6 +35,7 @@ class Layer(NamedTuple):
     steps: tuple[Step, ...] = ()
     checks: tuple[Callable[[Read], None], ...] = ()
     dropped: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
 
     @property
     def own_name(self) -> str:
@@ -58,6 +60,7 @@ class Model:
       left_over, missing: names that have no place in the form, and places without a name. faults: layers that are not
         as many as they must be.
       steps, checks: of all layers. dropped: tensors of the checkpoint that are not carried over, and why.
+      tables: those of the dropped that a model computes, and whose bytes are kept for the way back.
       ties, shared: heads that were made of the embedding; tensors left out because they are it.
       reasons: everything that is wrong. notes: what a person should know. headline: what a refusal begins with.
     """
@@ -75,6 +78,7 @@ class Model:
     dropped: dict[str, str] = field(default_factory=dict)
     reasons: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    tables: list[str] = field(default_factory=list)
     ties: list[str] = field(default_factory=list)
     shared: list[str] = field(default_factory=list)
     headline: str = ""
@@ -88,4 +92,5 @@ class Model:
         """Notes what there is to say of a layer that was brought into another layout; equal steps once."""
         self.steps.update({str(step): step for step in layer.steps})
         self.checks += layer.checks
+        self.tables += layer.tables
         self.dropped.update(dict.fromkeys(layer.dropped, "checked to be what a model computes when it is built"))

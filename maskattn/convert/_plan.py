@@ -11,18 +11,18 @@ import numpy as np
 
 from maskattn.checkpoints import TensorInfo
 from maskattn.config import AttentionConfig
-from maskattn.convert import _hints, _identity, _memory, _provenance, _widths, families
-from maskattn.convert._canonical import ConfigOf, made, read, write
+from maskattn.convert import _hints, _identity, _memory, _provenance, _tables, _widths, families
+from maskattn.convert._canonical import ConfigOf, read, write
 from maskattn.convert._identify import identify
 from maskattn.convert._identity import About
 from maskattn.convert._layer import sizes
 from maskattn.convert._match import match
 from maskattn.convert._model import Layer, Model
-from maskattn.convert._target import bind, target_form, unstackable
+from maskattn.convert._target import against, bind, target_form, unstackable
 from maskattn.convert._ties import Ties, headless
 from maskattn.convert.families import Family, Form
 from maskattn.convert.layouts import DTYPES, Step
-from maskattn.convert.lazy import Lazy, Read, constant
+from maskattn.convert.lazy import Lazy, Read
 from maskattn.typing import NumPyArray as Array, NumPyDType
 
 REST = ("error", "keep", "drop")
@@ -60,7 +60,7 @@ class Plan:
       layers: the attention layers, in canonical form. checks: what is verified of values before anything is published.
       buffers: what was left out, now or before, and can be made again, by family.
       notes: what a person should know, warnings among it. shared: tensors that are left out because they are the
-        embedding, and are made again of it.
+        embedding, and are made again of it. tables: those left out whose bytes are kept with what the target says.
       record: what else the target will say of itself, for the way back: plain data.
     """
 
@@ -77,6 +77,7 @@ class Plan:
     buffers: _provenance.Buffers
     notes: tuple[str, ...] = ()
     shared: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     record: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -103,7 +104,7 @@ class Plan:
     @property
     def lost(self) -> list[str]:
         """What is left out and cannot be made again."""
-        again = {name for infos in self.buffers.values() for name in infos} | set(self.shared)
+        again = {name for infos in self.buffers.values() for name in infos} | {*self.shared, *self.tables}
         return [name for name in self.dropped if name not in again]
 
     @property
@@ -208,10 +209,14 @@ def plan(
     to = target_form(target, stored.form, about, scan, _provenance.origin(provenance), prefixes, spellings)
     stored.reasons += unstackable(to)
     model_type, overridden = bind(stored, to, source, about)
+    earlier, forced = str(provenance.get("overridden") or ""), against(stored, about)
+    stored.notes += [f"warning: {forced}"] if forced else []
+    stored.notes += [f"warning: {earlier} (said when it was converted)"] if earlier else []
     heads, before = _provenance.heads(provenance), _provenance.buffers(provenance)
 
     def sizes_of(key: str, layer: Layer) -> AttentionConfig:
-        return sizes(layer, model_config, (num_heads, num_kv_heads), heads.get(key, (None, None)))
+        remembered = heads.get(key, (None, None))
+        return sizes(layer, model_config, (num_heads, num_kv_heads), remembered, force=force)
 
     planned = assemble(
         stored,
@@ -221,6 +226,7 @@ def plan(
         rest=rest,
         dtype=cast,
         before=before,
+        tables=_tables.unpack(provenance).get(to.family.name, {}),
         kept_before=_provenance.names(provenance, "kept"),
         ties=Ties(_identity.tied(model_config, about.said), _provenance.tied(provenance)),
         about=about,
@@ -230,8 +236,9 @@ def plan(
         "prefixes": prefixes | {name: form.prefix},
         "spellings": {key: list(value) for key, value in spellings.items()} | {name: [form.outer, form.old_norms]},
         "model_type": model_type,
-        "overridden": overridden or provenance.get("overridden", ""),
+        "overridden": "; ".join(dict.fromkeys(text for text in (earlier, overridden, forced) if text)),
         "tied": planned.record["tied"],
+        "tables": provenance.get("tables", {}),
     }
     return replace(planned, record=record)
 
@@ -245,14 +252,15 @@ def assemble(
     rest: str = "error",
     dtype: NumPyDType | None = None,
     before: _provenance.Buffers | None = None,
+    tables: Mapping[str, Array] | None = None,
     kept_before: Collection[str] = (),
     ties: Ties | None = None,
     about: About | None = None,
 ) -> Plan:
     """The plan of every conversion: what was found, through the canonical model, to the form ``to``.
 
-    ``before``: what was left out on the way here, by family. ``kept_before``: what no rule knew then either.
-    ``about``: what its sizes are compared with.
+    ``before``: what was left out on the way here, by family. ``tables``: those of ``to`` whose bytes were kept.
+    ``kept_before``: what no rule knew then either. ``about``: what its sizes are compared with.
     """
     ties = ties or Ties()
     source.reasons += [*(f"{name}: missing" for name in source.missing), *source.faults]
@@ -273,7 +281,9 @@ def assemble(
         if name in written:
             model.reasons.append(f"{name}: the name of a tensor that is kept is also the name of a converted one")
         written[name] = Lazy.read(name, *infos[name])
-    again = _made_again(before or {}, to, written)
+    again = _tables.make_again(before or {}, to, written)
+    _tables.carry(model, to, infos, written)
+    _tables.put_back(tables or {}, to, written)
     if not model.reasons and not to.attention_only:
         stored = match(to, written)
         lacks = f"{to.family.name} cannot do without it, and the source has none"
@@ -286,8 +296,8 @@ def assemble(
         evidence=source.evidence,
         moves=tuple(Move(name, _cast(name, lazy, dtype)) for name, lazy in written.items()),
         infos=infos,
-        steps=tuple(model.steps.values()),
-        dropped=model.dropped,
+        steps=tuple(_tables.steps(model, kept=about is not None)),
+        dropped=model.dropped | _tables.said(model, kept=about is not None),
         kept=tuple(kept),
         dtype=dtype,
         layers=model.layers,
@@ -295,6 +305,7 @@ def assemble(
         buffers={source.form.family.name: left_out} if left_out or again else before or {},
         notes=tuple(dict.fromkeys(model.notes)),
         shared=tuple(model.shared),
+        tables=tuple(name for name in model.tables if name in model.dropped) if about is not None else (),
         record={"tied": ties.record(source.form.family.name, model.ties)},
     )
 
@@ -333,16 +344,6 @@ def in_order(plan: Plan, order: tuple[str, ...]) -> Iterator[Move]:
                 yield move
                 if len(move.array.sources) == 1:
                     group += [other for name in move.array.sources for other in users[name] if other.target in waiting]
-
-
-def _made_again(before: _provenance.Buffers, to: Form, written: dict[str, Lazy]) -> bool:
-    """Adds what was left out of this family and is missing; whether this is the form it belongs to."""
-    infos = before.get(to.family.name, {}) if to.layout is None else {}
-    for name, (shape, dtype) in infos.items():
-        place = to.find(name)
-        if place is not None and place[0].maker:
-            written.setdefault(name, constant(made(place[0].maker, shape, dtype)))
-    return bool(infos)
 
 
 def _cast(name: str, lazy: Lazy, dtype: NumPyDType | None) -> Lazy:

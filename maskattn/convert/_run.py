@@ -21,10 +21,11 @@ from typing import Any
 
 from maskattn import checkpoints
 from maskattn.checkpoints import PENDING, Reader, TensorInfo
+from maskattn.convert import _tables
+from maskattn.convert._hints import refuse_a_shard
 from maskattn.convert._memory import THREADS, allowed, needed
 from maskattn.convert._plan import Move, Plan, in_order
 from maskattn.convert._provenance import buffers_as_json
-from maskattn.convert.lazy import MEMORY
 from maskattn.typing import NumPyArray as Array
 
 Progress = Callable[[str, int], None]
@@ -49,15 +50,17 @@ def run(
     comes from: the source's files and their hashes, both forms, casts, steps, versions. ``metadata`` (None: what
     transformers expects of safetensors) and ``max_shard_size`` are those of ``checkpoints.create``; ``progress`` is
     called with the name of each tensor that was written, and its bytes, from two threads. The folder of ``path`` is
-    made where there is none. ``force``: ``path`` may be one of the source's files, which is then replaced.
+    made where there is none. ``force``: ``path`` may be one of the source's files, which is then replaced, and the
+    source a shard.
 
     Raises:
-        ValueError: ``path`` is one of the source's files; the format cannot hold a tensor; a value is not what the plan
-            takes it to be; a cast made a finite number infinite; a damaged source. OSError: it cannot be written. What
-            was at ``path`` is then still there.
+        ValueError: the source is one of several shards, or ``path`` one of the source's files; the format cannot hold a
+            tensor; a value is not what the plan takes it to be; a cast made a finite number infinite; a damaged source.
+        OSError: it cannot be written. What was at ``path`` is then still there.
     """
     path = Path(path)
     if not force:
+        refuse_a_shard(reader.path)
         _refuse_source(path, reader)
     about = provenance(plan, reader)
     metadata = _format(plan, path) if metadata is None else metadata
@@ -94,8 +97,8 @@ def each(
 ) -> None:
     """Calls ``work`` with every move and a function that reads its sources, on two threads.
 
-    A tensor that several moves need is read once, and forgotten after the last of them. No move is begun that would
-    bring the memory above that of ``allowed``.
+    A tensor that several moves need is read once, and forgotten after the last of them; but what is stacked reads its
+    parts by itself, and forgets each. No move is begun that would bring the memory above that of ``allowed``.
     """
     source, stop = Source(moves, infos, reader), threading.Event()
 
@@ -105,7 +108,7 @@ def each(
             if move is None:
                 return
             try:
-                work(move, source.read)
+                work(move, source.of(move))
             except BaseException:
                 stop.set()
                 raise
@@ -114,13 +117,16 @@ def each(
 
     with ThreadPoolExecutor(THREADS) as threads:
         running = [threads.submit(take_turns) for _ in range(THREADS)]
-    MEMORY.clear()
+    checkpoints.SHARED.clear()
     for thread in running:
         thread.result()
 
 
 def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
     """What a converted checkpoint says of where it comes from; the files' hashes are filled in while it is written."""
+    tables, family = dict(plan.record.get("tables", {})), plan.forms[0].family.name
+    if plan.tables:
+        tables[family] = _tables.pack(plan.tables, reader.__getitem__)
     files = {name: {"bytes": file.stat().st_size, "sha256": PENDING} for name, file in _files(reader).items()}
     source: dict[str, Any] = {"form": plan.source, "whole": not plan.forms[0].attention_only, "files": files}
     if reader.provenance:
@@ -134,6 +140,7 @@ def provenance(plan: Plan, reader: Reader) -> dict[str, Any]:
         "kept": list(plan.kept),
         "buffers": buffers_as_json(plan.buffers),
         **plan.record,
+        "tables": tables,
         "heads": {name: [layer.config.num_heads, layer.config.num_kv_heads] for name, layer in plan.layers.items()},
         "versions": {"python": platform.python_version()} | {name: _version(name) for name in ("maskattn", "numpy")},
     }
@@ -145,7 +152,7 @@ class Source:
     def __init__(self, moves: list[Move], infos: Mapping[str, TensorInfo], reader: Mapping[str, Array]) -> None:
         self._reader, self._infos, self._limit = reader, infos, allowed(infos)
         self._waiting, self._running, self._bytes = deque(moves), 0, 0
-        self._uses = Counter(name for move in moves for name in move.array.sources)
+        self._uses = Counter(name for move in moves if not move.array.parts for name in move.array.sources)
         self._changed = threading.Condition()
         self.held: dict[str, Future[Array]] = {}
 
@@ -159,6 +166,10 @@ class Source:
                     return self._waiting.popleft()
                 self._changed.wait()
         return None
+
+    def of(self, move: Move) -> Callable[[str], Array]:
+        """How ``move`` reads: what is read is held for those after it; not the parts of a stack, which are many."""
+        return self._reader.__getitem__ if move.array.parts else self.read
 
     def read(self, name: str) -> Array:
         """The tensor ``name``, from the file or still held."""
@@ -177,7 +188,7 @@ class Source:
     def end(self, move: Move) -> None:
         """What was read for ``move`` and nothing after it is forgotten."""
         with self._changed:
-            for name in move.array.sources:
+            for name in () if move.array.parts else move.array.sources:
                 self._uses[name] -= 1
                 if not self._uses[name]:
                     self.held.pop(name, None)
@@ -223,6 +234,9 @@ def _format(plan: Plan, path: Path) -> dict[str, str]:
 def _folder(folder: Path) -> Iterator[None]:
     """Makes a folder and those it lies in; where nothing came of it, they are gone again."""
     made = [place for place in (folder, *folder.parents) if not place.exists()]
+    within = next((place for place in (folder, *folder.parents) if place.exists()), folder)
+    if not within.is_dir():
+        raise NotADirectoryError(f"{within} is a file, and no folder to write into")
     folder.mkdir(parents=True, exist_ok=True)
     try:
         yield

@@ -56,6 +56,19 @@ def unstackable(to: Form) -> list[str]:
     return [f"{inner}: lies within layers that are stacked; --no-scan keeps them apart" for inner in within]
 
 
+def against(stored: Model, about: About) -> str:
+    """What the file says of its own form and ``force`` overrides, in words; empty where it is read as it says."""
+    said, form = about.recorded, stored.form
+    if said is None or not about.force:
+        return ""
+    name = (form.layout or form.family.layout) if form.attention_only else form.family.name
+    layout = None if form.attention_only else form.layout
+    own = said.layout == form.family.layout and layout is None
+    if said.name == name and (said.layout == layout or own) and said.scan == form.scan:
+        return ""
+    return f"its provenance says that it is {said}: taken for {form} all the same, by --force"
+
+
 def bind(stored: Model, to: Form, source: str, about: About) -> tuple[str, str]:
     """The type of model that the target is of, and what was overridden; notes what a person should know.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -102,6 +103,9 @@ def convert_model(
         source: the form they are in. config: what its config.json holds.
         options: those of ``plan``: ``num_heads``, ``dtype``, ``rest``, ``scan``, ``family``, ``strip_prefix``.
 
+    Warns:
+        UserWarning: nothing says which model it is, and others are named alike; what it says is overridden.
+
     Returns:
         Names to new C-contiguous arrays; ``layouts.unflatten`` makes the tree of them.
 
@@ -117,7 +121,11 @@ def convert_model(
         kind = f"{type(flat[strange[0]]).__module__}.{type(flat[strange[0]]).__name__}"
         raise TypeError(f"{strange[0]}: expected a NumPy array, got {kind}")
     infos = {name: TensorInfo(array.shape, array.dtype) for name, array in flat.items()}
-    return plan(infos, source=source, target=target, config=config, **options).evaluate(flat)
+    planned = plan(infos, source=source, target=target, config=config, **options)
+    for note in planned.notes:
+        if note.startswith(("warning: ", "nothing says which model")):
+            warnings.warn(note.removeprefix("warning: "), stacklevel=2)
+    return planned.evaluate(flat)
 
 
 def _flat(tensors: Mapping[str, object], separator: str) -> dict[str, Any]:

@@ -72,7 +72,8 @@ def headless(model: Model, about: About) -> list[str]:
     told = config_json.look_up(about.config, "tie_word_embeddings|text_config.tie_word_embeddings")
     if not headed or told is not False or tied(about.config, about.said):
         return []
-    heads = {f"{rule.canonical}.kernel" for rule in model.form.family.rules if not rule.prefixed}
+    rules = (rule for rule in model.form.family.rules if rule.tied is not None or not rule.prefixed)
+    heads = {f"{rule.canonical}.kernel" for rule in rules}
     if heads & set(model.tensors):
         return []
     absent = [model.form.name(rule, (), "kernel") for rule, name in _tied(model.form)]

@@ -1,9 +1,10 @@
 """Whether a conversion lost anything: the file read back, undone and compared, then attention run on both sides.
 
 Every tensor of the source is made again from the file that was written, and its SHA-256 compared with that of the
-source. Then, for each shape of attention layer, PyTorch runs one on the source's weights and JAX on those of the file,
-under a padding and a causal mask, and both are held to their limits (``maskattn.standards``): in float32 whatever they
-are stored in, since the limits of narrower dtypes at real widths are wider than any fault.
+source; what the file has beside is made again from the source. Then, for each shape of attention layer, PyTorch runs
+one on the source's weights and JAX on those of the file, under a padding and a causal mask, and both are held to their
+limits (``maskattn.standards``): in float32 whatever they are stored in, since the limits of narrower dtypes at real
+widths are wider than any fault.
 """
 
 from __future__ import annotations
@@ -100,6 +101,12 @@ def verify(
                 progress(move.target, source.infos[move.target].nbytes)
 
     each(moves, undo.infos, written, compare)
+    used = {name for move in moves for name in move.array.sources}
+    for move in plan.moves:  # what was made beside the source's own: a head that is the embedding
+        if move.target not in used:
+            outcome = _compare(move.array.evaluate(source.__getitem__), written[move.target], (), True)
+            if outcome is not None:
+                _note(result, move.target, outcome)
     compared = {move.target for move in moves}
     result.absent = [name for name in source.infos if name not in compared]
     not_said = [name for name in result.absent if name not in plan.dropped]
@@ -119,7 +126,11 @@ def _compare(original: Array, made: Array, operations: tuple[str, ...], exact: b
     if not exact and not all(what.startswith(_MOVED) for what in operations):
         wide = original.astype(np.float64)
         largest = float(np.abs(wide).max(initial=0)) or 1.0
-        return float(np.abs(made.astype(np.float64) - wide).max(initial=0)) / largest
+        error = float(np.abs(made.astype(np.float64) - wide).max(initial=0)) / largest
+        limit = standards.value("convert.near") * standards.eps(original.dtype) / standards.eps("float32")
+        if error <= limit:
+            return error
+        return f"largest difference {error:.3g} of the largest number, where its step changes at most {limit:.3g}"
     return f"{int((_bytes(original) != _bytes(made)).sum())} of {original.nbytes} bytes differ"
 
 

@@ -1,11 +1,10 @@
 """Whether the parts of a model fit together: every width against its neighbours' and against the configuration.
 
-Which widths must be equal is data, in ``widths.toml``.
+Which widths must be equal is data: in ``widths.toml``, or in the file of a family of one's own.
 """
 
 from __future__ import annotations
 
-import re
 import tomllib
 from collections import Counter
 from collections.abc import Iterator, Mapping
@@ -16,11 +15,10 @@ from typing import Any, NamedTuple
 from maskattn.convert import config_json
 from maskattn.convert._identity import About
 from maskattn.convert._model import Model
+from maskattn.convert.families._family import WIDTH
 
 Width = tuple[str, int | None]
 """A word of the table, and the stage it is of."""
-
-_WORD = re.compile(r"(?:(\d+)\*)?(\w+?)(?:@(\+1|-1|\d+)?)?\Z")
 
 
 class Seen(NamedTuple):
@@ -34,9 +32,15 @@ class Seen(NamedTuple):
 
 
 def mismatches(model: Model, about: About) -> list[str]:
-    """Every width that is not that of its neighbours, or not that of the configuration, in words."""
-    table = _table().get(model.form.family.model)
+    """Every width that is not that of its neighbours, or not that of the configuration, in words.
+
+    Where nothing says which must be equal, the model's notes say so.
+    """
+    family = model.form.family
+    table = family.widths or _table().get(family.model)
     if table is None:
+        unsaid = f"widths are not compared: no [widths] of {family.name} say which must be equal"
+        model.notes += [] if model.form.attention_only else [unsaid]
         return []
     seen = list(_all(model, table))
     told = _told(table, about)
@@ -81,14 +85,14 @@ def _all(model: Model, table: Mapping[str, Any]) -> Iterator[Seen]:
         for text in str(table.get(line, "")).split():
             for size in dict.fromkeys((config.embed_dim, config.kdim, config.vdim, config.out_dim)):
                 yield from _one(text, size, layer.indices, last, same, layer.own_name, line)
-        if "head_dim" in table["config"]:
+        if "head_dim" in table.get("config", {}):
             yield Seen(("head_dim", None), config.head_dim, 1, layer.own_name, line)
 
 
 def _one(
     text: str, size: int, indices: tuple[int, ...], last: int, same: Mapping[str, str], name: str, line: str
 ) -> Iterator[Seen]:
-    match = _WORD.match(text)
+    match = WIDTH.match(text)
     if match is None or text == "_":
         return
     stage: int | None = None
@@ -109,16 +113,17 @@ def _same(model: Model, table: Mapping[str, Any]) -> dict[str, str]:
 def _told(table: Mapping[str, Any], about: About) -> dict[Width, tuple[int, str]]:
     """The widths that the configuration says."""
     told: dict[Width, tuple[int, str]] = {}
-    for text, path in table["config"].items():
+    for text, path in table.get("config", {}).items():
         value, word = config_json.look_up(about.config, path), _width(text)
         if word[0] == "intermediate" and "mlp_ratio" in about.config:
             continue  # of these two, the model goes by the ratio
         if type(value) is int and value > 0:
             key = next(p for p in path.split("|") if config_json.look_up(about.config, p) == value)
             told[word] = value, f"{key} of the configuration"
+    told |= _by_ratio(about.config, told)
     heads, _ = config_json.heads(about.config)
     hidden, known = told.get(("hidden", None)), about.said.known
-    if "head_dim" in table["config"] and ("head_dim", None) not in told:
+    if "head_dim" in table.get("config", {}) and ("head_dim", None) not in told:
         if known is not None and known.head_dim and about.config:
             told["head_dim", None] = known.head_dim, f"that of {known.model_type}"
         elif heads and hidden and about.config.get("head_dim") is None:
@@ -127,6 +132,22 @@ def _told(table: Mapping[str, Any], about: About) -> dict[Width, tuple[int, str]
     if feed_forward and ("intermediate", None) not in told:
         told["intermediate", None] = feed_forward, "what params.json makes of dim and multiple_of"
     return told
+
+
+def _by_ratio(config: Mapping[str, object], told: Mapping[Width, tuple[int, str]]) -> dict[Width, tuple[int, str]]:
+    """The widths of MLPs whose configuration says how many times as wide they are (DINOv2, Swin)."""
+    ratio = config.get("mlp_ratio")
+    if not isinstance(ratio, (int, float)) or ratio <= 0:
+        return {}
+    by_ratio: dict[Width, tuple[int, str]] = {}
+    for word, mlp in ((("hidden", None), ("intermediate", None)), (("stage", 0), ("mlp", 0))):
+        if word in told:
+            wide, because = told[word]
+            by_ratio[mlp] = int(wide * ratio), f"{because}, times mlp_ratio"
+    if config.get("use_swiglu_ffn") and ("intermediate", None) in by_ratio:
+        wide, because = by_ratio.pop(("intermediate", None))
+        by_ratio["gated", None] = -(-int(wide * 2 / 3) // 8) * 8, f"{because}, two thirds of it in eights"
+    return by_ratio
 
 
 def _width(text: str) -> Width:

@@ -13,11 +13,8 @@ from typing import Any
 import numpy as np
 
 from maskattn._contiguous import fill
-from maskattn.checkpoints import Memory
+from maskattn.checkpoints import SHARED
 from maskattn.typing import NumPyArray as Array, NumPyDType
-
-MEMORY = Memory()
-"""Of stacked tensors; whoever streams them empties it in the end."""
 
 Read = Callable[[str], Array]
 """Gives a tensor of the source by its name."""
@@ -30,10 +27,11 @@ class NeedsNumbers(TypeError):
 class Lazy:
     """An array to be: `evaluate(read)` makes it. `sources` are the names it reads, `operations` what is done to them.
 
-    Operations are recorded, not performed: reshape, transpose, slices, and any NumPy function or ufunc.
+    Operations are recorded, not performed: reshape, transpose, slices, and any NumPy function or ufunc. `parts`: what
+    it was stacked of, one after the other, where no two of them read the same tensor.
     """
 
-    __slots__ = ("_make", "_reversed", "dtype", "operations", "shape", "sources")
+    __slots__ = ("_make", "_reversed", "dtype", "operations", "parts", "shape", "sources")
 
     def __init__(
         self,
@@ -42,7 +40,9 @@ class Lazy:
         sources: tuple[str, ...],
         operations: tuple[str, ...],
         make: Callable[[Read], Any],
+        parts: tuple[Lazy, ...] = (),
     ) -> None:
+        self.parts = parts
         self.shape, self.dtype = tuple(int(size) for size in shape), np.dtype(dtype)
         self.sources, self.operations, self._make = sources, operations, make
         self._reversed: Lazy | None = None
@@ -107,8 +107,8 @@ class Lazy:
 
     def changed(self, function: Callable[[Array], Array], what: str, dtype: Any) -> Lazy:
         """``function`` of the array, which may look at its numbers: one of this shape, and of ``dtype``."""
-        make = self._make
-        return Lazy(self.shape, dtype, self.sources, (*self.operations, what), lambda read: function(make(read)))
+        make, operations = self._make, (*self.operations, what)
+        return Lazy(self.shape, dtype, self.sources, operations, lambda read: function(make(read)), self.parts)
 
     def __getitem__(self, index: Any) -> Lazy:
         if isinstance(index, slice) and self.ndim and index.indices(len(self)) == (0, len(self), 1):
@@ -149,7 +149,9 @@ class Lazy:
         outline, operations, make = function(_outline(self)), self.operations, self._make
         if not (what in ("reshape", "transpose") and operations[-1:] == (what,)):
             operations = (*operations, what)
-        return Lazy(outline.shape, outline.dtype, self.sources, operations, lambda read: function(make(read)))
+        return Lazy(
+            outline.shape, outline.dtype, self.sources, operations, lambda read: function(make(read)), self.parts
+        )
 
 
 def combine(function: Callable[..., Any], args: object, kwargs: object, name: str | None = None) -> Lazy:
@@ -178,18 +180,31 @@ def constant(array: Array) -> Lazy:
 
 
 def stack(parts: Sequence[Lazy], axis: int) -> Lazy:
-    """One array with a new axis; filled part by part, so that no more than one part is held beside it."""
+    """One array with a new axis; filled part by part, so that no more than one part need be held beside it."""
     shape = (*parts[0].shape[:axis], len(parts), *parts[0].shape[axis:])
 
     def make(read: Read) -> Array:
-        out = MEMORY.empty(shape, parts[0].dtype)
+        out = SHARED.empty(shape, parts[0].dtype)
         for i, part in enumerate(parts):
-            fill(np.moveaxis(out, axis, 0)[i], part.evaluate(read))
+            fill(np.moveaxis(out, axis, 0)[i], part.evaluate(_once(read)))
         return out
 
     operations = (*parts[0].operations, f"stack {len(parts)} on axis {axis}")
     sources = tuple(dict.fromkeys(name for part in parts for name in part.sources))
-    return Lazy(shape, parts[0].dtype, sources, operations, make)
+    apart = len(sources) == sum(len(part.sources) for part in parts)
+    return Lazy(shape, parts[0].dtype, sources, operations, make, tuple(parts) if apart else ())
+
+
+def _once(read: Read) -> Read:
+    """``read`` that holds what it has read, for as long as it is held itself."""
+    held: dict[str, Array] = {}
+
+    def first(name: str) -> Array:
+        if name not in held:
+            held[name] = read(name)
+        return held[name]
+
+    return first
 
 
 def _outline(lazy: Lazy) -> Array:

@@ -92,7 +92,8 @@ class MLM(Scheme[Masked]):
             tokens: int [B, L].
             special: bool [B, L], True = spared: [CLS], [SEP] and padding. None: no token is.
             words: int [B, L], for `whole_words` only: which word a token belongs to, as a tokenizer's `word_ids()`
-                (-1 for None). Neighbours with equal numbers are one word; a special token ends one.
+                (-1 for None: spared, as special tokens are). Neighbours with equal numbers are one word; a special
+                token ends one.
 
         Raises:
             ValueError, TypeError: shapes or dtypes are wrong, or words are missing or given for nothing.
@@ -114,8 +115,10 @@ class MLM(Scheme[Masked]):
         problems.raise_if_any()
         tokens = ops.array(tokens)
         spared = never(tokens) if special is None else ops.array(given["special"])
+        words = None if words is None else ops.array(given["words"])
+        spared = spared if words is None else spared | (words < 0)
         key = ops.key(key)
-        selected = self._select(ops, ops.fold_in(key, 0), spared, None if words is None else ops.array(given["words"]))
+        selected = self._select(ops, ops.fold_in(key, 0), spared, words)
         fate = ops.words(ops.fold_in(key, 1), tokens.shape) >> (BITS - 23)
         masked = fate < rng.bernoulli_limit(self.mask_share)
         changed = fate < rng.bernoulli_limit(self.mask_share + self.random_share)

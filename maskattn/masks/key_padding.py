@@ -62,7 +62,10 @@ class KeyPadding(Mask):
                 faults.append(f"{self!r} expects lengths that are not negative, got {low}")
             kv_len = sizes["kv_len"]
             if isinstance(kv_len, int) and high > kv_len:
-                faults.append(f"{self!r} expects lengths up to kv_len {kv_len}, got {high}")
+                fault = f"{self!r} expects lengths up to kv_len {kv_len}, got {high}"
+                if self.lengths.size == 1:
+                    fault += f"; Global({high}) & Causal() has the first {high} keys (attention sinks) at every length"
+                faults.append(fault)
         return faults
 
     @classmethod

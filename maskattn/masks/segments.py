@@ -7,10 +7,11 @@ import numpy as np
 from maskattn._arithmetic import choose, clip, zero
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
-from maskattn._fields import Array, to_numpy
+from maskattn._fields import Array, peek, to_numpy
 from maskattn._lookup import count, gather, range_max
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
+from maskattn.arrays import how_many_up_to, is_compiling
 from maskattn.masks._core import Mask
 
 if TYPE_CHECKING:
@@ -65,26 +66,36 @@ class Segments(Mask):
         return cls(*(np.repeat(np.arange(len(sizes)), sizes)[None] for sizes in sides.values()))
 
     @classmethod
-    def from_cu_seqlens(cls, cu_seqlens_q: object, cu_seqlens_k: object = None) -> Segments:
-        """Documents laid end to end, given by FlashAttention's cumulative lengths [0, n0, n0 + n1, ...].
+    def from_cu_seqlens(
+        cls,
+        cu_seqlens_q: object,
+        cu_seqlens_k: object = None,
+        *,
+        q_len: int | None = None,
+        kv_len: int | None = None,
+    ) -> Segments:
+        """Documents laid end to end, given by FlashAttention's cumulative lengths [0, n0, n0 + n1, ...]: ids [1, q_len]
+        and [1, kv_len].
 
-        `cu_seqlens_q` are those of the queries, `cu_seqlens_k` those of the keys (None: the same).
+        Args:
+            cu_seqlens_q, cu_seqlens_k: those of the queries, and of the keys (None: the same).
+            q_len: how many queries there are; those beyond the last document are padding (None: there are none).
+            kv_len: how many keys, likewise; only with cu_seqlens_k. Where a length is given, cumulative lengths in a
+                framework's array are not read, so they may be traced, and are not checked either.
 
         Raises:
-            ValueError: one does not start at 0 or decreases. TypeError: they are not ints.
+            ValueError: one does not start at 0, decreases, or ends beyond the length; one is traced, and the length is
+                not given. TypeError: they are not ints.
         """
         problems = Problems("Segments.from_cu_seqlens")
-        given = {"cu_seqlens_q": cu_seqlens_q}
+        given = [("cu_seqlens_q", cu_seqlens_q, "q_len", q_len)]
         if cu_seqlens_k is not None:
-            given["cu_seqlens_k"] = cu_seqlens_k
-        sizes = []
-        for name, cumulative in given.items():
-            ends = problems.array(name, _concrete(cumulative), "int", "[documents + 1]")
-            if not problems and (len(ends) == 0 or ends[0] != 0 or (np.diff(ends) < 0).any()):
-                problems.value(f"{name} must start at 0 and not decrease, got {ends.tolist()}")
-            sizes.append(ends)
+            given.append(("cu_seqlens_k", cu_seqlens_k, "kv_len", kv_len))
+        elif kv_len is not None:
+            problems.value("kv_len is that of cu_seqlens_k, which was not given")
+        ids = [_documents(problems, *each) for each in given]
         problems.raise_if_any()
-        return cls.from_sizes(*(np.diff(ends) for ends in sizes))
+        return cls(*ids)
 
     def _ids(self) -> tuple[Array, Array]:
         return self.q_ids, self.q_ids if self.k_ids is None else self.k_ids
@@ -127,6 +138,30 @@ class Segments(Mask):
 def _concrete(value: object) -> Any:
     """Sizes decide shapes, so they must be readable now: a framework's array is brought to NumPy."""
     return to_numpy(value) if hasattr(value, "dtype") else value
+
+
+def _documents(problems: Problems, name: str, cumulative: Any, length_name: str, length: int | None) -> Any:
+    """The document of each token, [1, length], by cumulative lengths; -1 beyond the last."""
+    traced = hasattr(cumulative, "dtype") and not isinstance(cumulative, np.ndarray) and length is not None
+    if not traced and hasattr(cumulative, "dtype") and peek(cumulative) is None:
+        problems.value(f"{name} is traced: {length_name} must be given, how many tokens there are")
+        return None
+    constant = not traced and not is_compiling()
+    ends = problems.array(name, cumulative if traced else _concrete(cumulative), "int", "[documents + 1]")
+    length = length if length is None else problems.integer(length_name, length, minimum=0)
+    if problems:
+        return None
+    if len(ends) == 0 or constant and (ends[0] != 0 or (np.diff(ends) < 0).any()):
+        problems.value(f"{name} must start at 0 and not decrease, got {ends.tolist() if constant else []}")
+        return None
+    last = cumulative[-1] if isinstance(cumulative, (list, tuple)) else ends[-1]  # a list's, whoever reads along
+    length = int(last) if length is None else length
+    if constant and last > length:
+        problems.value(f"{length_name} must be at least {last}, where the last document of {name} ends, got {length}")
+        return None
+    ended, documents = how_many_up_to(ends[1:], length), len(ends) - 1
+    past = ended // documents if documents else ended * 0 + 1  # 1 beyond the last document, else 0
+    return (ended - past * (ended + 1))[None]
 
 
 def _summary(ids: Array, b: Array, low: Array, high: Array) -> tuple[Array, Array, Array]:

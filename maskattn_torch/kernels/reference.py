@@ -28,7 +28,8 @@ from maskattn.biases import Bias, DenseBias, TableBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn_torch import _autocast, lower, tables
 from maskattn_torch._derivatives import computed, primals
-from maskattn_torch._operators import unwatched
+from maskattn_torch._operators import applied
+from maskattn_torch._symbolic import known
 from maskattn_torch.dropout import dense, keep
 
 #: Up to so many queries times keys are done at once; beyond, so many scores of all rows and heads, but so many queries.
@@ -39,7 +40,7 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     """Attend densely: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
 
     Long sequences are done some queries at a time, in memory that is linear in the lengths, as are the derivatives
-    (in compiled code all at once).
+    (in compiled code all at once: PyTorch's compiler is shown the formula, and would unroll it for each part).
     """
     if not torch.compiler.is_compiling() and rows_at_once(call) < call.sizes[2]:
         return by_rows(call)
@@ -108,6 +109,10 @@ def _formula(call: Call[Array], allowed: Array | None, added: Array | None, kept
     q = _heads_first(query.to(dtype))
     k = _heads_first(key.to(dtype))
     v = _heads_first(value.to(dtype))
+    if torch.compiler.is_exporting() and not known(heads == kv_heads):
+        # repeated: whether lengths that are left open can be stacked (below), an export would ask of them
+        k, v = (x.repeat_interleave(heads // kv_heads, 1) for x in (k, v))
+        kv_heads = heads
 
     allowed = torch.ones((1, 1, 1, kv_len), dtype=torch.bool, device=q.device) if allowed is None else allowed
     if added is not None:
@@ -155,9 +160,8 @@ def pair_products(a: Array, b: Array, precision: str) -> Array:
 
     What is not finite stays in its own row and column; in the derivative, a pair whose cotangent is 0 contributes 0.
     """
-    if torch.compiler.is_compiling():  # which takes no rule for the forward mode
-        return (_PairProducts.forward if unwatched(a, b) else _PairProducts.apply)(a, b, precision)
-    return _PairProductsForward.apply(a, b, precision)
+    products: Array = applied(_PairProductsForward, _PairProducts, a, b, precision)
+    return products
 
 
 class _PairProducts(torch.autograd.Function):
@@ -198,9 +202,8 @@ def weighted_sum(weights: Array, rows: Array, precision: str) -> Array:
     The finite parts are multiplied; the result is NaN where a weight that is not 0 meets a value that is not finite, or
     a weight is itself not finite. No result is -0.
     """
-    if torch.compiler.is_compiling():
-        return (_WeightedSum.forward if unwatched(weights, rows) else _WeightedSum.apply)(weights, rows, precision)
-    return _WeightedSumForward.apply(weights, rows, precision)
+    total: Array = applied(_WeightedSumForward, _WeightedSum, weights, rows, precision)
+    return total
 
 
 class _WeightedSum(torch.autograd.Function):

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float
+from torch.overrides import TorchFunctionMode
 
 from maskattn import lowering
 from maskattn.biases import Bias
@@ -25,7 +28,8 @@ def allowed(
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
-    return lowering.allowed(mask, (batch, heads, q_len, kv_len), _lowering(device))
+    with _formulas():
+        return lowering.allowed(mask, (batch, heads, q_len, kv_len), _lowering(device))
 
 
 def bias(
@@ -39,7 +43,8 @@ def bias(
     Raises:
         ValueError: the sizes conflict with the bias's data.
     """
-    return lowering.bias(bias, (batch, heads, q_len, kv_len), _lowering(device))
+    with _formulas():
+        return lowering.bias(bias, (batch, heads, q_len, kv_len), _lowering(device))
 
 
 def to_dense(
@@ -52,7 +57,8 @@ def to_dense(
     Raises:
         ValueError: the sizes conflict with the mask's data.
     """
-    keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _lowering(device))
+    with _formulas():
+        keep, sizes = lowering.dense(mask, q_len, kv_len, batch, heads, _lowering(device))
     return torch.broadcast_to(keep, sizes)
 
 
@@ -83,3 +89,15 @@ def _lowering(device: Device) -> lowering.Lowering:
     """What lowering needs of PyTorch, on `device` (default: NumPy data on the CPU, tensors where they are)."""
     bound, indices = partial(bind, device=device), partial(arange, device=device)
     return lowering.Lowering(readable, bound, indices, torch.Tensor.float, tables.look_up)
+
+
+def _formulas() -> AbstractContextManager[object]:
+    """A context in which formulas of masks can be recorded: torch.jit.trace has no `&` of a tensor and True."""
+    return _Recorded() if not torch.compiler.is_compiling() and torch._C._is_tracing() else nullcontext()
+
+
+class _Recorded(TorchFunctionMode):
+    def __torch_function__(self, func: Any, types: object, args: Any = (), kwargs: Any = None) -> object:
+        if func.__name__.removeprefix("bitwise_").strip("_") in ("and", "rand", "or", "ror", "xor", "rxor"):
+            args = [torch.tensor(x) if isinstance(x, bool) else x for x in args]
+        return func(*args, **(kwargs or {}))

@@ -144,6 +144,29 @@ def test_shards_of_tensor_parallel_models_are_refused_as_such(tmp_path):
         checkpoints.open(tmp_path)
 
 
+def test_a_model_in_the_cache_of_hugging_face(tmp_path):
+    for commit, tensors in (("aa", {"a": np.zeros(2)}), ("bb", {"a": np.ones(2)})):
+        (tmp_path / "snapshots" / commit).mkdir(parents=True)
+        checkpoints.save(tmp_path / "snapshots" / commit / "model.safetensors", tensors)
+        if commit == "aa":
+            assert read(tmp_path)[0] == {"a": [0.0, 0.0]}
+    with pytest.raises(ValueError, match="holds no checkpoint"):
+        checkpoints.open(tmp_path)  # of two, neither is said to be the one
+    (tmp_path / "refs").mkdir()
+    (tmp_path / "refs" / "main").write_text("bb")
+    assert read(tmp_path) == ({"a": [1.0, 1.0]}, ["took the commit bb of the hub's cache"])
+
+
+def test_a_shard_of_a_model_is_said_to_be_one(tmp_path):
+    checkpoints.save(tmp_path / "model.safetensors", {"a": np.ones(3), "b": np.ones(4)}, max_shard_size=30)
+    assert read(tmp_path)[1] == []
+    (note,) = read(tmp_path / "model-00001-of-00002.safetensors")[1]
+    assert "shard 1 of 2 of one model" in note and "name the folder" in note
+    (tmp_path / "model.safetensors.index.json").unlink()
+    with pytest.raises(ValueError, match="holds 2 parts of one model, and no index of them"):
+        checkpoints.open(tmp_path)
+
+
 def test_flax_safetensors_join_names_by_dots_in_the_file(tmp_path):
     """As transformers' FlaxPreTrainedModel reads and writes them."""
     safe = pytest.importorskip("safetensors.numpy")

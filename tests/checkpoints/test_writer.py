@@ -232,6 +232,13 @@ def test_a_target_that_cannot_be_written():
         folder.chmod(0o755)
 
 
+@pytest.mark.skipif(not Path("/proc/self").exists(), reason="no /proc here")
+@pytest.mark.parametrize("suffix", [".npz", ".safetensors"])
+def test_a_folder_that_takes_no_files_is_an_error(suffix):
+    with pytest.raises(OSError):
+        checkpoints.save(f"/proc/a{suffix}", {"x": np.ones(3)})
+
+
 def test_a_link_as_target_is_replaced_and_not_followed(tmp_path):
     elsewhere = tmp_path / "elsewhere.safetensors"
     checkpoints.save(elsewhere, {"a": np.ones(1)})

@@ -73,6 +73,15 @@ def test_a_configuration_that_is_there_stays(tmp_path):
     assert json.loads((tmp_path / "c" / "config.json").read_text()) == {"a": 1}
 
 
+def test_the_configuration_of_meta_keeps_its_name(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "a" / "params.json").write_text('{"dim": 8, "n_layers": 2, "n_heads": 2}')
+    carry(tmp_path / "a" / "consolidated.00.pth", tmp_path / "x.npz")
+    carry(tmp_path / "x.npz", tmp_path / "b" / "consolidated.00.pth")
+    assert (tmp_path / "b" / "params.json").read_text() == (tmp_path / "a" / "params.json").read_text()
+
+
 def test_a_refusal_leaves_no_folder(bert, tmp_path):
     run("convert", bert, tmp_path / "x" / "y" / "b.xyz", "--to", "flax-linen", code=2)
     assert not list(tmp_path.iterdir())

@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo
 from maskattn.cli.main import main
-from maskattn.convert import convert_model, convert_tensors, families, plan, refuse_a_shard
+from maskattn.convert import convert_model, convert_tensors, families, plan, refuse_a_shard, run
 from maskattn.convert._canonical import made
 from maskattn.convert._identity import said, table
 from tests.convert.test_plan import CONFIG, _bert_infos, infos, llama
@@ -77,7 +77,8 @@ def test_the_names_of_another_model_than_config_json_says_are_refused():
 
 @pytest.mark.parametrize(("classes", "model_type"), [
     ("BertForMaskedLM", "bert"), ("GPT2LMHeadModel", "gpt2"), ("Qwen2MoeForCausalLM", "qwen2_moe"), ("T5Model", "t5"),
-    ("XLMRobertaForMaskedLM", "xlm-roberta"), ("Dinov2WithRegistersModel", "dinov2_with_registers"), ("X", ""),
+    ("XLMRobertaForMaskedLM", "xlm-roberta"), ("Dinov2WithRegistersModel", "dinov2_with_registers"),
+    ("YiForCausalLM", "yi"),
 ])  # fmt: skip
 def test_a_class_of_transformers_says_the_type(classes, model_type):
     assert said({"architectures": [classes]}, {}).model_type == model_type
@@ -112,6 +113,20 @@ def test_a_look_alike_stays_one_on_its_way(tmp_path):
     convert(tmp_path / "there.npz", tmp_path / "back.npz")
     with checkpoints.open(tmp_path / "back.npz") as back:
         same(llama(), back)
+
+
+def test_what_was_forced_is_warned_of_and_remembered(tmp_path):
+    checkpoints.save(tmp_path / "model.safetensors", llama(head_dim=4))
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model_type": "gemma"}))
+    there, third = tmp_path / "there.npz", tmp_path / "third.npz"
+    assert "warning: config.json says model_type gemma" in convert(
+        tmp_path, there, "--to", "maxtext-llama", "--from", "hf-llama"
+    )
+    forced = convert(there, third, "--force", "--from", "maxtext-mistral")
+    assert "warning: its provenance says that it is maxtext-llama, layers stacked: taken for maxtext-mistral" in forced
+    last = convert(third, tmp_path / "last.npz", "--to", "flax-linen")
+    assert "warning: config.json says model_type gemma" in last and "taken for maxtext-mistral" in last
+    assert "its provenance says that it is" not in convert(there, third, "--force")  # which names no other form
 
 
 def test_a_head_that_was_made_of_the_embedding_is_left_out_again(tmp_path):
@@ -181,11 +196,105 @@ def test_what_stands_beside_the_model_behind_a_prefix_is_named():
         plan(infos(tensors), target="flax-linen", config=CONFIG, strip_prefix="nut.")
 
 
+def test_what_wrappers_put_within_names_is_named():
+    tensors = {name.replace(".self_attn.", "._orig_mod.self_attn."): array for name, array in llama().items()}
+    for asked in ("", "auto"):
+        with pytest.raises(ValueError, match=r"^12 of 30 names have '_orig_mod.' within.*replace\('_orig_mod.', ''\)"):
+            plan(infos(tensors), target="meta-llama", config=CONFIG, strip_prefix=asked)
+
+
+def test_a_flax_tree_joined_by_dots_is_named():
+    flax = plan(_bert_infos(), target="flax-bert", num_heads=2).outputs
+    dotted = {name.replace("/", "."): info for name, info in flax.items()}
+    with pytest.raises(ValueError, match=r"^all \d+ names are those of flax-bert, joined by dots"):
+        plan(dotted, target="hf-bert", num_heads=2)
+
+
+def test_heads_that_are_asked_for_may_not_contradict_the_configuration():
+    for asked in ({"num_heads": 2}, {"num_kv_heads": 4}):
+        with pytest.raises(ValueError, match=r"as asked for \(--heads, --kv-heads\), and [24] by the configuration"):
+            plan(infos(llama()), target="meta-llama", config=CONFIG, **asked)
+    plan(infos(llama()), target="meta-llama", config=CONFIG, num_heads=4, num_kv_heads=2)
+
+
+def test_a_model_in_memory_that_says_nothing_is_warned_of():
+    with pytest.warns(UserWarning, match="^nothing says which model it is, and .*gemma.* are named alike"):
+        convert_model(llama(), target="meta-llama", num_heads=4, num_kv_heads=2)
+    with pytest.warns(UserWarning, match="^config.json says model_type gemma: taken for hf-llama"):
+        convert_model(llama(), target="meta-llama", source="hf-llama", config=CONFIG | {"model_type": "gemma"})
+
+
+@pytest.mark.parametrize("others", [("ema.",), ("teacher.backbone.", "momentum.")])
+def test_several_models_in_one_file_are_named_and_one_is_taken(others):
+    tensors = {prefix + name: array for prefix in ("model.", *others) for name, array in llama().items()}
+    with pytest.raises(
+        ValueError, match=rf"^{1 + len(others)} models in one file, .*'model.' \(hf-llama\).* --rest drop"
+    ):
+        plan(infos(tensors), target="meta-llama", config=CONFIG)
+    taken = plan(infos(tensors), target="meta-llama", config=CONFIG, strip_prefix=others[0], rest="drop")
+    assert taken.outputs == plan(infos(llama()), target="meta-llama", config=CONFIG).outputs
+    assert all(name.startswith(others[0]) for move in taken.moves for name in move.array.sources)
+
+
+def test_names_of_a_known_model_behind_a_long_prefix_and_of_none():
+    tensors = {f"a.b.c.d.e.{name}": array for name, array in llama().items()}
+    with pytest.raises(ValueError, match=r"^all 30 names begin with 'a.b.c.d.e.'"):
+        plan(infos(tensors), target="meta-llama", config=CONFIG)
+    strange = {name.replace("mlp", "ffn"): array for name, array in llama().items() if "norm" not in name}
+    with pytest.raises(ValueError, match=r"model_type llama, which is stored as hf-llama or .*neither") as error:
+        plan(infos(strange | {f"x.{name}": array for name, array in strange.items()}), config=CONFIG)
+    assert "no family here describes it" not in str(error.value)
+
+
+def test_heads_of_a_converted_file_bind(tmp_path):
+    checkpoints.save(tmp_path / "model.safetensors", llama())
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    there, beside = tmp_path / "there.npz", tmp_path / "there.npz.config.json"
+    convert(tmp_path, there, "--to", "meta-llama")
+    beside.write_text(json.dumps(CONFIG | {"num_attention_heads": 2, "num_key_value_heads": 1}))
+    wrong = convert(there, tmp_path / "back.npz", code=2)
+    assert "2 heads and 1 key/value heads, but it was converted with 4 and 2" in wrong and "--force" in wrong
+    convert(there, tmp_path / "forced.npz", "--force")
+    assert "another file's" in convert(
+        tmp_path, there, "--to", "meta-llama"
+    )  # a new file has a configuration of its own
+    assert json.loads(beside.read_text()) == CONFIG
+    convert(there, tmp_path / "back.npz")
+    with checkpoints.open(tmp_path / "back.npz") as back:
+        same(llama(), back)
+
+
+@pytest.mark.parametrize("target", ["maxtext-llama", "maxtext-qwen3", "meta-llama", "flax-linen", "maskattn-torch"])
+def test_a_configuration_as_transformers_writes_it_lets_a_model_come_back(target):
+    config = CONFIG | {"architectures": ["LlamaForCausalLM"], "tie_word_embeddings": False, "head_dim": 4}
+    given = infos(llama(head_dim=4))
+    there = plan(given, target=target, config=config)
+    provenance = {"source": {"form": "hf-llama", "whole": True}, "target": {"form": there.target, "whole": True}}
+    back = plan(there.outputs, config=config, provenance=provenance | dict(there.record))
+    assert back.outputs == given
+
+
+def test_key_value_heads_that_only_the_file_remembers():
+    """Falcon's configuration does not say them for all of its kinds; three in one matrix do not show them."""
+    names = {"word_embeddings.weight": (11, 24), "ln_f.weight": (24,), "ln_f.bias": (24,)}
+    names |= {f"h.0.{norm}.{part}": (24,) for norm in ("ln_attn", "ln_mlp") for part in ("weight", "bias")}
+    names |= {"h.0.self_attention.query_key_value.weight": (40, 24), "h.0.self_attention.dense.weight": (24, 24)}
+    names |= {"h.0.mlp.dense_h_to_4h.weight": (96, 24), "h.0.mlp.dense_4h_to_h.weight": (24, 96)}
+    given = {f"transformer.{name}": TensorInfo(shape, FLOAT) for name, shape in names.items()}
+    config = {"model_type": "falcon", "num_attention_heads": 6}
+    there = plan(given, target="maskattn-torch", config=config)
+    remembered = {name: [layer.config.num_heads, layer.config.num_kv_heads] for name, layer in there.layers.items()}
+    assert remembered == {"h.0.self_attention": [6, 2]}
+    back = plan(there.outputs, target="hf-falcon", config=config, provenance={"heads": remembered})
+    assert back.outputs == given
+
+
 @pytest.mark.parametrize(("name", "what"), [
     ("base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight", "an adapter"),
     ("model.layers.0.self_attn.q_proj.qweight", "GPTQ or AWQ"),
     ("model.layers.0.self_attn.q_proj.weight.quant_state.bitsandbytes__nf4", "bitsandbytes"),
     ("model.layers.0.self_attn.q_proj.SCB", "bitsandbytes"),
+    ("model.layers.0.self_attn.q_proj.scales", "MLX"), ("model.layers.0.mlp.experts.down_proj_blocks", "MXFP4"),
     ("model.layers.0.self_attn.q_proj.weight_scale_inv", "FP8"),
 ])  # fmt: skip
 def test_what_is_no_model_is_refused_as_what_it_is(name, what):
@@ -205,6 +314,13 @@ def test_one_shard_of_several_is_refused(tmp_path):
         refuse_a_shard(tmp_path)
     (tmp_path / "consolidated.01.pth").unlink()
     refuse_a_shard(tmp_path / "consolidated.00.pth")
+    whole = tmp_path / "model-00001-of-00002.safetensors"  # of that name, whatever it holds
+    checkpoints.save(whole, llama())
+    with checkpoints.open(whole) as reader:
+        planned = plan(reader.infos, target="meta-llama", config=CONFIG)
+        with pytest.raises(ValueError, match="shard 1 of 2 of one model"):
+            run(planned, reader, tmp_path / "x.npz")
+        run(planned, reader, tmp_path / "x.npz", force=True)
     assert "shard 2 of 5" in convert(tmp_path / "model-00002-of-00005.safetensors", tmp_path / "x.npz", code=2)
 
 

@@ -98,8 +98,15 @@ def test_stages_grow_as_they_must():
     width |= {"layers.0.downsample.reduction.weight": (8, 16), "norm.weight": (8,), "norm.bias": (8,)}
     integer = {name: np.int64 for name in width if name.endswith("index")}
     given = {name: TensorInfo(shape, np.dtype(integer.get(name, np.float32))) for name, shape in width.items()}
-    config = {"num_heads": [2, 2]}
+    config = {"num_heads": [2, 2], "embed_dim": 4, "mlp_ratio": 2.75, "patch_size": 2, "depths": [1, 1]}
     plan(given, target="flax-linen", source="swin", config=config)
+    for key, value, said in (
+        ("mlp_ratio", 4, r"mlp is 11 .* expected 16: embed_dim of the configuration, times mlp_ratio"),
+        ("patch_size", 4, "patch is 2 .* expected 4"),
+        ("depths", [1, 2], r"layers of layers.1.blocks.\*: depths is 2, found 1"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            plan(given, target="flax-linen", source="swin", config=config | {key: value})
     given["norm.bias"] = given["norm.weight"] = TensorInfo((4,), np.dtype(np.float32))
     with pytest.raises(ValueError, match=r"norm.weight: stage is 4 .and 1 more alike., expected 8: that of "):
         plan(given, target="flax-linen", source="swin", config=config)

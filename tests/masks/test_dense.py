@@ -112,6 +112,8 @@ def test_segments_of_ragged_batches():
     assert mask.q_ids.tolist() == [[0, 0, 2]] and mask.k_ids.tolist() == [[0, 1, 2, 2]]
     assert masks.Segments.from_cu_seqlens([0, 2, 2, 3], np.array([0, 1, 2, 4], np.int32)) == mask
     assert masks.Segments.from_sizes([2, 3]).k_ids is None
+    padded = masks.Segments.from_cu_seqlens([0, 2, 2, 3], [0, 1], q_len=5, kv_len=2)
+    assert padded.q_ids.tolist() == [[0, 0, 2, -1, -1]] and padded.k_ids.tolist() == [[0, -1]]
 
 
 def test_end_aligned_gives_the_last_query_every_key():

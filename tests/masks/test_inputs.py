@@ -51,6 +51,8 @@ BAD = [
     (lambda: masks.Segments.from_sizes([1, 1], [2]), ValueError, r"one size per document is needed"),
     (lambda: masks.Segments.from_cu_seqlens([1, 2]), ValueError, r"cu_seqlens_q must start at 0 and not decrease"),
     (lambda: masks.Segments.from_cu_seqlens([0, 2], [0, 2, 1]), ValueError, r"cu_seqlens_k must start at 0"),
+    (lambda: masks.Segments.from_cu_seqlens([0, 2], q_len=1), ValueError, r"q_len must be at least 2, where the last"),
+    (lambda: masks.Segments.from_cu_seqlens([0, 2], kv_len=2), ValueError, r"kv_len is that of cu_seqlens_k"),
     (lambda: masks.ShiftedWindow(4, 2, 1), TypeError, r"grid must be a tuple of ints, got 4"),
     (lambda: masks.ShiftedWindow((), 2, 1), ValueError, r"grid must have at least one axis"),
     (

@@ -207,5 +207,5 @@ def test_it_is_a_pytree_whose_leaf_is_the_key(twin):
 
 def test_the_operator_keeps_torchs_rules():
     rows, columns = torch.arange(3)[:, None] * 5, torch.arange(5)
-    torch.library.opcheck(torch_dropout._keep, (load("torch").array(KEY), rows, columns, 0.3, False))
-    torch.library.opcheck(torch_dropout._keep, (load("torch").array(KEY), rows + 2**33, columns, 0.3, True))
+    torch.library.opcheck(torch_dropout._keep.operator, (load("torch").array(KEY), rows, columns, 0.3, False))
+    torch.library.opcheck(torch_dropout._keep.operator, (load("torch").array(KEY), rows + 2**33, columns, 0.3, True))

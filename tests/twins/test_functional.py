@@ -345,7 +345,10 @@ def test_autocast_does_not_lower_the_kernel():
     q, k, v = (torch.tensor(x) for x in (QUERY, KEY, VALUE))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         inside = maskattn_torch.attention(q, k, v)
+        mixed = maskattn_torch.attention(q.bfloat16(), k, v, kernel="reference")
     assert inside.dtype == torch.float32 and torch.equal(inside, maskattn_torch.attention(q, k, v))
+    narrow = maskattn_torch.attention(*(x.bfloat16() for x in (q, k, v)), kernel="reference")
+    assert torch.equal(mixed, narrow)  # as SDPA: dtypes that differ become autocast's
 
 
 def test_the_checks_stand_alone(twin):

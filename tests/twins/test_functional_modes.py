@@ -8,6 +8,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 import maskattn_torch
 from maskattn import biases, masks
 from maskattn.config import AttentionConfig
+from maskattn_torch import _short
 from maskattn_torch.kernels import KERNELS
 
 NAMES = ("auto", *KERNELS)
@@ -137,3 +138,46 @@ def test_in_plain_eager_code_a_mask_is_settled_once():
         maskattn_torch.attention(*qkv(), masks.SlidingWindow(3), kernel="fused")
     maskattn_torch.attention(*qkv(), masks.SlidingWindow(3), kernel="fused")
     assert (attend.cache_info().hits, attend.cache_info().misses) == (1, 1)
+
+
+SHORT = {"none": None, "causal": masks.Causal(), "array": torch.ones(2, 1, 16, 20, dtype=torch.bool).tril(2)}
+
+
+@pytest.mark.parametrize("mask", SHORT.values(), ids=SHORT)
+@pytest.mark.parametrize("kernel", ["auto", "fused"])
+@pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
+@pytest.mark.filterwarnings("ignore:.torch.jit.script. is deprecated:DeprecationWarning")  # by jvp itself
+def test_a_call_like_one_before_in_another_mode(mask, kernel):
+    """What was found out about a call is used for those that are like it, and only where it holds."""
+    _short._PLANS.clear()
+    given = [torch.randn(x.shape) for x in qkv(kv_len=16 if mask is SHORT["causal"] else 20)]
+
+    def call(*given, **options):
+        return maskattn_torch.attention(*given, mask, kernel=kernel, **options)
+
+    expected = call(*given)
+    assert len(_short._PLANS) == 1 and all(_short._PLANS.values())
+    assert torch.equal(call(*given), expected) and len(_short._PLANS) == 1
+    with torch.inference_mode():
+        assert torch.equal(call(*given), expected)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(call(*given), expected)
+    with FakeTensorMode(allow_non_fake_inputs=True) as fake:
+        assert type(call(*map(fake.from_tensor, given))) is not torch.Tensor
+    assert torch.equal(torch.func.vmap(call)(*(x[None] for x in given))[0], expected)
+    assert torch.equal(make_fx(call)(*given)(*given), expected)
+    trained = [x.clone().requires_grad_() for x in given]
+    first, second = (torch.autograd.grad(call(*x).sum(), x) for x in (trained, [torch.nn.Parameter(x) for x in given]))
+    assert all(torch.equal(x, y) for x, y in zip(first, second, strict=True))
+    if kernel == "auto":  # SDPA has no forward mode
+        torch.func.jvp(call, tuple(given), tuple(given))
+    if mask is SHORT["array"]:  # no query sees its end
+        for x in trained[1:]:
+            x.data[:, 18:] = torch.nan
+        out = call(*trained)
+        assert torch.equal(out, expected) and torch.autograd.grad(out.sum(), trained)[0].isfinite().all()
+    for wrong in ({"scale": "1"}, {"dropout_rate": False}, {"precision": ["highest"]}, {"empty_rows": "none"}):
+        with pytest.raises((TypeError, ValueError)):
+            call(*given, **wrong)
+    with pytest.raises(ValueError, match="agree in batch"):
+        call(given[0][:1], *given[1:])

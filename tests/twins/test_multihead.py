@@ -264,6 +264,7 @@ def test_dtypes_follow_each_ecosystem():
     plain = maskattn_torch.MultiHeadAttention(config)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert plain(torch.tensor(X)).dtype == torch.bfloat16
+        assert plain(torch.tensor(X).bfloat16(), torch.tensor(X), kernel="exact").dtype == torch.bfloat16
     assert maskattn_torch.MultiHeadAttention(config, device="meta").proj.weight.is_meta
     module = maskattn_jax.MultiHeadAttention(config, dtype=jnp.bfloat16, rngs=nnx.Rngs(0))
     assert module(X).dtype == jnp.bfloat16 and module.query.kernel.dtype == jnp.float32

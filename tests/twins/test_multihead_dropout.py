@@ -190,4 +190,4 @@ def test_exact_drop_has_the_same_bits_and_is_its_own_gradient(name):
     got += [to_numpy(out), to_numpy(torch.autograd.grad(out, tensor, from_numpy(d))[0])]
     for ours, theirs in zip(got, [expected, gradient] * 2, strict=True):
         assert ours.tobytes() == theirs.tobytes()
-    torch.library.opcheck(torch_exact._drop, (from_numpy(d), torch.from_numpy(keep), 0.7))
+    torch.library.opcheck(torch_exact._drop.operator, (from_numpy(d), torch.from_numpy(keep), 0.7))

@@ -181,7 +181,7 @@ def test_under_vmap_each_key_draws_its_own(twin):
 
 def test_the_operators_keep_torchs_rules():
     key = load("torch").array(KEY)
-    torch.library.opcheck(torch_rng._folded, (torch.cat([key, key]),))
-    torch.library.opcheck(torch_rng._hash, (key, torch.arange(3)))
-    torch.library.opcheck(torch_rng._bits, (key, 5, 7, 16))
-    torch.library.opcheck(torch_rng._uniform, (key, 5, 7, torch.float32, -1.0, 2.5))
+    torch.library.opcheck(torch_rng._folded.operator, (torch.cat([key, key]),))
+    torch.library.opcheck(torch_rng._hash.operator, (key, torch.arange(3)))
+    torch.library.opcheck(torch_rng._bits.operator, (key, 5, 7, 16))
+    torch.library.opcheck(torch_rng._uniform.operator, (key, 5, 7, torch.float32, -1.0, 2.5))

@@ -6,11 +6,14 @@ what was traced. Masks are spread over the kernels; results are held to those of
 to the oracle. SDPA goes beside: what a mode itself refuses would be no fault of ours.
 """
 
+from functools import partial
+
 import pytest
 
 from maskattn import masks, standards
 from tests.frameworks import maskattn_torch, optional, torch
 
+FlopCounterMode = optional("torch.utils.flop_counter").FlopCounterMode if torch else None
 FakeTensorMode = optional("torch._subclasses").FakeTensorMode if torch else None
 KERNELS = ["auto", "reference", "fused", "blockwise", "exact"]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
@@ -123,6 +126,44 @@ def test_a_seed_that_changes(kernel):
     assert graphs_of(function, [(given[0], i) for i in (3, 4, 5, 6)]) <= 2
 
 
+def trained(function, *given):
+    """What a function gives for these, and the gradients of the sum of its squares."""
+    given = [x.detach().requires_grad_() for x in given]
+    out = function(*given)
+    return out, *torch.autograd.grad(out.square().sum(), given)
+
+
+GIVEN_TWICE = {
+    "once": lambda x, y, kernel: maskattn_torch.attention(x, x, x, masks.KeyPadding([8, 5]), kernel=kernel) * y,
+    "memory": lambda x, y, kernel: maskattn_torch.attention(x, y, y, masks.Causal(), kernel=kernel),
+    "mask": lambda x, y, kernel: maskattn_torch.attention(x, x, y, twice(y[..., 0, 0] < 0), kernel=kernel),
+    "more": lambda x, y, kernel: (
+        maskattn_torch.attention(
+            x, x, x, softcap=2.0, sinks=x[0, 0, :, 0], bias=x.transpose(1, 2)[..., :1], kernel=kernel
+        )
+        * y
+    ),
+}
+
+
+def twice(keep):
+    return masks.KeyMask(keep) & masks.SlidingWindow(3) | masks.KeyMask(keep)
+
+
+@every_kernel
+@pytest.mark.parametrize("call", GIVEN_TWICE)
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
+def test_a_tensor_given_twice_in_compiled_training(kernel, call):
+    if kernel == "fused" and call == "more":
+        pytest.skip("it has neither softcap nor sinks")
+    function = partial(GIVEN_TWICE[call], kernel=kernel)
+    torch._dynamo.reset()
+    compiled = torch.compile(function, fullgraph=True, backend="eager")
+    given = qkv(heads=2)[:2]
+    for one, other in zip(trained(compiled, *given), trained(function, *given), strict=True):
+        close(one, other)
+
+
 @every_kernel
 def test_masks_as_arguments(kernel):
     given = qkv()
@@ -150,7 +191,32 @@ def test_export_of_a_range(kernel, mask, lengths):
     batch, length, other = (torch.export.Dim(name, min=2, max=4096) for name in "BLS")
     dims = [{0: batch, 1: length}] * 3 if lengths == "one" else [{1: length}, {1: other}, {1: other}]
     sizes = [(2, 24, 24), (3, 40, 40)] if lengths == "one" else [(2, 24, 31), (2, 40, 12)]
-    sizes = [(*each, 4, 4 if kernel == "reference" else 2) for each in sizes]
+    sizes = [(*each, 4, 2) for each in sizes]
     program = torch.export.export(Model(), tuple(qkv(*sizes[0])), dynamic_shapes=dims).module()
     for each in sizes:
         close(program(*qkv(*each)), Model()(*qkv(*each)))
+
+
+@every_kernel
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning", "ignore::torch.jit.TracerWarning")
+def test_what_torch_jit_records_serves_other_lengths(kernel):
+    def function(q, k, v, lengths):
+        mask = ~masks.Chunked(3) & masks.SlidingWindow(2) | masks.KeyPadding(lengths)
+        return maskattn_torch.attention(q, k, v, mask, kernel=kernel)
+
+    recorded = torch.jit.trace(function, (*qkv(), torch.tensor([3, 8])), check_trace=False)
+    other = (*qkv(q_len=5, kv_len=11), torch.tensor([11, 6]))
+    close(recorded(*other), function(*other))
+
+
+def test_flops_are_counted_of_what_is_computed():
+    def flops(mask, kernel, **sizes):
+        with FlopCounterMode(display=False) as counter:
+            maskattn_torch.attention(*(x.requires_grad_() for x in qkv(**sizes)), mask, kernel=kernel).sum().backward()
+        return counter.get_total_flops()
+
+    one = 2 * 8 * (2 + 5)  # a pair of a query and a key of width 8: two products forward, five backward
+    assert flops(None, "exact") == flops(None, "blockwise") == 2 * 4 * 8 * 8 * one
+    sizes = {"batch": 1, "q_len": 1024, "kv_len": 1024}
+    window = masks.SlidingWindow(64)
+    assert flops(window, "auto", **sizes) == flops(window, "blockwise", **sizes) < 4 * 1024 * 1024 * one / 4

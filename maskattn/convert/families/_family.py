@@ -7,6 +7,9 @@ A file is TOML, so that a family from a stranger is data and never code. Its fir
     "h.*.mlp.c_fc" = { kind = "dense", transposed = true }
     "lm_head" = { kind = "dense", canonical = "head", bias = "no", tied = "wte" }
 
+`[widths]` gives names their widths: `"ln_f" = "hidden"`, `"h.*.mlp.c_fc" = "hidden inner"`; those of one word must be
+equal, and to what `widths.config = { hidden = "hidden_size" }` finds in a config.json (all of it: `widths.toml`).
+
 Names are patterns in which `*` stands for an index (`*+1`: one more than the index of the layer it belongs to).
 
 =============  =====================================================  ==========================================
@@ -38,6 +41,9 @@ from maskattn.convert.config_json import HEADS, KV_HEADS
 KINDS = ("attention", "dense", "conv", "norm", "embedding", "raw", "buffer")
 SEPARATORS = {"torch": ".", "flax": "/"}
 SIZE_LIMIT = 1_000_000
+#: The word of a width, and the stage it is of: `hidden`, `stage@`, `4*stage@+1`; `_` for any.
+WIDTH = re.compile(r"(?:(\d+)\*)?(\w+?)(?:@(\+1|-1|\d+)?)?\Z")
+_WIDTHS_OF = {"attention": 1, "norm": 1, "dense": 2, "embedding": 2}
 _NAME = re.compile(r"[A-Za-z0-9_.\-/*+|]+\Z")
 #: What a field holds, in words; the values of some; and the kind of module that others belong to.
 _WORDS = {
@@ -115,6 +121,7 @@ class Family:
       layers: pattern of a layer -> the key of their number.
       heads, kv_heads: where a config.json says how many (`a.b|c`: b in a, else c; `width/64`: one for 64 features).
       scan: whether its layers are usually stacked. scan_axis: which axis of a stacked tensor counts layers.
+      widths: which widths of its tensors must be equal, as ``widths.toml`` says it of the library's models.
       old_norms: files of it may call the parts of norms gamma and beta. leaves_out: canonical names that other families
         of the model have, and why this one does without.
     """
@@ -130,6 +137,7 @@ class Family:
     old_norms: bool = False
     leaves_out: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
+    widths: Mapping[str, Any] = field(default_factory=dict)
     heads: str = HEADS
     kv_heads: str = KV_HEADS
     scan: bool = False
@@ -171,6 +179,7 @@ def parse(data: Mapping[str, Any], where: str) -> Family:
     problems.raise_if_any()
     family = replace(family, rules=tuple(rules))
     _check_together(problems, family.rules)
+    _check_widths(problems, family)
     problems.raise_if_any()
     return family
 
@@ -241,6 +250,20 @@ def _check_together(problems: Problems, rules: Iterable[Rule]) -> None:
     for rule in rules:
         if rule.tied is not None and rule.tied not in seen:
             problems.value(f"{rule.pattern!r} is tied to {rule.tied!r}, which is no name here")
+
+
+def _check_widths(problems: Problems, family: Family) -> None:
+    kinds = {rule.canonical: rule.kind for rule in family.rules}
+    for line, words in family.widths.items():
+        if line == "config":
+            if not _is(words, "Mapping[str, str]"):
+                problems.value(f"widths: config must be a table of text, got {words!r}")
+        elif line not in kinds:
+            problems.value(f"widths: {line!r} is no (canonical) name here")
+        elif not isinstance(words, str) or not all(WIDTH.match(word) for word in words.split()):
+            problems.value(f"widths: {line!r} must be words such as 'hidden 2*inner', got {words!r}")
+        elif len(words.split()) != _WIDTHS_OF.get(kinds[line], len(words.split())):
+            problems.value(f"widths: {line!r} is {kinds[line]}, of {_WIDTHS_OF[kinds[line]]} widths, got {words!r}")
 
 
 def _known_layout(problems: Problems, where: str, name: str) -> None:

@@ -116,7 +116,8 @@ def _all_objections(
         key = tuple((name, getattr(x, "shape", None), getattr(x, "dtype", None)) for name, x in layer.items())
         if key not in seen:
             seen[key] = _objections(layout, layer, config)
-        objections += [f"{prefix}{objection}" for objection in seen[key]]
+        whole = prefix.rstrip("./") or "the layer"
+        objections += [(whole if text.startswith(":") else prefix) + text for text in seen[key]]
     return objections
 
 
@@ -131,7 +132,7 @@ def _objections(layout: Layout, layer: Mapping[str, object], config: AttentionCo
         try:
             objections = mismatches(layout, layer, layout.infer(layer, heads, None))
         except (TypeError, ValueError) as error:
-            objections = [f"the layer: {error}"]
+            objections = [f": {error}"]  # of the whole layer
         if not objections:
             return []
         nearest = objections if nearest is None or len(objections) < len(nearest) else nearest

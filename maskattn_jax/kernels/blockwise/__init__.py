@@ -49,8 +49,8 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 
     def run(query: Array, key: Array, value: Array, sinks: Any, rest: Any, origin: Origin) -> tuple[Array, Array]:
         floats, mask, bias, dropout = rest
-        tiling, kinds = cheapest(mask, query, key, call.sizes, origin, call.blocks)
-        given = (query, key, value, floats, sinks, Conditions(mask, bias, dropout, kinds, origin))
+        tiling, steps = cheapest(mask, query, key, call.sizes, origin, call.blocks)
+        given = (query, key, value, floats, sinks, Conditions(mask, bias, dropout, steps, origin))
         # inside a shard_map: what every device has whole varies like the rest from here on
         return _attention(tiling, options, *vary(given, manual_axes(given)))
 
@@ -96,7 +96,9 @@ def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array,
 @_attention.defjvp
 @own_modes
 def _(tiling: CallTiling, options: Options, arrays: Any, tangents: Any) -> tuple[Any, Any]:
-    output, lse, found = _forward(tiling, options, *arrays)
+    # in training every layer is compiled: the rounds of dropout's generator, the most of it, once in each
+    alone = tiling if arrays[-1].dropout is None else replace(tiling, parts=(1, 1))
+    output, lse, found = _forward(alone, options, *arrays)
     results = output.astype(arrays[0].dtype), lse
     # of the conditions nothing is differentiated: the bias's arrays are given once more, beside them
     saved = arrays, output, lse, found

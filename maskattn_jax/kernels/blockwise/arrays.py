@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from maskattn._arithmetic import zero
-from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tiled_call import TiledCall
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
+
+C = TypeVar("C")
 
 
 class Place(NamedTuple):
     """Where a tile begins: the first batch row, key/value head (query head where the mask reads heads), query, key; of
-    the keys of a masked tile those from `first` to before `stop` count.
+    the keys those from `first` on count.
     """
 
     row: Array
@@ -25,7 +27,6 @@ class Place(NamedTuple):
     query: Array
     key: Array
     first: Array
-    stop: Array
 
 
 class Part(NamedTuple):
@@ -44,15 +45,18 @@ class Row(NamedTuple):
     parts: list[Part]
 
 
-def rows(tiling: CallTiling) -> Array:
-    """Every row of tiles as its place along batch, heads and queries: int32 [rows of tiles, 3], queries first."""
-    # of NumPy until `lax.scan` takes them
-    return cast(Array, np.indices((*tiling.groups, tiling.q_tiles), np.int32).reshape(3, -1).T)
+def each_row(tiling: CallTiling, attend: Callable[[Row, C], C], carry: C) -> C:
+    """`attend(row, carry)` for each row of tiles, queries first."""
+    # the bounds are ints, so that this is a scan: what is differentiated once more may not be a loop without an end
+    count = math.prod(tiling.groups) * tiling.q_tiles
+    return lax.fori_loop(0, count, lambda n, carry: attend(_row(tiling, n.astype(jnp.int32)), carry), carry)
 
 
-def row(tiling: CallTiling, number: Array) -> Row:
-    """The row of tiles that is an entry of `rows`."""
-    batch, head, tile = number
+def _row(tiling: CallTiling, number: Array) -> Row:
+    """The row of tiles of a number."""
+    heads, tiles = jnp.int32(tiling.groups[1]), jnp.int32(tiling.q_tiles)
+    group, tile = lax.div(number, tiles), lax.rem(number, tiles)
+    batch, head = lax.div(group, heads), lax.rem(group, heads)
     parts = []
     for down, across in np.ndindex(*tiling.parts):
         first = (batch * tiling.parts[0] + down) * tiling.rows
@@ -60,33 +64,37 @@ def row(tiling: CallTiling, number: Array) -> Row:
         # a query head h reads key/value head h // (H // K)
         kv_column = lax.div(column, jnp.int32(tiling.heads // tiling.kv_heads)) if tiling.by_head else column
         nothing = zero(tile)  # on the devices that tile is on
-        parts.append(Part(Place(first, column, tile * tiling.q_block, nothing, nothing, nothing), kv_column))
+        parts.append(Part(Place(first, column, tile * tiling.q_block, nothing, nothing), kv_column))
     return Row(batch, head, tile, parts)
 
 
-def visit(tiled: TiledCall, steps: Steps, at: Row, step: Callable[[list[Part], Any], Any], carry: Any) -> Any:
-    """`step(parts, carry)` for each step of one kind in a row of tiles: its parts at the step's keys."""
-    tiling, origin = tiled.tiling, tiled.conditions.origin
-    batch = at.batch + origin.row if steps.count.shape[0] > 1 else 0
-    head = at.head + origin.head if steps.count.shape[1] > 1 else 0
-    most = steps.first.shape[-1]
-    first, stop = (
-        slice_at(jnp.asarray(x), (batch, head, at.tile, 0), (1, 1, 1, most)).reshape(most)
-        for x in (steps.first, steps.stop)
+def visit(tiled: TiledCall, at: Row, step: Callable[[list[Part], C], C], carry: C) -> C:
+    """`step(parts, carry)` for each step of a row of tiles: its parts at the step's keys."""
+    tiling, origin, steps = tiled.tiling, tiled.conditions.origin, tiled.conditions.steps
+    batch, heads, tiles, _ = steps.after.shape
+    mine = (
+        at.batch + origin.row if batch > 1 else 0,
+        at.head + origin.head if heads > 1 else 0,
+        at.tile if tiles > 1 else 0,
     )
 
-    def one(n: Array | int, carry: object) -> Any:
-        begin, end = (slice_at(x, (n,), (1,)).reshape(()) for x in (first, stop))
-        # a step that is wider than what is left begins earlier, where it would reach beyond the last tile
-        key = jnp.minimum(begin, tiling.kv_tiles - steps.width) if steps.masked else begin
-        end = jnp.minimum(end * tiling.kv_block, tiling.kv_len)
-        place = {"key": key * tiling.kv_block, "first": begin * tiling.kv_block, "stop": end}
+    def look_up(table: Array, tile: Array) -> Array:
+        return slice_at(jnp.asarray(table), (*mine, tile), (1, 1, 1, 1)).reshape(())
+
+    def one(begin: Array, carry: C) -> C:
+        # a step that reaches beyond the last tile reads earlier ones in their place
+        key = jnp.minimum(begin, tiling.kv_tiles - steps.width)
+        place = {"key": key * tiling.kv_block, "first": begin * tiling.kv_block}
         return step([part._replace(place=part.place._replace(**place)) for part in at.parts], carry)
 
+    def following(state: tuple[Array, C]) -> tuple[Array, C]:
+        begin, carry = state
+        return look_up(steps.after, begin + steps.width), one(begin, carry)
+
+    begin = look_up(steps.after, zero(at.tile))
     if steps.once:
-        return one(0, carry)
-    count = slice_at(jnp.asarray(steps.count), (batch, head, at.tile), (1, 1, 1)).reshape(())
-    return lax.fori_loop(0, count, one, carry)
+        return one(begin, carry)
+    return lax.while_loop(lambda state: state[0] < tiling.kv_tiles, following, (begin, carry))[1]
 
 
 def query_tile(tiled: TiledCall, x: Array, part: Part) -> Array:

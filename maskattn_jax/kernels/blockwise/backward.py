@@ -10,17 +10,16 @@ summed transposed, [D, S]: XLA's CPU backend has no fast product of a transposed
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from maskattn.biases import DenseBias
 from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels.blockwise import arrays
-from maskattn_jax.kernels.blockwise.steps import Steps
-from maskattn_jax.kernels.blockwise.tile import bias_values, kept, scores, window
+from maskattn_jax.kernels.blockwise.tile import bias_values, cleared, kept, scores, window
 from maskattn_jax.kernels.blockwise.tiled_call import TiledCall, float_leaves, group_heads, ungroup_heads
 from maskattn_jax.types import DType
 
@@ -74,28 +73,26 @@ def gradients(tiled: TiledCall, output: Array, lse: Array, d_output: Array, d_ls
         [jnp.zeros(x.shape, jnp.promote_types(x.dtype, jnp.float32)) for x in float_leaves(bias)[0]],
     )
 
-    def attend(sums: _Sums, number: Array) -> tuple[_Sums, None]:
-        at = arrays.row(tiling, number)
+    def attend(at: arrays.Row, sums: _Sums) -> _Sums:
         queries = [_queries(tiled, per_query, part) for part in at.parts]
         d_queries, rest = [vary(jnp.zeros_like(one.query), axes) for one in queries], sums
-        for steps in tiled.conditions.kinds:
 
-            def step(parts: list[arrays.Part], carry: Any, steps: Steps = steps) -> Any:
-                d_queries, sums = list(carry[0]), carry[1]
-                for i, part in enumerate(parts):
-                    d_queries[i], sums = _step(tiled, steps, part, queries[i], d_queries[i], sums)
-                return d_queries, sums
+        def step(parts: list[arrays.Part], carry: tuple[list[Array], _Sums]) -> tuple[list[Array], _Sums]:
+            d_queries, sums = list(carry[0]), carry[1]
+            for i, part in enumerate(parts):
+                d_queries[i], sums = _step(tiled, part, queries[i], d_queries[i], sums)
+            return d_queries, sums
 
-            d_queries, rest = arrays.visit(tiled, steps, at, step, (d_queries, rest))
+        d_queries, rest = arrays.visit(tiled, at, step, (d_queries, rest))
         whole = sums.query
         scale = jnp.asarray(tiled.options.scale, dtype)
         for part, one, d_query in zip(at.parts, queries, d_queries, strict=True):
             # a negative scale would make an empty row -0
             d_query = jnp.where(one.empty.reshape(*d_query.shape[:-1], 1), 0, d_query * scale)
             whole = arrays.put_query_tile(tiled, whole, d_query, part)
-        return rest._replace(query=whole), None
+        return rest._replace(query=whole)
 
-    sums, _ = lax.scan(attend, vary(start, axes), arrays.rows(tiling))
+    sums = arrays.each_row(tiling, attend, vary(start, axes))
     d_key, d_value = (x[..., : tiling.kv_len].transpose(0, 3, 1, 2) for x in (sums.key, sums.value))
     return CallGradients(ungroup_heads(tiling, sums.query), d_key, d_value, sums.bias, d_sinks)
 
@@ -124,26 +121,24 @@ def _transposed_zeros(x: Array, dtype: DType) -> Array:
     return jnp.zeros((batch, heads, width, length), dtype)
 
 
-def _step(
-    tiled: TiledCall, steps: Steps, part: arrays.Part, queries: _Queries, d_query: Array, sums: _Sums
-) -> tuple[Array, _Sums]:
+def _step(tiled: TiledCall, part: arrays.Part, queries: _Queries, d_query: Array, sums: _Sums) -> tuple[Array, _Sums]:
     """The gradients with those of one step of a tile added: of its queries, and of all the rest."""
-    place, width = part.place, steps.width * tiled.tiling.kv_block
+    place, width = part.place, tiled.step_width
     flat, precision = (*tiled.tiling.flat, width), tiled.options.precision
     key, value = arrays.key_tiles(tiled, part, width)
-    tile = scores(tiled, place, queries.query, key, value, steps.masked)
-    p = jnp.exp(tile.logits - queries.lse[..., None])
-    dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, tile.value, precision=precision).reshape(p.shape)
+    logits, slope = scores(tiled, place, queries.query, key)
+    p = jnp.exp(logits - queries.lse[..., None])
+    dp = jnp.einsum("...qd,...kd->...qk", queries.d_output, value, precision=precision).reshape(p.shape)
     factor = kept(tiled, place, width)
     weights = p
     if factor is not None:
         factor = factor.astype(p.dtype)
         weights, dp = p * factor, dp * factor
     ds = p * (dp - queries.delta[..., None])
-    if tile.allowed is not None:
-        ds = jnp.where(tile.allowed, ds, 0)
-    raw = ds if tile.slope is None else ds * (1 - tile.slope * tile.slope)
-    d_query = d_query + jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), tile.key, precision=precision)
+    raw = ds if slope is None else ds * (1 - slope * slope)
+    ds, raw = (jnp.where(p == 0, 0, x) for x in (ds, raw))  # whatever is in a place that is not attended
+    key = cleared(tiled, key, p, 0)
+    d_query = d_query + jnp.einsum("...qk,...kd->...qd", raw.reshape(flat), key, precision=precision)
     d_key_t, d_value_t = (
         jnp.einsum("...dq,...qk->...dk", x, w.reshape(flat), precision=precision)
         for x, w in ((queries.query_t, raw), (queries.d_output_t, weights))

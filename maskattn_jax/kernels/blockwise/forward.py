@@ -10,12 +10,11 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax import Array, lax
+from jax import Array
 
 from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels.blockwise import arrays
-from maskattn_jax.kernels.blockwise.steps import Steps
-from maskattn_jax.kernels.blockwise.tile import kept, scores
+from maskattn_jax.kernels.blockwise.tile import cleared, kept, scores
 from maskattn_jax.kernels.blockwise.tiled_call import Options, TiledCall, ungroup_heads
 
 
@@ -44,46 +43,45 @@ def output_and_lse(tiled: TiledCall) -> tuple[Array, Array, Array | None]:
     )
     nothing = vary(nothing, axes)
 
-    def attend(results: tuple[Array, ...], number: Array) -> tuple[tuple[Array, ...], None]:
-        at = arrays.row(tiling, number)
+    def attend(at: arrays.Row, results: tuple[Array, ...]) -> tuple[Array, ...]:
         scale = jnp.asarray(tiled.options.scale, dtype)
         queries = [arrays.query_tile(tiled, tiled.query, part) * scale for part in at.parts]
         sums = [nothing] * len(at.parts)
-        for steps in tiled.conditions.kinds:
 
-            def step(parts: list[arrays.Part], sums: list[_Sums], steps: Steps = steps) -> list[_Sums]:
-                return [_step(tiled, steps, *one) for one in zip(parts, queries, sums, strict=True)]
+        def step(parts: list[arrays.Part], sums: list[_Sums]) -> list[_Sums]:
+            return [_step(tiled, *one) for one in zip(parts, queries, sums, strict=True)]
 
-            sums = arrays.visit(tiled, steps, at, step, sums)
+        sums = arrays.visit(tiled, at, step, sums)
         for part, one in zip(at.parts, sums, strict=True):
             sink = None
             if sinks is not None:
                 sink = arrays.slice_at(sinks, (part.place.column, 0), tiling.tile[1:3])[..., None]
             finished = _finish(tiled.options, one, sink)
             results = tuple(arrays.put_query_tile(tiled, x, y, part) for x, y in zip(results, finished, strict=False))
-        return results, None
+        return results
 
     shape = tiled.query.shape[:-1]
     numbers = 1 if tiled.conditions.bias is None else 2
     start = jnp.zeros((*shape, tiled.value.shape[-1]), dtype), *[jnp.zeros((*shape, 1), dtype)] * numbers
-    results, _ = lax.scan(attend, vary(start, axes), arrays.rows(tiling))
+    results = arrays.each_row(tiling, attend, vary(start, axes))
     output, lse, *rest = (ungroup_heads(tiling, x) for x in results)
     return output, lse[..., 0], rest[0][..., 0] if rest else None
 
 
-def _step(tiled: TiledCall, steps: Steps, part: arrays.Part, query: Array, sums: _Sums) -> _Sums:
+def _step(tiled: TiledCall, part: arrays.Part, query: Array, sums: _Sums) -> _Sums:
     """The softmax of a tile with the keys of one step taken in."""
-    flat, width = tiled.tiling.flat, steps.width * tiled.tiling.kv_block
+    flat, width = tiled.tiling.flat, tiled.step_width
     key, value = arrays.key_tiles(tiled, part, width)
-    tile = scores(tiled, part.place, query, key, value, steps.masked)
-    highest = jnp.maximum(sums.highest, jnp.max(tile.logits, axis=-1))
-    e = jnp.exp(tile.logits - highest[..., None])
+    logits, _ = scores(tiled, part.place, query, key)
+    value = cleared(tiled, value, logits, -jnp.inf)
+    highest = jnp.maximum(sums.highest, jnp.max(logits, axis=-1))
+    e = jnp.exp(logits - highest[..., None])
     shrink = jnp.exp(sums.highest - highest)
     total = sums.total * shrink + jnp.sum(e, axis=-1)
     factor = kept(tiled, part.place, width)
     e = e if factor is None else e * factor.astype(e.dtype)  # the denominator is that without dropout
     precision = tiled.options.precision
-    added = jnp.einsum("...qk,...kd->...qd", e.reshape(*flat, width), tile.value, precision=precision)
+    added = jnp.einsum("...qk,...kd->...qd", e.reshape(*flat, width), value, precision=precision)
     return _Sums(highest, total, sums.output * shrink.reshape(*flat, 1) + added)
 
 

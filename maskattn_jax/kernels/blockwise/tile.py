@@ -20,48 +20,44 @@ from maskattn_jax.kernels.blockwise.tiled_call import TiledCall
 class Scores(NamedTuple):
     """A tile's logits after softcap, bias and mask, [rows, columns, group, q_block, width], and what made them."""
 
-    logits: Array
-    allowed: Array | None  # broadcastable to the logits; None: every pair
+    logits: Array  # -inf where mask or bias forbid
     slope: Array | None  # tanh(x / softcap) of the logits x before softcap
-    key: Array  # [rows, columns, width, D]: the keys, 0 where no query of the tile may attend
-    value: Array
 
 
-def scores(tiled: TiledCall, place: Place, query: Array, key: Array, value: Array, masked: bool) -> Scores:
+def scores(tiled: TiledCall, place: Place, query: Array, key: Array) -> Scores:
     """The logits of a tile: query (already scaled) [rows, columns, group * q_block, D], key [rows, columns, width, D].
 
-    Without `masked` every pair of the tile is allowed by the mask (a bias of -inf still forbids).
+    A query beyond the lengths may attend to nothing, or to all that a row of tiles visits.
     """
-    options, bias, width = tiled.options, tiled.conditions.bias, key.shape[-2]
-    added = None
-    if bias is not None:
-        added = bias_values(tiled, bias, place, width).astype(query.dtype)
-    allowed = _allowed(tiled, place, width, masked)
-    if allowed is not None:
-
-        def clean(key: Array, value: Array) -> tuple[Array, Array]:
-            # the mask once more, so that it is no array where this is not needed
-            again = _allowed(tiled, place, width, masked)
-            assert again is not None
-            some = jnp.any(again, axis=(-3, -2))[..., None]
-            return jnp.where(some, key, 0), jnp.where(some, value, 0)
-
-        # 0 times what is not finite would be NaN; where all is finite there is nothing to be done
-        if tiled.dirty is None:
-            key, value = clean(key, value)
-        else:
-            key, value = lax.cond(tiled.dirty, clean, lambda key, value: (key, value), key, value)
+    options, conditions, width = tiled.options, tiled.conditions, key.shape[-2]
     logits = jnp.einsum("...qd,...kd->...qk", query, key, precision=options.precision)
     logits = logits.reshape(*tiled.tiling.tile, width)
     slope = None
     if options.softcap is not None:
         slope = jnp.tanh(logits / options.softcap)
         logits = options.softcap * slope
-    if added is not None:
-        logits = logits + added
-    if allowed is not None:
-        logits = jnp.where(allowed, logits, -jnp.inf)
-    return Scores(logits, allowed, slope, key, value)
+    if conditions.bias is not None:
+        added = bias_values(tiled, conditions.bias, place, width).astype(query.dtype)
+        forbidden = added == -jnp.inf
+        if tiled.tiling.shards > 1 and tiled.tiling.padded[0] != tiled.tiling.q_len:  # the next device's queries follow
+            forbidden = forbidden | (place.query + jnp.arange(tiled.tiling.q_block)[:, None] >= tiled.tiling.q_len)
+        logits = jnp.where(forbidden, -jnp.inf, logits + added)
+    if conditions.steps.masked:
+        logits = jnp.where(_allowed(tiled, place, width), logits, -jnp.inf)
+    return Scores(logits, slope)
+
+
+def cleared(tiled: TiledCall, keys: Array, weights: Array, nothing: float) -> Array:
+    """The keys or values of a tile, [rows, columns, width, D], 0 where all weights [rows, columns, group, q_block,
+    width] of one are `nothing`: 0 times what is not finite would be NaN.
+    """
+    if not tiled.conditions.steps.masked and tiled.conditions.bias is None:
+        return keys
+
+    def clear(keys: Array) -> Array:
+        return jnp.where(jnp.any(weights != nothing, axis=(-3, -2))[..., None], keys, 0)
+
+    return clear(keys) if tiled.dirty is None else lax.cond(tiled.dirty, clear, lambda keys: keys, keys)
 
 
 def kept(tiled: TiledCall, place: Place, width: int) -> Array | None:
@@ -69,7 +65,9 @@ def kept(tiled: TiledCall, place: Place, width: int) -> Array | None:
     dropout = tiled.conditions.dropout
     if dropout is None:
         return None
-    return keep(dropout, *_indices(tiled, place, width), tiled.tiling.whole) * (1.0 / (1.0 - dropout.rate))
+    drawn = keep(dropout, *_indices(tiled, place, width), tiled.tiling.whole)
+    # the root is that of 0 or 1: XLA takes it for dear, and does not draw again for each of its readers
+    return lax.sqrt(drawn.astype(tiled.dtype)) * (1.0 / (1.0 - dropout.rate))
 
 
 def bias_values(tiled: TiledCall, bias: Bias, place: Place, width: int) -> Array:
@@ -114,28 +112,17 @@ def _starts_in_whole(tiled: TiledCall, place: Place) -> tuple[Array, Array, Arra
     return place.row + origin.row, head, place.query + origin.query, place.key
 
 
-def _allowed(tiled: TiledCall, place: Place, width: int, masked: bool) -> Array | None:
-    """Where mask and bias allow and a key counts, rank 5; a query beyond the lengths may attend to nothing.
-
-    None where neither `masked` nor a bias leaves anything to ask.
-    """
+def _allowed(tiled: TiledCall, place: Place, width: int) -> Array:
+    """Where the mask allows, and query and key exist and count, rank 5."""
     tiling, conditions = tiled.tiling, tiled.conditions
-    allowed = None
-    if masked:
-        # the indices are arrays of their own: fused into what reads them, each entry would look its place up again
-        index = lax.optimization_barrier(_indices(tiled, place, width))
-        parts = [(index[3] >= place.first) & (index[3] < place.stop)]
-        if tiling.padded[0] != tiling.q_len:
-            parts.append(index[2] - conditions.origin.query < tiling.q_len)
-        if conditions.mask is not None:
-            parts.append(fold(conditions.mask, lambda mask: _evaluate(tiled, mask, place, index)))
-        allowed = _rank_5(functools.reduce(operator.and_, parts))
-    if conditions.bias is not None:
-        finite = bias_values(tiled, conditions.bias, place, width) != -jnp.inf
-        if tiling.shards > 1 and tiling.padded[0] != tiling.q_len:  # where the next device's queries follow
-            finite = finite & (place.query + jnp.arange(tiling.q_block)[:, None] < tiling.q_len)
-        allowed = finite if allowed is None else allowed & finite
-    return allowed
+    # the indices are arrays of their own: fused into what reads them, each entry would look its place up again
+    index = lax.optimization_barrier(_indices(tiled, place, width))
+    parts = [(index[3] >= place.first) & (index[3] < tiling.kv_len)]
+    if tiling.padded[0] != tiling.q_len:
+        parts.append(index[2] - conditions.origin.query < tiling.q_len)
+    if conditions.mask is not None:
+        parts.append(fold(conditions.mask, lambda mask: _evaluate(tiled, mask, place, index)))
+    return _rank_5(functools.reduce(operator.and_, parts))
 
 
 def _evaluate(tiled: TiledCall, mask: Mask, place: Place, index: tuple[Array, ...]) -> Array:

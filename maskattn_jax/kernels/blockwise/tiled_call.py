@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple, cast
 
 import jax
 import jax.numpy as jnp
@@ -34,14 +34,14 @@ class Conditions(NamedTuple):
     Attributes:
         mask: True = may attend; or None.
         bias, dropout: or None.
-        kinds: every kind of step.
+        steps: the keys that each row of tiles visits.
         origin: where this device's part of the batch, the heads and the queries begins.
     """
 
     mask: Mask | None
     bias: Bias | None
     dropout: Dropout[Array] | None
-    kinds: tuple[Steps, ...]
+    steps: Steps
     origin: Origin
 
 
@@ -54,7 +54,6 @@ class TiledCall(NamedTuple):
         key, value: [B, S, K, D], [B, S, K, Dv].
         sinks: [H], or None.
         conditions: the mask and a DenseBias padded to whole tiles, too.
-        dirty: bool []: some key or value is not finite; None where looking for one would cost more than it saves.
     """
 
     tiling: CallTiling
@@ -70,6 +69,11 @@ class TiledCall(NamedTuple):
     def dtype(self) -> jnp.dtype:
         """That of the computation: float64 stays, everything else is computed in float32 and rounded at the end."""
         return jnp.float64 if self.query.dtype == jnp.float64 else jnp.float32
+
+    @property
+    def step_width(self) -> int:
+        """How many keys a step reads."""
+        return self.conditions.steps.width * self.tiling.kv_block
 
 
 def prepared(
@@ -88,8 +92,11 @@ def prepared(
         # 0 times a number is 0 but for what is not finite
         dirty = ~jnp.isfinite(sum(jnp.sum(x * 0, dtype=jnp.float32) for x in (key, value)))
     bias = float_leaves(conditions.bias)[1](floats)
+    dropout = conditions.dropout
+    if dropout is not None:  # scalars, which loops need not slice
+        dropout = replace(dropout, words=cast(Array, tuple(dropout.words)))
     mask = None if conditions.mask is None else fold(conditions.mask, lambda part: _padded(part, tiling))
-    conditions = conditions._replace(mask=mask, bias=_padded(bias, tiling))
+    conditions = conditions._replace(mask=mask, bias=_padded(bias, tiling), dropout=dropout)
     more = tiling.padded[1] - tiling.kv_len
     key, value = (jnp.pad(x, ((0, 0), (0, more), (0, 0), (0, 0))) if more else x for x in (key, value))
     return TiledCall(tiling, options, group_heads(tiling, query), key, value, sinks, conditions, dirty)

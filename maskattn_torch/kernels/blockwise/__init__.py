@@ -25,7 +25,7 @@ from torch import Tensor as Array
 from maskattn.attention import Call
 from maskattn_torch import _autocast
 from maskattn_torch._derivatives import computed, floats, gradients_of, primals, tangents_of
-from maskattn_torch._operators import operator, unwatched
+from maskattn_torch._operators import applied, flops, operator
 from maskattn_torch.kernels import reference
 from maskattn_torch.kernels.blockwise import additions, flex, walk
 from maskattn_torch.kernels.blockwise.packing import pack, unpack
@@ -45,12 +45,7 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         packed, leaves = pack(call.mask, call.bias, call.dropout)
         arrays = (call.query.to(wide), call.key.to(wide), call.value.to(wide), sinks)
         options = (packed, call.scale, call.softcap, call.blocks)
-        if unwatched(*arrays, *leaves):
-            out, lse = _attention(*arrays, *options, leaves)
-        elif torch.compiler.is_compiling():  # which takes no rule for the forward mode
-            out, lse = _Blockwise.apply(*arrays, *options, *leaves)
-        else:
-            out, lse = _BlockwiseForward.apply(*arrays, *options, *leaves)
+        out, lse = applied(_BlockwiseForward, _Blockwise, *arrays, *options, *leaves)
     if call.empty_rows == "nan" and sinks is None:
         out = torch.where((lse == -torch.inf).unsqueeze(-1), torch.nan, out)
     return out.to(dtype), lse
@@ -85,14 +80,21 @@ def _attention(
     with _autocast.off(query.device):
         out, lse = walk.forward(conditions, *_heads_first(query, key, value))
         if sinks is not None:
-            total = torch.logaddexp(lse, sinks[:, None])
+            total = torch.logaddexp(lse, sinks)
             out, lse = out * (lse - total).exp_().unsqueeze(-1), total
-    return out.transpose(1, 2).contiguous(), lse.transpose(1, 2).contiguous()
+    return out.contiguous(), lse.contiguous()
 
 
 @_attention.register_fake
 def _(query: Array, key: Array, value: Array, *rest: object) -> tuple[Array, Array]:
     return query.new_empty((*query.shape[:3], value.shape[3])), query.new_empty(query.shape[:3])
+
+
+@_attention.register_flops
+def _(query: Array, key: Array, value: Array, sinks: object, *options: Any, out_val: object) -> int:
+    packed, scale, softcap, blocks, leaves = options
+    q, k, v = _heads_first(query, key, value)
+    return flops(walk.pairs(_conditions(packed, leaves, scale, softcap, blocks), q, k, v), query, value)
 
 
 @operator("blockwise_attention_gradients")
@@ -134,6 +136,14 @@ def _(query: Array, key: Array, value: Array, sinks: Array | None, *rest: Any) -
     *_, leaves, wanted = rest
     given = [query, key, value, *([] if sinks is None else [sinks])]
     return [x.new_empty(x.shape) for x in given + [leaf for leaf, want in zip(leaves, wanted, strict=True) if want]]
+
+
+@_attention_gradients.register_flops
+def _(query: Array, key: Array, value: Array, *rest: Any, out_val: object) -> int:
+    d_lse, packed, scale, softcap, blocks, leaves, _ = rest[4:]
+    q, k, v = _heads_first(query, key, value)
+    pairs = walk.pairs(_conditions(packed, leaves, scale, softcap, blocks), q, k, v, plain=d_lse is not None)
+    return flops(pairs, query, value, backward=True)
 
 
 class _Blockwise(torch.autograd.Function):
@@ -223,4 +233,4 @@ def _conditions(
 
 def _heads_first(*arrays: Array) -> tuple[Array, ...]:
     """[B, length, heads, D] -> [B, heads, length, D], views whose rows are contiguous."""
-    return tuple((x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2) for x in arrays)
+    return tuple([(x if x.stride(-1) == 1 else x.contiguous()).transpose(1, 2) for x in arrays])

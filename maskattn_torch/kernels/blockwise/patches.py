@@ -42,8 +42,7 @@ _DATA_BYTES = 1 << 20
 _CALL_BYTES, _ALL_BYTES = 16 << 20, 64 << 20
 
 
-@dataclass(frozen=True)
-class PatchSizes:
+class PatchSizes(NamedTuple):
     """What patches depend on besides the mask.
 
     Attributes:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor as Array
+from torch.utils._python_dispatch import _disable_current_modes
 
+from maskattn._fields import peek
 from maskattn.attention import Dropout
 from maskattn.biases import Additive, ALiBi, Bias
 from maskattn.masks import Mask
@@ -22,7 +24,7 @@ from maskattn_torch.kernels.blockwise.patches import Patch, Patches, PatchSizes,
 from maskattn_torch.kernels.blockwise.windows import kv_range, window
 from maskattn_torch.kernels.merging import merge_into
 
-__all__ = ["Conditions", "backward", "forward"]
+__all__ = ["Conditions", "backward", "forward", "pairs"]
 
 #: Rectangles for plain matrix products, and the pairs that one patch has: its buffers stay in a cache.
 _LIMITS, _AREA = Limits(256, 1024), 1 << 21
@@ -53,7 +55,7 @@ class _Walk:
 
 
 def forward(conditions: Conditions, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
-    """q [B, H, L, D], k [B, K, S, D], v [B, K, S, Dv] -> out [B, H, L, Dv], lse [B, H, L]: 0, -inf in empty rows."""
+    """q [B, H, L, D], k [B, K, S, D], v [B, K, S, Dv] -> out [B, L, H, Dv], lse [B, L, H]: 0, -inf in empty rows."""
     walk = _prepared(conditions, q, k, v)
     out, lse = _forward(walk, q, k, v)
     if _exposed(walk) and not _finite(out):
@@ -92,6 +94,18 @@ def backward(
     return dq, dk, dv, of_bias.results()
 
 
+def pairs(conditions: Conditions, q: Array, k: Array, v: Array, plain: bool = False) -> int:
+    """How many pairs of a query and a key are looked at, of all heads; all of them, where the mask cannot be read."""
+    leaves: list[Array] = []
+    if conditions.mask is not None:
+        conditions.mask.map_data(leaves.append)
+    with _disable_current_modes():  # tensors may be fake, but a mask without data is what it is
+        if any(peek(x) is None for x in leaves) or not all(type(n) is int for n in (*q.shape, *k.shape)):
+            return q.shape[:3].numel() * k.shape[2]
+        pieces = [patch.piece for patch in _prepared(conditions, q, k, v, plain).patches.backward]
+    return sum(x.count * len(x.batch) * len(x.heads) * x.rows * x.cols for x in pieces)
+
+
 def _prepared(conditions: Conditions, q: Array, k: Array, v: Array, plain: bool = False) -> _Walk:
     (batch, heads, q_len, width), kv_heads, kv_len = q.shape, k.shape[1], k.shape[2]
     sizes = PatchSizes(batch, heads, kv_heads, q_len, kv_len, max(width, v.shape[3]), q.dtype, conditions.blocks)
@@ -99,7 +113,7 @@ def _prepared(conditions: Conditions, q: Array, k: Array, v: Array, plain: bool 
     plain = plain or any(x is not None for x in other) or width != v.shape[3] or not flash.available()
     if not plain:
         return _Walk(conditions, sizes, patches_of(conditions.mask, sizes), None)
-    sizes = replace(sizes, limits=Limits(*(conditions.blocks or _LIMITS)), area=_AREA)
+    sizes = sizes._replace(limits=Limits(*(conditions.blocks or _LIMITS)), area=_AREA)
     shape = (batch, heads, q_len, kv_len)
     terms = products.Terms(conditions.scale, conditions.softcap, conditions.bias, conditions.dropout, shape)
     return _Walk(conditions, sizes, patches_of(conditions.mask, sizes), terms)
@@ -110,8 +124,8 @@ def _forward(walk: _Walk, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
     make = torch.empty if patches.covered else torch.zeros
     shape = (sizes.batch, sizes.q_len, sizes.heads)
     if not patches.whole:
-        out = make((*shape, v.shape[3]), dtype=q.dtype).transpose(1, 2)
-        lse = torch.full(shape, -torch.inf, dtype=q.dtype).transpose(1, 2)
+        ordered = make((*shape, v.shape[3]), dtype=q.dtype), torch.full(shape, -torch.inf, dtype=q.dtype)
+        out, lse = (x.transpose(1, 2) for x in ordered)
     for patch in patches.forward:
         piece, forbidden = patch.piece, patch.forbidden(walk.conditions.mask, q.dtype)
         read = _read(walk, patch, q, k, v)
@@ -127,12 +141,13 @@ def _forward(walk: _Walk, q: Array, k: Array, v: Array) -> tuple[Array, Array]:
             into[1].copy_(one[1])
         else:
             merge_into(*into, *one)
-    return out, lse
+    return ordered
 
 
 def _in_order(x: Array, sizes: PatchSizes) -> Array:
-    """[count, H, rows, ...] -> [B, H, L, ...], where rectangles or batch rows follow one another."""
-    return x.transpose(1, 2).reshape(sizes.batch, sizes.q_len, sizes.heads, *x.shape[3:]).transpose(1, 2)
+    """[count, H, rows, ...] -> [B, L, H, ...], where rectangles or batch rows follow one another."""
+    x = x.transpose(1, 2)
+    return x if x.shape[0] == sizes.batch else x.reshape(sizes.batch, sizes.q_len, sizes.heads, *x.shape[3:])
 
 
 def _backward(

@@ -17,7 +17,7 @@ from maskattn.numerics.exact import Arrays, Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
 from maskattn_torch._derivatives import primals
-from maskattn_torch._operators import first_derivatives, operator, unwatched
+from maskattn_torch._operators import applied, first_derivatives, flops, operator
 from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
 
@@ -34,11 +34,8 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     keep, kept = (None, 1.0) if dropout is None else (dense(dropout, call.sizes), 1.0 - dropout.rate)
     arrays = Arrays(call.query, call.key, call.value, allowed, added, call.sinks, keep)
     arguments = (*arrays, *Options(call.scale, call.softcap, call.empty_rows, kept))
-    if unwatched(*arrays):
-        return _attention(*arguments)
-    if torch.compiler.is_compiling():  # which takes no rule for the forward mode
-        return _Exact.apply(*arguments)
-    return _ExactForward.apply(*arguments)
+    output: tuple[Array, Array] = applied(_ExactForward, _Exact, *arguments)
+    return output
 
 
 def unsupported(call: Call[Array]) -> list[str]:
@@ -53,18 +50,14 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
     weight = weight.to(x.dtype)
     bias = None if bias is None else bias.to(x.dtype)
     rows = x.reshape(-1, x.shape[-1])
-    if torch.compiler.is_compiling():
-        flat = _Linear.apply(rows, weight, bias)
-    else:
-        flat = _LinearForward.apply(rows, weight, bias)
+    flat: Array = applied(_LinearForward, _Linear, rows, weight, bias)
     return flat.reshape(*x.shape[:-1], weight.shape[1])
 
 
 def drop(x: Array, keep: Array, rate: float) -> Array:
     """``x * keep / (1 - rate)`` rounded once; ``keep`` (bool) has the shape of ``x``."""
-    if torch.compiler.is_compiling():
-        return _Drop.apply(x, keep, 1.0 - rate)
-    return _DropForward.apply(x, keep, 1.0 - rate)
+    dropped: Array = applied(_DropForward, _Drop, x, keep, 1.0 - rate)
+    return dropped
 
 
 _ARRAYS = "Tensor query, Tensor key, Tensor value, Tensor? allowed, Tensor? bias, Tensor? sinks, Tensor? keep"
@@ -84,6 +77,11 @@ def _(query: Array, key: Array, value: Array, *rest: object) -> tuple[Array, Arr
     return output, query.new_empty(query.shape[:3], dtype=wide)
 
 
+@_attention.register_flops
+def _(query: Array, key: Array, value: Array, *rest: object, **results: object) -> int:
+    return flops(query.shape[:3].numel() * key.shape[1], query, value)
+
+
 @operator("exact_attention_gradients", f"({_ARRAYS}, Tensor d_output, Tensor d_lse, {_OPTIONS}) -> Tensor[]")
 def _attention_gradients(*arguments: Any) -> list[Array]:
     d_output, d_lse = arguments[7:9]
@@ -94,6 +92,11 @@ def _attention_gradients(*arguments: Any) -> list[Array]:
 @_attention_gradients.register_fake
 def _(query: Array, key: Array, value: Array, allowed: Any, bias: Any, sinks: Any, *rest: Any) -> list[Array]:
     return [x.new_empty(x.shape) for x in (query, key, value, bias, sinks) if x is not None]
+
+
+@_attention_gradients.register_flops
+def _(query: Array, key: Array, value: Array, *rest: object, **results: object) -> int:
+    return flops(query.shape[:3].numel() * key.shape[1], query, value, backward=True)
 
 
 class _Exact(torch.autograd.Function):
@@ -151,6 +154,11 @@ def _(x: Array, weight: Array, bias: Array | None) -> Array:
     return x.new_empty((x.shape[0], weight.shape[1]))
 
 
+@_linear.register_flops
+def _(x: Array, weight: Array, *rest: object, **results: object) -> int:
+    return 2 * x.shape[0] * weight.numel()
+
+
 @operator("exact_linear_gradients")
 def _linear_gradients(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
     d_x, d_weight, d_bias = project.backward(OPS, x, weight, d_out)
@@ -160,6 +168,11 @@ def _linear_gradients(x: Array, weight: Array, d_out: Array) -> tuple[Array, Arr
 @_linear_gradients.register_fake
 def _(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
     return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty((weight.shape[1],))
+
+
+@_linear_gradients.register_flops
+def _(x: Array, weight: Array, *rest: object, **results: object) -> int:
+    return 4 * x.shape[0] * weight.numel()
 
 
 class _Linear(torch.autograd.Function):

@@ -26,9 +26,11 @@ from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Causal, Dense, KeyPadding, Mask
 from maskattn_torch import _autocast, lower
 from maskattn_torch._derivatives import beyond_first
+from maskattn_torch._modes import plain
 from maskattn_torch._operators import operator
 from maskattn_torch._symbolic import known
 from maskattn_torch.kernels.fused.again import twice_differentiable
+from maskattn_torch.kernels.fused.finite import finite
 from maskattn_torch.types import Device
 
 #: PyTorch's function, whatever that name is made to mean later: it may be this library's.
@@ -92,7 +94,8 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
         sizes = (*sizes[:3], key.shape[1])
     causal = bias is None and isinstance(mask, Causal) and known(mask.offset == 0)
     causal = causal and (known(sizes[3] <= sizes[2]) or known(sizes[3] > sizes[2]))
-    if causal:  # every row sees key 0, and none sees what comes after the last query
+    # every row sees key 0, and none sees what comes after the last query
+    if causal and not known(sizes[3] <= sizes[2]):
         key, value = key[:, : sizes[2]], value[:, : sizes[2]]
     settled = Settled(None) if causal or mask is None else _settled(mask, sizes, query.device)
     dense, added = settled.allowed, None
@@ -104,7 +107,7 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     if unreached and not later:
         key, value = _cleared(settled, key, value)
     out = _vendor(call, key, value, dense, causal, added)
-    if later and not _finite(call, out):
+    if later and not finite(call, out):
         key, value = _cleared(settled, key, value)
         out = _vendor(call, key, value, dense, causal, added)
     if added is not None and dense is not None and _trained(call) and not _readable(added):
@@ -169,8 +172,8 @@ def _with_bias(bias: Bias, settled: Settled, sizes: tuple[int, int, int, int], q
     added = lower.bias(bias, *sizes, device=query.device)
     assert added is not None
     if isinstance(bias, DenseBias):  # which may forbid
-        finite = torch.ne(added, -math.inf)
-        settled = Settled(finite if settled.allowed is None else finite & settled.allowed)
+        open_ = torch.ne(added, -math.inf)
+        settled = Settled(open_ if settled.allowed is None else open_ & settled.allowed)
     narrow = query.dtype.itemsize == 2 and added.dtype != query.dtype
     return settled, added.to(torch.float32 if narrow else query.dtype)
 
@@ -195,7 +198,7 @@ def _trained(call: Call[Array]) -> bool:
 
 
 def _readable(x: Array) -> bool:
-    return _plain_eager() and x.device.type == "cpu"
+    return plain() and x.device.type == "cpu"
 
 
 def _overwhelms(added: Array) -> bool:
@@ -224,7 +227,7 @@ def _settled(mask: Mask, sizes: tuple[int, int, int, int], device: Device) -> Se
     """The mask, settled once where it is small, has no data, and this is plain eager code."""
     if isinstance(mask, Dense):
         return Settled(mask.keep if mask.keep.ndim == 4 else mask.keep.reshape(mask.shape))
-    if _plain_eager() and sizes[2] * sizes[3] <= _KEPT and not mask.flatten()[0]:
+    if plain() and sizes[2] * sizes[3] <= _KEPT and not mask.flatten()[0]:
         return _settled_once(mask, sizes, device)
     return Settled(lower.allowed(mask, *sizes, device=device))
 
@@ -236,21 +239,12 @@ def _settled_once(mask: Mask, sizes: tuple[int, int, int, int], device: Device) 
         return Settled(lower.allowed(mask, *sizes, device=device), (rows, keys))
 
 
-def _plain_eager() -> bool:
-    """Whether tensors are what they seem: none is traced, fake or of a transform, nor would one made now be."""
-    return not (
-        torch.compiler.is_compiling()
-        or torch._C._len_torch_dispatch_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
-    )
-
-
 def _trimmed(mask: KeyPadding, key: Array, value: Array) -> tuple[KeyPadding | None, Array, Array]:
     """The mask, keys and values without what lies beyond every length, where lengths can be read at no cost: the part
     of a cache that is not in use is not read. No mask at all where one length serves all.
     """
     lengths = mask.lengths
-    if not _plain_eager() or not isinstance(lengths, torch.Tensor) or lengths.device.type != "cpu":
+    if not plain() or not isinstance(lengths, torch.Tensor) or lengths.device.type != "cpu":
         return mask, key, value
     numbers = lengths.tolist()
     shortest, longest = min(numbers, default=0), max(numbers, default=0)
@@ -269,17 +263,3 @@ def _cleared(settled: Settled, *arrays: Array) -> list[Array]:
         keys = torch.any(keys.reshape(keys.shape[0], kv_heads, -1, keys.shape[2]), 2)
     keys = keys.transpose(1, 2)[..., None]
     return [torch.where(keys, x, 0) for x in arrays]
-
-
-def _finite(call: Call[Array], out: Array) -> bool:
-    """Whether nothing shows that keys or values that nothing may attend to are not finite."""
-    # a gradient may meet what the output does not show: a weight of 0 times a key of infinity
-    if _trained(call) and not (_sum_finite(call.key) and _sum_finite(call.value)):
-        return False
-    return _sum_finite(out)
-
-
-def _sum_finite(x: Array) -> bool:
-    """Whether the sum is finite, as that of finite numbers is, in a dtype that holds it."""
-    x = x.detach() if x.requires_grad else x
-    return math.isfinite(x.sum(dtype=torch.float32) if x.dtype == torch.float16 else x.sum())

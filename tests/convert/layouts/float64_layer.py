@@ -1,4 +1,4 @@
-"""Attention layers of published models in float64, from canonical tensors: rotary, norms, cosine, one more key.
+"""Attention layers of published models in float64, from canonical tensors: rotary, norms, cosine, one more key, sinks.
 
 Written from the models' papers, to judge weights that were converted; the library's own modules have none of these.
 """
@@ -36,7 +36,7 @@ def layer(x, canonical, allowed, *, key=None, bias=None, scale=None, rotary=None
         )
         allowed = np.concatenate([allowed, np.ones((*allowed.shape[:3], 1), bool)], axis=3)
     scale = q.shape[-1] ** -0.5 if scale is None else scale
-    heads = oracle.attention(q, k, v, allowed, bias=bias, scale=scale).output
+    heads = oracle.attention(q, k, v, allowed, bias=bias, scale=scale, sinks=w.get("sinks")).output
     if "norm.scale" in w:
         joined = heads.reshape(*heads.shape[:2], -1)
         heads = (standard(joined, 1e-5) * w["norm.scale"] + w["norm.bias"]).reshape(heads.shape)
@@ -70,7 +70,9 @@ def angles(length, size):
 def share(output, right, x, canonical, allowed, *, key=None, bias=None, scale=None):
     """The largest error over the limit for another library's module; what is beside the projections leaves its bounds
     as they are, or widens them."""
-    plain = {name: a for name, a in canonical.items() if name.split(".")[0] in ("query", "key", "value", "out")}
+    plain = {
+        name: a for name, a in canonical.items() if name.split(".")[0] in ("query", "key", "value", "out", "sinks")
+    }
     given = {"key": key, "value_input": key, "bias": bias, "scale": scale}
     limit = standards.module_limit(x, plain, allowed, "float32", **given)
     return float((np.abs(output - right) / (standards.value("module.peer") * limit)).max())

@@ -16,6 +16,7 @@ from transformers.models.dinov2.modeling_dinov2 import Dinov2Attention
 from transformers.models.falcon.modeling_falcon import FalconAttention
 from transformers.models.gpt2.modeling_gpt2 import GPT2Attention
 from transformers.models.gpt_neox.modeling_gpt_neox import GPTNeoXAttention
+from transformers.models.gpt_oss.modeling_gpt_oss import GptOssAttention
 from transformers.models.llama.modeling_llama import LlamaAttention
 from transformers.models.mistral.modeling_mistral import MistralAttention
 from transformers.models.phi3.modeling_phi3 import Phi3Attention
@@ -158,6 +159,14 @@ FAMILIES = {
     ),
     "Qwen3": Family(
         "hf-qwen3", lambda: _llama(Qwen3Attention, hf.Qwen3Config), GROUPED, _rotary, True, 14, norm=("rms", 1e-6)
+    ),
+    "GPT-OSS, sinks": Family(
+        "hf-llama",
+        lambda: _llama(GptOssAttention, hf.GptOssConfig),
+        GROUPED.replace(qkv_bias=True, out_bias=True, sinks=True),
+        lambda m, x, mask, key, turn: _rotary(m, x, mask, key, tuple(part[..., :7] for part in turn)),
+        True,
+        14,
     ),
     "GPT-NeoX": Family(
         "hf-gpt-neox",

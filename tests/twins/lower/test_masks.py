@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -194,6 +196,7 @@ def test_a_framework_refuses_the_arrays_of_the_other(twin):
     "mask, message",
     [
         (masks.KeyPadding([1, 7]), r"KeyPadding.* expects lengths up to kv_len 6, got 7"),
+        (masks.KeyPadding([7]), r"up to kv_len 6, got 7; Global\(7\) & Causal\(\) has the first 7 keys"),
         (masks.KeyMask(np.ones((2, 5), bool)), r"KeyMask.* expects kv_len 5, got 6"),
         (masks.Dense(np.ones((4, 1, 1), bool)), r"Dense.* expects heads 4, got 3"),
         (masks.ShiftedWindow((4, 9), (2, 3), 1), r"expects a batch that is a multiple of 6, got 2"),
@@ -297,3 +300,17 @@ def test_positions_that_int32_cannot_hold_are_refused():
     p = jnp.asarray([[2**31, 2**32 - 1]], jnp.uint32)
     with pytest.raises(ValueError, match="Positioned: q_pos must lie within 2.*30"):
         maskattn_jax.lower.to_dense(masks.Causal().with_positions(p, p), 2, 2)
+
+
+def test_cumulative_lengths_that_are_traced():
+    make = partial(masks.Segments.from_cu_seqlens, q_len=7)
+    ends = np.array([[0, 2, 2, 5], [0, 1, 4, 7]], np.int32)
+    right = [make(each).q_ids[0] for each in ends]
+    compiled = torch.compile(lambda ends: make(ends).q_ids[0], fullgraph=True, backend="eager")
+    for each, ids in zip(ends, right, strict=True):
+        assert np.array_equal(jax.jit(lambda ends: make(ends).q_ids[0])(each), ids)
+        assert np.array_equal(compiled(torch.tensor(each)), ids)
+    assert np.array_equal(jax.vmap(lambda ends: make(ends).q_ids[0])(ends), right)
+    assert np.array_equal(torch.func.vmap(lambda ends: make(ends).q_ids[0])(torch.tensor(ends)), right)
+    with pytest.raises(ValueError, match="cu_seqlens_q is traced: q_len must be given"):
+        jax.jit(lambda ends: masks.Segments.from_cu_seqlens(ends).q_ids)(ends[0])

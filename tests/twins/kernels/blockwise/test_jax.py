@@ -29,17 +29,23 @@ def test_each_tile_that_is_not_empty_is_in_one_step(xp):
     draws = np.random.default_rng(0)
     for _ in range(30):
         states = draws.choice(3, (2, 1, 3, 13), p=draws.dirichlet([1, 1, 1])).astype(np.int8)
-        seen = np.zeros(states.shape, int)
-        for steps in _steps(xp.asarray(states), xp):
-            assert not steps.once or (np.asarray(steps.count) == 1).all()
-            for at in np.ndindex(np.shape(steps.count)):
-                entries = (np.asarray(x)[at][: int(steps.count[at])] for x in (steps.first, steps.stop))
-                for first, stop in zip(*entries, strict=True):
-                    run = (*at, slice(first, stop))
+        for width in (1, 2, 4, 13):
+            seen, count = np.zeros(states.shape, int), np.zeros(states.shape[:-1], int)
+            steps = _steps(xp.asarray(states), width, xp)
+            for begin, there in replace(steps, after=np.asarray(steps.after)).each():
+                for at in zip(*np.nonzero(there), strict=True):
+                    run = (*at, slice(begin[at], begin[at] + width))
+                    assert steps.masked or begin[at] + width <= 13 and (states[run] == tiles.FULL).all()
                     seen[run] += 1
-                    assert first < stop <= min(13, first + steps.width)
-                    assert steps.masked or stop == first + steps.width and (states[run] == tiles.FULL).all()
-        np.testing.assert_array_equal(seen, states != tiles.EMPTY)
+                count += there
+            assert not steps.once or (count == 1).all()
+            assert seen.max() <= 1 and (seen >= (states != tiles.EMPTY)).all()
+
+
+@pytest.mark.parametrize(("length", "width", "masked"), [(4, 4, False), (6, 2, False), (5, 4, True)])
+def test_full_tiles_need_no_mask_but_where_a_step_reaches_beyond_the_last(length, width, masked):
+    steps = _steps(np.full((1, 1, 1, length), tiles.FULL, np.int8), width, np)
+    assert (steps.masked, steps.once) == (masked, length == width)
 
 
 def test_numpy_data_give_steps_in_numpy_while_a_function_is_traced():
@@ -47,18 +53,18 @@ def test_numpy_data_give_steps_in_numpy_while_a_function_is_traced():
     ids = np.repeat(np.arange(4), 300)[None]
     array = jnp.zeros((1, 1200, 2, 4))
     origin = Origin(*[jnp.zeros((), jnp.int32)] * 3)
-    kinds = []
+    made = []
 
     @jax.jit
     def function(given):
         for data in (ids, given):
             mask = lower.bind(masks.Segments(data))
-            tiling, found = cheapest(mask, array, array, (1, 2, 1200, 1200), origin, None)
-            kinds.append((tiling.q_block, {type(steps.count) is np.ndarray for steps in found}))
+            tiling, steps = cheapest(mask, array, array, (1, 2, 1200, 1200), origin, None)
+            made.append((tiling.q_block, type(steps.after) is np.ndarray))
         return given
 
     function(jnp.asarray(ids))
-    assert kinds == [(240, {True}), (400, {False})]
+    assert made == [(240, True), (400, False)]
 
 
 @jax.jit
@@ -117,9 +123,10 @@ def test_a_tile_that_is_skipped_is_seen(monkeypatch):
     real = blockwise.cheapest
 
     def skipping(*arguments):
-        tiling, kinds = real(*arguments)
-        fewer = (replace(steps, count=np.maximum(np.asarray(steps.count) - 1, 0), once=False) for steps in kinds)
-        return tiling, tuple(fewer)
+        tiling, steps = real(*arguments)
+        after = np.array(steps.after)
+        after[..., 1:] = tiling.kv_tiles
+        return tiling, replace(steps, after=after)
 
     query, key, value = (
         jnp.asarray(np.random.default_rng(n).standard_normal((1, 24, 2, 4), np.float32)) for n in (0, 1, 2)
