@@ -13,6 +13,8 @@ from jax import Array
 from jaxtyping import PyTree
 
 from maskattn.optimizers import OptimizerState, from_optax, to_optax
+from maskattn.typing import NumPyArray
+from maskattn_jax._placed import placed
 
 __all__ = ["dump", "load"]
 
@@ -47,7 +49,6 @@ def load(optimizer: nnx.Optimizer | PyTree, state: OptimizerState, names: Sequen
     live = isinstance(optimizer, nnx.Optimizer)
     template = _plain(optimizer.opt_state) if live else optimizer
     new = to_optax(state, template, leaves=_leaves(names), rebuild=lambda tree, named: _rebuilt(tree, named, names))
-    # A copy: on the CPU JAX may otherwise keep using the caller's memory.
     new = jax.tree.map(lambda leaf, held: _like(leaf, held), new, template)
     if not live:
         return new
@@ -59,10 +60,10 @@ def load(optimizer: nnx.Optimizer | PyTree, state: OptimizerState, names: Sequen
     return None
 
 
-def _like(leaf: Array, held: Array) -> Array:
+def _like(leaf: Array | NumPyArray, held: Array) -> Array | NumPyArray:
     if leaf is held or not isinstance(held, jax.Array):
         return leaf
-    return jax.device_put(np.array(leaf, order="C", copy=True), held.sharding)
+    return placed(leaf, held)
 
 
 def _is_variable(node: object) -> bool:

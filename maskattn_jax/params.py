@@ -21,6 +21,7 @@ from maskattn.config import AttentionConfig
 from maskattn.convert import layouts, modules
 from maskattn.convert.layouts import Layout
 from maskattn.typing import NumPyArray as Array
+from maskattn_jax._placed import placed
 
 __all__ = ["config_of", "dump", "load"]
 
@@ -53,8 +54,7 @@ def load(
     values = {name: parameter.get_value() for name, parameter in held.items()}
     fits = {name: (value.shape, str(value.dtype)) for name, value in values.items()}
     new = modules.stored(layout, config, tensors, fits, modules.name_of(module))
-    # A copy: on the CPU JAX may otherwise keep using the caller's memory.
-    ready = {name: jax.device_put(np.array(new[name], order="C"), values[name].sharding) for name in held}
+    ready = {name: placed(new[name], values[name]) for name in held}
     for name, parameter in held.items():
         parameter.set_value(ready[name])
     return None

@@ -5,6 +5,7 @@ All six are added to one copy of the packages, from the text of the guide; nothi
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -20,6 +21,19 @@ FILES = dict(
     re.findall(r"`(maskattn\w*/\S+\.(?:py|toml))`(?: could be)?:\n\n```(?:python|toml)\n(.*?)```", GUIDE, re.DOTALL)
 )
 COMMAND = ("-m", "maskattn.cli.main")
+SQUARE = "Causal/square/*"
+#: Runs the command once for each list of arguments, in one process.
+COMMANDS = """
+import json, sys
+from click.testing import CliRunner
+from maskattn.cli.main import main
+printed = []
+for arguments in json.loads(sys.argv[1]):
+    done = CliRunner().invoke(main, arguments)
+    printed.append(done.output)
+    assert done.exit_code == 0, done.output
+print(json.dumps(printed))
+"""
 #: The examples in a module's docstrings, of which there must be some.
 EXAMPLES = """
 import doctest, importlib, sys
@@ -67,6 +81,11 @@ def run(tmp_path_factory):
     return call
 
 
+def commands(run, *lines):
+    """What the command prints for each list of arguments."""
+    return json.loads(run("-c", COMMANDS, json.dumps(lines)))
+
+
 def test_the_guide_has_a_file_for_each():
     assert len(FILES) == 7  # a kernel has two
     kinds = {"masks", "biases", "layouts", "families", "kernels", "checkpoints"}
@@ -84,12 +103,16 @@ def test_the_files_are_as_the_linters_want_them(tmp_path):
 
 
 def test_a_mask_has_cases_text_a_drawing_and_a_place_in_the_gallery(run):
-    listed = run(*COMMAND, "parity", "list", "--cases", "Congruent").split()
-    assert {f"Congruent/{name}/float32/0" for name in ("square", "wide", "tall")} <= set(listed)
-    assert "Congruent/square/bfloat16/0" in listed
     numpy = ("--impl", "maskattn.parity.attention.adapters:NumpyExact")
-    assert "every case ran and held" in run(*COMMAND, "parity", *numpy, "--cases", "Congruent/*")
-    shown = run(*COMMAND, "show", "congruent(2)", "--q", "4", "--kv", "4", "--ascii")
+    listed, judged, shown = commands(
+        run,
+        ["parity", "list", "--cases", "Congruent"],
+        ["parity", *numpy, "--cases", "Congruent/*"],
+        ["show", "congruent(2)", "--q", "4", "--kv", "4", "--ascii"],
+    )
+    assert {f"Congruent/{name}/float32/0" for name in ("square", "wide", "tall")} <= set(listed.split())
+    assert "Congruent/square/bfloat16/0" in listed.split()
+    assert "every case ran and held" in judged
     assert "Congruent(2)" in shown and "50.00 %" in shown
     code = "from maskattn.cli._gallery import panels; print([panel.name for panel in panels()])"
     assert "'Congruent'" in run("-c", code)
@@ -100,10 +123,16 @@ def test_a_mask_has_cases_text_a_drawing_and_a_place_in_the_gallery(run):
 
 def test_a_bias_has_cases_in_both_twins(run):
     run("-c", EXAMPLES, "maskattn.biases.key_bias")
-    listed = run(*COMMAND, "parity", "list", "--cases", "bias/KeyBias").split()
-    assert listed == ["bias/KeyBias/float32/0"]
-    for kernel in ("exact", "blockwise"):
-        assert "every case ran and held" in run(*COMMAND, "parity", "--kernel", kernel, "--cases", "bias/KeyBias*")
+    kernels = [["parity", "--kernel", kernel, "--cases", "bias/KeyBias*"] for kernel in ("reference", "blockwise")]
+    listed, *judged = commands(run, ["parity", "list", "--cases", "bias/KeyBias"], *kernels)
+    assert listed.split() == ["bias/KeyBias/float32/0"]
+    assert all("every case ran and held" in printed for printed in judged)
+
+
+@pytest.mark.slow
+def test_a_bias_and_a_kernel_in_what_takes_long_to_compile(run):
+    for arguments in (("--kernel", "exact", "--cases", "bias/KeyBias*"), ("--kernel", "textbook", "--cases", SQUARE)):
+        assert "every case ran and held" in run(*COMMAND, "parity", *arguments)
 
 
 def test_a_layout_converts_and_is_detected(run):
@@ -141,9 +170,13 @@ config = transformers.IJepaConfig(
 transformers.IJepaModel(config).save_pretrained("ijepa")
 """,
     )
-    assert "hf-ijepa" in run(*COMMAND, "inspect", "ijepa")
-    run(*COMMAND, "convert", "ijepa", "ijepa.npz", "--to", "flax-linen", "--verify")
-    run(*COMMAND, "convert", "ijepa.npz", "back.safetensors", "--to", "hf-ijepa")
+    inspected, *_ = commands(
+        run,
+        ["inspect", "ijepa"],
+        ["convert", "ijepa", "ijepa.npz", "--to", "flax-linen", "--verify"],
+        ["convert", "ijepa.npz", "back.safetensors", "--to", "hf-ijepa"],
+    )
+    assert "hf-ijepa" in inspected
     run(
         "-c",
         """
@@ -155,7 +188,7 @@ with checkpoints.open("ijepa") as first, checkpoints.open("back.safetensors") as
 
 
 def test_a_kernel_runs_in_both_twins_and_is_judged(run):
-    found = run(*COMMAND, "parity", "--kernel", "textbook", "--cases", "Causal/square/*")
+    found = run(*COMMAND, "parity", "--kernel", "textbook", "--cases", SQUARE + "float16/0")
     assert "every case ran and held" in found
     said = run(*COMMAND, "parity", "--kernel", "textbook", "--cases", "options/softcap/*", held=False)
     assert "no softcap" in said

@@ -119,6 +119,15 @@ def test_nnx_and_equinox_trees():
     assert renamed.names == ("a", "b", "c", "d", "e")
 
 
+@pytest.mark.parametrize("bound", [False, True])
+def test_what_is_loaded_is_bound_to_a_device_where_the_state_was(bound):
+    """Otherwise `jax.jit` would compile a training step again."""
+    template = optax.adamw(1e-3).init(linen_params())
+    template = jax.device_put(template, jax.devices()[0]) if bound else template
+    loaded = maskattn_jax.optimizers.load(template, state_of(LINEN_SHAPES))
+    assert {x.committed for x in jax.tree.leaves(loaded) if x.ndim} == {bound}
+
+
 def test_parameters_of_pytorch_are_named_by_their_order():
     state = state_of(TORCH_SHAPES, rule="sgd", step=None)
     optimizer = torch_optimizer(torch.optim.SGD, named=False, lr=0.1, momentum=0.9)

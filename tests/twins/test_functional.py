@@ -265,13 +265,11 @@ def test_jit_eager_and_vmap_agree_in_jax():
         return maskattn_jax.attention(q, k, v, mask, return_lse=True)
 
     eager = attend(QUERY, KEY, VALUE, mask)
-    with jax.disable_jit():
-        undone = attend(QUERY, KEY, VALUE, mask)
     jitted = jax.jit(attend)(QUERY, KEY, VALUE, mask)
     axes = masks.Dense(jnp.asarray(KEEP[:, 0]))
     mapped = jax.vmap(lambda q, k, v, mask: attend(q[None], k[None], v[None], mask & masks.Causal(2)))
     mapped = [x[:, 0] for x in mapped(QUERY, KEY, VALUE, axes)]
-    for results in (undone, jitted, mapped):
+    for results in (jitted, mapped):  # without jit: test_works_wherever_jax
         for x, want in zip(results, eager, strict=True):
             np.testing.assert_allclose(
                 x, want, rtol=standards.value("same.compiled"), atol=standards.value("same.compiled")

@@ -101,6 +101,15 @@ def test_nnx_float64():
         assert_same(maskattn_jax.params.dump(module), canonical(GROUPED, np.float64))
 
 
+@pytest.mark.parametrize("bound", [False, True])
+def test_what_is_loaded_is_bound_to_a_device_where_the_parameters_were(bound):
+    module = nnx.MultiHeadAttention(2, 4, decode=False, rngs=nnx.Rngs(0))
+    if bound:
+        nnx.update(module, jax.device_put(nnx.state(module), jax.devices()[0]))
+    maskattn_jax.params.load(module, maskattn_jax.params.dump(module))
+    assert {x.committed for x in jax.tree.leaves(nnx.state(module, nnx.Param))} == {bound}
+
+
 def test_linen_variables():
     tensors = canonical(GROUPED)
     for module in (maskattn_jax.linen.MultiHeadAttention(GROUPED), GROUPED):

@@ -225,7 +225,8 @@ def test_debug_nans_and_infs(kernel):
         assert np.isfinite(witness(*inputs(), None)).all()
 
 
-@every_kernel
+# The parity suite has the exact mode without jit, with gradients.
+@pytest.mark.parametrize("kernel", [pytest.param(x, marks=[pytest.mark.slow] * (x == "exact")) for x in KERNELS])
 def test_disable_jit(kernel):
     arrays = [x[:1, :2] for x in inputs()]
     with jax.disable_jit():

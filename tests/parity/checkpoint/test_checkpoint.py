@@ -131,7 +131,7 @@ def write(path, layout, config, layers=("0", "1"), dtype=np.float32, seed=0, cha
 
 @in_both
 def test_any_checkpoint_of_a_known_layout(tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "LENGTHS", (5, 2))
+    monkeypatch.setattr(verify, "LENGTHS", (5,))  # MiniLM's rows are padded; here JAX compiles one shape
     write(tmp_path / "a.safetensors", "timm", GROUPED, layers=("2", "10"))
     write(tmp_path / "b.npz", "flax-linen", GROUPED, layers=("2", "10"))
     seen = []
@@ -139,7 +139,7 @@ def test_any_checkpoint_of_a_known_layout(tmp_path, monkeypatch):
     result = verify_checkpoint(tmp_path / "a.safetensors", against=tmp_path / "b.npz", progress=seen.append, **given)
     assert result.exit_code == 0, result.first_difference
     assert seen == [layer.layer for layer in result.layers] == [PREFIX.format(i) for i in ("2", "10")]
-    assert all(layer.twins.elements == 2 * 5 * 11 for layer in result.layers)
+    assert all(layer.twins.elements == 5 * 11 for layer in result.layers)
     assert "the same tensors, byte for byte" in printed(result).replace("\n", " ")
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 6, "num_key_value_heads": 2}))
     arguments = ["checkpoint", str(tmp_path / "a.safetensors"), "--json", str(tmp_path / "out.json")]
@@ -150,7 +150,7 @@ def test_any_checkpoint_of_a_known_layout(tmp_path, monkeypatch):
 
 @in_both
 def test_cross_attention_in_bfloat16(tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "LENGTHS", (3, 1))
+    monkeypatch.setattr(verify, "LENGTHS", (3,))
     config = AttentionConfig(35, 5, kdim=11, vdim=13)
     write(tmp_path / "a.safetensors", "torch-mha", config, layers=("0",), dtype=ml_dtypes.bfloat16)
     result = verify_checkpoint(tmp_path / "a.safetensors", num_heads=5)

@@ -21,6 +21,15 @@ from tests.frameworks import in_both
 STEPS = 12
 
 
+@pytest.fixture(scope="module", autouse=True)
+def one_block():
+    """The model that faults are planted in has one block here, and compiles in half the time; Swin's has both."""
+    whole = TASKS[faults.SETTING.task]
+    TASKS[faults.SETTING.task] = replace(whole, stack=replace(whole.stack, depth=1))
+    yield
+    TASKS[faults.SETTING.task] = whole
+
+
 @pytest.fixture(scope="module")
 def outcomes():
     """One setting in float64, the one that the faults are planted in, and one in float32."""
@@ -38,7 +47,8 @@ def test_both_frameworks_take_the_same_steps(outcomes):
             "torch to jax": STEPS // 2,
             "jax to torch": STEPS // 2,
         }
-        assert outcome.curves["torch"][-1] < outcome.curves["torch"][0]
+        first, last = np.split(outcome.curves["torch"], 2)
+        assert last.mean() < first.mean()
 
 
 def planted():

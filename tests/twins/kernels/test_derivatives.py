@@ -24,11 +24,19 @@ KEEP = np.random.default_rng(1).random((2, 1, L, S)) < 0.6
 KEEP[0, :, 1] = False  # an empty row
 TABLE = np.random.default_rng(2).standard_normal((8, 2))
 KERNELS = ("blockwise", "reference")
+#: All options in two calls: JAX compiles each in every kernel.
 OPTIONS = {
-    "mask": lambda twin: {"mask": masks.SlidingWindow(3) & masks.KeyPadding(twin.array(np.array([S, S - 2])))},
-    "empty row": lambda twin: {"mask": twin.array(KEEP), "softcap": 2.0},
-    "dropout": lambda twin: {"dropout_rate": 0.3, "dropout_key": 5, "sinks": twin.array(np.array([0.5, -0.5]))},
-    "table": lambda twin: {"bias": biases.T5Buckets(twin.array(TABLE))},
+    "mask, table, sinks": lambda twin: {
+        "mask": masks.SlidingWindow(3) & masks.KeyPadding(twin.array(np.array([S, S - 2]))),
+        "bias": biases.T5Buckets(twin.array(TABLE)),
+        "sinks": twin.array(np.array([0.5, -0.5])),
+    },
+    "empty row, softcap, dropout": lambda twin: {
+        "mask": twin.array(KEEP),
+        "softcap": 2.0,
+        "dropout_rate": 0.3,
+        "dropout_key": 5,
+    },
 }
 
 

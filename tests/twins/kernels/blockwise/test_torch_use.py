@@ -209,9 +209,16 @@ INFERENCE = {
 }
 
 
+def inference():
+    """Each with each kernel; "auto", which takes the same one for most, is quick with two."""
+    yield from ((name, "blockwise") for name in INFERENCE)
+    for name in INFERENCE:
+        quick = name in ("no mask", "data")
+        yield pytest.param(name, "auto", marks=[] if quick else [pytest.mark.slow])
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
-@pytest.mark.parametrize("kernel", ["auto", "blockwise"])
-@pytest.mark.parametrize("name", INFERENCE)
+@pytest.mark.parametrize(("name", "kernel"), list(inference()))
 def test_inside_a_compiled_model_that_wants_no_gradient(name, kernel):
     torch._dynamo.reset()
     arrays, (mask, options) = tensors(130), INFERENCE[name]
@@ -284,12 +291,27 @@ def once(f, x):
     return torch.autograd.grad(f(x), x, create_graph=True)[0]
 
 
+def cubic(y):
+    return y.pow(3).sum()
+
+
+def linear(y):
+    return y.sum()
+
+
+OTHERS = (None, masks.SlidingWindow(3))
+
+
 @pytest.mark.parametrize("way", TWICE)
-@pytest.mark.parametrize("loss", [lambda y: y.pow(3).sum(), lambda y: y.sum()], ids=["cubic", "linear"])
-def test_second_derivatives_are_those_of_the_formula(way, loss):
+@pytest.mark.parametrize(
+    ("loss", "given"),
+    [(linear, (*OTHERS, ARRAYS)), (cubic, (ARRAYS,)), pytest.param(cubic, OTHERS, marks=pytest.mark.slow)],
+    ids=["linear", "cubic", "cubic-others"],
+)
+def test_second_derivatives_are_those_of_the_formula(way, loss, given):
     """Whatever else depends on x: else the rest of the derivative would pass for the whole."""
     x = torch.linspace(-1, 1, 24, **WIDE).reshape(1, 6, 2, 2)
-    for mask in (None, masks.SlidingWindow(3), ARRAYS):
+    for mask in given:
         for made in LEARNED.values():
             options = made()
 
