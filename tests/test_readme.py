@@ -110,6 +110,9 @@ def test_the_figures_are_those_of_the_benchmarks():
     assert f"{peaks[0]:.0f} MB (JAX) and {peaks[1]:.0f} MB (PyTorch)" in text
     first = max(seconds for line in found["compile"].values() for seconds in line.values())
     assert f"compiles a forward pass in at most {first:.1f} s, at any length" in text
+    found = json.loads((results / "compile_time.json").read_text(encoding="utf-8"))["results"]
+    ratios = [f"{found[f'model, L = {length}']['auto']['ratio']:.1f}" for length in (512, 2048)]
+    assert f"takes {ratios[0]} (L = 512) and {ratios[1]} times (L = 2048) as long to compile as with Flax's" in text
     cost = json.loads((results / "exact_cost.json").read_text(encoding="utf-8"))["results"]
     ratios = [f"{cost[twin]['ratio']:.0f}" for twin in ("torch", "jax")]
     assert f"it takes {ratios[0]} times the time of `reference` in PyTorch and {ratios[1]} times in jitted JAX" in text
