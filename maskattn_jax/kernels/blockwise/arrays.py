@@ -49,7 +49,8 @@ def each_row(tiling: CallTiling, attend: Callable[[Row, C], C], carry: C) -> C:
     """`attend(row, carry)` for each row of tiles, queries first."""
     # the bounds are ints, so that this is a scan: what is differentiated once more may not be a loop without an end
     count = math.prod(tiling.groups) * tiling.q_tiles
-    return lax.fori_loop(0, count, lambda n, carry: attend(_row(tiling, n.astype(jnp.int32)), carry), carry)
+    # without jit a number is an int
+    return lax.fori_loop(0, count, lambda n, carry: attend(_row(tiling, jnp.asarray(n, jnp.int32)), carry), carry)
 
 
 def _row(tiling: CallTiling, number: Array) -> Row:

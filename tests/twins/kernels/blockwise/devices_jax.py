@@ -42,6 +42,12 @@ def results(call, *given, forward=False):
     return jax.grad(loss, (0, 1, 2, 3), has_aux=True)(query, key, value, floats)
 
 
+@functools.cache
+def on_one_device(call, forward):
+    """What the reference kernel gives; compiled once for calls of the same sizes."""
+    return jax.jit(functools.partial(results, functools.partial(call, kernel="reference"), forward=forward))
+
+
 def held(call, given, specs, floats=(), axis_type=AxisType.Explicit, forward=False):
     """Whether query, key and value, sharded so, give what one device gives with the reference kernel, each result
     sharded as what it belongs to.
@@ -49,8 +55,7 @@ def held(call, given, specs, floats=(), axis_type=AxisType.Explicit, forward=Fal
     Returns:
         What the devices send: each array of such an operation as `all-gather f32[4,8]`, sorted.
     """
-    whole = functools.partial(results, functools.partial(call, kernel="reference"), forward=forward)
-    wanted = jax.jit(whole)(*given, floats)
+    wanted = on_one_device(call, forward)(*given, floats)
     specs = (*specs, specs[0], P(*specs[0][:3]))
     placed = [jax.device_put(x, NamedSharding(MESH[axis_type], s)) for x, s in zip(given, specs, strict=True)]
     program = jax.jit(functools.partial(results, call, forward=forward)).lower(*placed, floats).compile()
