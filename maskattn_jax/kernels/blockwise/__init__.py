@@ -52,7 +52,7 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         tiling, steps = cheapest(mask, query, key, call.sizes, origin, call.blocks)
         given = (query, key, value, floats, sinks, Conditions(mask, bias, dropout, steps, origin))
         # inside a shard_map: what every device has whole varies like the rest from here on
-        return _attention(tiling, options, *vary(given, manual_axes(given)))
+        return _attention(tiling, options, *vary(given, manual_axes(given)))[:2]
 
     operands = (call.query, call.key, call.value)
     mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
@@ -83,9 +83,13 @@ def _without_tiles(call: Call[Array]) -> tuple[Array, Array]:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _attention(*arguments: Any) -> tuple[Array, Array]:
-    output, lse, _ = _forward(*arguments)
-    return output.astype(arguments[2].dtype), lse
+def _attention(*arguments: Any) -> tuple[Array, Array, Any]:
+    """The output, the log-sum-exp, and what else the derivative needs: the output before it was rounded (None where it
+    was not), and `_found`; nothing is differentiated of these.
+    """
+    output, lse, found = _forward(*arguments)
+    rounded = output.astype(arguments[2].dtype)
+    return rounded, lse, (None if output.dtype == rounded.dtype else output, found)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
@@ -98,11 +102,13 @@ def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array,
 def _(tiling: CallTiling, options: Options, arrays: Any, tangents: Any) -> tuple[Any, Any]:
     # in training every layer is compiled: the rounds of dropout's generator, the most of it, once in each
     alone = tiling if arrays[-1].dropout is None else replace(tiling, parts=(1, 1))
-    output, lse, found = _forward(alone, options, *arrays)
-    results = output.astype(arrays[0].dtype), lse
+    # not `_forward`: where a derivative is differentiated, the loops must not be
+    rounded, lse, (output, found) = results = _attention(alone, options, *arrays)
     # of the conditions nothing is differentiated: the bias's arrays are given once more, beside them
-    saved = arrays, output, lse, found
-    return results, differentiated(_Derivative(tiling, options), saved, tangents[:-1], results)
+    saved = arrays, rounded if output is None else output, lse, found
+    derivative = differentiated(_Derivative(tiling, options), saved, tangents[:-1], (rounded, lse))
+    rest = vary(jax.tree.map(jnp.zeros_like, results[2]), manual_axes(results[2]))
+    return results, (*derivative, rest)
 
 
 @dataclass(frozen=True)

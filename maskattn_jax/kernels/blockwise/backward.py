@@ -102,8 +102,11 @@ def _queries(tiled: TiledCall, per_query: list[Array], part: arrays.Part) -> _Qu
     lse, d_lse = (x[..., 0] for x in rest)
     query = query * jnp.asarray(tiled.options.scale, tiled.dtype)
     d_output, shift, delta = _from_output(output, d_output, lse, d_lse)
-    query_t, d_output_t = (jnp.swapaxes(x, -1, -2) for x in (query, d_output))
-    shift, delta, empty = (x.reshape(tiled.tiling.tile) for x in (shift, delta, lse == -jnp.inf))
+    empty = lse == -jnp.inf
+    # 0 times a query that is not finite would be NaN in the gradients of keys that it may not attend to
+    attending = jnp.where(empty[..., None], 0, query)
+    query_t, d_output_t = (jnp.swapaxes(x, -1, -2) for x in (attending, d_output))
+    shift, delta, empty = (x.reshape(tiled.tiling.tile) for x in (shift, delta, empty))
     return _Queries(query, d_output, query_t, d_output_t, shift, delta, empty)
 
 

@@ -119,6 +119,13 @@ def test_blockwise_has_those_of_the_formula(twin, name):
         agree(found, expected)
 
 
+def test_blockwise_has_them_in_several_tiles(twin):
+    with twin.x64():
+        options = {"mask": masks.Causal()}
+        found = every(twin, loss(twin, "blockwise", options | {"blocks": (2, 2)}), *inputs(twin))
+        agree(found, every(twin, loss(twin, "reference", options), *inputs(twin)))
+
+
 def test_some_queries_at_a_time(twin, monkeypatch):
     """Where a length is above the switch: here all of them are, two queries at a time, the last time one."""
     with twin.x64():

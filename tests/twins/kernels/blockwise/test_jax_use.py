@@ -100,3 +100,24 @@ def test_garbage_in_padding_reaches_nothing(garbage):
         np.testing.assert_allclose(one, other, rtol=0, atol=standards.value("same.tiles"))
     d_key = np.asarray(dirty[1][1])
     assert (d_key[np.broadcast_to(beyond, d_key.shape)] == 0).all()
+
+
+@pytest.mark.parametrize("policy", ["zero", "nan"])
+def test_queries_that_reach_nothing_may_hold_anything(policy):
+    q, k, v = arrays(2, 40, 40)
+    mask = masks.QueryMask(np.arange(40)[None] % 5 > 0) & masks.SlidingWindow(20)
+
+    @jax.jit
+    def both(q, k, v):
+        attention = functools.partial(attend, mask=mask, empty_rows=policy, softcap=2.0, blocks=(16, 16))
+        out, pull = jax.vjp(attention, q, k, v)
+        return out, *pull(jnp.ones_like(out))
+
+    clean = both(q, k, v)
+    for garbage in (np.nan, np.inf, 3e38):
+        dirty = q.copy()
+        dirty[:, ::5] = garbage
+        results = both(dirty, k, v)
+        assert all(np.isfinite(x).all() for x in results[1:])
+        for one, other in zip(clean, results, strict=True):
+            np.testing.assert_array_equal(one, other)
