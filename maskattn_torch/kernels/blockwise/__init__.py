@@ -163,8 +163,9 @@ class _Blockwise(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, d_out: Array | None, d_lse: Array | None) -> tuple[Any, ...]:
-        *arrays, sinks, out, lse = ctx.saved_tensors[:6]
-        leaves, wanted = ctx.saved_tensors[6:], [bool(x) for x in ctx.needs_input_grad[8:]]
+        saved = ctx.saved_tensors  # read once: a checkpoint gives them once
+        (*arrays, sinks, out, lse), leaves = saved[:6], saved[6:]
+        wanted = [bool(x) for x in ctx.needs_input_grad[8:]]
         d_out = torch.zeros_like(out) if d_out is None else d_out
         options = ctx.options
 

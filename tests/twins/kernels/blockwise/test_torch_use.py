@@ -10,6 +10,8 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
+from torch.utils.checkpoint import checkpoint
+
 import maskattn_torch
 from maskattn import biases, masks, standards
 from maskattn._fields import data
@@ -402,3 +404,17 @@ def test_what_a_gpu_cannot_run_is_refused_by_name():
     empty = torch.zeros(0, dtype=torch.float64)
     reasons = flex.unsupported(Call(empty, empty, empty, dropout_rate=0.5))
     assert [x.partition(":")[0] for x in reasons] == ["dropout", "float64", "FlexAttention takes no empty tensors"]
+
+
+@pytest.mark.parametrize("kernel", ["auto", "blockwise", "reference", "exact"])
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_a_checkpoint_gives_the_gradients_that_training_without_it_does(kernel, reentrant):
+    """It gives what was saved once only."""
+
+    def call(*arrays):
+        return maskattn_torch.attention(*arrays, masks.SlidingWindow(3), kernel=kernel)
+
+    given, plain = tensors(12), tensors(12)
+    checkpoint(call, *given, use_reentrant=reentrant).sum().backward()
+    call(*plain).sum().backward()
+    assert all(torch.equal(x.grad, y.grad) for x, y in zip(given, plain, strict=True))
