@@ -72,6 +72,7 @@ ALLOWED = {
     "kernels.reference.by_rows: whole only in maskattn_jax": "a device has a part of the call",
     "kernels.fused: Settled only in maskattn_torch": "SDPA is given the whole mask, jax.nn the mask's own words",
     "_derivatives.py: only in maskattn_torch": "as _linear.py, for PyTorch's kind of rule",
+    "_placed.py: only in maskattn_jax": "what is loaded fills a tensor of PyTorch; an array of JAX is replaced",
     "_varying.py: only in maskattn_jax": "PyTorch's types say nothing of the devices over which an array varies",
     "kernels/fused/finite.py: only in maskattn_torch": "jax.nn is given keys that are finite: values cannot be read",
     "kernels/fused/again.py: only in maskattn_torch": "jax.nn's attention has second derivatives of its own",
