@@ -166,7 +166,7 @@ def _folded(words: Array) -> Array:
 @jax.jit
 def _fold_in(key: Array, data: Array) -> Array:
     x1 = data.astype(jnp.uint32)
-    if not x1.ndim:
+    if not x1.ndim:  # the rounds are a loop there, which takes less to compile; a module has a key for every layer
         typed = jax.random.wrap_key_data(key, impl="threefry2x32")
         return jax.random.key_data(jax.random.fold_in(typed, x1))
     return jnp.stack(_threefry2x32(key, jnp.zeros_like(x1), x1), axis=-1)

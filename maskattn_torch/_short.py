@@ -17,13 +17,11 @@ from maskattn.attention import Call, Framework, attend as attend_anew, choose, p
 from maskattn.masks import Causal
 from maskattn_torch import auto
 from maskattn_torch._modes import plain
+from maskattn_torch.kernels.fused import sdpa
 from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.finite import finite
 
 __all__ = ["attend"]
-
-#: PyTorch's function, whatever that name is made to mean later: it may be this library's.
-_sdpa = torch.nn.functional.scaled_dot_product_attention
 
 #: So many kinds of calls are kept.
 _MOST = 4096
@@ -48,7 +46,7 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
     if plan is not None and _plain():
         q, k, v = call.query.transpose(1, 2), call.key.transpose(1, 2), call.value.transpose(1, 2)
         keep = call.mask if plan.masked else None
-        out: Array = _sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=plan.grouped)
+        out: Array = sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=plan.grouped)
         if keep is None or finite(call, out):
             if out.requires_grad:
                 twice_differentiable(out)

@@ -146,10 +146,8 @@ def _look_for_wrappers(infos: Mapping[str, TensorInfo], about: About) -> None:
     found = sorted({match[0] for name in infos for match in _WRAPPED.finditer(name)})
     form = _form_of(inner, about) if found and len(inner) == len(infos) else ""
     if form:
-        count, renamed = (
-            sum(map(bool, map(_WRAPPED.search, infos))),
-            "".join(f".replace({part!r}, '')" for part in found),
-        )
+        count = sum(_WRAPPED.search(name) is not None for name in infos)
+        renamed = "".join(f".replace({part!r}, '')" for part in found)
         raise ValueError(
             f"{count} of {len(infos)} names have {' and '.join(map(repr, found))} within them (torch.compile, FSDP or "
             f"checkpointing of a part), and are those of {form} without: save them renamed, name{renamed}"

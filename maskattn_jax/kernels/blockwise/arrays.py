@@ -79,8 +79,8 @@ def visit(tiled: TiledCall, at: Row, step: Callable[[list[Part], C], C], carry: 
         at.tile if tiles > 1 else 0,
     )
 
-    def look_up(table: Array, tile: Array) -> Array:
-        return slice_at(jnp.asarray(table), (*mine, tile), (1, 1, 1, 1)).reshape(())
+    def step_after(tile: Array) -> Array:
+        return slice_at(jnp.asarray(steps.after), (*mine, tile), (1, 1, 1, 1)).reshape(())
 
     def one(begin: Array, carry: C) -> C:
         # a step that reaches beyond the last tile reads earlier ones in their place
@@ -90,9 +90,9 @@ def visit(tiled: TiledCall, at: Row, step: Callable[[list[Part], C], C], carry: 
 
     def following(state: tuple[Array, C]) -> tuple[Array, C]:
         begin, carry = state
-        return look_up(steps.after, begin + steps.width), one(begin, carry)
+        return step_after(begin + steps.width), one(begin, carry)
 
-    begin = look_up(steps.after, zero(at.tile))
+    begin = step_after(zero(at.tile))
     if steps.once:
         return one(begin, carry)
     return lax.while_loop(lambda state: state[0] < tiling.kv_tiles, following, (begin, carry))[1]

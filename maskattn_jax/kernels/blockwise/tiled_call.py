@@ -54,6 +54,7 @@ class TiledCall(NamedTuple):
         key, value: [B, S, K, D], [B, S, K, Dv].
         sinks: [H], or None.
         conditions: the mask and a DenseBias padded to whole tiles, too.
+        dirty: bool []: some key or value is not finite; None where looking for one would cost more than it saves.
     """
 
     tiling: CallTiling

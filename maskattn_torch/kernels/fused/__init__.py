@@ -34,7 +34,7 @@ from maskattn_torch.kernels.fused.finite import finite
 from maskattn_torch.types import Device
 
 #: PyTorch's function, whatever that name is made to mean later: it may be this library's.
-_sdpa = torch.nn.functional.scaled_dot_product_attention
+sdpa = torch.nn.functional.scaled_dot_product_attention
 
 #: Dense masks of at most so many queries times keys are kept for the next call.
 _KEPT = 1 << 20
@@ -130,10 +130,10 @@ def _vendor(
     grouped = not known(query.shape[2] == key.shape[2])
     try:
         if added is None and not _autocast.is_on(query.device):
-            out = _sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped)
+            out = sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped)
         else:  # autocast would compute float32 inputs in half precision
             with _autocast.off(query.device), _implementation(call, added):
-                out = _sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped)
+                out = sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped)
     except NotImplementedError as error:
         if not beyond_first():
             raise
