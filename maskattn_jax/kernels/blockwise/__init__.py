@@ -4,6 +4,7 @@
     steps.py      which of them are visited, and how     tile.py        the scores of one
     shards.py     several devices                        forward.py     the walk over all steps,
     tiled_call.py what both passes compute with        backward.py    and that for the gradients
+    gpu.py        whether kernels of `pallas/` do that instead, on a GPU
 
 Nothing of L x S entries is made (but the gradient of a bias that has so many).
 
@@ -27,6 +28,7 @@ from maskattn_jax._linear import linear as differentiated
 from maskattn_jax._scope import own_modes
 from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels import reference
+from maskattn_jax.kernels.blockwise import gpu
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
 from maskattn_jax.kernels.blockwise.shards import Origin, divided
@@ -49,7 +51,9 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 
     def run(query: Array, key: Array, value: Array, sinks: Any, rest: Any, origin: Origin) -> tuple[Array, Array]:
         floats, mask, bias, dropout = rest
-        tiling, steps = cheapest(mask, query, key, call.sizes, origin, call.blocks)
+        tiling, steps = gpu.sizes_of(call, mask, query, key) or cheapest(
+            mask, query, key, call.sizes, origin, call.blocks
+        )
         given = (query, key, value, floats, sinks, Conditions(mask, bias, dropout, steps, origin))
         # inside a shard_map: what every device has whole varies like the rest from here on
         return _attention(tiling, options, *vary(given, manual_axes(given)))[:2]
@@ -66,7 +70,7 @@ def unsupported(call: Call[Array]) -> list[str]:
         return [f"tiles are planned for sizes that are numbers, got {call.sizes}: fused, reference and exact take any"]
     if call.empty_rows == "mean" and call.sinks is None:
         return ['empty_rows "mean" averages all values: reference and exact have it']
-    return []
+    return gpu.unsupported(call)
 
 
 def _without_tiles(call: Call[Array]) -> tuple[Array, Array]:
@@ -94,6 +98,10 @@ def _attention(*arguments: Any) -> tuple[Array, Array, Any]:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array, Array | None]:
+    return gpu.forward(_forward_by_loops, tiling, options, *arrays)
+
+
+def _forward_by_loops(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array, Array | None]:
     return output_and_lse(prepared(tiling, options, *arrays))
 
 
@@ -148,8 +156,11 @@ def _gradients_jit(
 ) -> tuple[Any, ...]:
     if found is not None:  # gradients are linear in the cotangents
         d_output, d_lse = d_output.astype(found.dtype) / found[..., None], d_lse / found
-    tiled = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
-    computed = gradients(tiled, output, lse, d_output, d_lse)
+    return gpu.gradients(_gradients_by_loops, tiling, options, arrays, output, lse, d_output, d_lse)
+
+
+def _gradients_by_loops(tiling: CallTiling, options: Options, arrays: Any, *results: Array) -> tuple[Any, ...]:
+    computed = gradients(prepared(replace(tiling, parts=(1, 1)), options, *arrays), *results)
     *like, floats, sinks, _ = arrays
     d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(computed[:3], like, strict=True))
     d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(computed.bias, floats, strict=True)]
