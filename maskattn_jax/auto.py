@@ -6,8 +6,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from maskattn.attention import Call
+from maskattn_jax._platform import platform
 from maskattn_jax.kernels import KERNELS
-from maskattn_jax.kernels.fused import platform
 
 __all__ = ["choose"]
 

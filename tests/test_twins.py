@@ -59,7 +59,7 @@ ALLOWED = {
     "kernels/blockwise/tile.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tiling.py: only in maskattn_jax": LOOPS,
     "kernels.merging: merge_into only in maskattn_torch": "JAX's arrays are not written to",
-    "kernels.fused: platform only in maskattn_jax": PLATFORM,
+    "_platform.py: only in maskattn_jax": PLATFORM,
     "kernels/fused/splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "_autocast.py: only in maskattn_torch": "JAX has no autocast",

@@ -25,6 +25,7 @@ from maskattn.biases import DenseBias
 from maskattn.masks import Mask
 from maskattn.typing import NumPyArray
 from maskattn_jax import lower
+from maskattn_jax._platform import platform
 from maskattn_jax.kernels.fused import splash
 from maskattn_jax.types import Given
 
@@ -138,8 +139,3 @@ def _cleared(x: Array, keys: Given | None) -> Array:
 @functools.lru_cache(maxsize=64)
 def _reached_statically(mask: Mask, sizes: tuple[int, int, int, int]) -> tuple[NumPyArray, ...]:
     return schedule.reached(mask, *sizes)
-
-
-def platform() -> str:
-    """Where what is traced now will run: "cpu", "gpu" or "tpu"."""
-    return jax.default_backend()
