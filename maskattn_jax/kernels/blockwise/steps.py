@@ -108,10 +108,9 @@ def ways_of(mask: Mask | None, tiling: CallTiling, origin: Origin) -> list[Steps
     if tiling.q_tiles == tiling.kv_tiles == 1:  # one tile for all batch rows and heads
         least, most = states.min((0, 1), keepdims=True), states.max((0, 1), keepdims=True)
         states = xp.where(least == most, most, schedule.MIXED)
+    tried: tuple[int, ...] = (_WIDTH,)
     if xp is np:
         tried = _WIDTHS if (states == schedule.MIXED).any() else _WIDTHS_FULL
-    else:
-        tried = (_WIDTH,)
     widths = dict.fromkeys(min(width, tiling.kv_tiles) for width in tried)
     return [_steps(states, width, xp) for width in widths]
 
