@@ -30,7 +30,8 @@ from maskattn import schedule
 from maskattn._fields import peek
 from maskattn.masks import Full, Mask
 from maskattn.typing import NumPyArray
-from maskattn_jax.kernels.blockwise.shards import Origin
+from maskattn_jax._partition import Origin
+from maskattn_jax.kernels.blockwise.own import in_place
 from maskattn_jax.kernels.blockwise.tiling import CallTiling, block_sizes, divide
 from maskattn_jax.types import Given
 
@@ -147,16 +148,16 @@ def _states(mask: Mask | None, tiling: CallTiling, origin: Origin) -> tuple[Give
 
 
 def _traced_states(mask: Mask, tiling: CallTiling, origin: Origin) -> Array:
-    batch = tiling.whole[0] if "b" in mask.depends else 1
-    heads = tiling.whole[1] if "h" in mask.depends else 1
+    batch = tiling.batch if "b" in mask.depends else 1
+    heads = tiling.heads if "h" in mask.depends else 1
     # in NumPy: what of a tile does not depend on the data is known while tracing, and takes no time to compile
     grid = np.ogrid[:batch, :heads, : tiling.q_tiles, : tiling.kv_tiles]
     b, h, i, j = (x.astype(np.int32) for x in grid)
     q_lo, k_lo = i * tiling.q_block, j * tiling.kv_block
     q_hi = np.minimum(q_lo + tiling.q_block, tiling.q_len) - 1
     k_hi = np.minimum(k_lo + tiling.kv_block, tiling.kv_len) - 1
-    first = origin.query if tiling.shards > 1 else 0
-    some, every = mask.tile(b, h, q_lo + first, q_hi + first, k_lo, k_hi)
+    row, head, query = (first if part else 0 for first, part in zip(origin, tiling.divided, strict=True))
+    some, every = in_place(mask, tiling, origin).tile(b + row, h + head, q_lo + query, q_hi + query, k_lo, k_hi)
     return jnp.where(some, jnp.where(every, schedule.FULL, schedule.MIXED), schedule.EMPTY).astype(jnp.int8)
 
 
