@@ -7,6 +7,7 @@ loops, so that it is right. Only CUDA is meant: on AMD's GPUs these kernels were
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 from jax import Array
 
 from maskattn.attention import Call
-from maskattn.biases import DenseBias
-from maskattn.masks import Dense, Mask, Segments
+from maskattn.biases import DenseBias, TableBias
+from maskattn.masks import BlockSparse, Dense, Mask, Segments
 from maskattn_jax._platform import interpreted, platform
 from maskattn_jax.kernels.blockwise.sizes import LEAST, WIDEST, Sizes, Widths, choose, power_of_two
 from maskattn_jax.kernels.blockwise.steps import cheapest
@@ -26,22 +27,37 @@ from maskattn_jax.kernels.blockwise.tiling import CallTiling, divide
 _MOST = 2**31 - 1
 
 
-def sizes_of(call: Call[Array], mask: Mask | None, query: Array, key: Array) -> tuple[CallTiling, Sizes] | None:
-    """The tiles of the GPU's kernels for these parts of a call's arrays; None where the loops compute it."""
-    if platform(query, key) != "gpu" or reasons(call):
+@dataclass(frozen=True)
+class Kernels:
+    """What the sizes of a call's tiles depend on, besides its lengths; static. `documents`: see `choose`."""
+
+    widths: Widths
+    documents: bool
+    blocks: tuple[int, int] | None
+    interpret: bool
+
+    def tiled(
+        self, mask: Mask | None, query: Array, key: Array, whole: tuple[int, int, int, int]
+    ) -> tuple[CallTiling, Sizes]:
+        """The tiles of these parts of a call's arrays."""
+        lengths = query.shape[1], key.shape[1]
+        sizes = choose(lengths, self.widths, self.documents, self.blocks, self.interpret)
+        return divide(mask, query, key, whole, (sizes.forward.q, sizes.forward.k)), sizes
+
+
+def kernels_of(call: Call[Array]) -> Kernels | None:
+    """The GPU's kernels for a call; None where the loops compute it."""
+    if platform(call.query, call.key, call.value) != "gpu" or reasons(call):
         return None
-    padded = (max(LEAST, power_of_two(x.shape[-1])) for x in (query, call.value))
-    documents = mask is not None and _has(mask, Segments)
-    lengths = query.shape[1], key.shape[1]
-    widths = Widths(*padded, query.dtype.itemsize, _explicit(mask) + _explicit(call.bias))
-    sizes = choose(lengths, widths, documents, call.blocks, interpreted())
-    tile = sizes.forward
-    return divide(mask, query, key, call.sizes, (tile.q, tile.k)), sizes
+    padded = (max(LEAST, power_of_two(x.shape[-1])) for x in (call.query, call.value))
+    documents = call.mask is not None and _has(call.mask, Segments)
+    widths = Widths(*padded, call.query.dtype.itemsize, _explicit(call.mask) + _explicit(call.bias))
+    return Kernels(widths, documents, call.blocks, interpreted())
 
 
 def unsupported(call: Call[Array]) -> list[str]:
     """What only the kernels of a GPU refuse: blocks that are no tiles of theirs."""
-    if call.blocks is None or platform(call.query) != "gpu" or reasons(call):
+    if call.blocks is None or platform(call.query, call.key, call.value) != "gpu" or reasons(call):
         return []
     if any(side < LEAST or side & (side - 1) for side in call.blocks):
         return [f"blocks must be powers of two of at least {LEAST} on a GPU, got {call.blocks}"]
@@ -77,10 +93,13 @@ def formulas() -> Any:
 
 
 def _explicit(node: Any) -> int:
-    """The bytes of the explicit arrays in an expression, for each pair."""
-    if isinstance(node, (Dense, DenseBias)):
-        return int(jax.tree.leaves(node)[0].dtype.itemsize)
-    return 0 if node is None else sum(map(_explicit, node.children()))
+    """The bytes that are read for each pair of an expression."""
+    if node is None:
+        return 0
+    foreign = not type(node).__module__.startswith("maskattn.")
+    if foreign or isinstance(node, (Dense, BlockSparse, DenseBias, TableBias)):
+        return sum(leaf.dtype.itemsize for leaf in jax.tree.leaves(node))
+    return sum(map(_explicit, node.children()))
 
 
 def _has(mask: Mask, kind: type[Mask]) -> bool:
@@ -88,7 +107,7 @@ def _has(mask: Mask, kind: type[Mask]) -> bool:
 
 
 def forward(by_loops: Callable[..., Any], tiling: CallTiling, options: Any, *arrays: Any) -> Any:
-    """The forward pass: `by_loops`, or the kernels where `sizes_of` chose them and the program is compiled for CUDA."""
+    """The forward pass: `by_loops`, or the kernels where `kernels_of` chose them and the program is for CUDA."""
     conditions = arrays[-1]
     if not isinstance(conditions.steps, Sizes):
         return by_loops(tiling, options, *arrays)

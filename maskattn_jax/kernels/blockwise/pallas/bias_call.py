@@ -121,7 +121,7 @@ def _own(states: Array, prepared: Prepared, whole_sizes: tuple[int, ...]) -> Arr
     """The states of this device's batch rows and heads."""
     tiling, origin = prepared.tiling, prepared.given.origin
     for axis, (start, mine) in enumerate(((origin.row, tiling.batch), (origin.head, tiling.heads))):
-        if states.shape[axis] > 1 and mine != whole_sizes[axis]:
+        if states.shape[axis] == whole_sizes[axis] != mine:
             states = lax.dynamic_slice_in_dim(states, start, mine, axis)
     return states
 

@@ -22,8 +22,8 @@ from jax import Array, lax
 from maskattn.masks import Mask
 from maskattn.schedule import EMPTY, FULL, MIXED
 from maskattn.typing import NumPyArray
+from maskattn_jax._partition import Origin
 from maskattn_jax.kernels.blockwise.pallas.states import states_of
-from maskattn_jax.kernels.blockwise.shards import Origin
 from maskattn_jax.kernels.blockwise.sizes import Tile, power_of_two
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 from maskattn_jax.types import Given
@@ -108,7 +108,7 @@ def _of_device(lists: Lists, tiling: CallTiling, origin: Origin) -> Lists:
         for axis, (begin, whole, mine) in enumerate(
             ((origin.row, tiling.whole[0], tiling.batch), (origin.head, tiling.whole[1], tiling.heads))
         ):
-            if x.shape[axis] > 1 and mine != whole:
+            if x.shape[axis] == whole != mine:
                 starts[axis], sizes[axis] = begin, mine
         if sizes == list(x.shape):
             return x

@@ -17,8 +17,8 @@ from jax.experimental.pallas import triton as plt
 
 from maskattn.biases import Bias
 from maskattn.masks import Mask
+from maskattn_jax._partition import Origin
 from maskattn_jax.dropout import Dropout
-from maskattn_jax.kernels.blockwise.shards import Origin
 
 #: An array of more entries is not read at indices, which are int32 here.
 MOST = 2**31 - 1

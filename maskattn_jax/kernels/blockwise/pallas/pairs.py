@@ -19,6 +19,7 @@ from maskattn._pairs import restrict
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn_jax.dropout import keep
+from maskattn_jax.kernels.blockwise.own import in_place, own
 from maskattn_jax.kernels.blockwise.pallas.operands import Given, Structure
 from maskattn_jax.kernels.blockwise.pallas.sides import Side
 from maskattn_jax.kernels.blockwise.tiled_call import Options
@@ -147,7 +148,8 @@ class Head(NamedTuple):
             def evaluate(mask: Mask) -> Array:
                 if isinstance(mask, Dense):
                     return self._tile(mask.keep, mask.shape, q, k)
-                return jnp.asarray(mask.allowed(*restrict(mask, *places)))
+                mine = in_place(mask, self.job.tiling, self.given.origin)
+                return jnp.asarray(mine.allowed(*restrict(mask, *places)))
 
             parts.append(fold(self.given.mask, evaluate))
         return functools.reduce(operator.and_, parts) if parts else None
@@ -176,8 +178,9 @@ class Head(NamedTuple):
         """An explicit array on the tile. Its indices are not clamped: what is adjacent is then read as such."""
         queries, keys = self.job.queries, self.job.keys
         inside = (q < queries.length) & (k < keys.length) if queries.ragged or keys.ragged else None
-        indices = self.b, self.h, q + self.given.origin.query, k
-        return array.reshape(shape).tile(indices, inside)
+        origin, mine = self.given.origin, own(shape, self.job.tiling, self.job.tiling.q_len)
+        places = zip((self.b, self.h, q + origin.query), origin, mine, strict=True)
+        return array.reshape(shape).tile((*(x - start if part else x for x, start, part in places), k), inside)
 
 
 def head(job: Job, refs: list[Any], b: Array, h: Array) -> Head:

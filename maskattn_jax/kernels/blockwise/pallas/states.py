@@ -13,7 +13,8 @@ from maskattn import schedule
 from maskattn._arithmetic import negated
 from maskattn.masks import Dense, Full, Mask, Segments, fold
 from maskattn.typing import NumPyArray
-from maskattn_jax.kernels.blockwise.shards import Origin
+from maskattn_jax._partition import Origin
+from maskattn_jax.kernels.blockwise.own import in_place
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 from maskattn_jax.types import Given
 
@@ -21,7 +22,7 @@ from maskattn_jax.types import Given
 def states_of(mask: Mask | None, tiling: CallTiling, origin: Origin, q: int, k: int) -> Given:
     """int8 [B or 1, H or 1, query tiles, key tiles], of tiles of q queries by k keys: NumPy where it is known.
 
-    Tiles are those of this device's queries, in all batch rows and heads.
+    Tiles are those of this device's queries: in NumPy in all batch rows and heads, else in this device's.
     """
     tiles = -(-tiling.q_len // q), -(-tiling.kv_len // k)
     if mask is None or isinstance(mask, Full):
@@ -59,21 +60,22 @@ class _Bounds(NamedTuple):
 
 
 def _traced(mask: Mask, tiling: CallTiling, origin: Origin, q: int, k: int) -> Array:
-    batch = tiling.whole[0] if "b" in mask.depends else 1
-    heads = tiling.whole[1] if "h" in mask.depends else 1
+    batch = tiling.batch if "b" in mask.depends else 1
+    heads = tiling.heads if "h" in mask.depends else 1
     shape = (batch, heads, -(-tiling.q_len // q), -(-tiling.kv_len // k))
     # in NumPy: what of a tile does not depend on the data is known while tracing
     b, h, i, j = (x.astype(np.int32) for x in np.ogrid[tuple(slice(n) for n in shape)])
     q_lo, k_lo = i * q, j * k
     q_hi, k_hi = np.minimum(q_lo + q, tiling.q_len) - 1, np.minimum(k_lo + k, tiling.kv_len) - 1
-    first = origin.query if tiling.shards > 1 else 0
+    row, head, query = (first if part else 0 for first, part in zip(origin, tiling.divided, strict=True))
 
     def bounds(part: Mask) -> _Bounds:
-        if tiling.shards == 1 and isinstance(part, Segments):
-            return _of_segments(part, q, k)
-        if tiling.shards == 1 and isinstance(part, Dense):
-            return _of_dense(part, q, k)
-        return _Bounds(*part.tile(b, h, q_lo + first, q_hi + first, k_lo, k_hi))
+        if isinstance(part, (Segments, Dense)) and not tiling.divided[1] and not tiling.divided[2]:
+            rows = part.sizes().get("batch", 1)
+            if rows in (1, tiling.batch):
+                return _of_segments(part, q, k) if isinstance(part, Segments) else _of_dense(part, q, k)
+        moved = in_place(part, tiling, origin)
+        return _Bounds(*moved.tile(b + row, h + head, q_lo + query, q_hi + query, k_lo, k_hi))
 
     some, every = fold(mask, bounds)
     states = jnp.where(some, jnp.where(every, schedule.FULL, schedule.MIXED), schedule.EMPTY).astype(jnp.int8)
