@@ -63,7 +63,7 @@ def lists_of(mask: Mask | None, tiling: CallTiling, origin: Origin, tile: Tile, 
         states = xp.where(last & (states == FULL), MIXED, states)
     if by_key:
         states = xp.swapaxes(states, -1, -2)
-    made = _known(states, shared) if xp is np else _traced(states, shared)
+    made = _known(states, shared) if isinstance(states, np.ndarray) else _traced(states, shared)
     return _of_device(made, tiling, origin)
 
 
