@@ -28,6 +28,7 @@ from jax.interpreters import batching, mlir
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 import maskattn
+from maskattn_jax._mesh import axis_types
 from maskattn_jax._scope import own_modes
 
 __all__ = ["Axes", "Divisible", "Made", "Origin", "divide", "is_automatic"]
@@ -73,13 +74,8 @@ class Divisible(Protocol, Hashable):  # type: ignore[misc]
 def is_automatic(*trees: object) -> bool:
     """Whether XLA may divide what is computed from these arrays between devices, in a way that is not known here."""
     operands = jax.tree.leaves(trees)
-    meshes = [jax.typeof(x).sharding.mesh for x in operands]
-    known = [mesh for mesh in meshes if not mesh.empty]
-    if known:
-        types = {
-            kind for mesh in known for kind, size in zip(mesh.axis_types, mesh.axis_sizes, strict=True) if size > 1
-        }
-        return types == {AxisType.Auto}
+    if any(not jax.typeof(x).sharding.mesh.empty for x in operands):
+        return axis_types(operands) == {AxisType.Auto}
     # a function that is being traced may be given its shardings later, by `in_shardings` say
     return any(isinstance(x, jax.core.Tracer) for x in operands) and jax.device_count() > 1
 

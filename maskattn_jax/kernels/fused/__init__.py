@@ -25,6 +25,7 @@ from maskattn.biases import DenseBias
 from maskattn.masks import Mask
 from maskattn.typing import NumPyArray
 from maskattn_jax import lower
+from maskattn_jax._mesh import automatic_inside
 from maskattn_jax._platform import platform
 from maskattn_jax.kernels.fused import cudnn, splash
 from maskattn_jax.lower._words import in_words, reached
@@ -34,6 +35,7 @@ from maskattn_jax.types import Given
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
 
+@automatic_inside
 def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
     query, key, value = call.query, call.key, call.value
