@@ -19,17 +19,21 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from maskattn.attention import Call
 from maskattn_jax import lower
 from maskattn_jax._linear import linear as differentiated
+from maskattn_jax._partition import Origin, is_automatic
 from maskattn_jax._scope import own_modes
 from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels import reference
+from maskattn_jax.kernels.blockwise import automatic
+from maskattn_jax.kernels.blockwise.automatic import Known, Undivided
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
-from maskattn_jax.kernels.blockwise.shards import Origin, divided
+from maskattn_jax.kernels.blockwise.shards import divided
 from maskattn_jax.kernels.blockwise.steps import cheapest, is_known
 from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
@@ -55,9 +59,23 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         return _attention(tiling, options, *vary(given, manual_axes(given)))[:2]
 
     operands = (call.query, call.key, call.value)
+    if is_automatic(operands, call.sinks, call.mask, call.bias):
+        return _over_automatic_axes(call, options)
     mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
     bias = lower.opaque(call.bias, *operands)
     return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout))
+
+
+def _over_automatic_axes(call: Call[Array], options: Options) -> tuple[Array, Array]:
+    operands = (call.query, call.key, call.value)
+    # a mask of data is not the program's own where every call is one of its own
+    traced = any(isinstance(x, jax.core.Tracer) for x in operands)
+    known = is_known(call.mask) and (traced or not jax.tree.leaves(call.mask))
+    undivided = Undivided(call.sizes, call.blocks, Known(call.mask) if known and call.mask is not None else None)
+    mask, bias = (lower.opaque(node, *operands) for node in (call.mask, call.bias))
+    origin, steps = Origin(*[np.int32(0)] * 3), None
+    given = (*operands, float_leaves(bias)[0], call.sinks, Conditions(mask, bias, call.dropout, steps, origin))
+    return _attention(undivided, options, *given)[:2]
 
 
 def unsupported(call: Call[Array]) -> list[str]:
@@ -87,7 +105,8 @@ def _attention(*arguments: Any) -> tuple[Array, Array, Any]:
     """The output, the log-sum-exp, and what else the derivative needs: the output before it was rounded (None where it
     was not), and `_found`; nothing is differentiated of these.
     """
-    output, lse, found = _forward(*arguments)
+    undivided = isinstance(arguments[0], Undivided)
+    output, lse, found = automatic.forward(_forward, *arguments) if undivided else _forward(*arguments)
     rounded = output.astype(arguments[2].dtype)
     return rounded, lse, (None if output.dtype == rounded.dtype else output, found)
 
@@ -131,7 +150,9 @@ class _Derivative:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _gradients(*arguments: object) -> tuple[Any, ...]:
+def _gradients(*arguments: Any) -> tuple[Any, ...]:
+    if isinstance(arguments[0], Undivided):
+        return automatic.gradients(_gradients_jit, *arguments)
     return _gradients_jit(*arguments)
 
 

@@ -14,24 +14,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from maskattn_jax._partition import Origin
+
 Entry: TypeAlias = str | tuple[str, ...] | None  # of a PartitionSpec
 Entries: TypeAlias = tuple[Entry, ...]  # of batch, length, heads and width
 Pair: TypeAlias = tuple[Array, Array]
-
-
-class Origin(NamedTuple):
-    """Where a device's part begins: its first batch row, query head and query, int32 []."""
-
-    row: Array
-    head: Array
-    query: Array
 
 
 def divided(

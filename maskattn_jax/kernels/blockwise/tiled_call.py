@@ -12,8 +12,8 @@ from jax import Array
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn.typing import EmptyRows, Precision
+from maskattn_jax._partition import Origin
 from maskattn_jax.dropout import Dropout
-from maskattn_jax.kernels.blockwise.shards import Origin
 from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tiling import FEW, CallTiling
 
