@@ -17,6 +17,7 @@ DEVICE = "PyTorch places each array where it is told; in JAX arrays follow their
 RNGS = "NNX draws initial parameters from explicit streams, PyTorch from its global generator"
 DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTorch module has one"
 DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a process group"
+PARTS = "JAX's compiler divides programs, with rules of kernels/blockwise; PyTorch divides calls"
 TPU = "Splash attention is a function of JAX alone"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
 PLATFORM = "JAX traces for a platform; PyTorch runs where its tensors are"
@@ -66,6 +67,11 @@ ALLOWED = {
     "_autocast.py: only in maskattn_torch": "JAX has no autocast",
     "_modes.py: only in maskattn_torch": "JAX's tracers are their own modes",
     "_short.py: only in maskattn_torch": "JAX calls are compiled, where nothing is checked at a call",
+    "_apart.py: only in maskattn_torch": OWN,
+    "_devices.py: only in maskattn_torch": PARTS,
+    "_parts.py: only in maskattn_torch": PARTS,
+    "_sharded.py: only in maskattn_torch": PARTS,
+    "parallel.py: only in maskattn_torch": "JAX's modules follow the shardings of their parameters",
     "_symbolic.py: only in maskattn_torch": "JAX's symbolic sizes answer for themselves",
     "_scope.py: only in maskattn_jax": "PyTorch has no modes of promotion",
     "_linear.py: only in maskattn_jax": "a function of PyTorch has a rule for each mode of differentiation",
