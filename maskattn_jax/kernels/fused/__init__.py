@@ -28,7 +28,7 @@ from maskattn_jax import lower
 from maskattn_jax._mesh import automatic_inside
 from maskattn_jax._platform import platform
 from maskattn_jax.kernels.fused import cudnn, splash
-from maskattn_jax.lower._words import in_words, reached
+from maskattn_jax.lower.words import in_words, reached
 from maskattn_jax.types import Given
 
 #: Where the parity suite must not expect what the other kernels promise.
