@@ -15,6 +15,7 @@ from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, on_subclass, to_numpy
 from maskattn._pairs import AXES, Pairwise, filled, grid, restrict
 from maskattn._problems import Problems, describe
+from maskattn.masks._rows import FAR, Rows
 from maskattn.masks._to_json import to_json
 from maskattn.masks._why import explain
 
@@ -43,6 +44,8 @@ class Mask(Pairwise):
         for name in ("allowed", "tile"):
             if name in vars(cls):
                 setattr(cls, name, filled(vars(cls)[name]))
+        if "allowed" in vars(cls) and "rows" not in vars(cls):
+            cls.rows = Mask.rows  # type: ignore[method-assign]  # those of another `allowed` say nothing of this one
         super().__init_subclass__(**options)
 
     @classmethod
@@ -76,6 +79,15 @@ class Mask(Pairwise):
             True that all are. Both may be loose, never wrong.
         """
         return True, False
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows | None:
+        """What `allowed` says as one interval of keys for each query, of which a tag may choose some; None where it
+        cannot be said so. A kernel that is compiled for this form serves every mask that has it.
+
+        Args:
+            b, h, q, k: integer arrays that broadcast together (or ints), as for `allowed`; `k` is read for tags only.
+        """
+        return None
 
     def on_grid(self, shape: tuple[int, ...], arange: Callable[[int], Array]) -> Array:
         """`allowed` for the whole of `shape` [batch, heads, q_len, kv_len], size 1 on axes that are not read: bool.
@@ -248,6 +260,13 @@ class And(_Combination):
 
     parts: tuple[Mask, ...] = part(Mask, many=True, meaning="the masks that are combined")
 
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows | None:
+        found: Rows | None = Rows()
+        for each in self.parts:
+            other = each.rows(*restrict(each, b, h, q, k))
+            found = None if found is None or other is None else found.within(other)
+        return found
+
     def __repr__(self) -> str:
         return " & ".join(f"({mask!r})" if isinstance(mask, Or) else repr(mask) for mask in self.parts)
 
@@ -309,6 +328,9 @@ class _Constant(Mask):
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         return self.value, self.value
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows:
+        return Rows(None, None if self.value else -FAR)
 
     @property
     def depends(self) -> frozenset[str]:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import ClassVar
 
+from maskattn._arithmetic import as_int, choose
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._lookup import count, lookup
 from maskattn._pairs import fixed
 from maskattn.masks._core import Mask
+from maskattn.masks._rows import FAR, Rows
 
 
 class Slots(Mask):
@@ -19,6 +21,10 @@ class Slots(Mask):
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return lookup(self.keep, b, k if self.of_keys else q)
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows:
+        kept = lookup(self.keep, b, k if self.of_keys else q)
+        return Rows(None, None, 0, as_int(kept) - 1) if self.of_keys else Rows(None, choose(kept, FAR, -FAR))
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         low, high = (k_lo, k_hi) if self.of_keys else (q_lo, q_hi)

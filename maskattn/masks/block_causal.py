@@ -7,6 +7,7 @@ from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
+from maskattn.masks._rows import Rows
 
 
 @declared
@@ -33,6 +34,9 @@ class BlockCausal(Relational):
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return k // self.size <= q // self.size
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows:
+        return Rows(None, (q // self.size + 1) * self.size)
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         return k_lo // self.size <= q_hi // self.size, k_hi // self.size <= q_lo // self.size

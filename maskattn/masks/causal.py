@@ -8,6 +8,7 @@ from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
+from maskattn.masks._rows import Rows
 
 
 @declared
@@ -51,6 +52,9 @@ class Causal(Relational):
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return k <= q + self.offset
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows:
+        return Rows(None, q + self.offset + 1)
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         return k_lo <= q_hi + self.offset, k_hi <= q_lo + self.offset

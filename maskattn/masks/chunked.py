@@ -8,6 +8,7 @@ from maskattn._fields import Array
 from maskattn.masks._core import Mask
 from maskattn.masks._grid import equal
 from maskattn.masks._relational import Relational
+from maskattn.masks._rows import Rows
 
 
 @declared
@@ -36,6 +37,10 @@ class Chunked(Relational):
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return q // self.size == k // self.size
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows:
+        first = q // self.size * self.size
+        return Rows(first, first + self.size)
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         return equal((q_lo // self.size, q_hi // self.size), (k_lo // self.size, k_hi // self.size))

@@ -5,12 +5,14 @@ from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 
+from maskattn._arithmetic import choose
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
-from maskattn._lookup import gather
+from maskattn._lookup import gather, wide
 from maskattn._pairs import fixed
 from maskattn.masks._core import Mask
+from maskattn.masks._rows import FAR, Rows
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -41,6 +43,10 @@ class KeyPadding(Mask):
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         length, inside = gather(self.lengths, b)
         return (k >= 0) & (k < length) & inside
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows:
+        length, inside = gather(wide(self.lengths), b)
+        return Rows(0, choose(inside, length, -FAR))
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         length, inside = gather(self.lengths, b)

@@ -10,6 +10,7 @@ from maskattn._fields import Array
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
+from maskattn.masks._rows import FAR, Rows
 from maskattn.masks.causal import Causal
 from maskattn.masks.sliding_window import SlidingWindow
 
@@ -50,6 +51,22 @@ class PerHead(Mask):
                 mine = mine | (h == head)
             result = result | (mine & mask.allowed(*restrict(mask, b, h, q, k)))
         return result
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows | None:
+        found: list[tuple[Rows, Array]] = []
+        for mask, heads in self._distinct():
+            rows, mine = mask.rows(*restrict(mask, b, h, q, k)), never(h)
+            if rows is None:
+                return None
+            for head in heads:
+                mine = mine | (h == head)
+            found.append((rows, mine))
+        low, high, q_tag, k_tag = (
+            sum((otherwise if bounds[side] is None else bounds[side]) * mine for bounds, mine in found)
+            for side, otherwise in enumerate((-FAR, FAR, 0, 0))
+        )
+        tagged = any(rows.q_tag is not None for rows, _ in found)
+        return Rows(low, high, q_tag, k_tag) if tagged else Rows(low, high)
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         some = every = never(h)

@@ -12,6 +12,7 @@ from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.arrays import is_int
 from maskattn.masks._core import MOVES, And, Mask, Not, Or, rebuild
+from maskattn.masks._rows import Rows
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -43,6 +44,11 @@ class At(Mask):
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return self.part.allowed(*restrict(self.part, b, h, q + at_row(self.q_offset, b), k + at_row(self.k_offset, b)))
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows | None:
+        k_by = at_row(self.k_offset, b)
+        found = self.part.rows(*restrict(self.part, b, h, q + at_row(self.q_offset, b), k + k_by))
+        return None if found is None else found.moved(k_by)
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         q_by, k_by = at_row(self.q_offset, b), at_row(self.k_offset, b)

@@ -2,11 +2,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, ClassVar
 
+from maskattn._arithmetic import maximum
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._lookup import at_row, rows_of
 from maskattn.masks._core import Mask
+from maskattn.masks._rows import Rows
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -38,6 +40,9 @@ class PrefixLM(Mask):
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return (k < at_row(self.prefix, b)) | (k <= q)
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows:
+        return Rows(None, maximum(at_row(self.prefix, b), q + 1))
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         prefix = at_row(self.prefix, b)

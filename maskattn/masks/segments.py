@@ -8,11 +8,12 @@ from maskattn._arithmetic import choose, clip, zero
 from maskattn._declared import data, declared
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, peek, to_numpy
-from maskattn._lookup import count, gather, range_max
+from maskattn._lookup import count, gather, range_max, wide
 from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.arrays import how_many_up_to, is_compiling
 from maskattn.masks._core import Mask
+from maskattn.masks._rows import NO_KEY, NO_QUERY, Rows
 
 if TYPE_CHECKING:
     from jaxtyping import Int
@@ -109,6 +110,13 @@ class Segments(Mask):
         q_id, q_inside = gather(q_ids, b, q)
         k_id, k_inside = gather(k_ids, b, k)
         return (q_id == k_id) & (q_id >= 0) & q_inside & k_inside
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows:
+        q_ids, k_ids = self._ids()
+        q_id, q_inside = gather(wide(q_ids), b, q)
+        k_id, k_inside = gather(wide(k_ids), b, k)
+        q_tag = choose((q_id >= 0) & q_inside, q_id, NO_QUERY)
+        return Rows(None, None, q_tag, choose((k_id >= 0) & k_inside, k_id, NO_KEY))
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         q_ids, k_ids = self._ids()

@@ -7,6 +7,7 @@ from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
+from maskattn.masks._rows import Rows
 
 
 @declared
@@ -44,6 +45,10 @@ class SlidingWindow(Relational):
         if self.right is not None:
             result = result & (k <= q + self.right)
         return result
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows:
+        low = None if self.left is None else q - self.left
+        return Rows(low, None if self.right is None else q + self.right + 1)
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         # k - q takes every value from k_lo - q_hi to k_hi - q_lo, so both bounds are exact
