@@ -17,6 +17,7 @@ from maskattn.attention import Call, Framework, attend as attend_anew, choose, p
 from maskattn.masks import Causal
 from maskattn_torch import auto
 from maskattn_torch._modes import plain
+from maskattn_torch.kernels.blockwise.flex import CompileFailed
 from maskattn_torch.kernels.fused import sdpa
 from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.finite import finite
@@ -51,7 +52,13 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
             if out.requires_grad:
                 twice_differentiable(out)
             return out.transpose(1, 2)
-    found = attend_anew(call, framework)
+    try:
+        found = attend_anew(call, framework)
+    except CompileFailed as error:
+        if call.kernel != "auto":
+            raise
+        auto.give_up(error)
+        found = attend_anew(call, framework)
     if key is not None and key not in _PLANS and _plain():
         if len(_PLANS) >= _MOST:
             _PLANS.clear()

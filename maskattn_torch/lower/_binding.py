@@ -14,6 +14,7 @@ from maskattn._fields import Spec, dtype_name, on_subclass, peek
 from maskattn._lookup import wide
 from maskattn._pairs import Pairwise
 from maskattn.arrays import to_torch
+from maskattn_torch._hosted import placed
 from maskattn_torch.types import Array, Device, Given
 
 Node = TypeVar("Node", bound=Spec)
@@ -69,6 +70,10 @@ def readable(array: Given) -> Given:
 
 
 def _as_array(array: Given, device: Device) -> Array:
+    if isinstance(device, torch.device) and device.type == "cuda":
+        copied = placed(array, device)
+        if copied is not None:
+            return copied
     if isinstance(array, torch.Tensor):
         array = array if device is None or array.device == device else array.to(device)
         return array if array.dtype in _AS_THEY_ARE else wide(array)
