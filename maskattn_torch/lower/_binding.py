@@ -81,7 +81,9 @@ def _as_array(array: Given, device: Device) -> Array:
     if not isinstance(given, np.ndarray):
         got = f"{type(given).__name__} of dtype {dtype_name(array)}"
         raise TypeError(f"data must be of NumPy or PyTorch here, got {got}")
-    return wide(torch.as_tensor(array, device=device) if torch.compiler.is_compiling() else to_torch(array, device))
+    if torch.compiler.is_compiling():
+        return wide(torch.as_tensor(array, device=device))
+    return wide(to_torch(array) if device is None else to_torch(array).to(device, non_blocking=True))
 
 
 def _register(cls: type[Spec]) -> None:

@@ -20,7 +20,17 @@ from maskattn.masks import Causal, Full, Mask
 from maskattn_torch._modes import plain
 from maskattn_torch._symbolic import known
 
-__all__ = ["aligned", "allows_all", "end_aligned", "implementation", "is_linear", "memory", "needs_no_mask", "repeated"]
+__all__ = [
+    "aligned",
+    "allows_all",
+    "end_aligned",
+    "fits",
+    "implementation",
+    "is_linear",
+    "memory",
+    "needs_no_mask",
+    "repeated",
+]
 
 
 def implementation(call: Call[Array], added: Array | None) -> AbstractContextManager[object]:
@@ -94,6 +104,14 @@ def aligned(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array
         return query, key, value
     query, key, value = (pad(x, (0, n)) if n else x for x, n in zip((query, key, value), rest, strict=True))
     return query, key, value
+
+
+def fits(call: Call[Array]) -> bool:
+    """Whether SDPA takes the arrays as they are."""
+    query, key, value = call.query, call.key, call.value
+    if any([x is not y for x, y in zip(aligned(query, key, value), (query, key, value), strict=True)]):
+        return False
+    return query.shape[2] == key.shape[2] or not repeated(query, key, value, None)
 
 
 @functools.cache
