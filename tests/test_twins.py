@@ -17,6 +17,7 @@ DEVICE = "PyTorch places each array where it is told; in JAX arrays follow their
 RNGS = "NNX draws initial parameters from explicit streams, PyTorch from its global generator"
 DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTorch module has one"
 DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a process group"
+PARTS = "JAX's compiler divides programs, with rules of kernels/blockwise; PyTorch divides calls"
 TPU = "Splash attention is a function of JAX alone"
 KERNELS = "on a GPU PyTorch has FlexAttention; JAX has kernels of its own"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
@@ -25,10 +26,12 @@ OWN = "each framework has modules and optimizers of its own"
 FUNCTIONAL = "parameters of Linen, and states of optax, are values: new ones are returned"
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
+FLEX = "on CUDA the PyTorch twin's tiles are FlexAttention's; JAX has kernels of its own"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', "
     "'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', "
-    "'corrupt', 'explain', 'losses', 'lower', 'merge', 'optimizers', 'params'] in maskattn_torch": "see linen.py",
+    "'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'optimizers', 'params'] in "
+    "maskattn_torch": "see linen.py; JAX compiles everything",
     "optimizers.dump: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "optimizers.load: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "optimizers.load -> PyTree | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
@@ -46,7 +49,18 @@ ALLOWED = {
     "kernels/blockwise/additions.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/patches.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/flash.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise/flex.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/flex/__init__.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/blocks.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/compiled.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/plans.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/rows.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/scores.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/traced.py: only in maskattn_torch": FLEX,
+    "kernels/fused/cuda.py: only in maskattn_torch": "jax.nn chooses among its implementations by itself",
+    "_hosted.py: only in maskattn_torch": "JAX places arrays, and keeps them, by itself",
+    "auto: __all__ ['choose'] in maskattn_jax, ['choose', 'compiles_flex', 'give_up'] in maskattn_torch": FLEX,
+    "auto: compiles_flex only in maskattn_torch": FLEX,
+    "auto: give_up only in maskattn_torch": FLEX,
     "kernels/blockwise/products.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/packing.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/walk.py: only in maskattn_torch": CALLS,
@@ -83,6 +97,11 @@ ALLOWED = {
     "_autocast.py: only in maskattn_torch": "JAX has no autocast",
     "_modes.py: only in maskattn_torch": "JAX's tracers are their own modes",
     "_short.py: only in maskattn_torch": "JAX calls are compiled, where nothing is checked at a call",
+    "_apart.py: only in maskattn_torch": OWN,
+    "_devices.py: only in maskattn_torch": PARTS,
+    "_parts.py: only in maskattn_torch": PARTS,
+    "_sharded.py: only in maskattn_torch": PARTS,
+    "parallel.py: only in maskattn_torch": "JAX's modules follow the shardings of their parameters",
     "_symbolic.py: only in maskattn_torch": "JAX's symbolic sizes answer for themselves",
     "_scope.py: only in maskattn_jax": "PyTorch has no modes of promotion",
     "_linear.py: only in maskattn_jax": "a function of PyTorch has a rule for each mode of differentiation",
@@ -117,7 +136,7 @@ ALLOWED = {
     "lower.backends: to_block_mask only in maskattn_torch": TARGETS,
     "lower.backends: to_dot_product_attention only in maskattn_jax": TARGETS,
     "lower.backends: to_splash_mask only in maskattn_jax": TARGETS,
-    "lower/_words.py: only in maskattn_jax": TARGETS,
+    "lower/words.py: only in maskattn_jax": TARGETS,
     "lower._binding.arange: device only in maskattn_torch": DEVICE,
     "lower._binding.bind: device only in maskattn_torch": DEVICE,
     "lower._binding: opaque only in maskattn_jax": "PyTorch's compilers fold nothing from a large constant",

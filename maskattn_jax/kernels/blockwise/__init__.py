@@ -22,10 +22,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import AxisType
 
 from maskattn.attention import Call
 from maskattn_jax import lower
 from maskattn_jax._linear import linear as differentiated
+from maskattn_jax._mesh import automatic_inside, axis_types
 from maskattn_jax._partition import Origin, is_automatic
 from maskattn_jax._scope import own_modes
 from maskattn_jax._varying import manual_axes, vary
@@ -64,8 +66,11 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         return _attention(tiling, options, *vary(given, manual_axes(given)))[:2]
 
     operands = (call.query, call.key, call.value)
-    if is_automatic(operands, call.sinks, call.mask, call.bias):
+    given = operands, call.sinks, call.mask, call.bias
+    if is_automatic(given):
         return _over_automatic_axes(call, options, kernels)
+    if axis_types(given) == {AxisType.Auto, AxisType.Explicit}:
+        return automatic_inside(attention)(call)
     mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
     bias = lower.opaque(call.bias, *operands)
     return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout))

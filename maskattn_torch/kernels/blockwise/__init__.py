@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor as Array
 
-from maskattn.attention import Call
+from maskattn.attention import Call, PartOfCall
 from maskattn_torch import _autocast
 from maskattn_torch._derivatives import computed, floats, gradients_of, primals, tangents_of
 from maskattn_torch._operators import applied, flops, operator
@@ -40,7 +40,9 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     sinks = None if sinks is None else sinks.to(wide)
     if call.query.is_cuda:
-        out, lse = flex.attention(call, sinks)
+        out, given = flex.attention(call, sinks)
+        assert given is not None  # as it is on the CPU alone
+        lse = given
     else:
         packed, leaves = pack(call.mask, call.bias, call.dropout)
         arrays = (call.query.to(wide), call.key.to(wide), call.value.to(wide), sinks)
@@ -203,9 +205,10 @@ def _formula(options: tuple[Any, ...]) -> Callable[..., tuple[Array, Array]]:
 
     def formula(query: Array, key: Array, value: Array, sinks: Array | None, *leaves: Array) -> tuple[Array, Array]:
         mask, bias, dropout = unpack(packed, list(leaves))
-        call = Call(query, key, value, mask, bias, scale, softcap, sinks)
+        call = PartOfCall(query, key, value, mask, bias, scale, softcap, sinks)
         if dropout is not None:
             call = replace(call, dropout_rate=dropout.rate, dropout_key=dropout.words, dropout_broadcast=dropout.shared)
+            call = replace(call, within=dropout.within)
         return reference.by_rows(call)
 
     return formula
