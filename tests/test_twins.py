@@ -19,6 +19,7 @@ DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTo
 DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a process group"
 PARTS = "JAX's compiler divides programs, with rules of kernels/blockwise; PyTorch divides calls"
 TPU = "Splash attention is a function of JAX alone"
+KERNELS = "on a GPU PyTorch has FlexAttention; JAX has kernels of its own"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
 PLATFORM = "JAX traces for a platform; PyTorch runs where its tensors are"
 OWN = "each framework has modules and optimizers of its own"
@@ -72,6 +73,22 @@ ALLOWED = {
     "kernels/blockwise/steps.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tile.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tiling.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/gpu.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/sizes.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/__init__.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/backward.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/bias.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/bias_call.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/call.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/formulas.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/forward.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/lists.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/loops.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/operands.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/pairs.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/passes.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/sides.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/states.py: only in maskattn_jax": KERNELS,
     "kernels.merging: merge_into only in maskattn_torch": "JAX's arrays are not written to",
     "_platform.py: only in maskattn_jax": PLATFORM,
     "kernels/fused/cudnn.py: only in maskattn_jax": "PyTorch calls cuDNN itself, from SDPA",

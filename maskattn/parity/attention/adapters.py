@@ -103,6 +103,8 @@ def twin(name: str, kernel: str = "reference", **options: object) -> Adapter:
     on_gpu = options.get("device") == "gpu"
     if kernel == "blockwise" and not on_gpu:
         options = {"blocks": TILES, **options}
+    if kernel == "blockwise" and on_gpu:  # as the vendors do, weights of 16 bits go into the product with values
+        options = {"conventions": {**CONVENTIONS, "narrow": "rounded inside"}, **options}
     if name == "jax" and on_gpu and kernel not in ("exact", "reference"):
         options = {"mode": "jit-mask", **options}  # kernels that read more of a mask than its entries
     return dataclasses.replace(load(TWINS[name]), kernel=kernel, **options)  # type: ignore[type-var]
