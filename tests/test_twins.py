@@ -20,6 +20,7 @@ DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a proc
 PARTS = "JAX's compiler divides programs, with rules of kernels/blockwise; PyTorch divides calls"
 TPU = "Splash attention is a function of JAX alone"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
+MESHES = "XLA divides whole programs over a mesh; PyTorch's tensors say themselves how they lie (_sharded.py)"
 PLATFORM = "JAX traces for a platform; PyTorch runs where its tensors are"
 OWN = "each framework has modules and optimizers of its own"
 FUNCTIONAL = "parameters of Linen, and states of optax, are values: new ones are returned"
@@ -53,6 +54,11 @@ ALLOWED = {
     "kernels/blockwise/windows.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/backward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/shards.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/automatic.py: only in maskattn_jax": MESHES,
+    "kernels/blockwise/own.py: only in maskattn_jax": MESHES,
+    "_mesh.py: only in maskattn_jax": MESHES,
+    "_partition.py: only in maskattn_jax": MESHES,
+    "_gathered.py: only in maskattn_jax": MESHES,
     "kernels/blockwise/arrays.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/forward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tiled_call.py: only in maskattn_jax": LOOPS,
