@@ -21,7 +21,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from maskattn_jax._mesh import spec_of
+from maskattn_jax._mesh import names_of, spec_of
 from maskattn_jax._partition import Origin
 
 Entry: TypeAlias = str | tuple[str, ...] | None  # of a PartitionSpec
@@ -82,8 +82,8 @@ def _division(specs: list[Entries], mesh: Mesh, kv_heads: int) -> Entries:
 
     def first(*entries: Entry) -> Entry:
         for entry in entries:
-            if entry is not None and not used & set(_names(entry)):
-                used.update(_names(entry))
+            if entry is not None and not used & set(names_of(entry)):
+                used.update(names_of(entry))
                 return entry
         return None
 
@@ -96,15 +96,10 @@ def _division(specs: list[Entries], mesh: Mesh, kv_heads: int) -> Entries:
     batch = first(key[0], value[0]) if batch is None else batch
     heads = first(*in_whole_heads(key[2], value[2])) if heads is None else heads
     # along an axis that does not divide the queries every device needs all keys before it starts
-    kv_length = key[1] if key[1] is not None and set(_names(key[1])) <= set(_names(length)) else None
+    kv_length = key[1] if key[1] is not None and set(names_of(key[1])) <= set(names_of(length)) else None
     return batch, heads, length, kv_length
 
 
 def _size(mesh: Mesh, entry: Entry) -> int:
     """Into how many parts an entry of a PartitionSpec divides."""
-    return math.prod(mesh.shape[name] for name in _names(entry))
-
-
-def _names(entry: Entry) -> tuple[str, ...]:
-    """The mesh axes of an entry of a PartitionSpec."""
-    return () if entry is None else entry if isinstance(entry, tuple) else (entry,)
+    return math.prod(mesh.shape[name] for name in names_of(entry))
