@@ -14,6 +14,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import math
+import re
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
@@ -23,11 +24,13 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 from jax.experimental.custom_partitioning import custom_partitioning
-from jax.extend.core import ClosedJaxpr, Jaxpr, Primitive, jaxpr_as_fun
+from jax.extend.core import ClosedJaxpr, Jaxpr, Literal, Primitive, jaxpr_as_fun
 from jax.interpreters import batching, mlir
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 import maskattn
+from maskattn.typing import NumPyArray
+from maskattn_jax._mesh import axis_types
 from maskattn_jax._scope import own_modes
 
 __all__ = ["Axes", "Divisible", "Made", "Origin", "divide", "is_automatic"]
@@ -73,13 +76,8 @@ class Divisible(Protocol, Hashable):  # type: ignore[misc]
 def is_automatic(*trees: object) -> bool:
     """Whether XLA may divide what is computed from these arrays between devices, in a way that is not known here."""
     operands = jax.tree.leaves(trees)
-    meshes = [jax.typeof(x).sharding.mesh for x in operands]
-    known = [mesh for mesh in meshes if not mesh.empty]
-    if known:
-        types = {
-            kind for mesh in known for kind, size in zip(mesh.axis_types, mesh.axis_sizes, strict=True) if size > 1
-        }
-        return types == {AxisType.Auto}
+    if any(not jax.typeof(x).sharding.mesh.empty for x in operands):
+        return axis_types(operands) == {AxisType.Auto}
     # a function that is being traced may be given its shardings later, by `in_shardings` say
     return any(isinstance(x, jax.core.Tracer) for x in operands) and jax.device_count() > 1
 
@@ -234,9 +232,10 @@ class _Partitioned:
 
         def local(key: Array, *arrays: Array) -> list[Array]:
             sizes = dict(zip(ins[0], arrays[0].shape, strict=True))
-            origin = Origin(*(_index(of.get(name, ())) * sizes[name] for name in ("b", "h", "l")))
-            results = _over(self.function, self.mapped, origin, arrays)
-            return [_sum(x, *one, scattered) for x, *one in zip(results, over, along, strict=True)]
+            with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # the caller's mesh has no part in this
+                origin = Origin(*(_index(of.get(name, ())) * sizes[name] for name in ("b", "h", "l")))
+                results = _over(self.function, self.mapped, origin, arrays)
+                return [_sum(x, *one, scattered) for x, *one in zip(results, over, along, strict=True)]
 
         def placed(axes: Axes, result: bool = False) -> NamedSharding:
             digits = [scattered if result and name == "s" else of.get(name, ()) for name in axes]
@@ -353,13 +352,14 @@ def _entries(x: Any, mesh: Mesh) -> list[Digits]:
     return entries
 
 
-def _fingerprint(program: ClosedJaxpr) -> np.ndarray:
+def _fingerprint(program: Any) -> NumPyArray:
     """A hash of a program and its constants, uint32 [8].
 
-    XLA's compilation caches know a function that is partitioned by its address, which another may have in another
+    XLA's compilation caches know a function that is partitioned by its address alone, where another may be in another
     process: so what it computes goes with its arguments.
     """
-    digest = hashlib.sha256(f"{maskattn.__version__} {program.jaxpr}".encode())
+    text = re.sub("0x[0-9a-f]+", "", str(program))  # addresses, too
+    digest = hashlib.sha256(f"{maskattn.__version__} {text}".encode())
     for constant in _constants(program):
         array = np.asarray(constant)
         digest.update(f"{array.dtype}{array.shape}".encode())
@@ -368,10 +368,10 @@ def _fingerprint(program: ClosedJaxpr) -> np.ndarray:
 
 
 def _constants(program: Any) -> Iterator[Any]:
-    if isinstance(program, ClosedJaxpr):
-        yield from program.consts
-        yield from _constants(program.jaxpr)
-    elif isinstance(program, Jaxpr):
-        for eqn in program.eqns:
-            for value in jax.tree.leaves(list(eqn.params.values())):
+    """The constants of a program and of those that it calls."""
+    yield from getattr(program, "consts", ())
+    for equation in program.eqns:
+        yield from (x.val for x in equation.invars if isinstance(x, Literal) and np.ndim(x.val))
+        for value in jax.tree.leaves(list(equation.params.values())):
+            if isinstance(value, (ClosedJaxpr, Jaxpr)):
                 yield from _constants(value)

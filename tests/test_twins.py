@@ -106,7 +106,7 @@ ALLOWED = {
     "lower.backends: to_block_mask only in maskattn_torch": TARGETS,
     "lower.backends: to_dot_product_attention only in maskattn_jax": TARGETS,
     "lower.backends: to_splash_mask only in maskattn_jax": TARGETS,
-    "lower/_words.py: only in maskattn_jax": TARGETS,
+    "lower/words.py: only in maskattn_jax": TARGETS,
     "lower._binding.arange: device only in maskattn_torch": DEVICE,
     "lower._binding.bind: device only in maskattn_torch": DEVICE,
     "lower._binding: opaque only in maskattn_jax": "PyTorch's compilers fold nothing from a large constant",

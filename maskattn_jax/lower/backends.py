@@ -19,7 +19,7 @@ from maskattn.masks import And, Mask, Or, check_mask, require_mask
 from maskattn.masks.interop.bands import Band, band
 from maskattn_jax.lower._binding import check
 from maskattn_jax.lower._dense import allowed
-from maskattn_jax.lower._words import in_words
+from maskattn_jax.lower.words import in_words
 
 if TYPE_CHECKING:
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import MultiHeadMask

@@ -4,6 +4,7 @@
     steps.py      which of them are visited, and how     tile.py        the scores of one
     shards.py     several devices                        forward.py     the walk over all steps,
     tiled_call.py what both passes compute with        backward.py    and that for the gradients
+    gpu.py        whether kernels of `pallas/` do that instead, on a GPU
 
 Nothing of L x S entries is made (but the gradient of a bias that has so many).
 
@@ -21,15 +22,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import Array
+from jax.sharding import AxisType
 
 from maskattn.attention import Call
 from maskattn_jax import lower
 from maskattn_jax._linear import linear as differentiated
+from maskattn_jax._mesh import automatic_inside, axis_types
 from maskattn_jax._partition import Origin, is_automatic
 from maskattn_jax._scope import own_modes
 from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels import reference
-from maskattn_jax.kernels.blockwise import automatic
+from maskattn_jax.kernels.blockwise import automatic, gpu
 from maskattn_jax.kernels.blockwise.automatic import Known, Undivided
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
@@ -49,29 +52,37 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
             lower.check(node, *call.sizes)
     if 0 in call.sizes:
         return _without_tiles(call)
-    options = Options(call.scale, call.softcap, call.empty_rows, call.precision)
+    options, kernels = Options(call.scale, call.softcap, call.empty_rows, call.precision), gpu.kernels_of(call)
 
     def run(query: Array, key: Array, value: Array, sinks: Any, rest: Any, origin: Origin) -> tuple[Array, Array]:
         floats, mask, bias, dropout = rest
-        tiling, steps = cheapest(mask, query, key, call.sizes, origin, call.blocks)
+        tiling, steps = (
+            cheapest(mask, query, key, call.sizes, origin, call.blocks)
+            if kernels is None
+            else kernels.tiled(mask, query, key, call.sizes)
+        )
         given = (query, key, value, floats, sinks, Conditions(mask, bias, dropout, steps, origin))
         # inside a shard_map: what every device has whole varies like the rest from here on
         return _attention(tiling, options, *vary(given, manual_axes(given)))[:2]
 
     operands = (call.query, call.key, call.value)
-    if is_automatic(operands, call.sinks, call.mask, call.bias):
-        return _over_automatic_axes(call, options)
+    given = operands, call.sinks, call.mask, call.bias
+    if is_automatic(given):
+        return _over_automatic_axes(call, options, kernels)
+    if axis_types(given) == {AxisType.Auto, AxisType.Explicit}:
+        return automatic_inside(attention)(call)
     mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
     bias = lower.opaque(call.bias, *operands)
     return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout))
 
 
-def _over_automatic_axes(call: Call[Array], options: Options) -> tuple[Array, Array]:
+def _over_automatic_axes(call: Call[Array], options: Options, kernels: gpu.Kernels | None) -> tuple[Array, Array]:
     operands = (call.query, call.key, call.value)
     # a mask of data is not the program's own where every call is one of its own
     traced = any(isinstance(x, jax.core.Tracer) for x in operands)
     known = is_known(call.mask) and (traced or not jax.tree.leaves(call.mask))
-    undivided = Undivided(call.sizes, call.blocks, Known(call.mask) if known and call.mask is not None else None)
+    constant = Known(call.mask) if known and call.mask is not None else None
+    undivided = Undivided(call.sizes, call.blocks, constant, kernels)
     mask, bias = (lower.opaque(node, *operands) for node in (call.mask, call.bias))
     origin, steps = Origin(*[np.int32(0)] * 3), None
     given = (*operands, float_leaves(bias)[0], call.sinks, Conditions(mask, bias, call.dropout, steps, origin))
@@ -84,7 +95,7 @@ def unsupported(call: Call[Array]) -> list[str]:
         return [f"tiles are planned for sizes that are numbers, got {call.sizes}: fused, reference and exact take any"]
     if call.empty_rows == "mean" and call.sinks is None:
         return ['empty_rows "mean" averages all values: reference and exact have it']
-    return []
+    return gpu.unsupported(call)
 
 
 def _without_tiles(call: Call[Array]) -> tuple[Array, Array]:
@@ -113,6 +124,10 @@ def _attention(*arguments: Any) -> tuple[Array, Array, Any]:
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array, Array | None]:
+    return gpu.forward(_forward_by_loops, tiling, options, *arrays)
+
+
+def _forward_by_loops(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array, Array | None]:
     return output_and_lse(prepared(tiling, options, *arrays))
 
 
@@ -169,8 +184,11 @@ def _gradients_jit(
 ) -> tuple[Any, ...]:
     if found is not None:  # gradients are linear in the cotangents
         d_output, d_lse = d_output.astype(found.dtype) / found[..., None], d_lse / found
-    tiled = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
-    computed = gradients(tiled, output, lse, d_output, d_lse)
+    return gpu.gradients(_gradients_by_loops, tiling, options, arrays, output, lse, d_output, d_lse)
+
+
+def _gradients_by_loops(tiling: CallTiling, options: Options, arrays: Any, *results: Array) -> tuple[Any, ...]:
+    computed = gradients(prepared(replace(tiling, parts=(1, 1)), options, *arrays), *results)
     *like, floats, sinks, _ = arrays
     d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(computed[:3], like, strict=True))
     d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(computed.bias, floats, strict=True)]

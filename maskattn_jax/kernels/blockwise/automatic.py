@@ -20,6 +20,7 @@ from jax import Array
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import And, Dense, Mask, Not, Or
 from maskattn_jax._partition import Axes, Made, Origin, divide
+from maskattn_jax.kernels.blockwise.gpu import Kernels
 from maskattn_jax.kernels.blockwise.steps import cheapest
 from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
@@ -49,16 +50,21 @@ class Undivided:
         whole: (B, H, L, S) on all devices.
         blocks: as in `attention`.
         known: its mask, where the data can be read now: the steps are then made from it.
+        kernels: those of a GPU, which make other tiles, or None.
         parts: as in `CallTiling`, where they are not those that are worth most.
     """
 
     whole: tuple[int, int, int, int]
     blocks: tuple[int, int] | None
     known: Known | None
+    kernels: Kernels | None
     parts: tuple[int, int] | None = None
 
     def tiled(self, query: Array, key: Array, conditions: Conditions) -> tuple[CallTiling, Conditions]:
         """The tiles of one device's part, and its conditions with its steps."""
+        if self.kernels is not None:
+            tiling, sizes = self.kernels.tiled(conditions.mask, query, key, self.whole)
+            return tiling, conditions._replace(steps=sizes)
         mask = conditions.mask if self.known is None else self.known.mask
         tiling, steps = cheapest(mask, query, key, self.whole, conditions.origin, self.blocks)
         tiling = tiling if self.parts is None else replace(tiling, parts=self.parts)
@@ -72,7 +78,8 @@ def forward(
     query, _, value, *_, conditions = arrays
     dtype = jnp.float64 if query.dtype == jnp.float64 else jnp.float32
     lse = Made(_LSE, query.shape[:3], dtype)
-    made = [Made(_OUTPUT, (*query.shape[:3], value.shape[-1]), dtype), lse]
+    of_output = dtype if undivided.kernels is None else query.dtype
+    made = [Made(_OUTPUT, (*query.shape[:3], value.shape[-1]), of_output), lse]
     if conditions.bias is None:
         return (*_divided(body, undivided, options, arrays, (), made), None)
     output, lse, found = _divided(body, undivided, options, arrays, (), [*made, lse])

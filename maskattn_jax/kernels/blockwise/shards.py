@@ -21,6 +21,7 @@ import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from maskattn_jax._mesh import spec_of
 from maskattn_jax._partition import Origin
 
 Entry: TypeAlias = str | tuple[str, ...] | None  # of a PartitionSpec
@@ -38,7 +39,7 @@ def divided(
     several devices share a key/value head, each has it. Widths are gathered where they are sharded, and query heads
     where those of a device would be of parts of several key/value heads.
     """
-    specs = [_spec(x) for x in (query, key, value)]
+    specs = [spec_of(x) for x in (query, key, value)]
     if not any(entry is not None for spec in specs for entry in spec):
         zero = jnp.zeros((), jnp.int32)
         return run(query, key, value, sinks, rest, Origin(zero, zero, zero))
@@ -97,12 +98,6 @@ def _division(specs: list[Entries], mesh: Mesh, kv_heads: int) -> Entries:
     # along an axis that does not divide the queries every device needs all keys before it starts
     kv_length = key[1] if key[1] is not None and set(_names(key[1])) <= set(_names(length)) else None
     return batch, heads, length, kv_length
-
-
-def _spec(x: Array) -> Entries:
-    """The explicit mesh axes that each of an array's four axes is sharded over; None where there are none."""
-    spec = tuple(getattr(getattr(jax.typeof(x), "sharding", None), "spec", ()))
-    return spec + (None,) * (4 - len(spec))
 
 
 def _size(mesh: Mesh, entry: Entry) -> int:

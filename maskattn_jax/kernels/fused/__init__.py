@@ -25,15 +25,17 @@ from maskattn.biases import DenseBias
 from maskattn.masks import Mask
 from maskattn.typing import NumPyArray
 from maskattn_jax import lower
+from maskattn_jax._mesh import automatic_inside
 from maskattn_jax._platform import platform
 from maskattn_jax.kernels.fused import cudnn, splash
-from maskattn_jax.lower._words import in_words, reached
+from maskattn_jax.lower.words import in_words, reached
 from maskattn_jax.types import Given
 
 #: Where the parity suite must not expect what the other kernels promise.
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
 
+@automatic_inside
 def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
     query, key, value = call.query, call.key, call.value

@@ -18,7 +18,7 @@ from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Mask
 from maskattn.masks.interop.bands import Band
 from maskattn_jax import lower
-from maskattn_jax.lower._words import in_words
+from maskattn_jax.lower.words import in_words
 
 Keywords: TypeAlias = dict[str, Any]  #: of `jax.nn.dot_product_attention`
 

@@ -158,7 +158,7 @@ def test_lowered_for_cuda_the_calls_are_cudnns():
 )
 @pytest.mark.parametrize(("q_len", "kv_len"), [(7, 11), (11, 7), (5, 5)])
 def test_what_words_say_is_reached_as_the_dense_mask_has_it(mask, q_len, kv_len):
-    words = optional("maskattn_jax.lower._words")
+    words = optional("maskattn_jax.lower.words")
     lengths = masks.KeyPadding(np.array([0, 3])), masks.QueryMask(np.arange(q_len) < np.array([[2], [q_len]]))
     whole = mask & lengths[0] & lengths[1]
     rows, keys = words.reached(words.in_words(whole), (2, 1, q_len, kv_len))
