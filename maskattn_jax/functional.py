@@ -99,7 +99,8 @@ def attention(
             here runs, or raises with every reason why it cannot; another never takes its place.
         precision: "highest", "high" or "default", the `jax.lax.Precision` of the products (the CPU's are always full).
         return_lse: also return the log-sum-exp of each row.
-        blocks: (queries, keys) of a tile, for a kernel that works in tiles; None leaves it the choice.
+        blocks: (queries, keys) of a tile, for a kernel that works in tiles (on a GPU they are powers of two, and no
+            more than it has room for); None leaves it the choice.
 
     Returns:
         The output [B, L, H, Dv] in the dtype of the inputs, or (output, lse) with lse [B, L, H] in float64 for float64

@@ -5,6 +5,8 @@ Importing this package registers masks and biases as pytrees: they pass through 
 
 from __future__ import annotations
 
+from typing import Literal
+
 from maskattn_torch import losses, lower, optimizers, params
 from maskattn_torch.corruption import corrupt
 from maskattn_torch.functional import attention, explain
@@ -14,10 +16,16 @@ from maskattn_torch.seed import Attention
 
 lower.register()
 
+compile_flex: Literal["auto", "never"] = "auto"
+"""Whether kernel="auto" may compile FlexAttention, which takes some seconds for each kind of call: "auto" does so for
+large calls on CUDA that no kernel of PyTorch's does without the whole score matrix, or without visiting what a mask
+empties; "never" does not. kernel="blockwise", asked for by name, compiles it whatever this says."""
+
 __all__ = [
     "Attention",
     "MultiHeadAttention",
     "attention",
+    "compile_flex",
     "corrupt",
     "explain",
     "losses",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any
 
 from maskattn._declared import data, declared, integer, part
 from maskattn._pairs import Pairwise, restrict
@@ -178,6 +179,9 @@ class Moved(Mask):
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
         return self.part.tile(b + self.row, h + self.head, q_lo, q_hi, k_lo, k_hi)
+
+    def rows(self, b: Array, h: Array, q: Array, k: Array) -> Any:
+        return self.part.rows(b + self.row, h + self.head, q, k)
 
     @property
     def depends(self) -> frozenset[str]:

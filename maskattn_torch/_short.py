@@ -1,7 +1,7 @@
 """Short calls, again: what was found out about one call serves all that are like it.
 
 Where SDPA takes a tenth of a millisecond, checking, preparing and choosing cost a quarter of that. Here a call like one
-before, in all that those look at, goes to SDPA at once: on the CPU, without a mask, causal, or with a bool tensor.
+before, in all that those look at, goes to SDPA at once: without a mask, causal or, on the CPU, with a bool tensor.
 """
 
 from __future__ import annotations
@@ -17,23 +17,29 @@ from maskattn.attention import Call, Framework, attend as attend_anew, choose, p
 from maskattn.masks import Causal
 from maskattn_torch import auto
 from maskattn_torch._modes import plain
+from maskattn_torch.kernels.blockwise.flex import CompileFailed
 from maskattn_torch.kernels.fused import sdpa
 from maskattn_torch.kernels.fused.again import twice_differentiable
+from maskattn_torch.kernels.fused.cuda import fits, implementation
 from maskattn_torch.kernels.fused.finite import finite
 
 __all__ = ["attend"]
 
+_WHOLE: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
 #: So many kinds of calls are kept.
 _MOST = 4096
 
 
 class Plan(NamedTuple):
-    """How a call is done: SDPA's options, and whether its mask is a tensor."""
+    """How a call is done: SDPA's options, whether its mask is a tensor, whether PyTorch may choose among all of its
+    implementations, and the kind of device."""
 
     scale: float
     causal: bool
     grouped: bool
     masked: bool
+    free: bool
+    kind: str
 
 
 _PLANS: dict[Hashable, Plan | None] = {}
@@ -43,24 +49,34 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
     """What `maskattn.attention.attend` gives. Errors as there."""
     key = _facts(call)
     plan = None if key is None else _PLANS.get(key)
-    if plan is not None and _plain():
+    if plan is not None and _plain(plan.kind):
         q, k, v = call.query.transpose(1, 2), call.key.transpose(1, 2), call.value.transpose(1, 2)
         keep = call.mask if plan.masked else None
-        out: Array = sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=plan.grouped)
+        if plan.free:
+            out: Array = sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=plan.grouped)
+        else:
+            with implementation(call, None):
+                out = sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=plan.grouped)
         if keep is None or finite(call, out):
             if out.requires_grad:
                 twice_differentiable(out)
             return out.transpose(1, 2)
-    found = attend_anew(call, framework)
-    if key is not None and key not in _PLANS and _plain():
+    try:
+        found = attend_anew(call, framework)
+    except CompileFailed as error:
+        if call.kernel != "auto":
+            raise
+        auto.give_up(error)
+        found = attend_anew(call, framework)
+    if key is not None and key not in _PLANS and _plain(call.query.device.type):
         if len(_PLANS) >= _MOST:
             _PLANS.clear()
         _PLANS[key] = _planned(call, framework)
     return found
 
 
-def _plain() -> bool:
-    return plain() and forward_ad._current_level < 0 and not torch.is_autocast_enabled("cpu")
+def _plain(kind: str) -> bool:
+    return plain() and forward_ad._current_level < 0 and not torch.is_autocast_enabled(kind)
 
 
 def _facts(call: Call[Array]) -> Hashable | None:
@@ -102,12 +118,16 @@ def _planned(call: Call[Array], framework: Framework[Array]) -> Plan | None:
     """The plan for a call that was done; None where it is not done in this way, whatever else it is called with."""
     prepared, mask = prepare(call, framework), call.mask
     query, key = prepared.query, prepared.key
-    tensors = all(type(x) in (torch.Tensor, torch.nn.Parameter) for x in (query, key, prepared.value))
-    if not tensors or query.device.type != "cpu" or choose(prepared, framework)[0] != "fused":
+    tensors = all(type(x) in _WHOLE for x in (query, key, prepared.value))
+    kind = query.device.type
+    if not tensors or kind not in ("cpu", "cuda") or choose(prepared, framework)[0] != "fused":
         return None
     masked = isinstance(mask, torch.Tensor)
+    if kind == "cuda" and (masked or not fits(prepared)):
+        return None
     if masked and (mask.ndim != 4 or mask.device != query.device or not auto._is_short(prepared)):
         return None
     if isinstance(mask, Causal) and key.shape[1] > query.shape[1]:
         return None
-    return Plan(prepared.scale, isinstance(mask, Causal), query.shape[2] != key.shape[2], masked)
+    free = kind == "cpu" or query.dtype != torch.float32 or prepared.precision == "default"
+    return Plan(prepared.scale, isinstance(mask, Causal), query.shape[2] != key.shape[2], masked, free, kind)

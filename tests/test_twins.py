@@ -19,6 +19,7 @@ DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTo
 DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a process group"
 PARTS = "JAX's compiler divides programs, with rules of kernels/blockwise; PyTorch divides calls"
 TPU = "Splash attention is a function of JAX alone"
+KERNELS = "on a GPU PyTorch has FlexAttention; JAX has kernels of its own"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
 MESHES = "XLA divides whole programs over a mesh; PyTorch's tensors say themselves how they lie (_sharded.py)"
 PLATFORM = "JAX traces for a platform; PyTorch runs where its tensors are"
@@ -26,10 +27,12 @@ OWN = "each framework has modules and optimizers of its own"
 FUNCTIONAL = "parameters of Linen, and states of optax, are values: new ones are returned"
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
+FLEX = "on CUDA the PyTorch twin's tiles are FlexAttention's; JAX has kernels of its own"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', "
     "'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', "
-    "'corrupt', 'explain', 'losses', 'lower', 'merge', 'optimizers', 'params'] in maskattn_torch": "see linen.py",
+    "'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'optimizers', 'params'] in "
+    "maskattn_torch": "see linen.py; JAX compiles everything",
     "optimizers.dump: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "optimizers.load: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "optimizers.load -> PyTree | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
@@ -47,7 +50,18 @@ ALLOWED = {
     "kernels/blockwise/additions.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/patches.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/flash.py: only in maskattn_torch": CALLS,
-    "kernels/blockwise/flex.py: only in maskattn_torch": CALLS,
+    "kernels/blockwise/flex/__init__.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/blocks.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/compiled.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/plans.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/rows.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/scores.py: only in maskattn_torch": FLEX,
+    "kernels/blockwise/flex/traced.py: only in maskattn_torch": FLEX,
+    "kernels/fused/cuda.py: only in maskattn_torch": "jax.nn chooses among its implementations by itself",
+    "_hosted.py: only in maskattn_torch": "JAX places arrays, and keeps them, by itself",
+    "auto: __all__ ['choose'] in maskattn_jax, ['choose', 'compiles_flex', 'give_up'] in maskattn_torch": FLEX,
+    "auto: compiles_flex only in maskattn_torch": FLEX,
+    "auto: give_up only in maskattn_torch": FLEX,
     "kernels/blockwise/products.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/packing.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/walk.py: only in maskattn_torch": CALLS,
@@ -65,6 +79,22 @@ ALLOWED = {
     "kernels/blockwise/steps.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tile.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tiling.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/gpu.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/sizes.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/__init__.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/backward.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/bias.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/bias_call.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/call.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/formulas.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/forward.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/lists.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/loops.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/operands.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/pairs.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/passes.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/sides.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/states.py: only in maskattn_jax": KERNELS,
     "kernels.merging: merge_into only in maskattn_torch": "JAX's arrays are not written to",
     "_platform.py: only in maskattn_jax": PLATFORM,
     "kernels/fused/cudnn.py: only in maskattn_jax": "PyTorch calls cuDNN itself, from SDPA",

@@ -15,9 +15,9 @@ from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, on_subclass, to_numpy
 from maskattn._pairs import AXES, Pairwise, filled, grid, restrict
 from maskattn._problems import Problems, describe
-from maskattn.masks._rows import FAR, Rows
 from maskattn.masks._to_json import to_json
 from maskattn.masks._why import explain
+from maskattn.masks.rows import FAR, Rows
 
 #: How `at` and `with_positions` are done, by name: said in positions.py, whose masks cannot come before `Mask`.
 MOVES: dict[str, Callable[..., Mask]] = {}

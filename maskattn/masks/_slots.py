@@ -10,7 +10,7 @@ from maskattn._fields import Array
 from maskattn._lookup import count, lookup
 from maskattn._pairs import fixed
 from maskattn.masks._core import Mask
-from maskattn.masks._rows import FAR, Rows
+from maskattn.masks.rows import FAR, Rows
 
 
 class Slots(Mask):

@@ -8,7 +8,7 @@ from maskattn._fields import Array
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
-from maskattn.masks._rows import Rows
+from maskattn.masks.rows import Rows
 
 
 @declared

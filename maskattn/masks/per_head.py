@@ -10,8 +10,8 @@ from maskattn._fields import Array
 from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.masks._core import Mask
-from maskattn.masks._rows import FAR, Rows
 from maskattn.masks.causal import Causal
+from maskattn.masks.rows import FAR, Rows
 from maskattn.masks.sliding_window import SlidingWindow
 
 

@@ -12,7 +12,7 @@ from maskattn._pairs import restrict
 from maskattn._problems import Problems
 from maskattn.arrays import is_int
 from maskattn.masks._core import MOVES, And, Mask, Not, Or, rebuild
-from maskattn.masks._rows import Rows
+from maskattn.masks.rows import Rows
 
 if TYPE_CHECKING:
     from jaxtyping import Int

@@ -8,7 +8,7 @@ from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._lookup import at_row, rows_of
 from maskattn.masks._core import Mask
-from maskattn.masks._rows import Rows
+from maskattn.masks.rows import Rows
 
 if TYPE_CHECKING:
     from jaxtyping import Int

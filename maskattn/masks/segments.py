@@ -13,7 +13,7 @@ from maskattn._pairs import fixed
 from maskattn._problems import Problems
 from maskattn.arrays import how_many_up_to, is_compiling
 from maskattn.masks._core import Mask
-from maskattn.masks._rows import NO_KEY, NO_QUERY, Rows
+from maskattn.masks.rows import NO_KEY, NO_QUERY, Rows
 
 if TYPE_CHECKING:
     from jaxtyping import Int

@@ -7,7 +7,7 @@ from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
-from maskattn.masks._rows import Rows
+from maskattn.masks.rows import Rows
 
 
 @declared

@@ -34,6 +34,8 @@ from maskattn_torch.dropout import dense, keep
 
 #: Up to so many queries times keys are done at once; beyond, so many scores of all rows and heads, but so many queries.
 _FEW, _AT_ONCE, _LEAST = 1 << 20, 1 << 22, 16
+#: On a GPU: scores of so many bytes are made at once; beyond, a quarter of that.
+AT_ONCE_BYTES = 1 << 30
 
 
 def attention(call: Call[Array]) -> tuple[Array, Array]:
@@ -94,9 +96,16 @@ def rows_at_once(call: Call[Array]) -> int:
     """How many queries are done at once: all of them, where that is no more scores than a few."""
     batch, heads, q_len, kv_len = call.sizes
     known = all(type(n) is int for n in call.sizes)
-    if not known or q_len * kv_len <= _FEW:
+    if not known:
         return q_len
-    return min(q_len, max(_LEAST, _AT_ONCE // max(1, batch * heads * kv_len)))
+    row = max(1, batch * heads * kv_len)
+    if call.query.is_cuda:  # as many as a GPU has in memory anyway: each operation is a wait of its own
+        bytes_of = max(4, call.query.dtype.itemsize)
+        few = q_len * row * bytes_of <= AT_ONCE_BYTES
+        return q_len if few else min(q_len, max(1, AT_ONCE_BYTES // 4 // (row * bytes_of)))
+    if q_len * kv_len <= _FEW:
+        return q_len
+    return min(q_len, max(_LEAST, _AT_ONCE // row))
 
 
 def _formula(call: Call[Array], allowed: Array | None, added: Array | None, kept: Array | None) -> tuple[Array, Array]:

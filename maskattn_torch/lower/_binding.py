@@ -15,6 +15,7 @@ from maskattn._lookup import wide
 from maskattn._pairs import Pairwise
 from maskattn.arrays import to_torch
 from maskattn_torch._devices import is_spread
+from maskattn_torch._hosted import placed
 from maskattn_torch.types import Array, Device, Given
 
 Node = TypeVar("Node", bound=Spec)
@@ -70,6 +71,10 @@ def readable(array: Given) -> Given:
 
 
 def _as_array(array: Given, device: Device) -> Array:
+    if isinstance(device, torch.device) and device.type == "cuda":
+        copied = placed(array, device)
+        if copied is not None:
+            return copied
     if isinstance(array, torch.Tensor):
         if type(array) is not torch.Tensor and is_spread(array):
             raise TypeError("the data of a mask or bias are a DTensor, but query, key and value are plain tensors")
@@ -79,7 +84,9 @@ def _as_array(array: Given, device: Device) -> Array:
     if not isinstance(given, np.ndarray):
         got = f"{type(given).__name__} of dtype {dtype_name(array)}"
         raise TypeError(f"data must be of NumPy or PyTorch here, got {got}")
-    return wide(torch.as_tensor(array, device=device) if torch.compiler.is_compiling() else to_torch(array, device))
+    if torch.compiler.is_compiling():
+        return wide(torch.as_tensor(array, device=device))
+    return wide(to_torch(array) if device is None else to_torch(array).to(device, non_blocking=True))
 
 
 def _register(cls: type[Spec]) -> None:

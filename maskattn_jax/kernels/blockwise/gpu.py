@@ -49,19 +49,10 @@ def kernels_of(call: Call[Array]) -> Kernels | None:
     """The GPU's kernels for a call; None where the loops compute it."""
     if platform(call.query, call.key, call.value) != "gpu" or reasons(call):
         return None
-    padded = (max(LEAST, power_of_two(x.shape[-1])) for x in (call.query, call.value))
+    depth, v_depth = (max(LEAST, power_of_two(x.shape[-1])) for x in (call.query, call.value))
     documents = call.mask is not None and _has(call.mask, Segments)
-    widths = Widths(*padded, call.query.dtype.itemsize, _explicit(call.mask) + _explicit(call.bias))
+    widths = Widths(depth, v_depth, call.query.dtype.itemsize, _explicit(call.mask) + _explicit(call.bias))
     return Kernels(widths, documents, call.blocks, interpreted())
-
-
-def unsupported(call: Call[Array]) -> list[str]:
-    """What only the kernels of a GPU refuse: blocks that are no tiles of theirs."""
-    if call.blocks is None or platform(call.query, call.key, call.value) != "gpu" or reasons(call):
-        return []
-    if any(side < LEAST or side & (side - 1) for side in call.blocks):
-        return [f"blocks must be powers of two of at least {LEAST} on a GPU, got {call.blocks}"]
-    return []
 
 
 def reasons(call: Call[Array]) -> list[str]:

@@ -8,6 +8,7 @@ the compiler then takes was compared with `_forward`, `_dq` and `_dkv` where Tri
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -71,19 +72,20 @@ class Widths(NamedTuple):
 def choose(
     lengths: tuple[int, int], widths: Widths, documents: bool, blocks: tuple[int, int] | None, interpret: bool
 ) -> Sizes:
-    """The tiles of a call of these lengths; `documents`: most tiles are mixed or empty. `blocks` has the last word."""
-    if blocks is not None:
-        given = Tile(*blocks, 4, 2)
-        return Sizes(given, given, given, interpret)
+    """The tiles of a call of these lengths; `documents`: most tiles are mixed or empty. With `blocks`, the caller's
+    wish, they are no larger than the powers of two that are not below it.
+    """
     wide = widths.bytes > 2
     lists = (_WIDE, _WIDE, _WIDE) if wide else (_DOCUMENTS if documents else _FORWARD, _DQ, _DKV)
     found = [_first(tiles, needs, widths) for tiles, needs in zip(lists, (_forward, _dq, _dkv), strict=True)]
-    return Sizes(*(_fitted(tile, lengths) for tile in found), interpret)
+    most = lengths if blocks is None else tuple(map(min, lengths, blocks))
+    forward, dq, dkv = (_fitted(tile, most) for tile in found)
+    return Sizes(forward, dq, dkv, interpret)
 
 
-def _first(tiles: tuple[Tile, ...], needs: object, widths: Widths) -> Tile:
+def _first(tiles: tuple[Tile, ...], needs: Callable[[Tile, Widths], int], widths: Widths) -> Tile:
     room = _shared_memory() - _SCRATCH
-    return next((tile for tile in tiles if needs(tile, widths) <= room), tiles[-1])  # type: ignore[operator]
+    return next((tile for tile in tiles if needs(tile, widths) <= room), tiles[-1])
 
 
 def _forward(tile: Tile, widths: Widths) -> int:
@@ -106,9 +108,9 @@ def _pairs(tile: Tile, widths: Widths) -> int:
     return tile.q * tile.k * (widths.bytes + tile.stages * widths.explicit)
 
 
-def _fitted(tile: Tile, lengths: tuple[int, int]) -> Tile:
-    """The tile cut to lengths that are shorter, with as many warps as it then keeps busy."""
-    q, k = (min(side, max(LEAST, power_of_two(length))) for side, length in zip((tile.q, tile.k), lengths, strict=True))
+def _fitted(tile: Tile, most: tuple[int, ...]) -> Tile:
+    """The tile cut to what is shorter, with as many warps as it then keeps busy."""
+    q, k = (min(side, max(LEAST, power_of_two(length))) for side, length in zip((tile.q, tile.k), most, strict=True))
     return Tile(q, k, tile.warps if (q, k) == (tile.q, tile.k) else 4, tile.stages)
 
 

@@ -40,7 +40,9 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     wide = torch.float64 if dtype == torch.float64 else torch.float32
     sinks = None if sinks is None else sinks.to(wide)
     if call.query.is_cuda:
-        out, lse = flex.attention(call, sinks)
+        out, given = flex.attention(call, sinks)
+        assert given is not None  # as it is on the CPU alone
+        lse = given
     else:
         packed, leaves = pack(call.mask, call.bias, call.dropout)
         arrays = (call.query.to(wide), call.key.to(wide), call.value.to(wide), sinks)

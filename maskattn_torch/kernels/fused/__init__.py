@@ -26,9 +26,11 @@ from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Causal, Dense, KeyPadding, Mask
 from maskattn_torch import _autocast, lower
 from maskattn_torch._derivatives import beyond_first
+from maskattn_torch._hosted import host_of
 from maskattn_torch._modes import plain
 from maskattn_torch._operators import operator
 from maskattn_torch._symbolic import known
+from maskattn_torch.kernels.fused import cuda
 from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.finite import finite
 from maskattn_torch.types import Device
@@ -97,8 +99,11 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     # every row sees key 0, and none sees what comes after the last query
     if causal and not known(sizes[3] <= sizes[2]):
         key, value = key[:, : sizes[2]], value[:, : sizes[2]]
-    settled = Settled(None) if causal or mask is None else _settled(mask, sizes, query.device)
-    dense, added = settled.allowed, None
+    ending = cuda.end_aligned(mask, sizes) if query.is_cuda and bias is None else None
+    unmasked = query.is_cuda and bias is None and cuda.allows_all(mask, sizes)
+    without = causal or mask is None or ending is not None or unmasked
+    settled = Settled(None) if without else _settled(mask, sizes, query.device)
+    dense, added = settled.allowed if ending is None else ending, None
     if bias is not None:
         settled, added = _with_bias(bias, settled, sizes, query)
         dense = added if settled.allowed is None else torch.where(settled.allowed, added, -math.inf)
@@ -125,11 +130,16 @@ def _vendor(
     call: Call[Array], key: Array, value: Array, dense: Array | None, causal: bool, added: Array | None
 ) -> Array:
     """SDPA of the call's queries with these keys and values: [B, L, H, Dv]."""
-    query = call.query
-    heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    query, width = call.query, value.shape[-1]
     grouped = not known(query.shape[2] == key.shape[2])
+    if query.is_cuda:
+        if grouped and cuda.repeated(query, key, value, dense):
+            key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
+            grouped = False
+        query, key, value = cuda.aligned(query, key, value)
+    heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
     try:
-        if added is None and not _autocast.is_on(query.device):
+        if added is None and not query.is_cuda and not _autocast.is_on(query.device):
             out = sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped)
         else:  # autocast would compute float32 inputs in half precision
             with _autocast.off(query.device), _implementation(call, added):
@@ -141,7 +151,7 @@ def _vendor(
         raise NotImplementedError(f"{said} ({error})") from error
     if out.requires_grad and not torch.compiler.is_compiling():
         twice_differentiable(out)
-    return out.transpose(1, 2)
+    return out.transpose(1, 2)[..., :width] if query.is_cuda else out.transpose(1, 2)
 
 
 def unsupported(call: Call[Array]) -> list[str]:
@@ -154,8 +164,6 @@ def unsupported(call: Call[Array]) -> list[str]:
         reasons.append(f"return_lse: {name} gives no log-sum-exp")
     if call.empty_rows == "mean":
         reasons.append('empty_rows="mean": only "reference" and "exact" average all values')
-    if call.query.is_cuda and call.precision != "default":
-        reasons.append(f"precision={call.precision!r}: on a GPU {name} has the process's setting, which is 'default'")
     query, key, value = call.query.shape, call.key.shape, call.value.shape
     if call.query.is_cuda and any(known(size == 0) for size in (*query, *key, *value)):
         shapes = f"query {tuple(query)}, key {tuple(key)} and value {tuple(value)}"
@@ -181,15 +189,12 @@ def _with_bias(bias: Bias, settled: Settled, sizes: tuple[int, int, int, int], q
 def _implementation(call: Call[Array], added: Array | None) -> AbstractContextManager[object]:
     """A context in which PyTorch chooses among those of its implementations that do this call right.
 
-    On CUDA the fast ones want a bias in the inputs' dtype. Everywhere their derivatives go through the log-sum-exp of
-    a row, which cannot hold both a bias of -1e9 for all keys (a row that is padding only) and how many keys there are.
+    Their derivatives go through the log-sum-exp of a row, which cannot hold both a bias of -1e9 for all keys (a row
+    that is padding only) and how many keys there are.
     """
-    if added is None:
-        return contextlib.nullcontext()
     if call.query.is_cuda:
-        plain = added.dtype.itemsize > call.query.dtype.itemsize
-    else:
-        plain = _trained(call) and _readable(added) and _overwhelms(added)
+        return cuda.implementation(call, added)
+    plain = added is not None and _trained(call) and _readable(added) and _overwhelms(added)
     return sdpa_kernel(SDPBackend.MATH) if plain else contextlib.nullcontext()
 
 
@@ -235,7 +240,8 @@ def _settled(mask: Mask, sizes: tuple[int, int, int, int], device: Device) -> Se
 @functools.lru_cache(maxsize=16)
 def _settled_once(mask: Mask, sizes: tuple[int, int, int, int], device: Device) -> Settled:
     with torch.inference_mode(False):  # training may be next
-        rows, keys = (None if x.all() else torch.as_tensor(x, device=device) for x in schedule.reached(mask, *sizes))
+        found = (None if x.all() else torch.as_tensor(x) for x in schedule.reached(mask, *sizes))
+        rows, keys = (None if x is None else x.to(device, non_blocking=True) for x in found)
         return Settled(lower.allowed(mask, *sizes, device=device), (rows, keys))
 
 
@@ -243,8 +249,8 @@ def _trimmed(mask: KeyPadding, key: Array, value: Array) -> tuple[KeyPadding | N
     """The mask, keys and values without what lies beyond every length, where lengths can be read at no cost: the part
     of a cache that is not in use is not read. No mask at all where one length serves all.
     """
-    lengths = mask.lengths
-    if not plain() or not isinstance(lengths, torch.Tensor) or lengths.device.type != "cpu":
+    lengths = host_of(mask.lengths)
+    if lengths is None:
         return mask, key, value
     numbers = lengths.tolist()
     shortest, longest = min(numbers, default=0), max(numbers, default=0)

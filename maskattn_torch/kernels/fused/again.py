@@ -1,4 +1,4 @@
-"""Derivatives of SDPA's gradients, which SDPA's own kernel for CPUs has not: those of the formula."""
+"""Derivatives of SDPA's gradients, which SDPA's own kernels have not: those of the formula. (Run on CPUs alone.)"""
 
 from __future__ import annotations
 
@@ -15,7 +15,15 @@ from maskattn_torch.kernels import reference
 
 __all__ = ["twice_differentiable"]
 
-_NODE = "ScaledDotProductFlashAttentionForCpuBackward0"
+#: Of each of SDPA's kernels the node of its gradients, and what that calls a mask that is added.
+_NODES = {
+    "ScaledDotProductFlashAttentionForCpuBackward0": "_saved_attn_mask",
+    "ScaledDotProductFlashAttentionBackward0": "",
+    "ScaledDotProductEfficientAttentionBackward0": "_saved_attn_bias",
+    "ScaledDotProductCudnnAttentionBackward0": "_saved_attn_bias",
+}
+#: The one whose causal mask ends where the keys end.
+_END_ALIGNED = "ScaledDotProductFlashAttentionBackward0"
 
 
 def twice_differentiable(out: Array) -> None:
@@ -24,7 +32,7 @@ def twice_differentiable(out: Array) -> None:
     What is needed then is read from the graph's own node, so that nothing is kept longer than without this.
     """
     node = out.grad_fn
-    if node is not None and node.name() == _NODE:
+    if node is not None and node.name() in _NODES:
         node.register_hook(_again)
 
 
@@ -33,14 +41,17 @@ def _again(gradients: tuple[Array | None, ...], cotangents: tuple[Array | None, 
     if not torch.is_grad_enabled() or d_out is None:
         return None
     node: Any = torch._C._current_autograd_node()
-    mask, causal, scale = node._saved_attn_mask, node._saved_is_causal, node._saved_scale
+    mask = getattr(node, _NODES[node.name()], None)
+    causal, scale = node._saved_is_causal, node._saved_scale
+    lengths = node._saved_query.shape[-2], node._saved_key.shape[-2]
+    offset = lengths[1] - lengths[0] if node.name() == _END_ALIGNED else 0
     wanted = [n for n, x in enumerate(gradients) if x is not None]
 
     def formula(query: Array, key: Array, value: Array, added: Array | None) -> tuple[Array]:
         bias = None if added is None else DenseBias(added.reshape((1,) * (4 - added.ndim) + added.shape))
         query, key, value = (x.transpose(1, 2) for x in (query, key, value))
         scaled = query.shape[-1] ** -0.5 if scale is None else scale
-        output, _ = reference.by_rows(Call(query, key, value, Causal() if causal else None, bias, scaled))
+        output, _ = reference.by_rows(Call(query, key, value, Causal(offset) if causal else None, bias, scaled))
         return (output.transpose(1, 2),)
 
     def again(*given: Any) -> list[Array]:

@@ -100,8 +100,8 @@ def dq_kernel(
         return visit(row, lambda n: index_ref[place, n], job.ranges, careful, step, zeros)
 
     dq = settled(walk, lambda dq: [dq], job.may_leak) * job.options.scale
-    # a negative scale would make an empty row -0
-    queries.store(dq_ref, start, jnp.where((lse == -jnp.inf)[:, None], 0.0, dq), job.depth)
+    # a negative scale makes -0 of a row that attends to nothing; whatever an empty one holds is 0
+    queries.store(dq_ref, start, jnp.where((dq == 0.0) | (lse == -jnp.inf)[:, None], 0.0, dq), job.depth)
 
 
 def dkv_kernel(
@@ -156,7 +156,8 @@ def dkv_kernel(
         return visit(row, lambda n: index_ref[plane, place, n], job.ranges, careful, step, sums)
 
     def walk(careful: bool) -> tuple[Array, Array]:
-        sums = tuple(jnp.zeros((keys.block, width[1]), jnp.float32) for width in (job.depth, job.v_depth))
+        dk, dv = (jnp.zeros((keys.block, width[1]), jnp.float32) for width in (job.depth, job.v_depth))
+        sums = dk, dv
         if group == 1:
             return of_head(0, sums, careful)
         return lax.fori_loop(0, group, lambda n, sums: of_head(n, sums, careful), sums)

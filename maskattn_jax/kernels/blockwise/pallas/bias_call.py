@@ -102,7 +102,7 @@ def _pairs(prepared: Prepared, tensors: tuple[Array, ...], bias: DenseBias) -> A
     job, arrays = prepared.job(tile, None)
     grid = (-(-tiling.kv_len // tile.k), -(-tiling.q_len // tile.q), rows * heads)
     (sums,) = call(
-        partial(kernels.pairs_kernel, job=job, shared=shared, planes=states.shape[:2]),
+        partial(kernels.pairs_kernel, job=job, shared=shared, planes=(states.shape[0], states.shape[1])),
         grid,
         [*whole([states]), *_all(tensors, prepared), *whole(arrays)],
         [((rows, heads, tiling.q_len, tiling.kv_len), bias.array.dtype, _plane_of(heads, tiling.q_len, tiling.kv_len))],

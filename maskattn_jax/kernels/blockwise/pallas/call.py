@@ -58,7 +58,7 @@ class Prepared:
 
     @property
     def sizes(self) -> Sizes:
-        return self.conditions.steps  # type: ignore[return-value]
+        return self.conditions.steps
 
     def job(self, tile: Tile, lists: Lists | None) -> tuple[Job, list[Array]]:
         """What a kernel of these tiles is made for, and its further operands."""
@@ -186,7 +186,7 @@ def call(
         out_shape=shapes,
         compiler_params=plt.CompilerParams(num_warps=tile.warps, num_stages=tile.stages),
         interpret=interpret,
-        name=kernel.__name__,  # type: ignore[attr-defined]
+        name=kernel.__name__,
     )(*vary(arrays, axes))
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from maskattn._pairs import Pairwise, restrict
+from maskattn._pairs import restrict
 from maskattn.biases import ALiBi, Bias, DenseBias, TableBias
 from maskattn.masks import Mask
 from maskattn_jax.kernels.blockwise.pallas.operands import Loaded
@@ -26,7 +26,7 @@ _ELEMENTWISE = frozenset(
 )
 
 
-def obstacle(node: Pairwise) -> str | None:
+def obstacle(node: Mask | Bias) -> str | None:
     """What keeps the formulas of an expression out of a kernel, in words; None where nothing does."""
     if all(type(part).__module__.startswith("maskattn.") for part in _parts(node)):
         return None  # those of the library are tested
@@ -73,7 +73,7 @@ def _operations(jaxpr: Any) -> Iterator[str]:
 
 
 def _unread(x: Any) -> Any:
-    return Loaded(_Anywhere(x.dtype), x.shape, x.dtype) if x.shape else jnp.zeros((), x.dtype)
+    return Loaded(_Anywhere(x.dtype), x.shape, x.dtype, jnp.int32(0)) if x.shape else jnp.zeros((), x.dtype)
 
 
 class _Anywhere:
@@ -83,4 +83,4 @@ class _Anywhere:
         self.dtype = dtype
 
     def __getitem__(self, index: Any) -> Any:
-        return (index * 0).astype(self.dtype)
+        return jnp.zeros(jnp.shape(index), self.dtype)

@@ -4,8 +4,8 @@
     3                 [2 3 | 0 1]                            (3, 2, 2, 0): tile, mixed, full, first full
 
 Where the full tiles of each row are consecutive, they are not listed: from the first on they are counted. The rows with
-most work come first. Sizes are those of the call's shapes where the mask's data are traced (new documents compile
-nothing); where it has none, a row holds as many entries as the longest needs.
+most work come first, as far as that is known. Sizes are those of the call's shapes where the mask has data (new
+documents compile nothing); where it has none, a row holds as many entries as the longest needs.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def lists_of(mask: Mask | None, tiling: CallTiling, origin: Origin, tile: Tile, 
         states = xp.where(last & (states == FULL), MIXED, states)
     if by_key:
         states = xp.swapaxes(states, -1, -2)
-    made = _known(states, shared) if xp is np else _traced(states, shared)
+    made = _known(states, shared) if isinstance(states, np.ndarray) else _traced(states, by_key)
     return _of_device(made, tiling, origin)
 
 
@@ -75,28 +75,28 @@ def _known(states: NumPyArray, shared: bool) -> Lists:
     wanted = mixed if ranges else states != EMPTY
     rank = np.where(mixed, 0, np.where(wanted, 1, 2))
     index = np.argsort(rank, axis=-1, kind="stable")[..., : min(entries, states.shape[-1])].astype(np.int32)
-    order = np.argsort(-_work(mixed.sum(-1), full.sum(-1), shared, np), axis=-1, kind="stable")
+    order = np.argsort(-_work(mixed.sum(-1), full.sum(-1), shared), axis=-1, kind="stable")
     rows = np.stack([mixed.sum(-1), full.sum(-1), full.argmax(-1)], -1)
     rows = np.concatenate([order[..., None], np.take_along_axis(rows, order[..., None], 2)], -1)
     return Lists(rows.astype(np.int32), np.take_along_axis(index, order[..., None], 2), ranges)
 
 
-def _traced(states: Array, shared: bool) -> Lists:
+def _traced(states: Array, by_key: bool) -> Lists:
     mixed, full = states == MIXED, states == FULL
     tiles = states.shape[-1]
     place = lax.broadcasted_iota(jnp.int32, states.shape, 3)
     rank = jnp.where(mixed, 0, jnp.where(full, tiles, 2 * tiles)) + place
     index = lax.rem(lax.sort(rank), jnp.int32(tiles))
     n_mixed, n_full = (jnp.sum(x, axis=-1, dtype=jnp.int32) for x in (mixed, full))
-    order = jnp.argsort(-_work(n_mixed, n_full, shared, jnp), axis=-1, stable=True).astype(jnp.int32)
-    rows = jnp.stack([order, *(jnp.take_along_axis(x, order, 2) for x in (n_mixed, n_full)), order * 0], -1)
-    return Lists(rows, jnp.take_along_axis(index, order[..., None], 2), False)
+    rows = jnp.stack([lax.broadcasted_iota(jnp.int32, n_full.shape, 2), n_mixed, n_full, n_full * 0], -1)
+    # not sorted by their work, which is not known: of a causal mask the last queries and the first keys have most
+    return Lists(rows, index, False) if by_key else Lists(rows[:, :, ::-1], index[:, :, ::-1], False)
 
 
-def _work(mixed: Given, full: Given, shared: bool, xp: Any) -> Given:
+def _work(mixed: NumPyArray, full: NumPyArray, shared: bool) -> NumPyArray:
     """What each row costs; `shared`: one order of rows for all heads, whose rows one program walks."""
     work = _MIXED * mixed + _FULL * full
-    return xp.broadcast_to(work.sum(1, keepdims=True), work.shape) if shared else work
+    return np.broadcast_to(work.sum(1, keepdims=True), work.shape) if shared else work
 
 
 def _of_device(lists: Lists, tiling: CallTiling, origin: Origin) -> Lists:

@@ -47,7 +47,7 @@ class Structure:
         each, leaves = iter(refs), []
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
             ref = None if 0 in shape else next(each)
-            leaf = Loaded(ref, shape, jnp.dtype(dtype))
+            leaf = Loaded(ref, shape, jnp.dtype(dtype), zero)
             leaves.append(leaf if shape else ref[zero])  # type: ignore[index]
         given: Given = jax.tree.unflatten(self.tree, leaves)
         if given.dropout is None:
@@ -71,21 +71,22 @@ class Loaded:
     front, and an index for each axis.
     """
 
-    def __init__(self, ref: Any, shape: tuple[int, ...], dtype: Any, like: Any = None) -> None:
-        self.ref, self.shape, self.stored, self.dtype = ref, shape, dtype, dtype if like is None else jnp.dtype(like)
+    def __init__(self, ref: Any, shape: tuple[int, ...], stored: Any, zero: Any, dtype: Any = None) -> None:
+        self.ref, self.shape, self.stored, self.zero = ref, shape, stored, zero
+        self.dtype = jnp.dtype(stored if dtype is None else dtype)
 
     @property
     def ndim(self) -> int:
         return len(self.shape)
 
     def astype(self, dtype: Any) -> Loaded:
-        return Loaded(self.ref, self.shape, self.stored, jax.dtypes.canonicalize_dtype(dtype))
+        return Loaded(self.ref, self.shape, self.stored, self.zero, jax.dtypes.canonicalize_dtype(dtype))
 
     def reshape(self, *shape: Any) -> Loaded:
         shape = shape[0] if isinstance(shape[0], tuple) else shape
         if [n for n in shape if n != 1] != [n for n in self.shape if n != 1]:
             raise NotImplementedError(f"a kernel reads arrays in their own order: {self.shape} as {shape}")
-        return Loaded(self.ref, tuple(shape), self.stored, self.dtype)
+        return Loaded(self.ref, tuple(shape), self.stored, self.zero, self.dtype)
 
     def __getitem__(self, index: Any) -> Any:
         if index is None:
@@ -93,11 +94,9 @@ class Loaded:
         indices = index if isinstance(index, tuple) else (index,)
         if len(indices) != len(self.shape) or any(i is None or isinstance(i, slice) for i in indices):
             raise NotImplementedError(f"a kernel reads single entries: {index} of {self.shape}")
-        flat: Any = 0
+        flat: Any = self.zero  # a number of the kernel's: it reads at no constant
         for i, size in zip(indices, self.shape, strict=True):
             flat = flat * size + i
-        if isinstance(flat, int):
-            raise NotImplementedError("a kernel reads at indices of its own")
         return self.ref[jnp.asarray(flat, jnp.int32)].astype(self.dtype)
 
     def tile(self, indices: Sequence[Any], inside: Any) -> Any:
@@ -105,11 +104,11 @@ class Loaded:
 
         `inside`: where the indices lie in the array, or None for everywhere; elsewhere 0 is read.
         """
-        flat: Any = 0
+        flat: Any = self.zero
         for i, size in zip(indices, self.shape, strict=True):
             flat = flat * size + (0 if size == 1 else i)
-        if inside is None or isinstance(flat, int) or not jnp.ndim(flat):
-            return self.ref[jnp.asarray(flat + indices[0] * 0, jnp.int32)].astype(self.dtype)
+        if inside is None or not jnp.ndim(flat):
+            return self.ref[jnp.asarray(flat, jnp.int32)].astype(self.dtype)
         # only along the axes that are read
         axes = [axis for axis, size in enumerate(jnp.shape(flat)) if size == 1 != inside.shape[axis]]
         for axis in axes:

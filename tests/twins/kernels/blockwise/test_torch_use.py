@@ -15,8 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import maskattn_torch
 from maskattn import biases, masks, standards
 from maskattn._fields import data
-from maskattn.attention import Call
-from maskattn_torch.kernels.blockwise import flash, flex, patches, walk
+from maskattn_torch.kernels.blockwise import flash, patches, walk
 
 
 def tensors(length=200, batch=2, heads=4, kv_heads=2, width=16, dtype=torch.float32):
@@ -378,32 +377,6 @@ def test_no_matrix_of_all_pairs(monkeypatch):
             pairs = piece.count * len(piece.batch) * len(piece.heads) * piece.rows * piece.cols
             assert pairs <= walk._AREA
             assert patch.kept is None or patch.kept.added is None or patch.kept.added.numel() <= walk._AREA // 8
-
-
-@pytest.mark.filterwarnings("ignore:.*flex_attention called without torch.compile:UserWarning")
-@pytest.mark.filterwarnings("ignore:.*return_lse is deprecated:FutureWarning")
-@pytest.mark.parametrize("mask", [None, PADDED, masks.SlidingWindow(9) | masks.PrefixLM(4)])
-def test_what_a_gpu_is_given(mask):
-    """FlexAttention's uncompiled form runs on the CPU, with the BlockMask and the functions that a GPU gets."""
-    q, k, v = (x.detach() for x in tensors())
-    if mask == PADDED:
-        for x in (k, v):
-            x[1, 65:] = math.nan
-    bias, sinks = biases.ALiBi(4), torch.linspace(-1, 1, 4)
-    for options in ({}, {"softcap": 3.0, "bias": bias}, {"bias": biases.T5Buckets(torch.randn(32, 4))}):
-        bound = {name: maskattn_torch.lower.bind(x) if name == "bias" else x for name, x in options.items()}
-        given = None if mask is None else maskattn_torch.lower.bind(mask)
-        found = flex.attention(Call(q, k, v, given, scale=0.25, **bound), sinks, compiled=False)
-        right = maskattn_torch.attention(
-            q, k, v, mask, sinks=sinks, scale=0.25, kernel="reference", return_lse=True, **options
-        )
-        assert close(found, right)
-
-
-def test_what_a_gpu_cannot_run_is_refused_by_name():
-    empty = torch.zeros(0, dtype=torch.float64)
-    reasons = flex.unsupported(Call(empty, empty, empty, dropout_rate=0.5))
-    assert [x.partition(":")[0] for x in reasons] == ["dropout", "float64", "FlexAttention takes no empty tensors"]
 
 
 @pytest.mark.parametrize("kernel", ["auto", "blockwise", "reference", "exact"])
