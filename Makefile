@@ -4,6 +4,8 @@
 # make test-versions   the tests with the oldest and the newest JAX, NumPy, Flax and Python that are supported (an hour; not in CI)
 # make bench    attention beside its peers, what calls and compiling cost, schedules, exactness, importing: to benchmarks/results, docs
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
+# make bench-gpu   attention on a GPU beside its peers, in 4 minutes, and the README's tables of it; with an installed
+#                  PyTorch and JAX: PYTHON=/path names the interpreter
 # make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
 # make lint     formatting, lint rules, types, and which way imports point
 #
@@ -17,7 +19,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help parity test test-all test-versions bench bench-convert drawings lint format
+.PHONY: help parity test test-all test-versions bench bench-convert bench-gpu drawings lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -62,6 +64,11 @@ bench: $(STAMP)
 
 bench-convert: $(STAMP)
 	@$(RUN) benchmarks/convert.py --json benchmarks/results/convert.json
+
+# Not in .venv, whose PyTorch and JAX may know no GPU.
+bench-gpu:
+	@PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu.py --json benchmarks/results/gpu.json
+	@PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu_table.py
 
 drawings: $(STAMP)
 	@$(RUN) docs/drawings.py

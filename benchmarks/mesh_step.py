@@ -1,9 +1,10 @@
 """A training step on a mesh of 2 (batch) x 4 (heads) virtual devices of the CPU: what its attention costs and sends.
 
-    python benchmarks/mesh_step.py [--length 1024] [--batch 8] [--layers 2] [--repeat 7] [--ways automatic ...] [--json FILE]
+    python benchmarks/mesh_step.py [--length 1024] [--batch 8] [--layers 2] [--repeat 7] [--ways automatic flax]
+        [--json FILE]
 
-The step is `nnx.value_and_grad` and SGD of layers of norm, attention (causal, with padding), norm and MLP, data parallel
-over "data" and tensor parallel over "model". The ways differ in the attention only:
+The step is `jax.value_and_grad` and SGD of layers of norm, attention (causal, with padding), norm and MLP: data
+parallel over "data", tensor parallel over "model". The ways differ in the attention only:
 
 automatic  `maskattn_jax.MultiHeadAttention`, automatic mesh axes: nothing is said of the mesh
 explicit   the same, explicit mesh axes

@@ -13,7 +13,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from maskattn.attention import Call
 
-__all__ = ["automatic_inside", "axis_types", "dot_general", "explicit_mesh", "spec_of"]
+__all__ = ["automatic_inside", "axis_types", "dot_general", "explicit_mesh", "names_of", "spec_of"]
 
 _ARRAYS = ("query", "key", "value", "mask", "bias", "sinks", "dropout_key")
 
@@ -82,13 +82,14 @@ def dot_general(
     if mesh is not None:
         rows = [entry for axis, entry in enumerate(spec_of(x)) if axis not in ins]
         columns = [entry for axis, entry in enumerate(spec_of(kernel)) if axis not in of_kernel]
-        used = {name for entry in rows for name in _names(entry)}
-        columns = [None if used & set(_names(entry)) else entry for entry in columns]
+        used = {name for entry in rows for name in names_of(entry)}
+        columns = [None if used & set(names_of(entry)) else entry for entry in columns]
         out_sharding = NamedSharding(mesh, PartitionSpec(*rows, *columns))
     if out_sharding is not None:
         options["out_sharding"] = out_sharding
     return lax.dot_general(x, kernel, dimensions, *arguments, **options)
 
 
-def _names(entry: Any) -> tuple[str, ...]:
+def names_of(entry: Any) -> tuple[str, ...]:
+    """The mesh axes of an entry of a PartitionSpec."""
     return () if entry is None else entry if isinstance(entry, tuple) else (entry,)

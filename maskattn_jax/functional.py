@@ -15,6 +15,7 @@ from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
 from maskattn_jax import auto, lower, rng
+from maskattn_jax._gathered import gathered
 from maskattn_jax._scope import own_modes, plain
 from maskattn_jax.kernels import KERNELS
 from maskattn_jax.types import Array, Given, Operand, RandomKey
@@ -140,10 +141,15 @@ def explain(
 ) -> tuple[str, str]:
     """Which kernel `attention` would run for these arguments, and why: ("blockwise", "..."). Nothing is computed.
 
+    For arrays on a mesh of devices it also says what is gathered.
+
     Arguments and errors as in `attention`.
     """
     given: dict[str, Any] = {name: plain(x) for name, x in keywords.items()}
-    return choose(prepare(Call(*map(plain, (query, key, value, mask)), **given), FRAMEWORK), FRAMEWORK)
+    call = prepare(Call(*map(plain, (query, key, value, mask)), **given), FRAMEWORK)
+    kernel, why = choose(call, FRAMEWORK)
+    sent = gathered(kernel, call)
+    return kernel, f"{why}; {sent}" if sent else why
 
 
 def _check(problems: Problems, operands: dict[str, Operand]) -> None:

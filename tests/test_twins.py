@@ -21,6 +21,7 @@ PARTS = "JAX's compiler divides programs, with rules of kernels/blockwise; PyTor
 TPU = "Splash attention is a function of JAX alone"
 KERNELS = "on a GPU PyTorch has FlexAttention; JAX has kernels of its own"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
+MESHES = "XLA divides whole programs over a mesh; PyTorch's tensors say themselves how they lie (_sharded.py)"
 PLATFORM = "JAX traces for a platform; PyTorch runs where its tensors are"
 OWN = "each framework has modules and optimizers of its own"
 FUNCTIONAL = "parameters of Linen, and states of optax, are values: new ones are returned"
@@ -67,6 +68,11 @@ ALLOWED = {
     "kernels/blockwise/windows.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/backward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/shards.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/automatic.py: only in maskattn_jax": MESHES,
+    "kernels/blockwise/own.py: only in maskattn_jax": MESHES,
+    "_mesh.py: only in maskattn_jax": MESHES,
+    "_partition.py: only in maskattn_jax": MESHES,
+    "_gathered.py: only in maskattn_jax": MESHES,
     "kernels/blockwise/arrays.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/forward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tiled_call.py: only in maskattn_jax": LOOPS,

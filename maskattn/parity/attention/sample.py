@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Iterable
+from collections.abc import Iterator
 
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.cases import DTYPES, registry
@@ -45,7 +45,7 @@ def sample() -> list[Case]:
     return sorted(chosen[:MOST], key=_compiled)
 
 
-def _matching(cases: dict[str, Case], *patterns: str) -> Iterable[Case]:
+def _matching(cases: dict[str, Case], *patterns: str) -> Iterator[Case]:
     """The cases whose ids match, of the first pattern first."""
     return iter([case for pattern in patterns for name, case in cases.items() if fnmatch.fnmatch(name, pattern)])
 

@@ -113,7 +113,7 @@ def unsupported(call: Call[Array]) -> list[str]:
         reasons.append(f"{name} has no sinks")
     if call.softcap is not None:
         reasons.append(f"{name} has no softcap")
-    return reasons
+    return reasons + (cudnn.misplaced(call) if on == "gpu" and not cudnn.unsupported(call) else [])
 
 
 def _widened(x: Array, width: int) -> Array:

@@ -18,6 +18,7 @@ from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Mask
 from maskattn.masks.interop.bands import Band
 from maskattn_jax import lower
+from maskattn_jax._mesh import spec_of
 from maskattn_jax.lower.words import in_words
 
 Keywords: TypeAlias = dict[str, Any]  #: of `jax.nn.dot_product_attention`
@@ -59,6 +60,15 @@ def unsupported(call: Call[Array]) -> list[str]:
     if bias is not None and (dtype := _dtype(bias)) != query.dtype:
         reasons.append(f"cuDNN takes a bias of the inputs' dtype {query.dtype}, got {dtype}")
     return reasons
+
+
+def misplaced(call: Call[Array]) -> list[str]:
+    """Why cuDNN cannot run a call on a mesh, as far as explicit axes say how its arrays lie."""
+    specs = [spec_of(x) for x in (call.query, call.key, call.value)]
+    if specs[0] == specs[1] == specs[2] and specs[0][1] is None and specs[0][3] is None:
+        return []
+    lie = ", ".join(f"{name} {spec}" for name, spec in zip(("query", "key", "value"), specs, strict=True))
+    return [f"cuDNN takes arrays that are divided alike, by batch and heads alone; got {lie}: blockwise takes any"]
 
 
 def says(mask: Mask | None, sizes: tuple[int, int, int, int]) -> bool:

@@ -137,6 +137,34 @@ def test_auto_takes_cudnn_where_it_has_words_and_tiles_elsewhere(mask, options, 
     assert maskattn_jax.explain(*wide, mask, **options)[0] == "blockwise"
 
 
+def test_where_there_is_no_tile_kernel_few_scores_are_made_and_many_are_not():
+    def chosen(length, width, dtype):
+        given = [jax.ShapeDtypeStruct((1, length, 2, width), dtype)] * 3
+        found = []
+        jax.eval_shape(lambda *x: found.extend(maskattn_jax.explain(*x, masks.Causal())), *given)
+        return found
+
+    with jax.enable_x64(True):
+        assert chosen(1024, 16, jnp.float64)[0] == "reference"
+        assert chosen(16384, 16, jnp.float64)[0] == "blockwise"
+    assert chosen(1024, 288, jnp.bfloat16)[0] == "fused"
+    kernel, why = chosen(32768, 288, jnp.bfloat16)
+    assert kernel == "blockwise" and "loops of XLA" in why and "288" in why
+
+
+def test_arrays_that_lie_as_cudnn_cannot_take_them_are_left_to_tiles():
+    mesh = jax.sharding.AbstractMesh((2, 2), ("d", "s"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
+    alike = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d", None, "s"))
+    along = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d", "s"))
+    found = []
+    for query, key in ((alike, alike), (along, along), (alike, along)):
+        given = [jax.ShapeDtypeStruct((B, 1024, K, 16), jnp.bfloat16, sharding=x) for x in (query, key, key)]
+        jax.eval_shape(lambda *x: found.append(maskattn_jax.explain(*x, masks.Causal())[0]), *given)
+    assert found == ["fused", "blockwise", "blockwise"]
+    with pytest.raises(ValueError, match="divided alike"):
+        jax.eval_shape(lambda *x: maskattn_jax.attention(*x, kernel="fused"), *given)
+
+
 def test_where_cudnn_has_words_no_array_of_all_pairs_is_made():
     given = operands(513, 770)
     for mask in (masks.Causal(), masks.SlidingWindow(30, 0), masks.Causal() & masks.KeyPadding(np.array([700, 768]))):
