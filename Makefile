@@ -1,8 +1,11 @@
 # make parity   prove on this machine that both twins compute the same attention, masks and a real checkpoint included
 # make test     the tests: all but those marked slow
 # make test-all every test, slow ones too, and the twins' blockwise kernels on every parity case: before a release
+# make test-versions   the tests with the oldest and the newest JAX, NumPy, Flax and Python that are supported (an hour; not in CI)
 # make bench    attention beside its peers, what calls and compiling cost, schedules, exactness, importing: to benchmarks/results, docs
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
+# make bench-gpu   attention on a GPU beside its peers, in 4 minutes, and the README's tables of it; with an installed
+#                  PyTorch and JAX: PYTHON=/path names the interpreter
 # make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
 # make lint     formatting, lint rules, types, and which way imports point
 #
@@ -16,7 +19,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help parity test test-all bench bench-convert drawings lint format
+.PHONY: help parity test test-all test-versions bench bench-convert bench-gpu drawings lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -34,6 +37,19 @@ test: $(STAMP)
 test-all: $(STAMP)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal $(PYTEST)
 
+# Each in an environment of its own, in .versions: with the newest of what pyproject.toml allows but for what is named.
+# PYTHON311=/path and PYTHON312=/path name the interpreters.
+test-versions:
+	@set -e; \
+	for way in "$${PYTHON311:-python3.11} jax==0.10.*" "$${PYTHON312:-python3.12} jax==0.11.*"; do \
+	  set -- $$way; \
+	  home=".versions/$$2"; run="$$home/bin/python"; \
+	  "$$1" -m venv --clear "$$home"; \
+	  echo "Installing $$2 with $$("$$run" --version) into $$home: some minutes"; \
+	  "$$run" -m pip install --quiet --disable-pip-version-check --editable '.[dev]' "$$2" torch==2.13.0; \
+	  OMP_NUM_THREADS=1 "$$run" -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST); \
+	done
+
 bench: $(STAMP)
 	@$(RUN) benchmarks/import_time.py
 	@$(RUN) benchmarks/schedule.py --json benchmarks/results/schedule.json
@@ -48,6 +64,11 @@ bench: $(STAMP)
 
 bench-convert: $(STAMP)
 	@$(RUN) benchmarks/convert.py --json benchmarks/results/convert.json
+
+# Not in .venv, whose PyTorch and JAX may know no GPU.
+bench-gpu:
+	@PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu.py --json benchmarks/results/gpu.json
+	@PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu_table.py
 
 drawings: $(STAMP)
 	@$(RUN) docs/drawings.py

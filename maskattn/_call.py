@@ -26,11 +26,14 @@ class Dropout(Generic[A_co]):
         rate: the probability of being dropped, in (0, 1).
         words: the key, uint32 [2], where the call's arrays are.
         shared: the axes, of "batch" and "heads", whose entries all share one draw.
+        within: what the draw is for, where these weights are a part of it, such as one device of several has: the first
+            row, head and query, and the numbers of rows, heads and queries of the whole; None: the weights are all.
     """
 
     rate: float
     words: A_co
     shared: tuple[SharedAxis, ...] = ()
+    within: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,3 +89,20 @@ class Call(Generic[A_co]):
     def dropout(self) -> Dropout[A_co] | None:
         """What is dropped; None where nothing is."""
         return Dropout(self.dropout_rate, self.dropout_key, self.dropout_broadcast) if self.dropout_rate else None
+
+
+@dataclass(frozen=True, eq=False)
+class PartOfCall(Call[A_co]):
+    """Some rows, heads and queries of a call, by themselves, but for the weights that are dropped: those of the whole.
+
+    Attributes:
+        within: as `Dropout.within`.
+    """
+
+    within: tuple[int, ...] | None = None
+
+    @property
+    def dropout(self) -> Dropout[A_co] | None:
+        if not self.dropout_rate:
+            return None
+        return Dropout(self.dropout_rate, self.dropout_key, self.dropout_broadcast, self.within)

@@ -11,11 +11,11 @@ import math
 from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
-from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, get_args
+from typing import TYPE_CHECKING, Any, Generic, TypedDict, TypeVar, cast, get_args
 
 import numpy as np
 
-from maskattn._call import Call as Call, Dropout as Dropout
+from maskattn._call import Call as Call, Dropout as Dropout, PartOfCall as PartOfCall
 from maskattn._fields import broadcasts, dtype_name, peek
 from maskattn._pairs import Pairwise
 from maskattn._problems import Problems, show, zero_one
@@ -75,6 +75,7 @@ class Framework(Generic[A]):
             are checked once. None: check this one.
         passed: the facts of calls that were right.
         given: a call as this framework takes it to be meant, before it is checked.
+        spread: what does a call whose arrays lie on several devices, as calls of their parts; None of any other call.
     """
 
     kernels: Mapping[str, ModuleType]
@@ -92,6 +93,7 @@ class Framework(Generic[A]):
     facts: Callable[[Call[Any]], Hashable | None] = lambda call: None
     passed: set[Hashable] = field(default_factory=set, compare=False, repr=False)
     given: Callable[[Call[Any]], Call[Any]] = lambda call: call
+    spread: Callable[[Call[Any]], Callable[[Call[Any]], Any] | None] = lambda call: None
 
 
 class KernelCannot(ValueError):
@@ -109,6 +111,9 @@ def attend(call: Call[Array], framework: Framework[A]) -> A | tuple[A, A]:
     Raises:
         TypeError, ValueError: as `prepare` and `choose`.
     """
+    spread = framework.spread(call)
+    if spread is not None:
+        return cast("A | tuple[A, A]", spread(call))
     prepared = prepare(call, framework)
     output, lse = framework.kernels[choose(prepared, framework)[0]].attention(prepared)
     return (output, lse) if call.return_lse else output
@@ -149,7 +154,8 @@ def prepare(call: Call[Array], framework: Framework[A]) -> Call[A]:
         if sinks is None:
             refuse_empty_rows(mask, bias, call.sizes, framework.concrete)
         policy = "zero"
-    prepared: Call[A] = object.__new__(Call)  # `replace` takes as long as all checks
+    made: Any = type(call)
+    prepared: Call[A] = object.__new__(made)  # `replace` takes as long as all checks
     fields = prepared.__dict__
     fields.update(call.__dict__)
     convert = framework.convert

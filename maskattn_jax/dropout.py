@@ -26,7 +26,7 @@ Index: TypeAlias = int | Integer[Array, "..."]
 __all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
 
 
-jax.tree_util.register_dataclass(Dropout, data_fields=("words",), meta_fields=("rate", "shared"))
+jax.tree_util.register_dataclass(Dropout, data_fields=("words",), meta_fields=("rate", "shared", "within"))
 
 
 @own_modes

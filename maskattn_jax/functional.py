@@ -15,6 +15,7 @@ from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
 from maskattn_jax import auto, lower, rng
+from maskattn_jax._gathered import gathered
 from maskattn_jax._scope import own_modes, plain
 from maskattn_jax.kernels import KERNELS
 from maskattn_jax.types import Array, Given, Operand, RandomKey
@@ -98,7 +99,8 @@ def attention(
             here runs, or raises with every reason why it cannot; another never takes its place.
         precision: "highest", "high" or "default", the `jax.lax.Precision` of the products (the CPU's are always full).
         return_lse: also return the log-sum-exp of each row.
-        blocks: (queries, keys) of a tile, for a kernel that works in tiles; None leaves it the choice.
+        blocks: (queries, keys) of a tile, for a kernel that works in tiles (on a GPU they are powers of two, and no
+            more than it has room for); None leaves it the choice.
 
     Returns:
         The output [B, L, H, Dv] in the dtype of the inputs, or (output, lse) with lse [B, L, H] in float64 for float64
@@ -139,10 +141,15 @@ def explain(
 ) -> tuple[str, str]:
     """Which kernel `attention` would run for these arguments, and why: ("blockwise", "..."). Nothing is computed.
 
+    For arrays on a mesh of devices it also says what is gathered.
+
     Arguments and errors as in `attention`.
     """
     given: dict[str, Any] = {name: plain(x) for name, x in keywords.items()}
-    return choose(prepare(Call(*map(plain, (query, key, value, mask)), **given), FRAMEWORK), FRAMEWORK)
+    call = prepare(Call(*map(plain, (query, key, value, mask)), **given), FRAMEWORK)
+    kernel, why = choose(call, FRAMEWORK)
+    sent = gathered(kernel, call)
+    return kernel, f"{why}; {sent}" if sent else why
 
 
 def _check(problems: Problems, operands: dict[str, Operand]) -> None:

@@ -24,6 +24,7 @@ from maskattn.modules import (
 )
 from maskattn.typing import KernelName
 from maskattn_jax._layers import attend_heads, check_array, project_by, project_in
+from maskattn_jax._mesh import dot_general
 from maskattn_jax._scope import plain
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
@@ -144,6 +145,7 @@ class MultiHeadAttention(nn.Module):
             dtype=self.dtype,
             param_dtype=self.param_dtype,
             precision="highest",
+            dot_general=dot_general,
             name=name,
         )
 

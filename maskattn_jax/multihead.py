@@ -14,6 +14,7 @@ from maskattn.masks import Mask
 from maskattn.modules import dropout_rates, given_config, head_shapes, module_inputs, of_kernel
 from maskattn.typing import KernelName
 from maskattn_jax._layers import attend_heads, check_array, project_by, project_in
+from maskattn_jax._mesh import dot_general
 from maskattn_jax._scope import plain
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
@@ -82,6 +83,7 @@ class MultiHeadAttention(nnx.Module):
     def _make_layers(self, rngs: nnx.Rngs) -> None:
         config, dtype, param_dtype = self.config, self.dtype, self.param_dtype
         options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "precision": "highest", "rngs": rngs}
+        options["dot_general"] = dot_general
         widths = {"query": config.embed_dim, "key": config.kdim, "value": config.vdim}
         for (name, width), heads in zip(widths.items(), head_shapes(config), strict=True):
             setattr(self, name, nnx.LinearGeneral(width, heads, use_bias=config.qkv_bias, **options))

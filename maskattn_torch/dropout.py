@@ -6,7 +6,8 @@ row-major order, depends on the key and on i only, so a kernel's tile draws its 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import TypeAlias
 
 import torch
@@ -15,7 +16,7 @@ from torch.utils import _pytree
 
 from maskattn.attention import Dropout
 from maskattn.numerics.rng import bernoulli_limit
-from maskattn_torch import rng
+from maskattn_torch import _devices, rng
 from maskattn_torch._operators import operator
 from maskattn_torch.rng import Schedule, _piece, _schedule, _threefry2x32
 from maskattn_torch.types import Array, RandomKey
@@ -27,8 +28,8 @@ __all__ = ["Dropout", "dense", "drop", "keep", "module_keys"]
 
 _pytree.register_pytree_node(
     Dropout,
-    lambda x: ([x.words], (x.rate, x.shared)),
-    lambda leaves, static: Dropout(static[0], next(iter(leaves)), static[1]),
+    lambda x: ([x.words], (x.rate, x.shared, x.within)),
+    lambda leaves, static: Dropout(static[0], next(iter(leaves)), *static[1:]),
 )
 
 
@@ -40,7 +41,7 @@ def keep(
     Args:
         dropout: the rate and the key.
         b, h, q, k: indices in the score matrix: integer tensors that broadcast, or ints.
-        sizes: of the whole score matrix, (B, H, L, S).
+        sizes: of the score matrix, (B, H, L, S); `dropout.within` says of what it is a part.
 
     Raises:
         ValueError: the rate is not in [0, 1].
@@ -49,6 +50,9 @@ def keep(
     device = dropout.words.device
     b, h, q, k = (torch.as_tensor(index, device=device).to(torch.int64) for index in (b, h, q, k))
     shape = torch.broadcast_shapes(b.shape, h.shape, q.shape, k.shape)
+    if dropout.within is not None:
+        row, head, query, batch, heads, q_len = dropout.within
+        b, h, q = b + row, h + head, q + query
     b, batch = (b.new_zeros(()), 1) if "batch" in dropout.shared else (b, batch)
     h, heads = (h.new_zeros(()), 1) if "heads" in dropout.shared else (h, heads)
     rows = ((b * heads + h) * q_len + q) * kv_len
@@ -90,11 +94,29 @@ def drop(
 
     Errors as in `maskattn.rng.bernoulli`.
     """
-    kept = rng.bernoulli(rng.words(key, x.device), 1.0 - rate, x.shape)
-    if by is not None:
-        return by(x, kept, rate)
-    wide = x.to(torch.promote_types(x.dtype, torch.float32))
-    return torch.where(kept, wide / (1.0 - rate), 0).to(x.dtype)
+    words = rng.words(key, x.device)
+
+    def dropped(x: Array, first: Sequence[int], whole: Sequence[int]) -> Array:
+        kept = _part(words, rate, x.shape, first, whole)
+        if by is not None:
+            return by(x, kept, rate)
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))
+        return torch.where(kept, wide / (1.0 - rate), 0).to(x.dtype)
+
+    return _devices.by_parts(x, dropped) if _devices.is_spread(x) else dropped(x, (0,) * x.ndim, x.shape)
+
+
+def _part(
+    words: Array, rate: float, shape: Sequence[int], first: Sequence[int], whole: Sequence[int]
+) -> Bool[Array, "*shape"]:
+    """bernoulli(words, 1 - rate, whole)[first[0] : first[0] + shape[0], ...]: only what is of this part is drawn."""
+    if tuple(shape) == tuple(whole):
+        return rng.bernoulli(words, 1.0 - rate, shape)
+    rows = torch.zeros((), dtype=torch.int64, device=words.device)
+    for low, size, length in zip(first[:-1], shape[:-1], whole[:-1], strict=True):
+        rows = rows.unsqueeze(-1) * length + torch.arange(low, low + size, device=words.device)
+    columns = torch.arange(first[-1], first[-1] + shape[-1], device=words.device)
+    return _keep(words, rows.unsqueeze(-1) * whole[-1], columns, rate, math.prod(whole) > 2**32)
 
 
 @operator("dropout_keep")

@@ -15,7 +15,7 @@ from maskattn.attention import Call, Framework, Options, choose, prepare
 from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
-from maskattn_torch import _autocast, auto, lower, rng
+from maskattn_torch import _autocast, _sharded, auto, lower, rng
 from maskattn_torch._short import attend
 from maskattn_torch.kernels import KERNELS
 from maskattn_torch.types import Array, Given, Operand, RandomKey
@@ -73,6 +73,9 @@ def attention(
     blocks: tuple[int, int] | None = None,
 ) -> Float[Array, "B L H Dv"] | tuple[Float[Array, "B L H Dv"], Float[Array, "B L H"]]:
     """Masked multi-head attention: softmax(softcap(scale * q.k) + bias) v, over the keys that the mask allows.
+
+    Query, key and value may be DTensors of one mesh: what is sharded by batch, heads or queries stays so, and the
+    results are the DTensors that one device's would be (`explain` says what is gathered for it).
 
     Args:
         query: [B, L, H, D], float64, float32, bfloat16 or float16.
@@ -139,9 +142,12 @@ def explain(
 ) -> tuple[str, str]:
     """Which kernel `attention` would run for these arguments, and why: ("blockwise", "..."). Nothing is computed.
 
-    Arguments and errors as in `attention`.
+    For DTensors: on this device, and what has to be gathered; nothing is sent. Arguments and errors as in `attention`.
     """
-    return choose(prepare(Call(query, key, value, mask, **keywords), FRAMEWORK), FRAMEWORK)
+    call = Call(query, key, value, mask, **keywords)
+    if FRAMEWORK.spread(call) is not None:
+        return _sharded.explain(call, FRAMEWORK)
+    return choose(prepare(call, FRAMEWORK), FRAMEWORK)
 
 
 def _check(problems: Problems, operands: dict[str, Operand]) -> None:
@@ -214,4 +220,5 @@ FRAMEWORK: Framework[Array] = Framework(
     compiling=torch.compiler.is_compiling,
     facts=_facts,
     given=_given,
+    spread=lambda call: _sharded.spread(FRAMEWORK, call),
 )

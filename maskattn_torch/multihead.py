@@ -19,6 +19,8 @@ from maskattn.masks import Mask
 from maskattn.modules import attend_heads, dropout_rates, given_config, head_shapes, module_inputs, of_kernel
 from maskattn.typing import KernelName
 from maskattn_torch import _autocast, rng
+from maskattn_torch._apart import Apart
+from maskattn_torch._devices import owned
 from maskattn_torch.dropout import drop, module_keys
 from maskattn_torch.functional import FRAMEWORK
 from maskattn_torch.types import Array, Device, DType, Given, Operand, RandomKey
@@ -129,9 +131,9 @@ class MultiHeadAttention(nn.Module):
         out = attend_heads(config, FRAMEWORK, inputs, mask, bias, self.sinks, rate, keys[0], kernel).flatten(2)
         if config.project:
             out = _through(self.proj, out, linear)
-        if keys[1] is None or not out_rate:
-            return out
-        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
+        if keys[1] is not None and out_rate:
+            out = drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
+        return owned(self, out)
 
     def extra_repr(self) -> str:
         """The configuration, for `repr`."""
@@ -152,18 +154,29 @@ class MultiHeadAttention(nn.Module):
         if not self.fused:
             layers = zip((self.q_proj, self.k_proj, self.v_proj), (query, key, value), strict=True)
             return [_through(layer, x, linear) for layer, x in layers]
-        qkv = self.qkv
+        qkv: Any = self.qkv
+        if isinstance(qkv, Apart):
+            return qkv(query, key, value)
         if query is key and key is value:
-            return _through(qkv, query, linear).split(self.rows, dim=-1)
+            return self._split(_through(qkv, query, linear))
         if linear is None and (_added(qkv) or _has_any_global_hook()):
             q = qkv(query)
             k = q if key is query else qkv(key)
             v = q if value is query else k if value is key else qkv(value)
-            return [x.split(self.rows, dim=-1)[i] for i, x in enumerate((q, k, v))]
+            return [self._split(x)[i] for i, x in enumerate((q, k, v))]
         weights = qkv.weight.split(self.rows)
         biases = [None] * 3 if qkv.bias is None else qkv.bias.split(self.rows)
         given = zip((query, key, value), weights, biases, strict=True)
         return [F.linear(x, w, b) if linear is None else linear(x, w.T, b) for x, w, b in given]
+
+    def _split(self, x: Array) -> Sequence[Array]:
+        """Query, key and value [..., their rows] of what `qkv` gives."""
+        if x.shape[-1] != sum(self.rows):
+            raise ValueError(
+                f"{type(self).__name__}: qkv gave {x.shape[-1]} of {sum(self.rows)} columns; a plan that divides its "
+                "rows cuts through q, k and v: maskattn_torch.parallel.HeadParallel divides each by heads"
+            )
+        return x.split(self.rows, dim=-1)
 
     def _own_linear(self, kernel: KernelName) -> Linear | None:
         """The kernel's `linear`, which takes the place of the layers where there is one, since it reads weights."""

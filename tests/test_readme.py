@@ -1,13 +1,16 @@
 """The README does what it says: its Python runs, and its commands exist."""
 
+import importlib.util
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import click
 import pytest
 
+from maskattn import masks
 from maskattn.cli.main import main
 from maskattn.parity.attention.cases import registry
 from maskattn.parity.attention.run import run_cases
@@ -30,6 +33,37 @@ def names():
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
     return namespace
+
+
+def of_benchmarks(name):
+    """A file of benchmarks/ as a module."""
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
+    module = sys.modules[name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_the_tables_of_gpus_are_those_of_the_figures():
+    table = of_benchmarks("gpu_table")
+    found = json.loads((ROOT / "benchmarks/results/gpu.json").read_text(encoding="utf-8"))
+    assert table.readme(found) in TEXT and not found["dry"]
+    assert TEXT.count(table.MARKS[0]) == TEXT.count(table.MARKS[1]) == 1
+
+
+def test_the_pairs_that_gpus_are_timed_on_are_counted():
+    problems = of_benchmarks("gpu_problems")
+    for size in problems.DRY_SIZES:
+        for name in problems.MASKS:
+            mask = problems.mask_of(name, size, lambda x: x)
+            dense = (masks.Full() if mask is None else mask).dense(size.length, size.length, size.batch, size.heads)
+            assert problems.pairs(name, size) == dense.sum(), (name, size)
+
+
+def test_without_a_gpu_the_benchmark_says_what_is_seen(monkeypatch):
+    gpu = of_benchmarks("gpu")
+    monkeypatch.setattr(gpu, "SEES", {"torch": "assert False, 'PyTorch 9 sees no CUDA device'", "jax": ""})
+    with pytest.raises(SystemExit, match="no GPU .torch: AssertionError: PyTorch 9 sees no CUDA device.; --dry runs"):
+        gpu.measured(["torch", "jax"], dry=False, seconds=1)
 
 
 @in_both

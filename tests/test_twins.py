@@ -17,8 +17,11 @@ DEVICE = "PyTorch places each array where it is told; in JAX arrays follow their
 RNGS = "NNX draws initial parameters from explicit streams, PyTorch from its global generator"
 DTYPE = "Flax separates the dtype of computation from that of parameters; a PyTorch module has one"
 DEVICES = "JAX names several devices by an axis of their mesh, PyTorch by a process group"
+PARTS = "JAX's compiler divides programs, with rules of kernels/blockwise; PyTorch divides calls"
 TPU = "Splash attention is a function of JAX alone"
+KERNELS = "on a GPU PyTorch has FlexAttention; JAX has kernels of its own"
 LOOPS = "one compiled program walks all tiles here; in PyTorch each tile or run of tiles is a call"
+MESHES = "XLA divides whole programs over a mesh; PyTorch's tensors say themselves how they lie (_sharded.py)"
 PLATFORM = "JAX traces for a platform; PyTorch runs where its tensors are"
 OWN = "each framework has modules and optimizers of its own"
 FUNCTIONAL = "parameters of Linen, and states of optax, are values: new ones are returned"
@@ -65,19 +68,46 @@ ALLOWED = {
     "kernels/blockwise/windows.py: only in maskattn_torch": CALLS,
     "kernels/blockwise/backward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/shards.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/automatic.py: only in maskattn_jax": MESHES,
+    "kernels/blockwise/own.py: only in maskattn_jax": MESHES,
+    "_mesh.py: only in maskattn_jax": MESHES,
+    "_partition.py: only in maskattn_jax": MESHES,
+    "_gathered.py: only in maskattn_jax": MESHES,
     "kernels/blockwise/arrays.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/forward.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tiled_call.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/steps.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tile.py: only in maskattn_jax": LOOPS,
     "kernels/blockwise/tiling.py: only in maskattn_jax": LOOPS,
+    "kernels/blockwise/gpu.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/sizes.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/__init__.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/backward.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/bias.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/bias_call.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/call.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/formulas.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/forward.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/lists.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/loops.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/operands.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/pairs.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/passes.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/sides.py: only in maskattn_jax": KERNELS,
+    "kernels/blockwise/pallas/states.py: only in maskattn_jax": KERNELS,
     "kernels.merging: merge_into only in maskattn_torch": "JAX's arrays are not written to",
-    "kernels.fused: platform only in maskattn_jax": PLATFORM,
+    "_platform.py: only in maskattn_jax": PLATFORM,
+    "kernels/fused/cudnn.py: only in maskattn_jax": "PyTorch calls cuDNN itself, from SDPA",
     "kernels/fused/splash.py: only in maskattn_jax": TPU,
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "_autocast.py: only in maskattn_torch": "JAX has no autocast",
     "_modes.py: only in maskattn_torch": "JAX's tracers are their own modes",
     "_short.py: only in maskattn_torch": "JAX calls are compiled, where nothing is checked at a call",
+    "_apart.py: only in maskattn_torch": OWN,
+    "_devices.py: only in maskattn_torch": PARTS,
+    "_parts.py: only in maskattn_torch": PARTS,
+    "_sharded.py: only in maskattn_torch": PARTS,
+    "parallel.py: only in maskattn_torch": "JAX's modules follow the shardings of their parameters",
     "_symbolic.py: only in maskattn_torch": "JAX's symbolic sizes answer for themselves",
     "_scope.py: only in maskattn_jax": "PyTorch has no modes of promotion",
     "_linear.py: only in maskattn_jax": "a function of PyTorch has a rule for each mode of differentiation",
@@ -112,6 +142,7 @@ ALLOWED = {
     "lower.backends: to_block_mask only in maskattn_torch": TARGETS,
     "lower.backends: to_dot_product_attention only in maskattn_jax": TARGETS,
     "lower.backends: to_splash_mask only in maskattn_jax": TARGETS,
+    "lower/words.py: only in maskattn_jax": TARGETS,
     "lower._binding.arange: device only in maskattn_torch": DEVICE,
     "lower._binding.bind: device only in maskattn_torch": DEVICE,
     "lower._binding: opaque only in maskattn_jax": "PyTorch's compilers fold nothing from a large constant",

@@ -20,6 +20,7 @@ from typing import Any, TypeGuard
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AxisType
 
 from maskattn._pairs import restrict
 from maskattn.attention import Call
@@ -27,6 +28,7 @@ from maskattn.biases import Bias, DenseBias, TableBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn_jax import lower, tables
 from maskattn_jax._linear import linear as differentiated
+from maskattn_jax._mesh import automatic_inside, axis_types
 from maskattn_jax._scope import own_modes
 from maskattn_jax.dropout import dense, keep
 
@@ -34,6 +36,7 @@ from maskattn_jax.dropout import dense, keep
 _FEW, _AT_ONCE, _LEAST = 1 << 20, 1 << 22, 16
 
 
+@automatic_inside
 def attention(call: Call[Array]) -> tuple[Array, Array]:
     """Attend densely: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
 
@@ -72,14 +75,17 @@ def by_rows(
             lower.check(node, *(whole or call.sizes))
     count = -(-q_len // max(1, rows_at_once(call)))
     rows = -(-q_len // max(1, count))
+    # on a mesh every `count`-th query, so that each device has some of its own
+    stride = count if AxisType.Auto in axis_types(call.query) else 1
     dropout = call.dropout
     added = _part(call.bias.array.reshape(call.bias.shape), first, call.sizes) if _is_dense(call.bias) else None
 
     def some(start: Array | int, query: Array, added: Array | None) -> tuple[Array, Array]:
         sizes = (batch, heads, rows, 1)
+        begins = zip(sizes[:3], (first[0], first[1], first[2] + start), (1, 1, stride), strict=True)
         b, h, q = (
-            (jnp.arange(n, dtype=jnp.int32) + begin).reshape([-1 if axis == i else 1 for i in range(4)])
-            for axis, (n, begin) in enumerate(zip(sizes[:3], (first[0], first[1], first[2] + start), strict=True))
+            (jnp.arange(n, dtype=jnp.int32) * step + begin).reshape([-1 if axis == i else 1 for i in range(4)])
+            for axis, (n, begin, step) in enumerate(begins)
         )
         at = (b, h, q, jnp.arange(kv_len, dtype=jnp.int32).reshape(1, 1, 1, -1))
         allowed = None if call.mask is None else fold(call.mask, lambda part: _allowed(part, at))
@@ -91,25 +97,28 @@ def by_rows(
     if count <= 1:
         return some(0, call.query, added)
     more = count * rows - q_len
-    query = jnp.pad(call.query, ((0, 0), (0, more), (0, 0), (0, 0)))
-    query = jnp.moveaxis(query.reshape(batch, count, rows, *query.shape[2:]), 1, 0)
+    shape, axis = ((count, rows), 1) if stride == 1 else ((rows, count), 2)
+
+    def parts(x: Array, length_axis: int) -> Array:
+        """`count` parts of `rows` queries each, along a first axis."""
+        x = jnp.pad(x, [(0, more if n == length_axis else 0) for n in range(x.ndim)])
+        divided = x.reshape(*x.shape[:length_axis], *shape, *x.shape[length_axis + 1 :])
+        return jnp.moveaxis(divided, length_axis + axis - 1, 0)
+
+    query = parts(call.query, 1)
     fixed = added if added is None or added.shape[2] == 1 else None
-    if added is not None and fixed is None:
-        added = jnp.pad(added, ((0, 0), (0, 0), (0, more), (0, 0)))
-        added = jnp.moveaxis(added.reshape(*added.shape[:2], count, rows, added.shape[3]), 2, 0)
-    else:
-        added = None
+    added = None if added is None or fixed is not None else parts(added, 2)
     remade = jax.checkpoint(lambda start, query, added: some(start, query, fixed if added is None else added))
-    starts = jnp.arange(count, dtype=jnp.int32) * rows
+    starts = jnp.arange(count, dtype=jnp.int32) * (rows if stride == 1 else 1)
     found = jax.lax.map(lambda given: remade(*given), (starts, query, added))
-    output, lse = (jnp.moveaxis(x, 0, 1).reshape(batch, count * rows, *x.shape[3:])[:, :q_len] for x in found)
+    output, lse = (jnp.moveaxis(x, 0, axis).reshape(batch, count * rows, *x.shape[3:])[:, :q_len] for x in found)
     return output, lse
 
 
 def rows_at_once(call: Call[Array]) -> int:
     """How many queries are done at once: all of them, where that is no more scores than a few."""
     batch, heads, q_len, kv_len = call.sizes
-    if not call.is_sized or q_len * kv_len <= _FEW or any(getattr(jax.typeof(call.query).sharding, "spec", ())):
+    if not call.is_sized or q_len * kv_len <= _FEW:
         return q_len
     return min(q_len, max(_LEAST, _AT_ONCE // max(1, batch * heads * kv_len)))
 
@@ -131,7 +140,10 @@ def _formula(call: Call[Array], allowed: Array | None, added: Array | None, kept
         allowed = allowed & (added != -jnp.inf)
     allowed = jnp.broadcast_to(allowed, (*allowed.shape[:3], kv_len))
 
-    # head h reads key/value head h // (H // K): the queries of one group are stacked, so k and v are never repeated
+    # head h reads key/value head h // (H // K): the queries of one group are stacked, so k and v are never repeated,
+    if AxisType.Auto in axis_types(query) and heads != kv_heads:  # but on a mesh, where stacked queries are gathered
+        k, v = (jnp.repeat(x, heads // max(1, kv_heads), axis=1) for x in (k, v))
+        kv_heads = heads
     logits = _ungroup(pair_products(_group(q, kv_heads), k, call.precision), sizes)
     logits = jnp.where(allowed, call.scale * logits, 0)
     if call.softcap is not None:

@@ -15,10 +15,11 @@ from jaxtyping import Bool, Int
 from maskattn import schedule
 from maskattn._fields import peek
 from maskattn._problems import Problems
-from maskattn.masks import And, KeyMask, KeyPadding, Mask, Or, QueryMask, check_mask, require_mask
-from maskattn.masks.interop.bands import Band, band, intersection
+from maskattn.masks import And, Mask, Or, check_mask, require_mask
+from maskattn.masks.interop.bands import Band, band
 from maskattn_jax.lower._binding import check
 from maskattn_jax.lower._dense import allowed
+from maskattn_jax.lower.words import in_words
 
 if TYPE_CHECKING:
     from jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask import MultiHeadMask
@@ -59,28 +60,16 @@ def to_dot_product_attention(
     problems.choice("empty_rows", empty_rows, ("error", "mean"))
     problems.raise_if_any()
     check(mask, batch, heads, q_len, kv_len)
-    bands: list[Band] = []
-    lengths: dict[str, list[Array]] = {"query_seq_lengths": [], "key_value_seq_lengths": []}
-    rest: list[Mask] = []
-    for part in mask.parts if isinstance(mask, And) else (mask,):
-        limits, keys, queries = band(part), _key_lengths(part), _query_lengths(part)
-        if limits is not None and _near(limits):
-            bands.append(limits)
-        elif keys is not None:
-            lengths["key_value_seq_lengths"].append(keys)
-        elif queries is not None:
-            lengths["query_seq_lengths"].append(queries)
-        else:
-            rest.append(part)
-    keywords: dict[str, Any] = _band_keywords(intersection(bands), q_len, kv_len)
-    for name, given in lengths.items():
+    words = in_words(mask)
+    keywords: dict[str, Any] = _band_keywords(words.limits, q_len, kv_len)
+    for name, given in (("query_seq_lengths", words.q_lengths), ("key_value_seq_lengths", words.kv_lengths)):
         if given:
             least = functools.reduce(jnp.minimum, [jnp.asarray(each, jnp.int32) for each in given])
             keywords[name] = jnp.broadcast_to(least, (batch,))
-    if rest:
-        keywords["mask"] = allowed(functools.reduce(operator.and_, rest), batch, heads, q_len, kv_len)
+    if words.rest:
+        keywords["mask"] = allowed(functools.reduce(operator.and_, words.rest), batch, heads, q_len, kv_len)
     if empty_rows == "error":
-        _refuse_empty_rows(mask, (batch, heads, q_len, kv_len), lengths["query_seq_lengths"])
+        _refuse_empty_rows(mask, (batch, heads, q_len, kv_len), words.q_lengths)
     return cast(DotProductKeywords, keywords)
 
 
@@ -123,12 +112,6 @@ def to_splash_mask(mask: Mask, heads: int, q_len: int, kv_len: int) -> MultiHead
     return splash.MultiHeadMask(built if per_head else built * heads)
 
 
-def _near(limits: Band) -> bool:
-    """Whether the band holds the diagonal, as the windows of jax.nn do."""
-    low, high = limits
-    return (low is None or low <= 0) and (high is None or high >= 0)
-
-
 def _band_keywords(limits: Band, q_len: int, kv_len: int) -> dict[str, Any]:
     low, high = limits
     keywords: dict[str, Any] = {"is_causal": True} if high == 0 else {}
@@ -136,25 +119,6 @@ def _band_keywords(limits: Band, q_len: int, kv_len: int) -> dict[str, Any]:
         # jax.nn has no unbounded side: one as long as the sequence is
         keywords["local_window_size"] = (q_len if low is None else -low, kv_len if high is None else high)
     return keywords
-
-
-def _key_lengths(part: Mask) -> Array | None:
-    if isinstance(part, KeyPadding):
-        return part.lengths
-    return _prefix_lengths(part.keep) if isinstance(part, KeyMask) else None
-
-
-def _query_lengths(part: Mask) -> Array | None:
-    return _prefix_lengths(part.keep) if isinstance(part, QueryMask) else None
-
-
-def _prefix_lengths(keep: Array) -> Array | None:
-    """How many slots each row keeps, where it keeps the first ones and the data can be read; else None."""
-    kept = peek(keep)
-    if kept is None:
-        return None
-    lengths = kept.sum(1)
-    return lengths if (kept == (np.arange(kept.shape[1]) < lengths[:, None])).all() else None
 
 
 def _refuse_empty_rows(mask: Mask, sizes: tuple[int, int, int, int], query_lengths: list[Array]) -> None:

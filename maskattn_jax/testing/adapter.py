@@ -35,6 +35,8 @@ class Adapter(TwinAdapter):
     bool array this twin lowers it to, so that masks of one shape share a compilation; "jit-mask", the same with the
     mask object itself as the argument; or "disable_jit".
 
+    "gpu" is the first that JAX names.
+
     `empty_rows="error"` cannot be checked under a jit whose argument is the mask: such cases run eagerly.
     """
 
@@ -42,6 +44,13 @@ class Adapter(TwinAdapter):
     name: str = "jax"
 
     kernels = KERNELS
+
+    def without(self) -> str:
+        """Why there is no such device for JAX, "" where there is."""
+        try:
+            return "" if jax.devices(self.device) else f"JAX sees no {self.device}"
+        except RuntimeError:
+            return f"JAX {jax.__version__} sees no GPU, but {', '.join(map(str, jax.devices()))}"
 
     def _run_attention(self, case: Case, differentiated: Arrays, cotangent: Arrays | None) -> Arrays:
         arrays = {name: from_numpy(array) for name, array in differentiated.items()}
@@ -66,6 +75,8 @@ class Adapter(TwinAdapter):
                 stack.enter_context(jax.enable_x64(True))
             if self.mode == "disable_jit":
                 stack.enter_context(jax.disable_jit())
+            if self.device != jax.default_backend():
+                stack.enter_context(jax.default_device(jax.devices(self.device)[0]))
             yield
 
     def _run_module(self, case: Case, inputs: Arrays, weights: Arrays, cotangent: Arrays | None) -> Arrays:

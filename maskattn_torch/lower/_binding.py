@@ -14,6 +14,7 @@ from maskattn._fields import Spec, dtype_name, on_subclass, peek
 from maskattn._lookup import wide
 from maskattn._pairs import Pairwise
 from maskattn.arrays import to_torch
+from maskattn_torch._devices import is_spread
 from maskattn_torch._hosted import placed
 from maskattn_torch.types import Array, Device, Given
 
@@ -75,6 +76,8 @@ def _as_array(array: Given, device: Device) -> Array:
         if copied is not None:
             return copied
     if isinstance(array, torch.Tensor):
+        if type(array) is not torch.Tensor and is_spread(array):
+            raise TypeError("the data of a mask or bias are a DTensor, but query, key and value are plain tensors")
         array = array if device is None or array.device == device else array.to(device)
         return array if array.dtype in _AS_THEY_ARE else wide(array)
     given: object = array

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import os
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import click
 
@@ -28,6 +30,13 @@ __all__ = ["command"]
 @click.option(
     "--samples", type=click.IntRange(min=0), default=0, metavar="N", help="Draw random cases until N numbers."
 )
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "gpu"]),
+    default="cpu",
+    help="Where the twins run. gpu: a fixed sample of at most 60 cases, within 6 minutes, unless --cases chooses some.",
+)
+@click.option("--all", "every", is_flag=True, help="With --device gpu: every case, however long it takes.")
 @click.option("--impl", "specs", multiple=True, metavar="PKG.MOD:ADAPTER", help="Judge this instead of the twins.")
 @_options.json
 @click.option("--html", "html_path", type=_options.NewFile(), help="Write a page of it here.")
@@ -37,6 +46,8 @@ def command(
     pattern: str | None,
     kernel: str | None,
     samples: int,
+    device: str,
+    every: bool,
     specs: tuple[str, ...],
     json_path: Path | None,
     html_path: Path | None,
@@ -53,20 +64,31 @@ def command(
 
     from maskattn.parity.attention.cases import select
     from maskattn.parity.attention.run import run_cases
+    from maskattn.parity.attention.sample import SECONDS, sample
     from maskattn.parity.report import cases as report
 
     kernel = (kernel or "given") if specs else _options.known(kernel or "exact")
-    console, selected = Console(), select(pattern)
+    if every and device == "cpu":
+        raise click.UsageError("--all goes with --device gpu: on the CPU every case is run anyway")
+    sampled = device == "gpu" and pattern is None and not every
+    console, selected = Console(), sample() if sampled else select(pattern)
     if not selected and not samples:
         raise click.UsageError(f"--cases {pattern!r} matches none of the cases; `maskattn parity list` shows their ids")
-    implementations = _implementations(kernel, specs)
+    implementations = _implementations(kernel, specs, device)
     with counting(console) as bar:
         task = bar.add_task("", total=len(selected))
 
         def advance(case: Case, elements: int) -> None:
             bar.update(task, advance=1, description=f"{elements:,} numbers · {case.id}")
 
-        result = run_cases(selected, implementations, kernel=kernel, samples=samples, progress=advance)
+        result = run_cases(
+            selected,
+            implementations,
+            kernel=kernel,
+            samples=samples,
+            seconds=SECONDS if sampled else None,
+            progress=advance,
+        )
     report.render(result, console, wide=wide, verbose=verbose)
     with _options.writing():
         if json_path is not None:
@@ -84,11 +106,27 @@ def _alone(error: Exception) -> str:
     return f"; --impl maskattn_{other}.testing.adapter:ADAPTER runs the other twin alone" if other else ""
 
 
-def _implementations(kernel: str, specs: tuple[str, ...]) -> list[Adapter]:
+def _implementations(kernel: str, specs: tuple[str, ...], device: str) -> list[Adapter]:
     from maskattn.parity.attention import adapters
 
+    if device == "gpu":
+        # JAX would otherwise take three quarters of the memory, from PyTorch too
+        os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
-        return [adapters.load(spec) for spec in specs] if specs else adapters.standard(kernel)
+        found = [adapters.load(spec) for spec in specs] if specs else adapters.standard(kernel, device)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         hint = "" if specs else _alone(error)
         raise click.ClickException(f"cannot load an implementation: {error}{hint}") from error
+    if device == "gpu":
+        found = [_placed(adapter, device) for adapter in found] if specs else found
+        missing = [why for adapter in found if (why := getattr(adapter, "without", str)())]
+        if missing:
+            raise click.ClickException(f"--device gpu: {'; '.join(missing)}")
+    return found
+
+
+def _placed(adapter: Any, device: str) -> Adapter:
+    """A twin's adapter on the device; what is no twin's has to place its arrays itself."""
+    if not hasattr(adapter, "device"):
+        raise click.UsageError(f"--device places the twins; {adapter.name} has to place its arrays itself")
+    return cast("Adapter", dataclasses.replace(adapter, device=device))

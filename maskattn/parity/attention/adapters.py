@@ -99,9 +99,14 @@ class _Named:
 
 
 def twin(name: str, kernel: str = "reference", **options: object) -> Adapter:
-    """One of `TWINS` with this kernel, blockwise in small tiles; `options` are further fields of its adapter."""
-    if kernel == "blockwise":
+    """One of `TWINS` with this kernel, blockwise in small tiles on a CPU; `options` are fields of its adapter."""
+    on_gpu = options.get("device") == "gpu"
+    if kernel == "blockwise" and not on_gpu:
         options = {"blocks": TILES, **options}
+    if kernel == "blockwise" and on_gpu:  # as the vendors do, weights of 16 bits go into the product with values
+        options = {"conventions": {**CONVENTIONS, "narrow": "rounded inside"}, **options}
+    if name == "jax" and on_gpu and kernel not in ("exact", "reference"):
+        options = {"mode": "jit-mask", **options}  # kernels that read more of a mask than its entries
     return dataclasses.replace(load(TWINS[name]), kernel=kernel, **options)  # type: ignore[type-var]
 
 
@@ -150,6 +155,6 @@ class NumpyExact:
         return results
 
 
-def standard(kernel: str) -> list[Adapter]:
-    """What is judged when nothing is named: both twins, and for "exact" NumPy as the third party."""
-    return [*twins(kernel), *([NumpyExact()] if kernel == "exact" else [])]
+def standard(kernel: str, device: str = "cpu") -> list[Adapter]:
+    """What is judged when nothing is named: both twins on this device, and for "exact" NumPy as the third party."""
+    return [*twins(kernel, device=device), *([NumpyExact()] if kernel == "exact" else [])]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 
@@ -25,6 +27,7 @@ def run_cases(
     *,
     kernel: str = "reference",
     samples: int = 0,
+    seconds: float | None = None,
     progress: Callable[[Case, int], None] | None = None,
 ) -> Result:
     """Every case over every implementation, judged by the oracle and, in `exact`, against one another bit for bit.
@@ -32,13 +35,18 @@ def run_cases(
     Args:
       kernel: "exact" asks for tier 1, any other name for tier 2.
       samples: keep drawing random cases until so many numbers of output and gradients were compared.
+      seconds: after which no other case is begun: those that are left did not run.
       progress: called with each case when it is done, and the count of numbers compared so far.
     """
     result = Result(kernel, [_subject(adapter) for adapter in implementations])
-    elements = 0
+    elements, until = 0, math.inf if seconds is None else time.monotonic() + seconds
     given, drawn = iter(cases), fresh()
     while (case := next(given, None)) is not None or elements < samples:
-        outcomes = run_case(case or next(drawn), implementations, kernel)
+        late = time.monotonic() > until
+        if late and case is None:
+            break
+        chosen = case or next(drawn)
+        outcomes = _late(chosen, implementations, seconds) if late else run_case(chosen, implementations, kernel)
         result.outcomes += outcomes
         compared = max((outcome.elements for outcome in outcomes), default=0)
         elements += compared
@@ -50,10 +58,16 @@ def run_cases(
     return result
 
 
+def _late(case: Case, implementations: Sequence[Adapter], seconds: float | None) -> list[CaseOutcome]:
+    reason = f"not begun: the {seconds:g} seconds were over"
+    return [CaseOutcome(case, _subject(adapter), "unsupported", [reason]) for adapter in implementations]
+
+
 def _subject(adapter: Adapter) -> str:
     usual = {"torch": "eager", "jax": "jit"}.get(adapter.name)
-    mode = getattr(adapter, "mode", usual)
-    return adapter.name if mode == usual else f"{adapter.name}-{mode}"
+    mode, device = getattr(adapter, "mode", usual), getattr(adapter, "device", "cpu")
+    words = [adapter.name, *([] if mode == usual else [mode]), *([] if device == "cpu" else [device])]
+    return "-".join(map(str, words))
 
 
 def run_case(case: Case, implementations: Sequence[Adapter], kernel: str) -> list[CaseOutcome]:

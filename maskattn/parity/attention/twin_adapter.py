@@ -19,6 +19,7 @@ class TwinAdapter:
     Attributes:
         kernel: handed to attention and modules.
         mode: how the twin's framework runs it.
+        device: "cpu" or "gpu": where it runs, whatever the framework would choose.
         blocks: the size of tiles, queries by keys, in calls of attention; modules and None leave it to the kernel.
         conventions: the library's own, but for what the kernel declares.
     """
@@ -27,6 +28,7 @@ class TwinAdapter:
     mode: str = "eager"
     name: str = ""
     blocks: tuple[int, int] | None = None
+    device: str = "cpu"
     conventions: dict[str, str] = field(default_factory=lambda: dict(CONVENTIONS), hash=False)
 
     kernels: ClassVar[Mapping[str, ModuleType]]
@@ -38,6 +40,10 @@ class TwinAdapter:
     def unsupported(self, case: Case) -> list[str]:
         """Every reason why this case cannot be run: it runs every case, or its kernel says why not."""
         return []
+
+    def without(self) -> str:
+        """Why there is no such device for this twin, "" where there is."""
+        raise NotImplementedError
 
     def run(self, case: Case, inputs: Arrays, weights: Arrays | None = None, cotangent: Arrays | None = None) -> Arrays:
         """As `maskattn.parity.attention.adapters.Adapter.run`."""

@@ -4,6 +4,7 @@
     steps.py      which of them are visited, and how     tile.py        the scores of one
     shards.py     several devices                        forward.py     the walk over all steps,
     tiled_call.py what both passes compute with        backward.py    and that for the gradients
+    gpu.py        whether kernels of `pallas/` do that instead, on a GPU
 
 Nothing of L x S entries is made (but the gradient of a bias that has so many).
 
@@ -19,17 +20,24 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
+from jax.sharding import AxisType
 
 from maskattn.attention import Call
 from maskattn_jax import lower
 from maskattn_jax._linear import linear as differentiated
+from maskattn_jax._mesh import automatic_inside, axis_types
+from maskattn_jax._partition import Origin, is_automatic
 from maskattn_jax._scope import own_modes
 from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels import reference
+from maskattn_jax.kernels.blockwise import automatic, gpu
+from maskattn_jax.kernels.blockwise.automatic import Known, Undivided
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
-from maskattn_jax.kernels.blockwise.shards import Origin, divided
+from maskattn_jax.kernels.blockwise.own import axes_of, axes_of_bias, axes_of_floats, in_place
+from maskattn_jax.kernels.blockwise.shards import divided
 from maskattn_jax.kernels.blockwise.steps import cheapest, is_known
 from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
@@ -45,19 +53,43 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
             lower.check(node, *call.sizes)
     if 0 in call.sizes:
         return _without_tiles(call)
-    options = Options(call.scale, call.softcap, call.empty_rows, call.precision)
+    options, kernels = Options(call.scale, call.softcap, call.empty_rows, call.precision), gpu.kernels_of(call)
 
     def run(query: Array, key: Array, value: Array, sinks: Any, rest: Any, origin: Origin) -> tuple[Array, Array]:
         floats, mask, bias, dropout = rest
-        tiling, steps = cheapest(mask, query, key, call.sizes, origin, call.blocks)
+        tiling, steps = (
+            cheapest(mask, query, key, call.sizes, origin, call.blocks)
+            if kernels is None
+            else kernels.tiled(mask, query, key, call.sizes)
+        )
         given = (query, key, value, floats, sinks, Conditions(mask, bias, dropout, steps, origin))
         # inside a shard_map: what every device has whole varies like the rest from here on
         return _attention(tiling, options, *vary(given, manual_axes(given)))[:2]
 
     operands = (call.query, call.key, call.value)
+    given = operands, call.sinks, call.mask, call.bias
+    if is_automatic(given):
+        return _over_automatic_axes(call, options, kernels)
+    if axis_types(given) == {AxisType.Auto, AxisType.Explicit}:
+        return automatic_inside(attention)(call)
     mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
     bias = lower.opaque(call.bias, *operands)
-    return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout))
+    floats, words = float_leaves(bias)[0], jax.tree.leaves(call.dropout)
+    axes = [*axes_of_floats(bias), *axes_of(mask, call.sizes[0]), *axes_of_bias(bias), *[("-",)] * len(words)]
+    return divided(run, *operands, call.sinks, (floats, mask, bias, call.dropout), axes)
+
+
+def _over_automatic_axes(call: Call[Array], options: Options, kernels: gpu.Kernels | None) -> tuple[Array, Array]:
+    operands = (call.query, call.key, call.value)
+    # a mask of data is not the program's own where every call is one of its own
+    traced = any(isinstance(x, jax.core.Tracer) for x in operands)
+    known = is_known(call.mask) and (traced or not jax.tree.leaves(call.mask))
+    constant = Known(call.mask) if known and call.mask is not None else None
+    undivided = Undivided(call.sizes, call.blocks, constant, kernels)
+    mask, bias = (lower.opaque(node, *operands) for node in (call.mask, call.bias))
+    origin, steps = Origin(*[np.int32(0)] * 3), None
+    given = (*operands, float_leaves(bias)[0], call.sinks, Conditions(mask, bias, call.dropout, steps, origin))
+    return _attention(undivided, options, *given)[:2]
 
 
 def unsupported(call: Call[Array]) -> list[str]:
@@ -87,13 +119,18 @@ def _attention(*arguments: Any) -> tuple[Array, Array, Any]:
     """The output, the log-sum-exp, and what else the derivative needs: the output before it was rounded (None where it
     was not), and `_found`; nothing is differentiated of these.
     """
-    output, lse, found = _forward(*arguments)
+    undivided = isinstance(arguments[0], Undivided)
+    output, lse, found = automatic.forward(_forward, *arguments) if undivided else _forward(*arguments)
     rounded = output.astype(arguments[2].dtype)
     return rounded, lse, (None if output.dtype == rounded.dtype else output, found)
 
 
 @partial(jax.jit, static_argnums=(0, 1))
 def _forward(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array, Array | None]:
+    return gpu.forward(_forward_by_loops, tiling, options, *arrays)
+
+
+def _forward_by_loops(tiling: CallTiling, options: Options, *arrays: Any) -> tuple[Array, Array, Array | None]:
     return output_and_lse(prepared(tiling, options, *arrays))
 
 
@@ -131,7 +168,9 @@ class _Derivative:
 
 
 @partial(jax.custom_jvp, nondiff_argnums=(0, 1))
-def _gradients(*arguments: object) -> tuple[Any, ...]:
+def _gradients(*arguments: Any) -> tuple[Any, ...]:
+    if isinstance(arguments[0], Undivided):
+        return automatic.gradients(_gradients_jit, *arguments)
     return _gradients_jit(*arguments)
 
 
@@ -148,8 +187,11 @@ def _gradients_jit(
 ) -> tuple[Any, ...]:
     if found is not None:  # gradients are linear in the cotangents
         d_output, d_lse = d_output.astype(found.dtype) / found[..., None], d_lse / found
-    tiled = prepared(replace(tiling, parts=(1, 1)), options, *arrays)
-    computed = gradients(tiled, output, lse, d_output, d_lse)
+    return gpu.gradients(_gradients_by_loops, tiling, options, arrays, output, lse, d_output, d_lse)
+
+
+def _gradients_by_loops(tiling: CallTiling, options: Options, arrays: Any, *results: Array) -> tuple[Any, ...]:
+    computed = gradients(prepared(replace(tiling, parts=(1, 1)), options, *arrays), *results)
     *like, floats, sinks, _ = arrays
     d_arrays = (gradient.astype(x.dtype) for gradient, x in zip(computed[:3], like, strict=True))
     d_bias = [_unpadded(gradient, leaf) for gradient, leaf in zip(computed.bias, floats, strict=True)]
@@ -178,13 +220,15 @@ def _formula(
 ) -> tuple[Array, Array]:
     """`_attention` by the formula of the reference kernel, some queries at a time."""
     query, key, value, floats, sinks = inputs
-    dropout, origin = conditions.dropout, conditions.origin
+    dropout, origin, mask = conditions.dropout, conditions.origin, conditions.mask
+    if mask is not None and not isinstance(tiling, Undivided):
+        mask = in_place(mask, tiling, origin)
     bias = float_leaves(conditions.bias)[1](floats)
     call: Call[Array] = Call(
         query,
         key,
         value,
-        conditions.mask,
+        mask,
         bias,
         options.scale,
         options.softcap,

@@ -73,9 +73,13 @@ def visit(tiled: TiledCall, at: Row, step: Callable[[list[Part], C], C], carry: 
     """`step(parts, carry)` for each step of a row of tiles: its parts at the step's keys."""
     tiling, origin, steps = tiled.tiling, tiled.conditions.origin, tiled.conditions.steps
     batch, heads, tiles, _ = steps.after.shape
+    own = [
+        divided and size == part
+        for divided, size, part in zip(tiling.divided, (batch, heads), (tiling.batch, tiling.heads), strict=False)
+    ]
     mine = (
-        at.batch + origin.row if batch > 1 else 0,
-        at.head + origin.head if heads > 1 else 0,
+        (at.batch if own[0] else at.batch + origin.row) if batch > 1 else 0,
+        (at.head if own[1] else at.head + origin.head) if heads > 1 else 0,
         at.tile if tiles > 1 else 0,
     )
 

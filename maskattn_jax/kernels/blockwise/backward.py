@@ -87,8 +87,9 @@ def gradients(tiled: TiledCall, output: Array, lse: Array, d_output: Array, d_ls
         whole = sums.query
         scale = jnp.asarray(tiled.options.scale, dtype)
         for part, one, d_query in zip(at.parts, queries, d_queries, strict=True):
-            # a negative scale would make an empty row -0
-            d_query = jnp.where(one.empty.reshape(*d_query.shape[:-1], 1), 0, d_query * scale)
+            # a negative scale would make 0 -0
+            nothing = (d_query == 0) | one.empty.reshape(*d_query.shape[:-1], 1)
+            d_query = jnp.where(nothing, 0, d_query * scale)
             whole = arrays.put_query_tile(tiled, whole, d_query, part)
         return rest._replace(query=whole)
 

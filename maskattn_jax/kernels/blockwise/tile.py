@@ -14,6 +14,7 @@ from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn_jax.dropout import keep
 from maskattn_jax.kernels.blockwise.arrays import Place, slice_at
+from maskattn_jax.kernels.blockwise.own import in_place, own
 from maskattn_jax.kernels.blockwise.tiled_call import TiledCall
 
 
@@ -81,8 +82,11 @@ def window(tiled: TiledCall, shape: tuple[int, ...], place: Place, width: int) -
     """Where the slice of an array [B or 1, H or 1, L or 1, S or 1], padded, that a tile reads starts, and its sizes."""
     rows, columns, group, q_block = tiled.tiling.tile
     sizes = (rows, columns * group, q_block, width)
-    bounds = zip(_starts_in_whole(tiled, place), sizes, shape, strict=True)
-    read = [(start, size) if n != 1 else (0, 1) for start, size, n in bounds]
+    here = (place.row, place.column * group, place.query)
+    mine = own(shape, tiled.tiling, tiled.tiling.padded[0])
+    starts = list(_starts_in_whole(tiled, place))
+    starts[:3] = [part if is_own else start for start, part, is_own in zip(starts, here, mine, strict=False)]
+    read = [(start, size) if n != 1 else (0, 1) for start, size, n in zip(starts, sizes, shape, strict=True)]
     return [start for start, _ in read], [size for _, size in read]
 
 
@@ -129,7 +133,7 @@ def _evaluate(tiled: TiledCall, mask: Mask, place: Place, index: tuple[Array, ..
     """Where one part of a mask's expression allows, on the axes that it reads."""
     if isinstance(mask, Dense):
         return _slice(tiled, mask.keep, place, index[3].shape[-1])
-    return jnp.asarray(mask.allowed(*restrict(mask, *index)))
+    return jnp.asarray(in_place(mask, tiled.tiling, tiled.conditions.origin).allowed(*restrict(mask, *index)))
 
 
 def _rank_5(x: Array) -> Array:

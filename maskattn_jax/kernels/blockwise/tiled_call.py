@@ -12,9 +12,8 @@ from jax import Array
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn.typing import EmptyRows, Precision
+from maskattn_jax._partition import Origin
 from maskattn_jax.dropout import Dropout
-from maskattn_jax.kernels.blockwise.shards import Origin
-from maskattn_jax.kernels.blockwise.steps import Steps
 from maskattn_jax.kernels.blockwise.tiling import FEW, CallTiling
 
 
@@ -34,14 +33,15 @@ class Conditions(NamedTuple):
     Attributes:
         mask: True = may attend; or None.
         bias, dropout: or None.
-        steps: the keys that each row of tiles visits.
+        steps: the `Steps`, of keys, that each row of tiles visits; for a GPU's kernels, which plan that themselves, the
+            `Sizes` of their tiles.
         origin: where this device's part of the batch, the heads and the queries begins.
     """
 
     mask: Mask | None
     bias: Bias | None
     dropout: Dropout[Array] | None
-    steps: Steps
+    steps: Any  # Steps, or Sizes
     origin: Origin
 
 

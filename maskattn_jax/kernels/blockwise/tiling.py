@@ -73,6 +73,11 @@ class CallTiling(Tiling):
         return max(1, self.whole[2] // max(1, self.q_len))
 
     @property
+    def divided(self) -> tuple[bool, bool, bool]:
+        """Whether several devices have parts of the batch, of the heads, of the queries."""
+        return self.batch != self.whole[0], self.heads != self.whole[1], self.shards > 1
+
+    @property
     def padded(self) -> tuple[int, int]:
         """The lengths rounded up to whole tiles: queries, keys."""
         return self.q_tiles * self.q_block, self.kv_tiles * self.kv_block

@@ -19,11 +19,13 @@ from maskattn.numerics.exact import Arrays, Options, attend, project
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_jax import lower
 from maskattn_jax._linear import NoForwardMode, linear as differentiated, no_second_derivative
+from maskattn_jax._mesh import automatic_inside
 from maskattn_jax._scope import own_modes
 from maskattn_jax.dropout import dense
 from maskattn_jax.exact_ops import OPS
 
 
+@automatic_inside
 def attention(call: Call[Array]) -> tuple[Array, Array]:
     """Attend exactly: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], lse [B, L, H].
 

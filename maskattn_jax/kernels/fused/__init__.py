@@ -12,10 +12,10 @@ from __future__ import annotations
 
 import functools
 from dataclasses import replace
-from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import Array
 
 from maskattn import schedule
@@ -25,51 +25,52 @@ from maskattn.biases import DenseBias
 from maskattn.masks import Mask
 from maskattn.typing import NumPyArray
 from maskattn_jax import lower
-from maskattn_jax.kernels.fused import splash
+from maskattn_jax._mesh import automatic_inside
+from maskattn_jax._platform import platform
+from maskattn_jax.kernels.fused import cudnn, splash
+from maskattn_jax.lower.words import in_words, reached
 from maskattn_jax.types import Given
 
 #: Where the parity suite must not expect what the other kernels promise.
 CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 
 
+@automatic_inside
 def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
-    query, key, value, sizes = call.query, call.key, call.value, call.sizes
+    query, key, value = call.query, call.key, call.value
+    on_cudnn = platform(query, key, value) == "gpu" and not cudnn.unsupported(call)
     mask, bias = (lower.opaque(node, query, key, value) for node in (call.mask, call.bias))
-    keywords: dict[str, Any] = {}
-    if isinstance(bias, DenseBias):  # which may forbid by -inf
-        added: Any = lower.bias(bias, *sizes)
-        kept, allowed = lower.allowed(mask, *sizes), added != -jnp.inf
-        allowed = allowed if kept is None else allowed & kept
-        keywords = {"bias": jnp.where(allowed, added, 0), "mask": allowed}
-        reached: tuple[Given | None, Given | None] = jnp.any(allowed, -1), jnp.any(allowed, -2)
+    added = None if bias is None else lower.bias(bias, *call.sizes)
+    kept: Array | None = None
+    rows: Given | None
+    keys: Given | None
+    if added is not None and isinstance(bias, DenseBias):  # which may forbid by -inf
+        finite, allowed = jnp.not_equal(added, -jnp.inf), lower.allowed(mask, *call.sizes)
+        kept = finite if allowed is None else finite & allowed
+        added = jnp.where(kept, added, 0)
+        rows, keys = jnp.any(kept, -1), jnp.any(kept, -2)
     else:
-        reached = _reached(mask, sizes)
-    rows, keys = reached
+        rows, keys = _reached(mask, call.sizes)
+    if bias is None and (count := _first_only(keys)) is not None:
+        key, value, keys = key[:, :count], value[:, :count], None
     key, value = _cleared(key, keys), _cleared(value, keys)
     width, v_dim = max(query.shape[-1], value.shape[-1]), value.shape[-1]
     query, key, value = (_widened(x, width) for x in (query, key, value))
-    if platform() == "tpu":
+    sizes = (*call.sizes[:3], key.shape[1])
+    if platform(query, key, value) == "tpu":
         out = splash.attention(replace(call, query=query, key=key, value=value))
     else:
-        if not keywords and mask is not None and not call.is_sized:
-            keywords = {"mask": lower.allowed(mask, *sizes)}
-        elif not keywords and mask is not None:
-            keywords = {**lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")}
-        if bias is not None and "bias" not in keywords:
-            keywords["bias"] = lower.bias(bias, *sizes)
-        half = query.dtype in (jnp.bfloat16, jnp.float16)
-        # a bias keeps its dtype: cuDNN, which would have it in the inputs', does not get one that is wider
-        exact = bias is None or keywords["bias"].dtype == query.dtype
-        with jax.default_matmul_precision(call.precision):
-            out = jax.nn.dot_product_attention(
-                query,
-                key,
-                value,
-                scale=call.scale,
-                implementation="cudnn" if half and exact and platform() == "gpu" else "xla",
-                **keywords,
-            )
+        keywords = {"mask": kept} if kept is not None else _keywords(mask, sizes, call.is_sized, on_cudnn)
+        if added is not None:
+            keywords["bias"] = added
+        if on_cudnn:
+            out = cudnn.attention(query, key, value, call.scale, keywords)
+        else:
+            with jax.default_matmul_precision(call.precision):
+                out = jax.nn.dot_product_attention(
+                    query, key, value, scale=call.scale, implementation="xla", **keywords
+                )
     out = out[..., :v_dim]
     if rows is not None:
         empty = jnp.swapaxes(~rows, 1, 2)[..., None]
@@ -77,10 +78,22 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     return out, None
 
 
+def _keywords(mask: Mask | None, sizes: tuple[int, int, int, int], is_sized: bool, on_cudnn: bool) -> cudnn.Keywords:
+    """The mask as keywords of jax.nn: an array where they have no words for it."""
+    if mask is None:
+        return {}
+    if on_cudnn:
+        return cudnn.words(mask, sizes)
+    if not is_sized:
+        return {"mask": lower.allowed(mask, *sizes)}
+    return {**lower.to_dot_product_attention(mask, *sizes, empty_rows="mean")}
+
+
 def unsupported(call: Call[Array]) -> list[str]:
     """Everything that the vendor's function on this platform cannot express; [] where it runs the call."""
     reasons = []
-    name = "Splash attention" if platform() == "tpu" else "jax.nn.dot_product_attention"
+    on = platform(call.query, call.key, call.value)
+    name = "Splash attention" if on == "tpu" else "jax.nn.dot_product_attention"
     if call.dropout_rate:
         reasons.append(f"{name} has no dropout from a key")
     if call.return_lse:
@@ -92,15 +105,15 @@ def unsupported(call: Call[Array]) -> list[str]:
     query, key = call.query.shape, call.key.shape
     if 0 in (*query, *key):
         reasons.append(f"{name} takes no empty arrays, got query {query} and key {key}")
-    if platform() == "tpu":
+    if on == "tpu":
         return reasons + splash.unsupported(call)
-    if call.query.dtype == jnp.float16 and platform() != "gpu":
+    if call.query.dtype == jnp.float16 and on != "gpu":
         reasons.append(f"{name} computes float16 on GPUs only")
     if call.sinks is not None:
         reasons.append(f"{name} has no sinks")
     if call.softcap is not None:
         reasons.append(f"{name} has no softcap")
-    return reasons
+    return reasons + (cudnn.misplaced(call) if on == "gpu" and not cudnn.unsupported(call) else [])
 
 
 def _widened(x: Array, width: int) -> Array:
@@ -118,10 +131,21 @@ def _reached(mask: Mask | None, sizes: tuple[int, int, int, int]) -> tuple[Given
     if not mask.flatten()[0] and are_numbers(sizes):
         rows, keys = _reached_statically(mask, sizes)
         return (None if rows.all() else rows), (None if keys.all() else keys)
+    words = in_words(mask)
+    if not words.rest:
+        return reached(words, sizes)
     allowed = lower.allowed(mask, *sizes)
     if allowed is None:
         return None, None
     return jnp.any(allowed, -1), jnp.any(allowed, -2)
+
+
+def _first_only(keys: Given | None) -> int | None:
+    """How many keys are reached, where they are the first ones in every batch row and head, and that is known."""
+    if not isinstance(keys, np.ndarray) or keys.shape[:2] != (1, 1):
+        return None
+    count = int(keys.sum())
+    return count if count and keys[0, 0, :count].all() else None
 
 
 def _cleared(x: Array, keys: Given | None) -> Array:
@@ -138,8 +162,3 @@ def _cleared(x: Array, keys: Given | None) -> Array:
 @functools.lru_cache(maxsize=64)
 def _reached_statically(mask: Mask, sizes: tuple[int, int, int, int]) -> tuple[NumPyArray, ...]:
     return schedule.reached(mask, *sizes)
-
-
-def platform() -> str:
-    """Where what is traced now will run: "cpu", "gpu" or "tpu"."""
-    return jax.default_backend()

@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import Array
+from jax.sharding import AxisType
 
 from maskattn.attention import Call
 from maskattn.masks import And, Full, KeyMask, KeyPadding, Mask, Segments
 from maskattn_jax import lower
+from maskattn_jax._mesh import axis_types
 
 _BLOCK = 128
 _NOTHING = -1  # the segment of a key that nothing may attend to: no query has it
@@ -49,6 +51,8 @@ def unsupported(call: Call[Array]) -> list[str]:
     for name, length in (("query", q_len), ("key", kv_len)):
         if length % _BLOCK:
             reasons.append(f"Splash attention needs lengths that are multiples of {_BLOCK}, got {name} {length}")
+    if axis_types(call.query, call.key, call.value) - {AxisType.Manual}:
+        reasons.append("XLA cannot divide Splash attention over a mesh: put the call into a jax.shard_map")
     if call.bias is not None:
         reasons.append("Splash attention has no bias")
     static, per_row = _split(call.mask)

@@ -22,7 +22,7 @@ from typing import Any
 import torch
 from torch import Tensor as Array
 
-from maskattn.attention import Call
+from maskattn.attention import Call, PartOfCall
 from maskattn_torch import _autocast
 from maskattn_torch._derivatives import computed, floats, gradients_of, primals, tangents_of
 from maskattn_torch._operators import applied, flops, operator
@@ -205,9 +205,10 @@ def _formula(options: tuple[Any, ...]) -> Callable[..., tuple[Array, Array]]:
 
     def formula(query: Array, key: Array, value: Array, sinks: Array | None, *leaves: Array) -> tuple[Array, Array]:
         mask, bias, dropout = unpack(packed, list(leaves))
-        call = Call(query, key, value, mask, bias, scale, softcap, sinks)
+        call = PartOfCall(query, key, value, mask, bias, scale, softcap, sinks)
         if dropout is not None:
             call = replace(call, dropout_rate=dropout.rate, dropout_key=dropout.words, dropout_broadcast=dropout.shared)
+            call = replace(call, within=dropout.within)
         return reference.by_rows(call)
 
     return formula

@@ -58,7 +58,7 @@ def structure_of(node: Spec | Dropout[Array] | None, leaves: list[Array]) -> Any
         return None
     if isinstance(node, Dropout):
         leaves.append(node.words)
-        return (Dropout, node.rate, tuple(node.shared))
+        return (Dropout, node.rate, tuple(node.shared), node.within)
     parts, rest = node.flatten()
     count = len(node.data_fields())
     leaves.extend(parts[:count])
@@ -144,8 +144,8 @@ def _structure(node: Any) -> Any:
     if node is None:
         return None
     name, first, second, *parts = node
-    if name == "Dropout":
-        return (Dropout, first, _frozen(second))
+    if name == "Dropout":  # programs that were exported before say nothing of a whole
+        return (Dropout, first, _frozen(second), _frozen(parts[0]) if parts else None)
     if name not in _CLASSES:
         raise ValueError(f"no class {name} is known")
     cls, (keys, rest) = _CLASSES[name], _frozen(first)
@@ -165,7 +165,7 @@ def _rebuilt(structure: Any, leaves: Iterator[Array]) -> Any:
     if structure is None:
         return None
     if structure[0] is Dropout:
-        return Dropout(structure[1], next(leaves), structure[2])
+        return Dropout(structure[1], next(leaves), *structure[2:])
     cls, rest, count, parts = structure
     own = [next(leaves) for _ in range(count)]
     made: Spec = cls.unflatten(rest, own + [_rebuilt(part, leaves) for part in parts])

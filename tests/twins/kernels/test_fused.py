@@ -65,14 +65,14 @@ def test_exported_for_a_tpu_forward_and_backward_it_calls_splash(mask, monkeypat
         return maskattn_jax.attention(q, k, v, mask, kernel="fused", softcap=20.0).sum()
 
     shapes = [jax.ShapeDtypeStruct((2, 256, heads, 64), jnp.bfloat16) for heads in (4, 2, 2)]
-    monkeypatch.setattr(fused_jax, "platform", lambda: "tpu")
+    monkeypatch.setattr(fused_jax, "platform", lambda *_: "tpu")
     text = jax.export.export(jax.jit(jax.grad(loss, (0, 1, 2))), platforms=["tpu"])(*shapes).mlir_module()
     assert text.count("tpu_custom_call") >= 3  # forward, dQ, dK and dV
     assert "4x256x256" not in text  # the scores are never an array
 
 
 def test_splash_says_what_it_cannot_express(monkeypatch):
-    monkeypatch.setattr(fused_jax, "platform", lambda: "tpu")
+    monkeypatch.setattr(fused_jax, "platform", lambda *_: "tpu")
     q, k, v = map(jnp.asarray, arrays(2, 130, 128, 2, 2, 8))
     ids = np.zeros((2, 130), np.int32), np.zeros((2, 128), np.int32)
     mask = masks.Segments(*ids) & masks.Segments(ids[0], ids[1] + 1)

@@ -50,7 +50,7 @@ def test_full_tiles_need_no_mask_but_where_a_step_reaches_beyond_the_last(length
 
 def test_numpy_data_give_steps_in_numpy_while_a_function_is_traced():
     """And data that are arguments of the function do not: their steps are traced."""
-    ids = np.repeat(np.arange(4), 300)[None]
+    ids = np.repeat(np.arange(5), 240)[None]
     array = jnp.zeros((1, 1200, 2, 4))
     origin = Origin(*[jnp.zeros((), jnp.int32)] * 3)
     made = []
@@ -129,7 +129,7 @@ def test_a_tile_that_is_skipped_is_seen(monkeypatch):
         return tiling, replace(steps, after=after)
 
     query, key, value = (
-        jnp.asarray(np.random.default_rng(n).standard_normal((1, 24, 2, 4), np.float32)) for n in (0, 1, 2)
+        jnp.asarray(np.random.default_rng(n).standard_normal((1, 40, 2, 4), np.float32)) for n in (0, 1, 2)
     )
     attend = functools.partial(maskattn_jax.attention, query, key, value, masks.Causal())
     right = attend(kernel="blockwise", blocks=(8, 8))

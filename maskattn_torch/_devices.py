@@ -1,0 +1,100 @@
+"""DTensors, as far as this twin looks into them: what this device has of one, and how one is made of such parts."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor as Array
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor
+
+__all__ = [
+    "PLAIN",
+    "axis_of",
+    "by_parts",
+    "from_local",
+    "is_spread",
+    "owned",
+    "part_of",
+    "placed_as",
+    "replicated",
+    "tensors",
+]
+
+PLAIN = (torch.Tensor, torch.nn.Parameter)
+
+
+def is_spread(*arrays: object) -> bool:
+    """Whether one of the arrays is a DTensor: costs no import, and next to no time where they are plain tensors."""
+    return any([type(x) not in PLAIN and hasattr(x, "placements") for x in arrays])
+
+
+def by_parts(x: Any, function: Callable[[Array, Sequence[int], Sequence[int]], Array]) -> DTensor:
+    """function(this device's part of x, its first indices, the shape of x), a part of the same shape, sharded as x."""
+    mesh = x.device_mesh
+    placements = [p if axis_of(p) is not None else tensors().Replicate() for p in x.placements]
+    first = [part_of(mesh, placements, axis, size)[0] for axis, size in enumerate(x.shape)]
+    local = x.redistribute(mesh, placements).to_local(grad_placements=placements)
+    return from_local(function(local, first, x.shape), mesh, placements, x.shape)
+
+
+def part_of(mesh: DeviceMesh, placements: Sequence[Any], axis: int, size: int) -> tuple[int, int]:
+    """(first, count) of this device along an axis, as DTensors are cut: the last devices may have fewer, or none."""
+    first: int = 0
+    coordinate: Any = mesh.get_coordinate()
+    for n, p in enumerate(placements):
+        if axis_of(p) == axis:
+            most = -(-size // mesh.size(n))
+            low = min(most * coordinate[n], size)
+            first, size = first + low, min(most, size - low)
+    return first, size
+
+
+def axis_of(placement: Any) -> int | None:
+    """The axis that a placement shards; None of any other, those that stride among them."""
+    return placement.dim if type(placement).__name__ == "Shard" else None
+
+
+def from_local(local: Array, mesh: DeviceMesh, placements: Sequence[Any], shape: Sequence[int]) -> DTensor:
+    """A DTensor of a shape, of this device's part: its axes lie in memory in the order of the part's."""
+    strides: tuple[int, ...] = local.stride()
+    order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
+    if strides != _strides(local.shape, order):
+        local, order = local.contiguous(), list(range(len(shape)))
+    return tensors().DTensor.from_local(
+        local, mesh, placements, run_check=False, shape=torch.Size(shape), stride=_strides(shape, order)
+    )
+
+
+def replicated(x: Array, mesh: DeviceMesh) -> DTensor:
+    """A DTensor of a tensor that is the same on every device."""
+    return tensors().DTensor.from_local(x, mesh, [tensors().Replicate()] * mesh.ndim, run_check=False)
+
+
+def placed_as(x: Array, like: DTensor) -> DTensor:
+    """A DTensor of a tensor that is the same on every device, sharded as another is."""
+    return replicated(x.to(like.device), like.device_mesh).redistribute(like.device_mesh, like.placements)
+
+
+def owned(module: torch.nn.Module, out: Array) -> Array:
+    """The output as no view where FSDP2 wraps the module: its hooks hang on it, and writing to a view loses them."""
+    return out.clone() if out._base is not None and hasattr(type(module), "unshard") else out
+
+
+def _strides(shape: Sequence[int], order: Sequence[int]) -> tuple[int, ...]:
+    """The strides of axes that lie in memory one within the other, the outermost first."""
+    strides, step = [0] * len(shape), 1
+    for axis in reversed(order):
+        strides[axis], step = step, step * max(1, shape[axis])
+    return tuple(strides)
+
+
+def tensors() -> Any:
+    """torch.distributed.tensor, which takes most of a second to import: whoever has DTensors has done so."""
+    import torch.distributed.tensor as module
+
+    return module

@@ -1,0 +1,122 @@
+"""Tensor parallelism of the attention modules: a style for `torch.distributed.tensor.parallel.parallelize_module`.
+
+It imports `torch.distributed`, and so is not imported with the package.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import Tensor as Array, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
+from torch.distributed.tensor.parallel import ParallelStyle
+
+from maskattn_torch._apart import Apart
+from maskattn_torch._devices import owned
+from maskattn_torch.multihead import MultiHeadAttention
+
+__all__ = ["HeadParallel"]
+
+_INPUTS = ("query", "key", "value", "x")  # `x` is the input of the seed module
+
+
+class HeadParallel(ParallelStyle):
+    """The heads of a `MultiHeadAttention` (or `Attention`) divided over the devices of a mesh of one axis.
+
+    Each device computes queries, keys and values of its own heads, attends with them, and multiplies with its columns
+    of the output projection; one all-reduce adds up what they give, and one in the backward pass their gradients. Where
+    the key/value heads cannot be divided, every device computes all of them, and reads those of its own heads.
+
+    The rows of a fused `qkv` are divided within q, k and v: it becomes three layers that are saved and loaded as one,
+    so the names and numbers of a state dict stay. Masks, biases and dropout mean what they mean on one device.
+
+        parallelize_module(block, mesh["model"], {"attn": HeadParallel(), "mlp.up": ColwiseParallel(), ...})
+
+    Args:
+        input_layouts: where the inputs are, if they are no DTensors: Replicate(), or Shard(1) of sequence parallelism,
+            which gathers them.
+        output_layouts: where the output is to be: Replicate(), or Shard(1), which scatters the sum.
+        use_local_output: whether the output is this device's tensor, or a DTensor.
+    """
+
+    def __init__(
+        self,
+        *,
+        input_layouts: Placement | None = None,
+        output_layouts: Placement | None = None,
+        use_local_output: bool = True,
+    ) -> None:
+        self.input_layouts = Replicate() if input_layouts is None else input_layouts
+        self.output_layouts = Replicate() if output_layouts is None else output_layouts
+        self.use_local_output = use_local_output
+
+    def _apply(self, module: nn.Module, device_mesh: DeviceMesh) -> nn.Module:
+        where = type(self).__name__
+        if not isinstance(module, MultiHeadAttention):
+            raise TypeError(f"{where}: expected a MultiHeadAttention of maskattn_torch, got {type(module).__name__}")
+        config, size = module.config, device_mesh.size()
+        if device_mesh.ndim != 1:
+            raise ValueError(
+                f"{where}: expected a mesh of one axis, as mesh['model'] is, got one of {device_mesh.ndim}"
+            )
+        if not config.project:
+            raise ValueError(f"{where}: a module with project=False has no parameters that could be divided")
+        if config.num_heads % size:
+            raise ValueError(f"{where}: num_heads {config.num_heads} cannot be divided by {size} devices")
+        query, *keys = self._layers(module)
+        self._place(query, device_mesh, Shard(0), Shard(0))
+        for layer in keys:
+            rows = Replicate() if config.num_kv_heads % size else Shard(0)
+            self._place(layer, device_mesh, rows, rows)
+        self._place(module.proj, device_mesh, Shard(1), Replicate())
+        self._place(module, device_mesh, Shard(0), Shard(0))
+        module.register_forward_pre_hook(self._inputs(device_mesh), with_kwargs=True)
+        module.register_forward_hook(self._output(device_mesh))
+        return module
+
+    def _layers(self, module: Any) -> tuple[nn.Module, ...]:
+        """The layers of query, key and value; a fused one is taken apart."""
+        if not module.fused:
+            return module.q_proj, module.k_proj, module.v_proj
+        if not isinstance(module.qkv, Apart):
+            if type(module.qkv) is not nn.Linear:
+                got = type(module.qkv).__name__
+                raise TypeError(f"{type(self).__name__}: qkv must be a plain nn.Linear, got {got}")
+            module.qkv = Apart(module.qkv, module.rows)
+        layers: tuple[nn.Module, ...] = module.qkv.layers
+        return layers
+
+    def _place(self, module: Any, mesh: DeviceMesh, weight: Placement, other: Placement) -> None:
+        """Make DTensors of a module's own parameters."""
+        for name, parameter in module.named_parameters(recurse=False):
+            placed = distribute_tensor(
+                parameter, mesh, [weight if name == "weight" else other], src_data_rank=self.src_data_rank
+            )
+            setattr(module, name, nn.Parameter(placed, requires_grad=parameter.requires_grad))
+
+    def _inputs(self, mesh: DeviceMesh) -> Any:
+        def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
+            made: dict[int, Any] = {}  # an input that is given twice stays one
+
+            def moved(x: Any) -> Any:
+                if not isinstance(x, Array):
+                    return x
+                if id(x) not in made:
+                    spread = x if isinstance(x, DTensor) else DTensor.from_local(x, mesh, [self.input_layouts])
+                    made[id(x)] = spread.redistribute(mesh, [Replicate()])
+                return made[id(x)]
+
+            names = list(inspect.signature(type(module).forward).parameters)[1:]
+            placed = tuple(moved(x) if name in _INPUTS else x for name, x in zip(names, given, strict=False))
+            return placed, {name: moved(x) if name in _INPUTS else x for name, x in named.items()}
+
+        return hook
+
+    def _output(self, mesh: DeviceMesh) -> Any:
+        def hook(module: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
+            output = output.redistribute(mesh, [self.output_layouts])
+            return owned(module, output.to_local() if self.use_local_output else output)
+
+        return hook
