@@ -92,9 +92,9 @@ class Spec(Declared):
                 changed = changed or type(made[-1]) is not type(array) or made[-1] is not array
             return type(self).unflatten(self.flatten()[1], made) if changed else self
         leaves, structure = self.flatten()
-        return type(self).unflatten(
-            structure, [leaf.map_data(function) if isinstance(leaf, Spec) else function(leaf) for leaf in leaves]
-        )
+        mapped = [leaf.map_data(function) if isinstance(leaf, Spec) else function(leaf) for leaf in leaves]
+        same = all([type(new) is type(leaf) and new is leaf for new, leaf in zip(mapped, leaves, strict=True)])
+        return self if same else type(self).unflatten(structure, mapped)
 
     def flatten(self) -> tuple[list[Any], Structure]:
         """(leaves, structure). Leaves are this object's arrays, then its masks; the structure, which is hashable, says

@@ -245,6 +245,7 @@ def test_nothing_waits_for_the_gpu(name, kernel, kept, monkeypatch):
     monkeypatch.setattr(flex, "KERNELS", compiled)
     monkeypatch.setattr(plans, "_KEPT", type(plans._KEPT)())
     monkeypatch.setattr(plans, "_OF_DATA", type(plans._OF_DATA)())
+    monkeypatch.setattr(plans, "_SEEN", type(plans._SEEN)())
     monkeypatch.setattr(_hosted, "_HELD", type(_hosted._HELD)())
     if kept:
         for module in (plans, _hosted, scores):
@@ -287,3 +288,82 @@ def test_a_short_call_goes_to_sdpa_at_once(monkeypatch):
         for _ in range(2):
             maskattn_torch.attention(*given, mask)
         assert len(anew) == 2
+
+
+def quick(graph, inputs):
+    """A compiler that takes no time: its results have the right shapes."""
+    outputs = next(node for node in graph.graph.nodes if node.op == "output").args[0]
+    made = [x.meta["example_value"] for x in outputs]
+    return lambda *given: [torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in made]
+
+
+@pytest.mark.parametrize("name", ["causal", "window", "documents", "other"])
+def test_in_a_users_compiled_function_the_choices_are_the_same_and_the_graph_is_one(name):
+    seen = []
+
+    def backend(graph, inputs):
+        seen.append(str(graph.code))
+        return quick(graph, inputs)
+
+    torch._dynamo.reset()
+    data = {n: ids(n) for n in (SMALL, LARGE)}
+    made = {
+        "causal": lambda i: masks.Causal(),
+        "window": lambda i: masks.Causal() & masks.SlidingWindow(1024),
+        "documents": lambda i: masks.Segments(i) & masks.Causal(),
+        "other": lambda i: masks.Strided(3) | masks.KeyMask(i > 0),
+    }[name]
+    function = torch.compile(
+        lambda q, k, v, i: maskattn_torch.attention(q, k, v, made(i)), backend=backend, fullgraph=True, dynamic=False
+    )
+    for n in (SMALL, LARGE):
+        assert function(*arrays(n, kv_heads=4), data[n]).shape == (2, n, 16, 128)
+    assert ["flex_attention" in code for code in seen] == [False, name != "causal"]
+
+
+@pytest.fixture
+def kept(monkeypatch):
+    """What is kept for later calls is kept, of tensors that only seem to be on a GPU too."""
+    for module in (plans, _hosted, scores, fused.cuda):
+        monkeypatch.setattr(module, "plain", lambda: True)
+    monkeypatch.setattr(_hosted, "_HELD", type(_hosted._HELD)())
+
+
+def test_data_of_the_host_are_copied_once_until_they_change(kept):
+    given, mask = arrays(SMALL), masks.KeyPadding(np.array([3, 64]))
+
+    def bound():
+        return maskattn_torch.lower.bind(mask, device=given[0].device).lengths
+
+    first = bound()
+    assert bound() is first and first.device.type == "cuda"
+    assert _hosted.host_of(first).tolist() == [3, 64]
+    mask.lengths[0] = 5
+    assert bound() is not first and _hosted.host_of(bound()).tolist() == [5, 64]
+    lengths = torch.tensor([1, 2])  # of PyTorch's, on the CPU
+    mask = masks.KeyPadding(lengths)
+    first = bound()
+    assert bound() is first
+    lengths += 1
+    assert _hosted.host_of(bound()).tolist() == [2, 3]
+    learned = biases.ALiBi(2, torch.ones(2, requires_grad=True))
+    assert _hosted.placed(learned.slopes, given[0].device) is None
+    for _ in range(2 * _hosted._MOST):
+        _hosted.placed(np.arange(3), given[0].device)
+    assert len(_hosted._HELD) == _hosted._MOST
+
+
+def test_lengths_of_the_host_cut_the_keys_off(kept, monkeypatch):
+    seen = implementations(monkeypatch)
+    for lengths, left, masked in (([40, 50], 50, True), ([40, 40], 40, False), ([0, 40], SMALL, True)):
+        maskattn_torch.attention(*arrays(SMALL), masks.KeyPadding(np.array(lengths)), kernel="fused")
+        _, _, key, dense, _, _ = seen.pop()
+        assert key[2] == left and (dense is not None) == masked
+
+
+def test_a_causal_mask_to_the_end_of_the_keys_is_sdpas_own(kept):
+    for mask, own in ((masks.Causal(4), True), (masks.Causal(3), False), (masks.Causal(), False)):
+        found = fused.cuda.end_aligned(mask, (1, 1, 8, 12)) if not own else True
+        assert (found is not None) == own
+    assert fused.cuda.needs_no_mask(Call(*arrays(LARGE, LARGE + 4), masks.Causal(4)))
+    assert fused.cuda.end_aligned(masks.Causal(-4), (1, 1, 12, 8)) is None

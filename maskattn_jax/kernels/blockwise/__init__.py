@@ -36,6 +36,7 @@ from maskattn_jax.kernels.blockwise import automatic, gpu
 from maskattn_jax.kernels.blockwise.automatic import Known, Undivided
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
+from maskattn_jax.kernels.blockwise.own import axes_of, axes_of_bias, axes_of_floats, in_place
 from maskattn_jax.kernels.blockwise.shards import divided
 from maskattn_jax.kernels.blockwise.steps import cheapest, is_known
 from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves, prepared
@@ -73,7 +74,9 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         return automatic_inside(attention)(call)
     mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
     bias = lower.opaque(call.bias, *operands)
-    return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout))
+    floats, words = float_leaves(bias)[0], jax.tree.leaves(call.dropout)
+    axes = [*axes_of_floats(bias), *axes_of(mask, call.sizes[0]), *axes_of_bias(bias), *[("-",)] * len(words)]
+    return divided(run, *operands, call.sinks, (floats, mask, bias, call.dropout), axes)
 
 
 def _over_automatic_axes(call: Call[Array], options: Options, kernels: gpu.Kernels | None) -> tuple[Array, Array]:
@@ -217,13 +220,15 @@ def _formula(
 ) -> tuple[Array, Array]:
     """`_attention` by the formula of the reference kernel, some queries at a time."""
     query, key, value, floats, sinks = inputs
-    dropout, origin = conditions.dropout, conditions.origin
+    dropout, origin, mask = conditions.dropout, conditions.origin, conditions.mask
+    if mask is not None and not isinstance(tiling, Undivided):
+        mask = in_place(mask, tiling, origin)
     bias = float_leaves(conditions.bias)[1](floats)
     call: Call[Array] = Call(
         query,
         key,
         value,
-        conditions.mask,
+        mask,
         bias,
         options.scale,
         options.softcap,

@@ -1,14 +1,12 @@
 """A call of the blockwise kernel over automatic mesh axes: XLA divides it, and each device makes its own tiles.
 
 Query, key, value, sinks and the data of a mask stay divided as they are along batch and heads, and queries along their
-length; keys and values are gathered along theirs. A mask's data are divided where each device can tell by them what its
-own rows may attend to (`axes_of`); the rest are whole on every device.
+length; keys and values are gathered along theirs.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -17,12 +15,12 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from maskattn.biases import Bias, DenseBias
-from maskattn.masks import And, Dense, Mask, Not, Or
+from maskattn.masks import Mask
 from maskattn_jax._partition import Axes, Made, Origin, divide
 from maskattn_jax.kernels.blockwise.gpu import Kernels
+from maskattn_jax.kernels.blockwise.own import axes_of, axes_of_floats
 from maskattn_jax.kernels.blockwise.steps import cheapest
-from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves
+from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 
 _QUERY, _KEY, _VALUE = ("b", "l", "h", "-"), ("b", "s", "c", "-"), ("b", "s", "c", "-")
@@ -92,8 +90,8 @@ def gradients(
     """`body`, which is `_gradients_jit`, of a call that is not tiled yet."""
     *like, conditions = arrays
     leaves, structure = jax.tree.flatten(tuple(like))
-    axes = _axes_of_floats(like[:3], conditions.bias, like[4])
-    made = [Made(names, x.shape, x.dtype) for names, x in zip(axes, leaves, strict=True)]
+    axes = [_QUERY, _KEY, _VALUE, *axes_of_floats(conditions.bias), ("h",)]
+    made = [Made(names, x.shape, x.dtype) for names, x in zip(axes, leaves, strict=False)]
     found: tuple[Any, ...] = jax.tree.unflatten(structure, _divided(body, undivided, options, arrays, rest, made))
     return found
 
@@ -108,7 +106,7 @@ def _divided(
     whole = [leaf for leaf, is_float in zip(leaves, floating, strict=True) if not is_float]
     given, structure = jax.tree.flatten((query, key, value, floats, sinks, mask, whole, dropout, rest))
     axes = [
-        *_axes_of_floats((query, key, value), bias, sinks),
+        *(_QUERY, _KEY, _VALUE, *axes_of_floats(bias), *([] if sinks is None else [("h",)])),
         *axes_of(mask, undivided.whole[0]),
         *(("-",) * x.ndim for x in (*whole, *jax.tree.leaves(dropout))),
         *((_LSE if x.ndim == 3 else _OUTPUT) for x in jax.tree.leaves(rest)),
@@ -138,53 +136,3 @@ class _Part:
         given = query, key, value, floats, sinks, conditions
         results = self.body(tiling, self.options, given, *rest) if rest else self.body(tiling, self.options, *given)
         return jax.tree.leaves(results)
-
-
-def _axes_of_floats(operands: Sequence[Array], bias: Bias | None, sinks: Array | None) -> list[Axes]:
-    """The axes of query, key, value, the differentiable arrays of the bias, and sinks (none where they are None)."""
-    floats = [("-",) * x.ndim for x in float_leaves(bias)[0]]
-    if isinstance(bias, DenseBias):
-        floats = [_dense_axes(bias.array)]
-    return [_QUERY, _KEY, _VALUE, *floats, *([] if sinks is None else [("h",)])]
-
-
-def axes_of(mask: Mask | None, batch: int) -> list[Axes]:
-    """For each array of a mask, in its order as a pytree, the names of the axes that are divided as the call is.
-
-    A batch axis is one where the class says so of its field, and the mask reads no row but from such arrays.
-    """
-    if mask is None:
-        return []
-    if isinstance(mask, (And, Or, Not)):
-        return [axes for part in mask.children() for axes in axes_of(part, batch)]
-    if isinstance(mask, Dense):
-        return [_dense_axes(mask.keep)]
-    leaves, structure = jax.tree.flatten(mask)
-    whole = [("-",) * x.ndim for x in leaves]
-    if batch == 1 or mask.sizes().get("batch") != batch:
-        return whole
-    named = [
-        ("b", *axes[1:]) if rows and x.shape[0] == batch else axes
-        for rows, x, axes in zip(_rows(mask), leaves, whole, strict=True)
-    ]
-    one_row = [
-        np.zeros((1, *x.shape[1:]) if axes[:1] == ("b",) else x.shape, bool)
-        for x, axes in zip(leaves, named, strict=True)
-    ]
-    return whole if "b" in jax.tree.unflatten(structure, one_row).depends else named
-
-
-def _rows(node: Mask) -> Iterator[bool]:
-    """For each array of a mask, whether its class says that the first axis is the batch."""
-    for name in node.data_fields():
-        forms = [form.split(",") for form in re.findall(r"\[(.*?)\]", node._kinds[name].says)]
-        rank = getattr(node, name).ndim
-        yield any(len(form) == rank and form[0] == "B" for form in forms)
-    for child in node.children():
-        yield from _rows(child)
-
-
-def _dense_axes(array: Array) -> Axes:
-    """The names of the axes of an array that broadcasts to [B, H, L, S]."""
-    names = ("b", "h", "l", "-")[4 - array.ndim :]
-    return tuple(name if size > 1 else "-" for name, size in zip(names, array.shape, strict=True))

@@ -1,20 +1,17 @@
 """Arrays on several devices: each attends for its own batch rows, heads and queries, which are not gathered.
 
-The compiler cannot divide a loop over slices of an axis that is sharded, so the division is made here, with
-`jax.shard_map`, where it is known: over a mesh with explicit axes (`jax.sharding.AxisType.Explicit`, the default of
-`jax.make_mesh`), or where the caller is inside a `shard_map` already. Keys and values are gathered along their length,
-if they are sharded along it, and the data of mask and bias are whole on every device.
-
-With automatic axes the shardings are not known when the loops are made. Results are right, but XLA gathers query, key
-and value along batch and heads, and every device computes everything: put the call into a `jax.shard_map`, with
-`mask.at(first_query)` where a device has a part of the queries.
+The compiler cannot divide a loop over slices of an axis that is sharded. Over a mesh with explicit axes
+(`jax.sharding.AxisType.Explicit`, the default of `jax.make_mesh`) the division is made here, with `jax.shard_map`. Keys
+and values are gathered along their length, if they are sharded along it; of mask and bias a device has the data of its
+own rows, heads and queries, where that is enough (`own.py`), else all of them. Over automatic axes, where shardings are
+not known when the loops are made, `automatic.py` divides.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import TypeAlias
+from collections.abc import Callable, Sequence
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -22,7 +19,7 @@ from jax import Array, lax
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from maskattn_jax._mesh import names_of, spec_of
-from maskattn_jax._partition import Origin
+from maskattn_jax._partition import Axes, Origin
 
 Entry: TypeAlias = str | tuple[str, ...] | None  # of a PartitionSpec
 Entries: TypeAlias = tuple[Entry, ...]  # of batch, length, heads and width
@@ -30,10 +27,16 @@ Pair: TypeAlias = tuple[Array, Array]
 
 
 def divided(
-    run: Callable[..., Pair], query: Array, key: Array, value: Array, sinks: Array | None, rest: object
+    run: Callable[..., Pair],
+    query: Array,
+    key: Array,
+    value: Array,
+    sinks: Array | None,
+    rest: object,
+    axes: Sequence[Axes],
 ) -> Pair:
     """run(query, key, value, sinks, rest, origin) -> (output [B, L, H, Dv], lse [B, L, H]), on each device's part of
-    the arrays where they are sharded over explicit axes; `rest` is whole everywhere.
+    the arrays where they are sharded over explicit axes; `axes` names those of each array of `rest`.
 
     Queries stay where they are, and so does what they give; keys and values are gathered along their length. Where
     several devices share a key/value head, each has it. Widths are gathered where they are sharded, and query heads
@@ -42,37 +45,40 @@ def divided(
     specs = [spec_of(x) for x in (query, key, value)]
     if not any(entry is not None for spec in specs for entry in spec):
         zero = jnp.zeros((), jnp.int32)
-        return run(query, key, value, sinks, rest, Origin(zero, zero, zero))
+        return run(query, key, value, *jax.tree.map(_whole, (sinks, rest)), Origin(zero, zero, zero))
     mesh = next(jax.typeof(x).sharding.mesh for x, spec in zip((query, key, value), specs, strict=True) if any(spec))
     batch, heads, length, kv_length = _division(specs, mesh, key.shape[2])
 
     def placed(x: Array, *spec: object) -> Array:
         return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
 
-    def local(query: Array, key: Array, value: Array, sinks: object, rest: object, *starts: Array) -> Pair:
+    def local(query: Array, key: Array, value: Array, sinks: object, rest: list[Array], *starts: Array) -> Pair:
         if kv_length is not None:
             key, value = (lax.all_gather(x, kv_length, axis=1, tiled=True) for x in (key, value))
         origin = Origin(*(x[0] for x in starts))
         if shared:
             kv_head = lax.div(origin.head, jnp.int32(group))
             key, value = (lax.dynamic_slice_in_dim(x, kv_head, 1, axis=2) for x in (key, value))
-        return run(query, key, value, sinks, rest, origin)
+        return run(query, key, value, sinks, jax.tree.unflatten(structure, rest), origin)
 
     group = query.shape[2] // max(1, key.shape[2])
     shared = key.shape[2] % _size(mesh, heads) != 0
     queries, keys = (batch, length, heads, None), (batch, kv_length, None if shared else heads, None)
     query, key, value = placed(query, *queries), placed(key, *keys), placed(value, *keys)
     sinks = None if sinks is None else placed(sinks, heads)
-    rest = jax.tree.map(lambda x: placed(jnp.asarray(x), *[None] * jnp.ndim(x)), rest)
+    leaves, structure = jax.tree.flatten(rest)
+    divided_by = {"b": batch, "h": heads, "l": length}
+    lie = [[divided_by.get(name) for name in names] for names in axes]
+    own = [placed(jnp.asarray(x), *entries) for x, entries in zip(leaves, lie, strict=True)]
     along = ((query.shape[0], batch), (query.shape[2], heads), (query.shape[1], length))
     starts = [placed(jnp.arange(size, dtype=jnp.int32), names) for size, names in along]
-    specs = [queries, keys, keys, (heads,), (), *((names,) for _, names in along)]
+    specs = [PartitionSpec(*spec) for spec in (queries, keys, keys, (heads,), *((names,) for _, names in along))]
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=tuple(PartitionSpec(*spec) for spec in specs),
+        in_specs=(*specs[:4], [PartitionSpec(*entries) for entries in lie], *specs[4:]),
         out_specs=(PartitionSpec(*queries), PartitionSpec(*queries[:3])),
-    )(query, key, value, sinks, rest, *starts)
+    )(query, key, value, sinks, own, *starts)
 
 
 def _division(specs: list[Entries], mesh: Mesh, kv_heads: int) -> Entries:
@@ -98,6 +104,14 @@ def _division(specs: list[Entries], mesh: Mesh, kv_heads: int) -> Entries:
     # along an axis that does not divide the queries every device needs all keys before it starts
     kv_length = key[1] if key[1] is not None and set(names_of(key[1])) <= set(names_of(length)) else None
     return batch, heads, length, kv_length
+
+
+def _whole(x: Array) -> Array:
+    """An array that is not divided over explicit axes."""
+    if not any(spec_of(x)):
+        return x
+    mesh: Any = jax.typeof(x).sharding.mesh
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
 
 
 def _size(mesh: Mesh, entry: Entry) -> int:

@@ -82,6 +82,8 @@ def needs_no_mask(call: Call[Array]) -> bool:
 
 def memory(device: torch.device) -> int:
     """How many bytes a GPU has; 16 GB where nobody can say."""
+    if torch.compiler.is_compiling():
+        return 16 << 30
     try:
         return torch.cuda.get_device_properties(device).total_memory
     except (AssertionError, RuntimeError):
@@ -93,7 +95,12 @@ def repeated(query: Array, key: Array, value: Array, dense: Array | None) -> boo
     another width, takes no groups.
     """
     masked = dense is not None and not isinstance(dense, CausalBias)
-    return masked or query.dtype == torch.float32 or key.shape[-1] != value.shape[-1] or not _has_flash(query.device)
+    return (
+        masked
+        or query.dtype == torch.float32
+        or key.shape[-1] != value.shape[-1]
+        or not (torch.compiler.is_compiling() or _has_flash(query.device))
+    )
 
 
 def aligned(query: Array, key: Array, value: Array) -> tuple[Array, Array, Array]:

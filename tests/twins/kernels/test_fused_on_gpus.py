@@ -137,6 +137,21 @@ def test_auto_takes_cudnn_where_it_has_words_and_tiles_elsewhere(mask, options, 
     assert maskattn_jax.explain(*wide, mask, **options)[0] == "blockwise"
 
 
+def test_where_there_is_no_tile_kernel_few_scores_are_made_and_many_are_not():
+    def chosen(length, width, dtype):
+        given = [jax.ShapeDtypeStruct((1, length, 2, width), dtype)] * 3
+        found = []
+        jax.eval_shape(lambda *x: found.extend(maskattn_jax.explain(*x, masks.Causal())), *given)
+        return found
+
+    with jax.enable_x64(True):
+        assert chosen(1024, 16, jnp.float64)[0] == "reference"
+        assert chosen(16384, 16, jnp.float64)[0] == "blockwise"
+    assert chosen(1024, 288, jnp.bfloat16)[0] == "fused"
+    kernel, why = chosen(32768, 288, jnp.bfloat16)
+    assert kernel == "blockwise" and "loops of XLA" in why and "288" in why
+
+
 def test_arrays_that_lie_as_cudnn_cannot_take_them_are_left_to_tiles():
     mesh = jax.sharding.AbstractMesh((2, 2), ("d", "s"), axis_types=(jax.sharding.AxisType.Explicit,) * 2)
     alike = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d", None, "s"))

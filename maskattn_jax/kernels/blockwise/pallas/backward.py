@@ -160,7 +160,7 @@ def dkv_kernel(
         sums = dk, dv
         if group == 1:
             return of_head(0, sums, careful)
-        return lax.fori_loop(0, group, lambda n, sums: of_head(n, sums, careful), sums)
+        return lax.fori_loop(jnp.int32(0), jnp.int32(group), lambda n, sums: of_head(n, sums, careful), sums)
 
     dk, dv = settled(walk, list, job.may_leak)
     keys.store(dk_ref, start, dk * job.options.scale, job.depth)

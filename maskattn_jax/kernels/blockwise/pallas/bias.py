@@ -77,7 +77,7 @@ def pairs_kernel(states_ref: Any, *rest: Any, job: Job, shared: tuple[int, int],
                 state == EMPTY, lambda: sums, lambda: sums + _ds(of, tensors, q_at, k_at, at, True, careful)
             )
 
-        return lax.fori_loop(0, shared[0] * shared[1], one, zeros)
+        return lax.fori_loop(jnp.int32(0), jnp.int32(shared[0] * shared[1]), one, zeros)
 
     sums = settled(walk, lambda sums: [sums], job.may_leak)
     inside = None

@@ -106,7 +106,7 @@ def _kind(call: Call[Array], found: plans.Plan | None) -> Kind:
     query, key, value = arrays = call.query, call.key, call.value
     return Kind(
         "attention",
-        plans.kind_of(call.mask, found),
+        None if found is None else found.kind,
         kind_of(prepared(call.bias)),
         call.scale,
         call.softcap,

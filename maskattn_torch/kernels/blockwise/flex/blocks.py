@@ -127,4 +127,4 @@ def _first(chosen: Array) -> tuple[Array, Array]:
     up_to = chosen.cumsum(-1, dtype=torch.int32)
     count = up_to[..., -1]
     place = torch.where(chosen, up_to - 1, count[..., None] + number - up_to)
-    return count, torch.empty_like(number.contiguous()).scatter(-1, place.long(), number)
+    return count, torch.empty(chosen.shape, dtype=torch.int32, device=chosen.device).scatter(-1, place.long(), number)

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor as Array
+from torch.utils.weak import WeakIdKeyDictionary
 
 from maskattn.attention import Call
 from maskattn.masks import Full, Mask
@@ -19,9 +20,9 @@ from maskattn_torch.kernels.blockwise.flex.blocks import Tables, from_bounds, fr
 from maskattn_torch.kernels.blockwise.flex.compiled import KERNELS, Kind
 from maskattn_torch.kernels.blockwise.flex.rows import Bounds, bounds, reached, reaches_all
 from maskattn_torch.kernels.blockwise.flex.scores import structure
-from maskattn_torch.kernels.blockwise.flex.traced import plan
+from maskattn_torch.kernels.blockwise.flex.traced import plan as compiled_plan
 
-__all__ = ["Plan", "kind_of", "planned"]
+__all__ = ["Plan", "planned"]
 
 #: Plans of masks without data, and plans of data, that are kept.
 _STILL, _MOVING = 64, 8
@@ -34,11 +35,13 @@ class Plan(NamedTuple):
 
     Attributes:
         reached: bool [B or 1, S], the keys that some query attends to; None: all.
+        kind: all that a compiled kernel knows of the mask.
     """
 
     tables: Tables
     reached: Array | None
     bounds: Bounds | None
+    kind: Hashable
 
     def given(self, mask: Mask) -> Bounds | Mask:
         """What is asked in partial blocks."""
@@ -50,6 +53,17 @@ class _Kept(NamedTuple):
     data: tuple[weakref.ref[Array], ...]
 
 
+class _Seen(NamedTuple):
+    """For what a mask, this very object, was planned."""
+
+    sizes: tuple[int, int, int, int]
+    device: torch.device
+    data: list[Array]
+    versions: list[int]
+    plan: Plan
+
+
+_SEEN = WeakIdKeyDictionary()
 _KEPT: OrderedDict[Hashable, Plan] = OrderedDict()
 _OF_DATA: OrderedDict[Hashable, _Kept] = OrderedDict()
 
@@ -62,21 +76,33 @@ def planned(call: Call[Array]) -> Plan | None:
     mask, sizes, device = call.mask, call.sizes, call.query.device
     if mask is None or isinstance(mask, Full):
         return None
-    lower.check(mask, *sizes)
     if not plain():
+        lower.check(mask, *sizes)
         return _planned(mask, sizes, device)
-    sizes = (sizes[0] if "b" in mask.depends else 1, sizes[1] if "h" in mask.depends else 1, *sizes[2:])
+    seen: _Seen | None = _SEEN.get(mask)
+    if seen is not None and seen.sizes == sizes and seen.device == device:
+        if [x._version for x in seen.data] == seen.versions:
+            return seen.plan
+    lower.check(mask, *sizes)
     data: list[Array] = []
     mask.map_data(data.append)
-    if not data:
-        key = (mask, sizes, device)
-        if key not in _KEPT:
-            _KEPT[key] = _planned(mask, sizes, device)
-            _trim(_KEPT, _STILL)
-        _KEPT.move_to_end(key)
-        return _KEPT[key]
     if any([x.is_inference() for x in data]):  # who changes them in place is not seen
         return _planned(mask, sizes, device)
+    plan = _shared(mask, sizes, device, data)
+    _SEEN[mask] = _Seen(sizes, device, data, [x._version for x in data], plan)
+    return plan
+
+
+def _shared(mask: Mask, sizes: tuple[int, int, int, int], device: torch.device, data: list[Array]) -> Plan:
+    """The plan of another object that is the same mask, if one is kept."""
+    sizes = (sizes[0] if "b" in mask.depends else 1, sizes[1] if "h" in mask.depends else 1, *sizes[2:])
+    if not data:
+        key = (mask, sizes, device)
+        found = _KEPT.get(key)
+        if found is None:
+            found = _KEPT[key] = _planned(mask, sizes, device)
+            _trim(_KEPT, _STILL)
+        return found
     versions = tuple([(id(x), x._version) for x in data])
     now = (structure(mask), sizes, device, versions)
     kept = _OF_DATA.get(now)
@@ -85,14 +111,6 @@ def planned(call: Call[Array]) -> Plan | None:
         _OF_DATA[now] = kept
         _trim(_OF_DATA, _MOVING)
     return kept.plan
-
-
-def kind_of(mask: Mask | None, found: Plan | None) -> Hashable:
-    """All that a compiled kernel knows of a mask."""
-    if mask is None or found is None:
-        return None
-    narrow = tuple(found.tables.kv_indices.shape[axis] == 1 for axis in (0, 1))
-    return narrow, structure(mask) if found.bounds is None else found.bounds.kind
 
 
 def _planned(mask: Mask, sizes: tuple[int, int, int, int], device: torch.device) -> Plan:
@@ -106,16 +124,27 @@ def _made(mask: Mask, sizes: tuple[int, int, int, int], device: torch.device) ->
     found = bounds(mask, sizes, device)
     if found is not None:
         some = None if reaches_all(mask, sizes) else reached(found, mask, sizes)
-        return Plan(from_bounds(found, sizes[3]), some, found)
+        tables = from_bounds(found, sizes[3])
+        return Plan(tables, some, found, (_ones(tables), found.kind))
+    tables, some = _unbounded(mask, sizes, device)
+    return Plan(tables, some, None, (_ones(tables), structure(mask)))
+
+
+def _unbounded(mask: Mask, sizes: tuple[int, int, int, int], device: torch.device) -> tuple[Tables, Array | None]:
+    """The blocks of a mask without rows, and the keys that some query attends to."""
     if plain() and not _holds_data(mask):
         tables, known = from_states(mask, sizes, device)
-        return Plan(tables, None if known.all() else torch.as_tensor(known).to(device, non_blocking=True), None)
+        return tables, None if known.all() else torch.as_tensor(known).to(device, non_blocking=True)
     q, k = (torch.arange(size, device=device) for size in sizes[2:])
     if torch.compiler.is_compiling() or math.prod(sizes) <= _FEW:
-        return Plan(*from_mask(mask, sizes, q, k), None)
+        return from_mask(mask, sizes, q, k)
     kind = Kind("plan", structure(mask), device=str(device), heads=sizes[:2])
-    *made, some = KERNELS(kind, plan, (q, k), mask, *sizes[:2])
-    return Plan(Tables(*made), some, None)
+    *made, some = KERNELS(kind, compiled_plan, (q, k), mask, *sizes[:2])
+    return Tables(*made), some
+
+
+def _ones(tables: Tables) -> tuple[bool, ...]:
+    return tuple([size == 1 for size in tables.kv_indices.shape[:2]])
 
 
 def _holds_data(mask: Mask) -> bool:

@@ -61,6 +61,7 @@ def anew(monkeypatch):
     """Nothing is compiled yet, and no plan kept."""
     monkeypatch.setattr(plans, "_KEPT", type(plans._KEPT)())
     monkeypatch.setattr(plans, "_OF_DATA", type(plans._OF_DATA)())
+    monkeypatch.setattr(plans, "_SEEN", type(plans._SEEN)())
     monkeypatch.setattr(flex, "KERNELS", compiled.Compiled())
     monkeypatch.setattr(plans, "KERNELS", flex.KERNELS)
     torch._dynamo.reset()
