@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+import threading
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -39,6 +40,7 @@ class NpzReader(Reader):
     """One archive. Shapes and sizes are read from every member's header on opening, and must agree with the archive."""
 
     def __init__(self, path: Path, verify: bool) -> None:
+        self._lock = threading.Lock()
         try:
             with open(path, "rb") as file:
                 comment = _zip.comment(file)
@@ -86,7 +88,8 @@ class NpzReader(Reader):
         array = self._memory.empty((math.prod(info.shape),), info.dtype)
         buffer = array.view(np.uint8).data
         try:
-            with self._zip.open(member) as file:
+            # one member at a time: where one begins, zipfile of Python 3.12 looks from where another thread just read
+            with self._lock, self._zip.open(member) as file:
                 file.read(start)
                 while buffer:
                     count = file.readinto(buffer)  # type: ignore[attr-defined]

@@ -4,6 +4,7 @@ import os
 import stat
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import ml_dtypes
 import numpy as np
@@ -64,6 +65,18 @@ def test_what_is_saved_is_read(tmp_path, suffix):
     with pytest.raises(ValueError, match=r"the checkpoint is closed, 'scalar' can no longer be read"):
         src["scalar"]
     src.close()
+
+
+@pytest.mark.parametrize("suffix", SUFFIXES)
+def test_threads_read_side_by_side(tmp_path, suffix):
+    """zipfile of Python 3.12 loses the place of one thread to another."""
+    draw, path = np.random.default_rng(1), tmp_path / f"model{suffix}"
+    tensors = {f"layer/{i}": draw.standard_normal((7, 1 + i % 3)).astype(np.float32) for i in range(20)}
+    checkpoints.save(path, tensors)
+    with ThreadPoolExecutor(4) as threads:
+        for _ in range(10):
+            with checkpoints.open(path) as opened:
+                assert_same(dict(zip(tensors, threads.map(opened.__getitem__, tensors), strict=True)), tensors)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
