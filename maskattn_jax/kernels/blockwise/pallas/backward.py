@@ -4,7 +4,7 @@ keys. Nothing is added to memory by two programs, so the order of every sum is t
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax.numpy as jnp
 from jax import Array, lax
@@ -12,7 +12,7 @@ from jax.experimental import pallas as pl
 
 from maskattn_jax.kernels.blockwise.pallas.loops import read_row, settled, visit
 from maskattn_jax.kernels.blockwise.pallas.pairs import PLAIN, TRANSPOSED, Head, Job, head
-from maskattn_jax.kernels.blockwise.pallas.sides import Side
+from maskattn_jax.kernels.blockwise.pallas.sides import Ref, Side
 
 
 class Weighed(NamedTuple):
@@ -53,7 +53,7 @@ def weighed(
 
 
 def per_query(
-    queries: Side, lse_ref: Any, delta_ref: Any, start: Array, bounded: bool, *at: Any
+    queries: Side, lse_ref: Ref, delta_ref: Ref, start: Array, bounded: bool, *at: Array | int
 ) -> tuple[Array, Array]:
     """The log-sum-exp and delta of a tile's queries: beyond the length such that weights and gradients are 0."""
     lse = queries.load_numbers(lse_ref, start, bounded, jnp.inf, *at)
@@ -61,15 +61,15 @@ def per_query(
 
 
 def dq_kernel(
-    rows_ref: Any,
-    index_ref: Any,
-    q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    do_ref: Any,
-    lse_ref: Any,
-    delta_ref: Any,
-    *rest: Any,
+    rows_ref: Ref,
+    index_ref: Ref,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    do_ref: Ref,
+    lse_ref: Ref,
+    delta_ref: Ref,
+    *rest: Ref,
     job: Job,
 ) -> None:
     """Writes dq [block, D]."""
@@ -105,15 +105,15 @@ def dq_kernel(
 
 
 def dkv_kernel(
-    rows_ref: Any,
-    index_ref: Any,
-    q_ref: Any,
-    k_ref: Any,
-    v_ref: Any,
-    do_ref: Any,
-    lse_ref: Any,
-    delta_ref: Any,
-    *rest: Any,
+    rows_ref: Ref,
+    index_ref: Ref,
+    q_ref: Ref,
+    k_ref: Ref,
+    v_ref: Ref,
+    do_ref: Ref,
+    lse_ref: Ref,
+    delta_ref: Ref,
+    *rest: Ref,
     job: Job,
     group: int,
     planes: int,

@@ -25,12 +25,13 @@ from maskattn.schedule import EMPTY
 from maskattn_jax.kernels.blockwise.pallas.backward import per_query, weighed
 from maskattn_jax.kernels.blockwise.pallas.loops import read_row, settled, visit
 from maskattn_jax.kernels.blockwise.pallas.pairs import TRANSPOSED, Head, Job, head
+from maskattn_jax.kernels.blockwise.pallas.sides import Ref
 
 #: (the sums so far, the head, ds [queries, keys], numbers of queries and keys) -> the sums with those of a tile.
 Add = Callable[[Array, Head, Array, Array, Array], Array]
 
 
-def sums_kernel(rows_ref: Any, index_ref: Any, *rest: Any, job: Job, by_key: bool, count: int, add: Add) -> None:
+def sums_kernel(rows_ref: Ref, index_ref: Ref, *rest: Ref, job: Job, by_key: bool, count: int, add: Add) -> None:
     """Writes [count]: what `add` makes of the tiles that one tile of queries visits, or, `by_key`, one of keys."""
     *refs, sums_ref = rest
     tensors, refs = refs[:6], refs[6:]
@@ -52,7 +53,7 @@ def sums_kernel(rows_ref: Any, index_ref: Any, *rest: Any, job: Job, by_key: boo
     plt.store(sums_ref.at[row.tile, slice(None)], sums)
 
 
-def pairs_kernel(states_ref: Any, *rest: Any, job: Job, shared: tuple[int, int], planes: tuple[int, int]) -> None:
+def pairs_kernel(states_ref: Ref, *rest: Ref, job: Job, shared: tuple[int, int], planes: tuple[int, int]) -> None:
     """Writes a tile of an explicit bias's gradient [queries, keys], summed over the `shared` batch rows and heads.
 
     `planes`: of how many batch rows and heads there are states.

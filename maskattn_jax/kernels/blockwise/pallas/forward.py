@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import jax.numpy as jnp
 from jax import Array
 from jax.experimental import pallas as pl
 
 from maskattn_jax.kernels.blockwise.pallas.loops import read_row, settled, visit
 from maskattn_jax.kernels.blockwise.pallas.pairs import PLAIN, TRANSPOSED, Job, head
+from maskattn_jax.kernels.blockwise.pallas.sides import Ref
 
 Sums = tuple[Array, Array, Array]
 
 
-def forward_kernel(rows_ref: Any, index_ref: Any, q_ref: Any, k_ref: Any, v_ref: Any, *rest: Any, job: Job) -> None:
+def forward_kernel(rows_ref: Ref, index_ref: Ref, q_ref: Ref, k_ref: Ref, v_ref: Ref, *rest: Ref, job: Job) -> None:
     """Writes the output [block, Dv], the log-sum-exp [block] and, with a bias, `_found` [block]."""
     outputs = 3 if job.has_bias else 2
     refs, (o_ref, lse_ref, *found_ref) = rest[:-outputs], rest[-outputs:]

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar
 
 import jax.numpy as jnp
 from jax import Array, lax
+
+from maskattn_jax.kernels.blockwise.pallas.sides import Ref
 
 C = TypeVar("C")
 
@@ -20,7 +22,7 @@ class Row(NamedTuple):
     first: Array
 
 
-def read_row(rows_ref: Any, *at: Any) -> Row:
+def read_row(rows_ref: Ref, *at: Array | int) -> Row:
     """The row at these indices."""
     return Row(*(rows_ref[(*at, n)] for n in range(4)))
 

@@ -19,6 +19,7 @@ from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn_jax._partition import Origin
 from maskattn_jax.dropout import Dropout
+from maskattn_jax.kernels.blockwise.pallas.sides import Ref
 
 #: An array of more entries is not read at indices, which are int32 here.
 MOST = 2**31 - 1
@@ -42,7 +43,7 @@ class Structure:
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
 
-    def loaded(self, refs: Sequence[Any], zero: Array) -> Given:
+    def loaded(self, refs: Sequence[Ref], zero: Array) -> Given:
         """The `Given` whose arrays are read from `refs`; scalars are read now. `zero`: an int32 0 of the kernel's."""
         each, leaves = iter(refs), []
         for shape, dtype in zip(self.shapes, self.dtypes, strict=True):
@@ -71,7 +72,7 @@ class Loaded:
     front, and an index for each axis.
     """
 
-    def __init__(self, ref: Any, shape: tuple[int, ...], stored: Any, zero: Any, dtype: Any = None) -> None:
+    def __init__(self, ref: Ref, shape: tuple[int, ...], stored: Any, zero: Any, dtype: Any = None) -> None:
         self.ref, self.shape, self.stored, self.zero = ref, shape, stored, zero
         self.dtype = jnp.dtype(stored if dtype is None else dtype)
 

@@ -21,7 +21,7 @@ from maskattn.masks import Dense, Mask, fold
 from maskattn_jax.dropout import keep
 from maskattn_jax.kernels.blockwise.own import in_place, own
 from maskattn_jax.kernels.blockwise.pallas.operands import Given, Structure
-from maskattn_jax.kernels.blockwise.pallas.sides import Side
+from maskattn_jax.kernels.blockwise.pallas.sides import Ref, Side
 from maskattn_jax.kernels.blockwise.tiled_call import Options
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 
@@ -183,7 +183,7 @@ class Head(NamedTuple):
         return array.reshape(shape).tile((*(x - start if part else x for x, start, part in places), k), inside)
 
 
-def head(job: Job, refs: list[Any], b: Array, h: Array) -> Head:
+def head(job: Job, refs: list[Ref], b: Array, h: Array) -> Head:
     """The head of these numbers among this device's. Outside of loops: it reads, and asks for the program's number."""
     given = job.structure.loaded(refs, pl.program_id(0) * 0)
     return Head(job, given, b + given.origin.row, h + given.origin.head)
