@@ -19,8 +19,8 @@ from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, Reduct
 ROOT = Path(__file__).parents[1]
 PACKAGES = ("maskattn", "maskattn_jax", "maskattn_torch")
 
-#: How often `Any` may stand in the packages. It may only go down. (It went up by 200 with what Pallas, XLA's partitioner,
-#: FlexAttention and DTensor have no types for.)
+#: How often `Any` may stand in the packages. It may only go down. (It went up by 200 with what Pallas, XLA's
+#: partitioner, FlexAttention and DTensor have no types for.)
 MOST = 1070
 
 #: Where each twin has public names beside those of the package itself.
