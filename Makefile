@@ -60,6 +60,7 @@ bench: $(STAMP)
 	@$(RUN) benchmarks/attention_models.py --json benchmarks/results/attention_models.json
 	@$(RUN) benchmarks/attention_length.py --json benchmarks/results/attention_length.json
 	@$(RUN) benchmarks/compile_time.py --json benchmarks/results/compile_time.json
+	@$(RUN) benchmarks/mesh_step.py --json benchmarks/results/mesh_step.json
 	@$(RUN) benchmarks/plot.py
 
 bench-convert: $(STAMP)

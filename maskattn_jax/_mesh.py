@@ -9,7 +9,7 @@ from typing import Any
 
 import jax
 from jax import Array, lax
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskattn.attention import Call
 
@@ -25,12 +25,12 @@ def axis_types(*trees: object) -> set[AxisType]:
     return {kind for kind, size in axes if size > 1}
 
 
-def explicit_mesh(*trees: object) -> Mesh | None:
+def explicit_mesh(*trees: object) -> Any:
     """The mesh of arrays some of whose mesh axes are explicit, or None."""
     for leaf in jax.tree.leaves(trees):
-        mesh: Any = jax.typeof(leaf).sharding.mesh
+        mesh = jax.typeof(leaf).sharding.mesh
         if AxisType.Explicit in mesh.axis_types:
-            return mesh  # type: ignore[no-any-return]
+            return mesh
     return None
 
 

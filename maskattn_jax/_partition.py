@@ -15,7 +15,7 @@ import functools
 import hashlib
 import math
 import re
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple, Protocol, TypeAlias
 
@@ -58,7 +58,7 @@ class Made(NamedTuple):
     dtype: Any
 
 
-class Divisible(Protocol, Hashable):  # type: ignore[misc]
+class Divisible(Protocol):
     """A function of a part of a call, hashable: it is part of what is compiled.
 
     Attributes:
@@ -66,8 +66,13 @@ class Divisible(Protocol, Hashable):  # type: ignore[misc]
         made: what it returns. What lacks an axis along which devices divide the work is the sum over their parts.
     """
 
-    given: tuple[Axes, ...]
-    made: tuple[Made, ...]
+    @property
+    def given(self) -> tuple[Axes, ...]:
+        """See the class."""
+
+    @property
+    def made(self) -> tuple[Made, ...]:
+        """See the class."""
 
     def compute(self, origin: Origin, arrays: Sequence[Array]) -> Sequence[Array]:
         """What it returns, for the part of a call that these arrays are."""
@@ -235,7 +240,8 @@ class _Partitioned:
             with jax.sharding.use_abstract_mesh(AbstractMesh((), ())):  # the caller's mesh has no part in this
                 origin = Origin(*(_index(of.get(name, ())) * sizes[name] for name in ("b", "h", "l")))
                 results = _over(self.function, self.mapped, origin, arrays)
-                return [_sum(x, *one, scattered) for x, *one in zip(results, over, along, strict=True)]
+                each = zip(results, over, along, strict=True)
+                return [_sum(x, digits, axis, scattered) for x, digits, axis in each]
 
         def placed(axes: Axes, result: bool = False) -> NamedSharding:
             digits = [scattered if result and name == "s" else of.get(name, ()) for name in axes]

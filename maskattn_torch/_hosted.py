@@ -50,7 +50,7 @@ def placed(array: Given, device: torch.device) -> Array | None:
         values = np.array(values)  # a copy that nobody changes: the GPU may read it later than this returns
         with torch.inference_mode(False):
             copy = wide(to_torch(values)).to(device, non_blocking=True)
-        held = _Held(weakref.ref(array), values, copy)
+        held = _Held(weakref.ref(array, lambda _: _HELD.pop(key, None)), values, copy)
         if values.size <= _SMALL:
             _HOSTS[copy] = values
         _HELD[key] = held

@@ -98,8 +98,9 @@ def attention(
         empty_rows: what a row gives that may attend to nothing and has no sink. "zero": output +0, log-sum-exp -inf, no
             gradient. "nan": output NaN. "mean": the average of all values. "error": raises; where the data of mask or
             bias are traced it cannot be checked, and that is what the error says (in a compiled graph, always).
-        kernel: "reference", "exact", "blockwise", "fused", or "auto", which chooses (see `explain`). A kernel named
-            here runs, or raises with every reason why it cannot; another never takes its place.
+        kernel: "reference", "exact", "blockwise", "fused", or "auto", which chooses (see `explain`; on CUDA it may
+            compile a kernel for a large call, unless `maskattn_torch.compile_flex` is "never"). A kernel named here
+            runs, or raises with every reason why it cannot; another never takes its place.
         precision: "highest", "high" or "default", PyTorch's float32 matmul precision on CUDA devices ("default" leaves
             the process's setting); on the CPU it changes nothing.
         return_lse: also return the log-sum-exp of each row.

@@ -28,7 +28,7 @@ from maskattn.attention import Call
 from maskattn_jax import lower
 from maskattn_jax._linear import linear as differentiated
 from maskattn_jax._mesh import automatic_inside, axis_types
-from maskattn_jax._partition import Origin, is_automatic
+from maskattn_jax._partition import Axes, Origin, is_automatic
 from maskattn_jax._scope import own_modes
 from maskattn_jax._varying import manual_axes, vary
 from maskattn_jax.kernels import reference
@@ -74,9 +74,12 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         return automatic_inside(attention)(call)
     mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
     bias = lower.opaque(call.bias, *operands)
-    floats, words = float_leaves(bias)[0], jax.tree.leaves(call.dropout)
-    axes = [*axes_of_floats(bias), *axes_of(mask, call.sizes[0]), *axes_of_bias(bias), *[("-",)] * len(words)]
-    return divided(run, *operands, call.sinks, (floats, mask, bias, call.dropout), axes)
+
+    def axes() -> list[Axes]:
+        of_key = [("-",)] * len(jax.tree.leaves(call.dropout))
+        return [*axes_of_floats(bias), *axes_of(mask, call.sizes[0]), *axes_of_bias(bias), *of_key]
+
+    return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout), axes)
 
 
 def _over_automatic_axes(call: Call[Array], options: Options, kernels: gpu.Kernels | None) -> tuple[Array, Array]:
@@ -87,7 +90,8 @@ def _over_automatic_axes(call: Call[Array], options: Options, kernels: gpu.Kerne
     constant = Known(call.mask) if known and call.mask is not None else None
     undivided = Undivided(call.sizes, call.blocks, constant, kernels)
     mask, bias = (lower.opaque(node, *operands) for node in (call.mask, call.bias))
-    origin, steps = Origin(*[np.int32(0)] * 3), None
+    start: Any = np.int32(0)
+    origin, steps = Origin(start, start, start), None
     given = (*operands, float_leaves(bias)[0], call.sinks, Conditions(mask, bias, call.dropout, steps, origin))
     return _attention(undivided, options, *given)[:2]
 

@@ -77,11 +77,9 @@ def forward(
     dtype = jnp.float64 if query.dtype == jnp.float64 else jnp.float32
     lse = Made(_LSE, query.shape[:3], dtype)
     of_output = dtype if undivided.kernels is None else query.dtype
-    made = [Made(_OUTPUT, (*query.shape[:3], value.shape[-1]), of_output), lse]
-    if conditions.bias is None:
-        return (*_divided(body, undivided, options, arrays, (), made), None)
-    output, lse, found = _divided(body, undivided, options, arrays, (), [*made, lse])
-    return output, lse, found
+    output, has_bias = Made(_OUTPUT, (*query.shape[:3], value.shape[-1]), of_output), conditions.bias is not None
+    results = _divided(body, undivided, options, arrays, (), [output, lse, *([lse] if has_bias else [])])
+    return results[0], results[1], (results[2] if has_bias else None)
 
 
 def gradients(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import jax
 import jax.numpy as jnp
@@ -104,7 +104,7 @@ def in_place(mask: Mask, tiling: CallTiling, origin: Origin) -> Mask:
         if isinstance(part, (And, Or, Not)):
             return None
         mine = of_mask(part, tiling)
-        first = [start if is_own else 0 for start, is_own in zip(origin, mine, strict=True)]
+        first: list[Any] = [start if is_own else 0 for start, is_own in zip(origin, mine, strict=True)]
         return _Moved(part, *first) if any(mine) else part
 
     return rebuild(mask, moved)

@@ -33,10 +33,10 @@ def divided(
     value: Array,
     sinks: Array | None,
     rest: object,
-    axes: Sequence[Axes],
+    axes: Callable[[], Sequence[Axes]],
 ) -> Pair:
     """run(query, key, value, sinks, rest, origin) -> (output [B, L, H, Dv], lse [B, L, H]), on each device's part of
-    the arrays where they are sharded over explicit axes; `axes` names those of each array of `rest`.
+    the arrays where they are sharded over explicit axes; `axes()` names those of each array of `rest`.
 
     Queries stay where they are, and so does what they give; keys and values are gathered along their length. Where
     several devices share a key/value head, each has it. Widths are gathered where they are sharded, and query heads
@@ -68,15 +68,19 @@ def divided(
     sinks = None if sinks is None else placed(sinks, heads)
     leaves, structure = jax.tree.flatten(rest)
     divided_by = {"b": batch, "h": heads, "l": length}
-    lie = [[divided_by.get(name) for name in names] for names in axes]
+    lie = [[divided_by.get(name) for name in names] for names in axes()]
     own = [placed(jnp.asarray(x), *entries) for x, entries in zip(leaves, lie, strict=True)]
     along = ((query.shape[0], batch), (query.shape[2], heads), (query.shape[1], length))
     starts = [placed(jnp.arange(size, dtype=jnp.int32), names) for size, names in along]
-    specs = [PartitionSpec(*spec) for spec in (queries, keys, keys, (heads,), *((names,) for _, names in along))]
+    in_specs = [PartitionSpec(*queries), *[PartitionSpec(*keys)] * 2, PartitionSpec(heads)]
     return jax.shard_map(
         local,
         mesh=mesh,
-        in_specs=(*specs[:4], [PartitionSpec(*entries) for entries in lie], *specs[4:]),
+        in_specs=(
+            *in_specs,
+            [PartitionSpec(*entries) for entries in lie],
+            *(PartitionSpec(names) for _, names in along),
+        ),
         out_specs=(PartitionSpec(*queries), PartitionSpec(*queries[:3])),
     )(query, key, value, sinks, own, *starts)
 

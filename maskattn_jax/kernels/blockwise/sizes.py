@@ -2,8 +2,9 @@
 
 Measured on one H200 (bfloat16, D 128, a prototype of these kernels): forward 128 x 64 with 8 warps and 3 stages; dq 128
 x 64, 8, 2; dk/dv 64 x 128, 8, 2; with documents, whose tiles are mixed or empty for the most part, forward 64 x 64, 4,
-3. The others are not measured: each list goes on with less, and the first that fits into shared memory is taken. (What
-the compiler then takes was compared with `_forward`, `_dq` and `_dkv` where Triton compiled these kernels for 9.0.)
+3. The others are not measured: each list goes on with less, and the first that fits into shared memory is taken. Of
+those tried where Triton compiled these kernels for 9.0 they are the ones that spill least (D 256 and float32 do, some),
+and what the compiler then takes is what `_forward`, `_dq` and `_dkv` say, or less.
 """
 
 from __future__ import annotations
@@ -52,12 +53,12 @@ _SHARED_LEAST = 99 << 10
 _SCRATCH = 12 << 10
 
 _SMALL = (Tile(64, 64, 4, 2), Tile(64, 32, 4, 2), Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1))
-_FORWARD = (Tile(128, 64, 8, 3), Tile(128, 64, 8, 2), *_SMALL)
+_FORWARD = (Tile(128, 64, 8, 3), Tile(64, 64, 8, 2), *_SMALL)
 _DOCUMENTS = (Tile(64, 64, 4, 3), *_SMALL)
-_DQ = (Tile(128, 64, 8, 2), *_SMALL)
-_DKV = (Tile(64, 128, 8, 2), Tile(64, 64, 8, 2), *_SMALL)
+_DQ = (Tile(128, 64, 8, 2), Tile(64, 64, 8, 2), *_SMALL)
+_DKV = (Tile(64, 128, 8, 2), Tile(32, 64, 8, 2), *_SMALL)
 #: In float32 a product of full precision runs on the cores for single numbers, out of registers: small tiles.
-_WIDE = (Tile(32, 32, 4, 2), Tile(32, 32, 4, 1), Tile(16, 16, 4, 1))
+_WIDE = (Tile(32, 32, 8, 2), Tile(32, 32, 8, 1), Tile(16, 16, 4, 1))
 
 
 class Widths(NamedTuple):

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
-from maskattn.masks import Mask
+from maskattn.masks import And, Causal, Full, KeyPadding, Mask, PrefixLM, SlidingWindow
 from maskattn.schedule import EMPTY, FULL, MIXED
 from maskattn.typing import NumPyArray
 from maskattn_jax._partition import Origin
@@ -63,7 +63,7 @@ def lists_of(mask: Mask | None, tiling: CallTiling, origin: Origin, tile: Tile, 
         states = xp.where(last & (states == FULL), MIXED, states)
     if by_key:
         states = xp.swapaxes(states, -1, -2)
-    made = _known(states, shared) if isinstance(states, np.ndarray) else _traced(states, by_key)
+    made = _known(states, shared) if isinstance(states, np.ndarray) else _traced(states, by_key, intervals(mask))
     return _of_device(made, tiling, origin)
 
 
@@ -81,16 +81,26 @@ def _known(states: NumPyArray, shared: bool) -> Lists:
     return Lists(rows.astype(np.int32), np.take_along_axis(index, order[..., None], 2), ranges)
 
 
-def _traced(states: Array, by_key: bool) -> Lists:
+def intervals(mask: Mask | None) -> bool:
+    """Whether the full tiles of a row of tiles are consecutive, either way, whatever the data: one interval of keys for
+    a query, and of queries for a key.
+    """
+    if isinstance(mask, And):
+        return all(map(intervals, mask.parts))
+    return mask is None or isinstance(mask, (Full, Causal, SlidingWindow, KeyPadding, PrefixLM))
+
+
+def _traced(states: Array, by_key: bool, ranges: bool) -> Lists:
     mixed, full = states == MIXED, states == FULL
     tiles = states.shape[-1]
     place = lax.broadcasted_iota(jnp.int32, states.shape, 3)
     rank = jnp.where(mixed, 0, jnp.where(full, tiles, 2 * tiles)) + place
     index = lax.rem(lax.sort(rank), jnp.int32(tiles))
     n_mixed, n_full = (jnp.sum(x, axis=-1, dtype=jnp.int32) for x in (mixed, full))
-    rows = jnp.stack([lax.broadcasted_iota(jnp.int32, n_full.shape, 2), n_mixed, n_full, n_full * 0], -1)
+    first = jnp.argmax(full, axis=-1).astype(jnp.int32) if ranges else n_full * 0
+    rows = jnp.stack([lax.broadcasted_iota(jnp.int32, n_full.shape, 2), n_mixed, n_full, first], -1)
     # not sorted by their work, which is not known: of a causal mask the last queries and the first keys have most
-    return Lists(rows, index, False) if by_key else Lists(rows[:, :, ::-1], index[:, :, ::-1], False)
+    return Lists(rows, index, ranges) if by_key else Lists(rows[:, :, ::-1], index[:, :, ::-1], ranges)
 
 
 def _work(mixed: NumPyArray, full: NumPyArray, shared: bool) -> NumPyArray:

@@ -107,7 +107,8 @@ def _shared(mask: Mask, sizes: tuple[int, int, int, int], device: torch.device, 
     now = (structure(mask), sizes, device, versions)
     kept = _OF_DATA.get(now)
     if kept is None or any([ref() is not x for ref, x in zip(kept.data, data, strict=True)]):
-        kept = _Kept(_planned(mask, sizes, device), tuple([weakref.ref(x) for x in data]))
+        gone = [weakref.ref(x, lambda _: _OF_DATA.pop(now, None)) for x in data]
+        kept = _Kept(_planned(mask, sizes, device), tuple(gone))
         _OF_DATA[now] = kept
         _trim(_OF_DATA, _MOVING)
     return kept.plan

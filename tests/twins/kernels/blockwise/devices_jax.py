@@ -15,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
 import maskattn_jax
 from maskattn import biases, masks, standards
+from maskattn_jax._platform import assumed
 
 RNG = np.random.default_rng(3)
 attend = functools.partial(maskattn_jax.attention, return_lse=True)
@@ -202,6 +203,24 @@ def keys_around_a_ring():
     assert found and all(line.startswith("collective-permute f32[4,20,4,8]") for line in found), found
 
 
+def a_gpus_kernels_interpreted():
+    """Over automatic axes each device makes the lists of its own part, and walks them: of its heads, of its queries."""
+    ids = np.sort(RNG.integers(0, 3, (2, 32)), axis=1)
+    masked = masks.Segments(ids) & masks.PerHead((masks.Causal(), masks.SlidingWindow(9, 4)) * 2)
+
+    def call(query, key, value, floats, kernel="blockwise"):
+        return attend(query, key, value, masked, sinks=floats, kernel=kernel, blocks=(16, 16))
+
+    given, sinks = arrays(2, 32, 32, 4, 4), RNG.standard_normal(4, np.float32)
+    jax.config.update("jax_disable_most_optimizations", True)
+    with assumed("gpu", interpret=True):
+        of_queries = held(call, given, [P(None, "x", "y", None)] * 3, sinks, AxisType.Auto, forward=True)
+        of_batch = held(call, given, [P("x", None, "y", None)] * 3, sinks, AxisType.Auto)
+    jax.config.update("jax_disable_most_optimizations", False)
+    assert not [line for line in of_batch if line.startswith("all-gather f32[2,32,")], of_batch
+    assert not [line for line in of_queries if "[2,32,4,8]" in line], of_queries
+
+
 TESTS = [
     batch_and_heads,
     query_heads_that_share_a_key_head,
@@ -213,6 +232,7 @@ TESTS = [
     tiles_that_the_parts_do_not_fill,
     a_part_attends_in_the_callers_shard_map,
     keys_around_a_ring,
+    a_gpus_kernels_interpreted,
 ]
 
 if __name__ == "__main__":

@@ -111,6 +111,7 @@ VISITED = [
     masks.Causal(5),
     masks.SlidingWindow(20, 3),
     masks.KeyPadding(np.array([70, 0])),
+    masks.PrefixLM(np.array([40, 0])) & masks.SlidingWindow(60, 30) & masks.KeyPadding(np.array([90, 64])),
     masks.Segments(np.sort(RNG.integers(-1, 3, (2, 100)), 1), np.sort(RNG.integers(-1, 3, (2, 90)), 1)),
     masks.Dense(RNG.integers(500, size=(2, 1, 100, 90)) == 0) | masks.Causal(-60),
     masks.PerHead([masks.Causal(), masks.SlidingWindow(3), masks.Empty(), masks.Full()]),
