@@ -42,7 +42,8 @@ class Apart(nn.Module):
     @property
     def weight(self) -> Array:
         """The weight of the fused layer, gathered: no parameter."""
-        return _joined([layer.weight for layer in self.layers])
+        weights: list[Any] = [layer.weight for layer in self.layers]
+        return _joined(weights)
 
     @property
     def bias(self) -> Array | None:
