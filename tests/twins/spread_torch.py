@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard, distrib
 from torch.distributed.tensor.debug import CommDebugMode
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
-import maskattn_torch
+import maskattn_torch.rng
 from maskattn import AttentionConfig, biases, masks, standards
 from maskattn_torch import attention, explain
 from maskattn_torch.parallel import HeadParallel
@@ -292,6 +292,13 @@ def what_is_wrong_is_named(line, square):
         masks.KeyPadding([1, 2, 0, 3]),
         empty_rows="error",
     )
+    lengths = distribute_tensor(torch.tensor([1, 2, 0, 3]), line, [ROWS])
+    empty = {"mask": masks.KeyPadding(lengths), "empty_rows": "error"}
+    refused(ValueError, "the first is (batch, head, query) = (2, 0, 0)", *given, **empty)
+    key = DTensor.from_local(maskattn_torch.rng.key(7), line, [WHOLE], run_check=False)
+    options = {"dropout_rate": 0.5, "kernel": "reference"}
+    found = attention(*given, dropout_key=key, **options)
+    close(found.full_tensor(), attention(*arrays, dropout_key=7, **options))
     refused(ValueError, "cannot run this call", *given, kernel="fused", return_lse=True)
     close(attention(*given, MASK, empty_rows="error").full_tensor(), attention(*arrays, MASK))
 
