@@ -509,7 +509,7 @@ def modules_of_whole_parameters_take_dtensors(line, square):
 
 def main(rank, store, results):
     torch.set_num_threads(1)
-    options = {"rank": rank, "world_size": 4, "timeout": timedelta(seconds=40)}
+    options = {"rank": rank, "world_size": 4, "timeout": timedelta(seconds=200)}
     dist.init_process_group("gloo", init_method=f"file://{store}", **options)
     line, square = meshes()
     chosen = sys.argv[4:] or list(CHECKS)
