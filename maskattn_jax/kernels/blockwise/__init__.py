@@ -37,7 +37,7 @@ from maskattn_jax.kernels.blockwise.automatic import Known, Undivided
 from maskattn_jax.kernels.blockwise.backward import gradients
 from maskattn_jax.kernels.blockwise.forward import output_and_lse
 from maskattn_jax.kernels.blockwise.own import axes_of, axes_of_bias, axes_of_floats, in_place
-from maskattn_jax.kernels.blockwise.shards import divided, on_mesh
+from maskattn_jax.kernels.blockwise.shards import divided
 from maskattn_jax.kernels.blockwise.steps import cheapest, is_known
 from maskattn_jax.kernels.blockwise.tiled_call import Conditions, Options, float_leaves, prepared
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
@@ -70,7 +70,10 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     given = operands, call.sinks, call.mask, call.bias
     if is_automatic(given):
         return _over_automatic_axes(call, options, kernels)
-    if axis_types(given) == {AxisType.Auto, AxisType.Explicit} or mapped_axes(given):
+    types = axis_types(given)
+    # outside of `jax.jit` a shard_map would compute, and compile, each of its operations by itself
+    outside = AxisType.Explicit in types and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(given))
+    if types == {AxisType.Auto, AxisType.Explicit} or outside or mapped_axes(given):
         return automatic_inside(attention)(call)
     mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
     bias = lower.opaque(call.bias, *operands)
@@ -79,8 +82,7 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
         of_key = [("-",)] * len(jax.tree.leaves(call.dropout))
         return [*axes_of_floats(bias), *axes_of(mask, call.sizes[0]), *axes_of_bias(bias), *of_key]
 
-    with on_mesh(given, call.dropout):
-        return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout), axes)
+    return divided(run, *operands, call.sinks, (float_leaves(bias)[0], mask, bias, call.dropout), axes)
 
 
 def _over_automatic_axes(call: Call[Array], options: Options, kernels: gpu.Kernels | None) -> tuple[Array, Array]:

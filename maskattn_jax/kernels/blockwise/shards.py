@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager, nullcontext
 from typing import TypeAlias
 
 import jax
@@ -90,16 +89,6 @@ def divided(
         ),
         out_specs=(PartitionSpec(*queries), PartitionSpec(*queries[:3])),
     )(query, key, value, sinks, own, *starts)
-
-
-def on_mesh(*trees: object) -> AbstractContextManager[object]:
-    """Outside of `jax.jit`, where JAX is told no mesh: what tells it that of arrays with explicit axes."""
-    leaves = jax.tree.leaves(trees)
-    if any(isinstance(x, jax.core.Tracer) for x in leaves) or not jax.sharding.get_abstract_mesh().empty:
-        return nullcontext()
-    found = [x.sharding.mesh for x in leaves if AxisType.Explicit in jax.typeof(x).sharding.mesh.axis_types]
-    told: AbstractContextManager[object] = jax.set_mesh(found[0]) if found else nullcontext()
-    return told
 
 
 def _division(specs: list[Entries], mesh: Mesh, kv_heads: int) -> Entries:
