@@ -8,12 +8,22 @@ from dataclasses import replace
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 from jax import Array, lax
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from maskattn.attention import Call
 
-__all__ = ["automatic_inside", "axis_types", "dot_general", "explicit_mesh", "names_of", "spec_of"]
+__all__ = [
+    "automatic_inside",
+    "axis_types",
+    "dot_general",
+    "explicit_mesh",
+    "gathered",
+    "mapped_axes",
+    "names_of",
+    "spec_of",
+]
 
 _ARRAYS = ("query", "key", "value", "mask", "bias", "sinks", "dropout_key")
 
@@ -34,6 +44,22 @@ def explicit_mesh(*trees: object) -> Any:
     return None
 
 
+def mapped_axes(*trees: object) -> set[str]:
+    """The explicit mesh axes that divide what an enclosing `jax.vmap` maps over; arrays inside do not tell."""
+    mesh = explicit_mesh(*trees)
+    if mesh is None or AxisType.Manual in mesh.axis_types:
+        return set()
+    left: set[str] = set()
+
+    def inside() -> Array:
+        left.update(jax.sharding.get_abstract_mesh().explicit_axes)
+        return jnp.zeros(())
+
+    # a shard_map makes all axes manual but these
+    jax.eval_shape(jax.shard_map(inside, mesh=mesh, in_specs=(), out_specs=PartitionSpec()))
+    return left
+
+
 def automatic_inside(
     kernel: Callable[[Call[Array]], tuple[Array, Any]],
 ) -> Callable[[Call[Array]], tuple[Array, Any]]:
@@ -47,6 +73,11 @@ def automatic_inside(
         mesh = explicit_mesh(leaves)
         if mesh is None:
             return kernel(call)
+        rows = NamedSharding(mesh, PartitionSpec(*spec_of(call.query)[:3]))
+        if AxisType.Manual in mesh.axis_types:  # JAX makes no axes automatic there
+            whole = jax.tree.unflatten(structure, list(map(gathered, leaves)))
+            results = kernel(replace(call, **dict(zip(_ARRAYS, whole, strict=True))))
+            return tuple(jax.tree.map(lambda x: jax.sharding.reshard(x, rows), results))
         # what is on no mesh stays outside: it may be known now
         there = [not jax.typeof(leaf).sharding.mesh.empty for leaf in leaves]
 
@@ -55,12 +86,19 @@ def automatic_inside(
             moved = [next(given) if on_mesh else leaf for leaf, on_mesh in zip(leaves, there, strict=True)]
             return kernel(replace(call, **dict(zip(_ARRAYS, jax.tree.unflatten(structure, moved), strict=True))))
 
-        rows = PartitionSpec(*spec_of(call.query)[:3])
-        run = jax.sharding.auto_axes(inside, out_sharding=NamedSharding(mesh, rows))
+        run = jax.sharding.auto_axes(inside, out_sharding=rows)
         found: tuple[Array, Any] = run(*(leaf for leaf, on_mesh in zip(leaves, there, strict=True) if on_mesh))
         return found
 
     return run
+
+
+def gathered(x: Array) -> Array:
+    """An array that is not divided over explicit axes."""
+    if not any(spec_of(x)):
+        return x
+    mesh: Any = jax.typeof(x).sharding.mesh
+    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
 
 
 def spec_of(x: Array) -> tuple[Any, ...]:

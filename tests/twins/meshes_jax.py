@@ -214,6 +214,33 @@ def transformations():
     close(jax.jit(exported.call)(*arrays[:3], lengths), on_one_device(padded)[1])
 
 
+def inside_of_vmap_and_shard_map():
+    """Explicit axes: those that a vmap maps over stay divided, those that a shard_map leaves are right; without jit."""
+    kind = AxisType.Explicit
+    arrays = [placed(x, ROWS, kind) for x in (QUERY, KEY, VALUE, COTANGENT)]
+    given = (*arrays, placed(LENGTHS, P("data"), kind))
+
+    def of_one(*given):
+        return gradients(padded)(*(x[None] for x in given))[0]
+
+    program = compiled(jax.vmap(of_one), *given, kind=kind)
+    close([x[:, 0] for x in program(*given)], on_one_device(padded)[0])
+    assert sent(program) == []
+
+    def partly(*given, kernel):
+        run, rows = functools.partial(padded, kernel=kernel), P("data")
+        return jax.shard_map(run, mesh=MESH[kind], in_specs=rows, out_specs=rows, axis_names={"data"})(*given)
+
+    for kernel in ("blockwise", "reference"):
+        got = compiled(gradients(partly, kernel=kernel), *given, kind=kind)(*given)
+        close(got, on_one_device(padded))
+        assert got[1].sharding.is_equivalent_to(arrays[0].sharding, 4)
+    for mask in (masks.KeyPadding(given[-1]), masks.KeyPadding(LENGTHS)):
+        got = attend(*arrays[:3], masks.Causal() & mask)
+        close(got, on_one_device(padded)[1])
+        assert got.sharding.is_equivalent_to(arrays[0].sharding, 4)
+
+
 def training_step():
     """Two layers of modules, their kernels in heads: all-reduces alone, of the layers' sums and of the gradients."""
     x = RNG.standard_normal((B, L, 32), np.float32)
@@ -310,6 +337,7 @@ TESTS = [
     every_argument,
     heads_that_devices_share,
     transformations,
+    inside_of_vmap_and_shard_map,
     training_step,
     module_of_linen,
     explanations,

@@ -27,7 +27,7 @@ from jax.sharding import AxisType
 from maskattn.attention import Call
 from maskattn_jax import lower
 from maskattn_jax._linear import linear as differentiated
-from maskattn_jax._mesh import automatic_inside, axis_types
+from maskattn_jax._mesh import automatic_inside, axis_types, mapped_axes
 from maskattn_jax._partition import Axes, Origin, is_automatic
 from maskattn_jax._scope import own_modes
 from maskattn_jax._varying import manual_axes, vary
@@ -70,7 +70,10 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
     given = operands, call.sinks, call.mask, call.bias
     if is_automatic(given):
         return _over_automatic_axes(call, options, kernels)
-    if axis_types(given) == {AxisType.Auto, AxisType.Explicit}:
+    types = axis_types(given)
+    # outside of `jax.jit` a shard_map would compute, and compile, each of its operations by itself
+    outside = AxisType.Explicit in types and not any(isinstance(x, jax.core.Tracer) for x in jax.tree.leaves(given))
+    if types == {AxisType.Auto, AxisType.Explicit} or outside or mapped_axes(given):
         return automatic_inside(attention)(call)
     mask = call.mask if is_known(call.mask) else lower.opaque(call.mask, *operands)
     bias = lower.opaque(call.bias, *operands)

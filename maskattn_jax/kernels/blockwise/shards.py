@@ -11,14 +11,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import jax
 import jax.numpy as jnp
 from jax import Array, lax
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from maskattn_jax._mesh import names_of, spec_of
+from maskattn_jax._mesh import gathered, names_of, spec_of
 from maskattn_jax._partition import Axes, Origin
 
 Entry: TypeAlias = str | tuple[str, ...] | None  # of a PartitionSpec
@@ -45,12 +45,18 @@ def divided(
     specs = [spec_of(x) for x in (query, key, value)]
     if not any(entry is not None for spec in specs for entry in spec):
         zero = jnp.zeros((), jnp.int32)
-        return run(query, key, value, *jax.tree.map(_whole, (sinks, rest)), Origin(zero, zero, zero))
+        return run(query, key, value, *jax.tree.map(gathered, (sinks, rest)), Origin(zero, zero, zero))
     mesh = next(jax.typeof(x).sharding.mesh for x, spec in zip((query, key, value), specs, strict=True) if any(spec))
-    batch, heads, length, kv_length = _division(specs, mesh, key.shape[2])
 
     def placed(x: Array, *spec: object) -> Array:
         return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec(*spec)))
+
+    if AxisType.Manual in mesh.axis_types:  # JAX has no gradients of a shard_map in one over other axes
+        zero, rows = jnp.zeros((), jnp.int32), specs[0][:3]
+        whole = [jax.tree.map(gathered, tree) for tree in (query, key, value, sinks, rest)]
+        output, lse = run(*whole, Origin(zero, zero, zero))
+        return placed(output, *rows), placed(lse, *rows)
+    batch, heads, length, kv_length = _division(specs, mesh, key.shape[2])
 
     def local(query: Array, key: Array, value: Array, sinks: object, rest: list[Array], *starts: Array) -> Pair:
         if kv_length is not None:
@@ -108,14 +114,6 @@ def _division(specs: list[Entries], mesh: Mesh, kv_heads: int) -> Entries:
     # along an axis that does not divide the queries every device needs all keys before it starts
     kv_length = key[1] if key[1] is not None and set(names_of(key[1])) <= set(names_of(length)) else None
     return batch, heads, length, kv_length
-
-
-def _whole(x: Array) -> Array:
-    """An array that is not divided over explicit axes."""
-    if not any(spec_of(x)):
-        return x
-    mesh: Any = jax.typeof(x).sharding.mesh
-    return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
 
 
 def _size(mesh: Mesh, entry: Entry) -> int:
