@@ -187,6 +187,8 @@ def dropout_is_the_draw_of_one_device(line, square):
         mesh = (line, square)[n]
         for kernel, shared in (("reference", ()), ("blockwise", ("batch",) if n else ("batch", "heads"))):
             same(mesh, placements, mask=MASK, kernel=kernel, **dropped(), dropout_broadcast=shared)
+    key = torch.tensor([3, 4], dtype=torch.uint32)
+    same(line, [ROWS], **{**dropped(), "dropout_key": Pair(key, DTensor.from_local(key, line, [WHOLE]))})
     _, (out, again) = None, (attention(*x, MASK, kernel="exact", **dropped()) for x in both(square, [ROWS, QUERIES]))
     assert torch.equal(again.full_tensor(), out)
     long = qkv(q_len=1100, kv_len=1000, batch=2, heads=2, kv_heads=2, width=2)  # the reference takes some rows each
@@ -262,6 +264,7 @@ def masks_of_arrays_and_of_dtensors(line, square):
         _, sent = same(line, [ROWS], mask=Pair(masks.KeyPadding(lengths) & masks.Segments(ids), given), kernel=kernel)
         assert not sent, sent
     same(line, [QUERIES], mask=Pair(masks.KeyPadding(lengths) & masks.Segments(ids), given))
+    same(line, [ROWS], mask=Pair(masks.KeyPadding(lengths), masks.KeyPadding(where[0])), empty_rows="error")
     arrays = [distribute_tensor(x, line, [QUERIES]) for x in qkv()]
     assert "the mask's data is gathered over mesh axis x" in explain(*arrays, given)[1], explain(*arrays, given)
 
@@ -284,6 +287,8 @@ def what_is_wrong_is_named(line, square):
     refused(ValueError, "must be of one mesh", given[0], *other[1:])
     keep = distribute_tensor(torch.ones(4, 1, 1, 24, dtype=torch.bool), line, [ROWS])
     refused(TypeError, "are a DTensor, but query, key and value are plain", *arrays, keep)
+    elsewhere = masks.Dense(distribute_tensor(torch.ones(4, 1, 1, 24, dtype=torch.bool), square, [ROWS, WHOLE]))
+    refused(ValueError, "must be of one mesh, got data of mask or bias", *given, elsewhere)
     refused(ValueError, "expects batch 3, got 4", *given, masks.KeyPadding([1, 2, 3]))
     refused(
         ValueError,
