@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from collections import OrderedDict
 from typing import NamedTuple
@@ -56,7 +57,8 @@ def placed(array: Given, device: torch.device) -> Array | None:
         _HELD[key] = held
         while len(_HELD) > _MOST:
             _HELD.popitem(last=False)
-    _HELD.move_to_end(key)
+    with contextlib.suppress(KeyError):  # another thread has dropped it
+        _HELD.move_to_end(key)
     return held.copy
 
 

@@ -6,6 +6,8 @@ import dataclasses
 import gc
 import logging
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -370,6 +372,27 @@ def test_kernels_are_bounded_and_the_last_used_stay(counted, monkeypatch):
     run(2.0)  # dropped, and compiled again
     assert counted.counts["compiled"] == 6
     assert flex.is_new(call(masks.Causal(), scale=7.0)) and not flex.is_new(call(masks.Causal(), scale=2.0))
+    assert flex.is_new(call(masks.Causal(), scale=5.0)) and len(counted._sizes) == 3  # nothing is kept of the dropped
+
+
+def test_threads_compile_a_kernel_once(counted, monkeypatch):
+    started = threading.Barrier(3)
+
+    def slow(graph, inputs):
+        time.sleep(0.2)
+        return quick(graph, inputs)
+
+    def run():
+        started.wait()
+        flex.attention(call(masks.Causal()), None)
+
+    monkeypatch.setattr(compiled, "BACKEND", slow)
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counted.counts["compiled"] == 1 == len(counted)
 
 
 def test_that_it_compiles_is_said_once(counted, caplog):
