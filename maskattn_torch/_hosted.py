@@ -62,11 +62,14 @@ def placed(array: Given, device: torch.device) -> Array | None:
     return held.copy
 
 
-def host_of(array: Array) -> NumPyArray | None:
-    """The values of a tensor where they are known without waiting for a device: of the CPU, or that was `placed`."""
+def host_of(array: Array) -> Given | None:
+    """A tensor's values where they are known without waiting for a device: itself on the CPU, or what was `placed`."""
     if not plain() or not isinstance(array, Array):
         return None
-    return peek(array) if array.device.type == "cpu" else _HOSTS.get(array)
+    if array.device.type != "cpu":
+        found: NumPyArray | None = _HOSTS.get(array)
+        return found
+    return array if type(array) is Array else peek(array)  # which takes 15 us
 
 
 def _same(one: NumPyArray, other: NumPyArray) -> bool:
