@@ -216,6 +216,30 @@ def test_a_plan_does_not_keep_data_alive_or_take_other_data_for_it(anew):
     assert not plans._OF_DATA and not len(plans._SEEN)
 
 
+@dataclasses.dataclass
+class Before(masks.Mask):
+    """A mask of a user's, whose field may change."""
+
+    end: int
+
+    def allowed(self, b, h, q, k):
+        return k < self.end
+
+    def tile(self, b, h, q_lo, q_hi, k_lo, k_hi):
+        return k_lo < self.end, k_hi < self.end
+
+
+def test_a_mask_whose_field_changes_is_planned_again(anew):
+    changing = Before(5)
+    for mask in (changing, changing & masks.Causal()):
+        changing.end = 5
+        before = plans.planned(call(mask))
+        changing.end = 200
+        assert plans.planned(call(mask)).tables.kv_num.sum() > before.tables.kv_num.sum()
+    lasting = masks.Causal() | masks.Strided(3)
+    assert plans.planned(call(lasting)) is plans.planned(call(lasting)) and lasting in plans._SEEN
+
+
 def test_data_made_in_inference_mode_are_planned_each_time(anew):
     """Nobody sees when they are changed."""
     with torch.inference_mode():
