@@ -8,6 +8,7 @@ from jax import Array
 
 from maskattn.attention import Call
 from maskattn.biases import DenseBias
+from maskattn_jax._partition import is_automatic
 from maskattn_jax._platform import platform
 from maskattn_jax.kernels import KERNELS
 from maskattn_jax.kernels.blockwise import gpu
@@ -71,7 +72,8 @@ def _on_gpu(call: Call[Array], fused: bool) -> tuple[str, str] | None:
 
 def _of_cudnn(call: Call[Array]) -> str | None:
     """Why cuDNN is the faster one for a call that `fused` can run; None where it is not."""
-    if cudnn.unsupported(call):
+    # over automatic axes queries may be divided along their length, where JAX raises for cuDNN
+    if cudnn.unsupported(call) or is_automatic(call.query, call.key, call.value):
         return None
     _, _, q_len, kv_len = call.sizes
     if q_len * kv_len <= _SMALL_ON_GPU:

@@ -42,7 +42,8 @@ class Apart(nn.Module):
     @property
     def weight(self) -> Array:
         """The weight of the fused layer, gathered: no parameter."""
-        return _joined([layer.weight for layer in self.layers])
+        weights: list[Any] = [layer.weight for layer in self.layers]
+        return _joined(weights)
 
     @property
     def bias(self) -> Array | None:
@@ -59,19 +60,18 @@ def _parameter(part: Array, of: Array) -> nn.Parameter:
     return nn.Parameter(part.clone(), requires_grad=of.requires_grad)
 
 
-def _join(module: Any, state: dict[str, Any], prefix: str, metadata: object) -> None:
+def _join(module: nn.Module, state: dict[str, Array], prefix: str, metadata: object) -> None:
     for name in ("weight", "bias"):
         keys = [f"{prefix}{part}.{name}" for part in "qkv"]
         if all(key in state for key in keys):
             state[prefix + name] = _joined([state.pop(key) for key in keys])
 
 
-def _divide(module: Any, state: dict[str, Any], prefix: str, *rest: object) -> None:
+def _divide(module: Apart, state: dict[str, Array], prefix: str, *rest: object) -> None:
     for name in ("weight", "bias"):
         if prefix + name not in state:
             continue
-        whole = state.pop(prefix + name)
-        whole = whole.full_tensor() if _devices.is_spread(whole) else whole
+        whole = _devices.gathered(state.pop(prefix + name))
         if len(whole) != sum(module.rows):
             state[prefix + name] = whole  # which is then reported as one that is not expected
             continue
@@ -80,10 +80,9 @@ def _divide(module: Any, state: dict[str, Any], prefix: str, *rest: object) -> N
             state[f"{prefix}{part}.{name}"] = _devices.placed_as(rows, own) if _devices.is_spread(own) else rows
 
 
-def _joined(parts: list[Any]) -> Array:
+def _joined(parts: list[Array]) -> Array:
     """The parts one after the other; DTensors as one that every device has whole."""
     if not _devices.is_spread(*parts):
         return torch.cat(parts)
-    mesh = parts[0].device_mesh
-    whole: Array = _devices.replicated(torch.cat([x.detach().full_tensor() for x in parts]), mesh)
-    return whole
+    first: Any = parts[0]
+    return _devices.replicated(torch.cat([_devices.gathered(x.detach()) for x in parts]), first.device_mesh)

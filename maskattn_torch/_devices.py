@@ -10,13 +10,14 @@ from torch import Tensor as Array
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
-    from torch.distributed.tensor import DTensor
+    from torch.distributed.tensor import DTensor, Placement
 
 __all__ = [
     "PLAIN",
     "axis_of",
     "by_parts",
     "from_local",
+    "gathered",
     "is_spread",
     "owned",
     "part_of",
@@ -42,7 +43,7 @@ def by_parts(x: Any, function: Callable[[Array, Sequence[int], Sequence[int]], A
     return from_local(function(local, first, x.shape), mesh, placements, x.shape)
 
 
-def part_of(mesh: DeviceMesh, placements: Sequence[Any], axis: int, size: int) -> tuple[int, int]:
+def part_of(mesh: DeviceMesh, placements: Sequence[Placement], axis: int, size: int) -> tuple[int, int]:
     """(first, count) of this device along an axis, as DTensors are cut: the last devices may have fewer, or none."""
     first: int = 0
     coordinate: Any = mesh.get_coordinate()
@@ -59,7 +60,7 @@ def axis_of(placement: Any) -> int | None:
     return placement.dim if type(placement).__name__ == "Shard" else None
 
 
-def from_local(local: Array, mesh: DeviceMesh, placements: Sequence[Any], shape: Sequence[int]) -> DTensor:
+def from_local(local: Array, mesh: DeviceMesh, placements: Sequence[Placement], shape: Sequence[int]) -> DTensor:
     """A DTensor of a shape, of this device's part: its axes lie in memory in the order of the part's."""
     strides: tuple[int, ...] = local.stride()
     order = sorted(range(len(shape)), key=lambda axis: -strides[axis])
@@ -73,6 +74,11 @@ def from_local(local: Array, mesh: DeviceMesh, placements: Sequence[Any], shape:
 def replicated(x: Array, mesh: DeviceMesh) -> DTensor:
     """A DTensor of a tensor that is the same on every device."""
     return tensors().DTensor.from_local(x, mesh, [tensors().Replicate()] * mesh.ndim, run_check=False)
+
+
+def gathered(x: Any) -> Any:
+    """The whole of a DTensor, on every device; anything else as it is."""
+    return x.full_tensor() if is_spread(x) else x
 
 
 def placed_as(x: Array, like: DTensor) -> DTensor:

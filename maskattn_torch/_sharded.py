@@ -21,7 +21,7 @@ from torch import Tensor as Array
 from maskattn.attention import Call, Framework, PartOfCall, attend, check_attention, choose, prepare, refuse_empty_rows
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask
-from maskattn_torch._devices import PLAIN, axis_of, from_local, is_spread, part_of, replicated, tensors
+from maskattn_torch._devices import PLAIN, axis_of, from_local, gathered, is_spread, part_of, replicated, tensors
 from maskattn_torch._parts import Part, bias_of, mask_of, scores
 from maskattn_torch.types import Given
 
@@ -62,8 +62,8 @@ def explain(call: Call[Any], framework: Framework[Array]) -> tuple[str, str]:
     part = division.call(call, division.like)
     kernel, why = choose(prepare(part, framework), framework)
     sizes = ", ".join(f"{name} {size}" for name, size in zip("BHLS", part.sizes, strict=True))
-    gathered = "; ".join(division.gathered(call)) or "nothing is gathered"
-    return kernel, f"{why}. On this device {sizes}: {gathered}"
+    said = "; ".join(division.gathered(call)) or "nothing is gathered"
+    return kernel, f"{why}. On this device {sizes}: {said}"
 
 
 def _checked(call: Call[Any], framework: Framework[Array]) -> tuple[Division, Call[Any]]:
@@ -75,7 +75,7 @@ def _checked(call: Call[Any], framework: Framework[Array]) -> tuple[Division, Ca
         if call.sinks is None:
             mask = Dense(call.mask) if call.mask is not None and not isinstance(call.mask, Mask) else call.mask
             bias = DenseBias(call.bias) if call.bias is not None and not isinstance(call.bias, Bias) else call.bias
-            refuse_empty_rows(mask, bias, call.sizes, lambda x: framework.concrete(_gathered(x)))
+            refuse_empty_rows(mask, bias, call.sizes, lambda x: framework.concrete(gathered(x)))
         call = replace(call, empty_rows="zero")
     return Division.of(call), call
 
@@ -122,7 +122,7 @@ class Division:
         mesh, kv_heads = query.device_mesh, key.shape[2]
         placements = list(zip(query.placements, key.placements, value.placements, strict=True))
         long = {axis for axis in (0, 1, 2) if query.shape[axis] != 1}
-        found: list[Any] = [mine if axis_of(mine) in long else tensors().Replicate() for mine, *_ in placements]
+        found: list[Placement] = [mine if axis_of(mine) in long else tensors().Replicate() for mine, *_ in placements]
         for n, (mine, *theirs) in enumerate(placements):
             for other in theirs:
                 free = long & {0, 2} - {axis_of(p) for p in found}
@@ -163,7 +163,7 @@ class Division:
             mask=mask,
             bias=bias,
             sinks=None if call.sinks is None else local(call.sinks, "H"),
-            dropout_key=_gathered(call.dropout_key),
+            dropout_key=gathered(call.dropout_key),
         )
         return PartOfCall.of(**vars(moved), within=(first["B"], first["H"], first["L"], batch, heads, q_len))
 
@@ -268,7 +268,3 @@ def _shares(first: int, count: int, group: int) -> tuple[int, ...]:
     if first % group == 0 and count % group == 0 or len(set(read)) == 1:
         return tuple(dict.fromkeys(read))
     return tuple(read)
-
-
-def _gathered(x: Any) -> Any:
-    return x.full_tensor() if is_spread(x) else x

@@ -6,7 +6,8 @@ It imports `torch.distributed`, and so is not imported with the package.
 from __future__ import annotations
 
 import inspect
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeAlias
 
 from torch import Tensor as Array, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -19,6 +20,8 @@ from maskattn_torch.multihead import MultiHeadAttention
 
 __all__ = ["HeadParallel"]
 
+#: What a module is called with.
+Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
 _INPUTS = ("query", "key", "value", "x")  # `x` is the input of the seed module
 
 
@@ -88,7 +91,7 @@ class HeadParallel(ParallelStyle):
         layers: tuple[nn.Module, ...] = module.qkv.layers
         return layers
 
-    def _place(self, module: Any, mesh: DeviceMesh, weight: Placement, other: Placement) -> None:
+    def _place(self, module: nn.Module, mesh: DeviceMesh, weight: Placement, other: Placement) -> None:
         """Make DTensors of a module's own parameters."""
         for name, parameter in module.named_parameters(recurse=False):
             placed = distribute_tensor(
@@ -96,11 +99,11 @@ class HeadParallel(ParallelStyle):
             )
             setattr(module, name, nn.Parameter(placed, requires_grad=parameter.requires_grad))
 
-    def _inputs(self, mesh: DeviceMesh) -> Any:
-        def hook(module: nn.Module, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], Any]:
-            made: dict[int, Any] = {}  # an input that is given twice stays one
+    def _inputs(self, mesh: DeviceMesh) -> Callable[..., Inputs]:
+        def hook(module: nn.Module, given: tuple[object, ...], named: dict[str, object]) -> Inputs:
+            made: dict[int, DTensor] = {}  # an input that is given twice stays one
 
-            def moved(x: Any) -> Any:
+            def moved(x: object) -> object:
                 if not isinstance(x, Array):
                     return x
                 if id(x) not in made:
@@ -114,8 +117,8 @@ class HeadParallel(ParallelStyle):
 
         return hook
 
-    def _output(self, mesh: DeviceMesh) -> Any:
-        def hook(module: nn.Module, given: tuple[Any, ...], output: Any) -> Any:
+    def _output(self, mesh: DeviceMesh) -> Callable[..., Array]:
+        def hook(module: nn.Module, given: object, output: DTensor) -> Array:
             output = output.redistribute(mesh, [self.output_layouts])
             return owned(module, output.to_local() if self.use_local_output else output)
 

@@ -160,7 +160,12 @@ def test_arrays_that_lie_as_cudnn_cannot_take_them_are_left_to_tiles():
     for query, key in ((alike, alike), (along, along), (alike, along)):
         given = [jax.ShapeDtypeStruct((B, 1024, K, 16), jnp.bfloat16, sharding=x) for x in (query, key, key)]
         jax.eval_shape(lambda *x: found.append(maskattn_jax.explain(*x, masks.Causal())[0]), *given)
-    assert found == ["fused", "blockwise", "blockwise"]
+    # over automatic axes it is not known how they lie
+    mesh = jax.sharding.AbstractMesh((2, 2), ("d", "s"), axis_types=(jax.sharding.AxisType.Auto,) * 2)
+    auto = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("d"))
+    unknown = [jax.ShapeDtypeStruct((B, 1024, K, 16), jnp.bfloat16, sharding=auto)] * 3
+    jax.eval_shape(lambda *x: found.append(maskattn_jax.explain(*x, masks.Causal())[0]), *unknown)
+    assert found == ["fused", "blockwise", "blockwise", "blockwise"]
     with pytest.raises(ValueError, match="divided alike"):
         jax.eval_shape(lambda *x: maskattn_jax.attention(*x, kernel="fused"), *given)
 
