@@ -194,9 +194,7 @@ class Division:
     def local(self, x: Given, axes: str) -> Given:
         """This device's part of an array; DTensors move, and gradients go back to where it came from."""
         if not isinstance(x, np.ndarray) and (is_spread(x) or x.requires_grad):
-            tensor: Any = x
-            if not is_spread(x):
-                tensor = replicated(x, self.mesh)
+            tensor: Any = self._of_mesh(x) if is_spread(x) else replicated(x, self.mesh)
             wanted, gradient = self.placed(x.shape, axes)
             moved: Array = tensor.redistribute(self.mesh, wanted).to_local(grad_placements=gradient)
             return moved
@@ -206,13 +204,19 @@ class Division:
         """As `local`, sending nothing: of a DTensor that would have to move, an array of that shape, of zeros."""
         if not is_spread(x):
             return self.local(x.detach() if isinstance(x, torch.Tensor) else x, axes)
-        spread: Any = x
+        spread = self._of_mesh(x)
         wanted, _ = self.placed(x.shape, axes)
         if tuple(wanted) == tuple(spread.placements):
             local: Array = spread.to_local().detach()
             return local
         shape = [part_of(self.mesh, wanted, axis, size)[1] for axis, size in enumerate(x.shape)]
         return spread.to_local().new_zeros(shape)
+
+    def _of_mesh(self, x: Any) -> Any:
+        """A DTensor of a mask, of a bias, or of what is attended to, that can be moved."""
+        if x.device_mesh != self.mesh:
+            raise ValueError("attention: all DTensors must be of one mesh, got data of mask or bias on another")
+        return x
 
     def gathered(self, call: Call[Any]) -> list[str]:
         """What has to be sent before this device can begin, in words."""

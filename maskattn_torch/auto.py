@@ -65,7 +65,8 @@ def _on_gpu(call: Call[Array], fused: bool) -> tuple[str, str]:
     SDPA where it needs no mask, and for calls of little work with a dense one; FlexAttention, compiled on first use,
     for others; where neither runs the call, or SDPA would make all scores, the formula, some queries at a time.
     """
-    if fused and call.bias is None and cuda.needs_no_mask(call):
+    few = below(_scores_bytes(call), reference.AT_ONCE_BYTES)
+    if fused and call.bias is None and cuda.needs_no_mask(call) and (few or cuda.is_linear(call)):
         return "fused", "SDPA's own kernels do exactly this call"
     if below(_work(call), _LARGE if fused else _LARGE / 10) and below(_dense_bytes(call), _MASK_BYTES):
         if fused:
@@ -80,7 +81,7 @@ def _on_gpu(call: Call[Array], fused: bool) -> tuple[str, str]:
             return "blockwise", f"FlexAttention skips what the mask empties; {flex.COMPILES}"
     if linear:
         return "fused", "SDPA with a dense mask: FlexAttention does not run this call, or is not to be compiled for it"
-    if fused and below(_scores_bytes(call), reference.AT_ONCE_BYTES):
+    if fused and few:
         return "fused", "SDPA with a dense mask and all scores, which are few"
     return "reference", "the other kernels cannot express this call, or would make all scores: some queries at a time"
 

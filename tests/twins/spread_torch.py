@@ -284,6 +284,8 @@ def what_is_wrong_is_named(line, square):
     refused(ValueError, "must be of one mesh", given[0], *other[1:])
     keep = distribute_tensor(torch.ones(4, 1, 1, 24, dtype=torch.bool), line, [ROWS])
     refused(TypeError, "are a DTensor, but query, key and value are plain", *arrays, keep)
+    elsewhere = masks.Dense(distribute_tensor(torch.ones(4, 1, 1, 24, dtype=torch.bool), square, [ROWS, WHOLE]))
+    refused(ValueError, "must be of one mesh, got data of mask or bias", *given, elsewhere)
     refused(ValueError, "expects batch 3, got 4", *given, masks.KeyPadding([1, 2, 3]))
     refused(
         ValueError,

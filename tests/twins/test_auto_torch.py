@@ -108,8 +108,9 @@ def test_only_the_formula_has_these_and_it_does_them_in_parts():
     for options in ({"dropout_rate": 0.1, "dropout_key": 0}, {"empty_rows": "mean"}):
         for length in (SMALL, LARGE, LONG):
             assert chosen(arrays(length), masks.Causal(), **options) == "reference"
-    assert chosen(arrays(LONG, dtype=torch.float64), masks.SlidingWindow(4)) == "reference"
-    assert chosen(arrays(SMALL, dtype=torch.float64), masks.SlidingWindow(4)) == "fused"
+    for mask in (*PLAIN, masks.SlidingWindow(4)):  # SDPA makes all scores of float64, with or without a mask
+        assert chosen(arrays(LONG, dtype=torch.float64), mask) == "reference"
+        assert chosen(arrays(SMALL, dtype=torch.float64), mask) == "fused"
     for length, batch in ((SMALL, 2), (LARGE, 2), (1 << 14, 1), (LONG, 1)):
         rows = reference.rows_at_once(Call(*arrays(length, batch=batch)))
         assert rows * batch * 16 * length * 4 <= reference.AT_ONCE_BYTES
@@ -194,6 +195,15 @@ def test_float32_is_left_to_the_implementation_with_its_digits(monkeypatch):
             # groups are for FlashAttention alone
             repeated = dtype == torch.float32 or mask is window
             assert (key[1] == 16) == repeated == (not keywords["enable_gqa"])
+
+
+def test_wide_heads_are_no_groups(monkeypatch):
+    """FlashAttention, which knows groups, takes at most 256: SDPA would make all scores."""
+    seen = implementations(monkeypatch)
+    for width in (256, 320):
+        maskattn_torch.attention(*arrays(SMALL, kv_heads=4, width=width), masks.Causal(), kernel="fused")
+        _, _, key, _, _, keywords = seen.pop()
+        assert keywords["enable_gqa"] == (key[1] == 4) == (width == 256)
 
 
 @pytest.mark.parametrize(("dtype", "unit"), [(torch.bfloat16, 8), (torch.float32, 4), (torch.float64, 1)])

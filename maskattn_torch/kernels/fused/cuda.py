@@ -32,6 +32,9 @@ __all__ = [
     "repeated",
 ]
 
+#: FlashAttention takes no wider heads.
+_WIDEST = 256
+
 
 def implementation(call: Call[Array], added: Array | None) -> AbstractContextManager[object]:
     """A context in which PyTorch chooses among those of its implementations that do a call on CUDA right.
@@ -91,14 +94,15 @@ def memory(device: torch.device) -> int:
 
 
 def repeated(query: Array, key: Array, value: Array, dense: Array | None) -> bool:
-    """Whether keys and values are to be repeated for the heads of a group: what takes float32, a mask, or values of
-    another width, takes no groups.
+    """Whether keys and values are to be repeated for the heads of a group: what takes float32, a mask, values of
+    another width, or wide heads, takes no groups.
     """
     masked = dense is not None and not isinstance(dense, CausalBias)
     return (
         masked
         or query.dtype == torch.float32
         or key.shape[-1] != value.shape[-1]
+        or known(key.shape[-1] > _WIDEST)
         or not (torch.compiler.is_compiling() or _has_flash(query.device))
     )
 

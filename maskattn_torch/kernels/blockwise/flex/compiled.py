@@ -83,6 +83,9 @@ class Compiled:
                 self._functions.move_to_end(place)
             return _run(kind, found, arrays, rest)
         with self._lock, _settings():
+            found = self._functions.get(place)
+            if found is not None:  # another thread has compiled it meanwhile
+                return _run(kind, found, arrays, rest)
             self._announce()
             of_any_size = place.exact is None
             made = torch.compile(_own(function, place), fullgraph=True, dynamic=of_any_size, backend=BACKEND)
@@ -101,8 +104,8 @@ class Compiled:
         return len(self._functions) >= MOST
 
     def has(self, kind: Kind) -> bool:
-        """Whether calls of this kind were compiled for some sizes."""
-        return kind in self._sizes
+        """Whether a kernel for calls of this kind is kept."""
+        return any([place.kind == kind for place in list(self._functions)])
 
     def clear(self) -> None:
         """Drop everything."""
@@ -127,7 +130,9 @@ class Compiled:
 
     def _drop(self) -> None:
         place, _ = self._functions.popitem(last=False)
-        if place.exact is not None and place.exact in self._sizes.get(place.kind, ()):
+        if not self.has(place.kind):
+            self._sizes.pop(place.kind, None)
+        elif place.exact is not None and place.exact in self._sizes.get(place.kind, ()):
             self._sizes[place.kind].remove(place.exact)
         self.counts["dropped"] += 1
         if self._warned:

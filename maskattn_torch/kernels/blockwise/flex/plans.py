@@ -89,7 +89,8 @@ def planned(call: Call[Array]) -> Plan | None:
     if any([x.is_inference() for x in data]):  # who changes them in place is not seen
         return _planned(mask, sizes, device)
     plan = _shared(mask, sizes, device, data)
-    _SEEN[mask] = _Seen(sizes, device, data, [x._version for x in data], plan)
+    if _frozen(mask):
+        _SEEN[mask] = _Seen(sizes, device, data, [x._version for x in data], plan)
     return plan
 
 
@@ -142,6 +143,12 @@ def _unbounded(mask: Mask, sizes: tuple[int, int, int, int], device: torch.devic
     kind = Kind("plan", structure(mask), device=str(device), heads=sizes[:2])
     *made, some = KERNELS(kind, compiled_plan, (q, k), mask, *sizes[:2])
     return Tables(*made), some
+
+
+def _frozen(mask: Mask) -> bool:
+    """Whether this object stays the same mask, as all of this library do: who writes one may let its fields change."""
+    frozen: bool = type(mask).__dataclass_params__.frozen  # type: ignore[attr-defined]
+    return frozen and all(_frozen(part) for part in mask.children())
 
 
 def _ones(tables: Tables) -> tuple[bool, ...]:

@@ -6,6 +6,8 @@ import dataclasses
 import gc
 import logging
 import math
+import threading
+import time
 
 import numpy as np
 import pytest
@@ -214,6 +216,30 @@ def test_a_plan_does_not_keep_data_alive_or_take_other_data_for_it(anew):
     assert not plans._OF_DATA and not len(plans._SEEN)
 
 
+@dataclasses.dataclass
+class Before(masks.Mask):
+    """A mask of a user's, whose field may change."""
+
+    end: int
+
+    def allowed(self, b, h, q, k):
+        return k < self.end
+
+    def tile(self, b, h, q_lo, q_hi, k_lo, k_hi):
+        return k_lo < self.end, k_hi < self.end
+
+
+def test_a_mask_whose_field_changes_is_planned_again(anew):
+    changing = Before(5)
+    for mask in (changing, changing & masks.Causal()):
+        changing.end = 5
+        before = plans.planned(call(mask))
+        changing.end = 200
+        assert plans.planned(call(mask)).tables.kv_num.sum() > before.tables.kv_num.sum()
+    lasting = masks.Causal() | masks.Strided(3)
+    assert plans.planned(call(lasting)) is plans.planned(call(lasting)) and lasting in plans._SEEN
+
+
 def test_data_made_in_inference_mode_are_planned_each_time(anew):
     """Nobody sees when they are changed."""
     with torch.inference_mode():
@@ -370,6 +396,27 @@ def test_kernels_are_bounded_and_the_last_used_stay(counted, monkeypatch):
     run(2.0)  # dropped, and compiled again
     assert counted.counts["compiled"] == 6
     assert flex.is_new(call(masks.Causal(), scale=7.0)) and not flex.is_new(call(masks.Causal(), scale=2.0))
+    assert flex.is_new(call(masks.Causal(), scale=5.0)) and len(counted._sizes) == 3  # nothing is kept of the dropped
+
+
+def test_threads_compile_a_kernel_once(counted, monkeypatch):
+    started = threading.Barrier(3)
+
+    def slow(graph, inputs):
+        time.sleep(0.2)
+        return quick(graph, inputs)
+
+    def run():
+        started.wait()
+        flex.attention(call(masks.Causal()), None)
+
+    monkeypatch.setattr(compiled, "BACKEND", slow)
+    threads = [threading.Thread(target=run) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert counted.counts["compiled"] == 1 == len(counted)
 
 
 def test_that_it_compiles_is_said_once(counted, caplog):
