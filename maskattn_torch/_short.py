@@ -76,7 +76,8 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
 
 
 def _plain(kind: str) -> bool:
-    return plain() and forward_ad._current_level < 0 and not torch.is_autocast_enabled(kind)
+    # of other kinds (meta) SDPA is something else, and PyTorch may know no autocast
+    return kind in ("cpu", "cuda") and plain() and forward_ad._current_level < 0 and not torch.is_autocast_enabled(kind)
 
 
 def _facts(call: Call[Array]) -> Hashable | None:
