@@ -29,7 +29,7 @@ def found(tmp_path_factory):
         )
         for rank in range(4)
     ]
-    said = [process.communicate(timeout=300)[0] for process in processes]
+    said = [process.communicate(timeout=900)[0] for process in processes]
     assert [process.returncode for process in processes] == [0] * 4, "\n".join(said)
     return [json.loads((folder / f"found.{rank}").read_text(encoding="utf-8")) for rank in range(4)]
 

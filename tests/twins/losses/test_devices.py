@@ -22,7 +22,7 @@ def started(script, *arguments):
 @pytest.mark.jax
 def test_eight_devices_of_jax():
     process = started("devices_jax.py")
-    out, err = process.communicate(timeout=300)
+    out, err = process.communicate(timeout=900)
     assert process.returncode == 0, err
     assert out.split() == [case.loss for case in devices_cases(8)] and set(out.split()) == SHARED
 
@@ -30,7 +30,7 @@ def test_eight_devices_of_jax():
 @pytest.mark.torch
 def test_two_processes_of_pytorch(tmp_path):
     processes = [started("devices_torch.py", str(rank), str(tmp_path / "store")) for rank in (0, 1)]
-    results = [process.communicate(timeout=300) for process in processes]
+    results = [process.communicate(timeout=900) for process in processes]
     assert [process.returncode for process in processes] == [0, 0], results
     lines = results[0][0].split()
     assert lines == [case.loss for case in devices_cases(2)] and set(lines) == SHARED
