@@ -6,6 +6,8 @@ loops, so that it is right. Only CUDA is meant: on AMD's GPUs these kernels were
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -57,6 +59,8 @@ def kernels_of(call: Call[Array]) -> Kernels | None:
 
 def reasons(call: Call[Array]) -> list[str]:
     """Why the loops of XLA compute a call on a GPU, which takes many times as long; [] where the kernels do."""
+    if not _has_triton():
+        return ["this version of JAX has no Triton back end of Pallas"]
     found = []
     if call.query.dtype == jnp.float64:
         found.append("it computes in float32, and the inputs are float64")
@@ -74,6 +78,12 @@ def reasons(call: Call[Array]) -> list[str]:
     if call.bias is not None and not formulas().has_gradient(call.bias):
         found.append(f"it has no gradient of {type(call.bias).__name__}")
     return found
+
+
+@functools.cache
+def _has_triton() -> bool:
+    """Whether JAX can compile the kernels: 0.11 says that it will not for ever."""
+    return importlib.util.find_spec("jax.experimental.pallas.triton") is not None
 
 
 def formulas() -> Any:
