@@ -7,7 +7,7 @@ arithmetic do. The exact arithmetic of `numerics` has its tricks here too.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 from maskattn._fields import Array, dtype_name
 
@@ -28,6 +28,26 @@ def never(*indices: Array) -> Array:
 def negated(value: Any) -> Any:
     """The opposite of a bool, a bool array or an expression: `~` would turn a Python True into -2."""
     return value ^ True if isinstance(value, int) or hasattr(value, "dtype") else ~value
+
+
+class Bounds(NamedTuple):
+    """What `Mask.tile` says of tiles, as a value that combines as masks do.
+
+    Attributes:
+        some: whether some pair may attend; every: whether every pair may.
+    """
+
+    some: Any
+    every: Any
+
+    def __and__(self, other: Bounds) -> Bounds:
+        return Bounds(self.some & other.some, self.every & other.every)
+
+    def __or__(self, other: Bounds) -> Bounds:
+        return Bounds(self.some | other.some, self.every | other.every)
+
+    def __invert__(self) -> Bounds:
+        return Bounds(negated(self.every), negated(self.some))
 
 
 def as_int(flag: Array) -> Array:

@@ -5,11 +5,11 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Callable, Iterable
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 import numpy as np
 
-from maskattn._arithmetic import negated
+from maskattn._arithmetic import Bounds, negated
 from maskattn._declared import declared, part
 from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array, on_subclass, to_numpy
@@ -236,7 +236,7 @@ class _Combination(Mask):
         return fold(self, lambda mask: mask.allowed(*restrict(mask, b, h, q, k)))
 
     def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
-        some, every = fold(self, lambda mask: _Bounds(*mask.tile(b, h, q_lo, q_hi, k_lo, k_hi)))
+        some, every = fold(self, lambda mask: Bounds(*mask.tile(b, h, q_lo, q_hi, k_lo, k_hi)))
         return some, every
 
     @property
@@ -448,22 +448,6 @@ def rebuild(mask: Mask, change: Callable[[Mask], Mask | None]) -> Mask:
     if isinstance(mask, Or):
         return disjunction(*parts)
     return complement(*parts) if isinstance(mask, Not) else mask.with_children(parts)
-
-
-class _Bounds(NamedTuple):
-    """What `tile` says, as a value that combines."""
-
-    some: Array
-    every: Array
-
-    def __and__(self, other: _Bounds) -> _Bounds:
-        return _Bounds(self.some & other.some, self.every & other.every)
-
-    def __or__(self, other: _Bounds) -> _Bounds:
-        return _Bounds(self.some | other.some, self.every | other.every)
-
-    def __invert__(self) -> _Bounds:
-        return _Bounds(negated(self.every), negated(self.some))
 
 
 def evaluate(mask: Mask, shape: tuple[int, ...], arange: Callable[[int], Array]) -> Array:

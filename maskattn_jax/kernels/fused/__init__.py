@@ -39,7 +39,8 @@ CONVENTIONS = {"lse": "none", "narrow": "rounded inside"}
 def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
     query, key, value = call.query, call.key, call.value
-    on_cudnn = platform(query, key, value) == "gpu" and not cudnn.unsupported(call)
+    on = platform(query, key, value)
+    on_cudnn = on == "gpu" and not cudnn.unsupported(call)
     mask, bias = (lower.opaque(node, query, key, value) for node in (call.mask, call.bias))
     added = None if bias is None else lower.bias(bias, *call.sizes)
     kept: Array | None = None
@@ -58,7 +59,7 @@ def attention(call: Call[Array]) -> tuple[Array, None]:
     width, v_dim = max(query.shape[-1], value.shape[-1]), value.shape[-1]
     query, key, value = (_widened(x, width) for x in (query, key, value))
     sizes = (*call.sizes[:3], key.shape[1])
-    if platform(query, key, value) == "tpu":
+    if on == "tpu":
         out = splash.attention(replace(call, query=query, key=key, value=value))
     else:
         keywords = {"mask": kept} if kept is not None else _keywords(mask, sizes, call.is_sized, on_cudnn)

@@ -86,10 +86,12 @@ def words(mask: Mask, sizes: tuple[int, int, int, int]) -> Keywords:
         if name in keywords:  # it would read beyond the end
             keywords[name] = jnp.clip(keywords[name], 0, length)
     low, high = limits
-    for name, given in (("is_causal", high == 0), ("local_window_size", low is not None)):
+    for name in ("is_causal", "local_window_size"):
         keywords.pop(name, None)
-        if given:
-            keywords[name] = True if name == "is_causal" else (-(low or 0), 0)
+    if high == 0:
+        keywords["is_causal"] = True
+    if low is not None:
+        keywords["local_window_size"] = (-low, 0)
     return keywords
 
 

@@ -11,8 +11,8 @@ from jax.experimental import pallas as pl
 
 from maskattn.biases import ALiBi, DenseBias, TableBias
 from maskattn_jax.kernels.blockwise.pallas import bias as kernels
-from maskattn_jax.kernels.blockwise.pallas.call import Prepared, call, numbers_of, plane, rows_of, whole
-from maskattn_jax.kernels.blockwise.pallas.states import states_of
+from maskattn_jax.kernels.blockwise.pallas.call import Prepared, call, numbers_of, of_query_heads, plane, whole
+from maskattn_jax.kernels.blockwise.pallas.states import of_device, states_of
 from maskattn_jax.kernels.blockwise.sizes import Tile, power_of_two
 
 
@@ -48,25 +48,14 @@ def _at(part: Array, shape: tuple[int, ...], starts: dict[int, Array]) -> Array:
 
 def _sums(prepared: Prepared, tensors: tuple[Array, ...], add: Any, count: int, by_key: bool = False) -> Array:
     """float32 [B, H, tiles, count]: what `add` makes of each row of tiles."""
-    query, key, value, d_output, lse, delta = tensors
-    (batch, q_len, heads, _), kv_len, tile = query.shape, key.shape[1], prepared.sizes.dq
-    group = heads // key.shape[2]
+    (batch, _, heads, _), tile = tensors[0].shape, prepared.sizes.dq
     lists = prepared.lists(tile, by_key=by_key, shared=False)
     job, arrays = prepared.job(tile, lists)
     tiles = lists.rows.shape[2]
     (sums,) = call(
         partial(kernels.sums_kernel, job=job, by_key=by_key, count=count, add=add),
         (tiles, heads, batch),
-        [
-            *plane(lists),
-            (query, rows_of(q_len, prepared.depth)),
-            (key, rows_of(kv_len, prepared.depth, group)),
-            (value, rows_of(kv_len, prepared.v_depth, group)),
-            (d_output, rows_of(q_len, prepared.v_depth)),
-            (lse, numbers_of(q_len)),
-            (delta, numbers_of(q_len)),
-            *whole(arrays),
-        ],
+        [*plane(lists), *of_query_heads(prepared, tensors), *whole(arrays)],
         [((batch, heads, tiles, count), jnp.float32, numbers_of(tiles, more=(count,)))],
         tile,
         prepared.sizes.interpret,
@@ -93,12 +82,13 @@ def _dense(prepared: Prepared, tensors: tuple[Array, ...], bias: DenseBias) -> A
 
 def _pairs(prepared: Prepared, tensors: tuple[Array, ...], bias: DenseBias) -> Array:
     tiling, tile = prepared.tiling, _square(prepared.sizes.dq)
-    shape, whole_sizes = bias.shape, tiling.whole
+    shape = bias.shape
     # batch rows and heads of the result, and how many of the call's share each
     rows, heads = (mine if size > 1 else 1 for size, mine in zip(shape[:2], (tiling.batch, tiling.heads), strict=True))
     shared = tiling.batch // rows, tiling.heads // heads
-    states = jnp.asarray(states_of(prepared.given.mask, tiling, prepared.given.origin, tile.q, tile.k), jnp.int32)
-    states = _own(states, prepared, whole_sizes)
+    origin = prepared.given.origin
+    states = of_device(states_of(prepared.given.mask, tiling, origin, tile.q, tile.k), tiling, origin)
+    states = jnp.asarray(states, jnp.int32)
     job, arrays = prepared.job(tile, None)
     grid = (-(-tiling.kv_len // tile.k), -(-tiling.q_len // tile.q), rows * heads)
     (sums,) = call(
@@ -115,15 +105,6 @@ def _pairs(prepared: Prepared, tensors: tuple[Array, ...], bias: DenseBias) -> A
 def _square(tile: Tile) -> Tile:
     side = min(tile.q, tile.k)
     return Tile(side, side, 4, tile.stages)
-
-
-def _own(states: Array, prepared: Prepared, whole_sizes: tuple[int, ...]) -> Array:
-    """The states of this device's batch rows and heads."""
-    tiling, origin = prepared.tiling, prepared.given.origin
-    for axis, (start, mine) in enumerate(((origin.row, tiling.batch), (origin.head, tiling.heads))):
-        if states.shape[axis] == whole_sizes[axis] != mine:
-            states = lax.dynamic_slice_in_dim(states, start, mine, axis)
-    return states
 
 
 def _all(tensors: tuple[Array, ...], prepared: Prepared) -> list[Any]:

@@ -124,16 +124,7 @@ def run_backward(
     (dq,) = call(
         partial(backward.dq_kernel, job=job),
         (lists.rows.shape[2], heads, batch),
-        [
-            *plane(lists),
-            (query, rows_of(q_len, prepared.depth)),
-            (key, rows_of(kv_len, prepared.depth, group)),
-            (value, rows_of(kv_len, prepared.v_depth, group)),
-            (d_output, rows_of(q_len, prepared.v_depth)),
-            (lse, numbers_of(q_len)),
-            (delta, numbers_of(q_len)),
-            *whole(arrays),
-        ],
+        [*plane(lists), *of_query_heads(prepared, (query, key, value, d_output, lse, delta)), *whole(arrays)],
         [(query.shape, query.dtype, rows_of(q_len, prepared.depth))],
         tile,
         prepared.sizes.interpret,
@@ -201,6 +192,20 @@ def _shape(shape: tuple[int, ...], dtype: DType, axes: tuple[str, ...]) -> jax.S
 def whole(arrays: Sequence[Array]) -> list[Operand]:
     """Arrays that every program is shown whole."""
     return [(x, pl.BlockSpec(x.shape, lambda *_, rank=x.ndim: (0,) * rank)) for x in arrays]
+
+
+def of_query_heads(prepared: Prepared, tensors: Sequence[Array]) -> list[Operand]:
+    """query, key, value, d_output, lse and delta as the program of one query head is shown them."""
+    query, key, value, d_output, lse, delta = tensors
+    q_len, kv_len, group = query.shape[1], key.shape[1], query.shape[2] // key.shape[2]
+    return [
+        (query, rows_of(q_len, prepared.depth)),
+        (key, rows_of(kv_len, prepared.depth, group)),
+        (value, rows_of(kv_len, prepared.v_depth, group)),
+        (d_output, rows_of(q_len, prepared.v_depth)),
+        (lse, numbers_of(q_len)),
+        (delta, numbers_of(q_len)),
+    ]
 
 
 def plane(lists: Lists, group: int | None = None) -> list[Operand]:

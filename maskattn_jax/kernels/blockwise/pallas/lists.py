@@ -23,7 +23,7 @@ from maskattn.masks import And, Causal, Full, KeyPadding, Mask, PrefixLM, Slidin
 from maskattn.schedule import EMPTY, FULL, MIXED
 from maskattn.typing import NumPyArray
 from maskattn_jax._partition import Origin
-from maskattn_jax.kernels.blockwise.pallas.states import states_of
+from maskattn_jax.kernels.blockwise.pallas.states import of_device, states_of
 from maskattn_jax.kernels.blockwise.sizes import Tile, power_of_two
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
 from maskattn_jax.types import Given
@@ -64,7 +64,8 @@ def lists_of(mask: Mask | None, tiling: CallTiling, origin: Origin, tile: Tile, 
     if by_key:
         states = xp.swapaxes(states, -1, -2)
     made = _known(states, shared) if isinstance(states, np.ndarray) else _traced(states, by_key, intervals(mask))
-    return _of_device(made, tiling, origin)
+    rows, index = (of_device(x, tiling, origin) for x in (made.rows, made.index))
+    return Lists(rows, index, made.ranges)
 
 
 def _known(states: NumPyArray, shared: bool) -> Lists:
@@ -107,21 +108,3 @@ def _work(mixed: NumPyArray, full: NumPyArray, shared: bool) -> NumPyArray:
     """What each row costs; `shared`: one order of rows for all heads, whose rows one program walks."""
     work = _MIXED * mixed + _FULL * full
     return np.broadcast_to(work.sum(1, keepdims=True), work.shape) if shared else work
-
-
-def _of_device(lists: Lists, tiling: CallTiling, origin: Origin) -> Lists:
-    """Those of this device's batch rows and heads."""
-
-    def own(x: Given) -> Given:
-        starts: list[Any] = [0, 0, 0, 0]
-        sizes = list(x.shape)
-        for axis, (begin, whole, mine) in enumerate(
-            ((origin.row, tiling.whole[0], tiling.batch), (origin.head, tiling.whole[1], tiling.heads))
-        ):
-            if x.shape[axis] == whole != mine:
-                starts[axis], sizes[axis] = begin, mine
-        if sizes == list(x.shape):
-            return x
-        return lax.dynamic_slice(jnp.asarray(x), [jnp.asarray(n, jnp.int32) for n in starts], sizes)
-
-    return Lists(own(lists.rows), own(lists.index), lists.ranges)

@@ -21,9 +21,6 @@ from maskattn_jax._partition import Origin
 from maskattn_jax.dropout import Dropout
 from maskattn_jax.kernels.blockwise.pallas.sides import Ref
 
-#: An array of more entries is not read at indices, which are int32 here.
-MOST = 2**31 - 1
-
 
 class Given(NamedTuple):
     """What decides about a pair besides its query and key, as a pytree: whole on every device, but for the sinks."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import functools
-from typing import Any, NamedTuple
+from typing import Any
 
 import jax.numpy as jnp
 import numpy as np
 from jax import Array, lax
 
 from maskattn import schedule
-from maskattn._arithmetic import negated
+from maskattn._arithmetic import Bounds
 from maskattn.masks import Dense, Full, Mask, Segments, fold
 from maskattn.typing import NumPyArray
 from maskattn_jax._partition import Origin
@@ -43,22 +43,6 @@ def _known(mask: Mask, whole: tuple[int, int, int, int], q: int, k: int) -> NumP
     return schedule.Schedule.of(mask, *whole, q, k).states()
 
 
-class _Bounds(NamedTuple):
-    """What is known of tiles: `Mask.tile`'s answer, as a value that combines."""
-
-    some: Any
-    every: Any
-
-    def __and__(self, other: _Bounds) -> _Bounds:
-        return _Bounds(self.some & other.some, self.every & other.every)
-
-    def __or__(self, other: _Bounds) -> _Bounds:
-        return _Bounds(self.some | other.some, self.every | other.every)
-
-    def __invert__(self) -> _Bounds:
-        return _Bounds(negated(self.every), negated(self.some))
-
-
 def _traced(mask: Mask, tiling: CallTiling, origin: Origin, q: int, k: int) -> Array:
     batch = tiling.batch if "b" in mask.depends else 1
     heads = tiling.heads if "h" in mask.depends else 1
@@ -69,20 +53,20 @@ def _traced(mask: Mask, tiling: CallTiling, origin: Origin, q: int, k: int) -> A
     q_hi, k_hi = np.minimum(q_lo + q, tiling.q_len) - 1, np.minimum(k_lo + k, tiling.kv_len) - 1
     row, head, query = (first if part else 0 for first, part in zip(origin, tiling.divided, strict=True))
 
-    def bounds(part: Mask) -> _Bounds:
+    def bounds(part: Mask) -> Bounds:
         if isinstance(part, (Segments, Dense)) and not tiling.divided[1] and not tiling.divided[2]:
             rows = part.sizes().get("batch", 1)
             if rows in (1, tiling.batch):
                 return _of_segments(part, q, k) if isinstance(part, Segments) else _of_dense(part, q, k)
         moved = in_place(part, tiling, origin)
-        return _Bounds(*moved.tile(b + row, h + head, q_lo + query, q_hi + query, k_lo, k_hi))
+        return Bounds(*moved.tile(b + row, h + head, q_lo + query, q_hi + query, k_lo, k_hi))
 
     some, every = fold(mask, bounds)
     states = jnp.where(some, jnp.where(every, schedule.FULL, schedule.MIXED), schedule.EMPTY).astype(jnp.int8)
     return jnp.broadcast_to(states, shape)
 
 
-def _of_segments(mask: Segments, q: int, k: int) -> _Bounds:
+def _of_segments(mask: Segments, q: int, k: int) -> Bounds:
     """`Segments.tile` on a grid of tiles: least and most of each block of ids, one reduction a side."""
     k_ids = mask.q_ids if mask.k_ids is None else mask.k_ids
     sides = []
@@ -97,10 +81,10 @@ def _of_segments(mask: Segments, q: int, k: int) -> _Bounds:
     k_least, k_most, k_all = (x[:, None, None, :] for x in sides[1])
     some = (q_most >= 0) & (k_most >= 0) & (q_least <= k_most) & (k_least <= q_most)
     one = (q_least == q_most) & (k_least == k_most) & (q_least == k_least)
-    return _Bounds(some, some & one & q_all & k_all)
+    return Bounds(some, some & one & q_all & k_all)
 
 
-def _of_dense(mask: Dense, q: int, k: int) -> _Bounds:
+def _of_dense(mask: Dense, q: int, k: int) -> Bounds:
     """`Dense.tile` on a grid of tiles, without a table of counts: that would have an int32 for each entry."""
     keep = jnp.asarray(mask.keep).reshape(mask.shape)
     some, every = keep, keep
@@ -108,7 +92,7 @@ def _of_dense(mask: Dense, q: int, k: int) -> _Bounds:
         if keep.shape[axis] > 1:
             some = jnp.any(_blocks(some, axis, block, False), axis=axis + 1)
             every = jnp.all(_blocks(every, axis, block, True), axis=axis + 1)
-    return _Bounds(some, every)
+    return Bounds(some, every)
 
 
 def _blocks(x: Array, axis: int, block: int, beyond: Any) -> Array:
@@ -117,3 +101,11 @@ def _blocks(x: Array, axis: int, block: int, beyond: Any) -> Array:
     padding = [(0, more if n == axis else 0, 0) for n in range(x.ndim)]
     x = lax.pad(x, jnp.asarray(beyond, x.dtype), padding)
     return x.reshape(*x.shape[:axis], -1, block, *x.shape[axis + 1 :])
+
+
+def of_device(x: Given, tiling: CallTiling, origin: Origin) -> Given:
+    """Of an array [B or 1, H or 1, ...] of the whole call, this device's batch rows and heads."""
+    for axis, (start, mine) in enumerate(((origin.row, tiling.batch), (origin.head, tiling.heads))):
+        if x.shape[axis] == tiling.whole[axis] != mine:
+            x = lax.dynamic_slice_in_dim(jnp.asarray(x), start, mine, axis)
+    return x
