@@ -6,7 +6,6 @@ and what is sent between devices is read from the compiled HLO.
 
 import functools
 import re
-import sys
 import tempfile
 
 import jax
@@ -17,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import maskattn_jax
 import maskattn_jax.linen
 from maskattn import biases, masks, standards
+from tests.scripts import each
 
 RNG = np.random.default_rng(3)
 B, L, H, K, D = 4, 64, 8, 4, 8
@@ -349,8 +349,4 @@ if __name__ == "__main__":
     kinds = {kind: (kind,) * 2 for kind in (AxisType.Auto, AxisType.Explicit)}
     kinds["mixed"] = (AxisType.Explicit, AxisType.Auto)
     MESH = {kind: jax.make_mesh((2, 4), ("data", "model"), axis_types=types) for kind, types in kinds.items()}
-    for test in TESTS:
-        if test.__name__ in sys.argv[1:] or len(sys.argv) == 1:
-            print(test.__name__, flush=True)
-            test()
-    print("done")
+    each(TESTS)

@@ -6,7 +6,6 @@ reference kernel on one device, and what is sent between devices is read from th
 
 import functools
 import re
-import sys
 
 import jax
 import jax.numpy as jnp
@@ -16,6 +15,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 import maskattn_jax
 from maskattn import biases, masks, standards
 from maskattn_jax._platform import assumed
+from tests.scripts import each
 
 RNG = np.random.default_rng(3)
 attend = functools.partial(maskattn_jax.attention, return_lse=True)
@@ -240,8 +240,4 @@ if __name__ == "__main__":
     MESH = {
         kind: jax.make_mesh((2, 4), ("x", "y"), axis_types=(kind,) * 2) for kind in (AxisType.Explicit, AxisType.Auto)
     }
-    for test in TESTS:
-        if test.__name__ in sys.argv[1:] or len(sys.argv) == 1:
-            print(test.__name__, flush=True)
-            test()
-    print("done")
+    each(TESTS)
