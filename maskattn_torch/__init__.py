@@ -10,6 +10,7 @@ from typing import Literal
 from maskattn_torch import losses, lower, optimizers, params
 from maskattn_torch.corruption import corrupt
 from maskattn_torch.functional import attention, explain
+from maskattn_torch.hugging_face import register
 from maskattn_torch.kernels.merging import merge
 from maskattn_torch.multihead import MultiHeadAttention
 from maskattn_torch.seed import Attention
@@ -33,4 +34,5 @@ __all__ = [
     "merge",
     "optimizers",
     "params",
+    "register",
 ]
