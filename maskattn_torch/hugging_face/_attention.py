@@ -74,6 +74,9 @@ def attention(
         mask, added = _additive(mask)
         bias = added if bias is None else bias if added is None else bias + added
     query, key, value = _of_one_batch(query, key, value)
+    shape = (*query.shape[:3], value.shape[3])
+    if _packs(query, key, mask, bias, s_aux, dropout):
+        query = query.reshape(shape[0], key.shape[1], -1, query.shape[3])
     drawn = None
     if dropout:
         drawn = torch.randint(0, 1 << 31, (2,), device=query.device).to(torch.uint32)
@@ -90,7 +93,17 @@ def attention(
         dropout_rate=dropout,
         dropout_key=drawn,
     )
+    if query.shape[2] != shape[2]:
+        out = out.transpose(1, 2).reshape(shape).transpose(1, 2)
     return out.contiguous(), None
+
+
+def _packs(query: Array, key: Array, mask: Any, bias: Any, sinks: Any, dropout: float) -> bool:
+    """Whether the query heads of one token go as so many queries of their key/value head: SDPA would repeat the cache."""
+    if query.shape[2] != 1 or query.shape[1] == key.shape[1] or not plain() or dropout:
+        return False
+    shared = mask is None or isinstance(mask, torch.Tensor) and mask.shape[1] == mask.shape[2] == 1
+    return shared and bias is None and sinks is None
 
 
 def _refuse(output_attentions: bool | None, others: dict[str, Any]) -> None:

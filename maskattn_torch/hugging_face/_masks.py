@@ -161,7 +161,8 @@ def mask(
     Raises:
         ValueError: such a model; or attention_mask has other axes.
     """
-    _refused.refuse_config(config)
+    if not torch.compiler.is_compiling():
+        _refused.refuse_config(config)
     function = masking_utils.causal_mask_function if mask_function is None else mask_function
     sizes = (batch_size, 1, q_length, kv_length)
 
