@@ -1,9 +1,9 @@
-"""Models of transformers with attn_implementation="maskattn" and with "sdpa", at L = 2048: milliseconds and their ratio.
+"""Models of transformers by attn_implementation="maskattn" and "sdpa", at L = 2048: seconds and their ratio.
 
     python benchmarks/hugging_face.py [--repeat 7] [--json FILE]
 
-Small random models (2 layers of width 512, 8 heads of 64, float32) on the CPU, in one process and in alternation: a pass
-over 2 rows of 2048 tokens without gradients, a training step, and one step of generation with a cache. Needs transformers.
+Small random models (2 layers of width 512, 8 heads of 64, float32) on the CPU, in one process and in alternation: a
+pass over 2 rows of 2048 tokens without gradients, a training step, and one token more with a cache.
 """
 
 from __future__ import annotations
@@ -107,7 +107,10 @@ def main() -> None:
             continue
         taken = measure.medians(measure.alternate(calls, arguments.repeat))
         results[name] = {**taken, "ratio": taken["maskattn"] / taken["sdpa"]}
-        print(f"{name:72s} {taken['maskattn'] * 1e3:9.2f} {taken['sdpa'] * 1e3:9.2f} {results[name]['ratio']:6.2f}", flush=True)
+        print(
+            f"{name:72s} {taken['maskattn'] * 1e3:9.2f} {taken['sdpa'] * 1e3:9.2f} {results[name]['ratio']:6.2f}",
+            flush=True,
+        )
     settings = {"repeat": arguments.repeat, "rows": ROWS, "length": LENGTH, "model": SMALL}
     measure.write(arguments.json, measure.report(results, ("torch", "transformers"), **settings))
 

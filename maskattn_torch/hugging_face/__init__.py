@@ -1,10 +1,11 @@
 """The drop-in point for Hugging Face's transformers: `register()`, and then attn_implementation="maskattn".
 
-transformers has a registry of attention functions and one of mask functions; both are needed, since without the second
-every mask is None and padding is lost in silence.
+transformers has a registry of attention functions and one of mask functions; both are needed: without the second every
+mask is None and padding is lost in silence.
 
     _functions.py    what transformers' mask functions are made of      _attention.py    the attention function
-    _masks.py        the mask function: a Mask, whose tiles are skipped  _refused.py      models with attention of their own
+    _masks.py        the mask function: a Mask of transformers' call    _refused.py      models with their own attention
+    _trial.py        whether transformers' functions are still those
 
 Two functions of transformers are wrapped: the one that checks the name of an implementation, so that a model that never
 asks the registry is refused, and the one that lets a mask pass that is made already, so that Mask objects pass as well.
@@ -29,11 +30,11 @@ def register(name: str = NAME) -> None:
 
     The models then compute attention by `maskattn_torch.attention`, from a Mask that is made of what transformers knows
     of the call: causal, windows, chunks, padding, packed documents, caches. What the mask empties is skipped. A mask
-    function that is not transformers' own is evaluated for every pair, with a warning; a 4-D tensor of the caller's is
-    taken as it is; and any model that takes `attention_mask` takes a Mask there (True = may attend).
+    function that is not transformers' own is evaluated for every pair, with a warning. A 4-D tensor of the caller's is
+    taken as it is; and a Mask (True = may attend) may be given where a model hands `attention_mask` on.
 
-    A model that computes attention in code of its own, and never asks transformers' registry, is refused by name when it
-    is made. May be called again, and under several names.
+    A model that computes attention in code of its own, and never asks transformers' registry, is refused by name when
+    it is made. May be called again, and under several names.
 
     Args:
         name: what to pass as `attn_implementation`.

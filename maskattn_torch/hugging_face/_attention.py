@@ -47,8 +47,8 @@ def attention(
     Args:
         module: the attention module; its `is_causal` counts where there is no mask and is_causal is None.
         query: [B, H, L, D]; key: [B, K, S, D]; value: [B, K, S, Dv]. Head h reads key/value head h // (H // K).
-        attention_mask: a Mask; a bool tensor [B, 1 or H, L, S], True = may attend; a float one, which is added; or None:
-            causal, where that is what the module is and L > 1, else everything.
+        attention_mask: a Mask; a bool tensor [B, 1 or H, L, S], True = may attend; a float one, which is added; or
+            None: causal, where that is what the module is and L > 1, else everything.
         dropout: the probability that a weight is dropped, drawn from PyTorch's generator.
         scaling: multiplies query times key (default 1 / sqrt(D)).
         softcap, s_aux: as softcap and sinks [H] of `maskattn_torch.attention`.
@@ -99,7 +99,7 @@ def attention(
 
 
 def _packs(query: Array, key: Array, mask: Any, bias: Any, sinks: Any, dropout: float) -> bool:
-    """Whether the query heads of one token go as so many queries of their key/value head: SDPA would repeat the cache."""
+    """Whether one token's query heads go as so many queries of their key/value head: SDPA would repeat the cache."""
     if query.shape[2] != 1 or query.shape[1] == key.shape[1] or not plain() or dropout:
         return False
     shared = mask is None or isinstance(mask, torch.Tensor) and mask.shape[1] == mask.shape[2] == 1
@@ -131,8 +131,8 @@ def _of_model(given: ModelMask, query: Array, key: Array, value: Array) -> Mask 
     _, _, q_len, kv_len = given.shape
     if (query.shape[2], key.shape[2]) != (q_len, kv_len):
         raise ValueError(
-            f"attn_implementation='maskattn': the mask was made for {q_len} queries and {kv_len} keys, but attention is "
-            f"asked for {query.shape[2]} and {key.shape[2]}"
+            f"attn_implementation='maskattn': the mask was made for {q_len} queries and {kv_len} keys, but attention "
+            f"is asked for {query.shape[2]} and {key.shape[2]}"
         )
     mask = settled(given)
     if mask is None or not plain() or type(mask) is Causal:

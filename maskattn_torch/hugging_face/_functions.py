@@ -1,8 +1,8 @@
 """What a mask function of transformers is made of, and the mask that says the same.
 
 transformers describes a mask by a function of (batch, head, query, key), composed of functions that `masking_utils`
-makes: a window, a conjunction, padding. What such a function was made by, and with which arguments, is read in one of two
-ways: from a label that those makers put on what they make once `label` was called (a compiler can follow that), or from
+makes: a window, a conjunction, padding. What made such a function, and of which arguments, is read in one of two ways:
+from a label that those makers put on what they make once `label` was called (a compiler can follow that), or from
 the code and the closure of the function. Each maker is tried when it is first needed: where the mask of ours and
 transformers' own function differ, it is not taken as known.
 """
@@ -10,6 +10,7 @@ transformers' own function differ, it is not taken as known.
 from __future__ import annotations
 
 import functools
+import operator
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from types import CodeType
@@ -20,7 +21,6 @@ import transformers
 from transformers import masking_utils
 
 from maskattn.masks import Causal, Chunked, Empty, Full, KeyMask, Mask, Segments, SlidingWindow
-from maskattn.masks._core import conjunction, disjunction
 from maskattn_torch._modes import plain
 from maskattn_torch.hugging_face import _trial
 from maskattn_torch.types import Array
@@ -89,8 +89,8 @@ def label() -> None:
     KNOWN.difference_update(differing)
     if differing:
         warnings.warn(
-            f"maskattn was made for transformers 5.23; in {transformers.__version__} these mask functions are others, and "
-            f"what is made of them is evaluated for every pair: {', '.join(sorted(differing))}",
+            f"maskattn was made for transformers 5.23; in {transformers.__version__} these mask functions are others, "
+            f"and what is made of them is evaluated for every pair: {', '.join(sorted(differing))}",
             stacklevel=3,
         )
     for name in _RULES:
@@ -137,12 +137,13 @@ def _and(given: Arguments, place: Place) -> Mask | None:
         if part is None:
             return None
         parts.append(part)
-    return conjunction(*parts)
+    return functools.reduce(operator.and_, parts)
 
 
 def _or(given: Arguments, place: Place) -> Mask | None:
     parts = [_part(function, place) for function in given["mask_functions"]]
-    return None if any([part is None for part in parts]) else disjunction(*[part for part in parts if part is not None])
+    known = [part for part in parts if part is not None]
+    return functools.reduce(operator.or_, known) if len(known) == len(parts) else None
 
 
 def _part(function: MaskFunction, place: Place) -> Mask | None:
@@ -181,7 +182,9 @@ def _chunks(given: Arguments, place: Place) -> Mask | None:
 
 def _packed(given: Arguments, place: Place) -> Mask | None:
     ids = given["packed_sequence_mask"]
-    return _slots(Segments(ids - ids.amin()), place)  # a negative id would be padding
+    documents = Segments(ids - ids.amin())  # a negative id would be padding
+    whole = _is_origin(place) and ids.shape[1] == place.q_len == place.kv_len
+    return documents if whole and place.positions is None else _slots(documents, place)
 
 
 def _blocks(given: Arguments, place: Place) -> Mask | None:
@@ -198,15 +201,16 @@ def _slots(mask: Mask, place: Place) -> Mask | None:
 
 
 def _remapped(given: Arguments, place: Place) -> Mask | None:
-    unmoved = isinstance(place.q_offset, int) and isinstance(place.k_offset, int)
-    if place.positions is not None or not unmoved or place.q_offset or place.k_offset:
+    if place.positions is not None or not _is_origin(place):
         return None
     return read(given["mask_function"], place._replace(positions=given["position_ids"]))
 
 
 def _moved(given: Arguments, place: Place) -> Mask | None:
     q, k = place.q_offset + given["q_offset"], place.k_offset + given["kv_offset"]
-    return None if place.positions is not None else _part(given["mask_function"], place._replace(q_offset=q, k_offset=k))
+    return (
+        None if place.positions is not None else _part(given["mask_function"], place._replace(q_offset=q, k_offset=k))
+    )
 
 
 _RULES: dict[str, Callable[[Arguments, Place], Mask | None]] = {
@@ -233,6 +237,10 @@ def _sloped(mask: Mask, offset: int) -> tuple[Mask, int, int]:
     if min([0 if side is None else side for side in (left, right)]) < 0:
         return mask, offset, 0
     return SlidingWindow(left, right), 0, 0
+
+
+def _is_origin(place: Place) -> bool:
+    return all([isinstance(offset, int) and offset == 0 for offset in (place.q_offset, place.k_offset)])
 
 
 def _is_width(width: object) -> bool:

@@ -22,8 +22,8 @@ class ModelMask(Mask):
     """The mask that a model of transformers hands to its attention: `part`, for tensors of `shape` [B, 1, L, S]. True =
     may attend.
 
-    It passes where transformers moves masks about; queries and keys may be cut off (`mask[:, :, :, :n]`). Code that takes
-    it for a tensor of numbers or bools gets a TypeError that says so.
+    It passes where transformers moves masks about; queries and keys may be cut off (`mask[:, :, :, :n]`). Code that
+    takes it for a tensor of numbers or bools gets a TypeError that says so.
 
     Attributes:
         part: the mask, True = may attend.
@@ -113,8 +113,8 @@ class ModelMask(Mask):
     def _reason(self, use: str) -> str:
         whose = f"a model of type {self.model!r}" if self.model else "code of a model"
         return (
-            f"attn_implementation='maskattn': {whose} does with its mask what one does with a tensor ({use}), but the mask "
-            "is a Mask object, for attention alone; load this model with attn_implementation='eager' or 'sdpa'"
+            f"attn_implementation='maskattn': {whose} does with its mask what one does with a tensor ({use}), but the "
+            "mask is a Mask object, for attention alone; load this model with attn_implementation='eager' or 'sdpa'"
         )
 
 
@@ -145,7 +145,8 @@ def mask(
 ) -> ModelMask | None:
     """What `AttentionMaskInterface` calls: the mask of [batch_size, 1, q_length, kv_length]. True = may attend.
 
-    None where everything is allowed and transformers takes that for an answer, as models expect that add a bias of theirs.
+    None where everything is allowed and transformers takes that for an answer: models that add a bias of theirs
+    expect it.
 
     Args:
         batch_size, q_length, kv_length: the sizes of the call.

@@ -1,4 +1,4 @@
-"""`for_hf`: the mask that a Hugging Face configuration means for a layer. The rows are in ``hugging_face_models.toml``."""
+"""`for_hf`: the mask that a Hugging Face configuration means for a layer, from ``hugging_face_models.toml``."""
 
 from __future__ import annotations
 
@@ -57,7 +57,9 @@ def for_hf(config: object, layer: int, part: str | None = None, *, length: int |
     problems = Problems("for_hf")
     kind = _field(config, "model_type")
     if not isinstance(kind, str):
-        problems.type(f"config must be a configuration of transformers or its dict, with a model_type, got {_named(config)}")
+        problems.type(
+            f"config must be a configuration of transformers or its dict, with a model_type, got {_named(config)}"
+        )
     number = problems.integer("layer", layer, minimum=0)
     problems.raise_if_any()
     assert isinstance(kind, str)
@@ -206,7 +208,11 @@ def _row(kind: str, config: object) -> Row:
         if inner:
             _refuse(f"{kind} is made of several models: pass {' or '.join(f'config.{name}' for name in inner)}")
         near = difflib.get_close_matches(kind, rows, n=3, cutoff=0.5)
-        known = f"the nearest are {', '.join(near)}" if near else f"there are {len(rows)}, {', '.join(sorted(rows)[:3])} ..."
+        known = (
+            f"the nearest are {', '.join(near)}"
+            if near
+            else f"there are {len(rows)}, {', '.join(sorted(rows)[:3])} ..."
+        )
         _refuse(f"no mask is known for models of type {kind!r}: {known}")
     return _row(row["like"], config) if "like" in row else row
 
