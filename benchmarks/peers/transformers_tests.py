@@ -1,11 +1,11 @@
 """transformers' own test that eager attention equals SDPA, with attn_implementation="maskattn" where it says "sdpa".
 
     pip download transformers==5.23.0 --no-deps --no-binary :all:    # whose source distribution has tests/
-    python benchmarks/peers/transformers_tests.py transformers-5.23.0 [TYPE ...] [--json FILE]
+    python benchmarks/peers/transformers_tests.py transformers-5.23.0 [TYPE ...]
 
-`_test_eager_matches_sdpa_inference` of its tests/test_modeling_common.py is run as it is, with its tolerances: three dtypes,
-padding on either side or none, with and without SDPA's kernels. That file comes with no models; they are those of
-tests/twins/tiny_models.py. Models without SDPA support in transformers (Gemma 2, GPT-OSS) are tried as well.
+`_test_eager_matches_sdpa_inference` of its tests/test_modeling_common.py is run as it is, with its tolerances: in three
+dtypes, padding on either side or none, with and without SDPA's kernels. That file comes with no models; they are those
+of tests/twins/tiny_models.py. Models without SDPA support in transformers (Gemma 2, GPT-OSS) are tried as well.
 """
 
 from __future__ import annotations
@@ -98,6 +98,9 @@ class Case(unittest.TestCase):
             )
         )
 
+    def _prepare_for_class(self, inputs: dict[str, Any], model_class: type) -> dict[str, Any]:
+        return inputs
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -106,6 +109,7 @@ def main() -> None:
     arguments = parser.parse_args()
     warnings.simplefilter("ignore")
     logging.disable(logging.WARNING)
+    transformers.logging.disable_progress_bar()
     maskattn_torch.register()
     tiny = tiny_models()
     theirs = common(arguments.folder.resolve())

@@ -40,7 +40,7 @@ def register(name: str = NAME) -> None:
         name: what to pass as `attn_implementation`.
 
     Raises:
-        ImportError: transformers is not installed, or has no registry of mask functions.
+        ImportError: transformers is not installed, or is so different that a part of it is missing.
         TypeError, ValueError: name is not a str, or one of transformers' own.
     """
     from transformers import AttentionInterface, AttentionMaskInterface, masking_utils, modeling_utils
@@ -62,7 +62,9 @@ def register(name: str = NAME) -> None:
 
 def _wrap(owner: Any, name: str, wrapper: Any) -> None:
     """Put wrapper(function) in the place of owner.name, once."""
-    original = getattr(owner, name)
+    original = getattr(owner, name, None)
+    if original is None:
+        raise ImportError(f"register was made for transformers 5.23: this version has no {owner.__name__}.{name}")
     if not hasattr(original, _MARK):
         wrapped = functools.wraps(original)(wrapper(original))
         setattr(wrapped, _MARK, True)

@@ -116,28 +116,29 @@ def _made_by(function: MaskFunction) -> tuple[str, Arguments] | None:
     made: tuple[str, Arguments] | None = getattr(function, _LABEL, None)
     if made is None and not torch.compiler.is_compiling():
         code = getattr(function, "__code__", None)
-        name = _codes().get(code) if isinstance(code, CodeType) else None
-        if name is not None:
-            closure: Sequence[Any] = function.__closure__ or ()  # type: ignore[attr-defined]
-            made = name, dict(zip(code.co_freevars, (cell.cell_contents for cell in closure), strict=True))
+        if isinstance(code, CodeType) and code in _codes():
+            closure: Sequence[Any] = getattr(function, "__closure__", None) or ()
+            made = _codes()[code], dict(zip(code.co_freevars, (cell.cell_contents for cell in closure), strict=True))
     return None if made is None or made[0] not in KNOWN else made
 
 
 def _and(given: Arguments, place: Place) -> Mask | None:
-    parts: list[Mask] = []
-    ids = [made[1]["packed_sequence_mask"] for made in map(_made_by, given["mask_functions"]) if _packs(made)]
-    for function in given["mask_functions"]:
-        made = _made_by(function)
-        inside = ids and made is not None and made[0] == "remap_positions_for_packed_sequence"
-        if inside and made is not None and _counted(ids[0], made[1]["position_ids"]):
-            function = made[1]["mask_function"]  # of one document, positions and slots differ by a constant
-            if not _reads_distance(function):
-                function = given["mask_functions"][-1]
-        part = _part(function, place)
-        if part is None:
-            return None
-        parts.append(part)
-    return functools.reduce(operator.and_, parts)
+    made = [_made_by(function) for function in given["mask_functions"]]
+    ids = [each[1]["packed_sequence_mask"] for each in made if each and each[0] == "packed_sequence_mask_function"]
+    parts = [_part(_distances(function, ids), place) for function in given["mask_functions"]]
+    known = [part for part in parts if part is not None]
+    return functools.reduce(operator.and_, known) if len(known) == len(parts) else None
+
+
+def _distances(function: MaskFunction, ids: Sequence[Array]) -> MaskFunction:
+    """A function of positions in documents as one of slots, where that is the same: within a document they differ
+    by a constant.
+    """
+    made = _made_by(function)
+    if not ids or made is None or made[0] != "remap_positions_for_packed_sequence":
+        return function
+    inner: MaskFunction = made[1]["mask_function"]
+    return inner if _reads_distance(inner) and _counted(ids[0], made[1]["position_ids"]) else function
 
 
 def _or(given: Arguments, place: Place) -> Mask | None:
@@ -245,10 +246,6 @@ def _is_origin(place: Place) -> bool:
 
 def _is_width(width: object) -> bool:
     return isinstance(width, int) and not isinstance(width, bool)
-
-
-def _packs(made: tuple[str, Arguments] | None) -> bool:
-    return made is not None and made[0] == "packed_sequence_mask_function"
 
 
 def _reads_distance(function: MaskFunction) -> bool:

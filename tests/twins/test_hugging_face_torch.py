@@ -18,6 +18,7 @@ maskattn_torch.register()
 FEW = ("llama", "mistral", "gemma2", "gemma3_text", "gpt_oss", "deepseek_v3", "llama4_text", "gpt2", "opt", "cohere2")
 FEW += ("qwen2", "bert", "modernbert", "bart", "t5", "whisper", "vit", "beit", "clip", "phi3", "starcoder2", "olmo2")
 SIDES = (None, "left", "right")
+ONE = {"num_hidden_layers": 1}
 EXPERTS = ("mixtral", "qwen2_moe", "gpt_oss", "deepseek_v3", "llama4_text")
 
 
@@ -229,14 +230,14 @@ class TestCompiled:
         ("kind", "side"), [("mistral", "left"), pytest.param("llama4_text", None, marks=pytest.mark.slow)]
     )
     def test_in_one_graph(self, kind, side):
-        model, expected = make(kind, "maskattn"), result(make(kind, "sdpa"), side)
+        model, expected = make(kind, "maskattn", **ONE), result(make(kind, "sdpa", **ONE), side)
         found = torch.compile(model, fullgraph=True, backend="aot_eager")
         out = found(**inputs(model, side), use_cache=False).logits
         out = out if side is None else out[padding(side).bool()]
         assert standards.model_share(out.numpy(), expected) <= 1
 
     def test_tokens_with_a_static_cache_compile_once(self, monkeypatch):
-        model, eager = make("llama", "maskattn"), make("llama")
+        model, eager = make("llama", "maskattn", **ONE), make("llama", **ONE)
         config = transformers.CompileConfig(backend="aot_eager", mode=None, fullgraph=True)
         monkeypatch.setattr(type(model), "_valid_auto_compile_criteria", lambda *given: True)
         given = {k: x for k, x in inputs(model, "left").items()}
@@ -345,3 +346,25 @@ def test_nothing_is_warned_of():
         for kind in ("llama", "bart"):
             result(make(kind, "maskattn"), "left")
     assert tiny_models.TARGETS < TOKENS
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "length"),
+    [
+        ("big_bird", dict(attention_type="block_sparse", block_size=2, num_random_blocks=1), 18),
+        ("longformer", dict(attention_window=[4]), 12),
+        ("gpt_neo", dict(attention_types=[[["local"], 1]], window_size=3, num_layers=1, num_heads=4), 9),
+    ],
+)
+def test_for_hf_of_models_that_give_no_weights(kind, options, length):
+    """What the output at a query depends on, in a model of one layer."""
+    sizes = dict(vocab_size=WORDS, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, intermediate_size=48)
+    sizes = {name: x for name, x in sizes.items() if kind != "gpt_neo" or name in ("vocab_size", "hidden_size")}
+    config = transformers.AutoConfig.for_model(kind, **sizes, **options, max_position_embeddings=64, pad_token_id=1)
+    model = transformers.AutoModel.from_config(config, attn_implementation="eager").eval()
+    embedded = torch.randn(1, length, 32, requires_grad=True)
+    out = model(inputs_embeds=embedded, attention_mask=torch.ones(1, length)).last_hidden_state
+    out = (out[0] * torch.randn(length, 32)).sum(-1)
+    moved = [torch.autograd.grad(x, embedded, retain_graph=True)[0][0].abs().sum(-1) > 0 for x in out]
+    expected = masks.for_hf(config, 0, length=length).dense(length, length)[0, 0]
+    np.testing.assert_array_equal(torch.stack(moved).numpy(), expected)

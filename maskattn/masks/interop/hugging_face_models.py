@@ -46,7 +46,7 @@ def for_hf(config: object, layer: int, part: str | None = None, *, length: int |
 
     >>> from maskattn import masks
     >>> masks.for_hf({"model_type": "gemma2", "sliding_window": 4096, "num_hidden_layers": 26}, 0)
-    Causal() & SlidingWindow(4095, None)
+    Causal() & SlidingWindow(4095, right=None)
     >>> masks.for_hf({"model_type": "t5", "num_layers": 6}, 2, "decoder")
     Causal()
 
