@@ -262,6 +262,35 @@ def part(of: type | None = None, *, many: bool | None = None, meaning: str = "",
     return Kind(says, meaning, check, bounded=False, role="part", many=bool(many)).field(options)
 
 
+def member(*of: type, none: str = "", meaning: str = "", **options: object) -> Any:
+    """A field that holds an object of one of the classes `of`, which have declared fields too, and which is static."""
+    says = " or ".join(cls.__name__ for cls in of)
+
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
+        if not isinstance(value, of):
+            problems.type(f"{name} must be a {says}, got {describe(value)}")
+        return value
+
+    return Kind(says, meaning, _optional(check, none), none, bounded=False).field(options)
+
+
+def numbers(*, above: float | None = None, none: str = "", meaning: str = "", **options: object) -> Any:
+    """A field that holds a tuple of at least one finite float, above < float."""
+    span = _Span(None, above, None, None)
+
+    def check(problems: Problems, name: str, value: object, fields: Fields) -> object:
+        if not isinstance(value, (list, tuple)) or not value:
+            problems.type(f"{name} must be a list of numbers, got {describe(value)}")
+            return value
+        read = tuple(problems.number(f"{name}[{i}]", x) for i, x in enumerate(value))
+        for i, x in enumerate(read):
+            if x is not None and not span.holds(x):
+                problems.value(f"{name}[{i}] must be {span.must}, got {x}")
+        return read
+
+    return Kind(f"tuple of numbers{span.short}", meaning, _optional(check, none), none).field(options)
+
+
 class Declared:
     """Base of classes with declared fields: frozen dataclasses, checked when made, one error for all reasons."""
 
@@ -308,7 +337,8 @@ class Declared:
 
 
 @dataclass_transform(
-    frozen_default=True, field_specifiers=(integer, integers, number, interval, flag, choice, data, part)
+    frozen_default=True,
+    field_specifiers=(integer, integers, number, numbers, interval, flag, choice, data, part, member),
 )
 def declared(cls: type[T]) -> type[T]:
     """Make a subclass of `Declared` a frozen dataclass, and write its fields and its errors into its documentation."""

@@ -8,9 +8,21 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypedDict, Unpack
 
-from maskattn._declared import Declared, choice, declared, flag, integer, number
+from maskattn._declared import Declared, choice, declared, flag, integer, member, number
 from maskattn._problems import Problems
 from maskattn.attention import EMPTY_ROWS
+from maskattn.layer import (
+    Clip,
+    Cosine,
+    Disentangled,
+    ExtraKeys,
+    Gate,
+    GlobalTokens,
+    Norm,
+    PositionBias,
+    Rotary,
+    Temperature,
+)
 from maskattn.typing import EmptyRows
 
 #: Names of the version before, when a size had one name as given and another as resolved.
@@ -23,6 +35,20 @@ _RENAMED = {
     "output_dim": "out_dim",
     "softmax_scale": "scale",
 }
+
+
+#: The fields that are parts of a layer.
+_PARTS = (
+    "rotary",
+    "qk_norm",
+    "clip",
+    "cosine",
+    "temperature",
+    "position_bias",
+    "extra_keys",
+    "global_tokens",
+    "gate",
+)
 
 
 class ConfigOptions(TypedDict, total=False):
@@ -39,6 +65,15 @@ class ConfigOptions(TypedDict, total=False):
     scale: float | None
     softcap: float | None
     sinks: bool
+    rotary: Rotary | None
+    qk_norm: Norm | None
+    clip: Clip | None
+    cosine: Cosine | None
+    temperature: Temperature | None
+    position_bias: PositionBias | None
+    extra_keys: ExtraKeys | None
+    global_tokens: GlobalTokens | None
+    gate: Gate | None
     dropout_rate: float
     out_dropout_rate: float
     project: bool
@@ -48,6 +83,11 @@ class ConfigOptions(TypedDict, total=False):
 def _follows(default: str, meaning: str) -> Any:
     """A size that follows from the others where it is not given."""
     return integer(minimum=1, none=default, default=None, meaning=meaning)
+
+
+def _part(of: type, meaning: str) -> Any:
+    """A part that a layer may have."""
+    return member(of, none="none", default=None, meaning=meaning)
 
 
 @declared
@@ -84,6 +124,17 @@ class AttentionConfig(Declared):
         meaning="whether each head has a learned logit, of the parameter `sinks` [H], in the softmax's denominator, as "
         "in gpt-oss",
     )
+    rotary: Rotary | None = _part(Rotary, "queries and keys turned by their positions")
+    qk_norm: Norm | None = _part(Norm, "norms of queries and keys")
+    clip: Clip | None = _part(Clip, "bounds of queries, keys and values")
+    cosine: Cosine | None = _part(Cosine, "cosine attention with a learned scale, in place of the dot product")
+    temperature: Temperature | None = _part(Temperature, "queries scaled by their position")
+    position_bias: PositionBias | None = _part(
+        PositionBias, "WindowTable, T5Table, ContinuousTable, Slopes or Disentangled: what positions add to the logits"
+    )
+    extra_keys: ExtraKeys | None = _part(ExtraKeys, "keys and values beside those of the sequence")
+    global_tokens: GlobalTokens | None = _part(GlobalTokens, "projections of their own for global tokens")
+    gate: Gate | None = _part(Gate, "what multiplies the output before its projection")
     dropout_rate: float = number(minimum=0, below=1, default=0.0, meaning="of the attention weights")
     out_dropout_rate: float = number(minimum=0, below=1, default=0.0, meaning="of the output")
     project: bool = flag(
@@ -105,6 +156,7 @@ class AttentionConfig(Declared):
                 self._set(**{name: value})
         if self.num_heads % self.num_kv_heads:
             problems.value(f"num_heads {self.num_heads} is not divisible by num_kv_heads {self.num_kv_heads}")
+        self._check_parts(problems)
         if self.project:
             return
         widths = {name: value for name, value in self._defaults() if name in ("kdim", "vdim", "out_dim")}
@@ -112,6 +164,18 @@ class AttentionConfig(Declared):
             given = getattr(self, name)
             if given != width:
                 problems.value(f"{name} must be heads x head width = {width} where project is False, got {given}")
+
+    def _check_parts(self, problems: Problems) -> None:
+        if self.rotary is not None:
+            for reason in self.rotary.misfits(self.head_dim):
+                problems.value(reason)
+        if self.cosine is not None and self.qk_norm is not None:
+            problems.value("cosine and qk_norm are two norms of queries and keys: give one")
+        if not self.project and (self.gate is not None or self.global_tokens is not None):
+            problems.value("gate and global_tokens are projections: they must be None where project is False")
+        slopes = getattr(self.position_bias, "slopes", None)
+        if slopes is not None and len(slopes) != self.num_heads:
+            problems.value(f"position_bias: slopes must be one per head, {self.num_heads}, got {len(slopes)}")
 
     def _defaults(self) -> Iterator[tuple[str, Any]]:
         """Fields and what they follow from; each may read those before it."""
@@ -121,7 +185,8 @@ class AttentionConfig(Declared):
         yield "kdim", self.embed_dim if self.project else self.num_kv_heads * self.head_dim
         yield "vdim", self.embed_dim if self.project else self.num_kv_heads * self.v_head_dim
         yield "out_dim", self.embed_dim if self.project else self.num_heads * self.v_head_dim
-        yield "scale", 1.0 / math.sqrt(self.head_dim) if self.head_dim else 1.0
+        terms = self.position_bias.terms if isinstance(self.position_bias, Disentangled) else 0
+        yield "scale", 1.0 / math.sqrt(self.head_dim * (1 + terms)) if self.head_dim and self.cosine is None else 1.0
 
     def replace(self, **changes: Any) -> AttentionConfig:
         """The same but for some fields. What followed from the fields follows from the new ones (`dataclasses.replace`
@@ -139,6 +204,11 @@ class AttentionConfig(Declared):
         kept = {field.name: getattr(self, field.name) for field in fields(self)}
         defaults = {field.name: follows.get(field.name, field.default) for field in fields(self)}
         return {name: value for name, value in kept.items() if value != defaults[name]}
+
+    @property
+    def has_parts(self) -> bool:
+        """Whether anything happens between the projections beside attention itself."""
+        return any(getattr(self, name) is not None for name in _PARTS)
 
     def attention_options(self) -> dict[str, Any]:
         """The arguments of `attention` that a configuration settles beside its sinks: scale, softcap, empty_rows."""

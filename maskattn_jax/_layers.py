@@ -7,17 +7,23 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import jax
 import jax.numpy as jnp
 from flax.nnx.nn.dtypes import promote_dtype
 from jax import Array
 
+from maskattn.config import AttentionConfig
+from maskattn.convert import layouts
 from maskattn.modules import attend_heads as _attend_heads, of_kernel
+from maskattn.modules.parameters import TABLE_SPREAD, Parameter, parameters
 from maskattn.typing import KernelName
 from maskattn_jax._scope import own_modes
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.types import DType
 
-__all__ = ["attend_heads", "check_array", "project_by", "project_in"]
+__all__ = ["attend_heads", "begins", "check_array", "paths", "project_by", "project_in", "project_one"]
+
+_LAYOUT = layouts.get("flax-nnx")
 
 attend_heads = own_modes(_attend_heads)
 
@@ -70,3 +76,31 @@ def project_by(
         None if bias is None else bias.reshape(math.prod(bias.shape)),
     )
     return out.reshape(*out.shape[:-1], *kernel.shape[in_axes:])
+
+
+def project_one(layer: Any, x: Array, kernel: KernelName, parameters: Callable[[Any], Any]) -> Array:
+    """One layer applied to x [..., in], by the kernel's own `linear` where it brings one: [..., all that it makes]."""
+    own = of_kernel(FRAMEWORK, kernel, "linear")
+    if own is None:
+        out: Array = layer(x)
+    else:
+        weight, bias = parameters(layer)
+        out = project_by(own, x, weight, bias, 1, layer.dtype)
+    return out.reshape(*x.shape[:-1], -1)
+
+
+def paths(config: AttentionConfig) -> dict[str, tuple[tuple[str, ...], Parameter]]:
+    """What the parts of a configuration learn: canonical name -> (where a module has it, what it is)."""
+    found = {}
+    for name, parameter in parameters(config).items():
+        extra = _LAYOUT.place(name, parameter.shape, config)
+        assert extra is not None, name
+        found[name] = tuple(extra.name.split(".")), parameter
+    return found
+
+
+def begins(parameter: Parameter) -> Callable[..., Array]:
+    """How a parameter that is no matrix of a layer begins: (key, shape, dtype) -> array."""
+    if parameter.begins is None:
+        return jax.nn.initializers.normal(TABLE_SPREAD)
+    return jax.nn.initializers.constant(parameter.begins)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Unpack, overload
+from typing import TYPE_CHECKING, Any, Unpack, cast, overload
 
 import flax.linen as nn
 import jax.numpy as jnp
@@ -15,22 +15,28 @@ from maskattn.biases import Bias
 from maskattn.config import AttentionConfig, ConfigOptions
 from maskattn.masks import Mask
 from maskattn.modules import (
+    Leading,
+    answered,
     dropout_rates,
     given_config,
     head_shapes,
     module_inputs,
     of_kernel,
+    one_batch,
     seed_config,
 )
+from maskattn.modules.parameters import Parameter
+from maskattn.modules.run import Asked, Layer
 from maskattn.typing import KernelName
-from maskattn_jax._layers import attend_heads, check_array, project_by, project_in
+from maskattn_jax._layers import attend_heads, begins, check_array, paths, project_by, project_in, project_one
 from maskattn_jax._mesh import dot_general
 from maskattn_jax._scope import plain
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
+from maskattn_jax.layer import LAYER
 from maskattn_jax.rng import words
 from maskattn_jax.seed import soft_mask
-from maskattn_jax.types import Array, DType, Given, Operand, RandomKey
+from maskattn_jax.types import Answer, Array, DType, Given, Operand, Positions, RandomKey
 
 __all__ = ["Attention", "MultiHeadAttention"]
 
@@ -40,7 +46,8 @@ class MultiHeadAttention(nn.Module):
 
     Parameters, initialised as `nn.MultiHeadDotProductAttention` initialises (the same numbers from the same key):
     `query`, `key`, `value` with kernels [E, H or K, D] and biases [H or K, D], and `out` with kernel [H, Dv, out] and
-    bias [out]. With `project=False` there are none of these. With `sinks=True` there is `sinks` [H], zeros.
+    bias [out]. With `project=False` there are none of these. With `sinks=True` there is `sinks` [H], zeros. What the
+    parts of the configuration learn has the names of layout "flax-linen": `query_ln`, `key_ln`, `gate`, ...
 
     Args:
         config: an `AttentionConfig`; or embed_dim, with num_heads and its other fields by their names.
@@ -91,10 +98,16 @@ class MultiHeadAttention(nn.Module):
         *,
         mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
         bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
+        positions: Positions | None = None,
+        cache: object = None,
+        global_tokens: Bool[Given, "#B L"] | None = None,
+        relative: Float[Operand, "R E"] | None = None,
         dropout_key: RandomKey | None = None,
         deterministic: bool | None = None,
         kernel: KernelName = "auto",
-    ) -> Float[Array, "B L out_dim"]:
+        return_weights: bool = False,
+        return_lse: bool = False,
+    ) -> Answer:
         """As the module of NNX. Arguments as in `maskattn_jax.MultiHeadAttention.__call__`, but for these.
 
         Args:
@@ -110,25 +123,67 @@ class MultiHeadAttention(nn.Module):
         rate, out_rate = dropout_rates(config, deterministic)
         if (rate or out_rate) and dropout_key is None and self.has_rng("dropout"):
             dropout_key = self.make_rng("dropout")
-        inputs: Any = module_inputs(where, config, (query, key, value), check_array, dropout_key, deterministic)
+        given: Any = module_inputs(where, config, (query, key, value), check_array, dropout_key, deterministic)
+        leading = Leading(tuple(query.shape[:-2]), LAYER)
+        mask, bias = plain(mask), plain(bias)
+        if len(leading.axes) != 1:
+            given, mask, bias = one_batch(leading, given), leading.aligned(mask, 3), leading.aligned(bias, 3)
         keys: tuple[Array | None, Array | None] = (None, None)
         if dropout_key is not None and (rate or out_rate):
             keys = module_keys(dropout_key)
             self.sow("intermediates", "dropout_key", words(dropout_key))
+        inputs, layers = given, {}
+        # to initialise, Flax must call its layers
+        own = "auto" if self.is_initializing() else kernel
         if config.project:
             names = zip(("query", "key", "value"), head_shapes(config), strict=True)
-            layers = tuple(self._layer(name, shape, config.qkv_bias) for name, shape in names)
-            # to initialise, Flax must call its layers
-            inputs = project_in(layers, inputs, "auto" if self.is_initializing() else kernel, _parameters)
+            layers = {name: self._layer(name, shape, config.qkv_bias) for name, shape in names}
+            inputs = project_in(tuple(layers.values()), given, own, _parameters)
         elif self.dtype is not None:
-            inputs = [jnp.asarray(x, self.dtype) for x in inputs]
-        zeros = nn.initializers.zeros
-        sinks = self.param("sinks", zeros, (config.num_heads,), self.param_dtype) if config.sinks else None
-        out = attend_heads(config, FRAMEWORK, inputs, plain(mask), plain(bias), sinks, rate, keys[0], kernel)
+            inputs = [jnp.asarray(x, self.dtype) for x in given]
+        asked = Asked(
+            given,
+            mask,
+            bias,
+            positions,
+            cache,
+            global_tokens,
+            relative,
+            rate,
+            keys[0],
+            kernel,
+            return_weights,
+            return_lse,
+        )
+        attended = attend_heads(self._between(layers, own, kernel), inputs, asked)
+        out = attended.output
         out = self._project_out(out, kernel) if config.project else out.reshape(*out.shape[:2], config.out_dim)
-        if keys[1] is None or not out_rate:
-            return out
-        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
+        if keys[1] is not None and out_rate:
+            out = drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
+        return answered(leading, out, asked, attended)
+
+    def _between(self, layers: dict[str, nn.DenseGeneral], own: KernelName, kernel: KernelName) -> Layer[Array]:
+        """What lies between the projections, `layers`; by the kernel's own arithmetic where it brings one."""
+        known = paths(self.config)
+        layers, held = dict(layers), {}
+        trees: dict[str, dict[tuple[str, ...], Parameter]] = {}
+        for name, (path, parameter) in known.items():
+            if len(path) == 1:
+                held[name] = self.param(name, begins(parameter), parameter.shape, self.param_dtype)
+            elif path[-1] == "kernel" and len(path) == 2:
+                use_bias = name.removesuffix("kernel") + "bias" in known
+                layers[path[0]] = self._layer(path[0], parameter.shape[1:], use_bias)
+            elif path[0] not in layers:
+                trees.setdefault(path[0], {})[path[1:]] = parameter
+        for first, tree in trees.items():
+            made = _Tree(tuple(tree.items()), self.param_dtype, name=first)()
+            held |= {name: made[path[1:]] for name, (path, _) in known.items() if path[0] == first}
+
+        def project(name: str, x: Array) -> Array:
+            return project_one(layers[name], x, own, _parameters)
+
+        arithmetic: Any = of_kernel(FRAMEWORK, kernel, "LAYER") or LAYER
+        return Layer(type(self).__name__, self.config, FRAMEWORK, arithmetic, held, project)
 
     def _project_out(self, out: Array, kernel: KernelName) -> Array:
         layer = self._layer("out", (self.config.out_dim,), self.config.out_bias)
@@ -148,6 +203,28 @@ class MultiHeadAttention(nn.Module):
             dot_general=dot_general,
             name=name,
         )
+
+
+class _Tree(nn.Module):
+    """Parameters at paths, as Flax nests them; called, it gives them by their paths."""
+
+    parameters: tuple[tuple[tuple[str, ...], Parameter], ...]
+    param_dtype: DType
+
+    @nn.compact
+    def __call__(self) -> dict[tuple[str, ...], Array]:
+        made: dict[tuple[str, ...], Array] = {}
+        below: dict[str, dict[tuple[str, ...], Parameter]] = {}
+        for path, parameter in self.parameters:
+            if len(path) == 1:
+                start = nn.initializers.lecun_normal() if path[0] == "kernel" else begins(parameter)
+                made[path] = self.param(path[0], start, parameter.shape, self.param_dtype)
+            else:
+                below.setdefault(path[0], {})[path[1:]] = parameter
+        for name, tree in below.items():
+            inner = _Tree(tuple(tree.items()), self.param_dtype, name=name)()
+            made |= {(name, *path): array for path, array in inner.items()}
+        return made
 
 
 def _taking_sizes(made: Callable[..., None]) -> Callable[..., None]:
@@ -233,4 +310,5 @@ class Attention(nn.Module):
         Arguments as in `maskattn_jax.Attention.__call__`; `deterministic`: None means the attribute.
         """
         bias = None if attention_mask is None else soft_mask(attention_mask, x, self.num_heads)
-        return self.inner(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
+        out = self.inner(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
+        return cast(Array, out)

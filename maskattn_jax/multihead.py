@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Unpack, overload
 
 import jax.numpy as jnp
@@ -11,15 +12,26 @@ from jaxtyping import Bool, Float
 from maskattn.biases import Bias
 from maskattn.config import AttentionConfig, ConfigOptions
 from maskattn.masks import Mask
-from maskattn.modules import dropout_rates, given_config, head_shapes, module_inputs, of_kernel
+from maskattn.modules import (
+    Leading,
+    answered,
+    dropout_rates,
+    given_config,
+    head_shapes,
+    module_inputs,
+    of_kernel,
+    one_batch,
+)
+from maskattn.modules.run import Asked, Layer
 from maskattn.typing import KernelName
-from maskattn_jax._layers import attend_heads, check_array, project_by, project_in
+from maskattn_jax._layers import attend_heads, begins, check_array, paths, project_by, project_in, project_one
 from maskattn_jax._mesh import dot_general
 from maskattn_jax._scope import plain
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
+from maskattn_jax.layer import LAYER
 from maskattn_jax.rng import words
-from maskattn_jax.types import Array, DType, Given, Operand, RandomKey
+from maskattn_jax.types import Answer, Array, DType, Given, Operand, Positions, RandomKey
 
 __all__ = ["MultiHeadAttention"]
 
@@ -29,7 +41,9 @@ class MultiHeadAttention(nnx.Module):
 
     Parameters, initialised as `nnx.MultiHeadAttention` initialises (the same numbers from the same `rngs`): `query`,
     `key`, `value` with kernels [E, H or K, D] and biases [H or K, D], `out` with kernel [H, Dv, out] and bias [out].
-    With `project=False` there are none of these. With `sinks=True` there is `sinks` [H], zeros.
+    With `project=False` there are none of these. With `sinks=True` there is `sinks` [H], zeros. What the parts of the
+    configuration learn has the names of layout "flax-nnx": `query_ln`, `key_ln`, `gate`,
+    `relative_position_bias.table`, ...
 
     Args:
         config: an `AttentionConfig`; or embed_dim, with num_heads and its other fields by their names.
@@ -76,6 +90,7 @@ class MultiHeadAttention(nnx.Module):
         self.sinks = nnx.data(nnx.Param(jnp.zeros(config.num_heads, param_dtype)) if config.sinks else None)
         if config.project:
             self._make_layers(rngs)
+        self._hold(rngs)
         if config.dropout_rate or config.out_dropout_rate:
             stream = _stream(rngs)
             self.rngs = None if stream is None else stream.fork()
@@ -90,6 +105,27 @@ class MultiHeadAttention(nnx.Module):
         heads = (config.num_heads, config.v_head_dim)
         self.out = nnx.LinearGeneral(heads, config.out_dim, axis=(-2, -1), use_bias=config.out_bias, **options)
 
+    def _hold(self, rngs: nnx.Rngs) -> None:
+        """Make what the parts learn, sinks excepted."""
+        known = paths(self.config)
+        for name, (path, parameter) in known.items():
+            place, last = _within(self, path[:-1]), path[-1]
+            if name == "sinks" or (last == "bias" and name.removesuffix("bias") + "kernel" in known):
+                continue
+            if last == "kernel":
+                layer = nnx.Linear(
+                    *parameter.shape,
+                    use_bias=name.removesuffix("kernel") + "bias" in known,
+                    dtype=self.dtype,
+                    param_dtype=self.param_dtype,
+                    precision="highest",
+                    rngs=rngs,
+                )
+                setattr(_within(self, path[:-2]), path[-2], layer)
+                continue
+            made = begins(parameter)(rngs.params(), parameter.shape, self.param_dtype)
+            setattr(place, last, nnx.Param(made))
+
     def __call__(
         self,
         query: Float[Operand, "B L E"],
@@ -98,22 +134,42 @@ class MultiHeadAttention(nnx.Module):
         *,
         mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
         bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
+        positions: Positions | None = None,
+        cache: object = None,
+        global_tokens: Bool[Given, "#B L"] | None = None,
+        relative: Float[Operand, "R E"] | None = None,
         dropout_key: RandomKey | nnx.Rngs | None = None,
         deterministic: bool | None = None,
         kernel: KernelName = "auto",
-    ) -> Float[Array, "B L out_dim"]:
-        """query [B, L, embed_dim], key [B, S, kdim], value [B, S, vdim] -> [B, L, out_dim].
+        return_weights: bool = False,
+        return_lse: bool = False,
+    ) -> Answer:
+        """query [..., L, embed_dim], key [..., S, kdim], value [..., S, vdim] -> [..., L, out_dim].
 
         Args:
-            query, key, value: key defaults to query, value to key.
+            query, key, value: key defaults to query, value to key. The axes before the last two are one batch, B, in
+                row-major order, for masks too.
             mask: a Mask or a bool array that broadcasts to [B, H, L, S]; True = may attend.
             bias: a Bias or a float array that broadcasts to [B, H, L, S], added to the logits.
+            positions: int [L] or [B, L], read by `rotary` and `temperature`; [.., L, axes] of a rotary embedding with
+                axes; a pair where queries and keys are not one sequence. None counts from 0, behind what `cache` holds.
+                Masks count slots, whatever the positions.
+            cache: the keys and values of the tokens before, which those of `key` are added to; the new cache is
+                returned too.
+            global_tokens: bool [B, L], True = global, where the configuration has `global_tokens`.
+            relative: the table of relative positions [2 * span, embed_dim], for `Disentangled`.
             dropout_key: a seed in [0, 2**31), two uint32 words, a `jax.random.key`, or `nnx.Rngs` (whose "dropout"
                 stream gives one); None takes one from `self.rngs`. Needed where dropout is on. Weights and output are
                 dropped by the two keys that `dropout.module_keys` makes of it, each number by itself. The key that was
                 used is sown under `nnx.capture(nnx.Intermediate)`, as `dropout_key`.
             deterministic: True applies no dropout; None means `self.deterministic`, which `train()` and `eval()` set.
             kernel: as in `attention`; "exact" computes the projections exactly too.
+            return_weights: also return the attention weights [B, H, L, S], after dropout, which takes as much memory;
+                the extra keys of `ExtraKeys` come first.
+            return_lse: also return the log-sum-exp of each row, [B, L, H].
+
+        Returns:
+            The output, or a tuple of it and what was asked for, in the order weights, lse, cache.
 
         Raises:
             TypeError, ValueError: names the argument at fault.
@@ -122,20 +178,53 @@ class MultiHeadAttention(nnx.Module):
         config, where = self.config, type(self).__name__
         rate, out_rate = dropout_rates(config, deterministic)
         drawn = self._key(dropout_key) if rate or out_rate else dropout_key
-        inputs: Any = module_inputs(where, config, (query, key, value), check_array, drawn, deterministic)
+        given: Any = module_inputs(where, config, (query, key, value), check_array, drawn, deterministic)
+        leading = Leading(tuple(query.shape[:-2]), LAYER)
+        mask, bias = plain(mask), plain(bias)
+        if len(leading.axes) != 1:
+            given, mask, bias = one_batch(leading, given), leading.aligned(mask, 3), leading.aligned(bias, 3)
+        inputs: Any = given
         if config.project:
-            inputs = project_in((self.query, self.key, self.value), inputs, kernel, _parameters)  # type: ignore[attr-defined]
+            inputs = project_in((self.query, self.key, self.value), given, kernel, _parameters)  # type: ignore[attr-defined]
         elif self.dtype is not None:
-            inputs = [jnp.asarray(x, self.dtype) for x in inputs]
+            inputs = [jnp.asarray(x, self.dtype) for x in given]
         keys: tuple[Array | None, Array | None] = (None, None)
         if drawn is not None and not isinstance(drawn, nnx.Rngs) and (rate or out_rate):
             keys = module_keys(drawn)
-        sinks = None if self.sinks is None else self.sinks[...]
-        out = attend_heads(config, FRAMEWORK, inputs, plain(mask), plain(bias), sinks, rate, keys[0], kernel)
+        asked = Asked(
+            given,
+            mask,
+            bias,
+            positions,
+            cache,
+            global_tokens,
+            relative,
+            rate,
+            keys[0],
+            kernel,
+            return_weights,
+            return_lse,
+        )
+        attended = attend_heads(self._layer(kernel), inputs, asked)
+        out = attended.output
         out = _project(self.out, out, kernel) if config.project else out.reshape(*out.shape[:2], config.out_dim)
-        if keys[1] is None or not out_rate:
-            return out
-        return drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
+        if keys[1] is not None and out_rate:
+            out = drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
+        return answered(leading, out, asked, attended)
+
+    def _layer(self, kernel: KernelName) -> Layer[Array]:
+        """What lies between the projections; by the kernel's own arithmetic where it brings one."""
+        held = {} if self.sinks is None else {"sinks": self.sinks[...]}
+        known = paths(self.config) if self.config.has_parts else {}
+        for name, (path, _) in known.items():
+            held[name] = getattr(_within(self, path[:-1]), path[-1])[...]
+
+        def project(name: str, x: Array) -> Array:
+            path = known[f"{name}.kernel"][0][:-1] if f"{name}.kernel" in known else (name,)
+            return project_one(_within(self, path), x, kernel, _parameters)
+
+        arithmetic: Any = of_kernel(FRAMEWORK, kernel, "LAYER") or LAYER
+        return Layer(type(self).__name__, self.config, FRAMEWORK, arithmetic, held, project)
 
     def _key(self, given: RandomKey | nnx.Rngs | nnx.RngStream | None) -> RandomKey | None:
         """The key of a call: the one given, or the next of the streams; sown where intermediates are captured."""
@@ -155,6 +244,15 @@ class MultiHeadAttention(nnx.Module):
         """
         if deterministic is not None:
             self.deterministic = deterministic
+
+
+def _within(module: nnx.Module, path: Sequence[str]) -> Any:
+    """The module at a path, which is made of empty ones where it is not there."""
+    for name in path:
+        if not hasattr(module, name):
+            setattr(module, name, nnx.Module())
+        module = getattr(module, name)
+    return module
 
 
 def _stream(rngs: nnx.Rngs) -> nnx.RngStream | None:

@@ -19,7 +19,8 @@ from jaxtyping import PyTree, Shaped
 
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts, modules
-from maskattn.convert.layouts import Layout
+from maskattn.convert.layouts import EXTRAS, Layout
+from maskattn.modules.parameters import parameters
 from maskattn.typing import NumPyArray as Array
 from maskattn_jax._placed import placed
 
@@ -148,7 +149,18 @@ def _linen_config(module: flax.linen.Module, tensors: Mapping[str, Array]) -> At
 
 
 def _check_norms(module: flax.linen.Module, given: Mapping[str, Array]) -> None:
-    """Flax's Linen module has the norms of query and key exactly where ``normalize_qk`` is set; ours never has."""
+    """Flax's Linen module has the norms of query and key exactly where ``normalize_qk`` is set; ours has its parts'."""
+    config = getattr(module, "config", None)
+    if isinstance(config, AttentionConfig):
+        learned = parameters(config)
+        reasons = [f"{name}: missing, a part of the configuration learns it" for name in learned if name not in given]
+        reasons += [
+            f"{name}: no part of the configuration learns it"
+            for name in given
+            if name in EXTRAS and name not in learned
+        ]
+        modules.raise_if_any(reasons, modules.name_of(module))
+        return
     wanted = bool(getattr(module, "normalize_qk", False))
     names = ("query_norm.scale", "key_norm.scale")
     why = f"normalize_qk is {wanted}, so the module has {'this norm' if wanted else 'no such norm'}"

@@ -6,11 +6,11 @@ from typing import TypeAlias
 
 from jax import Array
 from jax.typing import DTypeLike
-from jaxtyping import Key, UInt32
+from jaxtyping import Float, Key, Num, UInt32
 
 from maskattn.typing import NumPyArray
 
-__all__ = ["Array", "DType", "Given", "Operand", "RandomKey"]
+__all__ = ["Answer", "Array", "DType", "Given", "Operand", "Positions", "RandomKey"]
 
 Operand: TypeAlias = Array | NumPyArray
 """What query, key, value and sinks may be."""
@@ -20,6 +20,12 @@ Given: TypeAlias = Array | NumPyArray
 
 RandomKey: TypeAlias = int | UInt32[Given, " 2"] | Key[Array, ""]
 """A seed in [0, 2**31), two uint32 words, or a `jax.random.key`."""
+
+Positions: TypeAlias = Num[Given, "*#B L"] | tuple[Num[Given, "*#B L"], Num[Given, "*#B S"]]
+"""Where tokens stand, int [L] or [B, L]; or those of queries, and those of keys."""
+
+Answer: TypeAlias = Float[Array, "*B L out_dim"] | tuple[object, ...]
+"""What a module returns: its output, or a tuple of it and what was asked for."""
 
 DType: TypeAlias = DTypeLike
 """What names a dtype."""

@@ -16,14 +16,27 @@ from maskattn.attention import KernelCannot
 from maskattn.biases import Bias
 from maskattn.config import AttentionConfig, ConfigOptions
 from maskattn.masks import Mask
-from maskattn.modules import attend_heads, dropout_rates, given_config, head_shapes, module_inputs, of_kernel
+from maskattn.modules import (
+    Leading,
+    answered,
+    attend_heads,
+    dropout_rates,
+    given_config,
+    head_shapes,
+    module_inputs,
+    of_kernel,
+    one_batch,
+)
+from maskattn.modules.run import Asked, Layer
 from maskattn.typing import KernelName
 from maskattn_torch import _autocast, rng
 from maskattn_torch._apart import Apart
 from maskattn_torch._devices import owned
+from maskattn_torch._held import hold
 from maskattn_torch.dropout import drop, module_keys
 from maskattn_torch.functional import FRAMEWORK
-from maskattn_torch.types import Array, Device, DType, Given, Operand, RandomKey
+from maskattn_torch.layer import LAYER
+from maskattn_torch.types import Answer, Array, Device, DType, Given, Operand, Positions, RandomKey
 
 __all__ = ["MultiHeadAttention"]
 
@@ -37,7 +50,8 @@ class MultiHeadAttention(nn.Module):
     Parameters, initialised as `nn.Linear` initialises: where query, key and value have one width, `qkv.weight`
     [H * D + K * D + K * Dv, E] (rows in blocks q, k, v, head-major) and `qkv.bias`; otherwise `q_proj`, `k_proj`,
     `v_proj`. The output is `proj` [out, H * Dv]. With `project=False` there are none of these. With `sinks=True` there
-    is `sinks` [H], zeros.
+    is `sinks` [H], zeros. What the parts of the configuration learn has the names of layout "maskattn-torch": `q_norm`,
+    `k_norm`, `gate`, `relative_position_bias.table`, ...
 
     The layers are called, so adapters, hooks, parametrizations and sharding of them work. Inputs that differ read their
     rows of a plain `qkv`; one that is not plain is called once for each of them.
@@ -80,6 +94,7 @@ class MultiHeadAttention(nn.Module):
         self.fused = config.embed_dim == config.kdim == config.vdim
         zeros = torch.zeros(config.num_heads, device=device, dtype=dtype) if config.sinks else None
         self.register_parameter("sinks", None if zeros is None else nn.Parameter(zeros))
+        self._held = hold(self, config, device, dtype) if config.has_parts else {}
         if not config.project:
             return
         given: dict[str, Any] = {"bias": config.qkv_bias, "device": device, "dtype": dtype}
@@ -100,21 +115,41 @@ class MultiHeadAttention(nn.Module):
         *,
         mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
         bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
+        positions: Positions | None = None,
+        cache: object = None,
+        global_tokens: Bool[Given, "#B L"] | None = None,
+        relative: Float[Operand, "R E"] | None = None,
         dropout_key: RandomKey | None = None,
         deterministic: bool | None = None,
         kernel: KernelName = "auto",
-    ) -> Float[Array, "B L out_dim"]:
-        """query [B, L, embed_dim], key [B, S, kdim], value [B, S, vdim] -> [B, L, out_dim].
+        return_weights: bool = False,
+        return_lse: bool = False,
+    ) -> Answer:
+        """query [..., L, embed_dim], key [..., S, kdim], value [..., S, vdim] -> [..., L, out_dim].
 
         Args:
-            query, key, value: key defaults to query, value to key.
+            query, key, value: key defaults to query, value to key. The axes before the last two are one batch, B, in
+                row-major order, for masks too.
             mask: a Mask or a bool array that broadcasts to [B, H, L, S]; True = may attend.
             bias: a Bias or a float array that broadcasts to [B, H, L, S], added to the logits.
+            positions: int [L] or [B, L], read by `rotary` and `temperature`; [.., L, axes] of a rotary embedding with
+                axes; a pair where queries and keys are not one sequence. None counts from 0, behind what `cache` holds.
+                Masks count slots, whatever the positions.
+            cache: the keys and values of the tokens before, which those of `key` are added to; the new cache is
+                returned too.
+            global_tokens: bool [B, L], True = global, where the configuration has `global_tokens`.
+            relative: the table of relative positions [2 * span, embed_dim], for `Disentangled`.
             dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on. Weights and output are
                 dropped by the two keys that `dropout.module_keys` makes of it, each number by itself.
             deterministic: True applies no dropout; None means `not self.training`.
             kernel: as in `attention`; "exact" computes the projections exactly too, from their weights: it refuses
                 layers that are no plain `nn.Linear`.
+            return_weights: also return the attention weights [B, H, L, S], after dropout, which takes as much memory;
+                the extra keys of `ExtraKeys` come first.
+            return_lse: also return the log-sum-exp of each row, [B, L, H].
+
+        Returns:
+            The output, or a tuple of it and what was asked for, in the order weights, lse, cache.
 
         Raises:
             TypeError, ValueError: names the argument at fault.
@@ -122,18 +157,65 @@ class MultiHeadAttention(nn.Module):
         config, where = self.config, type(self).__name__
         deterministic = not self.training if deterministic is None else deterministic
         given = module_inputs(where, config, (query, key, value), self._check, dropout_key, deterministic)
+        leading = Leading(tuple(query.shape[:-2]), LAYER)
+        if len(leading.axes) != 1:
+            given, mask, bias = one_batch(leading, given), leading.aligned(mask, 3), leading.aligned(bias, 3)
         linear = self._own_linear(kernel)
         inputs = self._project_in(*given, linear)
         rate, out_rate = dropout_rates(config, deterministic)
         keys: tuple[Array | None, Array | None] = (None, None)
         if dropout_key is not None and (rate or out_rate):
             keys = module_keys(rng.words(dropout_key, inputs[0].device))
-        out = attend_heads(config, FRAMEWORK, inputs, mask, bias, self.sinks, rate, keys[0], kernel).flatten(2)
+        asked = Asked(
+            given,
+            mask,
+            bias,
+            positions,
+            cache,
+            global_tokens,
+            relative,
+            rate,
+            keys[0],
+            kernel,
+            return_weights,
+            return_lse,
+        )
+        attended = attend_heads(self._layer(kernel, linear), inputs, asked)
+        out = attended.output.flatten(2)
         if config.project:
             out = _through(self.proj, out, linear)
         if keys[1] is not None and out_rate:
             out = drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
-        return owned(self, out)
+        return answered(leading, owned(self, out), asked, attended)
+
+    def _layer(self, kernel: KernelName, linear: Linear | None) -> Layer[Array]:
+        """What lies between the projections; by the kernel's own arithmetic where it brings one."""
+        config = self.config
+        held = {name: each.read(self, config) for name, each in self._held.items()}
+        if self.sinks is not None:
+            held["sinks"] = self.sinks
+
+        def project(name: str, x: Array) -> Array:
+            if name in ("query", "key"):
+                return self._project_one(("query", "key").index(name), x, linear)
+            layer: Any = self.get_submodule(self._held[f"{name}.kernel"].path)
+            return _through(layer, x, linear)
+
+        arithmetic: Any = of_kernel(FRAMEWORK, kernel, "LAYER") or LAYER
+        return Layer(type(self).__name__, config, FRAMEWORK, arithmetic, held, project)
+
+    def _project_one(self, place: int, x: Array, linear: Linear | None) -> Array:
+        """x through the projection of queries (0) or of keys (1) alone."""
+        if not self.fused:
+            return _through((self.q_proj, self.k_proj)[place], x, linear)
+        qkv: Any = self.qkv
+        if isinstance(qkv, Apart) or linear is not None or type(qkv) is not nn.Linear:
+            return self._project_in(x, x, x, linear)[place]
+        weight, bias = (
+            qkv.weight.split(self.rows)[place],
+            None if qkv.bias is None else qkv.bias.split(self.rows)[place],
+        )
+        return F.linear(x, weight, bias)
 
     def extra_repr(self) -> str:
         """The configuration, for `repr`."""

@@ -5,12 +5,12 @@ from __future__ import annotations
 from typing import TypeAlias
 
 import torch
-from jaxtyping import UInt32
+from jaxtyping import Float, Num, UInt32
 from torch import Tensor as Array
 
 from maskattn.typing import NumPyArray
 
-__all__ = ["Array", "DType", "Device", "Given", "Operand", "RandomKey"]
+__all__ = ["Answer", "Array", "DType", "Device", "Given", "Operand", "Positions", "RandomKey"]
 
 Operand: TypeAlias = Array
 """What query, key, value and sinks may be."""
@@ -20,6 +20,12 @@ Given: TypeAlias = Array | NumPyArray
 
 RandomKey: TypeAlias = int | UInt32[Given, " 2"]
 """A seed in [0, 2**31), or two uint32 words."""
+
+Positions: TypeAlias = Num[Given, "*#B L"] | tuple[Num[Given, "*#B L"], Num[Given, "*#B S"]]
+"""Where tokens stand, int [L] or [B, L]; or those of queries, and those of keys."""
+
+Answer: TypeAlias = Float[Array, "*B L out_dim"] | tuple[object, ...]
+"""What a module returns: its output, or a tuple of it and what was asked for."""
 
 DType: TypeAlias = torch.dtype
 """What names a dtype."""

@@ -7,7 +7,7 @@ import pickle
 import numpy as np
 import pytest
 
-from maskattn.config import _RENAMED, AttentionConfig, ConfigOptions
+from maskattn.config import _PARTS, _RENAMED, AttentionConfig, ConfigOptions
 
 
 def test_defaults_follow_from_the_sizes_given():
@@ -67,6 +67,7 @@ def test_it_is_frozen_hashable_and_plain_data():
             "scale",
             "softcap",
             "sinks",
+            *_PARTS,
             "dropout_rate",
             "out_dropout_rate",
             "project",

@@ -28,11 +28,16 @@ FUNCTIONAL = "parameters of Linen, and states of optax, are values: new ones are
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 FLEX = "on CUDA the PyTorch twin's tiles are FlexAttention's; JAX has kernels of its own"
+STANDS_IN = "it has the arguments of a function or module of that framework, in whose place it is put"
 ALLOWED = {
-    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', "
-    "'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', "
-    "'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'optimizers', 'params'] in "
-    "maskattn_torch": "see linen.py; JAX compiles everything",
+    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'attention_fn', 'corrupt', 'explain', 'linen', "
+    "'losses', 'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', "
+    "'attention', 'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'mha', 'optimizers', 'params', "
+    "'scaled_dot_product_attention'] in maskattn_torch": "see linen.py; JAX compiles everything; and what stands in "
+    "for each framework's own attention",
+    "flax.py: only in maskattn_jax": STANDS_IN,
+    "mha.py: only in maskattn_torch": STANDS_IN,
+    "sdpa.py: only in maskattn_torch": STANDS_IN,
     "optimizers.dump: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "optimizers.load: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "optimizers.load -> PyTree | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
@@ -43,8 +48,8 @@ ALLOWED = {
     "params.load -> dict[str, PyTree] | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
     "testing.training.make_optimizer -> nnx.Optimizer in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "testing.adapter.from_numpy -> jax.Array in maskattn_jax, torch.Tensor in maskattn_torch": "the framework's own",
-    "types: __all__ ['Array', 'DType', 'Given', 'Operand', 'RandomKey'] in maskattn_jax, ['Array', 'DType', 'Device', "
-    "'Given', 'Operand', 'RandomKey'] in maskattn_torch": DEVICE,
+    "types: __all__ ['Answer', 'Array', 'DType', 'Given', 'Operand', 'Positions', 'RandomKey'] in maskattn_jax, "
+    "['Answer', 'Array', 'DType', 'Device', 'Given', 'Operand', 'Positions', 'RandomKey'] in maskattn_torch": DEVICE,
     "testing.adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "as most do",
     "corruption.corrupt: device only in maskattn_torch": DEVICE,
     "kernels/blockwise/additions.py: only in maskattn_torch": CALLS,
@@ -119,6 +124,7 @@ ALLOWED = {
     "_varying.py: only in maskattn_jax": "PyTorch's types say nothing of the devices over which an array varies",
     "kernels/fused/finite.py: only in maskattn_torch": "jax.nn is given keys that are finite: values cannot be read",
     "kernels/fused/again.py: only in maskattn_torch": "jax.nn's attention has second derivatives of its own",
+    "_held.py: only in maskattn_torch": "what is said of its two module systems in _layers.py, and in each of them",
     "_layers.py: only in maskattn_jax": "what its two module systems share",
     "linen.py: only in maskattn_jax": "Linen is a second module system of JAX; PyTorch has one",
     "losses.accuracy: axis_name only in maskattn_jax": DEVICES,

@@ -168,7 +168,7 @@ def test_strict_and_nothing_written_in_part(kind):
     live = "linen" not in kind
     before = params.dump(module) if live else None
     tensors = canonical(PLAIN)
-    bad = tensors | {"key.bias": tensors["key.bias"].T, "value.bias": [0.0], "gate.kernel": np.ones(3)}
+    bad = tensors | {"key.bias": tensors["key.bias"].T, "value.bias": [0.0], "gates.kernel": np.ones(3)}
     bad["out.bias"] = bad["out.bias"].astype(ml_dtypes.bfloat16)
     del bad["query.bias"]
     with pytest.raises(ValueError) as caught:
@@ -177,7 +177,7 @@ def test_strict_and_nothing_written_in_part(kind):
         "query.bias: missing, expected shape [5, 7]",
         "key.bias: expected shape [5, 7], got [7, 5]",
         "value.bias: expected a NumPy array, got builtins.list",
-        "gate.kernel: left over",
+        "gates.kernel: left over",
         "out.bias: the module holds dtype float32, got bfloat16",
     ):
         assert part in str(caught.value), part

@@ -31,6 +31,18 @@ EXTRAS: Mapping[str, tuple[Axes, ...]] = {
     "cpb_mlp.0.kernel": ((2, "hidden"),),
     "cpb_mlp.0.bias": (("hidden",),),
     "cpb_mlp.2.kernel": (("hidden", "H"),),
+    "gate.kernel": (("E", "H*Dv"), ("E", "H")),
+    "gate.bias": (("H*Dv",), ("H",)),
+    "query_global.kernel": (("E", "H*D"),),
+    "query_global.bias": (("H*D",),),
+    "key_global.kernel": (("kdim", "K*D"),),
+    "key_global.bias": (("K*D",),),
+    "value_global.kernel": (("vdim", "K*Dv"),),
+    "value_global.bias": (("K*Dv",),),
+    "pos_key.kernel": (("E", "H*D"),),
+    "pos_key.bias": (("H*D",),),
+    "pos_query.kernel": (("E", "H*D"),),
+    "pos_query.bias": (("H*D",),),
 }
 """Every extra that the canonical form knows, with the shapes it may have."""
 
@@ -122,15 +134,40 @@ class Step:
         return f"{self.name}: {self.text}" + ("" if self.exact else " (cannot be undone exactly)")
 
 
+def own(separator: str, kernel: str) -> tuple[Extra, ...]:
+    """What the parts of our modules hold, by the canonical names; norms of queries and keys have others in each layout.
+
+    Args:
+        separator: between the names of modules.
+        kernel: what a matrix is called: "kernel" [in, out], or PyTorch's "weight" [out, in].
+    """
+    found = []
+    for canonical, forms in EXTRAS.items():
+        module, _, part = canonical.rpartition(".")
+        if module in ("query_norm", "key_norm", "norm"):
+            continue
+        matrix = part == "kernel"
+        name = ".".join([module, kernel]) if matrix else canonical
+        for axes in forms:
+            turned = matrix and kernel == "weight"
+            found.append(
+                Extra(canonical, name.replace(".", separator), axes[::-1] if turned else axes, axes if turned else None)
+            )
+    return tuple(found)
+
+
 def sizes(config: AttentionConfig) -> dict[str, int]:
     """The axes whose length follows from the configuration."""
     heads, kv_heads, dim, v_dim = config.num_heads, config.num_kv_heads, config.head_dim, config.v_head_dim
     return {
         "E": config.embed_dim,
+        "kdim": config.kdim,
+        "vdim": config.vdim,
         "H": heads,
         "K": kv_heads,
         "D": dim,
         "Dv": v_dim,
+        "H*D": heads * dim,
         "H*Dv": heads * v_dim,
         "K*D": kv_heads * dim,
         "K*Dv": kv_heads * v_dim,

@@ -21,6 +21,10 @@ sinks                                          [H]: learned logits in the softma
                                                configuration has `sinks`
 cpb_mlp.0.kernel  cpb_mlp.0.bias               [2, hidden] · [hidden]: Swin v2's continuous position bias
 cpb_mlp.2.kernel                               [hidden, H]
+gate.kernel       gate.bias                    [E, H * Dv] or [E, H] · [H * Dv] or [H]: of a gated output
+query_global.kernel  query_global.bias         [E, H * D] · [H * D]: of global tokens; key_global [kdim, K * D],
+                                               value_global [vdim, K * Dv]
+pos_key.kernel    pos_key.bias                 [E, H * D] · [H * D]: of relative positions, DeBERTa; pos_query too
 =============================================  ==================================================================
 """
 

@@ -3,13 +3,14 @@
 Where query, key and value have one width: ``qkv.weight`` [H·D + K·D + K·Dv, E] in blocks query, key, value, each head-
 major, and ``qkv.bias``. Otherwise ``q_proj``, ``k_proj`` and ``v_proj``. The output is ``proj.weight`` [out, H·Dv],
 ``proj.bias``. timm (ViT, DeiT, MAE, and DINOv2's original) may add ``q_norm`` and ``k_norm`` [D], and ``norm`` [H·Dv]
-before the output projection; ours ``sinks`` [H].
+before the output projection; ours what its parts learn.
 """
 
 from __future__ import annotations
 
 from maskattn.config import AttentionConfig
 from maskattn.convert.layouts._base import Extra, Layout, Stored
+from maskattn.convert.layouts._extras import own
 from maskattn.convert.layouts._stored import linear
 
 
@@ -27,13 +28,15 @@ class MaskattnTorch(Layout):
         *linear("proj", "out"),
     )
     extras = (
-        Extra("query_norm.scale", "q_norm.weight", ("D",)),
-        Extra("query_norm.bias", "q_norm.bias", ("D",)),
-        Extra("key_norm.scale", "k_norm.weight", ("D",)),
-        Extra("key_norm.bias", "k_norm.bias", ("D",)),
+        *(
+            Extra(f"{role}_norm.{canonical}", f"{role[0]}_norm.{name}", axes)
+            for role, heads in (("query", "H"), ("key", "K"))
+            for canonical, name in (("scale", "weight"), ("bias", "bias"))
+            for axes in (("D",), (heads, "D"))
+        ),
         Extra("norm.scale", "norm.weight", ("H*Dv",)),
         Extra("norm.bias", "norm.bias", ("H*Dv",)),
-        Extra("sinks", "sinks", ("H",)),
+        *own(".", "weight"),
     )
     refused = {"relative_position_bias_table": "a layer with a table is of layout swin"}
     one_head_size = False

@@ -23,6 +23,7 @@ from maskattn_jax._mesh import automatic_inside
 from maskattn_jax._scope import own_modes
 from maskattn_jax.dropout import dense
 from maskattn_jax.exact_ops import OPS
+from maskattn_jax.kernels.exact.layer import LAYER as LAYER
 
 
 @automatic_inside

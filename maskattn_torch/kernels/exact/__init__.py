@@ -20,6 +20,7 @@ from maskattn_torch._derivatives import primals
 from maskattn_torch._operators import applied, first_derivatives, flops, operator
 from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
+from maskattn_torch.kernels.exact.layer import LAYER as LAYER
 
 
 def attention(call: Call[Array]) -> tuple[Array, Array]:

@@ -6,7 +6,7 @@ import numpy as np
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from maskattn.convert.layouts._buffers import position_index
-from maskattn.convert.layouts._extras import sizes
+from maskattn.convert.layouts._extras import EXTRAS, sizes
 
 DTYPES = [np.dtype(t) for t in (np.float64, np.float32, np.float16, ml_dtypes.bfloat16)]
 
@@ -31,9 +31,14 @@ FREE = {"rows": 9, "buckets": 11, "hidden": 13}
 
 
 def extra_shapes(layout, config, *, every):
-    """Canonical names and shapes of the extras a layer must have, or (``every``) may have."""
+    """Canonical names and shapes of the extras a layer must have, or (``every``, or those it names) may have."""
     known = sizes(config) | FREE
-    wanted = [e for e in layouts.get(layout).extras if e.required or every and (config.sinks or e.canonical != "sinks")]
+    named = tuple(EXTRAS) if every is True else every or ()
+    wanted = [
+        e
+        for e in layouts.get(layout).extras
+        if e.required or (e.canonical.startswith(named) and (config.sinks or e.canonical != "sinks"))
+    ]
     axes = {extra.canonical: extra.to or extra.axes for extra in reversed(wanted)}
     return {name: tuple(known.get(axis, axis) for axis in axes[name]) for name in reversed(axes)}
 
@@ -41,7 +46,7 @@ def extra_shapes(layout, config, *, every):
 def tensors_for(layout, config, dtype=np.float32, prefix="", seed=0, *, every=False):
     """Every tensor the layout calls for, of random bits: NaNs of any payload, -0.0, subnormals, which no cast keeps.
 
-    ``every``: with all extras it may have, not only those it must have.
+    ``every``: with all extras it may have, or those whose names begin so, not only those it must have.
     """
     draw = np.random.default_rng(seed)
     out = {}

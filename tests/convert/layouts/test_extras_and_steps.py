@@ -66,9 +66,9 @@ def test_every_extra_is_known_to_the_canonical_form():
     ("source", "target", "names"),
     [
         ("timm", "torch-mha", ["query_norm.scale", "key_norm.bias", "norm.scale"]),
-        ("timm", "flax-linen", ["query_norm.bias", "norm.bias"]),
+        ("timm", "flax-linen", ["norm.scale", "norm.bias"]),
         ("torch-mha", "hf-bert", ["bias_k", "bias_v"]),
-        ("swin", "flax-nnx", ["relative_position_bias.table"]),
+        ("swin", "hf-bert", ["relative_position_bias.table"]),
         ("hf-swin-v2", "hf-bert", ["logit_scale", "cpb_mlp.0.kernel", "cpb_mlp.2.kernel"]),
     ],
 )

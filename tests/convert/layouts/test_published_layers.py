@@ -49,7 +49,7 @@ def judge(output, canonical, **options):
 
 
 def test_timm_with_norms_of_queries_keys_and_heads():
-    tensors = drawn("timm", every=True)
+    tensors = drawn("timm", every=("query_norm", "key_norm", "norm"))
 
     def norm(q, k):
         q, k = (
@@ -145,7 +145,7 @@ def test_torch_mha_with_one_more_key_and_value():
 
 
 def test_flax_with_norms_of_queries_and_keys():
-    tensors = drawn("flax-nnx", every=True)
+    tensors = drawn("flax-nnx", every=("query_norm.scale", "key_norm.scale"))
     module = nnx.MultiHeadAttention(5, 35, decode=False, normalize_qk=True, precision="highest", rngs=nnx.Rngs(0))
     for path, leaf in nnx.iter_graph(module):
         if isinstance(leaf, nnx.Param):
