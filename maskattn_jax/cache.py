@@ -11,7 +11,7 @@ from jaxtyping import Bool, Float, Int, Int32
 
 from maskattn._problems import Problems
 from maskattn.arrays import peek
-from maskattn.layer.cache import BROKEN, CacheBase, check_empty
+from maskattn.cache import BROKEN, CacheBase, check_empty
 from maskattn.typing import NumPyArray, Traced
 from maskattn_jax._scope import own_modes
 from maskattn_jax.types import Array, DType, Given, Operand
@@ -19,9 +19,7 @@ from maskattn_jax.types import Array, DType, Given, Operand
 __all__ = ["Cache"]
 
 
-@partial(
-    jax.tree_util.register_dataclass, data_fields=("key", "value", "lengths", "lost"), meta_fields=()
-)
+@partial(jax.tree_util.register_dataclass, data_fields=("key", "value", "lengths", "lost"), meta_fields=())
 @dataclass(frozen=True, eq=False, repr=False)
 class Cache(CacheBase[Array]):
     """Keys and values of the tokens so far, for decoding: a pytree of arrays whose shapes never change.

@@ -8,7 +8,7 @@ from jaxtyping import Bool, Float, Int, Int32
 from torch.utils import _pytree
 
 from maskattn.arrays import peek
-from maskattn.layer.cache import CacheBase, check_empty
+from maskattn.cache import CacheBase, check_empty
 from maskattn.typing import NumPyArray, Traced
 from maskattn_torch._modes import plain, unwatched
 from maskattn_torch.types import Array, Device, DType, Given, Operand

@@ -15,9 +15,9 @@ from maskattn._problems import Problems, describe
 from maskattn.arrays import dtype_name
 from maskattn.attention import FLOAT_DTYPES, A
 from maskattn.biases import Bias, DenseBias
+from maskattn.cache._steps import at_step, last, lookback, reaches_lost
+from maskattn.cache._stored_bias import StoredBias, replaced
 from maskattn.config import AttentionConfig
-from maskattn.layer._steps import at_step, last, lookback, reaches_lost
-from maskattn.layer._stored_bias import StoredBias, replaced
 from maskattn.masks import Full, KeyPadding, Mask, Stored
 from maskattn.masks.rows import FAR
 from maskattn.typing import NumPyArray, Traced
