@@ -141,7 +141,8 @@ def prepare(call: Call[Array], framework: Framework[A]) -> Call[A]:
     """
     call = framework.given(call)
     check_attention(call, framework)
-    query, sinks, policy, rate = call.query, call.sinks, call.empty_rows, float(call.dropout_rate)
+    query, sinks, policy = call.query, call.sinks, call.empty_rows
+    rate = call.dropout_rate.__float__()  # `float` would leave open what PyTorch's compiler does
     mask = call.mask if call.mask is None or isinstance(call.mask, Mask) else _dense(call.mask)
     bias = call.bias if call.bias is None or isinstance(call.bias, Bias) else DenseBias(call.bias)
     if policy == "error":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from maskattn_jax import linen, losses, lower, optimizers, params
 from maskattn_jax.corruption import corrupt
+from maskattn_jax.flax import attention_fn
 from maskattn_jax.functional import attention, explain
 from maskattn_jax.kernels.merging import merge
 from maskattn_jax.multihead import MultiHeadAttention
@@ -18,6 +19,7 @@ __all__ = [
     "Attention",
     "MultiHeadAttention",
     "attention",
+    "attention_fn",
     "corrupt",
     "explain",
     "linen",

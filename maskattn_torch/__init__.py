@@ -7,11 +7,13 @@ from __future__ import annotations
 
 from typing import Literal
 
-from maskattn_torch import losses, lower, optimizers, params
+from maskattn_torch import losses, lower, mha, optimizers, params
 from maskattn_torch.corruption import corrupt
 from maskattn_torch.functional import attention, explain
+from maskattn_torch.hugging_face import register
 from maskattn_torch.kernels.merging import merge
 from maskattn_torch.multihead import MultiHeadAttention
+from maskattn_torch.sdpa import scaled_dot_product_attention
 from maskattn_torch.seed import Attention
 
 lower.register()
@@ -31,6 +33,9 @@ __all__ = [
     "losses",
     "lower",
     "merge",
+    "mha",
     "optimizers",
     "params",
+    "register",
+    "scaled_dot_product_attention",
 ]

@@ -29,7 +29,7 @@ MODULES = [
     *("maskattn.numerics.rng", "maskattn.numerics.exact", "maskattn.numerics.dropout"),
 ]
 OF_TWINS = [
-    *("maskattn_jax.linen", "maskattn_jax", "maskattn_torch"),
+    *("maskattn_jax.linen", "maskattn_jax", "maskattn_torch", "maskattn_torch.mha"),
     *(
         f"maskattn_{twin}.{module}"
         for twin in ("jax", "torch")

@@ -28,11 +28,16 @@ FUNCTIONAL = "parameters of Linen, and states of optax, are values: new ones are
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 FLEX = "on CUDA the PyTorch twin's tiles are FlexAttention's; JAX has kernels of its own"
+STANDS_IN = "it has the arguments of a function or module of that framework, in whose place it is put"
 ALLOWED = {
-    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'corrupt', 'explain', 'linen', 'losses', "
-    "'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', 'attention', "
-    "'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'optimizers', 'params'] in "
-    "maskattn_torch": "see linen.py; JAX compiles everything",
+    "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'attention_fn', 'corrupt', 'explain', 'linen', "
+    "'losses', 'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', "
+    "'attention', 'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'mha', 'optimizers', 'params', "
+    "'scaled_dot_product_attention'] in maskattn_torch": "see linen.py; JAX compiles everything; and what stands in "
+    "for each framework's own attention",
+    "flax.py: only in maskattn_jax": STANDS_IN,
+    "mha.py: only in maskattn_torch": STANDS_IN,
+    "sdpa.py: only in maskattn_torch": STANDS_IN,
     "optimizers.dump: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "optimizers.load: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "optimizers.load -> PyTree | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,

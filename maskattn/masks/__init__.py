@@ -43,7 +43,7 @@ from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding
 from maskattn.masks.neighborhood import Neighborhood
 from maskattn.masks.per_head import PerHead
-from maskattn.masks.positions import At, Positioned
+from maskattn.masks.positions import At, Positioned, Stored
 from maskattn.masks.prefix_lm import PrefixLM
 from maskattn.masks.query_mask import QueryMask
 from maskattn.masks.random_blocks import RandomBlocks
@@ -82,6 +82,7 @@ __all__ = [
     "Segments",
     "ShiftedWindow",
     "SlidingWindow",
+    "Stored",
     "Strided",
     "Tree",
     "WindowPartition",

@@ -183,6 +183,20 @@ class Mask(Pairwise):
         _refuse_array(other)
         return disjunction(self, other) if isinstance(other, Mask) else NotImplemented
 
+    @property
+    def ndim(self) -> int:
+        """None: a mask has no axes until it is given sizes.
+
+        Raises:
+            AttributeError: always, with what to do where an array is asked for, as Flax's `combine_masks` asks.
+        """
+        raise AttributeError(
+            f"{type(self).__name__} is a mask, which has no axes: where an array is asked for (Flax's combine_masks, "
+            "and so decode=True), give it sizes: maskattn_jax.lower.to_dense(mask.at(step), 1, max_length)",
+            name="ndim",
+            obj=self,
+        )
+
     #: NumPy leaves `array & mask` to the mask, which refuses it by name
     __array_ufunc__ = None
 

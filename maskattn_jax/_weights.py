@@ -1,0 +1,42 @@
+"""The weights of attention as an array, for those who ask for them: L x S numbers for each head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import jax.numpy as jnp
+from jaxtyping import Float
+
+from maskattn.attention import Call, prepare
+from maskattn_jax import lower
+from maskattn_jax._scope import own_modes
+from maskattn_jax.functional import FRAMEWORK
+from maskattn_jax.kernels.reference import pair_products
+from maskattn_jax.types import Array
+
+__all__ = ["weights"]
+
+
+@own_modes
+def weights(lse: Float[Array, "B L H"], call: Call[Any]) -> Float[Array, "B H L S"]:
+    """exp(scale * q.k + bias - lse), where the mask allows, else 0: before dropout, in float32 (float64 for float64).
+
+    Args:
+        lse: of this call, as `attention` returns it. It carries what the weights' gradient owes to the denominator.
+        call: without softcap and sinks. With `empty_rows="mean"` the weights of an empty row are 1 / S.
+    """
+    call = prepare(call, FRAMEWORK)
+    query, key, sizes = call.query, call.key, call.sizes
+    kv_len, kv_heads = key.shape[1], key.shape[2]
+    q, k = (jnp.swapaxes(x.astype(lse.dtype), 1, 2) for x in (query, key))
+    stacked = q.reshape(q.shape[0], kv_heads, -1, q.shape[3])  # the queries of a group, one after the other
+    logits = call.scale * pair_products(stacked, k, call.precision).reshape(sizes)
+    allowed, added = lower.allowed(call.mask, *sizes), lower.bias(call.bias, *sizes)
+    lse = jnp.swapaxes(lse, 1, 2)[..., None]
+    empty = lse == -jnp.inf
+    allowed = ~empty if allowed is None else allowed & ~empty
+    if added is not None:
+        allowed = allowed & (added != -jnp.inf)
+        logits = logits + jnp.where(allowed, added, 0).astype(lse.dtype)
+    found = jnp.where(allowed, jnp.exp(jnp.where(allowed, logits - lse, 0)), 0)
+    return jnp.where(empty, 1 / max(kv_len, 1), found) if call.empty_rows == "mean" else found
