@@ -51,6 +51,11 @@ class Cache(CacheBase[Array]):
         """[B, size, K, Dv]: the values in all slots."""
         return self.stored[1][:, :, :-1].transpose(1, 2)
 
+    @property
+    def size(self) -> int:
+        """How many slots each row has."""
+        return self.stored[0].shape[2] - 1
+
     @classmethod
     def empty(
         cls,
@@ -112,7 +117,10 @@ class Cache(CacheBase[Array]):
         first = self._one_place(key.shape[1]) if in_place and positions is lengths is valid is None else None
         if first is not None:
             for held, new in zip(self.stored, (key, value), strict=True):
-                held[:, :, first : first + key.shape[1]] = new.transpose(1, 2)
+                if new.shape[1] == 1:
+                    held.select(2, first).copy_(new.select(1, 0))
+                else:
+                    held.narrow(2, first, new.shape[1]).copy_(new.transpose(1, 2))
             return Cache(self.stored, self.lengths + key.shape[1], self.lost)
         placed = self._placed(key.shape[1], positions, lengths, valid)
         rows = torch.arange(key.shape[0], device=self.lengths.device)[:, None]
@@ -202,6 +210,19 @@ class Cache(CacheBase[Array]):
 
     def _read(self, x: Traced) -> NumPyArray | None:
         return peek(x) if plain() and x.device.type == "cpu" else None
+
+    def _all_up_to(self, limit: int) -> bool:
+        if not plain() or self.lengths.device.type != "cpu":
+            return False
+        return max(self.lengths.tolist(), default=0) <= limit
+
+    def _takes(self, key: Array, value: Array) -> bool:
+        q_len = key.shape[1] if key.ndim == 4 else -1
+        for held, new in zip(self.stored, (key, value), strict=True):
+            batch, heads, _, width = held.shape
+            if new.shape != (batch, q_len, heads, width) or new.dtype is not held.dtype:
+                return False
+        return True
 
     def _least(self, x: Array) -> Array:
         return torch.amin(x, 1)

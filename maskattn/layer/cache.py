@@ -66,6 +66,14 @@ class CacheBase(Generic[A]):
         """An array in NumPy, where that waits for nothing; else None."""
         raise NotImplementedError
 
+    def _all_up_to(self, limit: int) -> bool:
+        """Whether it can be seen at once that no row is longer."""
+        return False
+
+    def _takes(self, key: A, value: A) -> bool:
+        """Whether it can be seen at once that keys and values are of the cache's sizes and dtypes."""
+        return False
+
     def _least(self, x: A) -> A:
         """The smallest of each row of x [B, L]."""
         raise NotImplementedError
@@ -81,6 +89,11 @@ class CacheBase(Generic[A]):
     def size(self) -> int:
         """How many slots each row has."""
         return int(self.key.shape[1])
+
+    @property
+    def batch(self) -> int:
+        """How many rows there are."""
+        return int(self.lengths.shape[0])
 
     @property
     def positions(self) -> A:
@@ -142,6 +155,8 @@ class CacheBase(Generic[A]):
                 what is no longer held (where lengths cannot be read, such a query attends to nothing).
         """
         whole = Full() if mask is None else mask
+        if q_len == 1 and lengths is valid is self.lost is None and isinstance(last(whole), Full):
+            return KeyPadding(self._visible())
         if not isinstance(whole, Mask):
             raise TypeError(f"Cache.mask: mask must be a Mask of whole sequences, got {describe(mask)}")
         self._check_data("Cache.mask", whole)
@@ -178,7 +193,7 @@ class CacheBase(Generic[A]):
         if not isinstance(bias, DenseBias):
             return moved
         # an array may forbid by -inf, which kernels look for in arrays only
-        b, h = self._count(self.key.shape[0]), self._count(bias.shape[1])
+        b, h = self._count(self.batch), self._count(bias.shape[1])
         q, k = self._count(q_len), self._count(self.size)
         indices = (b[:, None, None, None], h[None, :, None, None], q[None, None, :, None], k[None, None, None])
         return DenseBias(moved.values(*indices))
@@ -207,7 +222,7 @@ class CacheBase(Generic[A]):
         return Step(numbers, numbers < count[:, None], count)
 
     def _check_real(self, problems: Problems, q_len: Any, lengths: Traced, valid: Traced) -> None:
-        batch = self.key.shape[0]
+        batch = self.batch
         if lengths is not None and valid is not None:
             problems.value("lengths and valid both say which tokens are real: give one of them")
         if lengths is not None:
@@ -225,8 +240,11 @@ class CacheBase(Generic[A]):
         self, key: Traced, value: Traced, positions: Traced, lengths: Traced, valid: Traced, arrays: tuple[type, ...]
     ) -> None:
         """Note everything wrong with an update that can be known without its values, and raise."""
-        problems = Problems("Cache.update")
+        if positions is lengths is valid is None and isinstance(key, arrays) and isinstance(value, arrays):
+            if self._takes(key, value):
+                return
         expected = {"key": (self.key, key), "value": (self.value, value)}
+        problems = Problems("Cache.update")
         for name, (held, given) in expected.items():
             batch, _, heads, width = held.shape
             if not isinstance(given, arrays):
@@ -242,8 +260,8 @@ class CacheBase(Generic[A]):
             self._check_real(problems, q_len, lengths, valid)
         if positions is not None:
             found = problems.array("positions", positions, "int", "[B, L]")
-            if q_len is not None and tuple(found.shape) != (self.key.shape[0], q_len):
-                problems.value(f"positions must have shape [{self.key.shape[0]}, {q_len}], got {list(found.shape)}")
+            if q_len is not None and tuple(found.shape) != (self.batch, q_len):
+                problems.value(f"positions must have shape [{self.batch}, {q_len}], got {list(found.shape)}")
         problems.raise_if_any()
 
     def _placed(self, q_len: int, positions: Traced, lengths: Traced, valid: Traced) -> Placed:
@@ -312,7 +330,7 @@ class CacheBase(Generic[A]):
         """Lengths and `lost` after a rewind, checked."""
         problems = Problems("Cache.rewind")
         found = problems.integer_or_array("lengths", lengths, "[B]", minimum=0, ranks=(0, 1))
-        batch = self.key.shape[0]
+        batch = self.batch
         if hasattr(found, "shape") and tuple(found.shape) not in ((), (batch,)):
             problems.value(f"lengths must be an int or have shape [{batch}], got {list(found.shape)}")
         problems.raise_if_any()
@@ -333,7 +351,7 @@ class CacheBase(Generic[A]):
 
     def _picked(self, indices: Traced) -> tuple[A, A, A | None]:
         """For `reorder`, checked: the rows to take, and their lengths and `lost`."""
-        problems, batch = Problems("Cache.reorder"), self.key.shape[0]
+        problems, batch = Problems("Cache.reorder"), self.batch
         found = problems.array("indices", indices, "int", "[N]")
         problems.raise_if_any()
         rows = self._array(found)
@@ -365,6 +383,8 @@ class CacheBase(Generic[A]):
     def _visible(self) -> A:
         """The lengths, 0 where a row ran over or was told wrong positions."""
         limit = self.size if self.lost is None else BROKEN - 1
+        if self._all_up_to(limit):
+            return self.lengths
         return self._whole(self.lengths * (self.lengths <= limit))
 
     def _check_data(self, where: str, node: Mask | Bias) -> None:
