@@ -32,8 +32,8 @@ _MOST = 4096
 
 
 class Plan(NamedTuple):
-    """How a call is done: SDPA's options, whether its mask is a tensor or the lengths of rows, whether PyTorch may choose among all of its
-    implementations, and the kind of device."""
+    """How a call is done: SDPA's options, whether its mask is a tensor or the lengths of rows, whether PyTorch may
+    choose among all of its implementations, and the kind of device."""
 
     scale: float
     causal: bool

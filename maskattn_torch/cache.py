@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch.utils import _pytree
 
+from maskattn._problems import describe
 from maskattn.arrays import peek
-from maskattn.layer.cache import CacheBase, check_empty
+from maskattn.attention import FLOAT_DTYPES
+from maskattn.config import AttentionConfig
+from maskattn.layer.cache import CacheBase
+from maskattn.layer.cache_checks import check_empty, check_update
 from maskattn.typing import NumPyArray, Traced
 from maskattn_torch._modes import plain, unwatched
 from maskattn_torch.types import Array, Device, DType, Given, Operand
@@ -82,11 +87,38 @@ class Cache(CacheBase[Array]):
         Raises:
             TypeError, ValueError: one error that names every argument at fault.
         """
-        check_empty(batch, size, num_kv_heads, head_dim, v_head_dim, rolling, str(dtype).removeprefix("torch."))
+        check_empty(
+            batch, size, num_kv_heads, head_dim, v_head_dim, rolling, str(dtype).removeprefix("torch."), FLOAT_DTYPES
+        )
         widths = (head_dim, head_dim if v_head_dim is None else v_head_dim)
         key, value = (torch.zeros(batch, num_kv_heads, size + 1, n, dtype=dtype, device=device) for n in widths)
         lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         return cls((key, value), lengths, torch.zeros_like(lengths) if rolling else None)
+
+    @classmethod
+    def for_config(
+        cls,
+        config: AttentionConfig,
+        batch: int,
+        size: int,
+        *,
+        rolling: bool = False,
+        dtype: DType = torch.float32,
+        device: Device = None,
+    ) -> Cache:
+        """A cache without tokens, for a module of this configuration.
+
+        Args:
+            config: which has the sizes of keys and values.
+            batch, size, rolling, dtype, device: as in `empty`.
+
+        Raises:
+            TypeError, ValueError: no configuration, or as `empty`.
+        """
+        if not isinstance(config, AttentionConfig):
+            raise TypeError(f"Cache.for_config: config must be an AttentionConfig, got {describe(config)}")
+        sizes = (config.num_kv_heads, config.head_dim, config.v_head_dim)
+        return cls.empty(batch, size, *sizes, rolling=rolling, dtype=dtype, device=device)
 
     def update(
         self,
@@ -108,11 +140,11 @@ class Cache(CacheBase[Array]):
 
         Raises:
             TypeError, ValueError: one error that lists everything wrong: widths, heads, batch, dtypes; a row that would
-                have more tokens than slots; positions that are negative, leave a gap or do not follow one another. Where
-                these values cannot be read (in compiled code, on a GPU), such tokens are not kept, and the row attends
-                to nothing until it is rewound.
+                have more tokens than slots; positions that are negative, leave a gap or do not follow one another.
+                Where these values cannot be read (in compiled code, on a GPU), such tokens are not kept, and the row
+                attends to nothing until it is rewound.
         """
-        self._check_update(key, value, positions, lengths, valid, (torch.Tensor,))
+        check_update(self, key, value, positions, lengths, valid, (torch.Tensor,))
         in_place = unwatched(key, value, *self.stored) and self._is_ours()
         first = self._one_place(key.shape[1]) if in_place and positions is lengths is valid is None else None
         if first is not None:
@@ -166,7 +198,8 @@ class Cache(CacheBase[Array]):
         """The same tokens in another number of slots; a rolling cache that becomes smaller keeps the last ones.
 
         A long step of a rolling cache needs it, since its first queries attend to what its last tokens replace:
-        `wide = cache.resize(cache.size + L).update(key, value)`, attend to `wide`, go on with `wide.resize(cache.size)`.
+        `wide = cache.resize(cache.size + L).update(key, value)`, attend to `wide`, and go on with
+        `wide.resize(cache.size)`.
 
         Args:
             size: how many slots each row will have.

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable
 
 import numpy as np
 
 from maskattn.masks import And, Causal, Full, Mask, Not, Or, SlidingWindow, rebuild
-from maskattn.masks._core import conjunction
 from maskattn.typing import Traced
 
 #: No key is moved: an array, so that data may be shorter than the cache, whose other slots are then not allowed.
@@ -17,7 +18,7 @@ _STILL = np.zeros((), np.int32)
 def last(mask: Mask) -> Mask:
     """The mask without what is always so for the last token of a row: no key comes after it."""
     if isinstance(mask, And):
-        return conjunction(*[last(part) for part in mask.parts])
+        return functools.reduce(operator.and_, [last(part) for part in mask.parts])
     return Full() if isinstance(mask, Causal) and mask.offset >= 0 else mask
 
 

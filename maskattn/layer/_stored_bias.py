@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from maskattn._arithmetic import maximum
 from maskattn._declared import data, declared, part
@@ -38,15 +38,19 @@ class StoredBias(Bias):
 
     def sizes(self) -> dict[str, int]:
         inner = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
-        return inner | fixed(self.q_tokens.shape[0]) | {"q_len": self.q_tokens.shape[1], "kv_len": self.k_tokens.shape[1]}
+        return (
+            inner | fixed(self.q_tokens.shape[0]) | {"q_len": self.q_tokens.shape[1], "kv_len": self.k_tokens.shape[1]}
+        )
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         own = fixed(self.q_tokens.shape[0]) | {"q_len": self.q_tokens.shape[1], "kv_len": self.k_tokens.shape[1]}
-        faults = [f"{self!r} expects {axis} {n}, got {sizes[axis]}" for axis, n in own.items() if sizes[axis] not in (None, n)]
+        faults = [
+            f"{self!r} expects {axis} {n}, got {sizes[axis]}" for axis, n in own.items() if sizes[axis] not in (None, n)
+        ]
         return faults + self.part.conflicts({**sizes, "q_len": None, "kv_len": None})
 
 
-def replaced(bias: Any, **fields: object) -> Any:
+def replaced(bias: Bias, **fields: object) -> Bias:
     """The bias with other data in these fields; nothing is checked."""
     made = object.__new__(type(bias))
     made._set(**{**{name: value for name, value in vars(bias).items() if name != "_leaves"}, **fields})

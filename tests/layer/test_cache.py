@@ -24,7 +24,9 @@ def test_masks_of_keys_alone_stay_as_they_are():
     assert "at(" not in repr(at_step(masks.Full(), np.array([4, 5]), 8))
 
 
-@pytest.mark.parametrize("mask", [CAUSAL & WINDOW, ~CAUSAL, masks.KeyMask(np.ones((2, 6), bool)), masks.Global([True] * 6)])
+@pytest.mark.parametrize(
+    "mask", [CAUSAL & WINDOW, ~CAUSAL, masks.KeyMask(np.ones((2, 6), bool)), masks.Global([True] * 6)]
+)
 def test_a_step_is_its_rows_of_the_whole(mask):
     start = np.array([2, 4])
     found = at_step(mask, start, 8).dense(2, 8, 2)

@@ -22,12 +22,11 @@ T5 = biases.T5Buckets(RNG.standard_normal((8, H)).astype(np.float32), 16, bidire
 DENSE = biases.DenseBias(RNG.standard_normal((1, H, N, N)).astype(np.float32))
 # (mask, slots, rolling, chunks)
 WAYS = {
-    "causal": (masks.Causal(), 16, False, (6, 1, 1, 2, 1)),
-    "window": (WINDOW, 16, False, (6, 1, 1, 2, 1)),
+    # the lengths are few: JAX compiles the exact kernel for each
+    "causal": (masks.Causal(), 16, False, (8, 1, 1, 1)),
     "rolling": (WINDOW, 5, True, (2, 2, 1, 1, 2, 2, 1)),
-    "chunked rolling": (masks.Causal() & masks.Chunked(3), 4, True, (2, 1, 1, 1, 2, 2, 1, 1)),
-    "key mask": (KEPT, 16, False, (6, 1, 1, 2, 1)),
-    "documents": (PACKED, 11, False, (6, 1, 1, 2, 1)),
+    "chunked rolling": (masks.Causal() & masks.Chunked(3), 5, True, (2, 1, 1, 1, 2, 2, 1, 1)),
+    "data": (KEPT & PACKED, 16, False, (8, 1, 1, 1)),
 }
 
 
@@ -61,67 +60,63 @@ def test_step_by_step_is_the_whole_pass_bit_for_bit_in_exact(twin, way):
     same(steps(twin, mask, size, rolling, chunks, kernel="exact"), whole(twin, mask, kernel="exact"))
 
 
-@pytest.mark.parametrize("bias", [biases.ALiBi(H), T5, DENSE], ids=lambda bias: type(bias).__name__)
-@pytest.mark.parametrize("way", ["causal", "rolling"])
+@pytest.mark.parametrize("way, bias", [("causal", biases.ALiBi(H)), ("rolling", T5), ("causal", DENSE)])
 def test_biases_are_those_of_the_positions(twin, way, bias):
     mask, size, rolling, chunks = WAYS[way]
     found = steps(twin, mask, size, rolling, chunks, bias, kernel="exact")
     same(found, whole(twin, mask, bias, kernel="exact"))
 
 
-@pytest.mark.parametrize("way", ["causal", "rolling", "documents"])
-def test_step_by_step_is_the_whole_pass_within_tier_2_in_the_fast_kernels(twin, way):
+@pytest.mark.parametrize("way, kernels", [("causal", ("auto", "reference", "fused")), ("rolling", ("blockwise",))])
+def test_step_by_step_is_the_whole_pass_within_tier_2_in_the_fast_kernels(twin, way, kernels):
     mask, size, rolling, chunks = WAYS[way]
-    chunks = (5,) + (1,) * 6 if not rolling else (1,) * N  # few shapes: JAX compiles each
     limit = 2 * standards.tier2_limit("float32", float(np.abs(VALUE).max()), float(np.abs(QUERY).max() ** 2 * D), N)
     expected = whole(twin, mask, kernel="exact")
-    for kernel in ("auto", "reference", "fused", "blockwise"):
+    for kernel in kernels:
         found = steps(twin, mask, size, rolling, chunks, kernel=kernel)
         assert np.abs(found - expected).max() <= limit, kernel
 
 
 def test_rows_go_on_from_where_each_of_them_is(twin):
-    """A prompt of 5 and one of 3 tokens, padded on either side, then two steps: as each row by itself."""
-    lengths = np.array([5, 3], np.int32)
-    left = np.array([[True] * 5, [False] * 2 + [True] * 3])
+    """A prompt of 8 and one of 6 tokens, padded on either side, then two steps: as each row by itself."""
+    lengths = np.array([8, 6], np.int32)
+    left = np.array([[True] * 8, [False] * 2 + [True] * 6])
     for given in ({"lengths": lengths}, {"valid": left}):
         cache = made(twin)
-        query, key, value = (x[:, :5].copy() for x in (QUERY, KEY, VALUE))
+        query, key, value = (x[:, :8].copy() for x in (QUERY, KEY, VALUE))
         if "valid" in given:
             for x in (query, key, value):
-                x[1, 2:] = x[1, :3]
+                x[1, 2:] = x[1, :6]
         query, key, value = map(twin.array, (query, key, value))
         options = {name: twin.array(x) for name, x in given.items()}
-        places = twin.to_numpy(cache.next_positions(5, **options))
-        assert places[0].tolist() == [0, 1, 2, 3, 4] and sorted(places[1].tolist()) == [0, 0, 0, 1, 2]
+        places = twin.to_numpy(cache.next_positions(8, **options))
+        assert places[0].tolist() == [*range(8)] and sorted(places[1].tolist()) == [0, 0, *range(6)]
         cache = cache.update(key, value, **options)
-        mask = cache.mask(WINDOW, 5, **options)
+        mask = cache.mask(WINDOW, 8, **options)
         out = [twin.to_numpy(twin.attention(query, cache.key, cache.value, mask, kernel="exact"))]
-        assert twin.to_numpy(cache.lengths).tolist() == [5, 3]
+        assert twin.to_numpy(cache.lengths).tolist() == [8, 6]
         for step in range(2):
-            now = [twin.array(np.stack([x[0, 5 + step], x[1, 3 + step]])[:, None]) for x in (QUERY, KEY, VALUE)]
+            now = [twin.array(np.stack([x[0, 8 + step], x[1, 6 + step]])[:, None]) for x in (QUERY, KEY, VALUE)]
             cache = cache.update(*now[1:])
             step_mask = cache.mask(WINDOW, 1)
             out.append(twin.to_numpy(twin.attention(now[0], cache.key, cache.value, step_mask, kernel="exact")))
         found = np.concatenate(out, 1)
         right = whole(twin, WINDOW, kernel="exact")
-        same(found[0], right[0, :7])
-        padding = slice(0, 2) if "valid" in given else slice(3, 5)
+        same(found[0], right[0, :10])
+        padding = slice(0, 2) if "valid" in given else slice(6, 8)
         assert not found[1, padding].any()
-        same(np.delete(found[1], np.arange(7)[padding], 0), right[1, :5])
+        same(np.delete(found[1], np.arange(10)[padding], 0), right[1, :8])
 
 
 def test_guesses_are_taken_back(twin):
     cache = made(twin).update(twin.array(KEY[:, :6]), twin.array(VALUE[:, :6]))
     cache = cache.rewind(twin.array(np.array([6, 4])))
     assert twin.to_numpy(cache.positions)[:, :7].tolist() == [[0, 1, 2, 3, 4, 5, -1], [0, 1, 2, 3, -1, -1, -1]]
-    now = [twin.array(np.stack([x[0, 6:8], x[1, 4:6]])) for x in (QUERY, KEY, VALUE)]
+    now = [twin.array(np.stack([x[0, 6:7], x[1, 4:5]])) for x in (QUERY, KEY, VALUE)]
     cache = cache.update(*now[1:])
-    out = twin.to_numpy(
-        twin.attention(now[0], cache.key, cache.value, cache.mask(masks.Causal(), 2), kernel="exact")
-    )
+    out = twin.to_numpy(twin.attention(now[0], cache.key, cache.value, cache.mask(masks.Causal(), 1), kernel="exact"))
     right = whole(twin, masks.Causal(), kernel="exact")
-    same(out, np.stack([right[0, 6:8], right[1, 4:6]]))
+    same(out, np.stack([right[0, 6:7], right[1, 4:5]]))
     assert twin.to_numpy(cache.rewind(0).lengths).tolist() == [0, 0]
 
 
@@ -155,12 +150,16 @@ def test_beams_and_other_rows_are_copies(twin):
 
 
 def test_a_long_prompt_goes_through_a_wider_cache(twin):
-    cache = made(twin, 4, rolling=True).update(twin.array(KEY[:, :4]), twin.array(VALUE[:, :4]))
-    wide = cache.resize(4 + 7).update(twin.array(KEY[:, 4:]), twin.array(VALUE[:, 4:]))
-    out = twin.attention(twin.array(QUERY[:, 4:]), wide.key, wide.value, wide.mask(WINDOW, 7), kernel="exact")
-    same(twin.to_numpy(out), whole(twin, WINDOW, kernel="exact")[:, 4:])
-    narrow, straight = wide.resize(4), cache.update(twin.array(KEY[:, 4:]), twin.array(VALUE[:, 4:]))
-    for one, other in ((narrow.key, straight.key), (narrow.value, straight.value), (narrow.positions, straight.positions)):
+    cache = made(twin, 4, rolling=True).update(twin.array(KEY[:, :3]), twin.array(VALUE[:, :3]))
+    wide = cache.resize(4 + 12).update(twin.array(KEY[:, 3:]), twin.array(VALUE[:, 3:]))
+    out = twin.attention(twin.array(QUERY[:, 3:]), wide.key, wide.value, wide.mask(WINDOW, 8), kernel="exact")
+    same(twin.to_numpy(out), whole(twin, WINDOW, kernel="exact")[:, 3:])
+    narrow, straight = wide.resize(4), cache.update(twin.array(KEY[:, 3:]), twin.array(VALUE[:, 3:]))
+    for one, other in (
+        (narrow.key, straight.key),
+        (narrow.value, straight.value),
+        (narrow.positions, straight.positions),
+    ):
         same(one, other)
     grown = made(twin, 4).update(twin.array(KEY[:, :3]), twin.array(VALUE[:, :3])).resize(9)
     assert grown.size == 9 and grown.key.shape[1] == 9
@@ -171,9 +170,9 @@ def test_what_is_not_in_use_reaches_nothing(twin):
     bad = np.full((B, 16, K, D), np.nan, np.float32)
     cache = made(twin).update(twin.array(bad), twin.array(bad[..., :V])).rewind(0)
     cache = cache.update(twin.array(KEY[:, :3]), twin.array(VALUE[:, :3]), lengths=twin.array(np.array([3, 1])))
-    for mask in (masks.Causal(), WINDOW, masks.Full()):
+    for mask in (masks.Causal(), WINDOW):
         step = cache.mask(mask, 1)
-        for kernel in ("auto", "fused", "exact"):
+        for kernel in ("auto", "exact"):
             out = twin.attention(twin.array(QUERY[:, :1]), cache.key, cache.value, step, kernel=kernel)
             assert np.isfinite(twin.to_numpy(out)).all()
 
@@ -183,24 +182,33 @@ def bad_calls(cache, array):
     key, value = array(KEY[:, :2]), array(VALUE[:, :2])
     wide, tall = array(KEY[:, :2, :, :5]), array(np.zeros((B, 17, K, D), np.float32))
     ints = lambda *rows: array(np.array(rows, np.int32))  # noqa: E731
-    yield "the cache has 16 slots, but row 0 would have 21 tokens", lambda: cache.update(
-        tall, array(np.zeros((B, 17, K, V), np.float32))
+    yield (
+        "the cache has 16 slots, but row 0 would have 21 tokens",
+        lambda: cache.update(tall, array(np.zeros((B, 17, K, V), np.float32))),
     )
     yield r"key must have shape \[2, L, 2, 8\], got \[2, 2, 2, 5\]", lambda: cache.update(wide, value)
     yield "2 problems", lambda: cache.update(wide, array(VALUE[:1, :2]))
-    yield "key must be float32, as the cache is, got float16", lambda: cache.update(
-        array(KEY[:, :2].astype(np.float16)), value
+    yield (
+        "key must be float32, as the cache is, got float16",
+        lambda: cache.update(array(KEY[:, :2].astype(np.float16)), value),
     )
     yield "must have one length, got 2 and 1", lambda: cache.update(key, array(VALUE[:, :1]))
     yield "key must be an array, got None", lambda: cache.update(None, value)
     yield "not negative", lambda: cache.update(key, value, ints([-1, 0], [4, 5]))
-    yield r"without a gap, got \[5, 6\] in row 1, which has 4 tokens", lambda: cache.update(key, value, ints([4, 5], [5, 6]))
+    yield (
+        r"without a gap, got \[5, 6\] in row 1, which has 4 tokens",
+        lambda: cache.update(key, value, ints([4, 5], [5, 6])),
+    )
     yield "follow one another", lambda: cache.update(key, value, ints([4, 6], [4, 5]))
-    yield "would have 17 tokens", lambda: cache.update(
-        array(np.zeros((B, 13, K, D), np.float32)), array(np.zeros((B, 13, K, V), np.float32))
+    yield (
+        "would have 17 tokens",
+        lambda: cache.update(array(np.zeros((B, 13, K, D), np.float32)), array(np.zeros((B, 13, K, V), np.float32))),
     )
     yield r"positions must have shape \[2, 2\]", lambda: cache.update(key, value, ints([4], [4]))
-    yield "give one of them", lambda: cache.update(key, value, lengths=ints(1, 1)[0], valid=array(np.ones((B, 2), bool)))
+    yield (
+        "give one of them",
+        lambda: cache.update(key, value, lengths=ints(1, 1)[0], valid=array(np.ones((B, 2), bool))),
+    )
     yield "lengths must be at most 2", lambda: cache.update(key, value, lengths=array(np.array([1, 3])))
     yield r"valid must have shape \[2, 2\]", lambda: cache.update(key, value, valid=array(np.ones((B, 3), bool)))
     yield "at most those so far, got 5 in row 0", lambda: cache.rewind(5)
@@ -253,7 +261,9 @@ def test_a_cache_for_a_configuration(twin):
 def test_a_window_that_reaches_back_too_far_is_refused_by_name(twin):
     cache = made(twin, 5, rolling=True).update(twin.array(KEY[:, :7]), twin.array(VALUE[:, :7]))
     cache.mask(WINDOW, 2)
-    with pytest.raises(ValueError, match="the token at 4 of row 0 may attend to tokens below 2.*3 tokens needs 6 slots"):
+    with pytest.raises(
+        ValueError, match="the token at 4 of row 0 may attend to tokens below 2.*3 tokens needs 6 slots"
+    ):
         cache.mask(WINDOW, 3)
     with pytest.raises(ValueError, match="may attend to tokens below 2"):
         cache.mask(masks.Causal(), 1)
@@ -335,6 +345,8 @@ def test_gradients_flow_through_a_cache(twin):
 
     given = twin.array(KEY), twin.array(VALUE)
     limit = standards.value("same.tiles")
+    if twin.name == "jax":  # operation by operation takes ten times as long
+        loss, plainly = twin.compile(loss), twin.compile(plainly)
     for one, other in zip(twin.grad(loss, *given), twin.grad(plainly, *given), strict=True):
         np.testing.assert_allclose(one, other, rtol=0, atol=limit * np.abs(other).max())
 

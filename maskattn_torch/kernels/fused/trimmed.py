@@ -89,8 +89,9 @@ def _bounds(mask: Mask, sizes: tuple[int, int, int, int]) -> tuple[NumPyArray, N
 
 
 def stacked(query: Array, key: Array, keep: Array | None) -> Array:
-    """One token's query [B, H, 1, D] as queries [B, K, H // K, D] of each key head: SDPA would repeat the keys [B, K, S,
-    D]. As it is where heads are not grouped, there are more tokens, or the mask differs between heads.
+    """One token's query [B, H, 1, D] as queries [B, K, H // K, D] of each key head: SDPA would repeat the keys.
+
+    As it is where heads are not grouped, there are more tokens, or the mask differs between heads.
     """
     batch, heads, q_len, width = query.shape
     if type(q_len) is not int or q_len != 1 or heads == key.shape[1] or keep is not None and keep.shape[1] != 1:
