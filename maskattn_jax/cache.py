@@ -13,9 +13,9 @@ from jaxtyping import Bool, Float, Int, Int32
 from maskattn._problems import describe
 from maskattn.arrays import peek
 from maskattn.attention import FLOAT_DTYPES
+from maskattn.cache import BROKEN, CacheBase
+from maskattn.cache.checks import check_empty, check_update
 from maskattn.config import AttentionConfig
-from maskattn.layer.cache import BROKEN, CacheBase
-from maskattn.layer.cache_checks import check_empty, check_update
 from maskattn.typing import NumPyArray, Traced
 from maskattn_jax._scope import own_modes
 from maskattn_jax.types import Array, DType, Given, Operand

@@ -11,9 +11,9 @@ from torch.utils import _pytree
 from maskattn._problems import describe
 from maskattn.arrays import peek
 from maskattn.attention import FLOAT_DTYPES
+from maskattn.cache import CacheBase
+from maskattn.cache.checks import check_empty, check_update
 from maskattn.config import AttentionConfig
-from maskattn.layer.cache import CacheBase
-from maskattn.layer.cache_checks import check_empty, check_update
 from maskattn.typing import NumPyArray, Traced
 from maskattn_torch._modes import plain, unwatched
 from maskattn_torch.types import Array, Device, DType, Given, Operand

@@ -206,7 +206,9 @@ def _remapped(given: Arguments, place: Place) -> Mask | None:
 
 def _moved(given: Arguments, place: Place) -> Mask | None:
     q, k = place.q_offset + given["q_offset"], place.k_offset + given["kv_offset"]
-    return None if place.positions is not None else _part(given["mask_function"], place._replace(q_offset=q, k_offset=k))
+    return (
+        None if place.positions is not None else _part(given["mask_function"], place._replace(q_offset=q, k_offset=k))
+    )
 
 
 _RULES: dict[str, Callable[[Arguments, Place], Mask | None]] = {

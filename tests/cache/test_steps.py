@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from maskattn import masks
-from maskattn.layer._steps import at_step, last, lookback, reaches_lost
+from maskattn.cache._steps import at_step, last, lookback, reaches_lost
 
 CAUSAL, WINDOW = masks.Causal(), masks.SlidingWindow(3)
 

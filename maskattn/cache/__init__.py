@@ -14,9 +14,9 @@ from maskattn._arithmetic import choose, maximum, minimum, negated
 from maskattn._problems import Problems, describe
 from maskattn.arrays import dtype_name
 from maskattn.biases import Bias, DenseBias
-from maskattn.layer._steps import at_step, last, lookback, reaches_lost
-from maskattn.layer._stored_bias import StoredBias, replaced
-from maskattn.layer.cache_checks import Placed, Step, check_real, shown
+from maskattn.cache._steps import at_step, last, lookback, reaches_lost
+from maskattn.cache._stored_bias import StoredBias, replaced
+from maskattn.cache.checks import Placed, Step, check_real, shown
 from maskattn.masks import Full, KeyPadding, Mask, Stored
 from maskattn.masks.rows import FAR
 from maskattn.typing import Array, NumPyArray, Traced
