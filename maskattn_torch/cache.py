@@ -11,7 +11,7 @@ from torch.utils import _pytree
 from maskattn._problems import describe
 from maskattn.arrays import peek
 from maskattn.attention import FLOAT_DTYPES
-from maskattn.cache import CacheBase
+from maskattn.cache import BROKEN, CacheBase
 from maskattn.cache.checks import check_empty, check_update
 from maskattn.config import AttentionConfig
 from maskattn.typing import NumPyArray, Traced
@@ -258,11 +258,15 @@ class Cache(CacheBase[Array]):
         return True
 
     def _least(self, x: Array) -> Array:
-        return torch.amin(x, 1)
+        return torch.amin(x, 1) if x.shape[1] else x.new_full(x.shape[:1], BROKEN)
+
+
+def _of(key: Array, value: Array, lengths: Array, lost: Array | None) -> Cache:
+    return Cache((key, value), lengths, lost)
 
 
 _pytree.register_pytree_node(
     Cache,
     lambda cache: ([*cache.stored, cache.lengths, cache.lost], None),
-    lambda leaves, _: Cache((leaves[0], leaves[1]), leaves[2], leaves[3]),
+    lambda leaves, _: _of(*leaves),
 )

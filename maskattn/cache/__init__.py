@@ -201,7 +201,7 @@ class CacheBase(Generic[A]):
     def _checked_step(self, q_len: int, lengths: Traced, valid: Traced) -> Step:
         numbers = self._count(q_len)[None]
         if valid is not None:
-            real = self._array(valid)
+            real: Traced = self._array(valid)
             rank = real.cumsum(1)
             return Step(self._whole(rank) - 1, real, self._whole(real.sum(1)))
         if lengths is None:
@@ -235,10 +235,9 @@ class CacheBase(Generic[A]):
         """The position of each row's first token; and the rows whose positions do not follow one another, begin below
         0, or leave a gap."""
         begins = positions - step.rank
-        if step.real is None:
-            low, high = self._least(begins), -self._least(-begins)
-        else:
-            low, high = self._least(choose(step.real, begins, BROKEN)), -self._least(choose(step.real, -begins, BROKEN))
+        sides = (begins, -begins) if step.real is None else [choose(step.real, x, BROKEN) for x in (begins, -begins)]
+        low: Traced = self._least(sides[0])
+        high: Traced = -self._least(sides[1])
         given = low != BROKEN
         start = choose(given, low, self.lengths)
         return start, given & ((low != high) | (low < 0) | (low > self.lengths))
@@ -256,10 +255,10 @@ class CacheBase(Generic[A]):
             row = int(np.argmax(bad))
             given = self._read(self._array(positions))
             real = None if step.real is None else self._read(step.real)
-            shown = [] if given is None else (given[row] if real is None else given[row][real[row]]).tolist()
+            those = [] if given is None else (given[row] if real is None else given[row][real[row]]).tolist()
             problems.value(
                 f"positions of a row must follow one another and begin at 0 to its length so far, not negative and "
-                f"without a gap, got {shown(shown)} in row {row}, which has {int(held[row])} tokens"
+                f"without a gap, got {shown(those)} in row {row}, which has {int(held[row])} tokens"
             )
         elif self.lost is None and (over := known > self.size).any():
             row = int(np.argmax(over))
@@ -299,7 +298,7 @@ class CacheBase(Generic[A]):
         problems, batch = Problems("Cache.reorder"), self.batch
         found = problems.array("indices", indices, "int", "[N]")
         problems.raise_if_any()
-        rows = self._array(found)
+        rows: Traced = self._array(found)
         known = self._read(rows)
         if known is not None and known.size and (int(known.min()) < 0 or int(known.max()) >= batch):
             raise ValueError(f"Cache.reorder: indices must be rows from 0 to {batch - 1}, got {shown(known.tolist())}")
@@ -350,13 +349,15 @@ class CacheBase(Generic[A]):
         """
         lost: Traced = self.lost
         known, numbers = self._read(tokens), self._read(lost)
-        readable = known is not None and numbers is not None
-        if readable and not numbers.any():
+        if known is None or numbers is None:
+            beyond = reaches_lost(mask, tokens, lost, self._count)
+        elif not numbers.any():
             return tokens
-        beyond = reaches_lost(mask, known if readable else tokens, numbers if readable else lost, self._count)
+        else:
+            beyond = reaches_lost(mask, known, numbers, self._count)
         if beyond is None:
             raise ValueError(f"Cache.mask: what {mask!r} never attends to is not known: a rolling cache cannot hold it")
-        if not readable:
+        if known is None or numbers is None:
             return self._whole(choose(beyond, -1, tokens))
         if beyond.any():
             row, query = (int(x) for x in np.argwhere(beyond)[0])

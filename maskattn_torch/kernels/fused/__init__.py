@@ -137,10 +137,11 @@ def _vendor(
             key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
             grouped = False
         query, key, value = cuda.aligned(query, key, value)
-    heads_first = [query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)]
+    q, k = query.transpose(1, 2), key.transpose(1, 2)
     if grouped and not query.is_cuda and not causal:
-        heads_first[0] = stacked(heads_first[0], heads_first[1], dense)
-        grouped = heads_first[0].shape[1] != heads_first[1].shape[1]
+        q = stacked(q, k, dense)
+        grouped = q.shape[1] != k.shape[1]
+    heads_first = q, k, value.transpose(1, 2)
     try:
         if added is None and not query.is_cuda and not _autocast.is_on(query.device):
             out = sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped)

@@ -26,7 +26,7 @@ def trimmed(
     """
     if isinstance(mask, KeyPadding):
         lengths = host_of(mask.lengths)
-        found = None if lengths is None else padded(lengths, key, value, 1)
+        found = None if lengths is None else padded(torch.as_tensor(lengths), key, value, 1)
         if found is None:
             return mask, key, value
         return None if found[2] is None else mask, found[0], found[1]
