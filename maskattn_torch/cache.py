@@ -153,7 +153,8 @@ class Cache(CacheBase[Array]):
                     held.select(2, first).copy_(new.select(1, 0))
                 else:
                     held.narrow(2, first, new.shape[1]).copy_(new.transpose(1, 2))
-            return Cache(self.stored, self.lengths + key.shape[1], self.lost)
+            ends = self.lengths + key.shape[1]
+            return Cache(self.stored, ends, None if self.lost is None else torch.maximum(self.lost, ends - self.size))
         placed = self._placed(key.shape[1], positions, lengths, valid)
         rows = torch.arange(key.shape[0], device=self.lengths.device)[:, None]
         at = (rows, placed.slots.long())
@@ -218,12 +219,14 @@ class Cache(CacheBase[Array]):
         return Cache((key, value), self.lengths, lost)
 
     def _one_place(self, q_len: int) -> int | None:
-        """The slot of the next token of every row, where it can be read, is the same, and there is room."""
-        if self.lost is not None or not plain() or self.lengths.device.type != "cpu":
+        """The slot of the next token of every row, where it can be read, is the same, and so many follow it."""
+        if not plain() or self.lengths.device.type != "cpu":
             return None
-        numbers = self.lengths.tolist()
+        numbers, size = self.lengths.tolist(), self.size
         first: int = numbers[0] if numbers else 0
-        return first if numbers.count(first) == len(numbers) and first + q_len <= self.size else None
+        if self.lost is not None:
+            first = first % size if first < BROKEN else size
+        return first if numbers.count(numbers[0] if numbers else 0) == len(numbers) and first + q_len <= size else None
 
     def _is_ours(self) -> bool:
         """Whether the tensors may be written to here: those of inference mode only there."""

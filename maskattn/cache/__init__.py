@@ -14,10 +14,10 @@ from maskattn._arithmetic import choose, maximum, minimum, negated
 from maskattn._problems import Problems, describe
 from maskattn.arrays import dtype_name
 from maskattn.biases import Bias, DenseBias
-from maskattn.cache._steps import at_step, last, lookback, reaches_lost
+from maskattn.cache._steps import at_step, last, lookback, reaches_lost, window
 from maskattn.cache._stored_bias import StoredBias, replaced
 from maskattn.cache.checks import Placed, Step, check_real, shown
-from maskattn.masks import Full, KeyPadding, Mask, Stored
+from maskattn.masks import And, Full, KeyPadding, Mask, Not, Stored
 from maskattn.masks.rows import FAR
 from maskattn.typing import Array, NumPyArray, Traced
 
@@ -143,8 +143,9 @@ class CacheBase(Generic[A]):
                 what is no longer held (where lengths cannot be read, such a query attends to nothing).
         """
         whole = Full() if mask is None else mask
-        if q_len == 1 and lengths is valid is self.lost is None and isinstance(last(whole), Full):
-            return KeyPadding(self._visible())
+        one = self._of_one_token(whole) if q_len == 1 and lengths is valid is None else None
+        if one is not None:
+            return one
         if not isinstance(whole, Mask):
             raise TypeError(f"Cache.mask: mask must be a Mask of whole sequences, got {describe(mask)}")
         self._check_data("Cache.mask", whole)
@@ -324,6 +325,27 @@ class CacheBase(Generic[A]):
         lost = self._whole(maximum(self.lost, self.lengths - size))
         return lost, self._whole(maximum(latest, latest * 0) % self.size)
 
+    def _of_one_token(self, mask: Mask) -> Mask | None:
+        """The mask of a step of one token in lengths alone, which kernels can do without reading other slots; None
+        where it is not one run of slots."""
+        rest = last(mask)
+        if self.lost is None and isinstance(rest, Full):
+            return KeyPadding(self._visible())
+        back = window(rest)
+        if back is None:
+            return None
+        known = self._read(self.lengths)
+        if self.lost is None:
+            ends = self._visible()
+            begins = maximum(ends - 1 - back, ends * 0) if known is None else self._array(_from(known - 1 - back))
+            return And((KeyPadding(ends), Not(KeyPadding(self._whole(begins)))))
+        lost = self._read(self.lost)
+        if known is None or lost is None or back + 1 != self.size:
+            return None
+        if (known >= BROKEN).any() or (lost != _from(known - self.size)).any():
+            return None  # after a rewind some slot holds nothing
+        return KeyPadding(self._array(np.minimum(known, np.int32(self.size))))
+
     def _visible(self) -> A:
         """The lengths, 0 where a row ran over or was told wrong positions."""
         limit = self.size if self.lost is None else BROKEN - 1
@@ -369,3 +391,8 @@ class CacheBase(Generic[A]):
                 "tokens at once, or make room for them: `resize`"
             )
         return tokens
+
+
+def _from(numbers: NumPyArray) -> NumPyArray:
+    """The numbers, 0 for those below."""
+    return np.maximum(numbers, 0).astype(np.int32)

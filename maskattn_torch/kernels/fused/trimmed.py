@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor as Array
 
-from maskattn.masks import Dense, KeyPadding, Mask
+from maskattn.masks import And, Dense, KeyPadding, Mask, Not
 from maskattn.typing import NumPyArray, Traced
 from maskattn_torch._hosted import host_of
 
-__all__ = ["apart", "padded", "stacked", "trimmed"]
+__all__ = ["apart", "padded", "run_of", "stacked", "trimmed"]
 
 #: Up to so many queries it is worth looking where their keys begin and end.
 _FEW_QUERIES = 64
@@ -24,12 +24,15 @@ def trimmed(
     """The mask, keys and values [B, S, K, D] without what no query may attend to at either end, where that can be read
     at no cost: the part of a cache that is not in use is not read. No mask at all where one run of keys serves all.
     """
-    if isinstance(mask, KeyPadding):
-        lengths = host_of(mask.lengths)
-        found = None if lengths is None else padded(torch.as_tensor(lengths), key, value, 1)
+    run = run_of(mask)
+    if run is not None:
+        ends, begins = (None if x is None else host_of(x) for x in run)
+        if ends is None or begins is None and run[1] is not None:
+            return mask, key, value
+        found = padded(torch.as_tensor(ends), None if begins is None else torch.as_tensor(begins), key, value, 1)
         if found is None:
             return mask, key, value
-        return None if found[2] is None else mask, found[0], found[1]
+        return None if found[2] is None else Dense(found[2]), found[0], found[1]
     _, _, q_len, kv_len = sizes
     if mask is None or not isinstance(kv_len, int) or kv_len < _MANY_KEYS or not 0 < q_len <= _FEW_QUERIES:
         return mask, key, value
@@ -48,16 +51,35 @@ def trimmed(
     return Dense(torch.as_tensor(keep)[:, None]), key, value
 
 
-def padded(lengths: Array, key: Array, value: Array, axis: int) -> tuple[Array, Array, Array | None] | None:
-    """The keys and values up to the longest length, along an axis, and, where lengths differ, which of them each row
-    has, bool [B, 1, 1, S]. None where a row has no key, or more than there are.
+def run_of(mask: object) -> tuple[Array, Array | None] | None:
+    """Of a mask that is one run of keys in each row, whatever the query: where the runs end, and, but for None, begin.
+    None of any other."""
+    if type(mask) is KeyPadding:
+        return mask.lengths, None
+    if type(mask) is And and len(mask.parts) == 2:
+        ends, begins = mask.parts
+        if type(ends) is KeyPadding and type(begins) is Not and type(begins.part) is KeyPadding:
+            return ends.lengths, begins.part.lengths
+    return None
+
+
+def padded(
+    ends: Array, begins: Array | None, key: Array, value: Array, axis: int
+) -> tuple[Array, Array, Array | None] | None:
+    """The keys and values from the first to the last that a row has, along an axis, and, where rows differ, which of
+    them each row has, bool [B, 1, 1, S]. None where a row has no key, or more than there are.
     """
-    numbers = lengths.tolist()
-    shortest, longest = min(numbers, default=0), max(numbers, default=0)
-    if shortest < 1 or longest > key.shape[axis]:
+    lasts = ends.tolist()
+    firsts = [0] if begins is None else begins.tolist()
+    low, high = min(firsts, default=0), max(lasts, default=0)
+    if min(lasts, default=0) <= max(firsts, default=0) or low < 0 or high > key.shape[axis]:
         return None
-    keep = None if shortest == longest else (torch.arange(longest) < lengths[:, None])[:, None, None]
-    return key.narrow(axis, 0, longest), value.narrow(axis, 0, longest), keep
+    key, value = key.narrow(axis, low, high - low), value.narrow(axis, low, high - low)
+    if lasts.count(high) == len(lasts) and firsts.count(low) == len(firsts):
+        return key, value, None
+    place = torch.arange(low, high)
+    keep = place < ends[:, None]
+    return key, value, (keep if begins is None else keep & (place >= begins[:, None]))[:, None, None]
 
 
 def _bounds(mask: Mask, sizes: tuple[int, int, int, int]) -> tuple[NumPyArray, NumPyArray] | None:
