@@ -26,28 +26,30 @@ def trimmed(
     """
     run = run_of(mask)
     if run is not None:
-        ends, begins = (None if x is None else host_of(x) for x in run)
-        if ends is None or begins is None and run[1] is not None:
+        hosts = [None if x is None else host_of(x) for x in run]
+        if hosts[0] is None or hosts[1] is None and run[1] is not None or key.is_cuda and run[1] is not None:
             return mask, key, value
-        found = padded(torch.as_tensor(ends), None if begins is None else torch.as_tensor(begins), key, value, 1)
+        found = _ends(hosts[0].tolist(), [0] if hosts[1] is None else hosts[1].tolist(), key.shape[1])
         if found is None:
             return mask, key, value
-        return None if found[2] is None else Dense(found[2]), found[0], found[1]
+        low, high, alike = found
+        key, value = key[:, low:high], value[:, low:high]
+        return (None if alike else mask if run[1] is None else Dense(_kept(run, low, high))), key, value
     _, _, q_len, kv_len = sizes
     if mask is None or not isinstance(kv_len, int) or kv_len < _MANY_KEYS or not 0 < q_len <= _FEW_QUERIES:
         return mask, key, value
     bounds = _bounds(mask, sizes)
     if bounds is None:
         return mask, key, value
-    low, high = bounds
-    first, end = max(0, int(low.min())), min(kv_len, int(high.max()))
+    lows, highs = bounds
+    first, end = max(0, int(lows.min())), min(kv_len, int(highs.max()))
     if end <= first or (first, end) == (0, kv_len):
         return mask, key, value
     key, value = key[:, first:end], value[:, first:end]
-    if int(low.max()) <= first and int(high.min()) >= end:
+    if int(lows.max()) <= first and int(highs.min()) >= end:
         return None, key, value
     place = np.arange(first, end)
-    keep = (place >= low[..., None]) & (place < high[..., None])
+    keep = (place >= lows[..., None]) & (place < highs[..., None])
     return Dense(torch.as_tensor(keep)[:, None]), key, value
 
 
@@ -69,17 +71,29 @@ def padded(
     """The keys and values from the first to the last that a row has, along an axis, and, where rows differ, which of
     them each row has, bool [B, 1, 1, S]. None where a row has no key, or more than there are.
     """
-    lasts = ends.tolist()
-    firsts = [0] if begins is None else begins.tolist()
-    low, high = min(firsts, default=0), max(lasts, default=0)
-    if min(lasts, default=0) <= max(firsts, default=0) or low < 0 or high > key.shape[axis]:
+    found = _ends(ends.tolist(), [0] if begins is None else begins.tolist(), key.shape[axis])
+    if found is None:
         return None
+    low, high, alike = found
     key, value = key.narrow(axis, low, high - low), value.narrow(axis, low, high - low)
-    if lasts.count(high) == len(lasts) and firsts.count(low) == len(firsts):
-        return key, value, None
+    return key, value, None if alike else _kept((ends, begins), low, high)
+
+
+def _ends(lasts: list[int], firsts: list[int], most: int) -> tuple[int, int, bool] | None:
+    """The first key that a row has, one more than the last, and whether all rows have these; None where a row has no
+    key, or more than `most`."""
+    low, high = min(firsts, default=0), max(lasts, default=0)
+    if min(lasts, default=0) <= max(firsts, default=0) or low < 0 or high > most:
+        return None
+    return low, high, lasts.count(high) == len(lasts) and firsts.count(low) == len(firsts)
+
+
+def _kept(run: tuple[Array, Array | None], low: int, high: int) -> Array:
+    """Which of the keys low..high - 1 each row has: bool [B, 1, 1, high - low]."""
+    ends, begins = run
     place = torch.arange(low, high)
     keep = place < ends[:, None]
-    return key, value, (keep if begins is None else keep & (place >= begins[:, None]))[:, None, None]
+    return (keep if begins is None else keep & (place >= begins[:, None]))[:, None, None]
 
 
 def _bounds(mask: Mask, sizes: tuple[int, int, int, int]) -> tuple[NumPyArray, NumPyArray] | None:
