@@ -121,14 +121,14 @@ def test_what_is_strided_or_expanded_is_taken_as_it_is(heads):
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, n, heads[i > 0], 16).transpose(1, 2) for i, n in enumerate((7, 9, 9)))
     calls = []
-    real = maskattn_torch.sdpa.attention
+    real = maskattn_torch.sdpa.attend
 
-    def seen(*given, **options):
-        calls.append(given[:3])
-        return real(*given, **options)
+    def seen(call, framework):
+        calls.append((call.query, call.key, call.value))
+        return real(call, framework)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(maskattn_torch.sdpa, "attention", seen)
+        patched.setattr(maskattn_torch.sdpa, "attend", seen)
         scaled_dot_product_attention(query, key, value, enable_gqa=heads[0] != heads[1])
         scaled_dot_product_attention(query, key[:1].expand_as(key), value, enable_gqa=heads[0] != heads[1])
     for x, given in zip(calls[0], (query, key, value), strict=True):
