@@ -54,7 +54,7 @@ class Problems:
         """Note a number that is not finite or, if asked, not positive."""
         if value is None:
             return
-        if not math.isfinite(value):
+        if not -math.inf < value < math.inf:  # a compiler may have left the number open: it compares, and no more
             self.value(f"{name} must be finite, got {value}")
         elif positive and value <= 0.0:
             self.value(f"{name} must be positive, got {value}")

@@ -80,6 +80,22 @@ STANDARDS: tuple[Standard, ...] = (
     Standard(
         "tier3.fell", 0.95, "training: the last losses by the first", "equal runs that learn nothing prove nothing"
     ),
+    Standard(
+        "tier4.float32",
+        1e-5,
+        "whole models in float32: the largest difference of logits (hidden states, pooled output) from the peer's, by "
+        "the largest value; or, where that is more, tier4.own times the peer's own error",
+        "some 80 eps: what a few layers make of rounding",
+    ),
+    Standard(
+        "tier4.own", 2, "whole models: times the peer's own error against its float64 run", "two computations err"
+    ),
+    Standard(
+        "tier4.gradient", 1e-4, "whole models in float32: gradients of a parameter, by its largest", "10 times as far"
+    ),
+    Standard(
+        "tier4.bfloat16", 1.5, "whole models in bfloat16: times the peer's own error", "as many roundings as there"
+    ),
     Standard("module.peer", 2, "against another library's module: the sum of both bounds", "two computations err"),
     Standard("loss.base", 4, "losses and their gradients: times eps * (1 + the largest number)^2", "measured to hold"),
     Standard(
@@ -278,6 +294,13 @@ def module_oracle(
     if "out.kernel" not in w:
         return np.asarray(output.reshape(*output.shape[:2], -1))
     return np.asarray(np.einsum("blhd,hdo->blo", output, w["out.kernel"]) + w.get("out.bias", 0.0))
+
+
+def model_share(ours: Array, theirs: Array, own: float = 0.0) -> float:
+    """Of a whole model in float32: the difference of `ours` from `theirs`, the peer's, as a share of its limit; `own`
+    is the peer's largest error against its float64 run, where that is known."""
+    largest = value("tier4.float32") * float(np.abs(theirs).max())
+    return float(np.abs(ours - theirs).max()) / max(largest, value("tier4.own") * own)
 
 
 def _module_inputs(query: Array, key: Array | None, value_input: Array | None) -> list[Array]:

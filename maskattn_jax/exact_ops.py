@@ -58,7 +58,10 @@ class _JaxOps:
         return jnp.any(x, axis=axis, keepdims=True)
 
     def take(self, table: NumPyArray, index: Array) -> Array:
-        return jnp.asarray(table)[index]
+        return self.constants(table, index)[index]
+
+    def constants(self, values: NumPyArray, like: Array) -> Array:
+        return jnp.asarray(values)
 
     def meet(self, a: Array, b: Array) -> Array:
         return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32)) > 0

@@ -31,6 +31,7 @@ from maskattn.typing import KernelName
 from maskattn_jax._layers import attend_heads, begins, check_array, paths, project_by, project_in, project_one
 from maskattn_jax._mesh import dot_general
 from maskattn_jax._scope import plain
+from maskattn_jax.cache import Cache
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.layer import LAYER
@@ -99,7 +100,8 @@ class MultiHeadAttention(nn.Module):
         mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
         bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
         positions: Positions | None = None,
-        cache: object = None,
+        cache: Cache | None = None,
+        valid: Bool[Given, "B L"] | None = None,
         global_tokens: Bool[Given, "#B L"] | None = None,
         relative: Float[Operand, "R E"] | None = None,
         dropout_key: RandomKey | None = None,
@@ -147,6 +149,7 @@ class MultiHeadAttention(nn.Module):
             bias,
             positions,
             cache,
+            valid,
             global_tokens,
             relative,
             rate,

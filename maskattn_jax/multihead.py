@@ -27,6 +27,7 @@ from maskattn.typing import KernelName
 from maskattn_jax._layers import attend_heads, begins, check_array, paths, project_by, project_in, project_one
 from maskattn_jax._mesh import dot_general
 from maskattn_jax._scope import plain
+from maskattn_jax.cache import Cache
 from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.layer import LAYER
@@ -135,7 +136,8 @@ class MultiHeadAttention(nnx.Module):
         mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
         bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
         positions: Positions | None = None,
-        cache: object = None,
+        cache: Cache | None = None,
+        valid: Bool[Given, "B L"] | None = None,
         global_tokens: Bool[Given, "#B L"] | None = None,
         relative: Float[Operand, "R E"] | None = None,
         dropout_key: RandomKey | nnx.Rngs | None = None,
@@ -154,8 +156,10 @@ class MultiHeadAttention(nnx.Module):
             positions: int [L] or [B, L], read by `rotary` and `temperature`; [.., L, axes] of a rotary embedding with
                 axes; a pair where queries and keys are not one sequence. None counts from 0, behind what `cache` holds.
                 Masks count slots, whatever the positions.
-            cache: the keys and values of the tokens before, which those of `key` are added to; the new cache is
-                returned too.
+            cache: the keys and values of the tokens before, which those of `key` are added to (`Cache.for_config`); the
+                new cache is returned too. `mask` and `bias` are then those of whole sequences.
+            valid: bool [B, L], which tokens are added to the cache; the others are padding, which takes no slot and no
+                position, and attends to nothing.
             global_tokens: bool [B, L], True = global, where the configuration has `global_tokens`.
             relative: the table of relative positions [2 * span, embed_dim], for `Disentangled`.
             dropout_key: a seed in [0, 2**31), two uint32 words, a `jax.random.key`, or `nnx.Rngs` (whose "dropout"
@@ -197,6 +201,7 @@ class MultiHeadAttention(nnx.Module):
             bias,
             positions,
             cache,
+            valid,
             global_tokens,
             relative,
             rate,

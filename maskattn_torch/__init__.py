@@ -10,6 +10,7 @@ from typing import Literal
 from maskattn_torch import losses, lower, mha, optimizers, params
 from maskattn_torch.corruption import corrupt
 from maskattn_torch.functional import attention, explain
+from maskattn_torch.hugging_face import register
 from maskattn_torch.kernels.merging import merge
 from maskattn_torch.multihead import MultiHeadAttention
 from maskattn_torch.sdpa import scaled_dot_product_attention
@@ -35,5 +36,6 @@ __all__ = [
     "mha",
     "optimizers",
     "params",
+    "register",
     "scaled_dot_product_attention",
 ]

@@ -14,7 +14,7 @@ from maskattn._declared import data, declared, integer, part
 from maskattn._pairs import Pairwise, restrict
 from maskattn.biases import Additive, ALiBi, Bias, DenseBias, T5Buckets, TableBias
 from maskattn.masks import Dense, Empty, Mask, PerHead, rebuild
-from maskattn.masks.positions import At, Positioned
+from maskattn.masks.positions import At, Positioned, Stored
 from maskattn_torch.types import Array, Given
 
 __all__ = ["Part", "bias_of", "mask_of", "scores"]
@@ -57,7 +57,9 @@ def mask_of(mask: Mask, of: Part) -> Mask:
     def change(node: Mask) -> Mask | None:
         if isinstance(node, Dense):
             return node.map_data(lambda keep: of.local(keep, scores(keep)))
-        if isinstance(node, (At, Positioned)):  # their queries are counted by what is given to them: moved outside
+        if isinstance(
+            node, (At, Positioned, Stored)
+        ):  # their queries are counted by what is given to them: moved outside
             return _queries(_own(node.with_children([_rows_and_heads(node.part, of)]), of), of)
         if isinstance(node, PerHead):
             return _of_heads([rebuild(each, change) for each in node.parts], node, of)

@@ -62,7 +62,10 @@ class _TorchOps:
         return x.any(dim=axis, keepdim=True)
 
     def take(self, table: NumPyArray, index: Array) -> Array:
-        return torch.as_tensor(table, device=index.device)[index]
+        return self.constants(table, index)[index]
+
+    def constants(self, values: NumPyArray, like: Array) -> Array:
+        return torch.as_tensor(values, device=like.device)
 
     def meet(self, a: Array, b: Array) -> Array:
         return a.to(torch.float32) @ b.to(torch.float32) > 0

@@ -33,6 +33,7 @@ from maskattn_torch import _autocast, rng
 from maskattn_torch._apart import Apart
 from maskattn_torch._devices import owned
 from maskattn_torch._held import hold
+from maskattn_torch.cache import Cache
 from maskattn_torch.dropout import drop, module_keys
 from maskattn_torch.functional import FRAMEWORK
 from maskattn_torch.layer import LAYER
@@ -116,7 +117,8 @@ class MultiHeadAttention(nn.Module):
         mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
         bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
         positions: Positions | None = None,
-        cache: object = None,
+        cache: Cache | None = None,
+        valid: Bool[Given, "B L"] | None = None,
         global_tokens: Bool[Given, "#B L"] | None = None,
         relative: Float[Operand, "R E"] | None = None,
         dropout_key: RandomKey | None = None,
@@ -135,8 +137,10 @@ class MultiHeadAttention(nn.Module):
             positions: int [L] or [B, L], read by `rotary` and `temperature`; [.., L, axes] of a rotary embedding with
                 axes; a pair where queries and keys are not one sequence. None counts from 0, behind what `cache` holds.
                 Masks count slots, whatever the positions.
-            cache: the keys and values of the tokens before, which those of `key` are added to; the new cache is
-                returned too.
+            cache: the keys and values of the tokens before, which those of `key` are added to (`Cache.for_config`); the
+                new cache is returned too. `mask` and `bias` are then those of whole sequences.
+            valid: bool [B, L], which tokens are added to the cache; the others are padding, which takes no slot and no
+                position, and attends to nothing.
             global_tokens: bool [B, L], True = global, where the configuration has `global_tokens`.
             relative: the table of relative positions [2 * span, embed_dim], for `Disentangled`.
             dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on. Weights and output are
@@ -172,6 +176,7 @@ class MultiHeadAttention(nn.Module):
             bias,
             positions,
             cache,
+            valid,
             global_tokens,
             relative,
             rate,

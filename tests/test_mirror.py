@@ -50,7 +50,8 @@ def misplaced(root):
             names = ["_".join(words[: i + 1]) for i in range(len(words))]
             known = any(exists(root, place / f"{private}{name}") for name in names for private in ("", "_"))
             if words[-1] in TWINS and place.parts:  # of a module that this twin alone has
-                known = known or (root / f"maskattn_{words[-1]}" / f"{'_'.join(words[:-1])}.py").is_file()
+                home = root / f"maskattn_{words[-1]}" / "_".join(words[:-1])
+                known = known or home.is_dir() or home.with_name(home.name + ".py").is_file()
             if not known and names[-1] not in (WHOLE if place == Path() else ONE_TWIN):
                 found.append(f"{path.relative_to(root).as_posix()}: no such module")
     for room in sorted(path.parent.name for path in (root / "maskattn").glob("*/__init__.py")):

@@ -29,14 +29,22 @@ TARGETS = "each framework has attention functions of its own, with mask objects 
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 FLEX = "on CUDA the PyTorch twin's tiles are FlexAttention's; JAX has kernels of its own"
 STANDS_IN = "it has the arguments of a function or module of that framework, in whose place it is put"
+TRANSFORMERS = "transformers is a library of PyTorch models"
+CACHE = "PyTorch's are views of tensors with one slot more, where what takes no slot is written: JAX drops it"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'attention_fn', 'corrupt', 'explain', 'linen', "
     "'losses', 'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', "
     "'attention', 'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'mha', 'optimizers', 'params', "
-    "'scaled_dot_product_attention'] in maskattn_torch": "see linen.py; JAX compiles everything; and what stands in "
-    "for each framework's own attention",
+    "'register', 'scaled_dot_product_attention'] in maskattn_torch": "see linen.py; JAX compiles everything; what "
+    "stands in for each framework's own attention",
     "flax.py: only in maskattn_jax": STANDS_IN,
     "mha.py: only in maskattn_torch": STANDS_IN,
+    "hugging_face/__init__.py: only in maskattn_torch": TRANSFORMERS,
+    "hugging_face/_attention.py: only in maskattn_torch": TRANSFORMERS,
+    "hugging_face/_functions.py: only in maskattn_torch": TRANSFORMERS,
+    "hugging_face/_masks.py: only in maskattn_torch": TRANSFORMERS,
+    "hugging_face/_refused.py: only in maskattn_torch": TRANSFORMERS,
+    "hugging_face/_trial.py: only in maskattn_torch": TRANSFORMERS,
     "sdpa.py: only in maskattn_torch": STANDS_IN,
     "optimizers.dump: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "optimizers.load: optimizer: nnx.Optimizer | PyTree in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
@@ -122,6 +130,10 @@ ALLOWED = {
     "_derivatives.py: only in maskattn_torch": "as _linear.py, for PyTorch's kind of rule",
     "_placed.py: only in maskattn_jax": "what is loaded fills a tensor of PyTorch; an array of JAX is replaced",
     "_varying.py: only in maskattn_jax": "PyTorch's types say nothing of the devices over which an array varies",
+    "kernels/fused/trimmed.py: only in maskattn_torch": "sizes of arrays are fixed in a compiled program of JAX",
+    "cache.Cache.__init__: key only in maskattn_jax": CACHE,
+    "cache.Cache.__init__: stored only in maskattn_torch": CACHE,
+    "cache.Cache.__init__: value only in maskattn_jax": CACHE,
     "kernels/fused/finite.py: only in maskattn_torch": "jax.nn is given keys that are finite: values cannot be read",
     "kernels/fused/again.py: only in maskattn_torch": "jax.nn's attention has second derivatives of its own",
     "_held.py: only in maskattn_torch": "what is said of its two module systems in _layers.py, and in each of them",

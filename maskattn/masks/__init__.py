@@ -36,6 +36,7 @@ from maskattn.masks.interop.additive import from_additive, to_additive
 from maskattn.masks.interop.flash import from_flash_window, to_flash_window
 from maskattn.masks.interop.flax import from_flax, to_flax
 from maskattn.masks.interop.hugging_face import from_hf, to_hf
+from maskattn.masks.interop.hugging_face_models import for_hf
 from maskattn.masks.interop.swin import from_swin, to_swin
 from maskattn.masks.interop.torch_mha import from_torch_mha, to_torch_mha
 from maskattn.masks.json import from_json
@@ -43,7 +44,7 @@ from maskattn.masks.key_mask import KeyMask
 from maskattn.masks.key_padding import KeyPadding
 from maskattn.masks.neighborhood import Neighborhood
 from maskattn.masks.per_head import PerHead
-from maskattn.masks.positions import At, Positioned
+from maskattn.masks.positions import At, Positioned, Stored
 from maskattn.masks.prefix_lm import PrefixLM
 from maskattn.masks.query_mask import QueryMask
 from maskattn.masks.random_blocks import RandomBlocks
@@ -82,12 +83,14 @@ __all__ = [
     "Segments",
     "ShiftedWindow",
     "SlidingWindow",
+    "Stored",
     "Strided",
     "Tree",
     "WindowPartition",
     "data",
     "draw",
     "fold",
+    "for_hf",
     "from_additive",
     "from_flash_window",
     "from_flax",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar
 
 from maskattn._arithmetic import as_int, choose
@@ -21,6 +22,13 @@ class Slots(Mask):
 
     def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
         return lookup(self.keep, b, k if self.of_keys else q)
+
+    def on_grid(self, shape: tuple[int, ...], arange: Callable[[int], Array]) -> Array:
+        # the array as it is: looking up each of its entries takes ten times as long
+        batch, length = self.keep.shape
+        if length != shape[3 if self.of_keys else 2]:
+            return super().on_grid(shape, arange)
+        return self.keep.reshape((batch, 1, 1, length) if self.of_keys else (batch, 1, length, 1))
 
     def rows(self, b: Array, h: Array, q: Array, k: Array) -> Rows:
         kept = lookup(self.keep, b, k if self.of_keys else q)

@@ -156,14 +156,82 @@ class Positioned(Mask):
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         # Lengths are those of the positions, whatever lengths the part itself would have.
         faults = self.part.conflicts({**sizes, "q_len": None, "kv_len": None})
-        for positions, names in ((self.q_pos, ("batch", "q_len")), (self.k_pos, ("batch", "kv_len"))):
-            for axis, expected in zip(names, positions.shape, strict=True):
-                if sizes[axis] not in (None, expected) and not (axis == "batch" and expected == 1):
-                    faults.append(f"{self!r} expects {axis} {expected}, got {sizes[axis]}")
-        return faults
+        return faults + _unlike(self, sizes, self.q_pos, self.k_pos)
 
     def __repr__(self) -> str:
         return f"{self.part!r}.with_positions({literal(self.q_pos)}, {literal(self.k_pos)})"
+
+
+@declared
+class Stored(Mask):
+    """Query q is token q_tokens[b, q] of its mask, and key k is token k_tokens[b, k]. True = may attend.
+
+    What a cache holds, in whatever slots: relational masks compare the tokens, and data are read at them. A negative
+    token is none: it neither attends nor is attended to.
+
+    >>> from maskattn import masks
+    >>> print(masks.draw(masks.Stored(masks.Causal(), [[2, 3]], [[3, 0, 1, 2, -1]]), 2, 5))
+    -###-
+    ####-
+    >>> print(masks.draw(masks.Stored(masks.KeyMask([[True, False, True]]), [[0]], [[2, 1, 0]]), 1, 3))
+    #-#
+    """
+
+    part: Mask = part(Mask, meaning="the mask of whole sequences")
+    q_tokens: Int[Array, "#B L"] = data("int", "[B, L]", meaning="the token of each query; [1, L] serves every row")
+    k_tokens: Int[Array, "#B S"] = data("int", "[B, S]", meaning="the token of each key; [1, S] serves every row")
+
+    rule: ClassVar[str] = "q and k are tokens"
+
+    def _check(self, problems: Problems) -> None:
+        """the batches of q_tokens and k_tokens differ"""
+        rows = (self.q_tokens.shape[0], self.k_tokens.shape[0])
+        if rows[0] != rows[1] and 1 not in rows:
+            problems.value(f"q_tokens and k_tokens must have one batch, got {rows[0]} and {rows[1]}")
+
+    def allowed(self, b: Array, h: Array, q: Array, k: Array) -> Array:
+        q_at, q_inside = gather(wide(self.q_tokens), b, q)
+        k_at, k_inside = gather(wide(self.k_tokens), b, k)
+        real = (q_at >= 0) & (k_at >= 0) & q_inside & k_inside
+        return self.part.allowed(*restrict(self.part, b, h, q_at, k_at)) & real
+
+    def asks(self, b: int, h: int, q: int, k: int) -> list[tuple[Mask, tuple[int, int, int, int]]]:
+        (q_at, q_inside), (k_at, k_inside) = gather(wide(self.q_tokens), b, q), gather(wide(self.k_tokens), b, k)
+        real = q_inside and k_inside and q_at >= 0 and k_at >= 0
+        return [(self.part, (b, h, int(q_at), int(k_at)))] if real else []
+
+    def tile(self, b: Array, h: Array, q_lo: Array, q_hi: Array, k_lo: Array, k_hi: Array) -> tuple[Array, Array]:
+        q_least, q_most, q_some, q_every = extent(self.q_tokens, b, q_lo, q_hi)
+        k_least, k_most, k_some, k_every = extent(self.k_tokens, b, k_lo, k_hi)
+        some, every = self.part.tile(b, h, q_least, q_most, k_least, k_most)
+        some = some & q_some & k_some & (q_most >= 0) & (k_most >= 0)
+        return some, every & q_every & k_every & (q_least >= 0) & (k_least >= 0)
+
+    @property
+    def depends(self) -> frozenset[str]:
+        return self.part.depends | ({"b", "q", "k"} if "batch" in self.sizes() else {"q", "k"})
+
+    def sizes(self) -> dict[str, int]:
+        sizes = {axis: size for axis, size in self.part.sizes().items() if axis not in ("q_len", "kv_len")}
+        for axis, tokens in (("q_len", self.q_tokens), ("kv_len", self.k_tokens)):
+            rows, sizes[axis] = tokens.shape
+            if rows != 1 and sizes.setdefault("batch", rows) != rows:
+                raise ValueError(f"batch is {sizes['batch']} in {self.part!r} but {rows} in the tokens")
+        return sizes
+
+    def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
+        faults = self.part.conflicts({**sizes, "q_len": None, "kv_len": None})
+        return faults + _unlike(self, sizes, self.q_tokens, self.k_tokens)
+
+
+def _unlike(mask: Mask, sizes: Mapping[str, int | None], of_queries: Array, of_keys: Array) -> list[str]:
+    """Where the shapes of what was given for each query and key are others than the sizes."""
+    faults = []
+    for given, names in ((of_queries, ("batch", "q_len")), (of_keys, ("batch", "kv_len"))):
+        for axis, expected in zip(names, given.shape, strict=True):
+            if sizes[axis] not in (None, expected) and not (axis == "batch" and expected == 1):
+                faults.append(f"{mask!r} expects {axis} {expected}, got {sizes[axis]}")
+    return faults
 
 
 def shifted(mask: Mask, q_offset: Array, k_offset: Array) -> Mask:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from maskattn._fields import broadcasts, dtype_name
-from maskattn._problems import Problems, show
+from maskattn._problems import Problems, describe, show
 from maskattn.attention import A, Framework
 from maskattn.biases import Bias
+from maskattn.cache import CacheBase
 from maskattn.config import AttentionConfig
-from maskattn.layer import Disentangled
+from maskattn.layer import ContinuousTable, Disentangled, GlobalTokens, WindowTable
 from maskattn.masks import Mask
 from maskattn.modules.run import Arithmetic, Asked, Attended, Layer
 from maskattn.numerics.rng_arguments import check_key
@@ -141,6 +142,7 @@ def check_asked(where: str, config: AttentionConfig, sizes: tuple[int, int, int]
         problems.value("bias must be None where the layer has a position_bias")
     if isinstance(asked.bias, Bias) and config.extra_keys is not None:
         problems.type(f"bias must be an array where the layer has extra_keys, got {type(asked.bias).__name__}")
+    _check_cache(problems, config, sizes, asked)
     for name, part in (("global_tokens", "global_tokens"), ("relative", "position_bias")):
         _check_read(problems, name, getattr(asked, name), _reads(config, name), part)
     if asked.positions is not None and config.rotary is None and config.temperature is None:
@@ -154,6 +156,29 @@ def check_asked(where: str, config: AttentionConfig, sizes: tuple[int, int, int]
             problems.value(f"global_tokens must be [B, L] = {(batch, q_len)}, of self-attention, got shape {shape}")
     _check_positions(problems, config, sizes, asked)
     problems.raise_if_any()
+
+
+def _check_cache(problems: Problems, config: AttentionConfig, sizes: tuple[int, int, int], asked: Asked[Any]) -> None:
+    """What a step of decoding needs: keys that are those of the queries' tokens, and parts that know no later ones."""
+    if asked.cache is None:
+        if asked.valid is not None:
+            problems.value("valid is given, but no cache, which reads it")
+        return
+    if not isinstance(asked.cache, CacheBase):
+        problems.type(f"cache must be a Cache, got {describe(asked.cache)}")
+        return
+    if sizes[1] != sizes[2]:
+        problems.value(f"query and key must be of one length where there is a cache, got {sizes[1]} and {sizes[2]}")
+    if asked.mask is not None and not isinstance(asked.mask, Mask):
+        problems.type(f"mask must be a Mask, of whole sequences, where there is a cache, got {describe(asked.mask)}")
+    whole = [name for name in ("position_bias", "global_tokens") if _is_whole(getattr(config, name))]
+    if whole:
+        problems.value(f"cache must be None: the layer's {' and '.join(whole)} read whole sequences")
+
+
+def _is_whole(part: object) -> bool:
+    """Whether a part reads all of a sequence at once."""
+    return isinstance(part, (Disentangled, WindowTable, ContinuousTable, GlobalTokens))
 
 
 def _reads(config: AttentionConfig, name: str) -> bool:

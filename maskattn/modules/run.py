@@ -18,7 +18,7 @@ import numpy as np
 from maskattn import biases
 from maskattn._fields import peek
 from maskattn.attention import Call, Framework, attend
-from maskattn.biases import ALiBi, Bias, RelativeTable, T5Buckets
+from maskattn.biases import ALiBi, Bias, DenseBias, RelativeTable, T5Buckets
 from maskattn.config import AttentionConfig
 from maskattn.layer.norm import Norm
 from maskattn.layer.parts import Temperature
@@ -92,6 +92,7 @@ class Asked(Generic[B]):
         positions: int [L] or [B, L], for rotary with axes [.., L, axes]; or a pair, those of queries and of keys; None
             counts from 0, behind what a cache holds.
         cache: the keys and values of the tokens before.
+        valid: bool [B, L], False = padding, which takes no slot of the cache.
         global_tokens: bool [B, S] or [1, S], True = global.
         relative: the table of relative positions, [2 * span, E].
         rate, dropout_key: of the dropout of the weights.
@@ -104,6 +105,7 @@ class Asked(Generic[B]):
     bias: Bias | Array | None
     positions: Array | tuple[Array, Array] | None
     cache: Any
+    valid: Any
     global_tokens: Array | None
     relative: Any
     rate: float
@@ -115,7 +117,7 @@ class Asked(Generic[B]):
     @property
     def is_more(self) -> bool:
         """Whether anything is asked for that plain attention has no part in."""
-        given = (self.positions, self.cache, self.global_tokens, self.relative)
+        given = (self.positions, self.cache, self.valid, self.global_tokens, self.relative)
         return any(x is not None for x in given)
 
 
@@ -162,12 +164,11 @@ class Layer(Generic[B]):
         at = self._positions(asked, query, key)
         query, key, value = self._placed((query, key, value), at)
         if config.position_bias is not None:
-            asked = dataclasses.replace(asked, bias=self._bias(query, key, asked))
+            asked = dataclasses.replace(asked, bias=self._bias(query, key, asked.relative))
         cache = asked.cache
         if cache is not None:
-            cache = cache.update(key, value)
-            key, value = cache.key, cache.value
-            asked = dataclasses.replace(asked, mask=cache.mask(asked.mask, query.shape[1]))
+            key, value, asked = self._stored(query.shape[1], key, value, asked)
+            cache = asked.cache
         if config.extra_keys is not None:
             key, value, asked = self._with_extra_keys(key, value, asked)
         if config.global_tokens is None:
@@ -186,14 +187,14 @@ class Layer(Generic[B]):
         if self.config.rotary is None and self.config.temperature is None:
             return None
         given, use = asked.positions, self.arithmetic
+        if given is None and asked.cache is not None:
+            following: B = asked.cache.next_positions(query.shape[1], valid=asked.valid)
+            return Places(following, following, None)
         if given is None:
             lengths = query.shape[1], key.shape[1]
             queries = use.arange(lengths[0], query)
-            ones = queries, queries if lengths[0] == lengths[1] else use.arange(lengths[1], query)
-            if asked.cache is None:
-                return Places(*ones, max(lengths))
-            start = asked.cache.lengths[:, None]
-            return Places(queries + start, ones[1] + start, None)
+            keys = queries if lengths[0] == lengths[1] else use.arange(lengths[1], query)
+            return Places(queries, keys, max(lengths))
         # one array is that of both where they are one sequence
         pair = given if isinstance(given, tuple) else (given, given)
         rank = 3 if self.config.rotary is not None and self.config.rotary.axes else 2
@@ -240,9 +241,19 @@ class Layer(Generic[B]):
         others = turns if at.keys is at.queries else use.turns(rotary, at.keys, frequencies, key)
         return use.rotate(query, turns, rotary), use.rotate(key, others, rotary)
 
-    def _bias(self, query: B, key: B, asked: Asked[B]) -> Bias | None:
+    def _stored(self, q_len: int, key: B, value: B, asked: Asked[B]) -> tuple[B, B, Asked[B]]:
+        """Keys and values of all slots, with mask and bias of this step's queries; and the cache that has them."""
+        cache = asked.cache.update(key, value, valid=asked.valid)
+        bias: Any = asked.bias if asked.bias is None or isinstance(asked.bias, Bias) else DenseBias(asked.bias)
+        step = {
+            "cache": cache,
+            "mask": cache.mask(asked.mask, q_len, valid=asked.valid),
+            "bias": cache.bias(bias, q_len, valid=asked.valid),
+        }
+        return cache.key, cache.value, dataclasses.replace(asked, **step)
+
+    def _bias(self, query: B, key: B, relative: Any) -> Bias | None:
         part, held = self.config.position_bias, self.held
-        start = 0 if asked.cache is None else asked.cache.lengths
         if isinstance(part, WindowTable):
             return RelativeTable(held["relative_position_bias.table"], part.window, part.first)
         if isinstance(part, ContinuousTable):
@@ -250,12 +261,12 @@ class Layer(Generic[B]):
             return RelativeTable(self.arithmetic.continuous(part, *kernels), part.window)
         if isinstance(part, T5Table):
             table = held["relative_attention_bias.table"]
-            return T5Buckets(table, part.max_distance, part.bidirectional, start)
+            return T5Buckets(table, part.max_distance, part.bidirectional)
         if isinstance(part, Slopes):
             slopes = None if part.slopes is None else np.array(part.slopes, np.float32)
-            return ALiBi(self.config.num_heads, slopes, part.form, start)
+            return ALiBi(self.config.num_heads, slopes, part.form)
         assert isinstance(part, Disentangled)
-        return self._disentangled(part, query, key, asked.relative)
+        return self._disentangled(part, query, key, relative)
 
     def _disentangled(self, part: Disentangled, query: B, key: B, relative: B) -> Bias:
         """Products of queries with the keys of relative positions, and of keys with their queries, scaled."""

@@ -16,7 +16,7 @@ from maskattn._lookup import wide
 from maskattn._pairs import Pairwise
 from maskattn.biases import DenseBias
 from maskattn.masks import At, Dense
-from maskattn.masks.positions import Positioned
+from maskattn.masks.positions import Positioned, Stored
 from maskattn_jax.types import Array, Given
 
 _MOST = 1 << 30
@@ -80,7 +80,7 @@ def _check_integers(node: Spec) -> None:
     """Positions are int32 here: an int that is added to one must leave it room."""
     _, (_, static) = node.flatten()
     given = [(name, value) for name, value in static if name not in node._kinds or not node._kinds[name].consumed]
-    if isinstance(node, (At, Positioned)) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
+    if isinstance(node, (At, Positioned, Stored)) and not jax.config.jax_enable_x64:  # type: ignore[attr-defined]
         # reading may wait for a device: of positions only those are read that int32 may not hold
         arrays = [(name, getattr(node, name)) for name in node.data_fields()]
         read = [(name, peek(x)) for name, x in arrays if isinstance(node, At) or dtype_name(x) == "uint32"]

@@ -51,6 +51,9 @@ def pair(m: Any, b: int, h: int, q: int, k: int) -> bool:
     if name == "Positioned":
         places = (entry(m.q_pos, b, q), entry(m.k_pos, b, k))
         return None not in places and pair(m.part, b, h, *places)
+    if name == "Stored":
+        tokens = (entry(m.q_tokens, b, q), entry(m.k_tokens, b, k))
+        return None not in tokens and min(tokens) >= 0 and pair(m.part, b, h, *tokens)
     if name == "Dense":
         keep = m.keep.reshape((1,) * (4 - m.keep.ndim) + m.keep.shape)
         where = [0 if n == 1 else i for n, i in zip(keep.shape, (b, h, q, k), strict=True)]
@@ -164,13 +167,15 @@ def moved(draw: Any, inner: Any, shape: tuple[int, int, int, int]) -> Any:
     """The mask moved, or with positions, or as it is."""
     batch, _, q_len, kv_len = shape
     rng = np.random.default_rng(draw(st.integers(0, 2**32 - 1)))
-    how = draw(st.sampled_from(("", "", "at", "rows", "positions")))
+    how = draw(st.sampled_from(("", "", "at", "rows", "positions", "stored")))
     if how == "at":
         return inner.at(draw(st.integers(-3, 3)), draw(st.integers(-3, 3)))
     if how == "rows":
         return inner.at(rng.integers(-3, 4, batch), np.array(draw(st.integers(-3, 3))))
     if how == "positions":
         return inner.with_positions(rng.integers(-2, 9, (batch, q_len)), rng.integers(-2, 9, (1, kv_len)))
+    if how == "stored":
+        return masks.Stored(inner, rng.integers(-2, 9, (1, q_len)), rng.integers(-2, 9, (batch, kv_len)))
     return inner
 
 

@@ -208,7 +208,7 @@ def test_sizes_that_conflict_are_named(mask, sizes, message):
 
 
 def test_every_mask_of_the_library_has_examples():
-    plain = {"Mask", "And", "Or", "Not", "At", "Positioned"}
+    plain = {"Mask", "And", "Or", "Not", "At", "Positioned", "Stored"}
     for name in masks.__all__:
         cls = getattr(masks, name)
         if isinstance(cls, type) and name not in plain:

@@ -60,6 +60,9 @@ class Ops(Protocol):
     def take(self, table: NumPyArray, index: Array) -> Array:
         """``table[index]`` of a one-dimensional float64 NumPy table, indices in range."""
 
+    def constants(self, values: NumPyArray, like: Array) -> Array:
+        """A float64 NumPy array, where ``like`` lives."""
+
     def meet(self, a: Array, b: Array) -> Array:
         """Bool [..., M, C] and [..., C, N] -> [..., M, N]: whether any c has both (a matrix product of 0 and 1)."""
 
@@ -116,6 +119,9 @@ class NumpyOps:
 
     def take(self, table: NumPyArray, index: Array) -> Array:
         return table[index]
+
+    def constants(self, values: NumPyArray, like: Array) -> Array:
+        return values
 
     def meet(self, a: Array, b: Array) -> Array:
         return a.astype(np.float32) @ b.astype(np.float32) > 0

@@ -249,10 +249,7 @@ def backward(
 
 def _d_bias(ops: Ops, d_logits: Pair, bias: Array, shape: tuple[int, ...]) -> Array:
     """The logits' gradient summed over the axes along which the bias was broadcast, first axis first."""
-    x = Pair(ops.reshape(d_logits.hi, shape), ops.reshape(d_logits.lo, shape))
-    for axis, (n, full) in enumerate(zip(bias.shape, shape, strict=True)):
-        if n == 1 and full != 1:
-            x = pair.total(ops, x, axis)
+    x = pair.total_to(ops, Pair(ops.reshape(d_logits.hi, shape), ops.reshape(d_logits.lo, shape)), bias.shape)
     return bits.narrow(ops, x.hi, x.lo, ops.dtype(bias))
 
 

@@ -23,7 +23,7 @@ EXP_CUT = -207.0
 _STEPS = 256
 
 
-def _parts(x: Decimal, widths: tuple[int, ...]) -> tuple[float, ...]:
+def parts(x: Decimal, widths: tuple[int, ...]) -> tuple[float, ...]:
     """A positive number as float64 terms of the given significant bits, by truncation."""
     terms = []
     for width in widths:
@@ -34,7 +34,8 @@ def _parts(x: Decimal, widths: tuple[int, ...]) -> tuple[float, ...]:
     return tuple(terms)
 
 
-def _column(values: list[Decimal]) -> tuple[NumPyArray, NumPyArray]:
+def column(values: list[Decimal]) -> tuple[NumPyArray, NumPyArray]:
+    """Numbers as two columns of float64, whose sums they are."""
     hi = np.array([float(v) for v in values])
     lo = np.array([float(Context(prec=60).subtract(v, Decimal(float(v)))) for v in values])
     return hi, lo
@@ -45,30 +46,30 @@ def _exp_tables() -> tuple[NumPyArray, NumPyArray, tuple[float, ...], float]:
     context = Context(prec=60)
     ln2 = context.ln(Decimal(2))
     step = context.divide(ln2, Decimal(_STEPS))
-    hi, lo = _column([context.exp(context.multiply(step, Decimal(j))) for j in range(_STEPS)])
+    hi, lo = column([context.exp(context.multiply(step, Decimal(j))) for j in range(_STEPS)])
     inverse = float(np.ldexp(np.floor(np.ldexp(float(context.divide(Decimal(_STEPS), ln2)), 17)), -17))  # 26 bits
-    return hi, lo, _parts(step, (33, 33, 26)), inverse
+    return hi, lo, parts(step, (33, 33, 26)), inverse
 
 
 @cache
 def _log_tables() -> tuple[NumPyArray, NumPyArray, tuple[float, ...]]:
     context = Context(prec=60)
-    hi, lo = _column([context.ln(Decimal(1) + Decimal(j) / Decimal(_STEPS)) for j in range(_STEPS + 1)])
-    return hi, lo, _parts(context.ln(Decimal(2)), (40, 40, 26))
+    hi, lo = column([context.ln(Decimal(1) + Decimal(j) / Decimal(_STEPS)) for j in range(_STEPS + 1)])
+    return hi, lo, parts(context.ln(Decimal(2)), (40, 40, 26))
 
 
-def _product(ops: Ops, x: Array, y: Array) -> Array:
+def product(ops: Ops, x: Array, y: Array) -> Array:
     """One float64 product, rounded after its exact parts were summed: within an ulp, and the same everywhere."""
     a, b = bits.halves(ops, x)
     c, d = bits.halves(ops, y)
     return a * c + ((a * d + b * c) + b * d)
 
 
-def _horner(ops: Ops, x: Array, coefficients: list[float]) -> Array:
+def horner(ops: Ops, x: Array, coefficients: list[float]) -> Array:
     """``c[0] + c[1] x + ...`` in float64."""
     result = constant(coefficients[-1], x)
     for c in reversed(coefficients[:-1]):
-        result = _product(ops, result, x) + c
+        result = product(ops, result, x) + c
     return result
 
 
@@ -82,8 +83,8 @@ def exp(ops: Ops, x: Pair) -> Pair:
     # n has 17 bits and the parts of the step at most 33: exact products, and the first difference is exact
     r = pair.two_sum(x.hi - n * step[0], -(n * step[1]))
     r = pair.add(r, Pair(x.lo - n * step[2], x.lo * 0.0))
-    square = _product(ops, r.hi, r.hi)
-    tail = _product(ops, square, _horner(ops, r.hi, [1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720]))
+    square = product(ops, r.hi, r.hi)
+    tail = product(ops, square, horner(ops, r.hi, [1 / 2, 1 / 6, 1 / 24, 1 / 120, 1 / 720]))
     power = pair.two_sum(constant(1.0, r.hi), r.hi)
     power = pair.two_sum(power.hi, power.lo + (r.lo + tail))
     index = ops.to_int(n)
@@ -104,8 +105,8 @@ def log(ops: Ops, x: Pair) -> Pair:
     index = ops.floor((f.hi - 1.0) * float(_STEPS) + 0.5)
     center = index * (1 / _STEPS) + 1.0  # exact
     z = pair.divide(ops, pair.add(f, Pair(-center, center * 0.0)), pair.exactly(center))
-    square = _product(ops, z.hi, z.hi)
-    tail = _product(ops, square, _horner(ops, z.hi, [-1 / 2, 1 / 3, -1 / 4, 1 / 5, -1 / 6, 1 / 7]))
+    square = product(ops, z.hi, z.hi)
+    tail = product(ops, square, horner(ops, z.hi, [-1 / 2, 1 / 3, -1 / 4, 1 / 5, -1 / 6, 1 / 7]))
     e = ops.to_float(exponent)
     whole = pair.add(pair.two_sum(e * ln2[0], e * ln2[1]), Pair(e * ln2[2], e * 0.0))
     position = ops.to_int(index)

@@ -58,6 +58,11 @@ def where(ops: Ops, condition: Array, x: Pair, hi: Array | float) -> Pair:
     return Pair(ops.where(condition, x.hi, hi), ops.where(condition, x.lo, 0.0))
 
 
+def choose(ops: Ops, condition: Array, x: Pair, y: Pair) -> Pair:
+    """``x`` where the condition holds, ``y`` elsewhere."""
+    return Pair(ops.where(condition, x.hi, y.hi), ops.where(condition, x.lo, y.lo))
+
+
 def widen(ops: Ops, x: Array) -> Pair:
     """An array of any floating type as a pair, exactly."""
     return exactly(bits.widen(ops, x))
@@ -86,6 +91,24 @@ def divide(ops: Ops, x: Pair, y: Pair) -> Pair:
     return _fast_two_sum(quotient, rest / y.hi)
 
 
+def root(ops: Ops, x: Pair) -> Pair:
+    """The square root of ``x`` >= 0, with a relative error below 2^-70; 0 at 0, NaN below it.
+
+    Heron's rule from a start within 7 %, then one step on pairs: no framework's ``sqrt``, since PyTorch's vectorised
+    one is an ulp off in one case of eighty.
+    """
+    zero = x.hi == 0.0
+    y = where(ops, ~zero, x, 1.0)
+    s = ops.from_bits((ops.bits(y.hi) >> 1) + (1023 << 51), "float64")  # half of the exponent
+    for _ in range(4):
+        s = (s + y.hi / s) * 0.5
+    square = multiply(ops, exactly(s), exactly(s))
+    rest = (y.hi - square.hi) + (y.lo - square.lo)
+    result = _fast_two_sum(s, rest / (s + s))
+    hi = ops.where(y.hi < 0.0, bits.NAN, ops.where(zero, 0.0, result.hi))
+    return Pair(hi, ops.where(zero, 0.0, result.lo))
+
+
 def total(ops: Ops, x: Pair, axis: int) -> Pair:
     """The sum along an axis (kept, at size 1), term after term."""
 
@@ -97,6 +120,14 @@ def total(ops: Ops, x: Pair, axis: int) -> Pair:
     start = ops.zeros(hi.shape[1:], like=x.hi)
     result = two_sum(*ops.scan(step, Pair(start, start), (hi, lo)))
     return Pair(ops.moveaxis(result.hi[None], 0, axis), ops.moveaxis(result.lo[None], 0, axis))
+
+
+def total_to(ops: Ops, x: Pair, shape: Sequence[int]) -> Pair:
+    """The sum along the axes where ``shape``, of the same rank, has size 1 and ``x`` has not: first axis first."""
+    for axis, (n, full) in enumerate(zip(shape, x.hi.shape, strict=True)):
+        if n == 1 and full != 1:
+            x = total(ops, x, axis)
+    return x
 
 
 def input_pieces(ops: Ops, x: Array, dtype: str) -> list[Array]:

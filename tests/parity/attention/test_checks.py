@@ -132,7 +132,7 @@ def test_module_limit_bounds_a_float32_module_and_not_a_wrong_one():
 def test_every_mask_of_the_library_has_cases():
     exported = [getattr(masks, name) for name in masks.__all__]
     classes = {cls.__name__ for cls in exported if isinstance(cls, type) and issubclass(cls, masks.Mask)}
-    built_by_operators = {"Mask", "And", "Or", "Not", "At", "Positioned"}
+    built_by_operators = {"Mask", "And", "Or", "Not", "At", "Positioned", "Stored"}
     assert classes - built_by_operators == set(families())
     assert set(families()) <= {case.family for case in registry()}
 

@@ -40,7 +40,7 @@ every_mask = pytest.mark.parametrize("mask", MASKS, ids=repr)
 
 def test_every_mask_is_tried():
     found = {name for mask in MASKS for name in masks.__all__ if f"{name}(" in repr(mask)}
-    assert set(CLASSES) - found - {"Mask"} == {"And", "Or", "Not", "At", "Positioned"}
+    assert set(CLASSES) - found - {"Mask"} == {"And", "Or", "Not", "At", "Positioned", "Stored"}
 
 
 @every_mask
