@@ -261,7 +261,14 @@ def test_every_mask_of_the_library_can_be_in_a_kernel():
     """All in one expression, their data traced: one program for CUDA."""
     shape = Shape(4, 16, 16, 4, 4, 16, 16)
     kinds = {kind: kind.examples(shape, Draws(0)) for kind in library_classes().values()}
-    assert {kind.__name__ for kind, made in kinds.items() if not made} == {"And", "Or", "Not", "At", "Positioned", "Stored"}
+    assert {kind.__name__ for kind, made in kinds.items() if not made} == {
+        "And",
+        "Or",
+        "Not",
+        "At",
+        "Positioned",
+        "Stored",
+    }
     places = np.arange(16)[None]
     moved = [masks.Causal().at(q_offset=np.array([1, 2, 3, 4])), masks.Causal().with_positions(places, places)]
     each = [~mask & masks.Causal(1) for made in kinds.values() for mask in made] + moved
