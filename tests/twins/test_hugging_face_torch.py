@@ -240,11 +240,17 @@ class TestCompiled:
         torch._dynamo.reset()
 
     @pytest.mark.parametrize(
-        ("kind", "side"), [("mistral", "left"), pytest.param("llama4_text", None, marks=pytest.mark.slow)]
+        ("kind", "side", "sizes"),
+        [
+            ("mistral", "left", None),
+            pytest.param("llama4_text", None, None, marks=pytest.mark.slow),
+            pytest.param("gemma2", "left", True, marks=pytest.mark.slow),
+        ],
     )
-    def test_in_one_graph(self, kind, side):
-        model, expected = make(kind, "maskattn", **ONE), result(make(kind, "sdpa", **ONE), side)
-        found = torch.compile(model, fullgraph=True, backend="aot_eager")
+    def test_in_one_graph(self, kind, side, sizes):
+        """With sizes, and the scale, left open too."""
+        model, expected = make(kind, "maskattn", **ONE), result(make(kind, "eager", **ONE), side)
+        found = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=sizes)
         out = found(**inputs(model, side), use_cache=False).logits
         out = out if side is None else out[padding(side).bool()]
         assert standards.model_share(out.numpy(), expected) <= 1
