@@ -55,6 +55,7 @@ bench: $(STAMP)
 	@$(RUN) benchmarks/schedule.py --json benchmarks/results/schedule.json
 	@$(RUN) benchmarks/exact_cost.py --json benchmarks/results/exact_cost.json
 	@$(RUN) benchmarks/overhead.py --json benchmarks/results/overhead.json
+	@$(RUN) benchmarks/decode.py --json benchmarks/results/decode.json
 	@$(RUN) benchmarks/contiguous.py --json benchmarks/results/contiguous.json
 	@$(RUN) benchmarks/attention_grid.py --json benchmarks/results/attention_grid.json
 	@$(RUN) benchmarks/attention_models.py --json benchmarks/results/attention_models.json

@@ -176,7 +176,9 @@ def main() -> None:
                         times[name].append((time.perf_counter() - begin) / TOKENS)
             steps = {name: round(seconds * 1e6, 1) for name, seconds in measure.medians(times).items()}
             peers = [us for name, us in steps.items() if "ours" not in name]
-            ratios = {f"{name}, of the faster peer": round(us / min(peers), 2) for name, us in steps.items() if "ours" in name}
+            ratios = {
+                f"{name}, of the faster peer": round(us / min(peers), 2) for name, us in steps.items() if "ours" in name
+            }
             results[f"{twin}, batch {batch}"] = {"us_per_step": steps, "ratio": ratios}
             print(f"{twin}, batch {batch}: ", "  ".join(f"{name} {us:.0f}" for name, us in steps.items()))
             print("   ", "  ".join(f"{name}: {ratio:.2f}" for name, ratio in ratios.items()))

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 from jaxtyping import Bool, Float, Int, Int32
 
-from maskattn._problems import Problems
+from maskattn._problems import describe
 from maskattn.arrays import peek
-from maskattn.cache import BROKEN, CacheBase, check_empty
+from maskattn.attention import FLOAT_DTYPES
+from maskattn.cache import BROKEN, CacheBase
+from maskattn.cache.checks import check_empty, check_update
+from maskattn.config import AttentionConfig
 from maskattn.typing import NumPyArray, Traced
 from maskattn_jax._scope import own_modes
 from maskattn_jax.types import Array, DType, Given, Operand
@@ -67,11 +71,35 @@ class Cache(CacheBase[Array]):
         Raises:
             TypeError, ValueError: one error that names every argument at fault.
         """
-        check_empty(batch, size, num_kv_heads, head_dim, v_head_dim, rolling, jnp.dtype(dtype).name)
+        check_empty(batch, size, num_kv_heads, head_dim, v_head_dim, rolling, jnp.dtype(dtype).name, FLOAT_DTYPES)
         width = head_dim if v_head_dim is None else v_head_dim
         key, value = (jnp.zeros((batch, size, num_kv_heads, n), dtype) for n in (head_dim, width))
         lengths = jnp.zeros(batch, jnp.int32)
         return cls(key, value, lengths, jnp.zeros(batch, jnp.int32) if rolling else None)
+
+    @classmethod
+    def for_config(
+        cls,
+        config: AttentionConfig,
+        batch: int,
+        size: int,
+        *,
+        rolling: bool = False,
+        dtype: DType = jnp.float32,
+    ) -> Cache:
+        """A cache without tokens, for a module of this configuration.
+
+        Args:
+            config: which has the sizes of keys and values.
+            batch, size, rolling, dtype: as in `empty`.
+
+        Raises:
+            TypeError, ValueError: no configuration, or as `empty`.
+        """
+        if not isinstance(config, AttentionConfig):
+            raise TypeError(f"Cache.for_config: config must be an AttentionConfig, got {describe(config)}")
+        sizes = (config.num_kv_heads, config.head_dim, config.v_head_dim)
+        return cls.empty(batch, size, *sizes, rolling=rolling, dtype=dtype)
 
     @own_modes
     def update(
@@ -94,10 +122,11 @@ class Cache(CacheBase[Array]):
 
         Raises:
             TypeError, ValueError: one error that lists everything wrong: widths, heads, batch, dtypes; a row that would
-                have more tokens than slots; positions that are negative, leave a gap or do not follow one another. Where
-                these values are traced, such tokens are not kept, and the row attends to nothing until it is rewound.
+                have more tokens than slots; positions that are negative, leave a gap or do not follow one another.
+                Where these values are traced, such tokens are not kept, and the row attends to nothing until it is
+                rewound.
         """
-        self._check_update(key, value, positions, lengths, valid, (jax.Array, np.ndarray))
+        check_update(self, key, value, positions, lengths, valid, (jax.Array, np.ndarray))
         placed = self._placed(key.shape[1], positions, lengths, valid)
         rows = jnp.arange(self.key.shape[0], dtype=jnp.int32)[:, None]
         held, more = (self.key, self.value), (jnp.asarray(key), jnp.asarray(value))
@@ -113,8 +142,8 @@ class Cache(CacheBase[Array]):
             indices: int [N]; N may differ from B.
 
         Raises:
-            TypeError, ValueError: they are no such array, or name a row that is not there (where they are traced, such a
-                row attends to nothing).
+            TypeError, ValueError: they are no such array, or name a row that is not there (where they are traced, such
+                a row attends to nothing).
         """
         rows, lengths, lost = self._picked(indices)
         return Cache(self.key[rows], self.value[rows], lengths, lost)
@@ -138,7 +167,8 @@ class Cache(CacheBase[Array]):
         """The same tokens in another number of slots; a rolling cache that becomes smaller keeps the last ones.
 
         A long step of a rolling cache needs it, since its first queries attend to what its last tokens replace:
-        `wide = cache.resize(cache.size + L).update(key, value)`, attend to `wide`, go on with `wide.resize(cache.size)`.
+        `wide = cache.resize(cache.size + L).update(key, value)`, attend to `wide`, and go on with
+        `wide.resize(cache.size)`.
 
         Args:
             size: how many slots each row will have.

@@ -14,7 +14,7 @@ from torch import Tensor as Array
 from torch.autograd import forward_ad
 
 from maskattn.attention import Call, Framework, attend as attend_anew, choose, prepare
-from maskattn.masks import Causal
+from maskattn.masks import Causal, KeyPadding
 from maskattn_torch import auto
 from maskattn_torch._modes import plain
 from maskattn_torch.kernels.blockwise.flex import CompileFailed
@@ -22,6 +22,7 @@ from maskattn_torch.kernels.fused import sdpa
 from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.cuda import fits, implementation
 from maskattn_torch.kernels.fused.finite import finite
+from maskattn_torch.kernels.fused.trimmed import apart, padded, stacked
 
 __all__ = ["attend"]
 
@@ -31,13 +32,14 @@ _MOST = 4096
 
 
 class Plan(NamedTuple):
-    """How a call is done: SDPA's options, whether its mask is a tensor, whether PyTorch may choose among all of its
-    implementations, and the kind of device."""
+    """How a call is done: SDPA's options, whether its mask is a tensor or the lengths of rows, whether PyTorch may
+    choose among all of its implementations, and the kind of device."""
 
     scale: float
     causal: bool
     grouped: bool
     masked: bool
+    padded: bool
     free: bool
     kind: str
 
@@ -52,15 +54,11 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
     if plan is not None and _plain(plan.kind):
         q, k, v = call.query.transpose(1, 2), call.key.transpose(1, 2), call.value.transpose(1, 2)
         keep = call.mask if plan.masked else None
-        if plan.free:
-            out: Array = sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=plan.grouped)
-        else:
-            with implementation(call, None):
-                out = sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=plan.grouped)
-        if keep is None or finite(call, out):
-            if out.requires_grad:
-                twice_differentiable(out)
-            return out.transpose(1, 2)
+        shown = padded(call.mask.lengths, k, v, 2) if plan.padded else (k, v, keep)
+        if shown is not None:
+            out = _sdpa(call, plan, q, *shown)
+            if shown[2] is None or finite(call, out):
+                return out
     try:
         found = attend_anew(call, framework)
     except CompileFailed as error:
@@ -73,6 +71,22 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
             _PLANS.clear()
         _PLANS[key] = _planned(call, framework)
     return found
+
+
+def _sdpa(call: Call[Array], plan: Plan, q: Array, k: Array, v: Array, keep: Array | None) -> Array:
+    """SDPA by a plan, of arrays with the heads first: [B, L, H, Dv]."""
+    heads = q.shape[1]
+    if plan.grouped and plan.kind == "cpu" and not plan.causal:
+        q = stacked(q, k, keep)
+    grouped = q.shape[1] != k.shape[1]
+    if plan.free:
+        out: Array = sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=grouped)
+    else:
+        with implementation(call, None):
+            out = sdpa(q, k, v, keep, 0.0, plan.causal, scale=plan.scale, enable_gqa=grouped)
+    if out.requires_grad:
+        twice_differentiable(out)
+    return apart(out, heads).transpose(1, 2)
 
 
 def _plain(kind: str) -> bool:
@@ -99,6 +113,8 @@ def _facts(call: Call[Array]) -> Hashable | None:
     if mask is not None:
         if type(mask) is torch.Tensor:
             given = (mask.shape, mask.dtype, mask.device)
+        elif type(mask) is KeyPadding and type(mask.lengths) is torch.Tensor and mask.lengths.device.type == "cpu":
+            given = (KeyPadding, mask.lengths.shape, mask.lengths.dtype)
         elif type(mask) is Causal and type(mask.offset) is int and mask.offset == 0:
             given = Causal
         else:
@@ -124,11 +140,12 @@ def _planned(call: Call[Array], framework: Framework[Array]) -> Plan | None:
     if not tensors or kind not in ("cpu", "cuda") or choose(prepared, framework)[0] != "fused":
         return None
     masked = isinstance(mask, torch.Tensor)
-    if kind == "cuda" and (masked or not fits(prepared)):
+    if kind == "cuda" and (masked or mask is not None and not isinstance(mask, Causal) or not fits(prepared)):
         return None
     if masked and (mask.ndim != 4 or mask.device != query.device or not auto._is_short(prepared)):
         return None
     if isinstance(mask, Causal) and key.shape[1] > query.shape[1]:
         return None
     free = kind == "cpu" or query.dtype != torch.float32 or prepared.precision == "default"
-    return Plan(prepared.scale, isinstance(mask, Causal), query.shape[2] != key.shape[2], masked, free, kind)
+    causal, grouped = isinstance(mask, Causal), query.shape[2] != key.shape[2]
+    return Plan(prepared.scale, causal, grouped, masked, isinstance(mask, KeyPadding), free, kind)

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+
 import torch
 from jaxtyping import Bool, Float, Int, Int32
 from torch.utils import _pytree
 
+from maskattn._problems import describe
 from maskattn.arrays import peek
-from maskattn.cache import CacheBase, check_empty
+from maskattn.attention import FLOAT_DTYPES
+from maskattn.cache import CacheBase
+from maskattn.cache.checks import check_empty, check_update
+from maskattn.config import AttentionConfig
 from maskattn.typing import NumPyArray, Traced
 from maskattn_torch._modes import plain, unwatched
 from maskattn_torch.types import Array, Device, DType, Given, Operand
@@ -51,6 +56,11 @@ class Cache(CacheBase[Array]):
         """[B, size, K, Dv]: the values in all slots."""
         return self.stored[1][:, :, :-1].transpose(1, 2)
 
+    @property
+    def size(self) -> int:
+        """How many slots each row has."""
+        return self.stored[0].shape[2] - 1
+
     @classmethod
     def empty(
         cls,
@@ -77,11 +87,38 @@ class Cache(CacheBase[Array]):
         Raises:
             TypeError, ValueError: one error that names every argument at fault.
         """
-        check_empty(batch, size, num_kv_heads, head_dim, v_head_dim, rolling, str(dtype).removeprefix("torch."))
+        check_empty(
+            batch, size, num_kv_heads, head_dim, v_head_dim, rolling, str(dtype).removeprefix("torch."), FLOAT_DTYPES
+        )
         widths = (head_dim, head_dim if v_head_dim is None else v_head_dim)
         key, value = (torch.zeros(batch, num_kv_heads, size + 1, n, dtype=dtype, device=device) for n in widths)
         lengths = torch.zeros(batch, dtype=torch.int32, device=device)
         return cls((key, value), lengths, torch.zeros_like(lengths) if rolling else None)
+
+    @classmethod
+    def for_config(
+        cls,
+        config: AttentionConfig,
+        batch: int,
+        size: int,
+        *,
+        rolling: bool = False,
+        dtype: DType = torch.float32,
+        device: Device = None,
+    ) -> Cache:
+        """A cache without tokens, for a module of this configuration.
+
+        Args:
+            config: which has the sizes of keys and values.
+            batch, size, rolling, dtype, device: as in `empty`.
+
+        Raises:
+            TypeError, ValueError: no configuration, or as `empty`.
+        """
+        if not isinstance(config, AttentionConfig):
+            raise TypeError(f"Cache.for_config: config must be an AttentionConfig, got {describe(config)}")
+        sizes = (config.num_kv_heads, config.head_dim, config.v_head_dim)
+        return cls.empty(batch, size, *sizes, rolling=rolling, dtype=dtype, device=device)
 
     def update(
         self,
@@ -103,16 +140,19 @@ class Cache(CacheBase[Array]):
 
         Raises:
             TypeError, ValueError: one error that lists everything wrong: widths, heads, batch, dtypes; a row that would
-                have more tokens than slots; positions that are negative, leave a gap or do not follow one another. Where
-                these values cannot be read (in compiled code, on a GPU), such tokens are not kept, and the row attends
-                to nothing until it is rewound.
+                have more tokens than slots; positions that are negative, leave a gap or do not follow one another.
+                Where these values cannot be read (in compiled code, on a GPU), such tokens are not kept, and the row
+                attends to nothing until it is rewound.
         """
-        self._check_update(key, value, positions, lengths, valid, (torch.Tensor,))
+        check_update(self, key, value, positions, lengths, valid, (torch.Tensor,))
         in_place = unwatched(key, value, *self.stored) and self._is_ours()
         first = self._one_place(key.shape[1]) if in_place and positions is lengths is valid is None else None
         if first is not None:
             for held, new in zip(self.stored, (key, value), strict=True):
-                held[:, :, first : first + key.shape[1]] = new.transpose(1, 2)
+                if new.shape[1] == 1:
+                    held.select(2, first).copy_(new.select(1, 0))
+                else:
+                    held.narrow(2, first, new.shape[1]).copy_(new.transpose(1, 2))
             return Cache(self.stored, self.lengths + key.shape[1], self.lost)
         placed = self._placed(key.shape[1], positions, lengths, valid)
         rows = torch.arange(key.shape[0], device=self.lengths.device)[:, None]
@@ -158,7 +198,8 @@ class Cache(CacheBase[Array]):
         """The same tokens in another number of slots; a rolling cache that becomes smaller keeps the last ones.
 
         A long step of a rolling cache needs it, since its first queries attend to what its last tokens replace:
-        `wide = cache.resize(cache.size + L).update(key, value)`, attend to `wide`, go on with `wide.resize(cache.size)`.
+        `wide = cache.resize(cache.size + L).update(key, value)`, attend to `wide`, and go on with
+        `wide.resize(cache.size)`.
 
         Args:
             size: how many slots each row will have.
@@ -202,6 +243,19 @@ class Cache(CacheBase[Array]):
 
     def _read(self, x: Traced) -> NumPyArray | None:
         return peek(x) if plain() and x.device.type == "cpu" else None
+
+    def _all_up_to(self, limit: int) -> bool:
+        if not plain() or self.lengths.device.type != "cpu":
+            return False
+        return max(self.lengths.tolist(), default=0) <= limit
+
+    def _takes(self, key: Array, value: Array) -> bool:
+        q_len = key.shape[1] if key.ndim == 4 else -1
+        for held, new in zip(self.stored, (key, value), strict=True):
+            batch, heads, _, width = held.shape
+            if new.shape != (batch, q_len, heads, width) or new.dtype is not held.dtype:
+                return False
+        return True
 
     def _least(self, x: Array) -> Array:
         return torch.amin(x, 1)

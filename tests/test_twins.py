@@ -30,6 +30,7 @@ CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: anothe
 FLEX = "on CUDA the PyTorch twin's tiles are FlexAttention's; JAX has kernels of its own"
 STANDS_IN = "it has the arguments of a function or module of that framework, in whose place it is put"
 TRANSFORMERS = "transformers is a library of PyTorch models"
+CACHE = "PyTorch's are views of tensors with one slot more, where what takes no slot is written: JAX drops it"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'attention_fn', 'corrupt', 'explain', 'linen', "
     "'losses', 'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', "
@@ -129,6 +130,10 @@ ALLOWED = {
     "_derivatives.py: only in maskattn_torch": "as _linear.py, for PyTorch's kind of rule",
     "_placed.py: only in maskattn_jax": "what is loaded fills a tensor of PyTorch; an array of JAX is replaced",
     "_varying.py: only in maskattn_jax": "PyTorch's types say nothing of the devices over which an array varies",
+    "kernels/fused/trimmed.py: only in maskattn_torch": "sizes of arrays are fixed in a compiled program of JAX",
+    "cache.Cache.__init__: key only in maskattn_jax": CACHE,
+    "cache.Cache.__init__: stored only in maskattn_torch": CACHE,
+    "cache.Cache.__init__: value only in maskattn_jax": CACHE,
     "kernels/fused/finite.py: only in maskattn_torch": "jax.nn is given keys that are finite: values cannot be read",
     "kernels/fused/again.py: only in maskattn_torch": "jax.nn's attention has second derivatives of its own",
     "_held.py: only in maskattn_torch": "what is said of its two module systems in _layers.py, and in each of them",

@@ -6,21 +6,22 @@ masks and biases are those of that sequence: position p is index p of their data
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Self
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 import numpy as np
 
 from maskattn._arithmetic import choose, maximum, minimum, negated
 from maskattn._problems import Problems, describe
 from maskattn.arrays import dtype_name
-from maskattn.attention import FLOAT_DTYPES, A
 from maskattn.biases import Bias, DenseBias
 from maskattn.cache._steps import at_step, last, lookback, reaches_lost
 from maskattn.cache._stored_bias import StoredBias, replaced
-from maskattn.config import AttentionConfig
+from maskattn.cache.checks import Placed, Step, check_real, shown
 from maskattn.masks import Full, KeyPadding, Mask, Stored
 from maskattn.masks.rows import FAR
-from maskattn.typing import NumPyArray, Traced
+from maskattn.typing import Array, NumPyArray, Traced
+
+A = TypeVar("A", bound=Array)
 
 #: From this length on a row is wrong: it was told wrong positions, or names no row, where nothing could be checked.
 BROKEN = FAR
@@ -66,6 +67,14 @@ class CacheBase(Generic[A]):
         """An array in NumPy, where that waits for nothing; else None."""
         raise NotImplementedError
 
+    def _all_up_to(self, limit: int) -> bool:
+        """Whether it can be seen at once that no row is longer."""
+        return False
+
+    def _takes(self, key: A, value: A) -> bool:
+        """Whether it can be seen at once that keys and values are of the cache's sizes and dtypes."""
+        return False
+
     def _least(self, x: A) -> A:
         """The smallest of each row of x [B, L]."""
         raise NotImplementedError
@@ -83,6 +92,11 @@ class CacheBase(Generic[A]):
         return int(self.key.shape[1])
 
     @property
+    def batch(self) -> int:
+        """How many rows there are."""
+        return int(self.lengths.shape[0])
+
+    @property
     def positions(self) -> A:
         """int32 [B, size]: the position of the token in each slot, or -1 where there is none to attend to."""
         slots, ends = self._count(self.size)[None], self._visible()[:, None]
@@ -95,19 +109,6 @@ class CacheBase(Generic[A]):
         batch, size, heads, width = self.key.shape
         shown = f"batch={batch}, size={size}, num_kv_heads={heads}, head_dim={width}, v_head_dim={self.value.shape[3]}"
         return f"Cache({shown}, rolling={self.rolling}, dtype={dtype_name(self.key)})"
-
-    @classmethod
-    def for_config(cls, config: AttentionConfig, batch: int, size: int, **options: Any) -> Self:
-        """An empty cache for a module of this configuration; `options` are those of `empty`.
-
-        Raises:
-            TypeError, ValueError: no configuration, or as `empty`.
-        """
-        if not isinstance(config, AttentionConfig):
-            raise TypeError(f"Cache.for_config: config must be an AttentionConfig, got {describe(config)}")
-        make: Any = cls
-        found: Self = make.empty(batch, size, config.num_kv_heads, config.head_dim, config.v_head_dim, **options)
-        return found
 
     # Positions -------------------------------------------------------------------------------------------------------
 
@@ -142,6 +143,8 @@ class CacheBase(Generic[A]):
                 what is no longer held (where lengths cannot be read, such a query attends to nothing).
         """
         whole = Full() if mask is None else mask
+        if q_len == 1 and lengths is valid is self.lost is None and isinstance(last(whole), Full):
+            return KeyPadding(self._visible())
         if not isinstance(whole, Mask):
             raise TypeError(f"Cache.mask: mask must be a Mask of whole sequences, got {describe(mask)}")
         self._check_data("Cache.mask", whole)
@@ -171,14 +174,14 @@ class CacheBase(Generic[A]):
             raise TypeError(f"Cache.bias: bias must be a Bias of whole sequences, got {describe(bias)}")
         self._check_data("Cache.bias", bias)
         step = self._step("Cache.bias", q_len, lengths, valid)
-        offset: Any = getattr(bias, "offset", None)
+        offset: Traced = getattr(bias, "offset", None)
         if offset is not None and self.lost is None and step.real is None:
             return replaced(bias, offset=self.lengths - q_len + self._array(offset))
         moved = StoredBias(bias, step.tokens(self.lengths - step.count), self.positions)
         if not isinstance(bias, DenseBias):
             return moved
         # an array may forbid by -inf, which kernels look for in arrays only
-        b, h = self._count(self.key.shape[0]), self._count(bias.shape[1])
+        b, h = self._count(self.batch), self._count(bias.shape[1])
         q, k = self._count(q_len), self._count(self.size)
         indices = (b[:, None, None, None], h[None, :, None, None], q[None, None, :, None], k[None, None, None])
         return DenseBias(moved.values(*indices))
@@ -191,7 +194,7 @@ class CacheBase(Generic[A]):
             return Step(self._count(q_len)[None], None, q_len)
         problems = Problems(where)
         problems.integer("q_len", q_len, minimum=0)
-        self._check_real(problems, q_len, lengths, valid)
+        check_real(self, problems, q_len, lengths, valid)
         problems.raise_if_any()
         return self._checked_step(q_len, lengths, valid)
 
@@ -205,46 +208,6 @@ class CacheBase(Generic[A]):
             return Step(numbers, None, q_len)
         count = self._whole(self._array(lengths))
         return Step(numbers, numbers < count[:, None], count)
-
-    def _check_real(self, problems: Problems, q_len: Any, lengths: Traced, valid: Traced) -> None:
-        batch = self.key.shape[0]
-        if lengths is not None and valid is not None:
-            problems.value("lengths and valid both say which tokens are real: give one of them")
-        if lengths is not None:
-            found = problems.array("lengths", lengths, "int", "[B]", minimum=0)
-            if tuple(found.shape) != (batch,):
-                problems.value(f"lengths must have shape [{batch}], got {list(found.shape)}")
-            elif isinstance(q_len, int) and (known := self._read(found)) is not None and (known > q_len).any():
-                problems.value(f"lengths must be at most {q_len}, the tokens given, got {int(known.max())}")
-        if valid is not None:
-            found = problems.array("valid", valid, "bool", "[B, L]")
-            if tuple(found.shape) != (batch, q_len):
-                problems.value(f"valid must have shape [{batch}, {q_len}], got {list(found.shape)}")
-
-    def _check_update(
-        self, key: Traced, value: Traced, positions: Traced, lengths: Traced, valid: Traced, arrays: tuple[type, ...]
-    ) -> None:
-        """Note everything wrong with an update that can be known without its values, and raise."""
-        problems = Problems("Cache.update")
-        expected = {"key": (self.key, key), "value": (self.value, value)}
-        for name, (held, given) in expected.items():
-            batch, _, heads, width = held.shape
-            if not isinstance(given, arrays):
-                problems.type(f"{name} must be an array, got {describe(given)}")
-            elif len(given.shape) != 4 or (given.shape[0], *given.shape[2:]) != (batch, heads, width):
-                problems.value(f"{name} must have shape [{batch}, L, {heads}, {width}], got {list(given.shape)}")
-            elif dtype_name(given) != dtype_name(held):
-                problems.type(f"{name} must be {dtype_name(held)}, as the cache is, got {dtype_name(given)}")
-        if not problems and key.shape[1] != value.shape[1]:
-            problems.value(f"key and value must have one length, got {key.shape[1]} and {value.shape[1]}")
-        q_len = key.shape[1] if hasattr(key, "shape") and len(key.shape) == 4 else None
-        if q_len is not None:
-            self._check_real(problems, q_len, lengths, valid)
-        if positions is not None:
-            found = problems.array("positions", positions, "int", "[B, L]")
-            if q_len is not None and tuple(found.shape) != (self.key.shape[0], q_len):
-                problems.value(f"positions must have shape [{self.key.shape[0]}, {q_len}], got {list(found.shape)}")
-        problems.raise_if_any()
 
     def _placed(self, q_len: int, positions: Traced, lengths: Traced, valid: Traced) -> Placed:
         """Where the tokens of a checked update go.
@@ -296,7 +259,7 @@ class CacheBase(Generic[A]):
             shown = [] if given is None else (given[row] if real is None else given[row][real[row]]).tolist()
             problems.value(
                 f"positions of a row must follow one another and begin at 0 to its length so far, not negative and "
-                f"without a gap, got {_shown(shown)} in row {row}, which has {int(held[row])} tokens"
+                f"without a gap, got {shown(shown)} in row {row}, which has {int(held[row])} tokens"
             )
         elif self.lost is None and (over := known > self.size).any():
             row = int(np.argmax(over))
@@ -312,7 +275,7 @@ class CacheBase(Generic[A]):
         """Lengths and `lost` after a rewind, checked."""
         problems = Problems("Cache.rewind")
         found = problems.integer_or_array("lengths", lengths, "[B]", minimum=0, ranks=(0, 1))
-        batch = self.key.shape[0]
+        batch = self.batch
         if hasattr(found, "shape") and tuple(found.shape) not in ((), (batch,)):
             problems.value(f"lengths must be an int or have shape [{batch}], got {list(found.shape)}")
         problems.raise_if_any()
@@ -333,17 +296,17 @@ class CacheBase(Generic[A]):
 
     def _picked(self, indices: Traced) -> tuple[A, A, A | None]:
         """For `reorder`, checked: the rows to take, and their lengths and `lost`."""
-        problems, batch = Problems("Cache.reorder"), self.key.shape[0]
+        problems, batch = Problems("Cache.reorder"), self.batch
         found = problems.array("indices", indices, "int", "[N]")
         problems.raise_if_any()
         rows = self._array(found)
         known = self._read(rows)
         if known is not None and known.size and (int(known.min()) < 0 or int(known.max()) >= batch):
-            raise ValueError(f"Cache.reorder: indices must be rows from 0 to {batch - 1}, got {_shown(known.tolist())}")
+            raise ValueError(f"Cache.reorder: indices must be rows from 0 to {batch - 1}, got {shown(known.tolist())}")
         inside = (rows >= 0) & (rows < batch)
         rows = rows * inside
-        lengths: Any = self.lengths
-        lost: Any = self.lost
+        lengths: Traced = self.lengths
+        lost: Traced = self.lost
         return rows, self._whole(choose(inside, lengths[rows], BROKEN)), None if lost is None else lost[rows]
 
     def _resized(self, size: int) -> tuple[A | None, A | None]:
@@ -365,6 +328,8 @@ class CacheBase(Generic[A]):
     def _visible(self) -> A:
         """The lengths, 0 where a row ran over or was told wrong positions."""
         limit = self.size if self.lost is None else BROKEN - 1
+        if self._all_up_to(limit):
+            return self.lengths
         return self._whole(self.lengths * (self.lengths <= limit))
 
     def _check_data(self, where: str, node: Mask | Bias) -> None:
@@ -383,7 +348,7 @@ class CacheBase(Generic[A]):
         Raises:
             ValueError: there are such, and the values can be read.
         """
-        lost: Any = self.lost
+        lost: Traced = self.lost
         known, numbers = self._read(tokens), self._read(lost)
         readable = known is not None and numbers is not None
         if readable and not numbers.any():
@@ -403,58 +368,3 @@ class CacheBase(Generic[A]):
                 "tokens at once, or make room for them: `resize`"
             )
         return tokens
-
-
-class Step(NamedTuple):
-    """The tokens of a step.
-
-    Attributes:
-        rank: int32 [B or 1, L], which of the row's real tokens each is.
-        real: bool [B, L], False for padding; None: all are real.
-        count: int, or int32 [B]: how many are real.
-    """
-
-    rank: Traced
-    real: Traced
-    count: Traced
-
-    def tokens(self, start: Traced) -> Traced:
-        """The position of each, int32 [B, L], where the first of row b is at start[b]; -1 of padding."""
-        tokens = start[:, None] + self.rank
-        return tokens if self.real is None else choose(self.real, tokens, -1)
-
-
-class Placed(NamedTuple):
-    """Where the tokens of an update go: slots int32 [B, L], `size` for those that are not kept; lengths, and lost."""
-
-    slots: Traced
-    lengths: Traced
-    lost: Traced
-
-
-def check_empty(
-    batch: object,
-    size: object,
-    num_kv_heads: object,
-    head_dim: object,
-    v_head_dim: object,
-    rolling: object,
-    dtype: str,
-) -> None:
-    """Raise one error with everything wrong with the arguments of `empty`."""
-    problems = Problems("Cache.empty")
-    sizes = {"size": size, "num_kv_heads": num_kv_heads, "head_dim": head_dim}
-    if v_head_dim is not None:
-        sizes["v_head_dim"] = v_head_dim
-    problems.integer("batch", batch, minimum=0)
-    for name, number in sizes.items():
-        problems.integer(name, number, minimum=1)
-    if not isinstance(rolling, bool):
-        problems.type(f"rolling must be True or False, got {describe(rolling)}")
-    if dtype not in FLOAT_DTYPES:
-        problems.type(f"dtype must be one of {', '.join(FLOAT_DTYPES)}, got {dtype}")
-    problems.raise_if_any()
-
-
-def _shown(numbers: list[int]) -> str:
-    return str(numbers) if len(numbers) <= 8 else f"[{numbers[0]}, ..., {numbers[-1]}]"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from maskattn._arithmetic import maximum
 from maskattn._declared import data, declared, part
@@ -50,7 +50,7 @@ class StoredBias(Bias):
         return faults + self.part.conflicts({**sizes, "q_len": None, "kv_len": None})
 
 
-def replaced(bias: Any, **fields: object) -> Any:
+def replaced(bias: Bias, **fields: object) -> Bias:
     """The bias with other data in these fields; nothing is checked."""
     made = object.__new__(type(bias))
     made._set(**{**{name: value for name, value in vars(bias).items() if name != "_leaves"}, **fields})

@@ -17,7 +17,7 @@ import numpy as np
 
 from maskattn._call import Call
 from maskattn.numerics import dropout
-from maskattn.numerics.exact import attend, drop as _drop, project
+from maskattn.numerics.exact import attend, drop as _drop
 from maskattn.numerics.exact._ops import FORMATS, NumpyOps, Ops
 from maskattn.numerics.exact.attend import Arrays, Options
 from maskattn.numerics.exact.layer import Layer
@@ -99,22 +99,6 @@ def _rank4(x: Array | None) -> Array | None:
     return x.reshape((1,) * (4 - x.ndim) + x.shape)
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """``x @ weight + bias``, rounded once: ``x`` [..., in], ``weight`` [in, out], ``bias`` [out], of one floating
-    type.
-    """
-    with np.errstate(all="ignore"):
-        flat = project.forward(_OPS, x.reshape(-1, x.shape[-1]), weight, bias)
-    return flat.reshape(*x.shape[:-1], weight.shape[1])
-
-
-def linear_backward(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
-    """Gradients of x, weight and bias for ``d_out`` [..., out], all of one dtype. Arguments as in ``linear``."""
-    with np.errstate(all="ignore"):
-        flat = project.backward(_OPS, x.reshape(-1, x.shape[-1]), weight, d_out.reshape(-1, weight.shape[1]))
-    return flat[0].reshape(x.shape), flat[1], flat[2]
-
-
 def _apply(rule: Rule, arrays: Given, options: Static) -> Array:
     with np.errstate(all="ignore"):
         result: Array = rule.forward(_OPS, arrays, options)
@@ -135,6 +119,22 @@ def gradients(d_out: Array) -> Layer[tuple[Array | None, ...]]:
             return rule.backward(_OPS, arrays, d_out, options)
 
     return Layer(apply)
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
+    """``x @ weight + bias``, rounded once: ``x`` [..., in], ``weight`` [in, out], ``bias`` [out], of one floating
+    type.
+    """
+    flat = LAYER.linear(x.reshape(-1, x.shape[-1]), weight, bias)
+    return flat.reshape(*x.shape[:-1], weight.shape[1])
+
+
+def linear_backward(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
+    """Gradients of x, weight and bias for ``d_out`` [..., out], all of one dtype. Arguments as in ``linear``."""
+    rows, flat_d_out = x.reshape(-1, x.shape[-1]), d_out.reshape(-1, weight.shape[1])
+    d_x, d_weight, d_bias = gradients(flat_d_out).linear(rows, weight, np.zeros_like(weight, shape=weight.shape[1]))
+    assert d_x is not None and d_weight is not None and d_bias is not None
+    return d_x.reshape(x.shape), d_weight, d_bias
 
 
 def drop(x: Array, keep: Array, rate: float) -> Array:

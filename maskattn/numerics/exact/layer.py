@@ -5,7 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Generic, TypeVar
 
-from maskattn.numerics.exact import activation as _activation, clip, cosine, growth, norm, products, rotate, temperature
+from maskattn.numerics.exact import (
+    activation as _activation,
+    clip,
+    cosine,
+    growth,
+    norm,
+    products,
+    project,
+    rotate,
+    temperature,
+)
 from maskattn.numerics.exact._ops import Array
 from maskattn.numerics.exact.rule import Arrays, Options, Rule
 
@@ -23,6 +33,7 @@ RULES: tuple[Rule, ...] = (
     _activation.GATE,
     _activation.ACTIVATE,
     products.PRODUCTS,
+    project.LINEAR,
 )
 
 
@@ -111,13 +122,18 @@ class Layer(Generic[Result]):
         _check("activation", activation, _activation.ACTIVATIONS)
         return self._apply(_activation.ACTIVATE, (x,), _activation.ActivateOptions(activation, float(factor)))
 
-    def products(self, x: Array, y: Array, scale: float) -> Result:
-        """``scale * x . y`` over the last axis: ``x`` [B, L, H or K, D], ``y`` [R, H, D] -> [B, H, L, R], head h of y
-        with head h // (H // K) of x.
+    def products(self, x: Array, y: Array, heads: int, scale: float) -> Result:
+        """``scale * x . y`` over the last axis: ``x`` [B, L, H or K, D], ``y`` [R, H or K, D] -> [B, H, L, R], where K
+        heads serve H // K each.
         """
-        if y.shape[1] % x.shape[2]:
-            raise ValueError(f"heads of y must be a multiple of those of x, {x.shape[2]}, got {y.shape[1]}")
-        return self._apply(products.PRODUCTS, (x, y), products.Options(float(scale)))
+        for name, side in (("x", x), ("y", y)):
+            if heads % side.shape[-2]:
+                raise ValueError(f"heads must be a multiple of those of {name}, {side.shape[-2]}, got {heads}")
+        return self._apply(products.PRODUCTS, (x, y), products.Options(int(heads), float(scale)))
+
+    def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Result:
+        """``x @ weight + bias``: ``x`` [N, in], ``weight`` [in, out], ``bias`` [out] or None, of one dtype."""
+        return self._apply(project.LINEAR, (x, weight, bias), project.Options())
 
 
 def _check(name: str, word: str, words: tuple[str, ...]) -> None:

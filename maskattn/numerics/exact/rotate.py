@@ -53,7 +53,7 @@ def _turned(ops: Ops, arrays: Arrays, options: Options, *, back: bool) -> Array:
     if options.pairs == "interleaved":
         ends = (turned[..., ::2], turned[..., 1::2])
     partner = pair.widen(ops, _both(ops, ends[1], ends[0], options.pairs))
-    if len(positions.shape) == 3:
+    if len(positions.shape) == 3 and positions.shape[-1] == half:
         positions = _both(ops, positions, positions, options.pairs)
     frequencies = _both(ops, frequencies, frequencies, options.pairs)
     zeros = ops.zeros((half,), like=x)

@@ -15,7 +15,7 @@ Arrays = tuple[Array, ...]
 Options = tuple[object, ...]
 
 
-def _first(arrays: Arrays) -> tuple[int, ...]:
+def _first(arrays: Arrays, options: Options) -> tuple[int, ...]:
     return tuple(arrays[0].shape)
 
 
@@ -23,7 +23,8 @@ class Rule(NamedTuple):
     """A function whose result has the type of its first array, and its shape where ``shape`` does not say otherwise.
 
     ``forward(ops, arrays, options)`` is the result; ``backward(ops, arrays, d_out, options)`` the gradient of each of
-    the first ``differentiable`` arrays, in its shape and type, or None where it is None.
+    the first ``differentiable`` arrays, in its shape and type, or None where it is None. ``shape`` and ``products`` are
+    given the arrays and the options.
     """
 
     name: str
@@ -32,7 +33,9 @@ class Rule(NamedTuple):
     options: Callable[..., Options]
     arrays: int = 1
     differentiable: int = 1
-    shape: Callable[[Arrays], tuple[int, ...]] = _first
+    shape: Callable[..., tuple[int, ...]] = _first
+    #: the multiply-adds of its matrix products, which profilers count
+    products: Callable[..., int] | None = None
 
 
 def rounded(ops: Ops, x: Pair, like: Array) -> Array:

@@ -11,11 +11,10 @@ from functools import partial
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax import Array
 
 from maskattn.attention import Call
-from maskattn.numerics.exact import Arrays, Options, attend, project
+from maskattn.numerics.exact import Arrays, Options, attend
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_jax import lower
 from maskattn_jax._linear import NoForwardMode, linear as differentiated, no_second_derivative
@@ -24,6 +23,7 @@ from maskattn_jax._scope import own_modes
 from maskattn_jax.dropout import dense
 from maskattn_jax.exact_ops import OPS
 from maskattn_jax.kernels.exact.layer import LAYER as LAYER
+from maskattn_jax.kernels.exact.rules import linear as linear
 
 
 @automatic_inside
@@ -43,17 +43,6 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: it runs every call."""
     return []
-
-
-@own_modes
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """``x @ weight + bias`` rounded once: x [..., in], weight [in, out], bias [out] or None -> [..., out] in x's
-    dtype.
-    """
-    weight = weight.astype(x.dtype)
-    bias = None if bias is None else bias.astype(x.dtype)
-    flat = _linear(jnp.reshape(x, (-1, x.shape[-1])), weight, bias)
-    return jnp.reshape(flat, (*x.shape[:-1], weight.shape[1]))
 
 
 @own_modes
@@ -101,44 +90,6 @@ def _attention_gradients_jit(arrays: Arrays, d_output: Array, d_lse: Array, opti
         return attend.backward(OPS, arrays, d_output, d_lse, options)
 
 
-@jax.custom_jvp
-def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
-    return _linear_jit(x, weight, bias)
-
-
-@jax.jit
-def _linear_jit(x: Array, weight: Array, bias: Array | None) -> Array:
-    with jax.enable_x64(True):
-        return project.forward(OPS, x, weight, bias)
-
-
-@_linear.defjvp
-@own_modes
-def _(primals: tuple[Any, ...], tangents: tuple[Any, ...]) -> tuple[Array, Array]:
-    output = _linear(*primals)
-    return output, differentiated(_OfLinear("exact", primals[2] is not None), primals[:2], tangents, output)
-
-
-@dataclass(frozen=True)
-class _OfLinear(NoForwardMode):
-    has_bias: bool
-
-    def transpose(self, saved: tuple[Array, Array], d_out: Array) -> tuple[Array, Array, Array | None]:
-        d_x, d_weight, d_bias = _linear_gradients(*saved, d_out)
-        return d_x, d_weight, d_bias if self.has_bias else None
-
-
-@jax.custom_jvp
-def _linear_gradients(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
-    return _linear_gradients_jit(x, weight, d_out)
-
-
-@jax.jit
-def _linear_gradients_jit(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
-    with jax.enable_x64(True):
-        return project.backward(OPS, x, weight, d_out)
-
-
 @partial(jax.custom_jvp, nondiff_argnums=(2,))
 def _drop(x: Array, keep: Array, kept: float) -> Array:
     return _drop_jit(x, keep, kept)
@@ -171,4 +122,3 @@ class _OfDrop:
 
 
 _attention_gradients.defjvp(partial(no_second_derivative, "exact"))
-_linear_gradients.defjvp(partial(no_second_derivative, "exact"))

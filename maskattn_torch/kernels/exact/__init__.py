@@ -13,7 +13,7 @@ import torch
 from torch import Tensor as Array
 
 from maskattn.attention import Call
-from maskattn.numerics.exact import Arrays, Options, attend, project
+from maskattn.numerics.exact import Arrays, Options, attend
 from maskattn.numerics.exact.drop import drop as _exact_drop
 from maskattn_torch import lower
 from maskattn_torch._derivatives import primals
@@ -21,6 +21,7 @@ from maskattn_torch._operators import applied, first_derivatives, flops, operato
 from maskattn_torch.dropout import dense
 from maskattn_torch.exact_ops import OPS
 from maskattn_torch.kernels.exact.layer import LAYER as LAYER
+from maskattn_torch.kernels.exact.rules import linear as linear
 
 
 def attention(call: Call[Array]) -> tuple[Array, Array]:
@@ -42,17 +43,6 @@ def attention(call: Call[Array]) -> tuple[Array, Array]:
 def unsupported(call: Call[Array]) -> list[str]:
     """Why this kernel cannot run a call: it runs every call."""
     return []
-
-
-def linear(x: Array, weight: Array, bias: Array | None = None) -> Array:
-    """``x @ weight + bias`` rounded once: x [..., in], weight [in, out], bias [out] or None -> [..., out] in x's
-    dtype.
-    """
-    weight = weight.to(x.dtype)
-    bias = None if bias is None else bias.to(x.dtype)
-    rows = x.reshape(-1, x.shape[-1])
-    flat: Array = applied(_LinearForward, _Linear, rows, weight, bias)
-    return flat.reshape(*x.shape[:-1], weight.shape[1])
 
 
 def drop(x: Array, keep: Array, rate: float) -> Array:
@@ -143,61 +133,6 @@ class _ExactForward(_Exact):
     @staticmethod
     def jvp(ctx: Any, *tangents: Array | None) -> NoReturn:
         raise NotImplementedError('kernel="exact" has no forward mode; kernel="reference" has')
-
-
-@operator("exact_linear")
-def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
-    return project.forward(OPS, x, weight, bias).contiguous()
-
-
-@_linear.register_fake
-def _(x: Array, weight: Array, bias: Array | None) -> Array:
-    return x.new_empty((x.shape[0], weight.shape[1]))
-
-
-@_linear.register_flops
-def _(x: Array, weight: Array, *rest: object, **results: object) -> int:
-    return 2 * x.shape[0] * weight.numel()
-
-
-@operator("exact_linear_gradients")
-def _linear_gradients(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
-    d_x, d_weight, d_bias = project.backward(OPS, x, weight, d_out)
-    return d_x.contiguous(), d_weight.contiguous(), d_bias.contiguous()
-
-
-@_linear_gradients.register_fake
-def _(x: Array, weight: Array, d_out: Array) -> tuple[Array, Array, Array]:
-    return x.new_empty(x.shape), weight.new_empty(weight.shape), weight.new_empty((weight.shape[1],))
-
-
-@_linear_gradients.register_flops
-def _(x: Array, weight: Array, *rest: object, **results: object) -> int:
-    return 4 * x.shape[0] * weight.numel()
-
-
-class _Linear(torch.autograd.Function):
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(x: Array, weight: Array, bias: Array | None) -> Array:
-        return _linear(x, weight, bias)
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        x, weight, bias = inputs
-        ctx.save_for_backward(x, weight)
-        ctx.has_bias = bias is not None
-
-    @staticmethod
-    def backward(ctx: Any, d_out: Array) -> tuple[Any, ...]:
-        x, weight = ctx.saved_tensors
-        d_x, d_weight, d_bias = first_derivatives("exact", _linear_gradients, x, weight, d_out)
-        return d_x, d_weight, d_bias if ctx.has_bias else None
-
-
-class _LinearForward(_Linear):
-    jvp = _ExactForward.jvp
 
 
 @operator("exact_drop")

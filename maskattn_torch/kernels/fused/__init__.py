@@ -26,13 +26,13 @@ from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Causal, Dense, KeyPadding, Mask
 from maskattn_torch import _autocast, lower
 from maskattn_torch._derivatives import beyond_first
-from maskattn_torch._hosted import host_of
 from maskattn_torch._modes import plain
 from maskattn_torch._operators import operator
 from maskattn_torch._symbolic import known
 from maskattn_torch.kernels.fused import cuda
 from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.finite import finite
+from maskattn_torch.kernels.fused.trimmed import apart, stacked, trimmed
 from maskattn_torch.types import Device
 
 #: PyTorch's function, whatever that name is made to mean later: it may be this library's.
@@ -91,8 +91,8 @@ def _(allowed: Array) -> Array:
 def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
     query, key, value, mask, bias, sizes = call.query, call.key, call.value, call.mask, call.bias, call.sizes
-    if bias is None and isinstance(mask, KeyPadding):
-        mask, key, value = _trimmed(mask, key, value)
+    if bias is None and (isinstance(mask, KeyPadding) or not query.is_cuda):
+        mask, key, value = trimmed(mask, key, value, sizes)
         sizes = (*sizes[:3], key.shape[1])
     causal = bias is None and isinstance(mask, Causal) and known(mask.offset == 0)
     causal = causal and (known(sizes[3] <= sizes[2]) or known(sizes[3] > sizes[2]))
@@ -137,7 +137,10 @@ def _vendor(
             key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
             grouped = False
         query, key, value = cuda.aligned(query, key, value)
-    heads_first = query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)
+    heads_first = [query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)]
+    if grouped and not query.is_cuda and not causal:
+        heads_first[0] = stacked(heads_first[0], heads_first[1], dense)
+        grouped = heads_first[0].shape[1] != heads_first[1].shape[1]
     try:
         if added is None and not query.is_cuda and not _autocast.is_on(query.device):
             out = sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped)
@@ -151,7 +154,7 @@ def _vendor(
         raise NotImplementedError(f"{said} ({error})") from error
     if out.requires_grad and not torch.compiler.is_compiling():
         twice_differentiable(out)
-    return out.transpose(1, 2)[..., :width] if query.is_cuda else out.transpose(1, 2)
+    return out.transpose(1, 2)[..., :width] if query.is_cuda else apart(out, query.shape[2]).transpose(1, 2)
 
 
 def unsupported(call: Call[Array]) -> list[str]:
@@ -243,20 +246,6 @@ def _settled_once(mask: Mask, sizes: tuple[int, int, int, int], device: Device) 
         found = (None if x.all() else torch.as_tensor(x) for x in schedule.reached(mask, *sizes))
         rows, keys = (None if x is None else x.to(device, non_blocking=True) for x in found)
         return Settled(lower.allowed(mask, *sizes, device=device), (rows, keys))
-
-
-def _trimmed(mask: KeyPadding, key: Array, value: Array) -> tuple[KeyPadding | None, Array, Array]:
-    """The mask, keys and values without what lies beyond every length, where lengths can be read at no cost: the part
-    of a cache that is not in use is not read. No mask at all where one length serves all.
-    """
-    lengths = host_of(mask.lengths)
-    if lengths is None:
-        return mask, key, value
-    numbers = lengths.tolist()
-    shortest, longest = min(numbers, default=0), max(numbers, default=0)
-    if shortest < 1 or longest > key.shape[1]:
-        return mask, key, value
-    return None if shortest == longest else mask, key[:, :longest], value[:, :longest]
 
 
 def _cleared(settled: Settled, *arrays: Array) -> list[Array]:

@@ -161,9 +161,19 @@ CASES: dict[str, Case] = {
         lambda x: np.maximum(x, 0),
     ),
     "products": Case(
-        lambda e, *a: e.products(*a, 0.3),
+        lambda e, *a: e.products(*a, 4, 0.3),
         lambda draw, kind: (_x(draw, kind, 2, 3, 2, 5), _x(draw, kind, 7, 4, 5)),
         lambda x, y: 0.3 * np.einsum("blhd,rhd->bhlr", np.repeat(x, 2, 2), y),
+    ),
+    "products-grouped": Case(
+        lambda e, *a: e.products(*a, 4, 2.0),
+        lambda draw, kind: (_x(draw, kind, 2, 3, 4, 5), _x(draw, kind, 7, 2, 5)),
+        lambda x, y: 2 * np.einsum("blhd,rhd->bhlr", x, np.repeat(y, 2, 1)),
+    ),
+    "linear": Case(
+        lambda e, *a: e.linear(*a),
+        lambda draw, kind: (_x(draw, kind, 5, 7), _x(draw, kind, 7, 3), _x(draw, kind, 3)),
+        lambda x, w, b: x @ w + b,
     ),
 }
 

@@ -130,9 +130,9 @@ def test_what_is_not_finite_stays_in_its_row(name, bad):
     x = arrays[0].copy()
     x[(1, 2, 1, 3)[: x.ndim]] = bad
     dirty, dirty_grads = _both(case, (x, *arrays[1:]), d_out)
-    other = np.ones(x.shape[:2], bool)
-    other[1, 2] = False
-    if name == "products":  # [B, H, L, R]
+    other = np.ones(x.shape[: max(x.ndim - 2, 1)], bool)
+    other[(1, 2)[: other.ndim]] = False
+    if name.startswith("products"):  # [B, H, L, R]
         clean, dirty = clean.swapaxes(1, 2), dirty.swapaxes(1, 2)
     assert clean[other].tobytes() == dirty[other].tobytes()
     assert grads[0][other].tobytes() == dirty_grads[0][other].tobytes()
@@ -188,7 +188,7 @@ def test_words_and_sizes_are_checked():
     with pytest.raises(ValueError, match="activation must be one of sigmoid, silu, tanh, relu, got 'gelu'"):
         exact.LAYER.gate(x, x, "gelu")
     with pytest.raises(ValueError, match="multiple of those of x, 2, got 3"):
-        exact.LAYER.products(x, np.ones((5, 3, 4), np.float32), 1.0)
+        exact.LAYER.products(x, np.ones((5, 3, 4), np.float32), 3, 1.0)
 
 
 def test_the_bits_are_what_they_were():

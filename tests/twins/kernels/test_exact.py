@@ -175,7 +175,9 @@ def test_the_operators_keep_torchs_rules():
         torch_exact._attention.operator, (q, k, v, allowed, bias, sinks, None, 0.5, None, "zero", 1.0)
     )
     torch.library.opcheck(torch_exact._attention.operator, (q, k, v, None, None, None, ~allowed, 0.5, 2.0, "mean", 0.7))
-    torch.library.opcheck(torch_exact._linear.operator, (torch.randn(4, 3), torch.randn(3, 2), None))
+    torch.library.opcheck(
+        torch_exact.rules.OPERATORS["linear"][0].operator, (torch.randn(4, 3), torch.randn(3, 2), None)
+    )
 
 
 def test_gradcheck():

@@ -1,0 +1,104 @@
+"""What need not be read: keys beyond what any query may attend to, and keys once for each query head of a group."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+from torch import Tensor as Array
+
+from maskattn.masks import Dense, KeyPadding, Mask
+from maskattn.typing import NumPyArray, Traced
+from maskattn_torch._hosted import host_of
+
+__all__ = ["apart", "padded", "stacked", "trimmed"]
+
+#: Up to so many queries it is worth looking where their keys begin and end.
+_FEW_QUERIES = 64
+#: From so many keys on.
+_MANY_KEYS = 64
+
+
+def trimmed(
+    mask: Mask | None, key: Array, value: Array, sizes: tuple[int, int, int, int]
+) -> tuple[Mask | None, Array, Array]:
+    """The mask, keys and values [B, S, K, D] without what no query may attend to at either end, where that can be read
+    at no cost: the part of a cache that is not in use is not read. No mask at all where one run of keys serves all.
+    """
+    if isinstance(mask, KeyPadding):
+        lengths = host_of(mask.lengths)
+        found = None if lengths is None else padded(lengths, key, value, 1)
+        if found is None:
+            return mask, key, value
+        return None if found[2] is None else mask, found[0], found[1]
+    _, _, q_len, kv_len = sizes
+    if mask is None or not isinstance(kv_len, int) or kv_len < _MANY_KEYS or not 0 < q_len <= _FEW_QUERIES:
+        return mask, key, value
+    bounds = _bounds(mask, sizes)
+    if bounds is None:
+        return mask, key, value
+    low, high = bounds
+    first, end = max(0, int(low.min())), min(kv_len, int(high.max()))
+    if end <= first or (first, end) == (0, kv_len):
+        return mask, key, value
+    key, value = key[:, first:end], value[:, first:end]
+    if int(low.max()) <= first and int(high.min()) >= end:
+        return None, key, value
+    place = np.arange(first, end)
+    keep = (place >= low[..., None]) & (place < high[..., None])
+    return Dense(torch.as_tensor(keep)[:, None]), key, value
+
+
+def padded(lengths: Array, key: Array, value: Array, axis: int) -> tuple[Array, Array, Array | None] | None:
+    """The keys and values up to the longest length, along an axis, and, where lengths differ, which of them each row
+    has, bool [B, 1, 1, S]. None where a row has no key, or more than there are.
+    """
+    numbers = lengths.tolist()
+    shortest, longest = min(numbers, default=0), max(numbers, default=0)
+    if shortest < 1 or longest > key.shape[axis]:
+        return None
+    keep = None if shortest == longest else (torch.arange(longest) < lengths[:, None])[:, None, None]
+    return key.narrow(axis, 0, longest), value.narrow(axis, 0, longest), keep
+
+
+def _bounds(mask: Mask, sizes: tuple[int, int, int, int]) -> tuple[NumPyArray, NumPyArray] | None:
+    """The first key of each query, and one more than the last, int [B or 1, L]; None where a mask is not such a run in
+    every head, or cannot be read."""
+    if "h" in mask.depends or "q" not in mask.depends and "k" not in mask.depends:
+        return None
+    unread: list[Array] = []
+
+    def read(array: Array) -> NumPyArray | None:
+        found = host_of(array)
+        if found is None:
+            unread.append(array)
+        return None if found is None else np.asarray(found)
+
+    known = mask.map_data(read)
+    if unread:
+        return None
+    batch, _, q_len, kv_len = sizes
+    rows = known.rows(np.arange(batch if "b" in mask.depends else 1)[:, None], 0, np.arange(q_len)[None], 0)
+    if rows is None or rows.q_tag is not None:
+        return None
+
+    def filled(bound: Traced, none: int) -> NumPyArray:
+        return np.broadcast_to(np.asarray(none if bound is None else bound), (1, 1)) if np.ndim(bound) == 0 else bound
+
+    shape = np.broadcast_shapes(np.shape(filled(rows.low, 0)), np.shape(filled(rows.high, kv_len)))
+    return np.broadcast_to(filled(rows.low, 0), shape), np.broadcast_to(filled(rows.high, kv_len), shape)
+
+
+def stacked(query: Array, key: Array, keep: Array | None) -> Array:
+    """One token's query [B, H, 1, D] as queries [B, K, H // K, D] of each key head: SDPA would repeat the keys.
+
+    As it is where heads are not grouped, there are more tokens, or the mask differs between heads.
+    """
+    batch, heads, q_len, width = query.shape
+    if type(q_len) is not int or q_len != 1 or heads == key.shape[1] or keep is not None and keep.shape[1] != 1:
+        return query
+    return query.reshape(batch, key.shape[1], heads // key.shape[1], width)
+
+
+def apart(out: Array, heads: int) -> Array:
+    """What attention gave of `stacked` queries, [B, H, 1, Dv]."""
+    return out if out.shape[1] == heads else out.reshape(out.shape[0], heads, 1, out.shape[3])
