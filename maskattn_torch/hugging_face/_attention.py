@@ -140,7 +140,7 @@ def _of_model(given: ModelMask, query: Array, key: Array, value: Array) -> Mask 
     if mask is None or not plain() or type(mask) is Causal:
         return mask
     work = 2 * query.shape[0] * query.shape[1] * q_len * kv_len * (query.shape[3] + value.shape[3])
-    return given.tensor() if below(work, _SHORT) else mask
+    return given.tensor(query.device) if below(work, _SHORT) else mask
 
 
 def _additive(added: Array) -> tuple[Array | None, Array | None]:

@@ -58,14 +58,18 @@ class ModelMask(Mask):
             self._refuse(f"to({device!r})")
         return self.map_data(lambda x: torch.as_tensor(x).to(device, non_blocking=non_blocking, copy=copy))
 
-    def tensor(self) -> Array:
-        """The mask as a tensor, bool [B or 1, 1, L or 1, S or 1], made once. True = may attend."""
-        found: Array | None = vars(self).get("_tensor")
+    def tensor(self, device: Device = None) -> Array:
+        """The mask as a tensor, bool [B or 1, 1, L or 1, S or 1], made once for each device. True = may attend.
+
+        `device`: where it is to be (default: where the data are, else the CPU).
+        """
+        made: dict[str, Array] = vars(self).get("_made", {})
+        found = made.get(str(device))
         if found is None:
-            found = lower.allowed(self.part, *self.shape)
-            found = torch.ones(1, 1, 1, 1, dtype=torch.bool) if found is None else found
+            given = lower.allowed(self.part, *self.shape, device=device)
+            found = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if given is None else given
             if plain():
-                self._set(**vars(self), _tensor=found)
+                self._set(**vars(self) | {"_made": made | {str(device): found}})
         return found
 
     def allowed(self, b: Traced, h: Traced, q: Traced, k: Traced) -> Traced:
