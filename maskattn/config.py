@@ -22,6 +22,7 @@ from maskattn.layer import (
     PositionBias,
     Rotary,
     Temperature,
+    from_hf,
 )
 from maskattn.typing import EmptyRows
 
@@ -187,6 +188,30 @@ class AttentionConfig(Declared):
         yield "out_dim", self.embed_dim if self.project else self.num_heads * self.v_head_dim
         terms = self.position_bias.terms if isinstance(self.position_bias, Disentangled) else 0
         yield "scale", 1.0 / math.sqrt(self.head_dim * (1 + terms)) if self.head_dim and self.cosine is None else 1.0
+
+    @classmethod
+    def from_hf(cls, config: Any, layer: int, part: str | None = None) -> AttentionConfig:
+        """What one layer of a Hugging Face model is, by the model's configuration. transformers is not imported.
+
+        Parts that a call or the block around it brings are not the layer's: its mask (`masks.for_hf`), positions,
+        DeBERTa's table of positions, and dropout of the output. `layer.from_hf.ROWS` has a row for each model type, and
+        `layer.from_hf.register` adds one.
+
+        >>> from maskattn import AttentionConfig
+        >>> AttentionConfig.from_hf({"model_type": "bert", "hidden_size": 64, "num_attention_heads": 4}, 0)
+        AttentionConfig(64, 4)
+
+        Args:
+            config: a configuration of transformers, or the dict of its config.json.
+            layer: from 0; of Swin, through all stages.
+            part: "encoder", "decoder" or "cross", of models that have an encoder and a decoder.
+
+        Raises:
+            TypeError: config is no configuration, or layer no int.
+            ValueError: no row of its model type, with the nearest ones; a key is missing; no such layer; the part is
+                left open, or the model has one stack.
+        """
+        return cls(**from_hf.fields_of(config, layer, part))
 
     def replace(self, **changes: Any) -> AttentionConfig:
         """The same but for some fields. What followed from the fields follows from the new ones (`dataclasses.replace`

@@ -61,6 +61,9 @@ STANDARDS: tuple[Standard, ...] = (
     Standard(
         "module.narrow", 1, "modules in bfloat16 and float16: eps of the dtype for each rounding", "flips at ties"
     ),
+    Standard(
+        "layer.each", 4, "parts of a layer: eps for one operation on a number", "functions err by some ulps, in each"
+    ),
     Standard("module.gradient", 4, "gradients of modules: times the limit of one product", "four roundings in a row"),
     Standard(
         "tier3.float64",

@@ -160,7 +160,7 @@ class Rotary(Declared):
 
     >>> from maskattn.layer import Rotary
     >>> Rotary(theta=100.0).frequencies(8)
-    array([1.        , 0.31622776, 0.1       , 0.03162278], dtype=float32)
+    array([1.        , 0.31622776, 0.1       , 0.03162277], dtype=float32)
     >>> Rotary(theta=100.0, axes=(2, 2)).frequencies(8)  # of an image: rows, then columns
     array([1. , 0.1, 1. , 0.1], dtype=float32)
     """

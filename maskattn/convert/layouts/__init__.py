@@ -29,16 +29,20 @@ from maskattn.convert.layouts.flax_gpt2 import FlaxGPT2, FlaxGPT2Cross
 from maskattn.convert.layouts.flax_linen import FlaxLinen
 from maskattn.convert.layouts.flax_nnx import FlaxNNX
 from maskattn.convert.layouts.haliax import Haliax, Levanter
+from maskattn.convert.layouts.hf_beit import HFBeitMemory
 from maskattn.convert.layouts.hf_bert import HFBert
 from maskattn.convert.layouts.hf_clip import HFCLIP
+from maskattn.convert.layouts.hf_deberta import HFDeberta
 from maskattn.convert.layouts.hf_gpt2 import HFGPT2, HFGPT2Cross
 from maskattn.convert.layouts.hf_llama import HFLlama
+from maskattn.convert.layouts.hf_longformer import HFLongformer
 from maskattn.convert.layouts.hf_neox import HFNeoX
 from maskattn.convert.layouts.hf_phi3 import HFPhi3
 from maskattn.convert.layouts.hf_swin import HFSwin, HFSwinMemory
 from maskattn.convert.layouts.hf_swin_v2 import HFSwinV2
 from maskattn.convert.layouts.hf_t5 import HFT5
 from maskattn.convert.layouts.hf_vit import HFViT
+from maskattn.convert.layouts.hf_whisper import HFWhisper
 from maskattn.convert.layouts.keras import Keras
 from maskattn.convert.layouts.maskattn_torch import MaskattnTorch
 from maskattn.convert.layouts.maxtext import MaxText, MaxTextLlama, MaxTextScaled
@@ -96,6 +100,10 @@ _LAYOUTS: tuple[Layout, ...] = (
     HFPhi3(),
     HFT5(),
     HFCLIP(),
+    HFWhisper(),
+    HFBeitMemory(),
+    HFDeberta(),
+    HFLongformer(),
     FlaxBert(),
     FlaxGPT2(),
     FlaxGPT2Cross(),

@@ -1,0 +1,130 @@
+"""Hugging Face configurations read by key: objects or dicts, of transformers 4 and 5, without transformers."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+from maskattn._problems import show
+
+T = TypeVar("T")
+
+#: Parts of a configuration that are one themselves, by what they hold.
+PARTS = ("text_config", "vision_config", "audio_config", "encoder", "decoder")
+
+_MISSING: Any = object()
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A configuration as one layer reads it.
+
+    Attributes:
+        config: a `PreTrainedConfig`, or the dict of a config.json.
+        layer: which layer, from 0.
+        where: what errors begin with.
+    """
+
+    config: Any
+    layer: int
+    where: str
+
+    @property
+    def model_type(self) -> str:
+        """The name that the configuration gives its model.
+
+        Raises:
+            TypeError: it is no configuration: it has none.
+        """
+        found = self.get("model_type", default=None)
+        if not isinstance(found, str) or not found:
+            raise TypeError(
+                f"{self.where}: config must be a Hugging Face configuration, or the dict of its config.json, with a "
+                f"model_type, got {show(self.config)}"
+            )
+        return found
+
+    def get(self, *names: str, default: Any = _MISSING) -> Any:
+        """What stands under the first of `names` that is there and not None, or the default.
+
+        Raises:
+            ValueError: nothing does, and there is no default.
+        """
+        for name in names:
+            value = self.config.get(name) if isinstance(self.config, Mapping) else getattr(self.config, name, None)
+            if value is not None:
+                return value
+        if default is _MISSING:
+            raise ValueError(f"{self.where}: the configuration of {self.model_type!r} has no {' or '.join(names)}")
+        return default
+
+    def each(self, *names: str, default: Any = _MISSING) -> Any:
+        """As `get`; of a list, its place of this layer."""
+        found = self.get(*names, default=default)
+        if isinstance(found, (list, tuple)):
+            if not 0 <= self.layer < len(found):
+                raise ValueError(f"{self.where}: layer must be below {len(found)}, got {self.layer}")
+            return found[self.layer]
+        return found
+
+    @property
+    def kind(self) -> str:
+        """What `layer_types` calls this layer; "" where there are none."""
+        return str(self.each("layer_types", default=""))
+
+    def table(self, *names: str) -> dict[str, Any]:
+        """A dict that stands under one of `names`; empty where there is none."""
+        found = self.get(*names, default=None)
+        return dict(found) if isinstance(found, Mapping) else {}
+
+    def rope(self) -> dict[str, Any]:
+        """Parameters of the rotary embedding of this layer, by the names of transformers 5: rope_theta, rope_type,
+        partial_rotary_factor and those of the scaling. They stand in `rope_parameters`, for each type of layer or for
+        all; before that, in `rope_scaling` and beside it.
+        """
+        found = self.table("rope_parameters") or self.table("rope_scaling")
+        if found and all(isinstance(value, Mapping) for value in found.values()):
+            if self.kind not in found:
+                raise ValueError(f"{self.where}: rope_parameters has none for layers of type {self.kind!r}")
+            found = dict(found[self.kind])
+        if "type" in found:
+            found.setdefault("rope_type", found.pop("type"))
+        for name, others in _ROPE.items():
+            value = self.get(name, *others, default=None)
+            if value is not None:
+                found.setdefault(name, value)
+        return {name: value for name, value in found.items() if value is not None}
+
+
+#: Where older configurations have what is now in `rope_parameters`.
+_ROPE = {
+    "rope_theta": ("rotary_emb_base", "rope_base"),
+    "partial_rotary_factor": ("rotary_pct", "rope_pct"),
+    "original_max_position_embeddings": (),
+}
+
+
+def row_of(reading: Reading, rows: Mapping[str, T], what: str) -> T:
+    """The row of the configuration's model type.
+
+    Raises:
+        ValueError: there is none; names the nearest, or the part of the configuration that is meant.
+    """
+    name = reading.model_type
+    if name in rows:
+        return rows[name]
+    inner = [part for part in PARTS if reading.get(part, default=None) is not None]
+    if inner:
+        raise ValueError(
+            f"{reading.where}: {name!r} is made of several models: give {' or '.join(f'config.{x}' for x in inner)}"
+        )
+    raise ValueError(f"{reading.where}: no {what} is known of model type {name!r}; {nearest(name, rows)}")
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """Which of the known names look like this one, or all of them."""
+    known = sorted(known)
+    near = difflib.get_close_matches(name, known, n=3)
+    return f"the nearest are {', '.join(near)}" if near else f"known are {', '.join(known)}"

@@ -1,0 +1,1 @@
+"""Attention layers of other libraries' models against both twins."""
