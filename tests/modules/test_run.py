@@ -1,4 +1,4 @@
-"""Layers with parts: the modules of both twins agree, and say what is wrong. Other libraries judge their values."""
+"""Layers with parts: the modules of both twins agree, and say what is wrong. An oracle judges their values."""
 
 import numpy as np
 import pytest
@@ -25,6 +25,7 @@ from maskattn.layer import (
     Yarn,
 )
 from maskattn.modules.parameters import parameters
+from maskattn.parity.layers.oracle import Call, judge
 from tests.frameworks import jax, maskattn_jax, maskattn_torch, nnx, optional, torch
 
 linen = optional("maskattn_jax.linen")
@@ -129,15 +130,25 @@ def run(kind, config, mask, given, kernel="auto", **options):
     return [np.asarray(x) for x in (found if isinstance(found, tuple) else (found,))]
 
 
+def called(mask, given, x):
+    """What a module is called with, for the oracle of layers."""
+    allowed = None if mask is None else np.asarray(mask.dense(9, 9, 2))
+    return Call(x, allowed=allowed, **given)
+
+
 @pytest.mark.torch
 @pytest.mark.jax
 @pytest.mark.parametrize("name", LAYERS)
-def test_the_three_modules_agree(name):
+def test_the_three_modules_agree_and_are_right(name):
     config, mask, given = LAYERS[name]
     options = {"return_weights": True, "return_lse": True}
     one = run("torch", config, mask, given, **options)
+    right = judge(config, weights(config), called(mask, given, X), "float32")
+    assert np.all(np.abs(one[0] - right.output) <= right.limit)
     for kind in ("nnx", "linen"):
-        for x, y in zip(one, run(kind, config, mask, given, **options), strict=True):
+        found = run(kind, config, mask, given, **options)
+        assert np.all(np.abs(found[0] - right.output) <= right.limit)
+        for x, y in zip(one, found, strict=True):
             assert x.shape == y.shape and x.dtype == y.dtype
             assert np.max(np.abs(x - y)) <= standards.value("same.tiles") * np.max(np.abs(x))
     output, probabilities, lse = one
