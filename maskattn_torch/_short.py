@@ -14,7 +14,7 @@ from torch import Tensor as Array
 from torch.autograd import forward_ad
 
 from maskattn.attention import Call, Framework, attend as attend_anew, choose, prepare
-from maskattn.masks import Causal, KeyPadding
+from maskattn.masks import Causal
 from maskattn_torch import auto
 from maskattn_torch._modes import plain
 from maskattn_torch.kernels.blockwise.flex import CompileFailed
@@ -22,7 +22,7 @@ from maskattn_torch.kernels.fused import sdpa
 from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.cuda import fits, implementation
 from maskattn_torch.kernels.fused.finite import finite
-from maskattn_torch.kernels.fused.trimmed import apart, padded, stacked
+from maskattn_torch.kernels.fused.trimmed import apart, padded, run_of, stacked
 
 __all__ = ["attend"]
 
@@ -54,7 +54,8 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
     if plan is not None and _plain(plan.kind):
         q, k, v = call.query.transpose(1, 2), call.key.transpose(1, 2), call.value.transpose(1, 2)
         keep = call.mask if plan.masked else None
-        shown = padded(call.mask.lengths, k, v, 2) if plan.padded else (k, v, keep)
+        run = run_of(call.mask) if plan.padded else None
+        shown = (k, v, keep) if run is None else padded(*run, k, v, 2)
         if shown is not None:
             out = _sdpa(call, plan, q, *shown)
             if shown[2] is None or finite(call, out):
@@ -113,8 +114,10 @@ def _facts(call: Call[Array]) -> Hashable | None:
     if mask is not None:
         if type(mask) is torch.Tensor:
             given = (mask.shape, mask.dtype, mask.device)
-        elif type(mask) is KeyPadding and type(mask.lengths) is torch.Tensor and mask.lengths.device.type == "cpu":
-            given = (KeyPadding, mask.lengths.shape, mask.lengths.dtype)
+        elif (run := run_of(mask)) is not None:
+            if not all(x is None or type(x) is torch.Tensor and x.device.type == "cpu" for x in run):
+                return None
+            given = tuple(None if x is None else (x.shape, x.dtype) for x in run)
         elif type(mask) is Causal and type(mask.offset) is int and mask.offset == 0:
             given = Causal
         else:
@@ -148,4 +151,4 @@ def _planned(call: Call[Array], framework: Framework[Array]) -> Plan | None:
         return None
     free = kind == "cpu" or query.dtype != torch.float32 or prepared.precision == "default"
     causal, grouped = isinstance(mask, Causal), query.shape[2] != key.shape[2]
-    return Plan(prepared.scale, causal, grouped, masked, isinstance(mask, KeyPadding), free, kind)
+    return Plan(prepared.scale, causal, grouped, masked, run_of(mask) is not None, free, kind)

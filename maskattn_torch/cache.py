@@ -11,7 +11,7 @@ from torch.utils import _pytree
 from maskattn._problems import describe
 from maskattn.arrays import peek
 from maskattn.attention import FLOAT_DTYPES
-from maskattn.cache import CacheBase
+from maskattn.cache import BROKEN, CacheBase
 from maskattn.cache.checks import check_empty, check_update
 from maskattn.config import AttentionConfig
 from maskattn.typing import NumPyArray, Traced
@@ -153,7 +153,8 @@ class Cache(CacheBase[Array]):
                     held.select(2, first).copy_(new.select(1, 0))
                 else:
                     held.narrow(2, first, new.shape[1]).copy_(new.transpose(1, 2))
-            return Cache(self.stored, self.lengths + key.shape[1], self.lost)
+            ends = self.lengths + key.shape[1]
+            return Cache(self.stored, ends, None if self.lost is None else torch.maximum(self.lost, ends - self.size))
         placed = self._placed(key.shape[1], positions, lengths, valid)
         rows = torch.arange(key.shape[0], device=self.lengths.device)[:, None]
         at = (rows, placed.slots.long())
@@ -218,12 +219,14 @@ class Cache(CacheBase[Array]):
         return Cache((key, value), self.lengths, lost)
 
     def _one_place(self, q_len: int) -> int | None:
-        """The slot of the next token of every row, where it can be read, is the same, and there is room."""
-        if self.lost is not None or not plain() or self.lengths.device.type != "cpu":
+        """The slot of the next token of every row, where it can be read, is the same, and so many follow it."""
+        if not plain() or self.lengths.device.type != "cpu":
             return None
-        numbers = self.lengths.tolist()
+        numbers, size = self.lengths.tolist(), self.size
         first: int = numbers[0] if numbers else 0
-        return first if numbers.count(first) == len(numbers) and first + q_len <= self.size else None
+        if self.lost is not None:
+            first = first % size if first < BROKEN else size
+        return first if numbers.count(numbers[0] if numbers else 0) == len(numbers) and first + q_len <= size else None
 
     def _is_ours(self) -> bool:
         """Whether the tensors may be written to here: those of inference mode only there."""
@@ -258,11 +261,15 @@ class Cache(CacheBase[Array]):
         return True
 
     def _least(self, x: Array) -> Array:
-        return torch.amin(x, 1)
+        return torch.amin(x, 1) if x.shape[1] else x.new_full(x.shape[:1], BROKEN)
+
+
+def _of(key: Array, value: Array, lengths: Array, lost: Array | None) -> Cache:
+    return Cache((key, value), lengths, lost)
 
 
 _pytree.register_pytree_node(
     Cache,
     lambda cache: ([*cache.stored, cache.lengths, cache.lost], None),
-    lambda leaves, _: Cache((leaves[0], leaves[1]), leaves[2], leaves[3]),
+    lambda leaves, _: _of(*leaves),
 )

@@ -28,8 +28,11 @@ __all__ = ["MultiheadAttention", "replace"]
 
 Model = TypeVar("Model", bound=nn.Module)
 
+#: PyTorch's, whatever may stand under its name later.
+Theirs = nn.MultiheadAttention
 
-class MultiheadAttention(nn.MultiheadAttention):
+
+class MultiheadAttention(Theirs):
     """`torch.nn.MultiheadAttention`, of which it has arguments, parameters, names and initial numbers, by our kernels.
 
     It takes a Mask as `attn_mask`, has no fast path (nor has a `TransformerEncoderLayer` that holds it), and gives what
@@ -65,11 +68,11 @@ class MultiheadAttention(nn.MultiheadAttention):
     ) -> None:
         nn.Module.__init__(self)
         sizes = (embed_dim, num_heads, dropout, bias, add_bias_kv, add_zero_attn, kdim, vdim, batch_first)
-        made = nn.MultiheadAttention(*sizes, device=device, dtype=dtype)
+        made = Theirs(*sizes, device=device, dtype=dtype)
         self.__dict__.update(vars(made), empty_rows=empty_rows, kernel=kernel)
 
     @classmethod
-    def of(cls, module: nn.MultiheadAttention, *, empty_rows: EmptyRows = "zero", kernel: KernelName = "auto") -> Self:
+    def of(cls, module: Theirs, *, empty_rows: EmptyRows = "zero", kernel: KernelName = "auto") -> Self:
         """The same layer by our kernels: it shares the parameters, hooks and mode of `module`.
 
         Args:
@@ -79,7 +82,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         Raises:
             TypeError: anything else, subclasses too: what those compute is not known.
         """
-        if type(module) is not nn.MultiheadAttention:
+        if type(module) is not Theirs:
             raise TypeError(
                 f"MultiheadAttention.of: module must be a torch.nn.MultiheadAttention, got {type(module).__name__}"
             )
@@ -93,7 +96,7 @@ class MultiheadAttention(nn.MultiheadAttention):
         return False
 
     def _reset_parameters(self) -> None:
-        plain: Any = nn.MultiheadAttention.__new__(nn.MultiheadAttention)
+        plain: Any = Theirs.__new__(Theirs)
         plain.__dict__ = vars(self)
         plain._reset_parameters()
 
@@ -237,20 +240,17 @@ def replace(model: Model, *, empty_rows: EmptyRows = "zero", kernel: KernelName 
     Raises:
         ValueError: there is none in the model. TypeError: one is of a subclass, of which is not known what it computes.
     """
-    if type(model) is nn.MultiheadAttention:
+    if type(model) is Theirs:
         made: Any = model
         made = MultiheadAttention.of(made, empty_rows=empty_rows, kernel=kernel)
         return cast(Model, made)
     found: dict[nn.Module, MultiheadAttention] = {}
     for name, module in model.named_modules():
-        if isinstance(module, nn.MultiheadAttention) and type(module) not in (
-            nn.MultiheadAttention,
-            MultiheadAttention,
-        ):
+        if isinstance(module, Theirs) and type(module) not in (Theirs, MultiheadAttention):
             raise TypeError(f"replace: {name} is a {type(module).__name__}, of which is not known what it computes")
     for parent in list(model.modules()):
         for name, child in parent._modules.items():
-            if type(child) is nn.MultiheadAttention:
+            if type(child) is Theirs:
                 if child not in found:
                     found[child] = MultiheadAttention.of(child, empty_rows=empty_rows, kernel=kernel)
                 parent._modules[name] = found[child]

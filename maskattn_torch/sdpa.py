@@ -9,10 +9,12 @@ import torch
 from jaxtyping import Bool, Float, UInt32
 from torch.nn.attention.bias import CausalBias, CausalVariant
 
+from maskattn.attention import Call
 from maskattn.masks import Causal, Mask
 from maskattn.typing import EmptyRows, KernelName
 from maskattn_torch import _autocast
-from maskattn_torch.functional import attention
+from maskattn_torch._short import attend
+from maskattn_torch.functional import FRAMEWORK
 from maskattn_torch.types import Array
 
 __all__ = ["drawn_key", "scaled_dot_product_attention"]
@@ -71,12 +73,26 @@ def scaled_dot_product_attention(
         mask, bias = _mask_and_bias(attn_mask, (*(query.shape[:2] if lead is None else lead), *lengths))
     if is_causal:
         mask = Causal() if attn_mask is None else _with_causal(attn_mask)
-    options: dict[str, Any] = {"scale": scale, "empty_rows": empty_rows, "kernel": kernel}
-    if 0.0 < dropout_p < 1.0:
-        options |= {"dropout_rate": dropout_p, "dropout_key": drawn_key(query.device)}
-    if bias is not None:
-        options["bias"] = bias
-    out = attention(query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2), mask, **options).transpose(1, 2)
+    drawn = drawn_key(query.device) if 0.0 < dropout_p < 1.0 else None
+    call = Call.of(
+        query=query.transpose(1, 2),
+        key=key.transpose(1, 2),
+        value=value.transpose(1, 2),
+        mask=mask,
+        bias=bias,
+        scale=scale,
+        softcap=None,
+        sinks=None,
+        dropout_rate=0.0 if drawn is None else dropout_p,
+        dropout_key=drawn,
+        dropout_broadcast=(),
+        empty_rows=empty_rows,
+        kernel=kernel,
+        precision="highest",
+        return_lse=False,
+        blocks=None,
+    )
+    out: Array = attend(call, FRAMEWORK).transpose(1, 2)
     if dropout_p == 1.0:
         out = torch.where(torch.zeros((), dtype=torch.bool, device=out.device), out, 0)
     return out if lead is None else out.reshape(*lead, *out.shape[-2:])

@@ -35,6 +35,10 @@ ABSENT = {
 }
 
 
+#: Of the images: how many tokens they are, and which of their patches may be masked.
+IMAGES = {"seq_length": 17, "num_masks": 3, "mask_length": 16}
+
+
 class Refused(RuntimeError):
     """What maskattn refuses; the test would take another implementation after a ValueError."""
 
@@ -88,14 +92,17 @@ class Case(unittest.TestCase):
         super().__init__("run")
         model = tiny.make(kind)
         self.all_model_classes = [type(model)]
-        type(model)._supports_sdpa = True
+        for cls in type(model).__mro__:
+            if issubclass(cls, transformers.PreTrainedModel) and cls is not transformers.PreTrainedModel:
+                cls._supports_sdpa = True
         given = tiny.inputs(model)
         self.additional_model_inputs = [name for name in given if name not in ("attention_mask", model.main_input_name)]
         self.model_tester = types.SimpleNamespace(
+            **(IMAGES if "pixel_values" in given and "input_ids" not in given else {}),
             prepare_config_and_inputs_for_common=lambda: (
                 type(model.config).from_dict(model.config.to_dict()),
                 {name: x.clone() for name, x in given.items()},
-            )
+            ),
         )
 
     def _prepare_for_class(self, inputs: dict[str, Any], model_class: type) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from maskattn._arithmetic import choose, maximum, minimum, negated
 from maskattn._problems import Problems, describe
 from maskattn.arrays import dtype_name
 from maskattn.biases import Bias, DenseBias
-from maskattn.cache._steps import at_step, last, lookback, reaches_lost
+from maskattn.cache._steps import at_step, last, lookback, reaches_lost, window
 from maskattn.cache._stored_bias import StoredBias, replaced
 from maskattn.cache.checks import Placed, Step, check_real, shown
-from maskattn.masks import Full, KeyPadding, Mask, Stored
+from maskattn.masks import And, Full, KeyPadding, Mask, Not, Stored
 from maskattn.masks.rows import FAR
 from maskattn.typing import Array, NumPyArray, Traced
 
@@ -143,8 +143,9 @@ class CacheBase(Generic[A]):
                 what is no longer held (where lengths cannot be read, such a query attends to nothing).
         """
         whole = Full() if mask is None else mask
-        if q_len == 1 and lengths is valid is self.lost is None and isinstance(last(whole), Full):
-            return KeyPadding(self._visible())
+        one = self._of_one_token(whole) if q_len == 1 and lengths is valid is None else None
+        if one is not None:
+            return one
         if not isinstance(whole, Mask):
             raise TypeError(f"Cache.mask: mask must be a Mask of whole sequences, got {describe(mask)}")
         self._check_data("Cache.mask", whole)
@@ -201,7 +202,7 @@ class CacheBase(Generic[A]):
     def _checked_step(self, q_len: int, lengths: Traced, valid: Traced) -> Step:
         numbers = self._count(q_len)[None]
         if valid is not None:
-            real = self._array(valid)
+            real: Traced = self._array(valid)
             rank = real.cumsum(1)
             return Step(self._whole(rank) - 1, real, self._whole(real.sum(1)))
         if lengths is None:
@@ -235,10 +236,9 @@ class CacheBase(Generic[A]):
         """The position of each row's first token; and the rows whose positions do not follow one another, begin below
         0, or leave a gap."""
         begins = positions - step.rank
-        if step.real is None:
-            low, high = self._least(begins), -self._least(-begins)
-        else:
-            low, high = self._least(choose(step.real, begins, BROKEN)), -self._least(choose(step.real, -begins, BROKEN))
+        sides = (begins, -begins) if step.real is None else [choose(step.real, x, BROKEN) for x in (begins, -begins)]
+        low: Traced = self._least(sides[0])
+        high: Traced = -self._least(sides[1])
         given = low != BROKEN
         start = choose(given, low, self.lengths)
         return start, given & ((low != high) | (low < 0) | (low > self.lengths))
@@ -256,10 +256,10 @@ class CacheBase(Generic[A]):
             row = int(np.argmax(bad))
             given = self._read(self._array(positions))
             real = None if step.real is None else self._read(step.real)
-            shown = [] if given is None else (given[row] if real is None else given[row][real[row]]).tolist()
+            those = [] if given is None else (given[row] if real is None else given[row][real[row]]).tolist()
             problems.value(
                 f"positions of a row must follow one another and begin at 0 to its length so far, not negative and "
-                f"without a gap, got {shown(shown)} in row {row}, which has {int(held[row])} tokens"
+                f"without a gap, got {shown(those)} in row {row}, which has {int(held[row])} tokens"
             )
         elif self.lost is None and (over := known > self.size).any():
             row = int(np.argmax(over))
@@ -299,7 +299,7 @@ class CacheBase(Generic[A]):
         problems, batch = Problems("Cache.reorder"), self.batch
         found = problems.array("indices", indices, "int", "[N]")
         problems.raise_if_any()
-        rows = self._array(found)
+        rows: Traced = self._array(found)
         known = self._read(rows)
         if known is not None and known.size and (int(known.min()) < 0 or int(known.max()) >= batch):
             raise ValueError(f"Cache.reorder: indices must be rows from 0 to {batch - 1}, got {shown(known.tolist())}")
@@ -324,6 +324,27 @@ class CacheBase(Generic[A]):
         latest = ends - 1 - (ends - 1 - slots) % size
         lost = self._whole(maximum(self.lost, self.lengths - size))
         return lost, self._whole(maximum(latest, latest * 0) % self.size)
+
+    def _of_one_token(self, mask: Mask) -> Mask | None:
+        """The mask of a step of one token in lengths alone, which kernels can do without reading other slots; None
+        where it is not one run of slots."""
+        rest = last(mask)
+        if self.lost is None and isinstance(rest, Full):
+            return KeyPadding(self._visible())
+        back = window(rest)
+        if back is None:
+            return None
+        known = self._read(self.lengths)
+        if self.lost is None:
+            ends = self._visible()
+            begins = maximum(ends - 1 - back, ends * 0) if known is None else self._array(_from(known - 1 - back))
+            return And((KeyPadding(ends), Not(KeyPadding(self._whole(begins)))))
+        lost = self._read(self.lost)
+        if known is None or lost is None or back + 1 != self.size:
+            return None
+        if (known >= BROKEN).any() or (lost != _from(known - self.size)).any():
+            return None  # after a rewind some slot holds nothing
+        return KeyPadding(self._array(np.minimum(known, np.int32(self.size))))
 
     def _visible(self) -> A:
         """The lengths, 0 where a row ran over or was told wrong positions."""
@@ -350,13 +371,15 @@ class CacheBase(Generic[A]):
         """
         lost: Traced = self.lost
         known, numbers = self._read(tokens), self._read(lost)
-        readable = known is not None and numbers is not None
-        if readable and not numbers.any():
+        if known is None or numbers is None:
+            beyond = reaches_lost(mask, tokens, lost, self._count)
+        elif not numbers.any():
             return tokens
-        beyond = reaches_lost(mask, known if readable else tokens, numbers if readable else lost, self._count)
+        else:
+            beyond = reaches_lost(mask, known, numbers, self._count)
         if beyond is None:
             raise ValueError(f"Cache.mask: what {mask!r} never attends to is not known: a rolling cache cannot hold it")
-        if not readable:
+        if known is None or numbers is None:
             return self._whole(choose(beyond, -1, tokens))
         if beyond.any():
             row, query = (int(x) for x in np.argwhere(beyond)[0])
@@ -368,3 +391,8 @@ class CacheBase(Generic[A]):
                 "tokens at once, or make room for them: `resize`"
             )
         return tokens
+
+
+def _from(numbers: NumPyArray) -> NumPyArray:
+    """The numbers, 0 for those below."""
+    return np.maximum(numbers, 0).astype(np.int32)

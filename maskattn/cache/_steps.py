@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import functools
-import operator
 from collections.abc import Callable
 
 import numpy as np
@@ -18,7 +16,10 @@ _STILL = np.zeros((), np.int32)
 def last(mask: Mask) -> Mask:
     """The mask without what is always so for the last token of a row: no key comes after it."""
     if isinstance(mask, And):
-        return functools.reduce(operator.and_, [last(part) for part in mask.parts])
+        rest = [part for part in [last(part) for part in mask.parts] if not isinstance(part, Full)]
+        if len(rest) == 1:
+            return rest[0]
+        return And(tuple(rest)) if rest else Full()
     return Full() if isinstance(mask, Causal) and mask.offset >= 0 else mask
 
 
@@ -40,6 +41,14 @@ def lookback(mask: Mask) -> int | None:
     if isinstance(mask, And):
         found = [back for back in [lookback(part) for part in mask.parts] if back is not None]
         return min(found) if found else None
+    return mask.left if isinstance(mask, SlidingWindow) else None
+
+
+def window(mask: Mask) -> int | None:
+    """`lookback` of a mask that says nothing else of the keys up to the query's own; else None."""
+    if isinstance(mask, And):
+        found = [window(part) for part in mask.parts]
+        return None if None in found else lookback(mask)
     return mask.left if isinstance(mask, SlidingWindow) else None
 
 

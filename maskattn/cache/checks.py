@@ -26,6 +26,9 @@ class Held(Protocol):
     def batch(self) -> int:
         """B."""
 
+    def _takes(self, key: Traced, value: Traced) -> bool:
+        """Whether it can be seen at once that keys and values are of the cache's sizes and dtypes."""
+
     def _read(self, x: Traced) -> NumPyArray | None:
         """An array in NumPy, where that waits for nothing."""
 
@@ -115,7 +118,8 @@ def check_update(
     problems = Problems("Cache.update")
     for name, (held, given) in expected.items():
         batch, _, heads, width = held.shape
-        if not isinstance(given, arrays):
+        known: object = given
+        if not isinstance(known, arrays):
             problems.type(f"{name} must be an array, got {describe(given)}")
         elif len(given.shape) != 4 or (given.shape[0], *given.shape[2:]) != (batch, heads, width):
             problems.value(f"{name} must have shape [{batch}, L, {heads}, {width}], got {list(given.shape)}")

@@ -14,15 +14,20 @@ asks the registry is refused, and the one that lets a mask pass that is made alr
 from __future__ import annotations
 
 import functools
-from typing import Any
+from collections.abc import Callable
+from types import ModuleType
+from typing import Any, TypeAlias
 
 from maskattn.masks import Mask
+from maskattn_torch.types import Array
 
 __all__ = ["register"]
 
 NAME = "maskattn"
 
 _MARK = "__maskattn__"
+
+Function: TypeAlias = Callable[..., Any]
 
 
 def register(name: str = NAME) -> None:
@@ -60,7 +65,7 @@ def register(name: str = NAME) -> None:
     _wrap(modeling_utils.PreTrainedModel, "get_correct_attn_implementation", _refused.checking)
 
 
-def _wrap(owner: Any, name: str, wrapper: Any) -> None:
+def _wrap(owner: type | ModuleType, name: str, wrapper: Callable[[Function], Function]) -> None:
     """Put wrapper(function) in the place of owner.name, once."""
     original = getattr(owner, name, None)
     if original is None:
@@ -71,10 +76,12 @@ def _wrap(owner: Any, name: str, wrapper: Any) -> None:
         setattr(owner, name, wrapped)
 
 
-def _passing(preprocess: Any) -> Any:
+def _passing(preprocess: Function) -> Function:
     """transformers' `_preprocess_mask_arguments`, for which a Mask is one that was made already, as a 4-D tensor is."""
 
-    def passing(config: Any, inputs_embeds: Any, attention_mask: Any, *rest: Any, **named: Any) -> Any:
+    def passing(
+        config: object, inputs_embeds: Array, attention_mask: object, *rest: object, **named: object
+    ) -> tuple[object, ...]:
         if not isinstance(attention_mask, Mask):
             return preprocess(config, inputs_embeds, attention_mask, *rest, **named)
         made = inputs_embeds.new_empty((1, 1, 1, 1))

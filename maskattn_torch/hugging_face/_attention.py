@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 
 from maskattn.masks import Causal, Mask, Segments
@@ -26,7 +24,7 @@ _CANNOT = {
 
 
 def attention(
-    module: Any,
+    module: object,
     query: Array,
     key: Array,
     value: Array,
@@ -40,7 +38,7 @@ def attention(
     cu_seq_lens_q: Array | None = None,
     cu_seq_lens_k: Array | None = None,
     output_attentions: bool | None = None,
-    **others: Any,
+    **others: object,
 ) -> tuple[Array, None]:
     """What `AttentionInterface` calls: attention of a module of transformers.
 
@@ -80,7 +78,7 @@ def attention(
     drawn = None
     if dropout:
         drawn = torch.randint(0, 1 << 31, (2,), device=query.device).to(torch.uint32)
-    sinks = None if s_aux is None else s_aux.reshape(-1).to(query.dtype)
+    sinks = None if s_aux is None else s_aux.reshape(-1)
     out = functional.attention(
         query.transpose(1, 2),
         key.transpose(1, 2),
@@ -98,7 +96,7 @@ def attention(
     return out.contiguous(), None
 
 
-def _packs(query: Array, key: Array, mask: Any, bias: Any, sinks: Any, dropout: float) -> bool:
+def _packs(query: Array, key: Array, mask: object, bias: object, sinks: object, dropout: float) -> bool:
     """Whether one token's query heads go as so many queries of their key/value head: SDPA would repeat the cache."""
     if query.shape[2] != 1 or query.shape[1] == key.shape[1] or not plain() or dropout:
         return False
@@ -106,7 +104,7 @@ def _packs(query: Array, key: Array, mask: Any, bias: Any, sinks: Any, dropout: 
     return shared and bias is None and sinks is None
 
 
-def _refuse(output_attentions: bool | None, others: dict[str, Any]) -> None:
+def _refuse(output_attentions: bool | None, others: dict[str, object]) -> None:
     if output_attentions:
         raise ValueError(
             "attn_implementation='maskattn' gives no attention weights (output_attentions=True): "
@@ -117,12 +115,16 @@ def _refuse(output_attentions: bool | None, others: dict[str, Any]) -> None:
             raise ValueError(f"attn_implementation='maskattn' has no {what}, which this model asks for ({name})")
 
 
-def _unmasked(module: Any, is_causal: bool | None, query: Array, starts_q: Array | None, starts_k: Array | None) -> Any:
+def _unmasked(
+    module: object, is_causal: bool | None, query: Array, starts_q: Array | None, starts_k: Array | None
+) -> Mask | None:
     """The mask where a model gives none: aligned at the start, as SDPA's is_causal."""
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     mask: Mask | None = Causal() if query.shape[2] > 1 and causal else None
     if starts_q is None:
         return mask
+    if query.shape[0] != 1:
+        raise ValueError(f"cu_seq_lens_q is of documents laid end to end in one row, but the batch is {query.shape[0]}")
     documents = Segments.from_cu_seqlens(starts_q, starts_k, q_len=query.shape[2])
     return documents if mask is None else documents & mask
 
@@ -138,7 +140,7 @@ def _of_model(given: ModelMask, query: Array, key: Array, value: Array) -> Mask 
     if mask is None or not plain() or type(mask) is Causal:
         return mask
     work = 2 * query.shape[0] * query.shape[1] * q_len * kv_len * (query.shape[3] + value.shape[3])
-    return given.dense() if below(work, _SHORT) else mask
+    return given.tensor(query.device) if below(work, _SHORT) else mask
 
 
 def _additive(added: Array) -> tuple[Array | None, Array | None]:

@@ -26,7 +26,7 @@ from maskattn_torch.hugging_face import _trial
 from maskattn_torch.types import Array
 
 #: A function of (batch, head, query, key), index tensors, that gives bools.
-MaskFunction = Callable[[Any, Any, Any, Any], Any]
+MaskFunction = Callable[..., Array]
 Arguments = Mapping[str, Any]
 Offset = int | Array
 
@@ -98,14 +98,14 @@ def label() -> None:
             setattr(masking_utils, name, _labelling(name, getattr(masking_utils, name)))
 
 
-def _labelling(name: str, maker: Callable[..., Any]) -> Callable[..., Any]:
+def _labelling(name: str, maker: Callable[..., MaskFunction]) -> Callable[..., MaskFunction]:
     names = maker.__code__.co_varnames[: maker.__code__.co_argcount]
 
     @functools.wraps(maker)
-    def labelling(*given: Any, **named: Any) -> Any:
+    def labelling(*given: object, **named: object) -> MaskFunction:
         function = maker(*given, **named)
         arguments = {"mask_functions": given} if not names else {**dict(zip(names, given, strict=False)), **named}
-        function.made_by_transformers = (name, arguments)
+        setattr(function, _LABEL, (name, arguments))
         return function
 
     return labelling

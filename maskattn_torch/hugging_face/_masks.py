@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import torch
 from transformers import masking_utils
 
 from maskattn.masks import Dense, Full, KeyMask, Mask, part
 from maskattn.masks.rows import Rows
+from maskattn.typing import Traced
 from maskattn_torch import lower
 from maskattn_torch._modes import plain
 from maskattn_torch.hugging_face import _functions, _refused
-from maskattn_torch.types import Array
+from maskattn_torch.hugging_face._functions import MaskFunction, Offset
+from maskattn_torch.types import Array, Device
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -55,33 +58,37 @@ class ModelMask(Mask):
             self._refuse(f"to({device!r})")
         return self.map_data(lambda x: torch.as_tensor(x).to(device, non_blocking=non_blocking, copy=copy))
 
-    def dense(self, *sizes: Any, **named: Any) -> Any:
-        """As `Mask.dense`; without sizes as a tensor, bool [B or 1, 1, L, S], made once."""
-        if sizes or named:
-            return super().dense(*sizes, **named)
-        found: Array | None = vars(self).get("_dense")
+    def tensor(self, device: Device = None) -> Array:
+        """The mask as a tensor, bool [B or 1, 1, L or 1, S or 1], made once for each device. True = may attend.
+
+        `device`: where it is to be (default: where the data are, else the CPU).
+        """
+        made: dict[str, Array] = vars(self).get("_made", {})
+        found = made.get(str(device))
         if found is None:
-            found = lower.allowed(self.part, *self.shape)
-            found = torch.ones(1, 1, 1, 1, dtype=torch.bool) if found is None else found
+            given = lower.allowed(self.part, *self.shape, device=device)
+            found = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if given is None else given
             if plain():
-                self._set(**vars(self), _dense=found)
+                self._set(**vars(self) | {"_made": made | {str(device): found}})
         return found
 
-    def allowed(self, b: Any, h: Any, q: Any, k: Any) -> Any:
+    def allowed(self, b: Traced, h: Traced, q: Traced, k: Traced) -> Traced:
         return self.part.allowed(b, h, q, k)
 
-    def tile(self, b: Any, h: Any, q_lo: Any, q_hi: Any, k_lo: Any, k_hi: Any) -> Any:
+    def tile(
+        self, b: Traced, h: Traced, q_lo: Traced, q_hi: Traced, k_lo: Traced, k_hi: Traced
+    ) -> tuple[Traced, Traced]:
         return self.part.tile(b, h, q_lo, q_hi, k_lo, k_hi)
 
-    def rows(self, b: Any, h: Any, q: Any, k: Any) -> Rows | None:
+    def rows(self, b: Traced, h: Traced, q: Traced, k: Traced) -> Rows | None:
         return self.part.rows(b, h, q, k)
 
     @property
     def depends(self) -> frozenset[str]:
         return self.part.depends
 
-    def __getitem__(self, index: Any) -> ModelMask:
-        index = index if isinstance(index, tuple) else (index,)
+    def __getitem__(self, given: object) -> ModelMask:
+        index: tuple[object, ...] = given if isinstance(given, tuple) else (given,)
         if Ellipsis in index:
             before = index.index(Ellipsis)
             index = (*index[:before], *[slice(None)] * (5 - len(index)), *index[before + 1 :])
@@ -118,7 +125,7 @@ class ModelMask(Mask):
         )
 
 
-def _refusing(name: str) -> Any:
+def _refusing(name: str) -> Callable[..., NoReturn]:
     def refuse(self: ModelMask, *others: object) -> NoReturn:
         self._refuse(name)
 
@@ -135,13 +142,13 @@ def mask(
     kv_length: int,
     q_offset: int | Array = 0,
     kv_offset: int | Array = 0,
-    mask_function: Any = None,
+    mask_function: MaskFunction | None = None,
     attention_mask: Array | None = None,
-    config: Any = None,
+    config: object = None,
     use_vmap: bool = False,
-    device: Any = "cpu",
+    device: Device = "cpu",
     allow_is_bidirectional_skip: bool = False,
-    **ignored: Any,
+    **ignored: object,
 ) -> ModelMask | None:
     """What `AttentionMaskInterface` calls: the mask of [batch_size, 1, q_length, kv_length]. True = may attend.
 
@@ -167,7 +174,7 @@ def mask(
     function = masking_utils.causal_mask_function if mask_function is None else mask_function
     sizes = (batch_size, 1, q_length, kv_length)
 
-    def dense(function: Any, q_at: Any, k_at: Any) -> Mask:
+    def dense(function: MaskFunction, q_at: Offset, k_at: Offset) -> Mask:
         if not torch.compiler.is_compiling():
             warnings.warn(_UNKNOWN.format(getattr(function, "__qualname__", function)), stacklevel=2)
         keep = masking_utils.sdpa_mask(

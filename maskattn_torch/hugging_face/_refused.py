@@ -7,7 +7,6 @@ import inspect
 import re
 import sys
 from collections.abc import Callable
-from typing import Any
 
 #: Under which names the attention of this library was registered.
 NAMES: set[str] = set()
@@ -19,7 +18,7 @@ _ATTENTION = re.compile(r"^class \w*Attention\w*\(", re.MULTILINE)
 def checking(check: Callable[..., str]) -> Callable[..., str]:
     """transformers' `get_correct_attn_implementation`, asked when a model is made, which refuses such models."""
 
-    def checked(self: Any, requested_attention: str | None, *rest: Any, **named: Any) -> str:
+    def checked(self: object, requested_attention: str | None, *rest: object, **named: object) -> str:
         found = check(self, requested_attention, *rest, **named)
         if found in NAMES:
             refuse_model(type(self))
@@ -40,7 +39,7 @@ def refuse_model(model: type) -> None:
             raise ValueError(_REASON.format(model.__name__, cls.__module__, other))
 
 
-def refuse_config(config: Any) -> None:
+def refuse_config(config: object) -> None:
     """The same for the model that a configuration is of, as far as its name shows it.
 
     Raises:

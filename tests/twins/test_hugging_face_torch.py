@@ -148,7 +148,7 @@ class TestMasks:
         offset = torch.tensor(3)
         found = mask(1, 1, 8, q_offset=offset)
         offset += 1
-        np.testing.assert_array_equal(found.dense()[0, 0, 0], np.arange(8) <= 3)
+        np.testing.assert_array_equal(found.tensor()[0, 0, 0], np.arange(8) <= 3)
 
     def test_may_be_given_by_the_caller(self):
         keep = torch.rand(ROWS, 1, TOKENS, TOKENS, generator=torch.Generator().manual_seed(0)) < 0.5
@@ -167,6 +167,19 @@ class TestMasks:
         words = inputs(model)["input_ids"]
         expected = eager(words, attention_mask=added).logits.numpy()
         assert standards.model_share(model(words, attention_mask=added).logits.numpy(), expected) <= 1
+
+    def test_of_documents_by_their_cumulative_lengths(self):
+        """Where a model gives no mask, but these."""
+        from maskattn_torch.hugging_face._attention import attention
+
+        starts, x = torch.tensor([0, 2, 5]), torch.randn(1, 2, 5, 4)
+        module = torch.nn.Identity()
+        module.is_causal = True
+        found, _ = attention(module, x, x, x, None, cu_seq_lens_q=starts, cu_seq_lens_k=starts)
+        mask = masks.Segments([[0, 0, 1, 1, 1]]) & masks.Causal()
+        assert torch.equal(found, maskattn_torch.attention(*[x.transpose(1, 2)] * 3, mask))
+        with pytest.raises(ValueError, match="laid end to end in one row, but the batch is 2"):
+            attention(module, *[x.expand(2, -1, -1, -1)] * 3, None, cu_seq_lens_q=starts)
 
     def test_made_for_other_lengths_is_refused(self):
         from maskattn_torch.hugging_face._attention import attention
@@ -227,11 +240,17 @@ class TestCompiled:
         torch._dynamo.reset()
 
     @pytest.mark.parametrize(
-        ("kind", "side"), [("mistral", "left"), pytest.param("llama4_text", None, marks=pytest.mark.slow)]
+        ("kind", "side", "sizes"),
+        [
+            ("mistral", "left", None),
+            pytest.param("llama4_text", None, None, marks=pytest.mark.slow),
+            pytest.param("gemma2", "left", True, marks=pytest.mark.slow),
+        ],
     )
-    def test_in_one_graph(self, kind, side):
-        model, expected = make(kind, "maskattn", **ONE), result(make(kind, "sdpa", **ONE), side)
-        found = torch.compile(model, fullgraph=True, backend="aot_eager")
+    def test_in_one_graph(self, kind, side, sizes):
+        """With sizes, and the scale, left open too."""
+        model, expected = make(kind, "maskattn", **ONE), result(make(kind, "eager", **ONE), side)
+        found = torch.compile(model, fullgraph=True, backend="aot_eager", dynamic=sizes)
         out = found(**inputs(model, side), use_cache=False).logits
         out = out if side is None else out[padding(side).bool()]
         assert standards.model_share(out.numpy(), expected) <= 1
@@ -293,9 +312,9 @@ class TestRefused:
         from maskattn_torch.hugging_face._masks import mask
 
         given = mask(2, 3, 5, q_offset=2)
-        whole, cut = given.dense(), given[..., -2:, :4]
+        whole, cut = given.tensor(), given[..., -2:, :4]
         assert cut.shape == (2, 1, 2, 4) and given[:, :, :, :5] is given
-        assert torch.equal(cut.dense(), whole[..., -2:, :4])
+        assert torch.equal(cut.tensor(), whole[..., -2:, :4])
 
     def test_what_it_cannot_do_is_refused(self):
         model = make("llama", "maskattn")

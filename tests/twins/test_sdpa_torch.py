@@ -75,6 +75,17 @@ def test_outputs_and_gradients_are_those_of_pytorch(lead, kv_lead, mask, options
         within(mine, theirs, standards.value("same.gradient" if i else "same.tiles"))
 
 
+def test_heads_of_key_and_value_that_differ_are_repeated_one_by_one():
+    query, key, value = torch.randn(3, 1, 6, L, D, generator=torch.Generator().manual_seed(0)).unbind()
+    arrays = (query, key[:, :2], value[:, :3])
+    found, expected = (
+        run(function, arrays, None, {"enable_gqa": True})
+        for function in (scaled_dot_product_attention, F.scaled_dot_product_attention)
+    )
+    for mine, theirs in zip(found, expected, strict=True):
+        within(mine, theirs, standards.value("same.gradient"))
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("kind", [torch.bool, torch.float32], ids=["bool", "added"])
 def test_in_every_dtype_within_the_sum_of_both_bounds(dtype, kind):
@@ -121,14 +132,14 @@ def test_what_is_strided_or_expanded_is_taken_as_it_is(heads):
     torch.manual_seed(0)
     query, key, value = (torch.randn(2, n, heads[i > 0], 16).transpose(1, 2) for i, n in enumerate((7, 9, 9)))
     calls = []
-    real = maskattn_torch.sdpa.attention
+    real = maskattn_torch.sdpa.attend
 
-    def seen(*given, **options):
-        calls.append(given[:3])
-        return real(*given, **options)
+    def seen(call, framework):
+        calls.append((call.query, call.key, call.value))
+        return real(call, framework)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(maskattn_torch.sdpa, "attention", seen)
+        patched.setattr(maskattn_torch.sdpa, "attend", seen)
         scaled_dot_product_attention(query, key, value, enable_gqa=heads[0] != heads[1])
         scaled_dot_product_attention(query, key[:1].expand_as(key), value, enable_gqa=heads[0] != heads[1])
     for x, given in zip(calls[0], (query, key, value), strict=True):

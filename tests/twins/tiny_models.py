@@ -24,7 +24,7 @@ VISION = dict(
 TEXT = {k: v for k, v in SIZES.items()} | dict(max_position_embeddings=20)
 LATENT = dict(q_lora_rank=12, kv_lora_rank=10, qk_rope_head_dim=6, qk_nope_head_dim=4, v_head_dim=7)
 LATENT |= dict(first_k_dense_replace=1, n_routed_experts=8, n_shared_experts=2, num_experts_per_tok=3, n_group=4)
-LATENT |= dict(moe_intermediate_size=20, topk_group=2, num_key_value_heads=4)
+LATENT |= dict(moe_intermediate_size=24, topk_group=2, num_key_value_heads=4)
 SOUND = dict(SIZES, conv_dim=(16, 16, 16), conv_stride=(5, 2, 2), conv_kernel=(10, 3, 2), num_conv_pos_embeddings=8)
 SOUND |= dict(num_conv_pos_embedding_groups=4)
 WHISPER = dict(PAIR, num_mel_bins=12, max_source_positions=20, max_target_positions=30, pad_token_id=0, bos_token_id=1)
@@ -41,7 +41,7 @@ MODELS = {
     ),
     "mixtral": ("CausalLM", dict(DECODER, num_local_experts=4)),
     "qwen2": ("CausalLM", dict(DECODER, use_sliding_window=True, sliding_window=5, max_window_layers=1)),
-    "qwen2_moe": ("CausalLM", dict(DECODER, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=20)),
+    "qwen2_moe": ("CausalLM", dict(DECODER, num_experts=6, num_experts_per_tok=2, moe_intermediate_size=24)),
     "qwen3": ("CausalLM", dict(DECODER, head_dim=16)),
     "gemma": ("CausalLM", dict(DECODER, head_dim=16)),
     "gemma2": ("CausalLM", dict(DECODER, head_dim=16, sliding_window=5, attn_logit_softcapping=1.5)),
@@ -86,7 +86,7 @@ MODELS = {
 def make(kind, implementation="eager", **changes):
     """A model in float32, its parameters drawn anew; its gradients are off."""
     suffix, options = MODELS[kind]
-    config = transformers.AutoConfig.for_model(kind, **copy.deepcopy(options), **changes)
+    config = transformers.AutoConfig.for_model(kind, **copy.deepcopy(options | changes))
     auto = getattr(transformers, f"AutoModelFor{suffix}" if suffix else "AutoModel")
     torch.manual_seed(0)
     model = auto.from_config(config, attn_implementation=implementation).eval().requires_grad_(False)

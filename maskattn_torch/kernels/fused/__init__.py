@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from maskattn import schedule
 from maskattn.attention import Call
 from maskattn.biases import Bias, DenseBias
-from maskattn.masks import Causal, Dense, KeyPadding, Mask
+from maskattn.masks import Causal, Dense, Mask
 from maskattn_torch import _autocast, lower
 from maskattn_torch._derivatives import beyond_first
 from maskattn_torch._modes import plain
@@ -32,7 +32,7 @@ from maskattn_torch._symbolic import known
 from maskattn_torch.kernels.fused import cuda
 from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.finite import finite
-from maskattn_torch.kernels.fused.trimmed import apart, stacked, trimmed
+from maskattn_torch.kernels.fused.trimmed import apart, run_of, stacked, trimmed
 from maskattn_torch.types import Device
 
 #: PyTorch's function, whatever that name is made to mean later: it may be this library's.
@@ -91,7 +91,7 @@ def _(allowed: Array) -> Array:
 def attention(call: Call[Array]) -> tuple[Array, None]:
     """The vendor's attention: query [B, L, H, D], key [B, S, K, D], value [B, S, K, Dv] -> [B, L, H, Dv], no lse."""
     query, key, value, mask, bias, sizes = call.query, call.key, call.value, call.mask, call.bias, call.sizes
-    if bias is None and (isinstance(mask, KeyPadding) or not query.is_cuda):
+    if bias is None and (run_of(mask) is not None or not query.is_cuda):
         mask, key, value = trimmed(mask, key, value, sizes)
         sizes = (*sizes[:3], key.shape[1])
     causal = bias is None and isinstance(mask, Causal) and known(mask.offset == 0)
@@ -137,10 +137,11 @@ def _vendor(
             key, value = (x.repeat_interleave(query.shape[2] // x.shape[2], 2) for x in (key, value))
             grouped = False
         query, key, value = cuda.aligned(query, key, value)
-    heads_first = [query.transpose(1, 2), key.transpose(1, 2), value.transpose(1, 2)]
+    q, k = query.transpose(1, 2), key.transpose(1, 2)
     if grouped and not query.is_cuda and not causal:
-        heads_first[0] = stacked(heads_first[0], heads_first[1], dense)
-        grouped = heads_first[0].shape[1] != heads_first[1].shape[1]
+        q = stacked(q, k, dense)
+        grouped = q.shape[1] != k.shape[1]
+    heads_first = q, k, value.transpose(1, 2)
     try:
         if added is None and not query.is_cuda and not _autocast.is_on(query.device):
             out = sdpa(*heads_first, dense, 0.0, causal, scale=call.scale, enable_gqa=grouped)

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor as Array
 
-from maskattn.masks import Dense, KeyPadding, Mask
+from maskattn.masks import And, Dense, KeyPadding, Mask, Not
 from maskattn.typing import NumPyArray, Traced
 from maskattn_torch._hosted import host_of
 
-__all__ = ["apart", "padded", "stacked", "trimmed"]
+__all__ = ["apart", "padded", "run_of", "stacked", "trimmed"]
 
 #: Up to so many queries it is worth looking where their keys begin and end.
 _FEW_QUERIES = 64
@@ -24,40 +24,76 @@ def trimmed(
     """The mask, keys and values [B, S, K, D] without what no query may attend to at either end, where that can be read
     at no cost: the part of a cache that is not in use is not read. No mask at all where one run of keys serves all.
     """
-    if isinstance(mask, KeyPadding):
-        lengths = host_of(mask.lengths)
-        found = None if lengths is None else padded(lengths, key, value, 1)
+    run = run_of(mask)
+    if run is not None:
+        hosts = [None if x is None else host_of(x) for x in run]
+        if hosts[0] is None or hosts[1] is None and run[1] is not None or key.is_cuda and run[1] is not None:
+            return mask, key, value
+        found = _ends(hosts[0].tolist(), [0] if hosts[1] is None else hosts[1].tolist(), key.shape[1])
         if found is None:
             return mask, key, value
-        return None if found[2] is None else mask, found[0], found[1]
+        low, high, alike = found
+        key, value = key[:, low:high], value[:, low:high]
+        return (None if alike else mask if run[1] is None else Dense(_kept(run, low, high))), key, value
     _, _, q_len, kv_len = sizes
     if mask is None or not isinstance(kv_len, int) or kv_len < _MANY_KEYS or not 0 < q_len <= _FEW_QUERIES:
         return mask, key, value
     bounds = _bounds(mask, sizes)
     if bounds is None:
         return mask, key, value
-    low, high = bounds
-    first, end = max(0, int(low.min())), min(kv_len, int(high.max()))
+    lows, highs = bounds
+    first, end = max(0, int(lows.min())), min(kv_len, int(highs.max()))
     if end <= first or (first, end) == (0, kv_len):
         return mask, key, value
     key, value = key[:, first:end], value[:, first:end]
-    if int(low.max()) <= first and int(high.min()) >= end:
+    if int(lows.max()) <= first and int(highs.min()) >= end:
         return None, key, value
     place = np.arange(first, end)
-    keep = (place >= low[..., None]) & (place < high[..., None])
+    keep = (place >= lows[..., None]) & (place < highs[..., None])
     return Dense(torch.as_tensor(keep)[:, None]), key, value
 
 
-def padded(lengths: Array, key: Array, value: Array, axis: int) -> tuple[Array, Array, Array | None] | None:
-    """The keys and values up to the longest length, along an axis, and, where lengths differ, which of them each row
-    has, bool [B, 1, 1, S]. None where a row has no key, or more than there are.
+def run_of(mask: object) -> tuple[Array, Array | None] | None:
+    """Of a mask that is one run of keys in each row, whatever the query: where the runs end, and, but for None, begin.
+    None of any other."""
+    if type(mask) is KeyPadding:
+        return mask.lengths, None
+    if type(mask) is And and len(mask.parts) == 2:
+        ends, begins = mask.parts
+        if type(ends) is KeyPadding and type(begins) is Not and type(begins.part) is KeyPadding:
+            return ends.lengths, begins.part.lengths
+    return None
+
+
+def padded(
+    ends: Array, begins: Array | None, key: Array, value: Array, axis: int
+) -> tuple[Array, Array, Array | None] | None:
+    """The keys and values from the first to the last that a row has, along an axis, and, where rows differ, which of
+    them each row has, bool [B, 1, 1, S]. None where a row has no key, or more than there are.
     """
-    numbers = lengths.tolist()
-    shortest, longest = min(numbers, default=0), max(numbers, default=0)
-    if shortest < 1 or longest > key.shape[axis]:
+    found = _ends(ends.tolist(), [0] if begins is None else begins.tolist(), key.shape[axis])
+    if found is None:
         return None
-    keep = None if shortest == longest else (torch.arange(longest) < lengths[:, None])[:, None, None]
-    return key.narrow(axis, 0, longest), value.narrow(axis, 0, longest), keep
+    low, high, alike = found
+    key, value = key.narrow(axis, low, high - low), value.narrow(axis, low, high - low)
+    return key, value, None if alike else _kept((ends, begins), low, high)
+
+
+def _ends(lasts: list[int], firsts: list[int], most: int) -> tuple[int, int, bool] | None:
+    """The first key that a row has, one more than the last, and whether all rows have these; None where a row has no
+    key, or more than `most`."""
+    low, high = min(firsts, default=0), max(lasts, default=0)
+    if min(lasts, default=0) <= max(firsts, default=0) or low < 0 or high > most:
+        return None
+    return low, high, lasts.count(high) == len(lasts) and firsts.count(low) == len(firsts)
+
+
+def _kept(run: tuple[Array, Array | None], low: int, high: int) -> Array:
+    """Which of the keys low..high - 1 each row has: bool [B, 1, 1, high - low]."""
+    ends, begins = run
+    place = torch.arange(low, high)
+    keep = place < ends[:, None]
+    return (keep if begins is None else keep & (place >= begins[:, None]))[:, None, None]
 
 
 def _bounds(mask: Mask, sizes: tuple[int, int, int, int]) -> tuple[NumPyArray, NumPyArray] | None:
