@@ -77,6 +77,20 @@ class Reading:
         """What `layer_types` calls this layer; "" where there are none."""
         return str(self.each("layer_types", default=""))
 
+    @property
+    def named_kind(self) -> str:
+        """As `kind`, of models whose layers differ.
+
+        Raises:
+            ValueError: the configuration has no `layer_types`, as files of transformers 4 may.
+        """
+        if not self.kind:
+            raise ValueError(
+                f"{self.where}: the configuration of {self.model_type!r} has no layer_types, by which its layers "
+                "differ: give transformers' own configuration object, which fills them in"
+            )
+        return self.kind
+
     def table(self, *names: str) -> dict[str, Value]:
         """A dict that stands under one of `names`; empty where there is none."""
         found = self.get(*names, default=None)
@@ -88,8 +102,8 @@ class Reading:
         all; before that, in `rope_scaling` and beside it.
         """
         found = self.table("rope_parameters") or self.table("rope_scaling")
-        if found and all(isinstance(value, Mapping) for value in found.values()):
-            if self.kind not in found:
+        if any(isinstance(value, Mapping) for value in found.values()):
+            if not isinstance(found.get(self.named_kind), Mapping):
                 raise ValueError(f"{self.where}: rope_parameters has none for layers of type {self.kind!r}")
             found = dict(found[self.kind])
         if "type" in found:

@@ -38,6 +38,7 @@ def test_every_row_makes_a_layer_of_what_any_configuration_has(model_type):
     more |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "image_size": 32}
     if model_type.startswith("swin"):
         more |= {"embed_dim": 96, "depths": [1, 2], "num_heads": [4, 8]}
+    more["layer_types"] = ["full_attention"] * 3
     part = "decoder" if model_type in STACKS else None
     config = read(model_type, 0, part, **more)
     assert config.embed_dim == 96 and config.num_heads == 4
@@ -95,6 +96,18 @@ def test_yarn_takes_its_factor_from_two_scales():
     assert abs(made - (1 + 0.7 * grown) / (1 + 0.9 * grown)) <= standards.value("same.average")
 
 
+def test_files_of_transformers_4_have_one_scaling_for_layers_that_see_everything():
+    old = {"layer_types": ["sliding_attention", "full_attention"], "rope_theta": 9.0, "head_dim": 12}
+    old["rope_scaling"] = {"rope_type": "linear", "factor": 2.0}
+    assert read("gemma3_text", 0, rope_local_base_freq=5.0, **old).rotary == Rotary(5.0)
+    assert read("gemma3_text", 1, rope_local_base_freq=5.0, **old).rotary == Rotary(9.0, scaling=LinearScaling(2.0))
+    assert [read("olmo3", n, **old).rotary.scaling for n in range(2)] == [None, LinearScaling(2.0)]
+    assert [read("modernbert", n, layer_types=old["layer_types"]).rotary.theta for n in range(2)] == [1e4, 1.6e5]
+    for model_type in ("gemma3_text", "olmo3", "modernbert", "cohere2"):
+        with pytest.raises(ValueError, match="has no layer_types, by which its layers differ"):
+            read(model_type)
+
+
 def test_layers_differ_where_the_configuration_says_so():
     types = ["sliding_attention", "full_attention", "full_attention"]
     ropes = {"full_attention": {"rope_theta": 9.0}, "sliding_attention": {"rope_theta": 5.0}}
@@ -106,6 +119,8 @@ def test_layers_differ_where_the_configuration_says_so():
     one, other = (read("llama4_text", n, **given) for n in range(2))
     assert one.qk_norm == Norm(eps=0.1, scale="none", after_rotary=True) and one.temperature is None
     assert other.qk_norm is None and other.rotary is None and other.temperature == Temperature(0.5, 4.0)
+    assert [read("smollm3", n).rotary is None for n in range(3)] == [False] * 3
+    assert read("smollm3", 1, no_rope_layer_interval=2).rotary is None
     assert [read("gpt2", n, scale_attn_by_inverse_layer_idx=True).scale for n in range(2)] == [12**-0.5, 12**-0.5 / 2]
 
 

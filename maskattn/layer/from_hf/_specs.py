@@ -47,7 +47,7 @@ class Named(Spec):
     kind: str
 
     def read(self, reading: Reading, part: str) -> bool:
-        return reading.kind == self.kind
+        return reading.named_kind == self.kind
 
 
 @dataclass(frozen=True)
@@ -124,17 +124,23 @@ class Rope(Spec):
         fraction, theta: how much of a head is turned, and the base, where the configuration does not say.
         width: a key that says how much of a head is turned; then no fraction counts.
         head_dim: what a head's width is read from.
+        local: theta of layers called sliding, where the configuration has one set of parameters: they have no scaling.
+            None: layers are alike.
     """
 
     pairs: str = "half"
     fraction: float = 1.0
-    theta: float = 10000.0
+    theta: object = 10000.0
     width: object = None
     head_dim: object = field(default_factory=lambda: Key("head_dim", default=None))
+    local: object = None
 
     def read(self, reading: Reading, part: str) -> Rotary:
         found = reading.rope()
-        theta = float(found.get("rope_theta", self.theta))
+        theta = float(found.get("rope_theta", settled(self.theta, reading, part)))
+        several = any(isinstance(value, Mapping) for value in reading.table("rope_parameters").values())
+        if self.local is not None and not several and reading.named_kind == "sliding_attention":
+            theta, found = float(settled(self.local, reading, part)), {}
         width = settled(self.width, reading, part)
         if width is None:
             fraction = float(found.get("partial_rotary_factor", self.fraction))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -151,16 +151,14 @@ def _captured(family: Family, site: Site, model: nn.Module, found: Seen, valid: 
 
     query, output = found["query"], found["output"]
     output = output.reshape(*query.shape[:2], -1)
-    key = found.get("key", query)
+    key: torch.Tensor = found["key"] if "key" in found else query
     ones = {length: np.ones((query.shape[0], length), bool) for length in (query.shape[1], key.shape[1])}
     rows = valid.get(site.part or "", ones[query.shape[1]])
     keys = valid.get("encoder" if site.part == "cross" else site.part or "", ones[key.shape[1]])
     draws = np.random.default_rng(site.layer + 7)
     cotangent = draws.standard_normal(output.shape).astype(np.float32) * rows[..., None]
-    kind = layouts.get(family.layout)
-    held = {entry.name for entry in kind.projections} | {extra.name for extra in kind.extras}
     parameters = {n[len(site.prefix) :]: x for n, x in model.named_parameters() if n.startswith(site.prefix)}
-    named = {name: x for name, x in parameters.items() if name in held}
+    named = {name: parameters[name] for name in _held(family, parameters)}
     wanted = {"query": query} | ({} if key is query else {"key": key}) | named
     gradients = torch.autograd.grad(
         output, list(wanted.values()), torch.tensor(cotangent), retain_graph=True, allow_unused=True
@@ -186,6 +184,13 @@ def _captured(family: Family, site: Site, model: nn.Module, found: Seen, valid: 
             for (name, x), gradient in zip(wanted.items(), gradients, strict=True)
         },
     )
+
+
+def _held(family: Family, names: Iterable[str]) -> list[str]:
+    """Those of the names below a layer's prefix that are attention's."""
+    kind = layouts.get(family.layout)
+    known = {entry.name for entry in kind.projections} | {extra.name for extra in kind.extras}
+    return [name for name in names if name in known]
 
 
 @contextmanager
