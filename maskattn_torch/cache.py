@@ -49,12 +49,12 @@ class Cache(CacheBase[Array]):
     @property
     def key(self) -> Float[Array, "B size K D"]:
         """[B, size, K, D]: the keys in all slots."""
-        return self.stored[0][:, :, :-1].transpose(1, 2)
+        return self._views()[0]
 
     @property
     def value(self) -> Float[Array, "B size K Dv"]:
         """[B, size, K, Dv]: the values in all slots."""
-        return self.stored[1][:, :, :-1].transpose(1, 2)
+        return self._views()[1]
 
     @property
     def size(self) -> int:
@@ -154,7 +154,8 @@ class Cache(CacheBase[Array]):
                 else:
                     held.narrow(2, first, new.shape[1]).copy_(new.transpose(1, 2))
             ends = self.lengths + key.shape[1]
-            return Cache(self.stored, ends, None if self.lost is None else torch.maximum(self.lost, ends - self.size))
+            lost = None if self.lost is None else torch.maximum(self.lost, ends - self.size)
+            return self._beside(Cache(self.stored, ends, lost))
         placed = self._placed(key.shape[1], positions, lengths, valid)
         rows = torch.arange(key.shape[0], device=self.lengths.device)[:, None]
         at = (rows, placed.slots.long())
@@ -217,6 +218,21 @@ class Cache(CacheBase[Array]):
         kept, more = min(size, self.size), max(1, size + 1 - self.size)
         key, value = (torch.nn.functional.pad(x[:, :, :kept], (0, 0, 0, more)) for x in self.stored)
         return Cache((key, value), self.lengths, lost)
+
+    def _views(self) -> tuple[Array, Array]:
+        """Keys and values without the last slot, tokens first."""
+        made = None if torch.compiler.is_compiling() else self.__dict__.get("_made")
+        if made is not None:
+            found: tuple[Array, Array] = made
+            return found
+        key, value = self.stored
+        return key[:, :, :-1].transpose(1, 2), value[:, :, :-1].transpose(1, 2)
+
+    def _beside(self, other: Cache) -> Cache:
+        """`other`, whose tensors are those of this one, with the same views of them: making them takes as long as a
+        short write."""
+        other.__dict__["_made"] = self._views()
+        return other
 
     def _one_place(self, q_len: int) -> int | None:
         """The slot of the next token of every row, where it can be read, is the same, and so many follow it."""

@@ -25,6 +25,7 @@ WAYS = {
     # the lengths are few: JAX compiles the exact kernel for each
     "causal": (masks.Causal(), 16, False, (8, 1, 1, 1)),
     "rolling": (WINDOW, 5, True, (2, 2, 1, 1, 2, 2, 1)),
+    "rolling, as wide as the window": (WINDOW, 4, True, (1,) * N),
     "chunked rolling": (masks.Causal() & masks.Chunked(3), 5, True, (2, 1, 1, 1, 2, 2, 1, 1)),
     "data": (KEPT & PACKED, 16, False, (8, 1, 1, 1)),
 }
