@@ -137,10 +137,10 @@ class Rope(Spec):
 
     def read(self, reading: Reading, part: str) -> Rotary:
         found = reading.rope()
-        theta = float(found.get("rope_theta", settled(self.theta, reading, part)))
+        theta: Value = found["rope_theta"] if "rope_theta" in found else settled(self.theta, reading, part)
         several = any(isinstance(value, Mapping) for value in reading.table("rope_parameters").values())
         if self.local is not None and not several and reading.named_kind == "sliding_attention":
-            theta, found = float(settled(self.local, reading, part)), {}
+            theta, found = settled(self.local, reading, part), {}
         width = settled(self.width, reading, part)
         if width is None:
             fraction = float(found.get("partial_rotary_factor", self.fraction))
@@ -149,7 +149,7 @@ class Rope(Spec):
                 heads = reading.get("num_attention_heads", "n_head", "n_heads")
                 head_dim = reading.get("hidden_size", "n_embd", "d_model") // heads
             width = None if fraction == 1.0 else int(head_dim * fraction)
-        return Rotary(theta, width=width, pairs=self.pairs, scaling=scaling_of(found, reading))
+        return Rotary(float(theta), width=width, pairs=self.pairs, scaling=scaling_of(found, reading))
 
 
 def scaling_of(found: Mapping[str, Value], reading: Reading) -> Scaling | None:
