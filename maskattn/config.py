@@ -199,7 +199,7 @@ class AttentionConfig(Declared):
 
         >>> from maskattn import AttentionConfig
         >>> AttentionConfig.from_hf({"model_type": "bert", "hidden_size": 64, "num_attention_heads": 4}, 0)
-        AttentionConfig(64, 4)
+        AttentionConfig(64, 4, dropout_rate=0.1)
 
         Args:
             config: a configuration of transformers, or the dict of its config.json.
