@@ -97,12 +97,14 @@ def test_rows_of_different_lengths_each_go_on_from_their_own_end(kind):
 def test_a_step_is_compiled_once_in_jax():
     config = LAYERS["qwen3"][0]
     call, cache = made("nnx", config)
+    twin = maskattn_jax.MultiHeadAttention(config, rngs=nnx.Rngs(0))
+    maskattn_jax.params.load(twin, weights(config))
     traced = []
 
     @jax.jit
     def step(x, cache):
         traced.append(x.shape)
-        return call(x, cache=cache, mask=MASK)
+        return twin(x, cache=cache, mask=MASK)
 
     held, found = cache.for_config(config, 2, 11), []
     for i in range(9):
