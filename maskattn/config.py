@@ -235,6 +235,11 @@ class AttentionConfig(Declared):
         """Whether anything happens between the projections beside attention itself."""
         return any(getattr(self, name) is not None for name in _PARTS)
 
+    @property
+    def parts(self) -> list[str]:
+        """The fields whose parts there are, in the order in which they come."""
+        return [name for name in _PARTS if getattr(self, name) is not None]
+
     def attention_options(self) -> dict[str, Any]:
         """The arguments of `attention` that a configuration settles beside its sinks: scale, softcap, empty_rows."""
         return {"scale": self.scale, "softcap": self.softcap, "empty_rows": self.empty_rows}
