@@ -6,6 +6,7 @@
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
 # make bench-gpu   attention on a GPU beside its peers, in 4 minutes, and the README's tables of it; with an installed
 #                  PyTorch and JAX: PYTHON=/path names the interpreter
+# make matrix   the page of the matrix against Hugging Face, docs/against-huggingface.md
 # make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
 # make lint     formatting, lint rules, types, and which way imports point
 #
@@ -19,7 +20,7 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help parity test test-all test-versions bench bench-convert bench-gpu drawings lint format
+.PHONY: help parity test test-all test-versions bench bench-convert bench-gpu drawings matrix lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -28,6 +29,7 @@ help:
 parity: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity
 	@$(RUN) -m maskattn.cli.main parity real
+	@$(RUN) -m maskattn.cli.main parity against huggingface
 
 # One thread for each test process: with one per core in each, PyTorch's workers mostly wait for one another.
 # Whoever has finished takes tests from the other, so that both end at the same time.
@@ -71,6 +73,9 @@ bench-convert: $(STAMP)
 bench-gpu:
 	@PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu.py --json benchmarks/results/gpu.json
 	@PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu_table.py
+
+matrix: $(STAMP)
+	@$(RUN) -m maskattn.cli.main parity against huggingface --page docs/against-huggingface.md
 
 drawings: $(STAMP)
 	@$(RUN) docs/drawings.py

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from maskattn._problems import show
 
@@ -14,7 +14,10 @@ T = TypeVar("T")
 #: Parts of a configuration that are one themselves, by what they hold.
 PARTS = ("text_config", "vision_config", "audio_config", "encoder", "decoder")
 
-_MISSING: Any = object()
+#: What a configuration holds under a key: a number, a text, a list, a dict.
+Value: TypeAlias = Any
+
+_MISSING: Value = object()
 
 
 @dataclass(frozen=True)
@@ -27,7 +30,7 @@ class Reading:
         where: what errors begin with.
     """
 
-    config: Any
+    config: object
     layer: int
     where: str
 
@@ -46,7 +49,7 @@ class Reading:
             )
         return found
 
-    def get(self, *names: str, default: Any = _MISSING) -> Any:
+    def get(self, *names: str, default: Value = _MISSING) -> Value:
         """What stands under the first of `names` that is there and not None, or the default.
 
         Raises:
@@ -60,7 +63,7 @@ class Reading:
             raise ValueError(f"{self.where}: the configuration of {self.model_type!r} has no {' or '.join(names)}")
         return default
 
-    def each(self, *names: str, default: Any = _MISSING) -> Any:
+    def each(self, *names: str, default: Value = _MISSING) -> Value:
         """As `get`; of a list, its place of this layer."""
         found = self.get(*names, default=default)
         if isinstance(found, (list, tuple)):
@@ -74,19 +77,33 @@ class Reading:
         """What `layer_types` calls this layer; "" where there are none."""
         return str(self.each("layer_types", default=""))
 
-    def table(self, *names: str) -> dict[str, Any]:
+    @property
+    def named_kind(self) -> str:
+        """As `kind`, of models whose layers differ.
+
+        Raises:
+            ValueError: the configuration has no `layer_types`, as files of transformers 4 may.
+        """
+        if not self.kind:
+            raise ValueError(
+                f"{self.where}: the configuration of {self.model_type!r} has no layer_types, by which its layers "
+                "differ: give transformers' own configuration object, which fills them in"
+            )
+        return self.kind
+
+    def table(self, *names: str) -> dict[str, Value]:
         """A dict that stands under one of `names`; empty where there is none."""
         found = self.get(*names, default=None)
         return dict(found) if isinstance(found, Mapping) else {}
 
-    def rope(self) -> dict[str, Any]:
+    def rope(self) -> dict[str, Value]:
         """Parameters of the rotary embedding of this layer, by the names of transformers 5: rope_theta, rope_type,
         partial_rotary_factor and those of the scaling. They stand in `rope_parameters`, for each type of layer or for
         all; before that, in `rope_scaling` and beside it.
         """
         found = self.table("rope_parameters") or self.table("rope_scaling")
-        if found and all(isinstance(value, Mapping) for value in found.values()):
-            if self.kind not in found:
+        if any(isinstance(value, Mapping) for value in found.values()):
+            if not isinstance(found.get(self.named_kind), Mapping):
                 raise ValueError(f"{self.where}: rope_parameters has none for layers of type {self.kind!r}")
             found = dict(found[self.kind])
         if "type" in found:

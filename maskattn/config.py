@@ -190,7 +190,7 @@ class AttentionConfig(Declared):
         yield "scale", 1.0 / math.sqrt(self.head_dim * (1 + terms)) if self.head_dim and self.cosine is None else 1.0
 
     @classmethod
-    def from_hf(cls, config: Any, layer: int, part: str | None = None) -> AttentionConfig:
+    def from_hf(cls, config: object, layer: int, part: str | None = None) -> AttentionConfig:
         """What one layer of a Hugging Face model is, by the model's configuration. transformers is not imported.
 
         Parts that a call or the block around it brings are not the layer's: its mask (`masks.for_hf`), positions,

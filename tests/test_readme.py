@@ -28,7 +28,7 @@ def blocks(language, text=TEXT):
 def names():
     """What the python blocks define, run one after the other."""
     code = blocks("python")
-    assert len(code) == 6
+    assert len(code) == 8
     namespace = {}
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)

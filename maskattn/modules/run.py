@@ -243,10 +243,13 @@ class Layer(Generic[B]):
 
     def _stored(self, q_len: int, key: B, value: B, asked: Asked[B]) -> tuple[B, B, Asked[B]]:
         """Keys and values of all slots, with mask and bias of this step's queries; and the cache that has them."""
-        cache = asked.cache.update(key, value, valid=asked.valid)
+        size = asked.cache.size
+        # the first queries of a long step attend to what its last tokens replace in a rolling cache
+        wide = asked.cache.resize(size + q_len) if asked.cache.rolling and q_len > 1 else asked.cache
+        cache = wide.update(key, value, valid=asked.valid)
         bias: Any = asked.bias if asked.bias is None or isinstance(asked.bias, Bias) else DenseBias(asked.bias)
         step = {
-            "cache": cache,
+            "cache": cache if wide is asked.cache else cache.resize(size),
             "mask": cache.mask(asked.mask, q_len, valid=asked.valid),
             "bias": cache.bias(bias, q_len, valid=asked.valid),
         }

@@ -143,13 +143,14 @@ class Rounding:
         output's magnitude, largest logit, S).
         """
         query, key, value = inputs
-        arrays = [x.value for x in inputs]
+        arrays = query.value, key.value, value.value
         kept: dict[str, Any] = {
             **options,
             "bias": None if bias is None else bias.value,
             "sinks": None if sinks is None else sinks.value,
         }
-        forward, sizes = oracle.attention(*arrays, allowed, **kept), oracle.magnitudes(*arrays, allowed, **kept)
+        forward = oracle.attention(arrays[0], arrays[1], arrays[2], allowed, **kept)
+        sizes = oracle.magnitudes(arrays[0], arrays[1], arrays[2], allowed, **kept)
         groups = query.shape[2] // key.shape[2]
         k, dk, v, dv = (np.repeat(x, groups, 2) for x in (key.value, key.error, value.value, value.error))
         d_logit = np.einsum("blhd,bshd->bhls", query.error, np.abs(k)) + np.einsum(

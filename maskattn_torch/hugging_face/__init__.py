@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable
 from types import ModuleType
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 from maskattn.masks import Mask
 from maskattn_torch.types import Array
@@ -27,7 +27,7 @@ NAME = "maskattn"
 
 _MARK = "__maskattn__"
 
-Function: TypeAlias = Callable[..., Any]
+Function: TypeAlias = Callable[..., tuple[object, ...]]
 
 
 def register(name: str = NAME) -> None:
@@ -65,7 +65,7 @@ def register(name: str = NAME) -> None:
     _wrap(modeling_utils.PreTrainedModel, "get_correct_attn_implementation", _refused.checking)
 
 
-def _wrap(owner: type | ModuleType, name: str, wrapper: Callable[[Function], Function]) -> None:
+def _wrap(owner: type | ModuleType, name: str, wrapper: Callable[..., Callable[..., object]]) -> None:
     """Put wrapper(function) in the place of owner.name, once."""
     original = getattr(owner, name, None)
     if original is None:

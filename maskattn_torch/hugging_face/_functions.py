@@ -117,7 +117,7 @@ def _made_by(function: MaskFunction) -> tuple[str, Arguments] | None:
     if made is None and not torch.compiler.is_compiling():
         code = getattr(function, "__code__", None)
         if isinstance(code, CodeType) and code in _codes():
-            closure: Sequence[Any] = getattr(function, "__closure__", None) or ()
+            closure = getattr(function, "__closure__", None) or ()
             made = _codes()[code], dict(zip(code.co_freevars, (cell.cell_contents for cell in closure), strict=True))
     return None if made is None or made[0] not in KNOWN else made
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import TypeAlias
 
 import torch
 from transformers import masking_utils as made
@@ -20,8 +20,10 @@ _ODD = torch.tensor([[3, 1, 0, 2, 2, 5, 4, 7], [0, 9, 1, 1, 6, 2, 3, 3]])
 _KEEP = torch.tensor([[0, 0, 1, 1, 1, 1, 1, 1], [1, 1, 1, 1, 1, 0, 1, 0]], dtype=torch.bool)
 _LENGTHS = (8, 8)
 
+MaskFunction: TypeAlias = Callable[..., Array]
 
-def differing(read: Callable[..., Mask | None], place: Callable[..., Any]) -> set[str]:
+
+def differing(read: Callable[..., Mask | None], place: Callable[..., tuple[object, ...]]) -> set[str]:
     """The names of the makers (and "causal", "bidirectional") that are missing, or make something else.
 
     Args:
@@ -38,10 +40,10 @@ def differing(read: Callable[..., Mask | None], place: Callable[..., Any]) -> se
     return found
 
 
-def _agrees(function: Any, read: Callable[..., Mask | None], place: Callable[..., Any]) -> bool:
+def _agrees(function: MaskFunction, read: Callable[..., Mask | None], place: Callable[..., tuple[object, ...]]) -> bool:
     for q_len, kv_len, q_offset, k_offset in ((*_LENGTHS, 0, 0), (3, 5, 4, 2), (1, 6, 7, 0)):
 
-        def dense(part: Any, q: Any, k: Any, sizes: tuple[int, int] = (q_len, kv_len)) -> Mask:
+        def dense(part: MaskFunction, q: int, k: int, sizes: tuple[int, int] = (q_len, kv_len)) -> Mask:
             return Dense(_evaluated(part, sizes, q, k))
 
         mask = read(function, place(q_len, kv_len, q_offset, k_offset, dense))
@@ -55,14 +57,14 @@ def _agrees(function: Any, read: Callable[..., Mask | None], place: Callable[...
     return True
 
 
-def _evaluated(function: Any, lengths: tuple[int, int], q_offset: int, k_offset: int) -> Array:
+def _evaluated(function: MaskFunction, lengths: tuple[int, int], q_offset: int, k_offset: int) -> Array:
     """[B, 1, L, S], as transformers' sdpa_mask evaluates it."""
     b, q, k = torch.arange(len(_IDS)), torch.arange(lengths[0]) + q_offset, torch.arange(lengths[1]) + k_offset
     pairs = function(b[:, None, None, None], torch.zeros(1, 1, 1, 1, dtype=torch.int64), q[:, None], k)
     return torch.as_tensor(pairs).expand(len(_IDS), 1, *lengths)
 
 
-def _samples() -> Iterator[tuple[str, Callable[[], list[Any]]]]:
+def _samples() -> Iterator[tuple[str, Callable[[], list[MaskFunction]]]]:
     causal = made.causal_mask_function
     yield "causal", lambda: [causal]
     yield "bidirectional", lambda: [made.bidirectional_mask_function]

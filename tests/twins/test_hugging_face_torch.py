@@ -34,6 +34,13 @@ def test_models_give_what_they_give_with_eager_attention(kind):
             break
 
 
+@pytest.mark.parametrize("kind", ["llama", "gemma2", "bert"])
+def test_in_bfloat16_the_error_is_no_larger(kind):
+    right = result(make(kind).double(), "right")
+    theirs, ours = (np.abs(result(make(kind, x).bfloat16(), "right") - right).max() for x in ("eager", "maskattn"))
+    assert ours <= standards.value("tier4.bfloat16") * theirs
+
+
 def test_the_comparison_sees_a_mask_that_is_off_by_one(monkeypatch):
     from maskattn_torch.hugging_face import _attention
 

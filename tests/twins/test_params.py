@@ -240,7 +240,7 @@ def test_keys_that_pytorchs_module_adds_are_in_its_configuration(learned, zero):
     ours = maskattn_torch.MultiHeadAttention(config)
     maskattn_torch.params.load(ours, maskattn_torch.params.dump(theirs))
     x = torch.randn(2, 5, 12)
-    torch.testing.assert_close(ours(x), theirs(x, x, x)[0])
+    assert torch.all((ours(x) - theirs(x, x, x)[0]).abs() <= standards.value("same.tiles"))
     again = torch.nn.MultiheadAttention(12, 4, add_bias_kv=learned, add_zero_attn=zero)
     maskattn_torch.params.load(again, maskattn_torch.params.dump(ours))
     assert all(torch.equal(a, b) for a, b in zip(again.parameters(), theirs.parameters(), strict=True))

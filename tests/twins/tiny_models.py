@@ -143,4 +143,5 @@ def result(model, side=None):
         if x is not None
     )
     whole = found.shape[:2] == (ROWS, TOKENS) and side is not None
-    return (found[padding(side).bool()] if whole else found).numpy()
+    found = found[padding(side).bool()] if whole else found
+    return (found.float() if found.dtype == torch.bfloat16 else found).numpy()

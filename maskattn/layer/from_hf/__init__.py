@@ -15,9 +15,7 @@ True
 
 from __future__ import annotations
 
-from typing import Any
-
-from maskattn._hf_config import Reading, row_of
+from maskattn._hf_config import Reading, Value, row_of
 from maskattn.layer.from_hf._decoders import DECODERS
 from maskattn.layer.from_hf._encoders import ENCODERS
 from maskattn.layer.from_hf._specs import Every, Half, Key, Made, Merged, Named, Root, Rope, Row, When, settled
@@ -52,7 +50,7 @@ def register(model_type: str, row: Row) -> None:
     ROWS[model_type] = row
 
 
-def fields_of(config: Any, layer: int, part: str | None = None) -> dict[str, Any]:
+def fields_of(config: object, layer: int, part: str | None = None) -> dict[str, Value]:
     """The fields of the `AttentionConfig` of one layer.
 
     Args:

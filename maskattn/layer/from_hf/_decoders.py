@@ -69,6 +69,15 @@ def published(heads: int) -> list[float]:
     return first + between[: heads - whole]
 
 
+def _with_rope(reading: Reading) -> bool:
+    """Whether a layer of Llama 4 or SmolLM 3 has a rotary embedding: `no_rope_layers` is 1 where it has; every fourth
+    has none, where that is not said."""
+    every = int(reading.get("no_rope_layer_interval", default=4))
+    if reading.get("no_rope_layers", default=()):
+        return bool(reading.each("no_rope_layers"))
+    return (reading.layer + 1) % every != 0
+
+
 def _mpt(name: str, default: object = None) -> Merged:
     """A key of MPT's `attn_config`."""
 
@@ -94,6 +103,11 @@ DECODERS: dict[str, Row] = {
     "gemma3_text": {
         **_GEMMA2,
         "qk_norm": Made(Norm, eps=Key("rms_norm_eps", default=1e-6), plus_one=True),
+        "rotary": Rope(
+            theta=1000000.0,
+            head_dim=Key("head_dim", default=256),
+            local=Key("rope_local_base_freq", default=10000.0),
+        ),
     },
     "phi": {
         **LLAMA,
@@ -114,7 +128,7 @@ DECODERS: dict[str, Row] = {
     "cohere2": {**LLAMA, "rotary": When(Named("sliding_attention"), Rope(pairs="interleaved"))},
     "olmo": {**LLAMA, "clip": _CLIP},
     "olmo2": {**LLAMA, "qk_norm": _FLAT_RMS},
-    "olmo3": {**LLAMA, "qk_norm": _FLAT_RMS},
+    "olmo3": {**LLAMA, "qk_norm": _FLAT_RMS, "rotary": Rope(theta=500000.0, local=Key("rope_theta", default=500000.0))},
     "olmoe": {**LLAMA, "qk_norm": _FLAT_RMS, "clip": _CLIP},
     "starcoder2": {**LLAMA, "qkv_bias": Key("use_bias", default=True), "out_bias": Key("use_bias", default=True)},
     "granite": {**LLAMA, "scale": Key("attention_multiplier", default=1.0)},
@@ -125,7 +139,7 @@ DECODERS: dict[str, Row] = {
         "rotary": Rope(fraction=0.25),
         "qk_norm": When(Key("qk_layernorm", default=False), _HEADS_LAYER),
     },
-    "smollm3": {**LLAMA, "rotary": When(Key("no_rope_layers", default=True), Rope())},
+    "smollm3": {**LLAMA, "rotary": When(Merged(_with_rope), Rope(theta=2000000.0))},
     "helium": {**LLAMA, "out_bias": False, "rotary": Rope(pairs="interleaved")},
     "glm": {**LLAMA, "out_bias": False, "rotary": Rope(pairs="interleaved", fraction=0.5)},
     "glm4": {**LLAMA, "out_bias": False, "rotary": Rope(pairs="interleaved", fraction=0.5)},
@@ -139,16 +153,16 @@ DECODERS: dict[str, Row] = {
     },
     "llama4_text": {
         **LLAMA,
-        "rotary": When(Key("no_rope_layers", default=True), Rope(pairs="interleaved", theta=500000.0)),
+        "rotary": When(Merged(_with_rope), Rope(pairs="interleaved", theta=500000.0)),
         "qk_norm": When(
-            Key("no_rope_layers", default=True),
+            Merged(_with_rope),
             When(
                 Key("use_qk_norm", default=True),
                 Made(Norm, eps=Key("rms_norm_eps", default=1e-5), scale="none", after_rotary=True),
             ),
         ),
         "temperature": When(
-            Key("no_rope_layers", default=True),
+            Merged(_with_rope),
             None,
             When(
                 Key("attn_temperature_tuning", default=True),

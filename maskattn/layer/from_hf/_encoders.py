@@ -68,7 +68,9 @@ ENCODERS: dict[str, Row] = {
         **BERT,
         "qkv_bias": Key("attention_bias", default=False),
         "out_bias": Key("attention_bias", default=False),
-        "rotary": Rope(),
+        "rotary": Rope(
+            theta=Key("global_rope_theta", default=160000.0), local=Key("local_rope_theta", default=10000.0)
+        ),
     },
     "nomic_bert": {**BERT, "qkv_bias": False, "out_bias": False, "rotary": Rope(theta=1000.0)},
     "esm": {

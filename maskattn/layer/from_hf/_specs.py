@@ -4,26 +4,25 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
-from maskattn._hf_config import Reading
+from maskattn._hf_config import Reading, Value
 from maskattn.layer.rotary import DynamicNTK, LinearScaling, Llama3, LongRope, Rotary, Scaling, Yarn
 
 #: A field of `AttentionConfig` -> what it is.
-Row = Mapping[str, Any]
+Row = Mapping[str, object]
 
-_NEEDED: Any = object()
+_NEEDED: Value = object()
 
 
 class Spec:
     """Something that is read from a configuration."""
 
-    def read(self, reading: Reading, part: str) -> Any:
+    def read(self, reading: Reading, part: str) -> Value:
         """What it is for a layer; part is "encoder", "decoder", "cross" or ""."""
         raise NotImplementedError
 
 
-def settled(spec: Any, reading: Reading, part: str) -> Any:
+def settled(spec: object, reading: Reading, part: str) -> Value:
     """A spec read, or the value itself."""
     return spec.read(reading, part) if isinstance(spec, Spec) else spec
 
@@ -32,10 +31,10 @@ class Key(Spec):
     """The value of the first of these keys that is given; of a list, the layer's own. {stack} in a key is "encoder" or
     "decoder"."""
 
-    def __init__(self, *names: str, default: Any = _NEEDED) -> None:
+    def __init__(self, *names: str, default: Value = _NEEDED) -> None:
         self.names, self.default = names, default
 
-    def read(self, reading: Reading, part: str) -> Any:
+    def read(self, reading: Reading, part: str) -> Value:
         stack = "encoder" if part == "encoder" else "decoder"
         names = [name.format(stack=stack) for name in self.names]
         return reading.each(*names) if self.default is _NEEDED else reading.each(*names, default=self.default)
@@ -48,18 +47,18 @@ class Named(Spec):
     kind: str
 
     def read(self, reading: Reading, part: str) -> bool:
-        return reading.kind == self.kind
+        return reading.named_kind == self.kind
 
 
 @dataclass(frozen=True)
 class When(Spec):
     """One or the other, by what a key says."""
 
-    condition: Any
-    then: Any
-    otherwise: Any = None
+    condition: object
+    then: object
+    otherwise: object = None
 
-    def read(self, reading: Reading, part: str) -> Any:
+    def read(self, reading: Reading, part: str) -> Value:
         chosen = self.then if settled(self.condition, reading, part) else self.otherwise
         return settled(chosen, reading, part)
 
@@ -68,11 +67,11 @@ class When(Spec):
 class Every(Spec):
     """By which attention of a model with two stacks it is."""
 
-    encoder: Any = None
-    decoder: Any = None
-    cross: Any = None
+    encoder: object = None
+    decoder: object = None
+    cross: object = None
 
-    def read(self, reading: Reading, part: str) -> Any:
+    def read(self, reading: Reading, part: str) -> Value:
         return settled(getattr(self, part), reading, part)
 
 
@@ -80,7 +79,7 @@ class Every(Spec):
 class Root(Spec):
     """1 / sqrt(of)."""
 
-    of: Any
+    of: object
 
     def read(self, reading: Reading, part: str) -> float:
         return float(settled(self.of, reading, part) ** -0.5)
@@ -90,7 +89,7 @@ class Root(Spec):
 class Half(Spec):
     """of / 2, rounded down."""
 
-    of: Any
+    of: object
 
     def read(self, reading: Reading, part: str) -> int:
         return int(settled(self.of, reading, part) // 2)
@@ -100,19 +99,19 @@ class Half(Spec):
 class Merged(Spec):
     """A function of a reading, for what is no key."""
 
-    of: Callable[[Reading], Any]
+    of: Callable[[Reading], Value]
 
-    def read(self, reading: Reading, part: str) -> Any:
+    def read(self, reading: Reading, part: str) -> Value:
         return self.of(reading)
 
 
 class Made(Spec):
     """A part, its fields as they are said here."""
 
-    def __init__(self, part: type, **fields: Any) -> None:
+    def __init__(self, part: type, **fields: object) -> None:
         self.part, self.fields = part, fields
 
-    def read(self, reading: Reading, part: str) -> Any:
+    def read(self, reading: Reading, part: str) -> Value:
         return self.part(**{name: settled(spec, reading, part) for name, spec in self.fields.items()})
 
 
@@ -125,17 +124,23 @@ class Rope(Spec):
         fraction, theta: how much of a head is turned, and the base, where the configuration does not say.
         width: a key that says how much of a head is turned; then no fraction counts.
         head_dim: what a head's width is read from.
+        local: theta of layers called sliding, where the configuration has one set of parameters: they have no scaling.
+            None: layers are alike.
     """
 
     pairs: str = "half"
     fraction: float = 1.0
-    theta: float = 10000.0
-    width: Any = None
-    head_dim: Any = field(default_factory=lambda: Key("head_dim", default=None))
+    theta: object = 10000.0
+    width: object = None
+    head_dim: object = field(default_factory=lambda: Key("head_dim", default=None))
+    local: object = None
 
     def read(self, reading: Reading, part: str) -> Rotary:
         found = reading.rope()
-        theta = float(found.get("rope_theta", self.theta))
+        theta: Value = found["rope_theta"] if "rope_theta" in found else settled(self.theta, reading, part)
+        several = any(isinstance(value, Mapping) for value in reading.table("rope_parameters").values())
+        if self.local is not None and not several and reading.named_kind == "sliding_attention":
+            theta, found = settled(self.local, reading, part), {}
         width = settled(self.width, reading, part)
         if width is None:
             fraction = float(found.get("partial_rotary_factor", self.fraction))
@@ -144,10 +149,10 @@ class Rope(Spec):
                 heads = reading.get("num_attention_heads", "n_head", "n_heads")
                 head_dim = reading.get("hidden_size", "n_embd", "d_model") // heads
             width = None if fraction == 1.0 else int(head_dim * fraction)
-        return Rotary(theta, width=width, pairs=self.pairs, scaling=scaling_of(found, reading))
+        return Rotary(float(theta), width=width, pairs=self.pairs, scaling=scaling_of(found, reading))
 
 
-def scaling_of(found: Mapping[str, Any], reading: Reading) -> Scaling | None:
+def scaling_of(found: Mapping[str, Value], reading: Reading) -> Scaling | None:
     """The scaling that rotary parameters name.
 
     Raises:
@@ -169,11 +174,11 @@ def scaling_of(found: Mapping[str, Any], reading: Reading) -> Scaling | None:
         raise ValueError(f"{reading.where}: rotary scaling {kind!r} needs {error.args[0]}") from None
 
 
-def _yarn(found: Mapping[str, Any], factor: float, trained: int, longest: int) -> Scaling:
-    attention, both = found.get("attention_factor"), (found.get("mscale"), found.get("mscale_all_dim"))
-    if attention is None and all(both):
-        one, other = (Yarn(factor, trained).factor() - 1 for _ in both)
-        attention = (1 + both[0] * one) / (1 + both[1] * other)
+def _yarn(found: Mapping[str, Value], factor: float, trained: int, longest: int) -> Scaling:
+    attention, one, all_of_it = (found.get(name) for name in ("attention_factor", "mscale", "mscale_all_dim"))
+    if attention is None and one and all_of_it:
+        grown = Yarn(factor, trained).factor() - 1
+        attention = (1 + one * grown) / (1 + all_of_it * grown)
     return Yarn(
         factor,
         trained,
@@ -184,13 +189,13 @@ def _yarn(found: Mapping[str, Any], factor: float, trained: int, longest: int) -
     )
 
 
-def _longrope(found: Mapping[str, Any], factor: float | None, trained: int, longest: int) -> Scaling:
+def _longrope(found: Mapping[str, Value], factor: float | None, trained: int, longest: int) -> Scaling:
     by = longest / trained if factor is None else factor
-    lists = (tuple(map(float, found[name])) for name in ("short_factor", "long_factor"))
-    return LongRope(*lists, trained, float(by), found.get("attention_factor"))
+    short, long = (tuple(map(float, found[name])) for name in ("short_factor", "long_factor"))
+    return LongRope(short, long, trained, float(by), found.get("attention_factor"))
 
 
-_SCALINGS: dict[str, Callable[[Mapping[str, Any], Any, Any, Any], Scaling]] = {
+_SCALINGS: dict[str, Callable[[Mapping[str, Value], Value, Value, Value], Scaling]] = {
     "linear": lambda found, factor, trained, longest: LinearScaling(factor),
     # transformers grows theta from the length that the model is said to read, not from an original one
     "dynamic": lambda found, factor, trained, longest: DynamicNTK(factor, longest),

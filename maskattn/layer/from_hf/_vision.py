@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from maskattn._hf_config import Reading
+from maskattn._hf_config import Reading, Value
 from maskattn.layer.from_hf._specs import Key, Made, Merged, Row, When
 from maskattn.layer.parts import Cosine
 from maskattn.layer.position_bias import ContinuousTable, WindowTable
@@ -21,7 +19,7 @@ VIT: Row = {
 _BIASED: Row = {**VIT, "qkv_bias": True}
 
 
-def _pair(value: Any) -> tuple[int, int]:
+def _pair(value: Value) -> tuple[int, int]:
     """Height and width of an image or a patch, of which one number may stand for both."""
     return (int(value[0]), int(value[1])) if isinstance(value, (list, tuple)) else (int(value), int(value))
 

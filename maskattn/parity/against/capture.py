@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskattn.convert import layouts
 from maskattn.parity.against.families import Family, Site
 from maskattn.typing import NumPyArray as Array
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+#: What a module is given and gives, by name.
+Seen = dict[str, Any]
 
 
 @dataclass
@@ -58,10 +65,10 @@ def capture(family: Family, seed: int = 0) -> tuple[Any, list[Captured]]:
         model = getattr(transformers, family.model)._from_config(config, attn_implementation="eager").eval()
     _draw(model, seed)
     given, valid = _inputs(family, config, seed)
-    seen: list[dict[str, Any]] = []
+    seen: list[Seen] = []
     handles = []
     for site in family.sites:
-        found: dict[str, Any] = {}
+        found: Seen = {}
         seen.append(found)
         enters = model.get_submodule((site.prefix + site.enters).rstrip("."))
         handles.append(enters.register_forward_pre_hook(_entering(found, enters), with_kwargs=True))
@@ -76,7 +83,7 @@ def capture(family: Family, seed: int = 0) -> tuple[Any, list[Captured]]:
     return config, made
 
 
-def _draw(model: Any, seed: int) -> None:
+def _draw(model: nn.Module, seed: int) -> None:
     """Every parameter anew: those that begin as ones or zeros would hide how they are used."""
     import torch
 
@@ -91,7 +98,7 @@ def _draw(model: Any, seed: int) -> None:
                 parameter.add_(0.4 * values)
 
 
-def _inputs(family: Family, config: Any, seed: int) -> tuple[dict[str, Any], dict[str, Array]]:
+def _inputs(family: Family, config: Any, seed: int) -> tuple[Seen, dict[str, Array]]:
     """What the model is called with, and which tokens count, by part ("" of a model of one stack)."""
     import torch
 
@@ -100,7 +107,7 @@ def _inputs(family: Family, config: Any, seed: int) -> tuple[dict[str, Any], dic
         side = config.image_size
         return {"pixel_values": torch.randn(2, 3, side, side, generator=draws)}, {}
 
-    def tokens(count: int) -> Any:
+    def tokens(count: int) -> torch.Tensor:
         return torch.randint(5, 95, (2, count), generator=draws)
 
     if family.inputs == "sound":
@@ -121,11 +128,11 @@ def _inputs(family: Family, config: Any, seed: int) -> tuple[dict[str, Any], dic
     return given, {"": valid, "encoder": valid}
 
 
-def _entering(found: dict[str, Any], module: Any) -> Any:
+def _entering(found: Seen, module: nn.Module) -> Callable[..., tuple[tuple[object, ...], Seen]]:
     """A hook that keeps what a layer is given, as leaves of its gradients."""
     signature = inspect.signature(module.forward)
 
-    def enter(module: Any, args: Any, kwargs: Any) -> Any:
+    def enter(module: nn.Module, args: tuple[object, ...], kwargs: Seen) -> tuple[tuple[object, ...], Seen]:
         bound = signature.bind(*args, **kwargs)
         held = bound.arguments
         found["query"] = held["hidden_states"] = held["hidden_states"].detach().requires_grad_()
@@ -139,21 +146,19 @@ def _entering(found: dict[str, Any], module: Any) -> Any:
     return enter
 
 
-def _captured(family: Family, site: Site, model: Any, found: dict[str, Any], valid: dict[str, Array]) -> Captured:
+def _captured(family: Family, site: Site, model: nn.Module, found: Seen, valid: dict[str, Array]) -> Captured:
     import torch
 
     query, output = found["query"], found["output"]
     output = output.reshape(*query.shape[:2], -1)
-    key = found.get("key", query)
+    key: torch.Tensor = found["key"] if "key" in found else query
     ones = {length: np.ones((query.shape[0], length), bool) for length in (query.shape[1], key.shape[1])}
     rows = valid.get(site.part or "", ones[query.shape[1]])
     keys = valid.get("encoder" if site.part == "cross" else site.part or "", ones[key.shape[1]])
     draws = np.random.default_rng(site.layer + 7)
     cotangent = draws.standard_normal(output.shape).astype(np.float32) * rows[..., None]
-    kind = layouts.get(family.layout)
-    held = {entry.name for entry in (*kind.projections, *kind.extras)}
     parameters = {n[len(site.prefix) :]: x for n, x in model.named_parameters() if n.startswith(site.prefix)}
-    named = {name: x for name, x in parameters.items() if name in held}
+    named = {name: parameters[name] for name in _held(family, parameters)}
     wanted = {"query": query} | ({} if key is query else {"key": key}) | named
     gradients = torch.autograd.grad(
         output, list(wanted.values()), torch.tensor(cotangent), retain_graph=True, allow_unused=True
@@ -179,6 +184,13 @@ def _captured(family: Family, site: Site, model: Any, found: dict[str, Any], val
             for (name, x), gradient in zip(wanted.items(), gradients, strict=True)
         },
     )
+
+
+def _held(family: Family, names: Iterable[str]) -> list[str]:
+    """Those of the names below a layer's prefix that are attention's."""
+    kind = layouts.get(family.layout)
+    known = {entry.name for entry in kind.projections} | {extra.name for extra in kind.extras}
+    return [name for name in names if name in known]
 
 
 @contextmanager

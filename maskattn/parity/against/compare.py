@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,9 @@ from maskattn.typing import NumPyArray as Array
 
 #: How many units in the last place PyTorch's rotary frequencies were seen to be off.
 FREQUENCY_ULPS = 5.0
+
+#: Programs that run once or twice are compiled in a hurry.
+_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 #: What a twin gives: its output, and by name the gradients of query, key and every canonical tensor.
 Answer = tuple[Array, dict[str, Array]]
@@ -205,10 +209,11 @@ class Jax:
             output, back = jax.vjp(call, state, inputs)
             return output, back(cotangent)
 
-        # one program of each layer: eagerly, each operation would be compiled
+        # one program for each layer: eagerly, each operation would be compiled
         if not gradients:
-            return np.asarray(jax.jit(call)(held, leaves)), {}
-        output, (d_state, d_inputs) = jax.jit(both)(held, leaves, jnp.asarray(captured.cotangent))
+            return np.asarray(jax.jit(call, compiler_options=_ONCE)(held, leaves)), {}
+        run = jax.jit(both, compiler_options=_ONCE)
+        output, (d_state, d_inputs) = run(held, leaves, jnp.asarray(captured.cotangent))
         named = {name: np.asarray(x) for name, x in d_inputs.items()}
         return np.asarray(output), named | self.twin.params.dump(nnx.merge(graph, d_state))
 
@@ -219,7 +224,7 @@ class Jax:
 
         graph, state = nnx.split(self.module)
 
-        @jax.jit
+        @partial(jax.jit, compiler_options=_ONCE)
         def step(state: Any, tokens: Any, held: Any) -> Any:
             return nnx.merge(graph, state)(tokens, mask=mask, cache=held, deterministic=True)
 

@@ -355,7 +355,7 @@ class _Layer:
             shape = (batch, 1, *x.shape[2:])
             more = []
             if extra.learned:
-                more.append(self.held[name].moved(lambda a, s=shape: np.broadcast_to(a, s), lambda g: g.sum((0, 1))))
+                more.append(_repeated(self.held[name], shape))
             more += [given(np.zeros(shape))] if extra.zero else []
             grown.append(_joined((*more, x), 1))
         if allowed is not None:
@@ -394,3 +394,9 @@ def _joined(parts: tuple[Running, ...], axis: int) -> Running:
     ends = np.cumsum([x.shape[axis] for x in parts])[:-1]
     whole = [np.concatenate(arrays, axis) for arrays in zip(*((x.value, x.error) for x in parts), strict=True)]
     return Running(whole[0], whole[1], parts, lambda g, size: np.split(g, ends, axis))
+
+
+def _repeated(x: Running, shape: tuple[int, ...]) -> Running:
+    """x with more axes before its own."""
+    axes = tuple(range(len(shape) - len(x.shape)))
+    return x.moved(lambda a: np.broadcast_to(a, shape), lambda g: g.sum(axes))

@@ -17,7 +17,7 @@ from maskattn.parity.against.compare import Judge, Torch, layout_of
 from maskattn.parity.against.families import FAMILIES
 from maskattn.parity.against.run import COLUMNS, NOT_DECODED, Cell, Row, chosen, examine
 from maskattn.parity.report.against import as_json, as_page
-from tests.frameworks import optional
+from tests.frameworks import optional, torch
 
 optional("transformers")
 PAGE = Path(__file__).parents[3] / "docs" / "against-huggingface.md"
@@ -151,6 +151,24 @@ def test_padding_that_is_not_heeded_and_a_key_met_once_show():
     assert not judge.output(Torch(judge).run(masks.Full(), gradients=False)[0]).held
     judge = made("big_bird", 0)
     judge.bias = None
+    assert not judge.output(Torch(judge).run(judge.written, gradients=False)[0]).held
+
+
+@pytest.mark.torch
+def test_the_reason_of_falcon_with_alibi_is_what_it_says():
+    def narrow(x):
+        return torch.tensor(x, dtype=torch.bfloat16)
+
+    name = "falcon, ALiBi"
+    slopes = made(name, 0).config.position_bias.slopes
+    judge = made(name, 0, lambda config: config.replace(position_bias=None))
+    places = np.maximum(np.cumsum(judge.captured.keys, 1) - 1, 0) * judge.captured.keys
+    width = judge.config.head_dim**0.5
+    once = narrow([slope * width for slope in slopes])[:, None] * narrow(places)[:, None]
+    judge.bias = 2 * once.float().numpy()[:, :, None] / width
+    found = judge.output(Torch(judge).run(judge.written, gradients=False)[0])
+    assert found.held, found
+    judge.bias = judge.bias / 2
     assert not judge.output(Torch(judge).run(judge.written, gradients=False)[0]).held
 
 

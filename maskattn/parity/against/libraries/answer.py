@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
 from maskattn.typing import NumPyArray as Array
+
+#: Something of another library, or one of its arguments.
+Theirs: TypeAlias = Any
 
 
 @dataclass

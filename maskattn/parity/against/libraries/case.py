@@ -5,13 +5,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 
 from maskattn import masks
 from maskattn.config import AttentionConfig
 from maskattn.modules.parameters import parameters
+from maskattn.parity.against.libraries.answer import Theirs
 from maskattn.parity.layers.oracle import Call, Verdict, judge
 from maskattn.typing import NumPyArray as Array
 
@@ -47,11 +47,11 @@ class Case:
 
     peer: str
     name: str
-    given: Mapping[str, Any] = field(default_factory=dict)
+    given: Mapping[str, Theirs] = field(default_factory=dict)
     mask: masks.Mask = masks.Full()
     bias: Array | None = None
-    changes: Mapping[str, Any] = field(default_factory=dict)
-    made: Mapping[str, Any] = field(default_factory=dict)
+    changes: Mapping[str, Theirs] = field(default_factory=dict)
+    made: Mapping[str, Theirs] = field(default_factory=dict)
     alone: bool = False
     decodes: bool = False
     weights: str = ""
@@ -93,7 +93,7 @@ class Data:
 
 def data_of(case: Case) -> Data:
     """Drawn at random: the same for the same configuration."""
-    sizes: dict[str, Any] = {"head_dim": D} if case.projects else {"project": False}
+    sizes: dict[str, Theirs] = {"head_dim": D} if case.projects else {"project": False}
     config = AttentionConfig(**{"embed_dim": H * D, "num_heads": H, **sizes, **case.changes})
     draws = np.random.default_rng(5)
     length = L if case.alone else S
@@ -103,7 +103,7 @@ def data_of(case: Case) -> Data:
     cotangent = draws.standard_normal((B, L, config.out_dim)).astype(np.float32)
     allowed = np.broadcast_to(np.asarray(case.mask.dense(L, length, B, H)), (B, H, L, length))
     bias = None if case.bias is None else np.asarray(case.bias, np.float64)
-    call = Call(*inputs.values(), allowed=allowed, bias=bias)
+    call = Call(inputs["query"], inputs["key"], inputs["value"], allowed, bias)
     verdict = judge(config, tensors, call, "float32", cotangent=cotangent)
     return Data(case, config, tensors, inputs, cotangent, allowed, verdict)
 

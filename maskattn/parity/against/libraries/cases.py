@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
-from typing import Any
 
 import numpy as np
 
 from maskattn import masks
 from maskattn.layer import ExtraKeys, Norm
 from maskattn.parity.against.libraries import jax_peers, torch_peers
-from maskattn.parity.against.libraries.answer import Answer
+from maskattn.parity.against.libraries.answer import Answer, Theirs
 from maskattn.parity.against.libraries.case import (
     BIAS,
     BIAS_EACH,
@@ -45,29 +44,29 @@ _TO_HEADS = KEEP[None, None]
 _OF_KEYS = PADDING[:, None, None]
 
 
-def _mha(name: str, given: Mapping[str, Any] | None = None, **options: Any) -> Case:
+def _mha(name: str, given: Mapping[str, Theirs] | None = None, **options: Theirs) -> Case:
     return Case("module torch.nn.MultiheadAttention", name, given or {}, **options)
 
 
-def _sdpa(name: str, given: Mapping[str, Any], **options: Any) -> Case:
+def _sdpa(name: str, given: Mapping[str, Theirs], **options: Theirs) -> Case:
     return Case("torch scaled_dot_product_attention", name, given, **options)
 
 
-def _both(name: str, given: Mapping[str, Any], **options: Any) -> tuple[Case, Case]:
+def _both(name: str, given: Mapping[str, Theirs], **options: Theirs) -> tuple[Case, Case]:
     """Of Flax's two modules."""
     peers = "module flax.linen.MultiHeadDotProductAttention", "module flax.nnx.MultiHeadAttention"
     return Case(peers[0], name, given, **options), Case(peers[1], name, given, **options)
 
 
-def _linen(name: str, given: Mapping[str, Any], **options: Any) -> Case:
+def _linen(name: str, given: Mapping[str, Theirs], **options: Theirs) -> Case:
     return Case("flax.linen.dot_product_attention", name, given, **options)
 
 
-def _nnx(name: str, given: Mapping[str, Any], **options: Any) -> Case:
+def _nnx(name: str, given: Mapping[str, Theirs], **options: Theirs) -> Case:
     return Case("flax.nnx.dot_product_attention", name, given, **options)
 
 
-def _jax(name: str, given: Mapping[str, Any], **options: Any) -> Case:
+def _jax(name: str, given: Mapping[str, Theirs], **options: Theirs) -> Case:
     return Case("jax.nn.dot_product_attention", name, given, **options)
 
 

@@ -5,17 +5,16 @@ from __future__ import annotations
 import functools
 import importlib
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
 from maskattn.config import AttentionConfig
-from maskattn.parity.against.libraries.answer import Answer
+from maskattn.parity.against.libraries.answer import Answer, Theirs
 from maskattn.parity.against.libraries.case import Data
 from maskattn.typing import NumPyArray as Array
 
 
-def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
+def jitted(function: Callable[..., Theirs]) -> Callable[..., Theirs]:
     """Compiled in a hurry: each program runs once."""
     import jax
 
@@ -23,7 +22,7 @@ def jitted(function: Callable[..., Any]) -> Callable[..., Any]:
     return jax.jit(function, compiler_options=hurry)
 
 
-def _ours() -> Any:
+def _ours() -> Theirs:
     return importlib.import_module("maskattn_jax")
 
 
@@ -32,15 +31,15 @@ def linen(data: Data, ours: bool) -> Answer:
     from flax import linen as nn
 
     case, config = data.case, data.config
-    function = {"attention_fn": _ours().attention_fn} if ours else {}
-    sizes = {"qkv_features": config.num_heads * config.head_dim, "out_features": config.out_dim}
+    function: dict[str, Theirs] = {"attention_fn": _ours().attention_fn} if ours else {}
+    sizes: dict[str, Theirs] = {"qkv_features": config.num_heads * config.head_dim, "out_features": config.out_dim}
     made = nn.MultiHeadDotProductAttention(
         config.num_heads, use_bias=config.qkv_bias, decode=case.decodes, **sizes, **function, **case.made
     )
     params = _ours().params
     variables = params.load(made, data.tensors)
 
-    def call(variables: Any, inputs: Any) -> Any:
+    def call(variables: Theirs, inputs: Theirs) -> Theirs:
         return made.apply(variables, *inputs, deterministic=True, **case.given)
 
     if not case.decodes:
@@ -48,7 +47,7 @@ def linen(data: Data, ours: bool) -> Answer:
     import jax
 
     @jitted
-    def step(cache: Any, inputs: Any) -> Any:
+    def step(cache: Theirs, inputs: Theirs) -> Theirs:
         found, changed = made.apply(
             variables | {"cache": cache}, *inputs, deterministic=True, mutable=["cache"], **case.given
         )
@@ -67,7 +66,7 @@ def nnx(data: Data, ours: bool) -> Answer:
     from flax import nnx as library
 
     case, config = data.case, data.config
-    function = {"attention_fn": _ours().attention_fn} if ours else {}
+    function: dict[str, Theirs] = {"attention_fn": _ours().attention_fn} if ours else {}
     made = library.MultiHeadAttention(
         config.num_heads,
         config.embed_dim,
@@ -89,7 +88,7 @@ def nnx(data: Data, ours: bool) -> Answer:
         return Answer(np.concatenate([np.asarray(step(made, inputs)) for inputs in _tokens(data)], 1))
     graph, held, rest = library.split(made, library.Param, ...)
 
-    def call(held: Any, inputs: Any) -> Any:
+    def call(held: Theirs, inputs: Theirs) -> Theirs:
         return library.merge(graph, held, rest)(*inputs, deterministic=True, **case.given)
 
     return _both(data, call, held, lambda found: params.dump(library.merge(graph, found, rest)))
@@ -105,18 +104,20 @@ def function(name: str, data: Data, ours: bool) -> Answer:
     theirs = importlib.import_module(name).dot_product_attention
     attend = _ours().attention_fn if ours else theirs
 
-    def call(_: Any, inputs: Any) -> Any:
+    def call(_: Theirs, inputs: Theirs) -> Theirs:
         shaped = [x.reshape(heads.shape) for x, heads in zip(inputs, data.heads, strict=True)]
         return attend(*shaped, **data.case.given).reshape(data.cotangent.shape)
 
     return _both(data, call, {}, lambda found: {})
 
 
-def _both(data: Data, call: Callable[..., Any], held: Any, dumped: Callable[[Any], dict[str, Array]]) -> Answer:
+def _both(
+    data: Data, call: Callable[..., Theirs], held: Theirs, dumped: Callable[[Theirs], dict[str, Array]]
+) -> Answer:
     import jax
 
     @jitted
-    def run(held: Any, inputs: Any, cotangent: Any) -> Any:
+    def run(held: Theirs, inputs: Theirs, cotangent: Theirs) -> Theirs:
         output, back = jax.vjp(call, held, inputs)
         return output, back(cotangent)
 
@@ -135,27 +136,27 @@ def twin(data: Data) -> Answer:
     made = library.merge(graph, held)
     _ours().params.load(made, data.tensors)
     state = library.split(made)[1]
-    (output, *weights), (d_held, d_inputs) = run(state, list(data.inputs.values()), data.allowed, bias, data.cotangent)
+    (output, weights), (d_held, d_inputs) = run(state, list(data.inputs.values()), data.allowed, bias, data.cotangent)
     named = {name: np.asarray(x) for name, x in zip(data.inputs, d_inputs, strict=True)}
     named |= _ours().params.dump(library.merge(graph, d_held))
-    return Answer(np.asarray(output), named, data.averaged(np.asarray(weights[0])) if weights else None)
+    return Answer(np.asarray(output), named, None if weights is None else data.averaged(np.asarray(weights)))
 
 
 @functools.cache
-def _program(config: AttentionConfig, weights: bool) -> tuple[Any, Any, Any]:
+def _program(config: AttentionConfig, weights: bool) -> tuple[Theirs, Theirs, Theirs]:
     import jax
     from flax import nnx as library
 
     graph, held = library.split(_ours().MultiHeadAttention(config, rngs=library.Rngs(0)))
 
     @jitted
-    def run(held: Any, inputs: Any, allowed: Any, bias: Any, cotangent: Any) -> Any:
-        def call(held: Any, inputs: Any) -> Any:
+    def run(held: Theirs, inputs: Theirs, allowed: Theirs, bias: Theirs, cotangent: Theirs) -> Theirs:
+        def call(held: Theirs, inputs: Theirs) -> Theirs:
             own = library.merge(graph, held)
             found = own(*inputs, mask=allowed, bias=bias, deterministic=True, return_weights=weights)
-            return (found[0], found[1:]) if weights else (found, ())
+            return found if weights else (found, None)
 
-        output, back, others = jax.vjp(call, held, inputs, has_aux=True)
-        return (output, *others), back(cotangent)
+        output, back, found = jax.vjp(call, held, inputs, has_aux=True)
+        return (output, found), back(cotangent)
 
     return graph, held, run

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
 
-from maskattn.parity.against.libraries.answer import Answer
+from maskattn.parity.against.libraries.answer import Answer, Theirs
 from maskattn.parity.against.libraries.case import Data
 from maskattn.typing import NumPyArray as Array
 
@@ -43,7 +42,7 @@ def function(data: Data, ours: bool) -> Answer:
     """torch.nn.functional.scaled_dot_product_attention, [B, H, L, D]."""
     import torch
 
-    sdpa = torch.nn.functional.scaled_dot_product_attention
+    sdpa: Theirs = torch.nn.functional.scaled_dot_product_attention
     if ours:
         sdpa = importlib.import_module("maskattn_torch").scaled_dot_product_attention
     inputs = [torch.tensor(x, requires_grad=True) for x in data.heads]
@@ -53,7 +52,7 @@ def function(data: Data, ours: bool) -> Answer:
     return Answer(found.detach().numpy(), named)
 
 
-def _tensors(case: Any) -> dict[str, Any]:
+def _tensors(case: Theirs) -> dict[str, Theirs]:
     import numpy as np
     import torch
 

@@ -8,5 +8,6 @@ from tests import scripts
 
 
 @pytest.mark.jax
+@pytest.mark.slow
 def test_eight_devices():
     scripts.run(Path(__file__).with_name("devices_jax.py"))
