@@ -16,6 +16,7 @@ from maskattn.arrays import to_numpy, to_torch
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts, modules
 from maskattn.convert.layouts import Layout
+from maskattn.layer import ExtraKeys
 from maskattn.typing import NumPyArray as Array
 
 __all__ = ["config_of", "dump", "load"]
@@ -59,7 +60,7 @@ def config_of(module: torch.nn.Module) -> AttentionConfig:
     """The configuration of a live module: its own, or what the framework's module was built with.
 
     Raises:
-        TypeError: another module. ValueError: the module adds a row of zeros, which no other can.
+        TypeError: another module.
     """
     return _describe(module)[1]
 
@@ -77,9 +78,8 @@ def _describe(module: object) -> tuple[Layout, AttentionConfig]:
 
 
 def _mha_config(module: torch.nn.MultiheadAttention) -> AttentionConfig:
-    if module.add_zero_attn:
-        raise ValueError(f"{modules.name_of(module)}: add_zero_attn is set, which no other module here can express")
     bias = module.in_proj_bias is not None
+    learned, zero = module.bias_k is not None, bool(module.add_zero_attn)
     return AttentionConfig(
         module.embed_dim,
         module.num_heads,
@@ -87,5 +87,6 @@ def _mha_config(module: torch.nn.MultiheadAttention) -> AttentionConfig:
         vdim=module.vdim,
         qkv_bias=bias,
         out_bias=module.out_proj.bias is not None,
+        extra_keys=ExtraKeys(learned, zero) if learned or zero else None,
         dropout_rate=module.dropout,
     )

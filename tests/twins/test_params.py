@@ -7,6 +7,7 @@ import pytest
 from maskattn import standards
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
+from maskattn.layer import ExtraKeys
 from tests.frameworks import flax, jax, jnp, maskattn_jax, maskattn_torch, nnx, torch
 from tests.twin import same_tensors
 
@@ -229,9 +230,23 @@ def test_norms_and_learned_keys_are_kept_and_need_a_place():
         maskattn_jax.params.load(linen, canonical(PLAIN))
 
 
+@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize("zero", [False, True])
+def test_keys_that_pytorchs_module_adds_are_in_its_configuration(learned, zero):
+    torch.manual_seed(0)
+    theirs = torch.nn.MultiheadAttention(12, 4, add_bias_kv=learned, add_zero_attn=zero, batch_first=True)
+    config = maskattn_torch.params.config_of(theirs)
+    assert config.extra_keys == (ExtraKeys(learned, zero) if learned or zero else None)
+    ours = maskattn_torch.MultiHeadAttention(config)
+    maskattn_torch.params.load(ours, maskattn_torch.params.dump(theirs))
+    x = torch.randn(2, 5, 12)
+    assert torch.all((ours(x) - theirs(x, x, x)[0]).abs() <= standards.value("same.tiles"))
+    again = torch.nn.MultiheadAttention(12, 4, add_bias_kv=learned, add_zero_attn=zero)
+    maskattn_torch.params.load(again, maskattn_torch.params.dump(ours))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), theirs.parameters(), strict=True))
+
+
 def test_what_has_no_canonical_form_is_refused_by_name():
-    with pytest.raises(ValueError, match="add_zero_attn is set"):
-        maskattn_torch.params.dump(torch.nn.MultiheadAttention(35, 5, add_zero_attn=True))
     with pytest.raises(ValueError, match=r"are not those of a multi-head attention: query/kernel is missing"):
         maskattn_jax.params.dump({"params": {"kernel": np.ones(3)}})
     with pytest.raises(ValueError, match="meta device"):
