@@ -17,14 +17,15 @@ from maskattn.attention import Call, Framework, attend as attend_anew, choose, p
 from maskattn.masks import Causal
 from maskattn_torch import auto
 from maskattn_torch._modes import plain
+from maskattn_torch._slots import Slots
 from maskattn_torch.kernels.blockwise.flex import CompileFailed
 from maskattn_torch.kernels.fused import sdpa
 from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.cuda import fits, implementation
 from maskattn_torch.kernels.fused.finite import finite
-from maskattn_torch.kernels.fused.trimmed import apart, padded, run_of, stacked
+from maskattn_torch.kernels.fused.trimmed import apart, bounds_of, kept, padded, run_of, stacked
 
-__all__ = ["attend"]
+__all__ = ["attend", "of_step"]
 
 _WHOLE: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
 #: So many kinds of calls are kept.
@@ -72,6 +73,43 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
             _PLANS.clear()
         _PLANS[key] = _planned(call, framework)
     return found
+
+
+def of_step(
+    slots: Slots, query: Array, key: Array, value: Array, mask: Any, scale: Any, kernel: Any, precision: Any
+) -> Array | None:
+    """What `attend` gives, without other options, of one token's query and a mask of these slots, where a step like it
+    was done before; None where it was not, and where this one is to be done otherwise.
+    """
+    if key is not slots.key or value is not slots.value or type(query) not in _WHOLE or not query.is_cpu:
+        return None
+    asked = (query.shape, query.dtype, type(mask), scale, type(scale), kernel, precision)
+    if slots.asked != asked:
+        facts = _facts(Call(query, key, value, mask, scale=scale, kernel=kernel, precision=precision))
+        plan = _PLANS.get(facts) if facts is not None and query.shape[1] == 1 else None
+        if plan is not None and plan.padded and plan.free:
+            slots.asked, slots.scale = asked, plan.scale
+        return None
+    run = run_of(mask)
+    bounds = None if run is None or not _plain("cpu") else bounds_of(*run, slots.size)
+    if run is None or bounds is None:
+        return None
+    low, high, alike = bounds
+    batch, _, heads, width = asked[0]
+    held = slots.apart if alike else None
+    if held is None:
+        held, keep = slots.stored, None if alike else kept(run, low, high)
+        query = query.reshape(batch, held[0].shape[1], -1, width)
+    else:  # a row for each key head: what comes out is then in the order of the heads
+        keep, query = None, query.reshape(held[0].shape[0], 1, -1, width)
+    count = high - low
+    out: Array = sdpa(
+        query, held[0].narrow(2, low, count), held[1].narrow(2, low, count), keep, 0.0, False, scale=slots.scale
+    )
+    if out.requires_grad:
+        twice_differentiable(out)
+    out = out.reshape(batch, 1, heads, held[1].shape[3])
+    return out if keep is None or finite(Call(query, key, value), out) else None
 
 
 def _sdpa(call: Call[Array], plan: Plan, q: Array, k: Array, v: Array, keep: Array | None) -> Array:

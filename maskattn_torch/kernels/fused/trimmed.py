@@ -10,7 +10,7 @@ from maskattn.masks import And, Dense, KeyPadding, Mask, Not
 from maskattn.typing import NumPyArray, Traced
 from maskattn_torch._hosted import host_of
 
-__all__ = ["apart", "padded", "run_of", "stacked", "trimmed"]
+__all__ = ["apart", "bounds_of", "kept", "padded", "run_of", "stacked", "trimmed"]
 
 #: Up to so many queries it is worth looking where their keys begin and end.
 _FEW_QUERIES = 64
@@ -34,7 +34,7 @@ def trimmed(
             return mask, key, value
         low, high, alike = found
         key, value = key[:, low:high], value[:, low:high]
-        return (None if alike else mask if run[1] is None else Dense(_kept(run, low, high))), key, value
+        return (None if alike else mask if run[1] is None else Dense(kept(run, low, high))), key, value
     _, _, q_len, kv_len = sizes
     if mask is None or not isinstance(kv_len, int) or kv_len < _MANY_KEYS or not 0 < q_len <= _FEW_QUERIES:
         return mask, key, value
@@ -71,12 +71,18 @@ def padded(
     """The keys and values from the first to the last that a row has, along an axis, and, where rows differ, which of
     them each row has, bool [B, 1, 1, S]. None where a row has no key, or more than there are.
     """
-    found = _ends(ends.tolist(), [0] if begins is None else begins.tolist(), key.shape[axis])
+    found = bounds_of(ends, begins, key.shape[axis])
     if found is None:
         return None
     low, high, alike = found
     key, value = key.narrow(axis, low, high - low), value.narrow(axis, low, high - low)
-    return key, value, None if alike else _kept((ends, begins), low, high)
+    return key, value, None if alike else kept((ends, begins), low, high)
+
+
+def bounds_of(ends: Array, begins: Array | None, most: int) -> tuple[int, int, bool] | None:
+    """Of runs of keys on the CPU: the first key that a row has, one more than the last, and whether all rows have these;
+    None where a row has no key, or more than `most`."""
+    return _ends(ends.tolist(), [0] if begins is None else begins.tolist(), most)
 
 
 def _ends(lasts: list[int], firsts: list[int], most: int) -> tuple[int, int, bool] | None:
@@ -88,7 +94,7 @@ def _ends(lasts: list[int], firsts: list[int], most: int) -> tuple[int, int, boo
     return low, high, lasts.count(high) == len(lasts) and firsts.count(low) == len(firsts)
 
 
-def _kept(run: tuple[Array, Array | None], low: int, high: int) -> Array:
+def kept(run: tuple[Array, Array | None], low: int, high: int) -> Array:
     """Which of the keys low..high - 1 each row has: bool [B, 1, 1, high - low]."""
     ends, begins = run
     place = torch.arange(low, high)

@@ -1,0 +1,134 @@
+"""The slots of a cache on the CPU, in eager code: what was found out about them serves every step of one token.
+
+Where such a step takes a twentieth of a millisecond in all, checking it, and choosing how it is done, would double that.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor as Array
+
+from maskattn.cache import BROKEN
+from maskattn.cache._steps import last, window
+from maskattn.masks import And, Full, KeyPadding, Mask, Not
+
+__all__ = ["Slots", "slots_of"]
+
+_CPU = torch.device("cpu")
+
+
+class Slots:
+    """The tensors of a cache, which the caches of later steps share.
+
+    Attributes:
+        stored: as `Cache.stored`. key, value: all slots but the last, tokens first.
+        size: as in `Cache`.
+        apart: both stored with a row for each key head, [B * K, 1, slots, D]; None where that takes a copy.
+        asked, scale: what the last call of attention asked, and the scale by which it was done.
+    """
+
+    __slots__ = ("_back", "_rows", "_shapes", "_whole", "apart", "asked", "key", "scale", "size", "stored", "value")
+
+    def __init__(self, stored: tuple[Array, Array]) -> None:
+        key, value = self.stored = stored
+        self.key, self.value = key[:, :, :-1].transpose(1, 2), value[:, :, :-1].transpose(1, 2)
+        self.size = key.shape[2] - 1
+        views = [x.view(-1, 1, *x.shape[2:]) if x.is_contiguous() else None for x in stored]
+        self.apart = None if views[0] is None or views[1] is None else (views[0], views[1])
+        self._shapes = tuple([torch.Size((x.shape[0], 1, x.shape[1], x.shape[3])) for x in stored])
+        self._rows: Array | None = None
+        self._whole: Mask | None = None
+        self._back: int | None = None
+        self.asked: object = None
+        self.scale: float | None = None
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _nothing, ()  # of tensors that were copied or read from a file it is found out anew
+
+    def take(self, key: object, value: object) -> bool:
+        """Whether these are one token of each row, as the slots hold it."""
+        held = self.stored[0].dtype
+        return (
+            type(key) is Array
+            and type(value) is Array
+            and key.shape == self._shapes[0]
+            and value.shape == self._shapes[1]
+            and key.dtype is held
+            and value.dtype is held
+        )
+
+    def write(self, key: Array, value: Array, numbers: list[int]) -> None:
+        """Put one token of each row, [B, 1, K, D] and [B, 1, K, Dv], where row b has numbers[b] % size so far."""
+        first, stored = numbers[0], self.stored
+        if len(numbers) == 1 or numbers.count(first) == len(numbers):
+            at = first % self.size
+            stored[0].select(2, at).copy_(key.select(1, 0))
+            stored[1].select(2, at).copy_(value.select(1, 0))
+            return
+        if self._rows is None:
+            self._rows = torch.arange(len(numbers), device=_CPU)
+        places = (self._rows, torch.tensor([n % self.size for n in numbers], device=_CPU))
+        stored[0].transpose(1, 2).index_put_(places, key.select(1, 0))
+        stored[1].transpose(1, 2).index_put_(places, value.select(1, 0))
+
+    def mask(self, whole: Mask, lengths: Array, lost: Array | None) -> Mask | None:
+        """The mask of a step of one token, as runs of slots that start and end somewhere; None where it is none, or
+        rows have run over.
+
+        Args:
+            whole: that of whole sequences.
+            lengths, lost: as in `Cache`.
+        """
+        if self._whole is not whole:
+            rest = last(whole)
+            self._back = -1 if isinstance(rest, Full) else window(rest)
+            self._whole = whole
+        back = self._back
+        if back is None:
+            return None
+        numbers = lengths.tolist()
+        most = max(numbers)
+        if lost is not None:
+            if back + 1 != self.size or most >= BROKEN:
+                return None
+            if lost.tolist() != [n - self.size if n > self.size else 0 for n in numbers]:
+                return None  # after a rewind some slot holds nothing
+            return self._up_to(lengths if most <= self.size else counts([min(n, self.size) for n in numbers]))
+        if most > self.size:
+            return None
+        ends = self._up_to(lengths)
+        if back < 0 or most <= back + 1:
+            return ends
+        begins = [n - 1 - back if n > back else 0 for n in numbers]
+        made = And.__new__(And)
+        made.__dict__["parts"] = (ends, Not(KeyPadding(counts(begins))))
+        made.__dict__["_slots"] = self
+        return made
+
+    def _up_to(self, ends: Array) -> Mask:
+        made = KeyPadding.__new__(KeyPadding)
+        made.__dict__["lengths"] = ends
+        made.__dict__["_slots"] = self
+        return made
+
+
+def slots_of(mask: object) -> Slots | None:
+    """The slots that a mask is of one step of; None of other masks."""
+    kind = type(mask)
+    if (kind is not KeyPadding and kind is not And) or torch.compiler.is_compiling():
+        return None
+    found: Slots | None = mask.__dict__.get("_slots")
+    return found
+
+
+def counts(numbers: list[int]) -> Array:
+    """The numbers as int32 [B]; one number many times takes half as long."""
+    if numbers.count(numbers[0]) == len(numbers):
+        return torch.full((len(numbers),), numbers[0], dtype=torch.int32, device=_CPU)
+    return torch.tensor(numbers, dtype=torch.int32, device=_CPU)
+
+
+def _nothing() -> None:
+    return None
