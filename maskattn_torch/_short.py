@@ -13,19 +13,19 @@ import torch
 from torch import Tensor as Array
 from torch.autograd import forward_ad
 
-from maskattn.attention import Call, Framework, attend as attend_anew, choose, prepare
+from maskattn.attention import Call, Framework, attend_anew, choose, prepare
 from maskattn.masks import Causal
 from maskattn_torch import auto
 from maskattn_torch._modes import plain
-from maskattn_torch._slots import Slots
+from maskattn_torch._slots import Slots, slots_of
 from maskattn_torch.kernels.blockwise.flex import CompileFailed
 from maskattn_torch.kernels.fused import sdpa
 from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.cuda import fits, implementation
 from maskattn_torch.kernels.fused.finite import finite
-from maskattn_torch.kernels.fused.trimmed import apart, bounds_of, kept, padded, run_of, stacked
+from maskattn_torch.kernels.fused.trimmed import apart, bounds_of, padded, run_of, stacked
 
-__all__ = ["attend", "of_step"]
+__all__ = ["attend"]
 
 _WHOLE: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
 #: So many kinds of calls are kept.
@@ -50,6 +50,10 @@ _PLANS: dict[Hashable, Plan | None] = {}
 
 def attend(call: Call[Array], framework: Framework[Array]) -> Any:
     """What `maskattn.attention.attend` gives. Errors as there."""
+    if (slots := slots_of(call.mask)) is not None and _is_bare(call):
+        step = _of_step(slots, call.query, call.key, call.value, call.mask, call.scale, call.kernel, call.precision)
+        if step is not None:
+            return step
     key = _facts(call)
     plan = None if key is None else _PLANS.get(key)
     if plan is not None and _plain(plan.kind):
@@ -75,7 +79,17 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
     return found
 
 
-def of_step(
+def _is_bare(call: Call[Array]) -> bool:
+    """Whether a call has no option but those that `_of_step` knows."""
+    return (
+        call.bias is call.dropout_key is call.blocks is None
+        and (call.softcap is None and call.sinks is None)
+        and (type(call.dropout_rate) is float and call.dropout_rate == 0.0 and type(call.dropout_broadcast) is tuple)
+        and (not call.dropout_broadcast and call.empty_rows == "zero" and call.return_lse is False)
+    )
+
+
+def _of_step(
     slots: Slots, query: Array, key: Array, value: Array, mask: Any, scale: Any, kernel: Any, precision: Any
 ) -> Array | None:
     """What `attend` gives, without other options, of one token's query and a mask of these slots, where a step like it
@@ -90,25 +104,19 @@ def of_step(
         if plan is not None and plan.padded and plan.free:
             slots.asked, slots.scale = asked, plan.scale
         return None
-    run = run_of(mask)
-    bounds = None if run is None or not _plain("cpu") else bounds_of(*run, slots.size)
+    run = run_of(mask) if _plain("cpu") else None
+    bounds = None if run is None else bounds_of(*run, slots.size)
     if run is None or bounds is None:
         return None
     low, high, alike = bounds
     batch, _, heads, width = asked[0]
-    held = slots.apart if alike else None
-    if held is None:
-        held, keep = slots.stored, None if alike else kept(run, low, high)
-        query = query.reshape(batch, held[0].shape[1], -1, width)
-    else:  # a row for each key head: what comes out is then in the order of the heads
-        keep, query = None, query.reshape(held[0].shape[0], 1, -1, width)
-    count = high - low
-    out: Array = sdpa(
-        query, held[0].narrow(2, low, count), held[1].narrow(2, low, count), keep, 0.0, False, scale=slots.scale
-    )
+    keep = None if alike else slots.kept(*run, low, high)
+    held, count = slots.stored, high - low
+    k, v = held[0].narrow(2, low, count), held[1].narrow(2, low, count)
+    out: Array = sdpa(query.reshape(batch, k.shape[1], -1, width), k, v, keep, 0.0, False, scale=slots.scale)
     if out.requires_grad:
         twice_differentiable(out)
-    out = out.reshape(batch, 1, heads, held[1].shape[3])
+    out = out.reshape(batch, 1, heads, v.shape[3])
     return out if keep is None or finite(Call(query, key, value), out) else None
 
 

@@ -1,6 +1,6 @@
 """The slots of a cache on the CPU, in eager code: what was found out about them serves every step of one token.
 
-Where such a step takes a twentieth of a millisecond in all, checking it, and choosing how it is done, would double that.
+Where such a step takes a tenth of a millisecond, checking it, and choosing how it is done, would double that.
 """
 
 from __future__ import annotations
@@ -20,25 +20,37 @@ _CPU = torch.device("cpu")
 
 
 class Slots:
-    """The tensors of a cache, which the caches of later steps share.
+    """The tensors of a cache, contiguous, which the caches of later steps share.
 
     Attributes:
         stored: as `Cache.stored`. key, value: all slots but the last, tokens first.
         size: as in `Cache`.
-        apart: both stored with a row for each key head, [B * K, 1, slots, D]; None where that takes a copy.
         asked, scale: what the last call of attention asked, and the scale by which it was done.
     """
 
-    __slots__ = ("_back", "_rows", "_shapes", "_whole", "apart", "asked", "key", "scale", "size", "stored", "value")
+    __slots__ = (
+        "_back",
+        "_flat",
+        "_heads",
+        "_places",
+        "_shapes",
+        "_whole",
+        "asked",
+        "key",
+        "scale",
+        "size",
+        "stored",
+        "value",
+    )
 
     def __init__(self, stored: tuple[Array, Array]) -> None:
         key, value = self.stored = stored
         self.key, self.value = key[:, :, :-1].transpose(1, 2), value[:, :, :-1].transpose(1, 2)
         self.size = key.shape[2] - 1
-        views = [x.view(-1, 1, *x.shape[2:]) if x.is_contiguous() else None for x in stored]
-        self.apart = None if views[0] is None or views[1] is None else (views[0], views[1])
+        self._flat = key.view(-1, key.shape[3]), value.view(-1, value.shape[3])
+        self._heads = key.shape[1]
+        self._places: Array | None = None
         self._shapes = tuple([torch.Size((x.shape[0], 1, x.shape[1], x.shape[3])) for x in stored])
-        self._rows: Array | None = None
         self._whole: Mask | None = None
         self._back: int | None = None
         self.asked: object = None
@@ -48,16 +60,19 @@ class Slots:
         return _nothing, ()  # of tensors that were copied or read from a file it is found out anew
 
     def take(self, key: object, value: object) -> bool:
-        """Whether these are one token of each row, as the slots hold it."""
-        held = self.stored[0].dtype
-        return (
-            type(key) is Array
-            and type(value) is Array
-            and key.shape == self._shapes[0]
-            and value.shape == self._shapes[1]
-            and key.dtype is held
-            and value.dtype is held
-        )
+        """Whether these are one token of each row, as the slots hold it, that may be written in place: nobody can ask
+        for a gradient, and tensors of inference mode are written to only there."""
+        first, second = self.stored
+        if type(key) is not Array or type(value) is not Array:
+            return False
+        if key.shape != self._shapes[0] or value.shape != self._shapes[1]:
+            return False
+        if key.dtype is not first.dtype or value.dtype is not second.dtype:
+            return False
+        if torch.is_grad_enabled():
+            if key.requires_grad or value.requires_grad or first.requires_grad or second.requires_grad:
+                return False
+        return not first.is_inference() or torch.is_inference_mode_enabled()
 
     def write(self, key: Array, value: Array, numbers: list[int]) -> None:
         """Put one token of each row, [B, 1, K, D] and [B, 1, K, Dv], where row b has numbers[b] % size so far."""
@@ -67,11 +82,19 @@ class Slots:
             stored[0].select(2, at).copy_(key.select(1, 0))
             stored[1].select(2, at).copy_(value.select(1, 0))
             return
-        if self._rows is None:
-            self._rows = torch.arange(len(numbers), device=_CPU)
-        places = (self._rows, torch.tensor([n % self.size for n in numbers], device=_CPU))
-        stored[0].transpose(1, 2).index_put_(places, key.select(1, 0))
-        stored[1].transpose(1, 2).index_put_(places, value.select(1, 0))
+        heads, each = range(self._heads), self.size + 1
+        places = [(b * self._heads + h) * each + n % self.size for b, n in enumerate(numbers) for h in heads]
+        indices = torch.tensor(places, device=_CPU)
+        for held, new in zip(self._flat, (key, value), strict=True):
+            held.index_copy_(0, indices, new.reshape(-1, new.shape[3]))
+
+    def kept(self, ends: Array, begins: Array | None, low: int, high: int) -> Array:
+        """Which of the slots low..high - 1 each row has, where they end and, but for None, begin: bool [B, 1, 1, S]."""
+        if self._places is None:
+            self._places = torch.arange(self.size, dtype=torch.int32, device=_CPU)
+        places = self._places.narrow(0, low, high - low)
+        keep = places < ends.view(-1, 1, 1, 1)
+        return keep if begins is None else keep & (places >= begins.view(-1, 1, 1, 1))
 
     def mask(self, whole: Mask, lengths: Array, lost: Array | None) -> Mask | None:
         """The mask of a step of one token, as runs of slots that start and end somewhere; None where it is none, or
@@ -125,7 +148,7 @@ def slots_of(mask: object) -> Slots | None:
 
 def counts(numbers: list[int]) -> Array:
     """The numbers as int32 [B]; one number many times takes half as long."""
-    if numbers.count(numbers[0]) == len(numbers):
+    if len(numbers) == 1 or numbers.count(numbers[0]) == len(numbers):
         return torch.full((len(numbers),), numbers[0], dtype=torch.int32, device=_CPU)
     return torch.tensor(numbers, dtype=torch.int32, device=_CPU)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32
+from torch.autograd import forward_ad
 from torch.utils import _pytree
 
 from maskattn._problems import describe
@@ -51,12 +52,14 @@ class Cache(CacheBase[Array]):
     @property
     def key(self) -> Float[Array, "B size K D"]:
         """[B, size, K, D]: the keys in all slots."""
-        return self._views()[0]
+        slots = None if torch.compiler.is_compiling() else self.__dict__.get("_made")
+        return self._views()[0] if slots is None else slots.key
 
     @property
     def value(self) -> Float[Array, "B size K Dv"]:
         """[B, size, K, Dv]: the values in all slots."""
-        return self._views()[1]
+        slots = None if torch.compiler.is_compiling() else self.__dict__.get("_made")
+        return self._views()[1] if slots is None else slots.value
 
     @property
     def size(self) -> int:
@@ -239,8 +242,8 @@ class Cache(CacheBase[Array]):
             return None
         found: Slots | None = self.__dict__.get("_made")
         if found is None:
-            tensors = all([type(x) is Array and x.is_cpu and not x.requires_grad for x in self.stored])
-            if not tensors or type(self.lengths) is not Array or not self.lengths.is_cpu or not self.batch:
+            known = [type(x) is Array and x.is_cpu and x.is_contiguous() and not x.requires_grad for x in self.stored]
+            if not all(known) or type(self.lengths) is not Array or not self.lengths.is_cpu or not self.batch:
                 return None
             found = self.__dict__["_made"] = Slots(self.stored)
         return found
@@ -255,10 +258,10 @@ class Cache(CacheBase[Array]):
     def _appended(self, key: Array, value: Array) -> Cache | None:
         """The cache with one more token in each row, written in place; None where that is not seen at once to be so."""
         slots = self._slots()
-        if slots is None or not slots.take(key, value) or not self._is_ours():
+        if slots is None or not slots.take(key, value) or forward_ad._current_level >= 0:
             return None
         numbers, lost, size = self.lengths.tolist(), self.lost, slots.size
-        if max(numbers) >= (size if lost is None else BROKEN - 1) or not unwatched(key, value, *self.stored):
+        if max(numbers) >= (size if lost is None else BROKEN - 1):
             return None
         slots.write(key, value, numbers)
         ends = [n + 1 for n in numbers]
@@ -267,8 +270,13 @@ class Cache(CacheBase[Array]):
             gone = [max(a, b - size) for a, b in zip(known, ends, strict=True)]
             lost = lost if gone == known else counts(gone)
         made = object.__new__(Cache)
-        made.__dict__.update(stored=self.stored, lengths=counts(ends), lost=lost, _made=slots)
+        made.__dict__.update(stored=slots.stored, lengths=counts(ends), lost=lost, _made=slots)
         return made
+
+    def _next_of_one(self) -> Array | None:
+        if self._slots() is None:
+            return None
+        return counts(self.lengths.tolist()).unsqueeze(1)
 
     def _of_one_token(self, mask: Mask) -> Mask | None:
         slots = self._slots()

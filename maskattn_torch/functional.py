@@ -16,8 +16,7 @@ from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
 from maskattn_torch import _autocast, _sharded, auto, lower, rng
-from maskattn_torch._short import attend, of_step
-from maskattn_torch._slots import slots_of
+from maskattn_torch._short import attend
 from maskattn_torch.kernels import KERNELS
 from maskattn_torch.types import Array, Given, Operand, RandomKey
 
@@ -114,15 +113,6 @@ def attention(
     Raises:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
-    slots = slots_of(mask)
-    if slots is not None and (
-        bias is softcap is sinks is dropout_key is blocks is None
-        and (type(dropout_rate) is float and dropout_rate == 0.0 and type(dropout_broadcast) is tuple)
-        and (not dropout_broadcast and empty_rows == "zero" and return_lse is False)
-    ):
-        step = of_step(slots, query, key, value, mask, scale, kernel, precision)
-        if step is not None:
-            return step
     call = Call.of(
         query=query,
         key=key,
@@ -232,4 +222,5 @@ FRAMEWORK: Framework[Array] = Framework(
     facts=_facts,
     given=_given,
     spread=lambda call: _sharded.spread(FRAMEWORK, call),
+    short=attend,
 )

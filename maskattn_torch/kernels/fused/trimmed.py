@@ -10,7 +10,7 @@ from maskattn.masks import And, Dense, KeyPadding, Mask, Not
 from maskattn.typing import NumPyArray, Traced
 from maskattn_torch._hosted import host_of
 
-__all__ = ["apart", "bounds_of", "kept", "padded", "run_of", "stacked", "trimmed"]
+__all__ = ["apart", "bounds_of", "padded", "run_of", "stacked", "trimmed"]
 
 #: Up to so many queries it is worth looking where their keys begin and end.
 _FEW_QUERIES = 64
@@ -34,7 +34,7 @@ def trimmed(
             return mask, key, value
         low, high, alike = found
         key, value = key[:, low:high], value[:, low:high]
-        return (None if alike else mask if run[1] is None else Dense(kept(run, low, high))), key, value
+        return (None if alike else mask if run[1] is None else Dense(_kept(run, low, high))), key, value
     _, _, q_len, kv_len = sizes
     if mask is None or not isinstance(kv_len, int) or kv_len < _MANY_KEYS or not 0 < q_len <= _FEW_QUERIES:
         return mask, key, value
@@ -76,13 +76,16 @@ def padded(
         return None
     low, high, alike = found
     key, value = key.narrow(axis, low, high - low), value.narrow(axis, low, high - low)
-    return key, value, None if alike else kept((ends, begins), low, high)
+    return key, value, None if alike else _kept((ends, begins), low, high)
 
 
 def bounds_of(ends: Array, begins: Array | None, most: int) -> tuple[int, int, bool] | None:
-    """Of runs of keys on the CPU: the first key that a row has, one more than the last, and whether all rows have these;
-    None where a row has no key, or more than `most`."""
-    return _ends(ends.tolist(), [0] if begins is None else begins.tolist(), most)
+    """Of runs of keys on the CPU: the first key that a row has, one more than the last, and whether all rows have
+    these; None where a row has no key, or more than `most`."""
+    lasts = ends.tolist()
+    if begins is None and len(lasts) == 1:
+        return (0, lasts[0], True) if 0 < lasts[0] <= most else None
+    return _ends(lasts, [0] if begins is None else begins.tolist(), most)
 
 
 def _ends(lasts: list[int], firsts: list[int], most: int) -> tuple[int, int, bool] | None:
@@ -94,7 +97,7 @@ def _ends(lasts: list[int], firsts: list[int], most: int) -> tuple[int, int, boo
     return low, high, lasts.count(high) == len(lasts) and firsts.count(low) == len(firsts)
 
 
-def kept(run: tuple[Array, Array | None], low: int, high: int) -> Array:
+def _kept(run: tuple[Array, Array | None], low: int, high: int) -> Array:
     """Which of the keys low..high - 1 each row has: bool [B, 1, 1, high - low]."""
     ends, begins = run
     place = torch.arange(low, high)
