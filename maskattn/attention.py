@@ -95,7 +95,7 @@ class Framework(Generic[A]):
     passed: set[Hashable] = field(default_factory=set, compare=False, repr=False)
     given: Callable[[Call[Any]], Call[Any]] = lambda call: call
     spread: Callable[[Call[Any]], Callable[[Call[Any]], Any] | None] = lambda call: None
-    short: Callable[[Call[Any], Framework[Any]], Any] | None = None
+    short: Callable[..., object] | None = None
 
 
 class KernelCannot(ValueError):

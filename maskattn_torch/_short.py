@@ -51,7 +51,7 @@ _PLANS: dict[Hashable, Plan | None] = {}
 def attend(call: Call[Array], framework: Framework[Array]) -> Any:
     """What `maskattn.attention.attend` gives. Errors as there."""
     if (slots := slots_of(call.mask)) is not None and _is_bare(call):
-        step = _of_step(slots, call.query, call.key, call.value, call.mask, call.scale, call.kernel, call.precision)
+        step = _of_step(call, slots)
         if step is not None:
             return step
     key = _facts(call)
@@ -89,17 +89,16 @@ def _is_bare(call: Call[Array]) -> bool:
     )
 
 
-def _of_step(
-    slots: Slots, query: Array, key: Array, value: Array, mask: Any, scale: Any, kernel: Any, precision: Any
-) -> Array | None:
-    """What `attend` gives, without other options, of one token's query and a mask of these slots, where a step like it
-    was done before; None where it was not, and where this one is to be done otherwise.
+def _of_step(call: Call[Array], slots: Slots) -> Array | None:
+    """What `attend` gives for one token's query and a mask of these slots, where a step like it was done before, and
+    the call has no other options; None where it was not, and where this one is to be done otherwise.
     """
-    if key is not slots.key or value is not slots.value or type(query) not in _WHOLE or not query.is_cpu:
+    query, mask, scale = call.query, call.mask, call.scale
+    if call.key is not slots.key or call.value is not slots.value or type(query) not in _WHOLE or not query.is_cpu:
         return None
-    asked = (query.shape, query.dtype, type(mask), scale, type(scale), kernel, precision)
+    asked = (query.shape, query.dtype, type(mask), scale, type(scale), call.kernel, call.precision)
     if slots.asked != asked:
-        facts = _facts(Call(query, key, value, mask, scale=scale, kernel=kernel, precision=precision))
+        facts = _facts(call)
         plan = _PLANS.get(facts) if facts is not None and query.shape[1] == 1 else None
         if plan is not None and plan.padded and plan.free:
             slots.asked, slots.scale = asked, plan.scale
@@ -117,7 +116,7 @@ def _of_step(
     if out.requires_grad:
         twice_differentiable(out)
     out = out.reshape(batch, 1, heads, v.shape[3])
-    return out if keep is None or finite(Call(query, key, value), out) else None
+    return out if keep is None or finite(call, out) else None
 
 
 def _sdpa(call: Call[Array], plan: Plan, q: Array, k: Array, v: Array, keep: Array | None) -> Array:

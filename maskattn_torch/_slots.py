@@ -5,14 +5,13 @@ Where such a step takes a tenth of a millisecond, checking it, and choosing how 
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from torch import Tensor as Array
 
-from maskattn.cache import BROKEN
-from maskattn.cache._steps import last, window
-from maskattn.masks import And, Full, KeyPadding, Mask, Not
+from maskattn.cache import BROKEN, reach
+from maskattn.masks import And, KeyPadding, Mask, Not
 
 __all__ = ["Slots", "slots_of"]
 
@@ -56,7 +55,7 @@ class Slots:
         self.asked: object = None
         self.scale: float | None = None
 
-    def __reduce__(self) -> tuple[Any, ...]:
+    def __reduce__(self) -> tuple[Callable[[], None], tuple[()]]:
         return _nothing, ()  # of tensors that were copied or read from a file it is found out anew
 
     def take(self, key: object, value: object) -> bool:
@@ -105,9 +104,7 @@ class Slots:
             lengths, lost: as in `Cache`.
         """
         if self._whole is not whole:
-            rest = last(whole)
-            self._back = -1 if isinstance(rest, Full) else window(rest)
-            self._whole = whole
+            self._back, self._whole = reach(whole), whole
         back = self._back
         if back is None:
             return None

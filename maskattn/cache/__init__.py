@@ -401,6 +401,13 @@ class CacheBase(Generic[A]):
         return tokens
 
 
+def reach(mask: Mask) -> int | None:
+    """How many positions before its own the last token of a row may attend to, where a mask says nothing else of it: -1
+    for all; None of other masks."""
+    rest = last(mask)
+    return -1 if isinstance(rest, Full) else window(rest)
+
+
 def _from(numbers: NumPyArray) -> NumPyArray:
     """The numbers, 0 for those below."""
     return np.maximum(numbers, 0).astype(np.int32)
