@@ -149,6 +149,7 @@ ALLOWED = {
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "_autocast.py: only in maskattn_torch": "JAX has no autocast",
     "_modes.py: only in maskattn_torch": "JAX's tracers are their own modes",
+    "_slots.py: only in maskattn_torch": "JAX calls are compiled, where nothing is checked at a call",
     "_short.py: only in maskattn_torch": "JAX calls are compiled, where nothing is checked at a call",
     "_apart.py: only in maskattn_torch": OWN,
     "_devices.py: only in maskattn_torch": PARTS,
