@@ -5,8 +5,10 @@
 float32, greedy steps of one token, eager PyTorch with one thread and jitted JAX. One layer of 8 heads of 64 (in PyTorch
 2 key/value heads and rotary embedding, transformers' LlamaAttention with sdpa; in JAX Flax's attention of 8 heads): the
 same weights and projections, and in each only the cache and the attention differ. In JAX the cache is donated to every
-step. `ragged` are rows of different lengths, which only a static cache with a mask of its own has there. Medians of
-whole runs of 512 steps, in alternation, in microseconds a step, and the ratio.
+step. The `module` is MultiHeadAttention given the cache (in PyTorch with rotary embedding, whose turns it makes in each
+step, as the LlamaAttention that it is measured by does here). `ragged` are rows of different lengths, which only a
+static cache with a mask of its own has there. Medians of whole runs of 512 steps, in alternation, in microseconds a
+step, and the ratio.
 """
 
 from __future__ import annotations
@@ -33,7 +35,8 @@ def of_torch(batch: int) -> dict[str, Callable[[], None]]:
     from transformers.cache_utils import DynamicCache, StaticCache
     from transformers.models.llama.modeling_llama import LlamaAttention, LlamaRotaryEmbedding, apply_rotary_pos_emb
 
-    from maskattn_torch import attention
+    from maskattn.layer import Rotary
+    from maskattn_torch import MultiHeadAttention, attention
     from maskattn_torch.cache import Cache
 
     torch.set_num_threads(1)
@@ -46,7 +49,10 @@ def of_torch(batch: int) -> dict[str, Callable[[], None]]:
     )
     layer = LlamaAttention(config, 0).eval()
     tokens = torch.randn(TOKENS, batch, 1, EMBED)
-    turned = LlamaRotaryEmbedding(config)(tokens, torch.arange(SIZE)[None])
+    rotary = LlamaRotaryEmbedding(config)
+    options: dict[str, Any] = {"num_kv_heads": KV_HEADS, "qkv_bias": False, "out_bias": False, "rotary": Rotary()}
+    module = MultiHeadAttention(EMBED, HEADS, **options).eval()
+    turned = rotary(tokens, torch.arange(SIZE)[None])
     turns = [(turned[0][:, i : i + 1], turned[1][:, i : i + 1]) for i in range(TOKENS)]
 
     def theirs(static: bool) -> None:
@@ -70,6 +76,17 @@ def of_torch(batch: int) -> dict[str, Callable[[], None]]:
             out = attention(query, cache.key, cache.value, cache.mask(mask, 1))
             layer.o_proj(out.flatten(2))
 
+    def their_module() -> None:
+        cache = DynamicCache(config=config)
+        for i, x in enumerate(tokens):
+            turn = rotary(x, torch.tensor([[i]]))
+            layer(x, position_embeddings=turn, attention_mask=None, past_key_values=cache)
+
+    def our_module() -> None:
+        cache, mask = Cache.for_config(module.config, batch, SIZE), masks.Causal()
+        for x in tokens:
+            _, cache = module(x, mask=mask, cache=cache)
+
     window = masks.Causal() & masks.SlidingWindow(WINDOW - 1)
 
     def quiet(run: Callable[[], None]) -> Callable[[], None]:
@@ -80,7 +97,9 @@ def of_torch(batch: int) -> dict[str, Callable[[], None]]:
         "ours, ragged": quiet(lambda: ours(masks.Causal(), ragged=True)),
         "ours, window": quiet(lambda: ours(window)),
         "ours, rolling": quiet(lambda: ours(window, rolling=True)),
+        "ours, module": quiet(our_module),
         "DynamicCache": quiet(lambda: theirs(static=False)),
+        "DynamicCache, module": quiet(their_module),
         "StaticCache": quiet(lambda: theirs(static=True)),
     }
 
@@ -92,7 +111,7 @@ def of_jax(batch: int) -> dict[str, Callable[[], None]]:
     import jax.numpy as jnp
     from flax import nnx
 
-    from maskattn_jax import attention
+    from maskattn_jax import MultiHeadAttention, attention
     from maskattn_jax.cache import Cache
 
     tokens = list(jnp.asarray(np.random.default_rng(0).standard_normal((TOKENS, batch, 1, EMBED)), jnp.float32))
@@ -124,6 +143,12 @@ def of_jax(batch: int) -> dict[str, Callable[[], None]]:
 
         return step
 
+    inside, state = nnx.split(MultiHeadAttention(EMBED, HEADS, rngs=nnx.Rngs(0)))
+
+    def step_of_module(cache: Any, x: Any) -> Any:
+        out, cache = nnx.merge(inside, state)(x, mask=masks.Causal(), cache=cache, deterministic=True)
+        return cache, out
+
     def run(step: Callable[[Any, Any], Any], fresh: Callable[[], Any]) -> Callable[[], None]:
         compiled = jax.jit(step, donate_argnums=0)
 
@@ -151,9 +176,18 @@ def of_jax(batch: int) -> dict[str, Callable[[], None]]:
         "ours, ragged": run(ours(masks.Causal()), lambda: empty(ragged=True)),
         "ours, window": run(ours(window), empty),
         "ours, rolling": run(ours(window), lambda: empty(rolling=True)),
+        "ours, module": run(step_of_module, empty),
         "Flax Linen": run(step_of_linen, lambda: copied(start["cache"])),
         "Flax NNX": run(step_of_nnx, lambda: copied(kept)),
     }
+
+
+def peers_of(name: str, steps: dict[str, float]) -> list[float]:
+    """What others take for the same: modules for modules, where there are such."""
+    others = {other: us for other, us in steps.items() if "ours" not in other}
+    modules = {other: us for other, us in others.items() if "module" in other}
+    alike = modules if "module" in name and modules else {x: us for x, us in others.items() if x not in modules}
+    return list(alike.values())
 
 
 def main() -> None:
@@ -175,9 +209,10 @@ def main() -> None:
                     if turn:  # the first compiles
                         times[name].append((time.perf_counter() - begin) / TOKENS)
             steps = {name: round(seconds * 1e6, 1) for name, seconds in measure.medians(times).items()}
-            peers = [us for name, us in steps.items() if "ours" not in name]
             ratios = {
-                f"{name}, of the faster peer": round(us / min(peers), 2) for name, us in steps.items() if "ours" in name
+                f"{name}, of the faster peer": round(us / min(peers_of(name, steps)), 2)
+                for name, us in steps.items()
+                if "ours" in name
             }
             results[f"{twin}, batch {batch}"] = {"us_per_step": steps, "ratio": ratios}
             print(f"{twin}, batch {batch}: ", "  ".join(f"{name} {us:.0f}" for name, us in steps.items()))

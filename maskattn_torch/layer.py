@@ -74,7 +74,8 @@ class Parts:
         else:
             where = where[..., None]
         angles = (where * frequencies).to(_wide(x).dtype)[:, :, None]
-        return angles.cos() * rotary.factor, angles.sin() * rotary.factor
+        cos, sin, factor = angles.cos(), angles.sin(), rotary.factor
+        return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
 
     def rotate(self, x: Float[Array, "B L H D"], turns: Turns, rotary: Rotary) -> Float[Array, "B L H D"]:
         """The pairs of x [B, L, H, D] turned: (a, b) -> (a cos - b sin, b cos + a sin)."""
