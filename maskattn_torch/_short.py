@@ -24,8 +24,9 @@ from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.cuda import fits, implementation
 from maskattn_torch.kernels.fused.finite import finite
 from maskattn_torch.kernels.fused.trimmed import apart, bounds_of, padded, run_of, stacked
+from maskattn_torch.types import Operand
 
-__all__ = ["attend"]
+__all__ = ["attend", "of_step"]
 
 _WHOLE: tuple[type, ...] = (torch.Tensor, torch.nn.Parameter)
 #: So many kinds of calls are kept.
@@ -51,7 +52,8 @@ _PLANS: dict[Hashable, Plan | None] = {}
 def attend(call: Call[Array], framework: Framework[Array]) -> Any:
     """What `maskattn.attention.attend` gives. Errors as there."""
     if (slots := slots_of(call.mask)) is not None and _is_bare(call):
-        step = _of_step(call, slots)
+        how = call.kernel, call.precision
+        step = of_step(slots, call.query, call.key, call.value, call.mask, call.scale, how)
         if step is not None:
             return step
     key = _facts(call)
@@ -80,7 +82,7 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
 
 
 def _is_bare(call: Call[Array]) -> bool:
-    """Whether a call has no option but those that `_of_step` knows."""
+    """Whether a call has no option but those that `of_step` knows."""
     return (
         call.bias is call.dropout_key is call.blocks is None
         and (call.softcap is None and call.sinks is None)
@@ -89,16 +91,19 @@ def _is_bare(call: Call[Array]) -> bool:
     )
 
 
-def _of_step(call: Call[Array], slots: Slots) -> Array | None:
+def of_step(
+    slots: Slots, query: Operand, key: Operand, value: Operand, mask: object, scale: float | None, how: tuple[str, str]
+) -> Array | None:
     """What `attend` gives for one token's query and a mask of these slots, where a step like it was done before, and
-    the call has no other options; None where it was not, and where this one is to be done otherwise.
+    the call has no other options; None where it was not, and where this one is to be done otherwise. `how` are kernel
+    and precision.
     """
-    query, mask, scale = call.query, call.mask, call.scale
-    if call.key is not slots.key or call.value is not slots.value or type(query) not in _WHOLE or not query.is_cpu:
+    if key is not slots.key or value is not slots.value or type(query) not in _WHOLE or not query.is_cpu:
         return None
-    asked = (query.shape, query.dtype, type(mask), scale, type(scale), call.kernel, call.precision)
+    asked = (query.shape, query.dtype, type(mask), scale, type(scale), how)
     if slots.asked != asked:
-        facts = _facts(call)
+        options = {"scale": scale, "kernel": how[0], "precision": how[1]}
+        facts = _facts(Call.of(**vars(Call(query, key, value, mask)) | options))
         plan = _PLANS.get(facts) if facts is not None and query.shape[1] == 1 else None
         if plan is not None and plan.padded and plan.free:
             slots.asked, slots.scale = asked, plan.scale
@@ -116,7 +121,7 @@ def _of_step(call: Call[Array], slots: Slots) -> Array | None:
     if out.requires_grad:
         twice_differentiable(out)
     out = out.reshape(batch, 1, heads, v.shape[3])
-    return out if keep is None or finite(call, out) else None
+    return out if keep is None or finite(Call(query, key, value), out) else None
 
 
 def _sdpa(call: Call[Array], plan: Plan, q: Array, k: Array, v: Array, keep: Array | None) -> Array:

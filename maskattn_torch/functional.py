@@ -16,7 +16,8 @@ from maskattn.biases import Bias
 from maskattn.masks import Mask
 from maskattn.typing import EmptyRows, KernelName, NumPyArray, Precision, SharedAxis
 from maskattn_torch import _autocast, _sharded, auto, lower, rng
-from maskattn_torch._short import attend
+from maskattn_torch._short import attend, of_step
+from maskattn_torch._slots import slots_of
 from maskattn_torch.kernels import KERNELS
 from maskattn_torch.types import Array, Given, Operand, RandomKey
 
@@ -113,6 +114,15 @@ def attention(
     Raises:
         TypeError, ValueError: one error that lists everything wrong with the arguments.
     """
+    if (
+        (slots := slots_of(mask)) is not None
+        and (bias is dropout_key is blocks is None and softcap is None and sinks is None)
+        and (type(dropout_rate) is float and dropout_rate == 0.0 and type(dropout_broadcast) is tuple)
+        and (not dropout_broadcast and empty_rows == "zero" and return_lse is False)
+    ):
+        step = of_step(slots, query, key, value, mask, scale, (kernel, precision))
+        if step is not None:
+            return step
     call = Call.of(
         query=query,
         key=key,
