@@ -116,7 +116,11 @@ def attention(
     """
     if (
         (slots := slots_of(mask)) is not None
-        and (bias is dropout_key is blocks is None and softcap is None and sinks is None)
+        and bias is None
+        and dropout_key is None
+        and blocks is None
+        and softcap is None
+        and sinks is None
         and (type(dropout_rate) is float and dropout_rate == 0.0 and type(dropout_broadcast) is tuple)
         and (not dropout_broadcast and empty_rows == "zero" and return_lse is False)
     ):
