@@ -63,9 +63,7 @@ ALLOWED = {
     },
     "multihead.MultiHeadAttention: reset_parameters only in maskattn_torch": "as PyTorch's layers have it",
     "_called: __all__ ['CallOptions', 'Called'] in maskattn_jax, ['CallOptions', 'Called', 'called'] in "
-    "maskattn_torch": (
-        "JAX's own decorator takes Flax's names too"
-    ),
+    "maskattn_torch": ("JAX's own decorator takes Flax's names too"),
     "_called: called only in maskattn_torch": "JAX's own decorator takes Flax's names too",
     "_flax_calls.py: only in maskattn_jax": AS_FLAX,
     "_precision.py: only in maskattn_jax": AS_FLAX,
