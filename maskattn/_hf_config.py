@@ -63,6 +63,10 @@ class Reading:
             raise ValueError(f"{self.where}: the configuration of {self.model_type!r} has no {' or '.join(names)}")
         return default
 
+    def has(self, name: str) -> bool:
+        """Whether the key is there, be it None."""
+        return name in self.config if isinstance(self.config, Mapping) else hasattr(self.config, name)
+
     def each(self, *names: str, default: Value = _MISSING) -> Value:
         """As `get`; of a list, its place of this layer."""
         found = self.get(*names, default=default)

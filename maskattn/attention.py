@@ -75,6 +75,7 @@ class Framework(Generic[A]):
             are checked once. None: check this one.
         passed: the facts of calls that were right.
         given: a call as this framework takes it to be meant, before it is checked.
+        short: `attend_anew`, quicker for calls like one before; None: there is no such.
         spread: what does a call whose arrays lie on several devices, as calls of their parts; None of any other call.
     """
 
@@ -94,6 +95,7 @@ class Framework(Generic[A]):
     passed: set[Hashable] = field(default_factory=set, compare=False, repr=False)
     given: Callable[[Call[Any]], Call[Any]] = lambda call: call
     spread: Callable[[Call[Any]], Callable[[Call[Any]], Any] | None] = lambda call: None
+    short: Callable[..., object] | None = None
 
 
 class KernelCannot(ValueError):
@@ -111,6 +113,13 @@ def attend(call: Call[Array], framework: Framework[A]) -> A | tuple[A, A]:
     Raises:
         TypeError, ValueError: as `prepare` and `choose`.
     """
+    if framework.short is not None:
+        return cast("A | tuple[A, A]", framework.short(call, framework))
+    return attend_anew(call, framework)
+
+
+def attend_anew(call: Call[Array], framework: Framework[A]) -> A | tuple[A, A]:
+    """What `attend` gives, checked and chosen for this call alone. Errors as there."""
     spread = framework.spread(call)
     if spread is not None:
         return cast("A | tuple[A, A]", spread(call))

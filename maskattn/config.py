@@ -199,7 +199,7 @@ class AttentionConfig(Declared):
 
         >>> from maskattn import AttentionConfig
         >>> AttentionConfig.from_hf({"model_type": "bert", "hidden_size": 64, "num_attention_heads": 4}, 0)
-        AttentionConfig(64, 4)
+        AttentionConfig(64, 4, dropout_rate=0.1)
 
         Args:
             config: a configuration of transformers, or the dict of its config.json.
@@ -234,6 +234,11 @@ class AttentionConfig(Declared):
     def has_parts(self) -> bool:
         """Whether anything happens between the projections beside attention itself."""
         return any(getattr(self, name) is not None for name in _PARTS)
+
+    @property
+    def parts(self) -> list[str]:
+        """The fields whose parts there are, in the order in which they come."""
+        return [name for name in _PARTS if getattr(self, name) is not None]
 
     def attention_options(self) -> dict[str, Any]:
         """The arguments of `attention` that a configuration settles beside its sinks: scale, softcap, empty_rows."""

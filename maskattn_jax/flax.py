@@ -10,28 +10,22 @@ import jax
 import jax.numpy as jnp
 from flax import linen, nnx
 from flax.nnx.nn.dtypes import promote_dtype as flax_promote_dtype
-from jax.lax import Precision as LaxPrecision
 from jaxtyping import Bool, Float, Integer
 
-from maskattn._fields import dtype_name, peek
-from maskattn._problems import Problems, describe
+from maskattn._problems import Problems
 from maskattn.attention import Call
 from maskattn.biases import Bias
-from maskattn.masks import Causal, Dense, Mask
-from maskattn.typing import EmptyRows, KernelName, Precision, SharedAxis
+from maskattn.masks import Mask
+from maskattn.modules import with_causal
+from maskattn.typing import EmptyRows, KernelName, SharedAxis
+from maskattn_jax._flax_calls import zero_one
+from maskattn_jax._precision import own_precision
 from maskattn_jax._scope import own_modes, plain
 from maskattn_jax._weights import weights
 from maskattn_jax.functional import attention
 from maskattn_jax.types import Array, DType, Given, Operand, RandomKey
 
 __all__ = ["attention_fn"]
-
-#: `jax.default_matmul_precision` as one of ours.
-_PRECISIONS: dict[str | None, Precision] = {
-    **dict.fromkeys((None, "default", "fastest", "bfloat16"), "default"),
-    **dict.fromkeys(("high", "bfloat16_3x", "tensorfloat32"), "high"),
-    **dict.fromkeys(("highest", "float32"), "highest"),
-}
 
 
 @own_modes
@@ -100,7 +94,7 @@ def attention_fn(
     for name, given in replaced.items():
         if given is not None:
             problems.value(f"{name} must be None: the kernels make no product of all scores that it could replace")
-    chosen = _precision(problems, precision)
+    chosen = own_precision(problems, precision)
     rate = 0.0 if deterministic else dropout_rate
     if rate and dropout_rng is None:
         problems.value(f"dropout_rng must be given where dropout_rate is {rate} and deterministic is False")
@@ -111,7 +105,7 @@ def attention_fn(
     problems.raise_if_any()
     query, key, value = (x.reshape(math.prod(lead), *x.shape[-3:]) for x in inputs)
     options: dict[str, Any] = {"bias": bias, "empty_rows": empty_rows, "precision": chosen, "kernel": kernel}
-    allowed = _with_causal(mask, is_causal)
+    allowed = with_causal(mask, is_causal)
     dropout: dict[str, Any] = {"dropout_rate": rate}
     if rate:
         dropout |= {"dropout_key": dropout_rng, "dropout_broadcast": get_args(SharedAxis) if broadcast_dropout else ()}
@@ -142,19 +136,8 @@ def _lead(problems: Problems, inputs: tuple[Array, Array, Array]) -> tuple[int, 
 def _mask(problems: Problems, mask: Any, lead: tuple[int, ...]) -> Array | None:
     """A mask of Flax as a bool array for the flattened batch; 0 and 1 of any dtype, which is checked where it can be
     read."""
-    if not hasattr(mask, "dtype"):
-        problems.type(f"mask must be a Mask, or an array of bools or of 0 and 1, got {describe(mask)}")
-        return None
-    if dtype_name(mask) != "bool":
-        values = peek(mask)
-        other = None if values is None else values[(values != 0) & (values != 1)]
-        if other is not None and other.size:
-            problems.value(
-                f"mask must hold bools, or 0 (may not attend) and 1 (may), got {other.flat[0]}: what is added to the "
-                "logits is a bias"
-            )
-        mask = jnp.asarray(mask) != 0
-    return _flat(problems, "mask", mask, lead)
+    allowed = zero_one(problems, mask)
+    return None if allowed is None else _flat(problems, "mask", allowed, lead)
 
 
 def _flat(problems: Problems, name: str, array: Any, lead: tuple[int, ...]) -> Any:
@@ -169,28 +152,6 @@ def _flat(problems: Problems, name: str, array: Any, lead: tuple[int, ...]) -> A
     if set(rows) == {1}:
         return array.reshape(1, *rest)
     return jnp.broadcast_to(array, (*lead, *rest)).reshape(math.prod(lead), *rest)
-
-
-def _with_causal(mask: Mask | Array | None, is_causal: bool) -> Mask | Array | None:
-    """The mask, and that no query sees a later key."""
-    if not is_causal:
-        return mask
-    if mask is None or isinstance(mask, Mask):
-        return Causal() if mask is None else mask & Causal()
-    return Dense(mask) & Causal()
-
-
-def _precision(problems: Problems, given: Any) -> Precision:
-    """A precision of JAX as one of ours; a pair of two that are equal as that one."""
-    if isinstance(given, tuple) and len(set(given)) == 1:
-        given = given[0]
-    if given is None:
-        given = jax.config.jax_default_matmul_precision  # type: ignore[attr-defined]
-    name = given.name.lower() if isinstance(given, LaxPrecision) else given
-    if isinstance(name, str | None) and name in _PRECISIONS:
-        return _PRECISIONS[name]
-    problems.value(f'precision must be None, a jax.lax.Precision, "default", "high" or "highest", got {given!r}')
-    return "highest"
 
 
 def _sow(module: Any, found: Float[Array, "... H L S"]) -> None:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any, Unpack, overload
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
+from typing import Any, TypeAlias, TypedDict, Unpack, overload
 
 import jax.numpy as jnp
 from flax import nnx
+from flax.nnx.nn.dtypes import promote_dtype
+from flax.nnx.nn.linear import default_bias_init, default_kernel_init
+from jax.lax import PrecisionLike
 from jaxtyping import Bool, Float
 
 from maskattn.biases import Bias
@@ -21,10 +25,24 @@ from maskattn.modules import (
     module_inputs,
     of_kernel,
     one_batch,
+    with_causal,
 )
+from maskattn.modules.parameters import Parameter
 from maskattn.modules.run import Asked, Layer
-from maskattn.typing import KernelName
-from maskattn_jax._layers import attend_heads, begins, check_array, paths, project_by, project_in, project_one
+from maskattn.typing import KernelName, SharedAxis
+from maskattn_jax._flax_calls import flat_sharding, flax_names, resolved
+from maskattn_jax._layers import (
+    Built,
+    attend_heads,
+    before_dropout,
+    begins,
+    check_array,
+    check_plain,
+    paths,
+    project_by,
+    project_in,
+    project_one,
+)
 from maskattn_jax._mesh import dot_general
 from maskattn_jax._scope import plain
 from maskattn_jax.cache import Cache
@@ -32,9 +50,39 @@ from maskattn_jax.dropout import drop, module_keys
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.layer import LAYER
 from maskattn_jax.rng import words
-from maskattn_jax.types import Answer, Array, DType, Given, Operand, Positions, RandomKey
+from maskattn_jax.types import Answer, Array, DType, Given, Initializer, Operand, Positions, RandomKey, Sharding
 
 __all__ = ["MultiHeadAttention"]
+
+#: Where a module has a parameter, and what it is.
+Place: TypeAlias = tuple[tuple[str, ...], Parameter]
+_NOTHING: Mapping[str, Any] = MappingProxyType({})
+
+
+class Options(TypedDict, total=False):
+    """How a module is made, beside its configuration: see `MultiHeadAttention`."""
+
+    dtype: DType | None
+    param_dtype: DType
+    precision: PrecisionLike
+    kernel_init: Initializer
+    out_kernel_init: Initializer | None
+    bias_init: Initializer
+    out_bias_init: Initializer | None
+    part_inits: Mapping[str, Initializer] | None
+    kernel_metadata: Mapping[str, object]
+    out_kernel_metadata: Mapping[str, object]
+    bias_metadata: Mapping[str, object]
+    out_bias_metadata: Mapping[str, object]
+    qkv_promote_dtype: Callable[..., Any]
+    out_promote_dtype: Callable[..., Any]
+    dropout_broadcast: tuple[SharedAxis, ...]
+    deterministic: bool | None
+    keep_rngs: bool
+
+
+class SizedOptions(Options, ConfigOptions, total=False):
+    """The same, and the fields of the configuration."""
 
 
 class MultiHeadAttention(nnx.Module):
@@ -46,11 +94,26 @@ class MultiHeadAttention(nnx.Module):
     configuration learn has the names of layout "flax-nnx": `query_ln`, `key_ln`, `gate`,
     `relative_position_bias.table`, ...
 
+    `maskattn_jax.flax_nnx.MultiHeadAttention` is the same with the constructor of `nnx.MultiHeadAttention`.
+
     Args:
         config: an `AttentionConfig`; or embed_dim, with num_heads and its other fields by their names.
         num_heads: H, where no configuration is given.
         dtype: of the computation; None follows inputs and parameters (Flax's promotion).
         param_dtype: of the parameters.
+        precision: of all products, a `jax.lax.Precision` or its name; None is JAX's own default.
+        kernel_init, bias_init: how kernels and biases begin, those of parts too: (key, shape, dtype) -> array, the
+            shape that of a matrix, as Flax's layers ask for them. `nnx.with_partitioning` and `nnx.with_metadata` of
+            one say where the parameters lie on a mesh.
+        out_kernel_init, out_bias_init: those of the output projection; None takes the others.
+        part_inits: by canonical name ("sinks", "query_norm.scale", "gate.kernel"), how other parameters of parts begin.
+        kernel_metadata, bias_metadata, out_kernel_metadata, out_bias_metadata: of the four projections' parameters, as
+            `sharding_names`; for the output none of the others' are taken.
+        qkv_promote_dtype, out_promote_dtype: ((x, kernel, bias), dtype=...) -> the three in one dtype.
+        dropout_broadcast: the axes, of "batch" and "heads", that share one draw of the weights' dropout; () draws for
+            every weight, ("batch", "heads") is Flax's `broadcast_dropout=True`.
+        deterministic: True applies no dropout; None leaves it to each call.
+        keep_rngs: whether the "dropout" stream of `rngs` is forked where a rate is above 0.
         rngs: the source of the initial parameters; where a rate is above 0, its "dropout" stream is forked too, as
             Flax's modules do, and gives the keys of calls that are given none.
 
@@ -59,20 +122,9 @@ class MultiHeadAttention(nnx.Module):
     """
 
     @overload
-    def __init__(
-        self, config: AttentionConfig, *, dtype: DType | None = None, param_dtype: DType = jnp.float32, rngs: nnx.Rngs
-    ) -> None: ...
+    def __init__(self, config: AttentionConfig, *, rngs: nnx.Rngs, **options: Unpack[Options]) -> None: ...
     @overload
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        dtype: DType | None = None,
-        param_dtype: DType = jnp.float32,
-        rngs: nnx.Rngs,
-        **options: Unpack[ConfigOptions],
-    ) -> None: ...
+    def __init__(self, embed_dim: int, num_heads: int, *, rngs: nnx.Rngs, **options: Unpack[SizedOptions]) -> None: ...
     def __init__(  # type: ignore[misc]
         self,
         config: AttentionConfig | int | None = None,
@@ -80,53 +132,91 @@ class MultiHeadAttention(nnx.Module):
         *,
         dtype: DType | None = None,
         param_dtype: DType = jnp.float32,
+        precision: PrecisionLike = "highest",
+        kernel_init: Initializer = default_kernel_init,
+        out_kernel_init: Initializer | None = None,
+        bias_init: Initializer = default_bias_init,
+        out_bias_init: Initializer | None = None,
+        part_inits: Mapping[str, Initializer] | None = None,
+        kernel_metadata: Mapping[str, object] = _NOTHING,
+        out_kernel_metadata: Mapping[str, object] = _NOTHING,
+        bias_metadata: Mapping[str, object] = _NOTHING,
+        out_bias_metadata: Mapping[str, object] = _NOTHING,
+        qkv_promote_dtype: Callable[..., object] = promote_dtype,
+        out_promote_dtype: Callable[..., object] = promote_dtype,
+        dropout_broadcast: tuple[SharedAxis, ...] = (),
+        deterministic: bool | None = False,
+        keep_rngs: bool = True,
         rngs: nnx.Rngs,
         **options: object,
     ) -> None:
-        self.config = config = given_config(type(self).__name__, config, num_heads, options)
+        where = type(self).__name__
+        self.config = config = given_config(where, config, num_heads, options)
+        self.built = Built.of(where, config, precision, dropout_broadcast, part_inits)
         self.dtype = dtype
         self.param_dtype = param_dtype
-        self.deterministic = False
+        self.deterministic = deterministic
         self.rngs: nnx.RngStream | None = nnx.data(None)
-        self.sinks = nnx.data(nnx.Param(jnp.zeros(config.num_heads, param_dtype)) if config.sinks else None)
+        made: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "precision": precision, "rngs": rngs}
+        starts: dict[str, Any] = {"kernel_init": kernel_init, "bias_init": bias_init}
         if config.project:
-            self._make_layers(rngs)
-        self._hold(rngs)
-        if config.dropout_rate or config.out_dropout_rate:
+            of_inputs: dict[str, Any] = {"kernel_metadata": kernel_metadata, "bias_metadata": bias_metadata}
+            self._project_in(made | starts | of_inputs | {"promote_dtype": qkv_promote_dtype})
+        # norms stand before the output projection, as in Flax: the same numbers from the same `rngs`
+        known = paths(config)
+        norms = {name: held for name, held in known.items() if "_norm." in name}
+        self.sinks = nnx.data(None)
+        self._hold(norms, rngs, made | starts, part_inits or {})
+        if config.project:
+            of_output: dict[str, Any] = {
+                "kernel_init": out_kernel_init or kernel_init,
+                "bias_init": out_bias_init or bias_init,
+            }
+            of_output |= {"kernel_metadata": out_kernel_metadata, "bias_metadata": out_bias_metadata}
+            self._project_out(made | of_output | {"promote_dtype": out_promote_dtype})
+        others = {name: held for name, held in known.items() if name not in norms}
+        self._hold(others, rngs, made | starts, part_inits or {})
+        if keep_rngs and (config.dropout_rate or config.out_dropout_rate):
             stream = _stream(rngs)
             self.rngs = None if stream is None else stream.fork()
 
-    def _make_layers(self, rngs: nnx.Rngs) -> None:
-        config, dtype, param_dtype = self.config, self.dtype, self.param_dtype
-        options: dict[str, Any] = {"dtype": dtype, "param_dtype": param_dtype, "precision": "highest", "rngs": rngs}
-        options["dot_general"] = dot_general
+    def _project_in(self, given: dict[str, Any]) -> None:
+        config = self.config
         widths = {"query": config.embed_dim, "key": config.kdim, "value": config.vdim}
         for (name, width), heads in zip(widths.items(), head_shapes(config), strict=True):
-            setattr(self, name, nnx.LinearGeneral(width, heads, use_bias=config.qkv_bias, **options))
-        heads = (config.num_heads, config.v_head_dim)
-        self.out = nnx.LinearGeneral(heads, config.out_dim, axis=(-2, -1), use_bias=config.out_bias, **options)
+            layer = nnx.LinearGeneral(width, heads, use_bias=config.qkv_bias, dot_general=dot_general, **given)
+            setattr(self, name, layer)
 
-    def _hold(self, rngs: nnx.Rngs) -> None:
-        """Make what the parts learn, sinks excepted."""
-        known = paths(self.config)
+    def _project_out(self, given: dict[str, Any]) -> None:
+        config = self.config
+        heads = (config.num_heads, config.v_head_dim)
+        options: dict[str, Any] = {"axis": (-2, -1), "use_bias": config.out_bias, "dot_general": dot_general}
+        self.out = nnx.LinearGeneral(heads, config.out_dim, **options, **given)
+
+    def _hold(
+        self, known: Mapping[str, Place], rngs: nnx.Rngs, made: dict[str, Any], inits: Mapping[str, Initializer]
+    ) -> None:
+        """Make parameters of parts."""
         for name, (path, parameter) in known.items():
             place, last = _within(self, path[:-1]), path[-1]
-            if name == "sinks" or (last == "bias" and name.removesuffix("bias") + "kernel" in known):
+            kernel = name.removesuffix("bias") + "kernel"
+            if last == "bias" and kernel in known:
                 continue
             if last == "kernel":
-                layer = nnx.Linear(
-                    *parameter.shape,
-                    use_bias=name.removesuffix("kernel") + "bias" in known,
-                    dtype=self.dtype,
-                    param_dtype=self.param_dtype,
-                    precision="highest",
-                    rngs=rngs,
-                )
+                bias = name.removesuffix("kernel") + "bias"
+                own = {
+                    option: inits[one] for option, one in (("kernel_init", name), ("bias_init", bias)) if one in inits
+                }
+                layer = nnx.Linear(*parameter.shape, use_bias=bias in known, **{**made, **own})
                 setattr(_within(self, path[:-2]), path[-2], layer)
                 continue
-            made = begins(parameter)(rngs.params(), parameter.shape, self.param_dtype)
-            setattr(place, last, nnx.Param(made))
+            start = inits.get(name) or begins(parameter)
+            draws = name in inits or parameter.begins is None or "_norm." in name
+            key: Any = rngs.params() if draws else None
+            number = start(key, parameter.shape, self.param_dtype)
+            setattr(place, last, nnx.data(nnx.Param(number)))
 
+    @flax_names("rngs")
     def __call__(
         self,
         query: Float[Operand, "B L E"],
@@ -135,6 +225,7 @@ class MultiHeadAttention(nnx.Module):
         *,
         mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
         bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
+        is_causal: bool = False,
         positions: Positions | None = None,
         cache: Cache | None = None,
         valid: Bool[Given, "B L"] | None = None,
@@ -145,14 +236,20 @@ class MultiHeadAttention(nnx.Module):
         kernel: KernelName = "auto",
         return_weights: bool = False,
         return_lse: bool = False,
+        sow_weights: bool = False,
+        qkv_sharding: Sharding | None = None,
+        out_sharding: Sharding | None = None,
     ) -> Answer:
         """query [..., L, embed_dim], key [..., S, kdim], value [..., S, vdim] -> [..., L, out_dim].
+
+        The names of Flax's modules are taken too: `inputs_q`, `inputs_k`, `inputs_v`, `inputs_kv`, `rngs`.
 
         Args:
             query, key, value: key defaults to query, value to key. The axes before the last two are one batch, B, in
                 row-major order, for masks too.
             mask: a Mask or a bool array that broadcasts to [B, H, L, S]; True = may attend.
             bias: a Bias or a float array that broadcasts to [B, H, L, S], added to the logits.
+            is_causal: no query attends to a later key, counted from the start of both: the mask `& Causal()`.
             positions: int [L] or [B, L], read by `rotary` and `temperature`; [.., L, axes] of a rotary embedding with
                 axes; a pair where queries and keys are not one sequence. None counts from 0, behind what `cache` holds.
                 Masks count slots, whatever the positions.
@@ -171,6 +268,10 @@ class MultiHeadAttention(nnx.Module):
             return_weights: also return the attention weights [B, H, L, S], after dropout, which takes as much memory;
                 the extra keys of `ExtraKeys` come first.
             return_lse: also return the log-sum-exp of each row, [B, L, H].
+            sow_weights: sow the weights before dropout, [B, H, L, S], under `nnx.capture(nnx.Intermediate)`, as
+                `attention_weights`.
+            qkv_sharding: how queries, keys and values [..., length, heads, width] lie on a mesh with explicit axes.
+            out_sharding: how the output [..., L, out_dim] does.
 
         Returns:
             The output, or a tuple of it and what was asked for, in the order weights, lse, cache.
@@ -178,8 +279,8 @@ class MultiHeadAttention(nnx.Module):
         Raises:
             TypeError, ValueError: names the argument at fault.
         """
-        deterministic = self.deterministic if deterministic is None else deterministic
         config, where = self.config, type(self).__name__
+        deterministic = resolved(where, config, self.deterministic, deterministic)
         rate, out_rate = dropout_rates(config, deterministic)
         drawn = self._key(dropout_key) if rate or out_rate else dropout_key
         given: Any = module_inputs(where, config, (query, key, value), check_array, drawn, deterministic)
@@ -187,17 +288,21 @@ class MultiHeadAttention(nnx.Module):
         mask, bias = plain(mask), plain(bias)
         if len(leading.axes) != 1:
             given, mask, bias = one_batch(leading, given), leading.aligned(mask, 3), leading.aligned(bias, 3)
+        positions, valid, global_tokens = leading.of_tokens(config, positions, valid, global_tokens)
+        placed = flat_sharding(where, {"qkv_sharding": qkv_sharding, "out_sharding": out_sharding}, leading, kernel)
         inputs: Any = given
         if config.project:
-            inputs = project_in((self.query, self.key, self.value), given, kernel, _parameters)  # type: ignore[attr-defined]
+            layers = self.query, self.key, self.value  # type: ignore[attr-defined]
+            check_plain({"query": layers[0], "key": layers[1], "value": layers[2], "out": self.out}, kernel)
+            inputs = project_in(layers, given, kernel, _parameters, **placed["qkv_sharding"])
         elif self.dtype is not None:
             inputs = [jnp.asarray(x, self.dtype) for x in given]
         keys: tuple[Array | None, Array | None] = (None, None)
         if drawn is not None and not isinstance(drawn, nnx.Rngs) and (rate or out_rate):
-            keys = module_keys(drawn)
+            keys = self._draws(drawn)
         asked = Asked(
             given,
-            mask,
+            with_causal(mask, is_causal),
             bias,
             positions,
             cache,
@@ -210,26 +315,38 @@ class MultiHeadAttention(nnx.Module):
             return_weights,
             return_lse,
         )
-        attended = attend_heads(self._layer(kernel), inputs, asked)
+        layer = self._layer(kernel)
+        attended = attend_heads(layer, inputs, asked)
+        if sow_weights:
+            self.sow(nnx.Intermediate, "attention_weights", before_dropout(layer, inputs, asked, attended, leading))
         out = attended.output
-        out = _project(self.out, out, kernel) if config.project else out.reshape(*out.shape[:2], config.out_dim)
+        if config.project:
+            out = _project(self.out, out, kernel, **placed["out_sharding"])
+        else:
+            out = out.reshape(*out.shape[:2], config.out_dim)
         if keys[1] is not None and out_rate:
             out = drop(out, out_rate, keys[1], of_kernel(FRAMEWORK, kernel, "drop"))
         return answered(leading, out, asked, attended)
 
+    def _draws(self, key: RandomKey) -> tuple[Array | None, Array | None]:
+        """The keys of the weights' dropout and of the output's."""
+        return module_keys(key)
+
     def _layer(self, kernel: KernelName) -> Layer[Array]:
         """What lies between the projections; by the kernel's own arithmetic where it brings one."""
-        held = {} if self.sinks is None else {"sinks": self.sinks[...]}
-        known = paths(self.config) if self.config.has_parts else {}
+        held = {}
+        known = paths(self.config) if self.config.has_parts or self.config.sinks else {}
         for name, (path, _) in known.items():
             held[name] = getattr(_within(self, path[:-1]), path[-1])[...]
 
         def project(name: str, x: Array) -> Array:
             path = known[f"{name}.kernel"][0][:-1] if f"{name}.kernel" in known else (name,)
-            return project_one(_within(self, path), x, kernel, _parameters)
+            layer = _within(self, path)
+            check_plain({name: layer}, kernel)
+            return project_one(layer, x, kernel, _parameters)
 
         arithmetic: Any = of_kernel(FRAMEWORK, kernel, "LAYER") or LAYER
-        return Layer(type(self).__name__, self.config, FRAMEWORK, arithmetic, held, project)
+        return Layer(type(self).__name__, self.config, FRAMEWORK, arithmetic, held, project, self.built.options)
 
     def _key(self, given: RandomKey | nnx.Rngs | nnx.RngStream | None) -> RandomKey | None:
         """The key of a call: the one given, or the next of the streams; sown where intermediates are captured."""
@@ -270,9 +387,9 @@ def _parameters(layer: nnx.LinearGeneral) -> tuple[Array, Array | None]:
     return layer.kernel[...], None if layer.bias is None else layer.bias[...]
 
 
-def _project(layer: nnx.LinearGeneral, x: Array, kernel: KernelName) -> Array:
+def _project(layer: nnx.LinearGeneral, x: Array, kernel: KernelName, **options: Any) -> Array:
     """The layer applied to x; by the kernel's own `linear` where it brings one."""
     own = of_kernel(FRAMEWORK, kernel, "linear")
     if own is None:
-        return layer(x)
-    return project_by(own, x, *_parameters(layer), len(layer.in_features), layer.dtype)
+        return layer(x, **options)
+    return project_by(own, x, *_parameters(layer), len(layer.in_features), layer.dtype, layer.promote_dtype)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import jax.numpy as jnp
 from flax import nnx
 from jaxtyping import Float, Num
@@ -67,8 +65,7 @@ class Attention(MultiHeadAttention):
             TypeError, ValueError: names the argument at fault.
         """
         bias = None if attention_mask is None else soft_mask(attention_mask, x, self.config.num_heads)
-        out = super().__call__(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
-        return cast(Array, out)
+        return super().__call__(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
 
 
 @own_modes

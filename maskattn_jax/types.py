@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import TypeAlias
 
 from jax import Array
+from jax.nn.initializers import Initializer
+from jax.sharding import NamedSharding, PartitionSpec
 from jax.typing import DTypeLike
 from jaxtyping import Float, Key, Num, UInt32
 
 from maskattn.typing import NumPyArray
 
-__all__ = ["Answer", "Array", "DType", "Given", "Operand", "Positions", "RandomKey"]
+__all__ = ["Answer", "Array", "DType", "Given", "Initializer", "Operand", "Positions", "RandomKey", "Sharding"]
 
 Operand: TypeAlias = Array | NumPyArray
 """What query, key, value and sinks may be."""
@@ -29,3 +31,6 @@ Answer: TypeAlias = Float[Array, "*B L out_dim"] | tuple[object, ...]
 
 DType: TypeAlias = DTypeLike
 """What names a dtype."""
+
+Sharding: TypeAlias = NamedSharding | PartitionSpec
+"""Where an array is to lie on a mesh with explicit axes."""

@@ -13,17 +13,21 @@ from maskattn.convert import layouts
 from maskattn.modules.parameters import TABLE_SPREAD, parameters
 from maskattn_torch.types import Array, Device, DType
 
-__all__ = ["Held", "hold"]
+__all__ = ["Held", "begin", "hold"]
 
 _LAYOUT = layouts.get("maskattn-torch")
 
 
 class Held(NamedTuple):
-    """Where a parameter is: in the module at `path`, by the name `name`; `canonical` gives its canonical form."""
+    """Where a parameter is: in the module at `path`, by the name `name`; `canonical` gives its canonical form.
+
+    `is_layer`: whether that module is an `nn.Linear`.
+    """
 
     path: str
     name: str
     canonical: Callable[[Any, AttentionConfig], Any]
+    is_layer: bool
 
     def read(self, module: nn.Module, config: AttentionConfig) -> Array:
         """The parameter, in its canonical form."""
@@ -32,17 +36,18 @@ class Held(NamedTuple):
 
 
 def hold(module: nn.Module, config: AttentionConfig, device: Device, dtype: DType | None) -> dict[str, Held]:
-    """Give a module the parameters of its parts, sinks excepted; where each is, by canonical names.
+    """Give a module the parameters of its parts; where each is, by canonical names.
 
-    Matrices are those of an `nn.Linear`, which begin as PyTorch's do.
+    Matrices are those of an `nn.Linear`, which begin as PyTorch's do; `begin` is for the others.
     """
     held = {}
     for canonical, parameter in parameters(config).items():
         extra = _LAYOUT.place(canonical, parameter.shape, config)
         assert extra is not None, canonical
         path, _, name = extra.name.rpartition(".")
-        held[canonical] = Held(path, name, extra.to_canonical)
-        if canonical == "sinks" or (name == "bias" and f"{canonical.rpartition('.')[0]}.kernel" in held):
+        is_layer = f"{canonical.rpartition('.')[0]}.kernel" in parameters(config)
+        held[canonical] = Held(path, name, extra.to_canonical, is_layer)
+        if name == "bias" and f"{canonical.rpartition('.')[0]}.kernel" in held:
             continue
         if canonical.endswith(".kernel"):
             bias = canonical.removesuffix("kernel") + "bias" in parameters(config)
@@ -50,11 +55,21 @@ def hold(module: nn.Module, config: AttentionConfig, device: Device, dtype: DTyp
             _within(module, path.rpartition(".")[0]).add_module(path.rpartition(".")[2], layer)
             continue
         shape = extra.stored_shape(parameter.shape, config)
-        made = torch.empty(shape, device=device, dtype=dtype)
-        begins = parameter.begins
-        made = nn.init.normal_(made, std=TABLE_SPREAD) if begins is None else nn.init.constant_(made, begins)
-        _within(module, path).register_parameter(name, nn.Parameter(made))
+        made = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+        _within(module, path).register_parameter(name, made)
     return held
+
+
+def begin(module: nn.Module, held: dict[str, Held], config: AttentionConfig) -> None:
+    """Give the parameters of parts their first numbers, but for those of an `nn.Linear`."""
+    for canonical, parameter in parameters(config).items():
+        if held[canonical].is_layer:
+            continue
+        stored = getattr(module.get_submodule(held[canonical].path), held[canonical].name)
+        if parameter.begins is None:
+            nn.init.normal_(stored, std=TABLE_SPREAD)
+        else:
+            nn.init.constant_(stored, parameter.begins)
 
 
 def _within(module: nn.Module, path: str) -> nn.Module:

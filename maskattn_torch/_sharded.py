@@ -18,7 +18,16 @@ import numpy as np
 import torch
 from torch import Tensor as Array
 
-from maskattn.attention import Call, Framework, PartOfCall, attend, check_attention, choose, prepare, refuse_empty_rows
+from maskattn.attention import (
+    Call,
+    Framework,
+    PartOfCall,
+    attend_anew as attend,
+    check_attention,
+    choose,
+    prepare,
+    refuse_empty_rows,
+)
 from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask
 from maskattn_torch._devices import PLAIN, axis_of, from_local, gathered, is_spread, part_of, replicated, tensors

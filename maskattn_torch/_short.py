@@ -13,16 +13,17 @@ import torch
 from torch import Tensor as Array
 from torch.autograd import forward_ad
 
-from maskattn.attention import Call, Framework, attend as attend_anew, choose, prepare
+from maskattn.attention import Call, Framework, attend_anew, choose, prepare
 from maskattn.masks import Causal
 from maskattn_torch import auto
 from maskattn_torch._modes import plain
+from maskattn_torch._slots import Slots, slots_of
 from maskattn_torch.kernels.blockwise.flex import CompileFailed
 from maskattn_torch.kernels.fused import sdpa
 from maskattn_torch.kernels.fused.again import twice_differentiable
 from maskattn_torch.kernels.fused.cuda import fits, implementation
 from maskattn_torch.kernels.fused.finite import finite
-from maskattn_torch.kernels.fused.trimmed import apart, padded, run_of, stacked
+from maskattn_torch.kernels.fused.trimmed import apart, bounds_of, padded, run_of, stacked
 
 __all__ = ["attend"]
 
@@ -49,6 +50,10 @@ _PLANS: dict[Hashable, Plan | None] = {}
 
 def attend(call: Call[Array], framework: Framework[Array]) -> Any:
     """What `maskattn.attention.attend` gives. Errors as there."""
+    if (slots := slots_of(call.mask)) is not None and _is_bare(call):
+        step = _of_step(call, slots)
+        if step is not None:
+            return step
     key = _facts(call)
     plan = None if key is None else _PLANS.get(key)
     if plan is not None and _plain(plan.kind):
@@ -72,6 +77,46 @@ def attend(call: Call[Array], framework: Framework[Array]) -> Any:
             _PLANS.clear()
         _PLANS[key] = _planned(call, framework)
     return found
+
+
+def _is_bare(call: Call[Array]) -> bool:
+    """Whether a call has no option but those that `_of_step` knows."""
+    return (
+        call.bias is call.dropout_key is call.blocks is None
+        and (call.softcap is None and call.sinks is None)
+        and (type(call.dropout_rate) is float and call.dropout_rate == 0.0 and type(call.dropout_broadcast) is tuple)
+        and (not call.dropout_broadcast and call.empty_rows == "zero" and call.return_lse is False)
+    )
+
+
+def _of_step(call: Call[Array], slots: Slots) -> Array | None:
+    """What `attend` gives for one token's query and a mask of these slots, where a step like it was done before, and
+    the call has no other options; None where it was not, and where this one is to be done otherwise.
+    """
+    query, mask, scale = call.query, call.mask, call.scale
+    if call.key is not slots.key or call.value is not slots.value or type(query) not in _WHOLE or not query.is_cpu:
+        return None
+    asked = (query.shape, query.dtype, type(mask), scale, type(scale), call.kernel, call.precision)
+    if slots.asked != asked:
+        facts = _facts(call)
+        plan = _PLANS.get(facts) if facts is not None and query.shape[1] == 1 else None
+        if plan is not None and plan.padded and plan.free:
+            slots.asked, slots.scale = asked, plan.scale
+        return None
+    run = run_of(mask) if _plain("cpu") else None
+    bounds = None if run is None else bounds_of(*run, slots.size)
+    if run is None or bounds is None:
+        return None
+    low, high, alike = bounds
+    batch, _, heads, width = asked[0]
+    keep = None if alike else slots.kept(*run, low, high)
+    held, count = slots.stored, high - low
+    k, v = held[0].narrow(2, low, count), held[1].narrow(2, low, count)
+    out: Array = sdpa(query.reshape(batch, k.shape[1], -1, width), k, v, keep, 0.0, False, scale=slots.scale)
+    if out.requires_grad:
+        twice_differentiable(out)
+    out = out.reshape(batch, 1, heads, v.shape[3])
+    return out if keep is None or finite(call, out) else None
 
 
 def _sdpa(call: Call[Array], plan: Plan, q: Array, k: Array, v: Array, keep: Array | None) -> Array:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 from jaxtyping import Bool, Float, Int, Int32
+from torch.autograd import forward_ad
 from torch.utils import _pytree
 
 from maskattn._problems import describe
@@ -14,8 +15,10 @@ from maskattn.attention import FLOAT_DTYPES
 from maskattn.cache import BROKEN, CacheBase
 from maskattn.cache.checks import check_empty, check_update
 from maskattn.config import AttentionConfig
+from maskattn.masks import Mask
 from maskattn.typing import NumPyArray, Traced
 from maskattn_torch._modes import plain, unwatched
+from maskattn_torch._slots import Slots, counts
 from maskattn_torch.types import Array, Device, DType, Given, Operand
 
 __all__ = ["Cache"]
@@ -49,12 +52,14 @@ class Cache(CacheBase[Array]):
     @property
     def key(self) -> Float[Array, "B size K D"]:
         """[B, size, K, D]: the keys in all slots."""
-        return self._views()[0]
+        slots = None if torch.compiler.is_compiling() else self.__dict__.get("_made")
+        return self._views()[0] if slots is None else slots.key
 
     @property
     def value(self) -> Float[Array, "B size K Dv"]:
         """[B, size, K, Dv]: the values in all slots."""
-        return self._views()[1]
+        slots = None if torch.compiler.is_compiling() else self.__dict__.get("_made")
+        return self._views()[1] if slots is None else slots.value
 
     @property
     def size(self) -> int:
@@ -144,6 +149,10 @@ class Cache(CacheBase[Array]):
                 Where these values cannot be read (in compiled code, on a GPU), such tokens are not kept, and the row
                 attends to nothing until it is rewound.
         """
+        if positions is lengths is valid is None:
+            appended = self._appended(key, value)
+            if appended is not None:
+                return appended
         check_update(self, key, value, positions, lengths, valid, (torch.Tensor,))
         in_place = unwatched(key, value, *self.stored) and self._is_ours()
         first = self._one_place(key.shape[1]) if in_place and positions is lengths is valid is None else None
@@ -221,18 +230,58 @@ class Cache(CacheBase[Array]):
 
     def _views(self) -> tuple[Array, Array]:
         """Keys and values without the last slot, tokens first."""
-        made = None if torch.compiler.is_compiling() else self.__dict__.get("_made")
-        if made is not None:
-            found: tuple[Array, Array] = made
-            return found
+        slots = self._slots()
+        if slots is not None:
+            return slots.key, slots.value
         key, value = self.stored
         return key[:, :, :-1].transpose(1, 2), value[:, :, :-1].transpose(1, 2)
 
+    def _slots(self) -> Slots | None:
+        """What is known of the tensors, where they are what they seem and on the CPU: the same of later steps."""
+        if not plain():
+            return None
+        found: Slots | None = self.__dict__.get("_made")
+        if found is None:
+            known = [type(x) is Array and x.is_cpu and x.is_contiguous() and not x.requires_grad for x in self.stored]
+            if not all(known) or type(self.lengths) is not Array or not self.lengths.is_cpu or not self.batch:
+                return None
+            found = self.__dict__["_made"] = Slots(self.stored)
+        return found
+
     def _beside(self, other: Cache) -> Cache:
-        """`other`, whose tensors are those of this one, with the same views of them: making them takes as long as a
-        short write."""
-        other.__dict__["_made"] = self._views()
+        """`other`, whose tensors are those of this one, with what is known of them."""
+        slots = self._slots()
+        if slots is not None:
+            other.__dict__["_made"] = slots
         return other
+
+    def _appended(self, key: Array, value: Array) -> Cache | None:
+        """The cache with one more token in each row, written in place; None where that is not seen at once to be so."""
+        slots = self._slots()
+        if slots is None or not slots.take(key, value) or forward_ad._current_level >= 0:
+            return None
+        numbers, lost, size = self.lengths.tolist(), self.lost, slots.size
+        if max(numbers) >= (size if lost is None else BROKEN - 1):
+            return None
+        slots.write(key, value, numbers)
+        ends = [n + 1 for n in numbers]
+        if lost is not None:
+            known = lost.tolist()
+            gone = [max(a, b - size) for a, b in zip(known, ends, strict=True)]
+            lost = lost if gone == known else counts(gone)
+        made = object.__new__(Cache)
+        made.__dict__.update(stored=slots.stored, lengths=counts(ends), lost=lost, _made=slots)
+        return made
+
+    def _next_of_one(self) -> Array | None:
+        if self._slots() is None:
+            return None
+        return counts(self.lengths.tolist()).unsqueeze(1)
+
+    def _of_one_token(self, mask: Mask) -> Mask | None:
+        slots = self._slots()
+        found = None if slots is None else slots.mask(mask, self.lengths, self.lost)
+        return super()._of_one_token(mask) if found is None else found
 
     def _one_place(self, q_len: int) -> int | None:
         """The slot of the next token of every row, where it can be read, is the same, and so many follow it."""

@@ -222,4 +222,5 @@ FRAMEWORK: Framework[Array] = Framework(
     facts=_facts,
     given=_given,
     spread=lambda call: _sharded.spread(FRAMEWORK, call),
+    short=attend,
 )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias, Unpack, overload
+from typing import TYPE_CHECKING, Any, TypeAlias, TypedDict, Unpack, overload
 
 import torch
 from jaxtyping import Bool, Float
@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
 from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
+from maskattn._problems import Problems
 from maskattn.attention import KernelCannot
 from maskattn.biases import Bias
 from maskattn.config import AttentionConfig, ConfigOptions
@@ -26,13 +27,16 @@ from maskattn.modules import (
     module_inputs,
     of_kernel,
     one_batch,
+    with_causal,
 )
 from maskattn.modules.run import Asked, Layer
-from maskattn.typing import KernelName
+from maskattn.numerics.dropout import check_dropout
+from maskattn.typing import KernelName, SharedAxis
 from maskattn_torch import _autocast, rng
 from maskattn_torch._apart import Apart
+from maskattn_torch._called import Called, called
 from maskattn_torch._devices import owned
-from maskattn_torch._held import hold
+from maskattn_torch._held import begin, hold
 from maskattn_torch.cache import Cache
 from maskattn_torch.dropout import drop, module_keys
 from maskattn_torch.functional import FRAMEWORK
@@ -43,6 +47,18 @@ __all__ = ["MultiHeadAttention"]
 
 #: x [..., in], weight [in, out], bias [out] or None -> [..., out].
 Linear: TypeAlias = Callable[[Array, Array, Array | None], Array]
+
+
+class Options(TypedDict, total=False):
+    """How a module is made, beside its configuration: see `MultiHeadAttention`."""
+
+    device: Device
+    dtype: DType | None
+    dropout_broadcast: tuple[SharedAxis, ...]
+
+
+class SizedOptions(Options, ConfigOptions, total=False):
+    """The same, and the fields of the configuration."""
 
 
 class MultiHeadAttention(nn.Module):
@@ -60,7 +76,10 @@ class MultiHeadAttention(nn.Module):
     Args:
         config: an `AttentionConfig`; or embed_dim, with num_heads and its other fields by their names.
         num_heads: H, where no configuration is given.
-        device, dtype: of the parameters.
+        device, dtype: of the parameters. `reset_parameters()` gives them their first numbers anew, as after
+            `to_empty` of a module made on the meta device.
+        dropout_broadcast: the axes, of "batch" and "heads", that share one draw of the weights' dropout; () draws for
+            every weight, as PyTorch does.
 
     Raises:
         TypeError, ValueError: neither a configuration nor sizes, both, or one error that lists every field at fault.
@@ -69,17 +88,9 @@ class MultiHeadAttention(nn.Module):
     sinks: nn.Parameter | None
 
     @overload
-    def __init__(self, config: AttentionConfig, *, device: Device = None, dtype: DType | None = None) -> None: ...
+    def __init__(self, config: AttentionConfig, **options: Unpack[Options]) -> None: ...
     @overload
-    def __init__(
-        self,
-        embed_dim: int,
-        num_heads: int,
-        *,
-        device: Device = None,
-        dtype: DType | None = None,
-        **options: Unpack[ConfigOptions],
-    ) -> None: ...
+    def __init__(self, embed_dim: int, num_heads: int, **options: Unpack[SizedOptions]) -> None: ...
     def __init__(  # type: ignore[misc]
         self,
         config: AttentionConfig | int | None = None,
@@ -87,17 +98,24 @@ class MultiHeadAttention(nn.Module):
         *,
         device: Device = None,
         dtype: DType | None = None,
+        dropout_broadcast: tuple[SharedAxis, ...] = (),
         **options: object,
     ) -> None:
         super().__init__()
         self.config = config = given_config(type(self).__name__, config, num_heads, options)
+        problems = Problems(type(self).__name__)
+        check_dropout(problems, 0.0, None, dropout_broadcast)
+        problems.raise_if_any()
+        self._shared = {"dropout_broadcast": dropout_broadcast} if dropout_broadcast else {}
         self.rows = tuple(heads * width for heads, width in head_shapes(config))
         self.fused = config.embed_dim == config.kdim == config.vdim
-        zeros = torch.zeros(config.num_heads, device=device, dtype=dtype) if config.sinks else None
-        self.register_parameter("sinks", None if zeros is None else nn.Parameter(zeros))
-        self._held = hold(self, config, device, dtype) if config.has_parts else {}
-        if not config.project:
-            return
+        self.register_parameter("sinks", None)
+        self._held = hold(self, config, device, dtype) if config.has_parts or config.sinks else {}
+        if config.project:
+            self._make_layers(config, device, dtype)
+        begin(self, self._held, config)
+
+    def _make_layers(self, config: AttentionConfig, device: Device, dtype: DType | None) -> None:
         given: dict[str, Any] = {"bias": config.qkv_bias, "device": device, "dtype": dtype}
         if self.fused:
             self.qkv = nn.Linear(config.embed_dim, sum(self.rows), **given)
@@ -108,6 +126,18 @@ class MultiHeadAttention(nn.Module):
         given["bias"] = config.out_bias
         self.proj = nn.Linear(config.num_heads * config.v_head_dim, config.out_dim, **given)
 
+    def reset_parameters(self) -> None:
+        """Give every parameter its first number anew, as a new module has it; adapters and other additions too, that
+        have a `reset_parameters` of their own."""
+        for each in self.modules():
+            if each is not self and callable(reset := getattr(each, "reset_parameters", None)):
+                reset()
+        begin(self, self._held, self.config)
+
+    if TYPE_CHECKING:
+        __call__: Called
+
+    @called
     def forward(
         self,
         query: Float[Operand, "B L E"],
@@ -116,6 +146,7 @@ class MultiHeadAttention(nn.Module):
         *,
         mask: Mask | Bool[Given, "#B #H #L #S"] | None = None,
         bias: Bias | Float[Given, "#B #H #L #S"] | None = None,
+        is_causal: bool = False,
         positions: Positions | None = None,
         cache: Cache | None = None,
         valid: Bool[Given, "B L"] | None = None,
@@ -134,6 +165,7 @@ class MultiHeadAttention(nn.Module):
                 row-major order, for masks too.
             mask: a Mask or a bool array that broadcasts to [B, H, L, S]; True = may attend.
             bias: a Bias or a float array that broadcasts to [B, H, L, S], added to the logits.
+            is_causal: no query attends to a later key, counted from the start of both: the mask `& Causal()`.
             positions: int [L] or [B, L], read by `rotary` and `temperature`; [.., L, axes] of a rotary embedding with
                 axes; a pair where queries and keys are not one sequence. None counts from 0, behind what `cache` holds.
                 Masks count slots, whatever the positions.
@@ -164,6 +196,7 @@ class MultiHeadAttention(nn.Module):
         leading = Leading(tuple(query.shape[:-2]), LAYER)
         if len(leading.axes) != 1:
             given, mask, bias = one_batch(leading, given), leading.aligned(mask, 3), leading.aligned(bias, 3)
+        positions, valid, global_tokens = leading.of_tokens(config, positions, valid, global_tokens)
         linear = self._own_linear(kernel)
         inputs = self._project_in(*given, linear)
         rate, out_rate = dropout_rates(config, deterministic)
@@ -172,7 +205,7 @@ class MultiHeadAttention(nn.Module):
             keys = module_keys(rng.words(dropout_key, inputs[0].device))
         asked = Asked(
             given,
-            mask,
+            with_causal(mask, is_causal),
             bias,
             positions,
             cache,
@@ -197,8 +230,6 @@ class MultiHeadAttention(nn.Module):
         """What lies between the projections; by the kernel's own arithmetic where it brings one."""
         config = self.config
         held = {name: each.read(self, config) for name, each in self._held.items()}
-        if self.sinks is not None:
-            held["sinks"] = self.sinks
 
         def project(name: str, x: Array) -> Array:
             if name in ("query", "key"):
@@ -207,7 +238,7 @@ class MultiHeadAttention(nn.Module):
             return _through(layer, x, linear)
 
         arithmetic: Any = of_kernel(FRAMEWORK, kernel, "LAYER") or LAYER
-        return Layer(type(self).__name__, config, FRAMEWORK, arithmetic, held, project)
+        return Layer(type(self).__name__, config, FRAMEWORK, arithmetic, held, project, self._shared)
 
     def _project_one(self, place: int, x: Array, linear: Linear | None) -> Array:
         """x through the projection of queries (0) or of keys (1) alone."""
@@ -269,8 +300,9 @@ class MultiHeadAttention(nn.Module):
         """The kernel's `linear`, which takes the place of the layers where there is one, since it reads weights."""
         linear = of_kernel(FRAMEWORK, kernel, "linear") if self.config.project else None
         if linear is not None:
-            names = ("qkv", "proj") if self.fused else ("q_proj", "k_proj", "v_proj", "proj")
-            added = ((name, _added(getattr(self, name))) for name in names)
+            names = ["qkv", "proj"] if self.fused else ["q_proj", "k_proj", "v_proj", "proj"]
+            names += [held.path for held in self._held.values() if held.name == "weight" and held.is_layer]
+            added = ((name, _added(self.get_submodule(name))) for name in names)
             says = "it computes from the layer's weight, so use another kernel, or merge or remove what was added"
             reasons = [f"{name} must be a plain nn.Linear, got {what}: {says}" for name, what in added if what]
             if reasons:

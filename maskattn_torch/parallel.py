@@ -66,6 +66,8 @@ class HeadParallel(ParallelStyle):
             )
         if not config.project:
             raise ValueError(f"{where}: a module with project=False has no parameters that could be divided")
+        if parts := config.parts:
+            raise ValueError(f"{where}: layers with parts are not divided by heads, got {', '.join(parts)}")
         if config.num_heads % size:
             raise ValueError(f"{where}: num_heads {config.num_heads} cannot be divided by {size} devices")
         query, *keys = self._layers(module)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import cast
-
 import torch
 from jaxtyping import Float, Num
 
@@ -62,8 +60,7 @@ class Attention(MultiHeadAttention):
             TypeError, ValueError: names the argument at fault.
         """
         bias = None if attention_mask is None else soft_mask(attention_mask, x, self.config.num_heads)
-        out = super().forward(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
-        return cast(Array, out)
+        return super().forward(x, bias=bias, dropout_key=dropout_key, deterministic=deterministic, kernel=kernel)
 
 
 def soft_mask(attention_mask: Num[Array, "*shape"], x: Float[Array, "B N E"], heads: int) -> Float[Array, "#B #H #N N"]:

@@ -106,7 +106,8 @@ def public(module):
             function = getattr(function, "fget", None) or getattr(function, "func", None) or function
             function = inspect.unwrap(getattr(function, "__func__", function))
             bases = [base for base in thing.__mro__[1:] if base.__module__.startswith("maskattn")]
-            inherited = any(method in vars(base) for base in bases)  # documented where it is introduced
+            field = method in getattr(thing, "__dataclass_fields__", ())  # whose default is a function
+            inherited = field or any(method in vars(base) for base in bases)  # documented where it is introduced
             shown = not method.startswith("_") or (method == "__call__" and module in OF_TWINS)
             if inspect.isfunction(function) and shown and not inherited:
                 yield f"{module}.{name}.{method}", function, thing

@@ -28,6 +28,7 @@ FUNCTIONAL = "parameters of Linen, and states of optax, are values: new ones are
 TARGETS = "each framework has attention functions of its own, with mask objects of their own"
 CALLS = "the PyTorch twin hands large rectangles to operators of PyTorch: another list, and no loop of its own"
 FLEX = "on CUDA the PyTorch twin's tiles are FlexAttention's; JAX has kernels of its own"
+AS_FLAX = "as Flax's own layers and modules have it"
 STANDS_IN = "it has the arguments of a function or module of that framework, in whose place it is put"
 TRANSFORMERS = "transformers is a library of PyTorch models"
 CACHE = "PyTorch's are views of tensors with one slot more, where what takes no slot is written: JAX drops it"
@@ -38,6 +39,36 @@ ALLOWED = {
     "'register', 'scaled_dot_product_attention'] in maskattn_torch": "see linen.py; JAX compiles everything; what "
     "stands in for each framework's own attention",
     "flax.py: only in maskattn_jax": STANDS_IN,
+    **{
+        f"multihead.MultiHeadAttention.{name} only in maskattn_jax": AS_FLAX
+        for name in (
+            "__call__: sow_weights",
+            "__call__: qkv_sharding",
+            "__call__: out_sharding",
+            "__init__: precision",
+            "__init__: deterministic",
+            "__init__: keep_rngs",
+            "__init__: kernel_init",
+            "__init__: bias_init",
+            "__init__: out_kernel_init",
+            "__init__: out_bias_init",
+            "__init__: part_inits",
+            "__init__: kernel_metadata",
+            "__init__: bias_metadata",
+            "__init__: out_kernel_metadata",
+            "__init__: out_bias_metadata",
+            "__init__: qkv_promote_dtype",
+            "__init__: out_promote_dtype",
+        )
+    },
+    "multihead.MultiHeadAttention: reset_parameters only in maskattn_torch": "as PyTorch's layers have it",
+    "_called: __all__ ['CallOptions', 'Called'] in maskattn_jax, ['CallOptions', 'Called', 'called'] in "
+    "maskattn_torch": ("JAX's own decorator takes Flax's names too"),
+    "_called: called only in maskattn_torch": "JAX's own decorator takes Flax's names too",
+    "_flax_calls.py: only in maskattn_jax": AS_FLAX,
+    "_precision.py: only in maskattn_jax": AS_FLAX,
+    "flax_linen.py: only in maskattn_jax": STANDS_IN,
+    "flax_nnx.py: only in maskattn_jax": STANDS_IN,
     "mha.py: only in maskattn_torch": STANDS_IN,
     "hugging_face/__init__.py: only in maskattn_torch": TRANSFORMERS,
     "hugging_face/_attention.py: only in maskattn_torch": TRANSFORMERS,
@@ -56,8 +87,9 @@ ALLOWED = {
     "params.load -> dict[str, PyTree] | None in maskattn_jax, None in maskattn_torch": FUNCTIONAL,
     "testing.training.make_optimizer -> nnx.Optimizer in maskattn_jax, torch.optim.Optimizer in maskattn_torch": OWN,
     "testing.adapter.from_numpy -> jax.Array in maskattn_jax, torch.Tensor in maskattn_torch": "the framework's own",
-    "types: __all__ ['Answer', 'Array', 'DType', 'Given', 'Operand', 'Positions', 'RandomKey'] in maskattn_jax, "
-    "['Answer', 'Array', 'DType', 'Device', 'Given', 'Operand', 'Positions', 'RandomKey'] in maskattn_torch": DEVICE,
+    "types: __all__ ['Answer', 'Array', 'DType', 'Given', 'Initializer', 'Operand', 'Positions', 'RandomKey', "
+    "'Sharding'] in maskattn_jax, ['Answer', 'Array', 'DType', 'Device', 'Given', 'Operand', 'Positions', 'RandomKey'] "
+    "in maskattn_torch": DEVICE,
     "testing.adapter.Adapter.__init__: mode = 'jit' in maskattn_jax, 'eager' in maskattn_torch": "as most do",
     "corruption.corrupt: device only in maskattn_torch": DEVICE,
     "kernels/blockwise/additions.py: only in maskattn_torch": CALLS,
@@ -115,6 +147,7 @@ ALLOWED = {
     "_operators.py: only in maskattn_torch": "JAX's operations bring their rules for vmap",
     "_autocast.py: only in maskattn_torch": "JAX has no autocast",
     "_modes.py: only in maskattn_torch": "JAX's tracers are their own modes",
+    "_slots.py: only in maskattn_torch": "JAX calls are compiled, where nothing is checked at a call",
     "_short.py: only in maskattn_torch": "JAX calls are compiled, where nothing is checked at a call",
     "_apart.py: only in maskattn_torch": OWN,
     "_devices.py: only in maskattn_torch": PARTS,

@@ -75,6 +75,10 @@ class CacheBase(Generic[A]):
         """Whether it can be seen at once that keys and values are of the cache's sizes and dtypes."""
         return False
 
+    def _next_of_one(self) -> A | None:
+        """`next_positions` of one token each, where they can be seen at once."""
+        return None
+
     def _least(self, x: A) -> A:
         """The smallest of each row of x [B, L]."""
         raise NotImplementedError
@@ -122,6 +126,10 @@ class CacheBase(Generic[A]):
         Raises:
             TypeError, ValueError: names the argument at fault.
         """
+        if type(q_len) is int and q_len == 1 and lengths is valid is None:
+            one = self._next_of_one()
+            if one is not None:
+                return one
         step = self._step("Cache.next_positions", q_len, lengths, valid)
         tokens = step.tokens(self.lengths)
         return self._whole(maximum(tokens, tokens * 0))
@@ -391,6 +399,13 @@ class CacheBase(Generic[A]):
                 "tokens at once, or make room for them: `resize`"
             )
         return tokens
+
+
+def reach(mask: Mask) -> int | None:
+    """How many positions before its own the last token of a row may attend to, where a mask says nothing else of it: -1
+    for all; None of other masks."""
+    rest = last(mask)
+    return -1 if isinstance(rest, Full) else window(rest)
 
 
 def _from(numbers: NumPyArray) -> NumPyArray:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from maskattn._fields import broadcasts, dtype_name
 from maskattn._problems import Problems, describe, show
@@ -14,10 +14,13 @@ from maskattn.biases import Bias
 from maskattn.cache import CacheBase
 from maskattn.config import AttentionConfig
 from maskattn.layer import ContinuousTable, Disentangled, GlobalTokens, WindowTable
-from maskattn.masks import Mask
+from maskattn.masks import Causal, Dense, Mask
 from maskattn.modules.run import Arithmetic, Asked, Attended, Layer
 from maskattn.numerics.rng_arguments import check_key
 from maskattn.typing import Array, KernelName
+
+#: An array that is given as a mask.
+M = TypeVar("M", bound=Array)
 
 
 def given_config(
@@ -128,6 +131,26 @@ class Leading:
         x = self.use.as_array(x, None)
         rest = tuple(x.shape[len(x.shape) - trailing :])
         return self.flat(self.use.broadcast(x, (*self.axes, *rest), x), trailing)
+
+    def of_tokens(self, config: AttentionConfig, positions: Any, *others: Any) -> tuple[Any, ...]:
+        """Positions, an array or a pair, and what else is [..., L], for [B, L]."""
+        if len(self.axes) == 1:
+            return positions, *others
+        trailing = 2 if config.rotary is not None and config.rotary.axes else 1
+        if isinstance(positions, tuple):
+            positions = tuple(self.aligned(x, trailing) for x in positions)
+        else:
+            positions = self.aligned(positions, trailing)
+        return positions, *(self.aligned(x, 1) for x in others)
+
+
+def with_causal(mask: Mask | M | None, is_causal: bool) -> Mask | M | None:
+    """The mask; where asked for, without keys after the query, counted from the start of both."""
+    if not is_causal:
+        return mask
+    if mask is None:
+        return Causal()
+    return (mask if isinstance(mask, Mask) else Dense(mask)) & Causal()
 
 
 def check_asked(where: str, config: AttentionConfig, sizes: tuple[int, int, int], asked: Asked[Any]) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Generic, NamedTuple, Protocol, TypeVar, cast
 
 import numpy as np
@@ -148,6 +148,7 @@ class Layer(Generic[B]):
         where: what errors begin with.
         held: its parameters, by canonical names, but for those of further projections.
         project: a further projection applied: (its name, what it reads [B, L, E]) -> [B, L, width].
+        options: of `attention`, beside those of the configuration and of the call.
     """
 
     where: str
@@ -156,6 +157,7 @@ class Layer(Generic[B]):
     arithmetic: Arithmetic[Any]
     held: Mapping[str, B]
     project: Callable[[str, B], B]
+    options: Mapping[str, object] = field(default_factory=dict)
 
     def run(self, inputs: Sequence[B], asked: Asked[B]) -> Attended[B]:
         """What attention gives for query [B, L, H, D], key [B, S, K, D] and value [B, S, K, Dv], just projected."""
@@ -327,6 +329,7 @@ class Layer(Generic[B]):
     def _attended(self, inputs: Three[B], asked: Asked[B]) -> Attended[B]:
         query, key, value = inputs
         options: dict[str, Any] = self.config.attention_options() | {
+            **self.options,
             "dropout_rate": asked.rate,
             "dropout_key": asked.dropout_key,
             "kernel": asked.kernel,

@@ -74,7 +74,8 @@ class Adapter(TwinAdapter):
         names = ["query"] if inputs["key"] is inputs["query"] else ["query", "key", "value"]
         arrays = {name: self._array(inputs[name]).requires_grad_() for name in names}
         key = from_numpy(case.dropout_key)
-        output = module(*arrays.values(), mask=case.mask, bias=case.bias, dropout_key=key, kernel=self.kernel)
+        given: dict[str, Any] = {"mask": case.mask, "bias": case.bias, "dropout_key": key, "kernel": self.kernel}
+        output = module(*arrays.values(), **given)
         results = {"output": to_numpy(output)}
         if cotangent is not None:
             output.backward(self._array(cotangent["output"]))

@@ -24,7 +24,13 @@ from maskattn.layer import (
 )
 from maskattn.layer.from_hf._stacks import STACKS
 
-SIZES = {"hidden_size": 48, "num_attention_heads": 4, "num_hidden_layers": 3, "max_position_embeddings": 64}
+SIZES = {
+    "hidden_size": 48,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 4,
+    "num_hidden_layers": 3,
+    "max_position_embeddings": 64,
+}
 
 
 def read(model_type, layer=0, part=None, **fields):
@@ -38,12 +44,30 @@ def test_every_row_makes_a_layer_of_what_any_configuration_has(model_type):
     more |= {"encoder_attention_heads": 4, "decoder_attention_heads": 4, "image_size": 32}
     if model_type.startswith("swin"):
         more |= {"embed_dim": 96, "depths": [1, 2], "num_heads": [4, 8]}
+    more |= {"head_dim": 24, "d_kv": 24, "rope_theta": 9.0}
     more["layer_types"] = ["full_attention"] * 3
     part = "decoder" if model_type in STACKS else None
     config = read(model_type, 0, part, **more)
     assert config.embed_dim == 96 and config.num_heads == 4
     other = SimpleNamespace(model_type=model_type, **SIZES | more)
     assert AttentionConfig.from_hf(other, 0, part) == config
+
+
+@pytest.mark.torch
+def test_what_a_file_leaves_out_is_what_transformers_takes_or_is_refused():
+    mapping = pytest.importorskip("transformers.models.auto.configuration_auto").CONFIG_MAPPING
+    for model_type in from_hf.ROWS:
+        whole, part = mapping[model_type](), "decoder" if model_type in STACKS else None
+        sizes = ("hidden_size", "n_embd", "d_model", "dim", "embed_dim", "depths", "num_attention_heads", "n_head")
+        sizes += ("n_heads", "num_heads", "encoder_attention_heads", "decoder_attention_heads")
+        left = {name: value for name, value in whole.to_dict().items() if name in sizes}
+        for config in (whole.to_dict(), {"model_type": model_type, **left}):
+            try:
+                made = AttentionConfig.from_hf(config, 1, part)
+            except ValueError as error:
+                assert config.keys() <= {*sizes, "model_type"} and "has no" in str(error)
+                continue
+            assert made == AttentionConfig.from_hf(whole, 1, part), model_type
 
 
 @pytest.mark.parametrize(
@@ -128,6 +152,10 @@ def test_layers_differ_where_the_configuration_says_so():
     ("model_type", "given", "field", "value"),
     [
         ("gemma2", {"query_pre_attn_scalar": 16, "head_dim": 12}, "scale", 0.25),
+        ("gemma2", {}, "softcap", 50.0),
+        ("gemma2", {"attn_logit_softcapping": None}, "softcap", None),
+        ("glm4", {}, "head_dim", 128),
+        ("mixtral", {}, "rotary", Rotary(1e6)),
         ("granite", {"attention_multiplier": 0.3}, "scale", 0.3),
         ("olmo", {"clip_qkv": 3.0}, "clip", Clip(3.0)),
         ("olmo", {}, "clip", None),
@@ -162,6 +190,14 @@ def test_a_window_of_an_image_follows_its_stage():
         ({"model_type": "clip", "text_config": {}}, 0, None, "give config.text_config"),
         ({}, 0, None, "with a model_type"),
         (3, 0, None, "with a model_type"),
+        (
+            {"model_type": "mistral", "hidden_size": 48, "num_attention_heads": 4},
+            0,
+            None,
+            "the configuration of 'mistral' has no num_key_value_heads",
+        ),
+        ({"model_type": "gpt_oss", **SIZES}, 0, None, "has no rope_theta"),
+        ({"model_type": "bert", **SIZES, "position_embedding_type": "relative_key"}, 0, None, "no part of a layer"),
         ({"model_type": "llama"}, 0, None, "the configuration of 'llama' has no hidden_size"),
         ({"model_type": "llama", **SIZES}, 3, None, r"layer must be in \[0, 3\), got 3"),
         ({"model_type": "llama", **SIZES}, -1, None, r"layer must be in \[0, 3\), got -1"),

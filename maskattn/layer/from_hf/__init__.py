@@ -1,8 +1,8 @@
 """Layers of Hugging Face models: one row for each model type, that says which keys of a configuration mean what.
 
 >>> from maskattn import AttentionConfig
->>> AttentionConfig.from_hf({"model_type": "qwen2", "hidden_size": 64, "num_attention_heads": 4}, 0)
-AttentionConfig(64, 4, out_bias=False, rotary=Rotary())
+>>> AttentionConfig.from_hf({"model_type": "llama", "hidden_size": 64, "num_attention_heads": 4}, 0)
+AttentionConfig(64, 4, qkv_bias=False, out_bias=False, rotary=Rotary())
 
 A model type that is not known is added by a row of one's own:
 

@@ -21,19 +21,35 @@ LLAMA: Row = {
     "rotary": Rope(),
     "dropout_rate": _DROPOUT,
 }
+#: Where transformers' own default is a number, which files may leave out, the key must be there.
+_KV = Key("num_key_value_heads")
 _BARE: Row = {**LLAMA, "qkv_bias": False, "out_bias": False}
 _QK_RMS = Made(Norm, eps=Key("rms_norm_eps", default=1e-6))
 _FLAT_RMS = Made(Norm, eps=Key("rms_norm_eps", default=1e-5), over="all", scale="per_head")
 _HEADS_LAYER = Made(Norm, kind="layer", eps=Key("layer_norm_eps", default=1e-5), scale="per_head")
 _CLIP = When(Key("clip_qkv", default=None), Made(Clip, limit=Key("clip_qkv", default=1.0)))
-_GEMMA: Row = {**LLAMA, "head_dim": Key("head_dim", default=256), "rotary": Rope(head_dim=Key("head_dim", default=256))}
+_GEMMA: Row = {
+    **LLAMA,
+    "num_kv_heads": _KV,
+    "head_dim": Key("head_dim", default=256),
+    "rotary": Rope(head_dim=Key("head_dim", default=256)),
+}
 _GEMMA2: Row = {**_GEMMA, "scale": Root(Key("query_pre_attn_scalar", default=256))}
+
+_GLM: Row = {
+    **LLAMA,
+    "num_kv_heads": _KV,
+    "head_dim": Key("head_dim", default=128),
+    "qkv_bias": Key("attention_bias", default=True),
+    "out_bias": False,
+    "rotary": Rope(pairs="interleaved", fraction=0.5, head_dim=Key("head_dim", default=128)),
+}
 
 #: GPT-2 and its relatives.
 GPT2: Row = {
     "embed_dim": Key("n_embd", "hidden_size"),
     "num_heads": Key("n_head", "num_attention_heads"),
-    "dropout_rate": _DROPOUT,
+    "dropout_rate": Key("attn_pdrop", "attention_dropout", default=0.1),
 }
 
 
@@ -42,6 +58,11 @@ def _by_layer(reading: Reading) -> float | None:
     width = reading.get("n_embd", "hidden_size") // reading.get("n_head", "num_attention_heads")
     scale = float(width) ** -0.5 if reading.get("scale_attn_weights", default=True) else 1.0
     return scale / (reading.layer + 1) if reading.get("scale_attn_by_inverse_layer_idx", default=False) else scale
+
+
+def _softcap(reading: Reading) -> float | None:
+    """Gemma 2's; None is none."""
+    return reading.get("attn_logit_softcapping", default=None) if reading.has("attn_logit_softcapping") else 50.0
 
 
 def _local(reading: Reading) -> int:
@@ -91,15 +112,15 @@ def _mpt(name: str, default: object = None) -> Merged:
 
 DECODERS: dict[str, Row] = {
     "llama": LLAMA,
-    "mistral": _BARE,
-    "ministral": _BARE,
-    "mixtral": _BARE,
-    "qwen2": {**LLAMA, "qkv_bias": True, "out_bias": False},
-    "qwen2_moe": {**LLAMA, "qkv_bias": Key("qkv_bias", default=True), "out_bias": False},
-    "qwen3": {**LLAMA, "head_dim": Key("head_dim", default=128), "qk_norm": _QK_RMS},
-    "qwen3_moe": {**LLAMA, "qk_norm": _QK_RMS},
+    "mistral": {**_BARE, "num_kv_heads": _KV},
+    "ministral": {**_BARE, "num_kv_heads": _KV},
+    "mixtral": {**_BARE, "num_kv_heads": _KV, "rotary": Rope(theta=1000000.0)},
+    "qwen2": {**LLAMA, "num_kv_heads": _KV, "qkv_bias": True, "out_bias": False},
+    "qwen2_moe": {**LLAMA, "num_kv_heads": _KV, "qkv_bias": Key("qkv_bias", default=True), "out_bias": False},
+    "qwen3": {**LLAMA, "num_kv_heads": _KV, "head_dim": Key("head_dim", default=128), "qk_norm": _QK_RMS},
+    "qwen3_moe": {**LLAMA, "num_kv_heads": _KV, "qk_norm": _QK_RMS},
     "gemma": _GEMMA,
-    "gemma2": {**_GEMMA2, "softcap": Key("attn_logit_softcapping", default=None)},
+    "gemma2": {**_GEMMA2, "softcap": Merged(_softcap)},
     "gemma3_text": {
         **_GEMMA2,
         "qk_norm": Made(Norm, eps=Key("rms_norm_eps", default=1e-6), plus_one=True),
@@ -122,7 +143,7 @@ DECODERS: dict[str, Row] = {
     "phi3": _BARE,
     "cohere": {
         **LLAMA,
-        "rotary": Rope(pairs="interleaved"),
+        "rotary": Rope(pairs="interleaved", theta=500000.0),
         "qk_norm": When(Key("use_qk_norm", default=False), _HEADS_LAYER),
     },
     "cohere2": {**LLAMA, "rotary": When(Named("sliding_attention"), Rope(pairs="interleaved"))},
@@ -130,29 +151,45 @@ DECODERS: dict[str, Row] = {
     "olmo2": {**LLAMA, "qk_norm": _FLAT_RMS},
     "olmo3": {**LLAMA, "qk_norm": _FLAT_RMS, "rotary": Rope(theta=500000.0, local=Key("rope_theta", default=500000.0))},
     "olmoe": {**LLAMA, "qk_norm": _FLAT_RMS, "clip": _CLIP},
-    "starcoder2": {**LLAMA, "qkv_bias": Key("use_bias", default=True), "out_bias": Key("use_bias", default=True)},
+    "starcoder2": {
+        **LLAMA,
+        "num_kv_heads": _KV,
+        "qkv_bias": Key("use_bias", default=True),
+        "out_bias": Key("use_bias", default=True),
+    },
     "granite": {**LLAMA, "scale": Key("attention_multiplier", default=1.0)},
     "granitemoe": {**LLAMA, "scale": Key("attention_multiplier", default=1.0)},
     "stablelm": {
         **_BARE,
+        "num_kv_heads": _KV,
         "qkv_bias": Key("use_qkv_bias", default=False),
         "rotary": Rope(fraction=0.25),
         "qk_norm": When(Key("qk_layernorm", default=False), _HEADS_LAYER),
     },
-    "smollm3": {**LLAMA, "rotary": When(Merged(_with_rope), Rope(theta=2000000.0))},
-    "helium": {**LLAMA, "out_bias": False, "rotary": Rope(pairs="interleaved")},
-    "glm": {**LLAMA, "out_bias": False, "rotary": Rope(pairs="interleaved", fraction=0.5)},
-    "glm4": {**LLAMA, "out_bias": False, "rotary": Rope(pairs="interleaved", fraction=0.5)},
+    "smollm3": {**LLAMA, "num_kv_heads": _KV, "rotary": When(Merged(_with_rope), Rope(theta=2000000.0))},
+    "helium": {
+        **LLAMA,
+        "num_kv_heads": _KV,
+        "head_dim": Key("head_dim", default=128),
+        "out_bias": False,
+        "rotary": Rope(pairs="interleaved", theta=100000.0),
+    },
+    "glm": _GLM,
+    "glm4": _GLM,
     "nemotron": {**LLAMA, "rotary": Rope(fraction=0.5)},
     "gpt_oss": {
         **LLAMA,
+        "num_kv_heads": _KV,
         "head_dim": Key("head_dim", default=64),
+        "rotary": Rope(theta=Key("rope_theta"), head_dim=Key("head_dim", default=64)),
         "qkv_bias": Key("attention_bias", default=True),
         "out_bias": Key("attention_bias", default=True),
         "sinks": True,
     },
     "llama4_text": {
         **LLAMA,
+        "num_kv_heads": _KV,
+        "head_dim": Key("head_dim", default=128),
         "rotary": When(Merged(_with_rope), Rope(pairs="interleaved", theta=500000.0)),
         "qk_norm": When(
             Merged(_with_rope),
@@ -177,12 +214,14 @@ DECODERS: dict[str, Row] = {
         "qkv_bias": False,
         "out_bias": False,
         "rotary": Rope(pairs="interleaved", width=Key("rotary_dim", default=64)),
+        "dropout_rate": _DROPOUT,
     },
     "codegen": {
         **GPT2,
         "qkv_bias": False,
         "out_bias": False,
         "rotary": Rope(pairs="interleaved", width=Key("rotary_dim", default=64)),
+        "dropout_rate": _DROPOUT,
     },
     "gpt_neo": {
         "embed_dim": Key("hidden_size"),

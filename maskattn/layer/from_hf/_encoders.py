@@ -7,12 +7,27 @@ from maskattn.layer.from_hf._specs import Key, Merged, Rope, Row, When
 from maskattn.layer.parts import GlobalTokens
 from maskattn.layer.position_bias import Disentangled, T5Table
 
-_DROPOUT = Key("attention_probs_dropout_prob", "attention_dropout", default=0.0)
+_DROPOUT = Key("attention_probs_dropout_prob", "attention_dropout", default=0.1)
+
+_NONE = Key("attention_probs_dropout_prob", "attention_dropout", default=0.0)
+
+
+def _absolute(reading: Reading) -> None:
+    """Relative positions of BERT, by a table of keys: transformers 4 had them, and no part has.
+
+    Raises:
+        ValueError: the configuration asks for them.
+    """
+    kind = reading.get("position_embedding_type", default="absolute")
+    if str(kind).startswith("relative"):
+        raise ValueError(f"{reading.where}: position_embedding_type {kind!r} is what no part of a layer is")
+
 
 #: BERT and its many relatives.
 BERT: Row = {
     "embed_dim": Key("hidden_size"),
     "num_heads": Key("num_attention_heads"),
+    "position_bias": Merged(_absolute),
     "dropout_rate": _DROPOUT,
 }
 
@@ -53,7 +68,7 @@ ENCODERS: dict[str, Row] = {
     "xlm-roberta": BERT,
     "camembert": BERT,
     "electra": BERT,
-    "albert": BERT,
+    "albert": {**BERT, "dropout_rate": _NONE},
     "ernie": BERT,
     "distilbert": {
         "embed_dim": Key("dim", "hidden_size"),
@@ -66,13 +81,14 @@ ENCODERS: dict[str, Row] = {
     "longformer": {**BERT, "global_tokens": GlobalTokens()},
     "modernbert": {
         **BERT,
+        "dropout_rate": _NONE,
         "qkv_bias": Key("attention_bias", default=False),
         "out_bias": Key("attention_bias", default=False),
         "rotary": Rope(
             theta=Key("global_rope_theta", default=160000.0), local=Key("local_rope_theta", default=10000.0)
         ),
     },
-    "nomic_bert": {**BERT, "qkv_bias": False, "out_bias": False, "rotary": Rope(theta=1000.0)},
+    "nomic_bert": {**BERT, "dropout_rate": _NONE, "qkv_bias": False, "out_bias": False, "rotary": Rope(theta=1000.0)},
     "esm": {
         **BERT,
         "rotary": When(Merged(lambda reading: reading.get("position_embedding_type", default="") == "rotary"), Rope()),

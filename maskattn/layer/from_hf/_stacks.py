@@ -29,7 +29,7 @@ T5: Row = {
     "position_bias": Every(
         encoder=Made(T5Table, **_BUCKETS, bidirectional=True), decoder=Made(T5Table, **_BUCKETS, bidirectional=False)
     ),
-    "dropout_rate": Key("dropout_rate", default=0.0),
+    "dropout_rate": Key("dropout_rate", default=0.1),
 }
 
 STACKS: dict[str, Row] = {
@@ -37,7 +37,7 @@ STACKS: dict[str, Row] = {
     "mbart": BART,
     "pegasus": BART,
     "marian": BART,
-    "m2m_100": BART,
+    "m2m_100": {**BART, "dropout_rate": Key("attention_dropout", default=0.1)},
     "blenderbot": BART,
     "led": {**BART, "global_tokens": Every(encoder=GlobalTokens())},
     "whisper": BART,

@@ -10,7 +10,7 @@ from maskattn.masks import And, Dense, KeyPadding, Mask, Not
 from maskattn.typing import NumPyArray, Traced
 from maskattn_torch._hosted import host_of
 
-__all__ = ["apart", "padded", "run_of", "stacked", "trimmed"]
+__all__ = ["apart", "bounds_of", "padded", "run_of", "stacked", "trimmed"]
 
 #: Up to so many queries it is worth looking where their keys begin and end.
 _FEW_QUERIES = 64
@@ -71,12 +71,21 @@ def padded(
     """The keys and values from the first to the last that a row has, along an axis, and, where rows differ, which of
     them each row has, bool [B, 1, 1, S]. None where a row has no key, or more than there are.
     """
-    found = _ends(ends.tolist(), [0] if begins is None else begins.tolist(), key.shape[axis])
+    found = bounds_of(ends, begins, key.shape[axis])
     if found is None:
         return None
     low, high, alike = found
     key, value = key.narrow(axis, low, high - low), value.narrow(axis, low, high - low)
     return key, value, None if alike else _kept((ends, begins), low, high)
+
+
+def bounds_of(ends: Array, begins: Array | None, most: int) -> tuple[int, int, bool] | None:
+    """Of runs of keys on the CPU: the first key that a row has, one more than the last, and whether all rows have
+    these; None where a row has no key, or more than `most`."""
+    lasts = ends.tolist()
+    if begins is None and len(lasts) == 1:
+        return (0, lasts[0], True) if 0 < lasts[0] <= most else None
+    return _ends(lasts, [0] if begins is None else begins.tolist(), most)
 
 
 def _ends(lasts: list[int], firsts: list[int], most: int) -> tuple[int, int, bool] | None:

@@ -319,6 +319,28 @@ def canonical(tensors, config, model):
     return {name: np.ascontiguousarray(x) for name, x in out.items()}
 
 
+def compare(family, name, monkeypatch):
+    """Every layer of a family in PyTorch's twin, by its row, against transformers."""
+    monkeypatch.setattr(capturing, "_held", lambda family, parameters: list(parameters))
+    config, layers = capture(family)
+    for site, captured in zip(family.sites, layers, strict=True):
+        made = AttentionConfig.from_hf(config, site.layer, site.part).replace(dropout_rate=0.0)
+        weights = canonical(captured.tensors, made, name)
+        mask = site.mask if captured.keys.all() else site.mask & masks.KeyMask(captured.keys)
+        lengths = captured.query.shape[1], captured.key.shape[1], 2
+        key = None if captured.key is captured.query else captured.key
+        call = Call(captured.query, key, allowed=np.asarray(mask.dense(*lengths)))
+        verdict = judge(made, weights, call, "float32", frequency_ulps=5.0)
+        module = maskattn_torch.MultiHeadAttention(made)
+        maskattn_torch.params.load(module, weights)
+        other = None if key is None else torch.tensor(key)
+        output = module(torch.tensor(captured.query), other, mask=mask).detach().numpy()
+        limit = standards.value("module.peer") * verdict.limit
+        assert np.all((np.abs(output - captured.output) <= limit)[captured.rows])
+        meant = masks.for_hf(config, site.layer, site.part)
+        assert np.array_equal(meant.dense(*lengths), site.mask.dense(*lengths))
+
+
 @pytest.mark.torch
 @pytest.mark.parametrize("name", ROWS)
 def test_a_row_is_what_transformers_computes(name, monkeypatch):
@@ -326,20 +348,19 @@ def test_a_row_is_what_transformers_computes(name, monkeypatch):
     sites = tuple(Site(n, prefix.format(n), mask) for n, mask in enumerate(written))
     pixels = model in ("ViTModel", "Dinov2Model")
     family = Family(model, given, "hf-llama", out, sites, "pixels" if pixels else "tokens", "" if pixels else "right")
-    monkeypatch.setattr(capturing, "_held", lambda family, parameters: list(parameters))
-    config, layers = capture(family)
-    for site, captured in zip(sites, layers, strict=True):
-        made = AttentionConfig.from_hf(config, site.layer).replace(dropout_rate=0.0)
-        weights = canonical(captured.tensors, made, name)
-        mask = site.mask if captured.keys.all() else site.mask & masks.KeyMask(captured.keys)
-        length = captured.query.shape[1]
-        call = Call(captured.query, allowed=np.asarray(mask.dense(length, length, 2)))
-        verdict = judge(made, weights, call, "float32", frequency_ulps=5.0)
-        module = maskattn_torch.MultiHeadAttention(made)
-        maskattn_torch.params.load(module, weights)
-        output = module(torch.tensor(captured.query), mask=mask).detach().numpy()
-        limit = standards.value("module.peer") * verdict.limit
-        assert np.all((np.abs(output - captured.output) <= limit)[captured.rows])
-        assert np.array_equal(
-            masks.for_hf(config, site.layer).dense(length, length, 2), site.mask.dense(length, length, 2)
-        )
+    compare(family, name, monkeypatch)
+
+
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "model", ["BartModel", "MBartModel", "PegasusModel", "MarianModel", "M2M100Model", "BlenderbotModel"]
+)
+def test_a_row_of_two_stacks_is_what_transformers_computes(model, monkeypatch):
+    sites = (
+        Site(0, "encoder.layers.0.self_attn.", Full(), part="encoder"),
+        Site(0, "decoder.layers.0.self_attn.", Causal(), part="decoder"),
+        Site(0, "decoder.layers.0.encoder_attn.", Full(), part="cross"),
+    )
+    more = {"pad_token_id": 96, "decoder_start_token_id": 96} if model == "MarianModel" else {}
+    family = Family(model, {**S2S, **more}, "hf-bart", "out_proj", sites, "tokens, tokens")
+    compare(family, model, monkeypatch)
