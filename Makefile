@@ -6,7 +6,7 @@
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
 # make bench-gpu   attention on a GPU beside its peers, in 4 minutes, and the README's tables of it; with an installed
 #                  PyTorch and JAX: PYTHON=/path names the interpreter
-# make matrix   the page of the matrix against Hugging Face, docs/against-huggingface.md
+# make matrix   the pages of the matrices against other libraries, docs/against-*.md
 # make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
 # make lint     formatting, lint rules, types, and which way imports point
 #
@@ -30,6 +30,7 @@ parity: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity
 	@$(RUN) -m maskattn.cli.main parity real
 	@$(RUN) -m maskattn.cli.main parity against huggingface
+	@$(RUN) -m maskattn.cli.main parity against libraries
 
 # One thread for each test process: with one per core in each, PyTorch's workers mostly wait for one another.
 # Whoever has finished takes tests from the other, so that both end at the same time.
@@ -76,6 +77,7 @@ bench-gpu:
 
 matrix: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity against huggingface --page docs/against-huggingface.md
+	@$(RUN) -m maskattn.cli.main parity against libraries --page docs/against-libraries.md
 
 drawings: $(STAMP)
 	@$(RUN) docs/drawings.py

@@ -128,6 +128,18 @@ def _hint_with_weights() -> tuple[bool, bool]:
     return found[0], found[1]
 
 
+def _hint_with_added_keys() -> tuple[bool, bool]:
+    import torch
+
+    causal = torch.tensor(~np.tri(5, 7, dtype=bool))
+    theirs, ours = _mha(add_zero_attn=True)
+    plain, _ = _mha()
+    hinted, own = (_called(m, attn_mask=causal, is_causal=True, need_weights=False)[0] for m in (theirs, ours))
+    without, right = (_called(m, attn_mask=causal, need_weights=False)[0] for m in (plain, theirs))
+    hidden = np.abs(hinted - without).max() <= _near() < np.abs(hinted - right).max()
+    return bool(hidden), bool(np.abs(own - right).max() <= _near())
+
+
 def _polarity() -> tuple[bool, bool]:
     import torch
 
@@ -306,6 +318,13 @@ DIFFERENCES: tuple[Difference, ...] = (
         "replaces attn_mask, whatever it is",
         "the same in its place; elsewhere `Causal()` is a mask",
         _hint,
+    ),
+    Difference(
+        _MHA,
+        "is_causal, without padding and weights, and keys that the module adds",
+        "hides those too",
+        "they are attended to, as without the hint",
+        _hint_with_added_keys,
     ),
     Difference(_MHA, "is_causal, with weights", "does nothing", "the same in its place", _hint_with_weights),
     Difference(_MHA, "True in a mask", "drop", "the same in its place; may attend everywhere else", _polarity),

@@ -86,7 +86,8 @@ def nnx(data: Data, ours: bool) -> Answer:
         made.init_cache(data.inputs["query"].shape)
         step = library.jit(lambda module, inputs: module(*inputs, deterministic=True, **case.given))
         return Answer(np.concatenate([np.asarray(step(made, inputs)) for inputs in _tokens(data)], 1))
-    graph, held, rest = library.split(made, library.Param, ...)
+    state: Theirs = library.split(made, library.Param, ...)
+    graph, held, rest = state
 
     def call(held: Theirs, inputs: Theirs) -> Theirs:
         return library.merge(graph, held, rest)(*inputs, deterministic=True, **case.given)
