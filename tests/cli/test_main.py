@@ -130,4 +130,12 @@ def test_no_subcommand_is_run_and_the_flags_of_old_are_not_listed(capsys):
     for name in ("", *command.list_commands(click.Context(command))):
         text = CliRunner().invoke(main, ["parity", *name.split(), "--help"]).output
         assert not re.search(r"^  (-\S, )?--(real|checkpoint|list|faults)\b", text, re.MULTILINE)
-    assert command.list_commands(click.Context(command)) == ["checkpoint", "faults", "list", "real", "run", "training"]
+    assert command.list_commands(click.Context(command)) == [
+        "against",
+        "checkpoint",
+        "faults",
+        "list",
+        "real",
+        "run",
+        "training",
+    ]
