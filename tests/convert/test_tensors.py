@@ -44,7 +44,7 @@ def test_one_error_lists_every_fault():
         "a.qkv.weight: expected shape [105, 35], got [35, 105]",
         "a.proj.weight: expected dtype float64, float32, float16, bfloat16, got int32",
         "a.proj.bias: expected a NumPy array, got builtins.list",
-        "a.q_norm.weight: expected shape [7], got [5]",
+        "a.q_norm.weight: expected shape [7] or [5, 7], got [5]",
         "a.relative_position_bias_table: left over: a layer with a table is of layout swin",
         "b.proj.weight: missing",
         "b.qkv.weight: expected shape [105, 35], got [2, 2]",
