@@ -140,7 +140,7 @@ def _vendor(
     q, k = query.transpose(1, 2), key.transpose(1, 2)
     if grouped and not query.is_cuda and not causal:
         q = stacked(q, k, dense)
-        grouped = q.shape[1] != k.shape[1]
+        grouped = not known(q.shape[1] == k.shape[1])
     heads_first = q, k, value.transpose(1, 2)
     try:
         if added is None and not query.is_cuda and not _autocast.is_on(query.device):
