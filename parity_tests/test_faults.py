@@ -8,7 +8,7 @@ from maskattn.parity.attention import adapters, faults
 from maskattn.parity.attention.fault_list import FAULTS
 
 
-@pytest.mark.parametrize("twin", adapters.TWINS)
+@pytest.mark.parametrize("twin", [pytest.param(x, marks=[pytest.mark.slow] * (x == "jax")) for x in adapters.TWINS])
 def test_every_planted_fault_is_caught(twin):
     missed = [fault.name for fault in FAULTS if not faults.caught(fault, twin)]
     assert not missed

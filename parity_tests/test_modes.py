@@ -25,7 +25,7 @@ def cases(mode):
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("mode", [*CASES, "disable_jit"])
+@pytest.mark.parametrize("mode", [*CASES, pytest.param("disable_jit", marks=pytest.mark.slow)])
 def test_exact_in_every_mode_of_jax(mode):
     jax = adapters.twin("jax", "exact", mode=mode)
     result = run_cases(cases(mode), [adapters.NumpyExact(), jax], kernel="exact")

@@ -74,7 +74,7 @@ def test_cases_that_repeat_others_in_jax():
     _assert_held(run_cases(chosen, [adapters.twin("jax", "exact"), adapters.NumpyExact()], kernel="exact"))
 
 
-@pytest.mark.parametrize("stream", [0, 1])
+@pytest.mark.parametrize("stream", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_random_compositions_agree_bit_for_bit(stream, parity_impls, parity_kernels, parity_samples):
     kernel = "exact" if "exact" in parity_kernels else parity_kernels[0]
     samples = (SAMPLES if parity_samples is None else parity_samples) // 2

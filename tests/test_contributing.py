@@ -187,6 +187,7 @@ with checkpoints.open("ijepa") as first, checkpoints.open("back.safetensors") as
     )
 
 
+@pytest.mark.slow
 def test_a_kernel_runs_in_both_twins_and_is_judged(run):
     found = run(*COMMAND, "parity", "--kernel", "textbook", "--cases", SQUARE + "float16/0")
     assert "every case ran and held" in found

@@ -23,6 +23,7 @@ SOME = {
 
 
 @in_both
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", PACKAGES)
 def test_everything_is_collected_and_one_half_runs(missing):
     there = {"jax": "torch", "torch": "jax"}[missing]

@@ -120,6 +120,7 @@ def test_a_missing_file_of_several(sealed):
         (sealed.parent / "away").rename(file)
 
 
+@pytest.mark.slow
 def test_a_slice_of_the_fuzzing():
     totals = fuzz.run(1800, seed=2)
     for suffix, (refused, read) in totals.items():

@@ -75,7 +75,8 @@ print(step)
 """
 
 
-@pytest.mark.parametrize("suffix", SUFFIXES)
+# PyTorch is imported by each of many processes
+@pytest.mark.parametrize("suffix", [pytest.param(x, marks=[pytest.mark.slow] * (x == ".pt")) for x in SUFFIXES])
 def test_a_process_killed_at_every_step(suffix):
     memory = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # thousands of syncs
     with tempfile.TemporaryDirectory(dir=memory) as folder:
