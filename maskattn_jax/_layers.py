@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -193,7 +194,8 @@ class Built:
         return vars(self)
 
 
-def paths(config: AttentionConfig) -> dict[str, tuple[tuple[str, ...], Parameter]]:
+@functools.lru_cache(maxsize=256)
+def paths(config: AttentionConfig) -> Mapping[str, tuple[tuple[str, ...], Parameter]]:
     """What the parts of a configuration learn: canonical name -> (where a module has it, what it is)."""
     found = {}
     for name, parameter in parameters(config).items():

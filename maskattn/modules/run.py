@@ -182,7 +182,8 @@ class Layer(Generic[B]):
             gate: Any = self.project("gate", asked.sources[0])
             gate = gate.reshape((*output.shape[:3], -1))
             output = self.arithmetic.gate(output, gate, config.gate.activation)
-        return dataclasses.replace(attended, output=output, cache=cache)
+        attended.output, attended.cache = output, cache
+        return attended
 
     def _positions(self, asked: Asked[B], query: B, key: B) -> Places[B] | None:
         """Where queries and keys stand; None where no part reads it."""
