@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from jaxtyping import Float, Int
 
 from maskattn.layer.norm import Norm
-from maskattn.layer.parts import Temperature
+from maskattn.layer.parts import SHORTEST, Temperature
 from maskattn.layer.position_bias import ContinuousTable
 from maskattn.layer.rotary import DynamicNTK, LongRope, Rotary
 from maskattn_jax.types import Array, Given
@@ -23,9 +23,6 @@ __all__ = ["LAYER", "Parts", "Turns"]
 
 #: Cosine and sine of every angle, each [B or 1, L, 1, width / 2].
 Turns: TypeAlias = tuple[Array, Array]
-
-#: Below this a vector counts as of this length: PyTorch's `normalize`.
-SHORTEST = 1e-12
 
 
 class Parts:

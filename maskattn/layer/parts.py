@@ -5,6 +5,9 @@ from __future__ import annotations
 from maskattn._declared import Declared, choice, declared, flag, number
 from maskattn._problems import Problems
 
+#: Cosine attention: below this a vector counts as of this length, as in PyTorch's `normalize`.
+SHORTEST = 1e-12
+
 
 @declared
 class Clip(Declared):

@@ -8,7 +8,7 @@ from typing import TypeAlias
 import numpy as np
 
 from maskattn.layer.norm import Norm
-from maskattn.layer.parts import Temperature
+from maskattn.layer.parts import SHORTEST, Temperature
 from maskattn.layer.position_bias import ContinuousTable
 from maskattn.layer.rotary import DynamicNTK, Rotary
 from maskattn.modules.run import Arithmetic
@@ -19,9 +19,6 @@ __all__ = ["ExactParts", "Turns"]
 
 #: Positions of each pair, or of all together, [B or 1, L, pairs or 1]; and frequencies [pairs].
 Turns: TypeAlias = tuple[Array, Array]
-
-#: Below this a vector counts as of this length: PyTorch's `normalize`.
-SHORTEST = 1e-12
 
 
 class ExactParts:

@@ -5,8 +5,9 @@ import pytest
 
 from maskattn import masks, standards
 from maskattn.layer import Disentangled, GlobalTokens, WindowTable
+from maskattn.parity.against.hurry import HURRY
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, nnx, optional, torch
-from tests.modules.test_run import HASTY, LAYERS, _config, weights
+from tests.modules.test_run import LAYERS, _config, weights
 
 linen = optional("maskattn_jax.linen")
 caches = {"torch": optional("maskattn_torch.cache"), "jax": optional("maskattn_jax.cache")}
@@ -33,10 +34,10 @@ def made(kind, config):
     if kind == "nnx":
         twin = maskattn_jax.MultiHeadAttention(config, rngs=nnx.Rngs(0))
         maskattn_jax.params.load(twin, weights(config))
-        return jax.jit(lambda x, **options: twin(x, **options), compiler_options=HASTY), caches["jax"].Cache
+        return jax.jit(lambda x, **options: twin(x, **options), compiler_options=HURRY), caches["jax"].Cache
     face = linen.MultiHeadAttention(config)
     variables = maskattn_jax.params.load(face, weights(config))
-    return jax.jit(lambda x, **options: face.apply(variables, x, **options), compiler_options=HASTY), caches[
+    return jax.jit(lambda x, **options: face.apply(variables, x, **options), compiler_options=HURRY), caches[
         "jax"
     ].Cache
 

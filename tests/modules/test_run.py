@@ -27,13 +27,11 @@ from maskattn.layer import (
     Yarn,
 )
 from maskattn.modules.parameters import parameters
+from maskattn.parity.against.hurry import HURRY
 from maskattn.parity.layers.oracle import Call, judge
 from tests.frameworks import jax, maskattn_jax, maskattn_torch, nnx, optional, torch
 
 linen = optional("maskattn_jax.linen")
-
-#: Programs that run once are compiled in a hurry.
-HASTY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 RNG = np.random.default_rng(3)
 X = RNG.standard_normal((2, 9, 60)).astype(np.float32)
@@ -131,7 +129,7 @@ def run(kind, config, mask, given, kernel="auto", **options):
     else:
         module = linen.MultiHeadAttention(config)
         call = partial(module.apply, maskattn_jax.params.load(module, weights(config)))
-    once = jax.jit(lambda x, given: call(x, mask=mask, kernel=kernel, **given, **options), compiler_options=HASTY)
+    once = jax.jit(lambda x, given: call(x, mask=mask, kernel=kernel, **given, **options), compiler_options=HURRY)
     found = once(X, given)
     return [np.asarray(x) for x in (found if isinstance(found, tuple) else (found,))]
 
@@ -217,10 +215,10 @@ def test_leading_axes_are_one_batch(kind):
         if kind == "nnx":
             module = maskattn_jax.MultiHeadAttention(config, rngs=nnx.Rngs(0))
             maskattn_jax.params.load(module, weights(config))
-            return np.asarray(jax.jit(module, compiler_options=HASTY)(inputs, mask=mask))
+            return np.asarray(jax.jit(module, compiler_options=HURRY)(inputs, mask=mask))
         module = linen.MultiHeadAttention(config)
         apply = partial(module.apply, maskattn_jax.params.load(module, weights(config)))
-        return np.asarray(jax.jit(apply, compiler_options=HASTY)(inputs, mask=mask))
+        return np.asarray(jax.jit(apply, compiler_options=HURRY)(inputs, mask=mask))
 
     flat = call(x.reshape(6, 5, 60), np.broadcast_to(keep[:, 0], (2, 3, 1, 5, 5)).reshape(6, 1, 5, 5))
     assert np.array_equal(call(x, np.moveaxis(keep, 1, 0)).reshape(6, 5, 60), flat)

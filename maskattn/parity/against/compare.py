@@ -16,15 +16,13 @@ from maskattn.convert import layouts
 from maskattn.convert.modules import Layout
 from maskattn.parity.against.capture import Captured
 from maskattn.parity.against.families import Site
+from maskattn.parity.against.hurry import HURRY
 from maskattn.parity.checkpoint.layers import canonical_layer
 from maskattn.parity.layers.oracle import Call, Verdict, judge
 from maskattn.typing import NumPyArray as Array
 
 #: How many units in the last place PyTorch's rotary frequencies were seen to be off.
 FREQUENCY_ULPS = 5.0
-
-#: Programs that run once or twice are compiled in a hurry.
-_ONCE = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 #: What a twin gives: its output, and by name the gradients of query, key and every canonical tensor.
 Answer = tuple[Array, dict[str, Array]]
@@ -211,8 +209,8 @@ class Jax:
 
         # one program for each layer: eagerly, each operation would be compiled
         if not gradients:
-            return np.asarray(jax.jit(call, compiler_options=_ONCE)(held, leaves)), {}
-        run = jax.jit(both, compiler_options=_ONCE)
+            return np.asarray(jax.jit(call, compiler_options=HURRY)(held, leaves)), {}
+        run = jax.jit(both, compiler_options=HURRY)
         output, (d_state, d_inputs) = run(held, leaves, jnp.asarray(captured.cotangent))
         named = {name: np.asarray(x) for name, x in d_inputs.items()}
         return np.asarray(output), named | self.twin.params.dump(nnx.merge(graph, d_state))
@@ -224,7 +222,7 @@ class Jax:
 
         graph, state = nnx.split(self.module)
 
-        @partial(jax.jit, compiler_options=_ONCE)
+        @partial(jax.jit, compiler_options=HURRY)
         def step(state: Any, tokens: Any, held: Any) -> Any:
             return nnx.merge(graph, state)(tokens, mask=mask, cache=held, deterministic=True)
 

@@ -9,6 +9,7 @@ from collections.abc import Callable
 import numpy as np
 
 from maskattn.config import AttentionConfig
+from maskattn.parity.against.hurry import HURRY
 from maskattn.parity.against.libraries.answer import Answer, Theirs
 from maskattn.parity.against.libraries.case import Data
 from maskattn.typing import NumPyArray as Array
@@ -18,8 +19,7 @@ def jitted(function: Callable[..., Theirs]) -> Callable[..., Theirs]:
     """Compiled in a hurry: each program runs once."""
     import jax
 
-    hurry = {"xla_backend_optimization_level": "0", "xla_llvm_disable_expensive_passes": True}
-    return jax.jit(function, compiler_options=hurry)
+    return jax.jit(function, compiler_options=HURRY)
 
 
 def _ours() -> Theirs:
