@@ -36,6 +36,7 @@ __all__ = [
     "When",
     "fields_of",
     "register",
+    "settled",
 ]
 
 #: model type -> its row: a field of `AttentionConfig` -> what it is, or a key that says so (`_specs.py`).

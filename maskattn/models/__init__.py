@@ -1,0 +1,27 @@
+"""Whole models: a table for each architecture, from which both twins are built."""
+
+from __future__ import annotations
+
+from collections.abc import Container
+
+from maskattn._hf_config import Reading, row_of
+from maskattn.models.build import Builder
+from maskattn.models.leaves import first_numbers
+from maskattn.models.model import Inputs, Output, TokenModel
+from maskattn.models.rows import ROWS
+
+__all__ = ["ROWS", "Inputs", "Output", "TokenModel", "describe", "first_numbers"]
+
+
+def describe(config: object, names: Container[str] | None = None) -> TokenModel:
+    """The model that a Hugging Face configuration means.
+
+    Args:
+        config: a configuration of transformers, or the dict of its config.json.
+        names: of the tensors of a checkpoint, which decide what heads it has; None: all that the row has.
+
+    Raises:
+        TypeError: config is no configuration. ValueError: no row of its model type, with the nearest; a key is missing.
+    """
+    reading = Reading(config, 0, "models.describe")
+    return Builder(row_of(reading, ROWS, "model"), reading, names=names).model()

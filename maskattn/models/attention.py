@@ -1,0 +1,160 @@
+"""Attention of a model: where its projections come from, and its layer by `maskattn.modules`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic
+
+from maskattn.config import AttentionConfig
+from maskattn.masks import Full, Mask
+from maskattn.models.leaves import Leaf, Linear
+from maskattn.models.part import B, Part, Run
+from maskattn.modules import attend_heads, head_shapes
+from maskattn.modules.parameters import parameters
+from maskattn.modules.run import Asked, Layer, Three
+from maskattn.typing import Traced
+
+
+@dataclass
+class Given(Generic[B]):
+    """What all blocks of a stack read beside their input.
+
+    Attributes:
+        masks: the mask of attention -> the same with what the batch brings, its padding.
+        positions: as in `attention`, of queries; None counts from 0.
+        valid: bool [B, L], which tokens enter the cache; None: all.
+        global_tokens: bool [B, L]; None: there are none.
+        memory: [B, S, E], what cross-attention reads; None where its keys are held already.
+        memory_mask: of cross-attention.
+        shared: what blocks read of parameters that their stack holds: canonical name -> array.
+        relative: DeBERTa's table of positions, [2 * span, E].
+        states: where they are asked for, what each block read, and what the last one gave.
+    """
+
+    masks: dict[Mask, Mask | None] = field(default_factory=dict)
+    positions: Traced = None
+    valid: Traced = None
+    global_tokens: Traced = None
+    memory: B | None = None
+    memory_mask: Mask | None = None
+    shared: dict[str, B] = field(default_factory=dict)
+    relative: B | None = None
+    states: list[B] | None = None
+
+    def note(self, h: B) -> None:
+        """Keep hidden states, where they are asked for."""
+        if self.states is not None:
+            self.states.append(h)
+
+
+@dataclass(frozen=True)
+class Separate(Part):
+    """Three projections."""
+
+    query: Linear
+    key: Linear
+    value: Linear
+
+    def apply(self, config: AttentionConfig, at: object, x: B, memory: B, run: Run[B]) -> Three[B]:
+        """Query of x, key and value of memory, [B, length, heads * width]."""
+        return run.linear(self.query, at, x), run.linear(self.key, at, memory), run.linear(self.value, at, memory)
+
+    def project(self, name: str, at: object, x: B, run: Run[B]) -> B:
+        """One of the three: "query" or "key"."""
+        return run.linear(self.query if name == "query" else self.key, at, x)
+
+
+@dataclass(frozen=True)
+class Fused(Part):
+    """One projection for all three.
+
+    Attributes:
+        order: of its columns: "blocks" are those of queries, of keys, of values; "groups" has for each key/value head
+            its queries, its key and its value.
+    """
+
+    all: Linear
+    order: str = "blocks"
+
+    def apply(self, config: AttentionConfig, at: object, x: B, memory: B, run: Run[B]) -> Three[B]:
+        """As of `Separate`."""
+        made: Traced = run.linear(self.all, at, x)
+        widths = [heads * width for heads, width in head_shapes(config)]
+        if self.order == "blocks":
+            one, two = widths[0], widths[0] + widths[1]
+            return made[..., :one], made[..., one:two], made[..., two:]
+        groups = config.num_kv_heads
+        made = made.reshape((*x.shape[:2], groups, -1, config.head_dim))
+        return made[..., :-2, :].reshape((*x.shape[:2], -1)), made[..., -2, :], made[..., -1, :]
+
+
+@dataclass(frozen=True)
+class Attention(Part):
+    """One attention of a block, its projections and what its parts learn.
+
+    Attributes:
+        held: canonical names of parts' parameters -> where they are published, in one piece or in several; their
+            numbers are in the same order.
+        further: names of further projections -> the layers.
+        shared: canonical names of parameters that the stack holds for all its blocks.
+        mask: what may be attended to, without what a batch brings.
+    """
+
+    config: AttentionConfig
+    inputs: Separate | Fused
+    out: Linear
+    held: tuple[tuple[str, tuple[Leaf, ...]], ...] = ()
+    further: tuple[tuple[str, Linear], ...] = ()
+    shared: tuple[str, ...] = ()
+    mask: Mask = Full()
+
+    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
+        yield from super().leaves(prefix)
+        for leaf in (*(leaf for _, leaves in self.held for leaf in leaves), *(leaf for _, leaf in self.further)):
+            yield prefix + leaf.name, leaf
+
+    def apply(
+        self, at: object, x: B, run: Run[B], given: Given[B], cache: Traced = None, memory: B | None = None
+    ) -> tuple[B, Traced]:
+        """x [B, L, E] -> [B, L, E], and the new cache where there is one.
+
+        Args:
+            memory: [B, S, E], of cross-attention; None attends to x itself.
+        """
+        config = self.config
+        source = x if memory is None else memory
+        inputs = self.inputs.apply(config, at, x, source, run)
+        asked: Asked[B] = Asked(
+            (x, source, source),
+            given.masks.get(self.mask, self.mask) if memory is None else given.memory_mask,
+            None,
+            given.positions if config.rotary is not None or config.temperature is not None else None,
+            cache,
+            given.valid if cache is not None else None,
+            given.global_tokens if config.global_tokens is not None else None,
+            given.relative,
+            config.dropout_rate if run.key is not None else 0.0,
+            run.next_key() if config.dropout_rate else None,
+            run.kernel,
+        )
+        attended = attend_heads(self._layer(at, run, given), inputs, asked)
+        output: Traced = attended.output
+        return run.linear(self.out, at, output.reshape((*x.shape[:2], -1))), attended.cache
+
+    def _layer(self, at: object, run: Run[B], given: Given[B]) -> Layer[B]:
+        shapes = parameters(self.config) if self.held else {}
+        held: dict[str, Traced] = {name: given.shared[name] for name in self.shared}
+        for name, leaves in self.held:
+            pieces: list[Traced] = [run.array(leaf, at) for leaf in leaves]
+            whole = pieces[0] if len(pieces) == 1 else run.use.concatenate([x.reshape(-1) for x in pieces], 0)
+            held[name] = whole.reshape(shapes[name].shape)
+        further = dict(self.further)
+
+        def project(name: str, x: B) -> B:
+            if name in further:
+                return run.linear(further[name], at, x)
+            assert isinstance(self.inputs, Separate)
+            return self.inputs.project(name, at, x, run)
+
+        return Layer("model", self.config, run.use.framework, run.use.arithmetic, held, project)

@@ -1,0 +1,127 @@
+"""A block: attention and an MLP, their norms in six slots; and a stack of blocks."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from maskattn.models.attention import Attention, Given
+from maskattn.models.leaves import Array, Leaf, Linear, Norm
+from maskattn.models.part import B, Part, Run, find
+from maskattn.typing import Traced
+
+
+class Inner(Protocol):
+    """An MLP."""
+
+    def apply(self, at: object, x: B, run: Run[B]) -> B:
+        """x [B, L, E] -> [B, L, E]."""
+
+
+@dataclass(frozen=True)
+class Slots(Part):
+    """Norms of a block: before attention, behind it, and behind its sum; the same of cross-attention and of the MLP."""
+
+    attention_in: Norm | None = None
+    attention_out: Norm | None = None
+    attention_sum: Norm | None = None
+    cross_in: Norm | None = None
+    cross_sum: Norm | None = None
+    mlp_in: Norm | None = None
+    mlp_out: Norm | None = None
+    mlp_sum: Norm | None = None
+
+
+@dataclass(frozen=True)
+class Block(Part):
+    """One layer of a model.
+
+    Attributes:
+        parallel: whether the MLP reads what attention reads, normed by itself where it has a norm, and both are added
+            at once.
+        residual: what multiplies each branch before it is added.
+        scales: learned factors of each channel, for the two branches; () has none.
+        normed_sum: whether branches are added to what their first norm gave (BLOOM's option).
+        dropout_rate: of the branches.
+    """
+
+    attention: Attention
+    mlp: Inner
+    norms: Slots
+    cross: Attention | None = None
+    parallel: bool = False
+    residual: float = 1.0
+    scales: tuple[Array, ...] = ()
+    normed_sum: bool = False
+    dropout_rate: float = 0.0
+
+    def apply(self, at: object, h: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
+        """h [B, L, E] -> [B, L, E], and the new cache where there is one: of cross-attention, a pair."""
+        use, norms = run.use, self.norms
+        own, held = cache if self.cross is not None and cache is not None else (cache, None)
+        x = run.norm(norms.attention_in, at, h)
+        attended, own = self.attention.apply(at, x, run, given, own)
+        attended = self._branch(0, at, run.norm(norms.attention_out, at, attended), run)
+        if self.parallel:
+            read = x if norms.mlp_in is None else run.norm(norms.mlp_in, at, h)
+            more = self._branch(1, at, run.norm(norms.mlp_out, at, self.mlp.apply(at, read, run)), run)
+            return use.add(use.add(h, attended, self.residual), more, self.residual), own
+        h = use.add(x if self.normed_sum else h, attended, self.residual)
+        h = run.norm(norms.attention_sum, at, h)
+        if self.cross is not None and given.memory is not None:
+            read = run.norm(norms.cross_in, at, h)
+            found, held = self.cross.apply(at, read, run, given, None, given.memory)
+            h = run.norm(norms.cross_sum, at, use.add(h, run.drop(found, self.dropout_rate)))
+        x = run.norm(norms.mlp_in, at, h)
+        more = run.norm(norms.mlp_out, at, self.mlp.apply(at, x, run))
+        h = use.add(x if self.normed_sum else h, self._branch(1, at, more, run), self.residual)
+        return run.norm(norms.mlp_sum, at, h), own if self.cross is None or cache is None else (own, held)
+
+    def _branch(self, place: int, at: object, x: B, run: Run[B]) -> B:
+        if self.scales:
+            x = run.use.product(x, run.array(self.scales[place], at))
+        return run.drop(x, self.dropout_rate)
+
+
+@dataclass(frozen=True)
+class Stack(Part):
+    """Blocks one after the other.
+
+    Attributes:
+        places: the path of the module of each block; blocks at one path share their parameters.
+        shared: parameters that blocks share, by their canonical names.
+        final: the norm behind the last block. project: behind that, to the width of the head.
+    """
+
+    blocks: tuple[Block, ...]
+    places: tuple[str, ...]
+    shared: tuple[tuple[str, Leaf], ...] = ()
+    final: Norm | None = None
+    project: Linear | None = None
+
+    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
+        seen: set[str] = set()
+        for block, place in zip(self.blocks, self.places, strict=True):
+            if place not in seen:
+                seen.add(place)
+                yield from block.leaves(f"{prefix}{place}.")
+        for leaf in (*(leaf for _, leaf in self.shared), self.final, self.project):
+            if leaf is not None:
+                yield prefix + leaf.name, leaf
+
+    def apply(
+        self, at: object, h: B, run: Run[B], given: Given[B], caches: tuple[Traced, ...] | None = None
+    ) -> tuple[B, tuple[Traced, ...] | None]:
+        """h [B, L, E] -> what the stack gives, and the new caches."""
+        given.shared = {name: run.array(leaf, at) for name, leaf in self.shared}
+        grown = []
+        for number, place in enumerate(self.places):
+            given.note(h)
+            block: Traced = find(at, place)
+            h, cache = block(h, run.within(number), given, None if caches is None else caches[number])
+            grown.append(cache)
+        h = run.norm(self.final, at, h)
+        h = h if self.project is None else run.linear(self.project, at, h)
+        given.note(h)
+        return h, None if caches is None else tuple(grown)

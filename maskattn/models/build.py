@@ -1,0 +1,298 @@
+"""A row and a configuration make a model of tokens.
+
+The keys of a row, each a value or what reads it from the configuration (`maskattn.layer.from_hf`). Names are paths,
+from the prefix, or of a block's own from the block:
+
+prefix           of all but the head
+table            of tokens; `vocabulary` rows, `table_width` numbers where that is not the blocks' width; times
+                 `table_scale`; `types` and `positions` beside it with `types_rows`, `position_rows`, `position_rule`,
+                 `position_offset`, `position_width` and `position_pad` (`models.tokens`); then `table_norm`, and
+                 `table_project`
+layers, count    the path of a block, {} its number, and how many there are
+attention        query, key, value and out, or one for all and out; `fused` is then the order of its columns;
+                 `attention_bias` of the four where the layer's own does not say it
+held, further    what the parts of a layer learn, by canonical names; and their further projections. `shared`: what
+                 all blocks share, from the prefix
+norms            by slots of a block (`models.block.Slots`); `norm`, `eps`, `norm_scale`, `norm_bias`, `plus_one` say
+                 what they are; `final` is the last one; `project`, behind it, gives the table's width
+mlp              up and down; or gate, up and down; or with `halves` gate and up as one; with `mlp_width`, `mlp_bias`,
+                 `activation`; `turned` where matrices are [in, out]
+parallel, residual, scales, normed_sum, dropout
+                 of the blocks (`models.block.Block`)
+head             logits of the vocabulary: its path, or {"project", "bias", "dense", "norm", "activation"}; `tied`,
+                 `head_bias`, `logit_scale`, `softcap`
+pooler           a layer of the first token
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Container, Mapping
+from dataclasses import dataclass, replace
+
+from maskattn import masks
+from maskattn._hf_config import Reading, Value
+from maskattn.config import AttentionConfig
+from maskattn.layer.from_hf import Row, settled
+from maskattn.models.attention import Attention, Fused, Separate
+from maskattn.models.block import Block, Inner, Slots, Stack
+from maskattn.models.heads import First, Vocabulary
+from maskattn.models.leaves import Array, Embedding, Leaf, Linear, Norm
+from maskattn.models.mlp import Gated, Halves, Plain
+from maskattn.models.model import TokenModel
+from maskattn.models.part import ACTIVATIONS
+from maskattn.models.tokens import Positions, Tokens
+from maskattn.modules import head_shapes
+from maskattn.modules.parameters import parameters
+
+_COUNT = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
+
+
+@dataclass(frozen=True)
+class Builder:
+    """One stack of a configuration by its row.
+
+    Attributes:
+        part: "encoder" or "decoder" of models with both, else "".
+        names: of the tensors that there are, which decide about heads, poolers and the prefix; None: as the row says.
+    """
+
+    row: Row
+    reading: Reading
+    part: str = ""
+    names: Container[str] | None = None
+
+    def get(self, name: str, default: Value = None) -> Value:
+        """What a key of the row says, for the layer of the reading; the default where it says None."""
+        found = _settled(self.row.get(name), self.reading, self.part)
+        return default if found is None else found
+
+    def at(self, layer: int) -> Builder:
+        """The same, of a layer."""
+        return replace(self, reading=replace(self.reading, layer=layer))
+
+    @property
+    def prefix(self) -> str:
+        """Of all names but the head's; a model without a head is published without it."""
+        prefix = str(self.get("prefix", ""))
+        table = f"{self.get('table')}.weight"
+        bare = self.names is not None and prefix + table not in self.names and table in self.names
+        return "" if bare else prefix
+
+    def there(self, leaf: Leaf) -> bool:
+        """Whether the tensors of a leaf are among the names."""
+        names = [f"{leaf.name}.{name}" if name else leaf.name for name in leaf.tensors()]
+        return self.names is None or all(name in self.names for name in names)
+
+    @property
+    def width(self) -> int:
+        """Of the blocks."""
+        return self.attention().embed_dim
+
+    def attention(self, part: str | None = None) -> AttentionConfig:
+        """The configuration of the layer's attention."""
+        return AttentionConfig.from_hf(self.reading.config, self.reading.layer, part or self.part or None)
+
+    # Leaves ----------------------------------------------------------------------------------------------------------
+
+    def norm(self, name: str | None, width: int | None = None) -> Norm | None:
+        """A norm as the row says it."""
+        if name is None:
+            return None
+        kind = self.get("norm", "layer")
+        return Norm(
+            name,
+            self.width if width is None else width,
+            kind,
+            float(self.get("eps", 1e-5)),
+            self.get("norm_scale", True),
+            self.get("norm_bias", kind == "layer"),
+            self.get("plus_one", False),
+        )
+
+    def linear(self, name: str, inputs: int, outputs: int, bias: bool, axes: tuple[str | None, str | None]) -> Linear:
+        """A layer of a block."""
+        return Linear(name, inputs, outputs, bool(bias), self.get("turned", False), axes)
+
+    # Blocks ----------------------------------------------------------------------------------------------------------
+
+    def projections(self, config: AttentionConfig, names: tuple[str, ...]) -> tuple[Separate | Fused, Linear]:
+        """What makes queries, keys and values, and the layer of the output."""
+        widths = [heads * width for heads, width in head_shapes(config)]
+        given = self.get("attention_bias", (config.qkv_bias,) * 3 + (config.out_bias,))
+        inputs = (config.embed_dim, config.kdim, config.vdim)
+        out = self.linear(names[-1], config.num_heads * config.v_head_dim, config.out_dim, given[3], ("heads", "embed"))
+        if len(names) == 2:
+            both = self.linear(names[0], config.embed_dim, sum(widths), given[0], ("embed", "heads"))
+            return Fused(both, self.get("fused", "blocks")), out
+        three = [
+            self.linear(name, one, width, bias, ("embed", "heads"))
+            for name, one, width, bias in zip(names, inputs, widths, given, strict=False)
+        ]
+        return Separate(*three), out
+
+    def layer(self, names: tuple[str, ...], part: str | None = None) -> Attention:
+        """One attention of a block."""
+        config = self.attention(part)
+        inputs, out = self.projections(config, names)
+        known, held = parameters(config), dict(self.get("held", {}))
+        cross = part == "cross"
+        shared = () if cross else tuple(self.get("shared", {}))
+        own = tuple((name, _published(config, name, held[name])) for name in known if name in held)
+        further = []
+        for name, path in dict(self.get("further", {})).items():
+            if f"{name}.kernel" in known:
+                sizes = known[f"{name}.kernel"].shape
+                further.append(
+                    (name, self.linear(path, sizes[0], sizes[1], f"{name}.bias" in known, ("embed", "heads")))
+                )
+        mask = masks.for_hf(self.reading.config, self.reading.layer, part or self.part or None)
+        return Attention(config, inputs, out, own, tuple(further), shared, mask)
+
+    def mlp(self) -> Inner:
+        """The MLP of a block."""
+        names, inner, bias = self.get("mlp"), int(self.get("mlp_width", 4 * self.width)), self.get("mlp_bias", True)
+        into, out_of = ("embed", "mlp"), ("mlp", "embed")
+        down = self.linear(names[-1], inner, self.width, bias, out_of)
+        activation = self.activation("activation", "gelu")
+        if self.get("halves", False):
+            return Halves(self.linear(names[0], self.width, 2 * inner, bias, into), down, activation)
+        ups = [self.linear(name, self.width, inner, bias, into) for name in names[:-1]]
+        return Gated(ups[0], ups[1], down, activation) if len(ups) == 2 else Plain(ups[0], down, activation)
+
+    def activation(self, name: str, default: str) -> str:
+        """One of the functions of `ACTIVATIONS`."""
+        found = self.get(name, default)
+        if found not in ACTIVATIONS:
+            raise ValueError(f"{self.reading.where}: activation must be one of {', '.join(ACTIVATIONS)}, got {found!r}")
+        return ACTIVATIONS[found]
+
+    def block(self) -> Block:
+        """The block of the reading's layer."""
+        norms = {slot: self.norm(name) for slot, name in self.get("norms").items()}
+        scales = self.get("scales")
+        return Block(
+            self.layer(self.get("attention")),
+            self.mlp(),
+            Slots(**norms),
+            parallel=bool(self.get("parallel", False)),
+            residual=float(self.get("residual", 1.0)),
+            scales=() if scales is None else tuple(Array(name, (self.width,), 1.0) for name in scales),
+            normed_sum=bool(self.get("normed_sum", False)),
+            dropout_rate=float(self.get("dropout", 0.0)),
+        )
+
+    def stack(self) -> Stack:
+        """All blocks, and the norm behind them."""
+        count, prefix = int(self.get("count") or self.reading.get(*_COUNT)), self.prefix
+        each = [self.at(layer) for layer in range(count)]
+        places = tuple(prefix + str(one.get("layers")).format(layer).rstrip(".") for layer, one in enumerate(each))
+        config = self.attention()
+        shared = tuple(
+            (name, _published(config, name, prefix + path)[0]) for name, path in self.get("shared", {}).items()
+        )
+        final, project = self.get("final"), self.get("project")
+        if project is not None:
+            project = Linear(prefix + project, self.width, int(self.get("table_width")), False)
+        return Stack(
+            tuple(one.block() for one in each),
+            places,
+            shared,
+            self.norm(None if final is None else prefix + final),
+            project,
+        )
+
+    # Ends ------------------------------------------------------------------------------------------------------------
+
+    def tokens(self) -> Tokens:
+        """What comes before the blocks."""
+        prefix, width = self.prefix, int(self.get("table_width", self.width))
+        types, positions = self.get("types"), self.get("positions")
+        norm, project = self.get("table_norm"), self.get("table_project")
+        table = Embedding(
+            prefix + self.get("table"), int(self.get("vocabulary") or self.reading.get("vocab_size")), width
+        )
+        if types is not None:
+            types = Embedding(prefix + types, int(self.get("types_rows")), width, (None, "embed"))
+        if positions is not None:
+            rows = int(self.get("position_rows"))
+            offset = int(self.get("position_offset", 0))
+            leaf = Embedding(prefix + positions, rows, int(self.get("position_width", width)), (None, "embed"))
+            positions = Positions(leaf, self.get("position_rule", "all"), offset, self.get("position_pad"))
+        if project is not None:
+            project = Linear(
+                prefix + project, width, self.width, self.get("table_project_bias", True), axes=(None, "embed")
+            )
+        return Tokens(
+            table,
+            float(self.get("table_scale", 1.0)),
+            types,
+            positions,
+            self.norm(None if norm is None else prefix + norm, width),
+            project,
+            float(self.get("table_dropout", self.get("dropout", 0.0))),
+        )
+
+    def head(self, table: Embedding) -> Vocabulary | None:
+        """The logits of the vocabulary."""
+        given = self.get("head")
+        if given is None:
+            return None
+        named = {"project": given} if isinstance(given, str) else given
+        tied, rows = bool(self.get("tied", False)), table.rows
+        width, dense, norm, bias = table.width, named.get("dense"), named.get("norm"), named.get("bias")
+        own = Linear(named["project"], width, rows, self.get("head_bias", False), axes=("embed", "vocab"))
+        made = Vocabulary(
+            None if tied else own,
+            table if tied else None,
+            None if bias is None else Array(bias, (rows,), 0.0, axes=("vocab",)),
+            None if dense is None else Linear(dense, self.width, width, self.get("dense_bias", True)),
+            self.activation("head_activation", "linear") if dense is not None else "linear",
+            self.norm(norm, width),
+            float(self.get("logit_scale", 1.0)),
+            self.get("softcap"),
+        )
+        held = [leaf for _, leaf in made.leaves() if leaf is not table]
+        there = all(map(self.there, held)) and (bool(held) or self._has_head())
+        return made if there else None
+
+    def _has_head(self) -> bool:
+        """Whether a model whose head has no tensors of its own has one: by its class, or by the prefix of its names."""
+        classes = self.reading.get("architectures", default=None)
+        if classes:
+            return not str(classes[0]).endswith("Model") or str(classes[0]).endswith("LMHeadModel")
+        return self.prefix == self.get("prefix", "")
+
+    def pooler(self) -> First | None:
+        """One vector for each sequence."""
+        name = self.get("pooler")
+        if name is None:
+            return None
+        made = First(Linear(self.prefix + name, self.width, self.width), self.activation("pooler_activation", "tanh"))
+        return made if all(self.there(leaf) for _, leaf in made.leaves()) else None
+
+    def model(self) -> TokenModel:
+        """The whole."""
+        tokens = self.tokens()
+        return TokenModel(self.reading.model_type, tokens, self.stack(), self.head(tokens.table), self.pooler())
+
+
+def _published(config: AttentionConfig, name: str, path: str) -> tuple[Leaf, ...]:
+    """A parameter of a layer's parts as it is published: flat where a norm is over all heads, and one for each head
+    where the path has a place for its number."""
+    parameter = parameters(config)[name]
+    shape = parameter.shape
+    if "{}" in path:
+        return tuple(Array(path.format(head), shape[1:], parameter.begins) for head in range(shape[0]))
+    flat = config.qk_norm is not None and config.qk_norm.over == "all" and "_norm." in name
+    return (Array(path, (math.prod(shape),) if flat else shape, parameter.begins),)
+
+
+def _settled(spec: object, reading: Reading, part: str) -> Value:
+    found = settled(spec, reading, part)
+    if isinstance(found, Mapping):
+        made = {name: _settled(value, reading, part) for name, value in found.items()}
+        return {name: value for name, value in made.items() if value is not None}
+    if isinstance(found, tuple):
+        return tuple(_settled(value, reading, part) for value in found)
+    return found

@@ -1,0 +1,165 @@
+"""The layers that hold parameters, framework-free: what each is called, and how its tensors lie.
+
+A leaf's name is its path in the model that published it ("self_attn.q_proj"), and both twins make a module there. Its
+tensors are described as PyTorch has them, with what Flax calls them and the order of axes there.
+"""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from maskattn.typing import NumPyArray
+
+#: A logical axis of a parameter, which a mesh may divide; None: never divided.
+Axis = str | None
+
+
+class Tensor(NamedTuple):
+    """One parameter.
+
+    Attributes:
+        shape: as published.
+        flax: its name in Flax.
+        order: which axes of the published one Flax's are, in order.
+        axes: logical axes, one for each of Flax's.
+        begins: what a new model holds; None: numbers drawn from a normal distribution.
+        trained: False: a buffer, that no optimizer changes.
+    """
+
+    shape: tuple[int, ...]
+    flax: str
+    order: tuple[int, ...]
+    axes: tuple[Axis, ...]
+    begins: float | None = None
+    trained: bool = True
+
+    @property
+    def flax_shape(self) -> tuple[int, ...]:
+        """The shape in Flax."""
+        return tuple(self.shape[axis] for axis in self.order)
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """A layer with parameters of its own.
+
+    Attributes:
+        name: its path, from the module that it belongs to.
+    """
+
+    name: str
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        """Its parameters by their published names, behind the leaf's own and a dot; "" is the leaf itself."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Linear(Leaf):
+    """x [..., inputs] -> [..., outputs].
+
+    Attributes:
+        turned: whether the published weight is [inputs, outputs], as in GPT-2, and not [outputs, inputs].
+        axes: logical axes of inputs and outputs.
+    """
+
+    inputs: int
+    outputs: int
+    bias: bool = True
+    turned: bool = False
+    axes: tuple[Axis, Axis] = ("embed", None)
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        shape = (self.inputs, self.outputs) if self.turned else (self.outputs, self.inputs)
+        made = {"weight": Tensor(shape, "kernel", (0, 1) if self.turned else (1, 0), self.axes)}
+        return made | ({"bias": Tensor((self.outputs,), "bias", (0,), self.axes[1:], 0.0)} if self.bias else {})
+
+
+@dataclass(frozen=True)
+class Norm(Leaf):
+    """A norm over the last axis of x [..., width].
+
+    Attributes:
+        kind: "layer" or "rms".
+        plus_one: whether 1 + scale multiplies.
+    """
+
+    width: int
+    kind: str = "layer"
+    eps: float = 1e-5
+    scale: bool = True
+    bias: bool = True
+    plus_one: bool = False
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        made = {"weight": Tensor((self.width,), "scale", (0,), (None,), 0.0 if self.plus_one else 1.0)}
+        made |= {"bias": Tensor((self.width,), "bias", (0,), (None,), 0.0)}
+        return {name: tensor for name, tensor in made.items() if (self.scale if name == "weight" else self.bias)}
+
+
+@dataclass(frozen=True)
+class Embedding(Leaf):
+    """A row of numbers for each of `rows` ids."""
+
+    rows: int
+    width: int
+    axes: tuple[Axis, Axis] = ("vocab", "embed")
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        return {"weight": Tensor((self.rows, self.width), "embedding", (0, 1), self.axes)}
+
+
+@dataclass(frozen=True)
+class Conv(Leaf):
+    """A convolution over one axis, or two, of x [..., *places, inputs] -> [..., *places, outputs].
+
+    Attributes:
+        size, stride: along each axis. padding: on both sides of each axis.
+        groups: of channels, each convolved by itself.
+    """
+
+    inputs: int
+    outputs: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...] = (1,)
+    padding: int = 0
+    groups: int = 1
+    bias: bool = True
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        shape = (self.outputs, self.inputs // self.groups, *self.size)
+        order = (*range(2, len(shape)), 1, 0)
+        made = {"weight": Tensor(shape, "kernel", order, (*[None] * len(self.size), None, "embed"))}
+        return made | ({"bias": Tensor((self.outputs,), "bias", (0,), ("embed",), 0.0)} if self.bias else {})
+
+
+@dataclass(frozen=True)
+class Array(Leaf):
+    """A parameter that stands by itself, such as a learned token."""
+
+    shape: tuple[int, ...]
+    begins: float | None = None
+    trained: bool = True
+    axes: tuple[Axis, ...] = ()
+
+    def tensors(self) -> Mapping[str, Tensor]:
+        axes = self.axes or (None,) * len(self.shape)
+        last = self.name.rpartition(".")[2]
+        return {"": Tensor(self.shape, last, tuple(range(len(self.shape))), axes, self.begins, self.trained)}
+
+
+def first_numbers(name: str, tensor: Tensor) -> NumPyArray:
+    """What a parameter of a new model holds, float32, as published: the same for a name on every machine.
+
+    Where nothing else is said they are drawn from a normal distribution with the standard deviation 0.02, as the models
+    of BERT and GPT-2 began.
+    """
+    if tensor.begins is not None:
+        return np.full(tensor.shape, tensor.begins, np.float32)
+    draws = np.random.Generator(np.random.Philox(key=zlib.crc32(name.encode())))
+    return (draws.standard_normal(tensor.shape, np.float32) * np.float32(0.02)).astype(np.float32)

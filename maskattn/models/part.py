@@ -1,0 +1,179 @@
+"""What models are made of: parts, which name their parameters, and say once for both twins what is computed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from typing import Generic, Protocol, TypeVar
+
+from maskattn.attention import Framework
+from maskattn.models.leaves import Conv, Embedding, Leaf, Linear, Norm
+from maskattn.modules.run import Arithmetic
+from maskattn.typing import Array as AnyArray, KernelName, Traced
+
+B = TypeVar("B", bound=AnyArray)
+
+
+class Ops(Protocol[B]):
+    """A twin's arithmetic: its modules applied, and what is computed between them."""
+
+    @property
+    def framework(self) -> Framework[B]: ...
+    @property
+    def arithmetic(self) -> Arithmetic[Traced]: ...
+
+    def linear(self, leaf: Linear, module: object, x: B) -> B:
+        """x [..., inputs] -> [..., outputs]."""
+
+    def norm(self, leaf: Norm, module: object, x: B) -> B:
+        """x [..., width] normed; rounded to its dtype once."""
+
+    def embed(self, leaf: Embedding, module: object, ids: B) -> B:
+        """Rows of the table, [..., width]."""
+
+    def logits(self, leaf: Embedding, module: object, x: B, bias: B | None) -> B:
+        """x [..., width] by all rows of the table: [..., rows]."""
+
+    def conv(self, leaf: Conv, module: object, x: B) -> B:
+        """x [B, *places, inputs] -> [B, *places, outputs]."""
+
+    def array(self, held: object) -> B:
+        """The numbers of a parameter that stands by itself, or of any module's parameter."""
+
+    def activate(self, x: B, name: str) -> B:
+        """One of `ACTIVATIONS` of each number."""
+
+    def product(self, x: B, y: B) -> B:
+        """x times y, which broadcast."""
+
+    def scaled(self, x: B, factor: float) -> B:
+        """x times a number."""
+
+    def add(self, x: B, y: B, factor: float = 1.0) -> B:
+        """x plus factor times y, which broadcast."""
+
+    def drop(self, x: B, rate: float, key: B) -> B:
+        """Dropout of each number by itself."""
+
+    def fold(self, key: B, number: int) -> B:
+        """The key of a place, from the key of what it is within."""
+
+    def arange(self, length: int, like: B) -> B:
+        """0, 1, ..., int32 [length], where `like` is."""
+
+    def as_array(self, x: object, like: B | None) -> B:
+        """An array of NumPy, or of the framework, where `like` is."""
+
+    def concatenate(self, arrays: Sequence[B], axis: int) -> B: ...
+    def where(self, condition: B, x: B, y: B) -> B: ...
+    def broadcast(self, x: B, shape: Sequence[int]) -> B: ...
+
+
+#: Names of activations as configurations have them -> the function that each is.
+ACTIVATIONS: Mapping[str, str] = {
+    "gelu": "gelu",
+    "gelu_python": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_accurate": "gelu_tanh",
+    "gelu_tanh": "gelu_tanh",
+    "quick_gelu": "quick_gelu",
+    "relu": "relu",
+    "relu2": "relu2",
+    "silu": "silu",
+    "swish": "silu",
+    "tanh": "tanh",
+    "sigmoid": "sigmoid",
+    "linear": "linear",
+}
+
+
+@dataclass
+class Run(Generic[B]):
+    """One call of a model, or of one of its blocks.
+
+    Attributes:
+        use: the twin's arithmetic, fast or exact.
+        kernel: of attention.
+        key: of dropout; None where it is off.
+    """
+
+    use: Ops[B]
+    kernel: KernelName = "auto"
+    key: B | None = None
+    drawn: int = field(default=0, init=False)
+
+    def linear(self, leaf: Linear, at: object, x: B) -> B:
+        """A linear layer of the module `at`."""
+        return self.use.linear(leaf, find(at, leaf.name), x)
+
+    def norm(self, leaf: Norm | None, at: object, x: B) -> B:
+        """A norm of the module `at`; x itself where there is none."""
+        return x if leaf is None else self.use.norm(leaf, find(at, leaf.name), x)
+
+    def embed(self, leaf: Embedding, at: object, ids: B) -> B:
+        """A table of the module `at`."""
+        return self.use.embed(leaf, find(at, leaf.name), ids)
+
+    def array(self, leaf: Leaf, at: object) -> B:
+        """A parameter that stands by itself; of a layer, its only one."""
+        return self.use.array(find(at, leaf.name))
+
+    def find(self, at: object, leaf: Leaf) -> Traced:
+        """The module, or the parameter, of a leaf."""
+        return find(at, leaf.name)
+
+    def next_key(self) -> B | None:
+        """A key of its own for each place that drops something, in the order in which they come."""
+        if self.key is None:
+            return None
+        self.drawn += 1
+        return self.use.fold(self.key, self.drawn - 1)
+
+    def drop(self, x: B, rate: float) -> B:
+        """Dropout, where it is on."""
+        if not rate or self.key is None:
+            return x
+        key = self.next_key()
+        assert key is not None
+        return self.use.drop(x, rate, key)
+
+    def within(self, number: int) -> Run[B]:
+        """The run of a block, whose draws depend on its number alone."""
+        return Run(self.use, self.kernel, None if self.key is None else self.use.fold(self.key, number))
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a model: fields that are leaves or parts are what it holds; `apply` is what it computes."""
+
+    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
+        """(path from the model, leaf) of all that the part holds."""
+        for each in fields(self):
+            yield from _leaves(getattr(self, each.name), prefix)
+
+
+def _leaves(held: object, prefix: str) -> Iterator[tuple[str, Leaf]]:
+    if isinstance(held, Leaf):
+        yield prefix + held.name, held
+    elif isinstance(held, Part):
+        yield from held.leaves(prefix)
+    elif isinstance(held, tuple):
+        for each in held:
+            yield from _leaves(each, prefix)
+
+
+def find(at: object, path: str) -> Traced:
+    """What stands at a path from a module."""
+    return _getter(path)(at) if path else at
+
+
+_GETTERS: dict[str, Callable[[object], object]] = {}
+
+
+def _getter(path: str) -> Callable[[object], object]:
+    if path not in _GETTERS:
+        _GETTERS[path] = operator.attrgetter(path)
+    return _GETTERS[path]

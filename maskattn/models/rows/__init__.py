@@ -1,0 +1,11 @@
+"""One row for each architecture: which tensors there are, and what is computed with them."""
+
+from __future__ import annotations
+
+from maskattn.layer.from_hf import Row
+from maskattn.models.rows.decoders import DECODERS
+from maskattn.models.rows.encoders import ENCODERS
+from maskattn.models.rows.gpt import GPT
+
+#: model type -> its row: see `_build`.
+ROWS: dict[str, Row] = {**DECODERS, **GPT, **ENCODERS}

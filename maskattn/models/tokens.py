@@ -1,0 +1,86 @@
+"""What tokens become before the first block."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from maskattn.models.leaves import Embedding, Linear, Norm
+from maskattn.models.part import B, Part, Run
+from maskattn.typing import Traced
+
+
+@dataclass(frozen=True)
+class Positions(Part):
+    """A learned table of positions.
+
+    Attributes:
+        rule: what counts: "all" tokens, those that are not `pad` ("ids"), or those of the mask ("mask"), where what
+            does not count reads the row before the first.
+        offset: the row of the first token.
+    """
+
+    table: Embedding
+    rule: str = "all"
+    offset: int = 0
+    pad: int | None = None
+
+    def rows(self, tokens: B, keep: B | None, positions: B | None, run: Run[B]) -> B:
+        """int [B or 1, L]: the row of each token [B, L]."""
+        use = run.use
+        ids: Traced = tokens
+        if positions is not None and self.rule != "ids":
+            given: Traced = positions
+            return (given if given.ndim == 2 else given[None]) + self.offset
+        if self.rule == "all" or (self.rule == "mask" and keep is None):
+            made: Traced = use.arange(ids.shape[1], tokens)
+            return made[None] + self.offset
+        counts: Traced = ids != self.pad if self.rule == "ids" else keep
+        counts = use.as_array(counts, tokens) * 1
+        before = self.offset - 1
+        return counts.cumsum(1) * counts + before
+
+
+@dataclass(frozen=True)
+class Tokens(Part):
+    """Embedding of tokens: the sum of the tables, normed, projected.
+
+    Attributes:
+        scale: what multiplies rows of the table of tokens.
+        types: of token types. project: from the tables' width to the blocks'.
+    """
+
+    table: Embedding
+    scale: float = 1.0
+    types: Embedding | None = None
+    positions: Positions | None = None
+    norm: Norm | None = None
+    project: Linear | None = None
+    dropout_rate: float = 0.0
+
+    def apply(self, at: object, tokens: B, run: Run[B], keep: B | None, positions: B | None, types: B | None) -> B:
+        """int [B, L] -> [B, L, E].
+
+        Args:
+            keep: bool [B, L], True = no padding, or None.
+            positions: int [L] or [B, L], or None. types: int [B, L], or None: 0.
+        """
+        use = run.use
+        h = run.embed(self.table, at, tokens)
+        if self.scale != 1.0:
+            h = use.scaled(h, self.scale)
+        if self.types is not None:
+            rows: Traced = use.as_array(tokens if types is None else types, tokens)
+            h = use.add(h, run.embed(self.types, at, rows * 0 if types is None else rows))
+        early = self.positions is not None and self.positions.table.width == self.table.width
+        if early:
+            h = self._placed(at, h, tokens, run, keep, positions)
+        h = run.drop(run.norm(self.norm, at, h), self.dropout_rate)
+        if self.project is not None:
+            h = run.linear(self.project, at, h)
+        return h if early else self._placed(at, h, tokens, run, keep, positions)
+
+    def _placed(self, at: object, h: B, tokens: B, run: Run[B], keep: B | None, positions: B | None) -> B:
+        """h with positions added, which have the width of the table of tokens, or that of the blocks."""
+        if self.positions is None:
+            return h
+        return run.use.add(h, run.embed(self.positions.table, at, self.positions.rows(tokens, keep, positions, run)))

@@ -1,0 +1,12 @@
+"""Tiny models of transformers, by model type; "+" and a word behind it is a variant."""
+
+from __future__ import annotations
+
+from maskattn.parity.models.tiny._tiny import Tiny
+from maskattn.parity.models.tiny.decoders import DECODERS
+from maskattn.parity.models.tiny.encoders import ENCODERS
+from maskattn.parity.models.tiny.gpt import GPT
+
+__all__ = ["TINY", "Tiny"]
+
+TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS}

@@ -1,0 +1,7 @@
+"""Whole models in JAX (NNX)."""
+
+from __future__ import annotations
+
+from maskattn_jax.models.modules import Model
+
+__all__ = ["Model"]

@@ -1,0 +1,7 @@
+"""Whole models in PyTorch."""
+
+from __future__ import annotations
+
+from maskattn_torch.models.modules import Model
+
+__all__ = ["Model"]

@@ -1,0 +1,238 @@
+"""Modules of whole models: made from a table, named as the model that it describes was published."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from maskattn import models
+from maskattn.attention import KernelCannot
+from maskattn.models import Inputs, Output, TokenModel, leaves
+from maskattn.models.attention import Given
+from maskattn.models.block import Block as BlockTable
+from maskattn.models.part import Run
+from maskattn.typing import KernelName
+from maskattn_torch import rng
+from maskattn_torch.models.ops import OPS
+from maskattn_torch.types import Array, Given as Numbers, RandomKey
+
+__all__ = ["Block", "Group", "Model", "Norm"]
+
+#: (published name, what it is) -> its numbers.
+Start = Callable[[str, leaves.Tensor], Array]
+
+
+class Group(nn.Module):
+    """Modules by their names; those that are numbers by index, too."""
+
+    def __getitem__(self, index: int) -> nn.Module:
+        return self._modules[str(index)]  # type: ignore[return-value]
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def __iter__(self) -> Iterator[nn.Module]:
+        return iter(self._modules.values())  # type: ignore[arg-type]
+
+
+class Norm(nn.Module):
+    """Layer norm or RMS norm over the last axis; computed in float32 at least, rounded once."""
+
+    def __init__(self, table: leaves.Norm, start: Callable[[str], Array]) -> None:
+        super().__init__()
+        self.table = table
+        self.weight = nn.Parameter(start("weight")) if table.scale else None
+        self.bias = nn.Parameter(start("bias")) if table.bias else None
+
+    def forward(self, x: Array) -> Array:
+        """x [..., width] -> the same."""
+        table = self.table
+        weight: Array | None = self.weight
+        if table.plus_one and weight is not None:
+            weight = weight.float() + 1
+        wide = x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
+        given = x if x.dtype == wide else x.to(wide)
+        if table.kind == "rms":
+            return F.rms_norm(given, (table.width,), weight, table.eps).to(x.dtype)
+        return F.layer_norm(given, (table.width,), weight, self.bias, table.eps).to(x.dtype)
+
+
+class _TurnedLinear(nn.Linear):
+    """A linear layer whose published weight is [in, out], as GPT-2's is: so its state dict has it."""
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        destination[prefix + "weight"] = destination[prefix + "weight"].T
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        name = prefix + "weight"
+        turned = {**state_dict, name: state_dict[name].T} if name in state_dict else state_dict
+        super()._load_from_state_dict(turned, prefix, *rest)
+
+
+class Block(Group):
+    """A block of a model."""
+
+    def __init__(self, table: BlockTable) -> None:
+        super().__init__()
+        self.table = table
+
+    def forward(self, h: Array, run: Run[Array], given: Given[Array], cache: Any = None) -> tuple[Array, Any]:
+        """h [B, L, E] -> [B, L, E], and the new cache where there is one."""
+        return self.table.apply(self, h, run, given, cache)
+
+
+class Model(Group):
+    """A whole model of a table (`maskattn.models.describe`); `maskattn_torch.models.load` makes one of a checkpoint.
+
+    Args:
+        table: the model.
+        start: what each parameter begins with; None: what a new model has.
+    """
+
+    def __init__(self, table: TokenModel, start: Start | None = None) -> None:
+        super().__init__()
+        self.table = table
+        for path, block in table.blocks():
+            _place(self, path, Block(block))
+        for path, leaf in table.leaves():
+            _hold(self, path, leaf, start or _begin)
+
+    def forward(
+        self,
+        tokens: Array | None = None,
+        attention_mask: Numbers | None = None,
+        *,
+        token_types: Numbers | None = None,
+        positions: Numbers | None = None,
+        global_tokens: Numbers | None = None,
+        decoder_tokens: Numbers | None = None,
+        decoder_attention_mask: Numbers | None = None,
+        memory: Array | None = None,
+        images: Array | None = None,
+        features: Array | None = None,
+        noise: Array | None = None,
+        cache: tuple[Any, ...] | None = None,
+        valid: Numbers | None = None,
+        hidden_states: bool = False,
+        dropout_key: RandomKey | None = None,
+        deterministic: bool | None = None,
+        kernel: KernelName = "auto",
+    ) -> Output[Array]:
+        """What the model makes of tokens, images or sound: hidden states, logits, pooled vectors.
+
+        Args:
+            tokens: int [B, L].
+            attention_mask: [B, L], 1 = keep, 0 = padding; None keeps all.
+            token_types: int [B, L], of models that have several; None: all 0.
+            positions: int [L] or [B, L]; None counts as the model's own code does.
+            global_tokens: bool [B, L], True = global, of models with global attention.
+            decoder_tokens, decoder_attention_mask: [B, T], of models with an encoder and a decoder.
+            memory: [B, L, E], what such a model's encoder gave before, which is then not run.
+            images: [B, channels, height, width]. features: of sound, [B, samples] or [B, channels, frames].
+            noise: [B, patches], by which a masked autoencoder chooses what it sees.
+            cache: of decoding, an entry for each layer (`cache`); the new one is in the output.
+            valid: bool [B, L], which tokens enter the cache; the others are padding.
+            hidden_states: whether those of every layer are returned.
+            dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on.
+            deterministic: True applies no dropout; None: not while training.
+            kernel: as in `attention`.
+        """
+        if deterministic is None:
+            deterministic = not self.training
+        key = None if deterministic or dropout_key is None else rng.words(dropout_key, _device(self))
+        if kernel == "exact":
+            raise KernelCannot(kernel, ["whole models have no exact arithmetic yet"])
+        given: Inputs[Any] = Inputs(
+            tokens,
+            attention_mask,
+            token_types,
+            positions,
+            global_tokens,
+            decoder_tokens,
+            decoder_attention_mask,
+            memory,
+            images,
+            features,
+            noise,
+            cache,
+            valid,
+            hidden_states,
+        )
+        return self.table.apply(self, given, Run(OPS, kernel, key))
+
+
+def _device(module: nn.Module) -> torch.device:
+    return next(module.parameters()).device
+
+
+def _begin(name: str, tensor: leaves.Tensor) -> Array:
+    return torch.tensor(models.first_numbers(name, tensor))
+
+
+def _place(root: nn.Module, path: str, module: nn.Module) -> None:
+    *parents, last = path.split(".")
+    for name in parents:
+        if name not in root._modules:
+            root.add_module(name, Group())
+        root = root._modules[name]  # type: ignore[assignment]
+    root.add_module(last, module)
+
+
+def _hold(root: nn.Module, path: str, leaf: leaves.Leaf, start: Start) -> None:
+    """Make the module of a leaf, with its parameters."""
+    if isinstance(leaf, leaves.Array):
+        parent, _, last = path.rpartition(".")
+        if parent and not _has(root, parent):
+            _place(root, parent, Group())
+        owner = root.get_submodule(parent)
+        tensor = leaf.tensors()[""]
+        number = start(path, tensor)
+        if tensor.trained:
+            owner.register_parameter(last, nn.Parameter(number))
+        else:
+            owner.register_buffer(last, number)
+        return
+    tensors = leaf.tensors()
+
+    def begin(name: str) -> Array:
+        return start(f"{path}.{name}", tensors[name])
+
+    _place(root, path, _module(leaf, begin))
+
+
+def _has(root: nn.Module, path: str) -> bool:
+    try:
+        root.get_submodule(path)
+    except AttributeError:
+        return False
+    return True
+
+
+def _module(leaf: leaves.Leaf, begin: Callable[[str], Array]) -> nn.Module:
+    if isinstance(leaf, leaves.Norm):
+        return Norm(leaf, begin)
+    with torch.device("meta"):
+        made = _empty(leaf)
+    for name in leaf.tensors():
+        number = begin(name)
+        turned = isinstance(leaf, leaves.Linear) and leaf.turned and name == "weight"
+        made.register_parameter(name, nn.Parameter(number.T if turned else number))
+    return made
+
+
+def _empty(leaf: leaves.Leaf) -> nn.Module:
+    """A module of PyTorch's own."""
+    if isinstance(leaf, leaves.Linear):
+        return (_TurnedLinear if leaf.turned else nn.Linear)(leaf.inputs, leaf.outputs, leaf.bias)
+    if isinstance(leaf, leaves.Embedding):
+        return nn.Embedding(leaf.rows, leaf.width)
+    assert isinstance(leaf, leaves.Conv)
+    kind: Any = {1: nn.Conv1d, 2: nn.Conv2d}[len(leaf.size)]
+    sizes = (leaf.inputs, leaf.outputs, leaf.size, leaf.stride, leaf.padding)
+    made: nn.Module = kind(*sizes, groups=leaf.groups, bias=leaf.bias)
+    return made
