@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import numpy as np
 
+from maskattn.arrays import to_numpy
 from maskattn.parity.models.tiny import Tiny
 from maskattn.typing import NumPyArray as Array
 
@@ -47,7 +51,7 @@ class Peer:
                 drawn = torch.randn(each.shape, generator=draws)
                 spread = 0.3 if each.ndim < 2 or each.shape[-1] <= 40 else 0.2
                 each.copy_(each + 0.3 * drawn if each.ndim < 2 else drawn * spread)
-        return cls(model, config, {key: x.detach().numpy() for key, x in model.state_dict().items()})
+        return cls(model, config, {key: to_numpy(x) for key, x in model.state_dict().items()})
 
     def batch(self, tiny: Tiny, side: str = "right", seed: int = 7) -> dict[str, Array]:
         """Inputs by transformers' names, NumPy arrays; the second sequence is padded on a side, or not ("")."""
@@ -64,15 +68,75 @@ class Peer:
             made["token_type_ids"] = draws.integers(0, self.config.type_vocab_size, (2, length))
         return {**made, **{key: np.asarray(value) for key, value in tiny.options.items()}}
 
-    def run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Its "logits", "pooled" and "hidden_states.N", those that it has."""
+    def kept(self, batch: Mapping[str, Array], name: str, x: Array) -> Array:
+        """bool, of the shape of what has this name: which of its numbers are no padding's, and so are compared."""
+        ours = "decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask"
+        mask = batch.get("attention_mask" if name.startswith("encoder") else ours)
+        if mask is not None and name == "pooled":  # of the first token
+            mask = mask[:, 0]
+        if mask is None or x.shape[: mask.ndim] != mask.shape:
+            return np.ones(x.shape, bool)
+        return np.broadcast_to((mask != 0).reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
+
+    def aliases(self) -> list[list[str]]:
+        """The names of each parameter: of tied ones there are several."""
+        names: dict[int, list[str]] = {}
+        for name, x in self.model.named_parameters(remove_duplicate=False):
+            names.setdefault(id(x), []).append(name)
+        return list(names.values())
+
+    def to(self, dtype: str) -> Peer:
+        """The same model with its parameters rounded to another dtype. Buffers that no file holds stay as they are, as
+        they do where transformers reads a model; in float64 all that it computes in float32 is computed so too."""
         import torch
 
-        with torch.no_grad():
+        model = copy.deepcopy(self.model).to(getattr(torch, dtype))
+        if hasattr(model, "set_experts_implementation"):
+            model.set_experts_implementation("eager")
+        for (name, buffer), before in zip(model.named_buffers(), self.model.buffers(), strict=True):
+            if name not in self.tensors:
+                buffer.data = before
+        return Peer(model, model.config, {name: to_numpy(x) for name, x in model.state_dict().items()})
+
+    def run(
+        self, batch: Mapping[str, Array], projections: Mapping[str, Array] | None = None
+    ) -> tuple[dict[str, Array], dict[str, Array]]:
+        """Its "logits", "pooled", "hidden_states.N" and "encoder_hidden_states.N", those that it has; and, by their
+        names, gradients of the sum of `projections` times what has their names, where they are given."""
+        import torch
+
+        wide = next(self.model.parameters()).dtype == torch.float64
+        with torch.set_grad_enabled(projections is not None), _wide() if wide else nullcontext():
             out = self.model(**{key: torch.tensor(x) for key, x in batch.items()}, output_hidden_states=True)
-        found = {"logits": getattr(out, "logits", None), "pooled": getattr(out, "pooler_output", None)}
-        found |= {f"hidden_states.{n}": x for n, x in enumerate(out.hidden_states or ())}
-        return {key: x.detach().numpy() for key, x in found.items() if x is not None}
+        found = {"logits": out.get("logits"), "pooled": out.get("pooler_output")}
+        for name in ("hidden_states", "encoder_hidden_states"):
+            states = out.get(name) or (out.get("decoder_hidden_states") if name == "hidden_states" else None)
+            found |= {f"{name}.{n}": x for n, x in enumerate(states or ())}
+        found = {name: x for name, x in found.items() if x is not None}
+        gradients: dict[str, Array] = {}
+        if projections is not None:
+            held = dict(self.model.named_parameters(remove_duplicate=False))
+            loss = sum((torch.tensor(x) * found[name]).sum() for name, x in projections.items())
+            made = torch.autograd.grad(loss, list(held.values()), allow_unused=True, materialize_grads=True)
+            gradients = {name: to_numpy(x) for name, x in zip(held, made, strict=True)}
+        return {name: to_numpy(x) for name, x in found.items()}, gradients
+
+
+@cache
+def _wide() -> Any:
+    """What makes float64 of all that a model computes in float32."""
+    import torch
+    from torch.overrides import TorchFunctionMode
+
+    class Wide(TorchFunctionMode):
+        def __torch_function__(self, function: Any, types: Any, args: Any = (), named: Any = None) -> Any:
+            def widened(x: Any) -> Any:
+                return torch.float64 if x is torch.float32 else x
+
+            function = torch.Tensor.double if function is torch.Tensor.float else function
+            return function(*map(widened, args), **{name: widened(x) for name, x in (named or {}).items()})
+
+    return Wide()
 
 
 #: transformers' names of inputs -> ours.
