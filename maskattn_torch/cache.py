@@ -318,7 +318,7 @@ class Cache(CacheBase[Array]):
         return numbers
 
     def _read(self, x: Traced) -> NumPyArray | None:
-        return peek(x) if plain() and x.device.type == "cpu" else None
+        return peek(x) if plain() and (not isinstance(x, torch.Tensor) or x.is_cpu) else None
 
     def _all_up_to(self, limit: int) -> bool:
         if not plain() or self.lengths.device.type != "cpu":

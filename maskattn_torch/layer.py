@@ -23,8 +23,8 @@ from maskattn_torch.types import Array, DType, Given
 
 __all__ = ["LAYER", "Parts", "Turns"]
 
-#: Of every angle, each [B or 1, L, 1, ...]: of half-split pairs the cosines twice, and the sines, first the negated ones,
-#: [.., width]; of interleaved pairs cosine and sine [.., width / 2], or one array of both as a complex number.
+#: Of every angle, each [B or 1, L, 1, ..]: of half-split pairs the cosines twice, and the sines twice, first negated,
+#: [.., width]; of interleaved pairs cosine and sine [.., width / 2], or one array of both as complex numbers.
 Turns: TypeAlias = tuple[Array, ...]
 
 _WHOLE = (torch.Tensor, torch.nn.Parameter)
@@ -111,7 +111,7 @@ class Parts:
         whole = width == x.shape[-1]
         wide = _wide(x if whole else x[..., :width])
         if rotary.pairs == "half":
-            turned = (wide * cos).addcmul_(wide.roll(width // 2, -1), sin)
+            turned = torch.addcmul(wide * cos, wide.roll(width // 2, -1), sin)
         elif len(turns) == 1:
             turned = torch.view_as_real(_complex(wide) * cos).flatten(-2)
         else:
@@ -192,7 +192,7 @@ class Parts:
 
 def _wide(x: Array) -> Array:
     """x in float32 at least."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype == torch.float32 or x.dtype == torch.float64 else x.float()
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"sigmoid": torch.sigmoid, "silu": F.silu, "tanh": torch.tanh}
