@@ -266,9 +266,9 @@ def test_positions_that_are_counted_turn_as_those_that_are_given(name, dtype):
     rotary, width = TURNED[name], TURNED[name].turned(6)
     for first, length in ((0, 9), (3, 300), (250, 1), (299, 2)):  # more than are kept from the start
         # of odd columns: their pairs are no complex numbers as they lie
-        x = torch.randn(2, length, 25, generator=torch.Generator().manual_seed(3), dtype=dtype)[..., first % 2 :][
-            ..., :24
-        ]
+        x = torch.randn(2, length, 25 + first % 2, generator=torch.Generator().manual_seed(3), dtype=dtype)[
+            ..., first % 2 :
+        ][..., :24]
         heads, positions = x.unflatten(-1, (4, 6)), torch.arange(first, first + length)
         frequencies = LAYER.frequencies(rotary, 6, 300, positions[None])
         angles = (positions.float()[:, None] * frequencies).to(dtype)[:, None]
