@@ -150,16 +150,19 @@ def main() -> None:
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
     maskattn_torch.register()
-    results = {}
-    for name, calls in (cases() | layers()).items():
-        if arguments.only not in name:
-            continue
-        taken = measure.medians(measure.alternate(calls, arguments.repeat))
-        results[name] = {**taken, "ratio": taken["maskattn"] / taken["sdpa"]}
-        print(
-            f"{name:72s} {taken['maskattn'] * 1e3:9.2f} {taken['sdpa'] * 1e3:9.2f} {results[name]['ratio']:6.2f}",
-            flush=True,
-        )
+    results, threads = {}, torch.get_num_threads()
+    for made in (cases, layers):
+        torch.set_num_threads(1 if made is layers else threads)
+        for name, calls in made().items():
+            if arguments.only not in name:
+                continue
+            taken = measure.medians(measure.alternate(calls, arguments.repeat))
+            results[name] = {**taken, "ratio": taken["maskattn"] / taken["sdpa"]}
+            print(
+                f"{name:72s} {taken['maskattn'] * 1e3:9.2f} {taken['sdpa'] * 1e3:9.2f} {results[name]['ratio']:6.2f}",
+                flush=True,
+            )
+    torch.set_num_threads(threads)
     settings = {"repeat": arguments.repeat, "rows": ROWS, "length": LENGTH, "model": SMALL}
     measure.write(arguments.json, measure.report(results, ("torch", "transformers"), **settings))
 
