@@ -77,6 +77,10 @@ class TokenModel(Part):
     head: Vocabulary | None = None
     pooler: First | None = None
 
+    def stacks(self) -> tuple[Stack, ...]:
+        """Its stacks of blocks."""
+        return (self.stack,)
+
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """(path, block) of all blocks, each path once."""
         yield from dict(zip(self.stack.places, self.stack.blocks, strict=True)).items()
@@ -93,7 +97,7 @@ class TokenModel(Part):
         positions = inputs.positions
         if positions is None and inputs.cache is not None and self.tokens.positions is not None:
             ids: Traced = tokens
-            positions = inputs.cache[0].next_positions(ids.shape[1], valid=inputs.valid)
+            positions = use.first_of(inputs.cache).next_positions(ids.shape[1], valid=inputs.valid)
         h = self.tokens.apply(at, tokens, run, keep, positions, inputs.token_types)
         masks = self._masks(keep)
         states: list[B] | None = [] if inputs.hidden_states else None
