@@ -17,6 +17,7 @@ norms            by slots of a block (`models.block.Slots`); `norm`, `eps`, `nor
                  what they are; `final` is the last one; `project`, behind it, gives the table's width
 mlp              up and down; or gate, up and down; or with `halves` gate and up as one; with `mlp_width`, `mlp_bias`,
                  `activation`; `turned` where matrices are [in, out]
+experts, latent  of layers that have them, in place of mlp and of attention (`models.build_experts`)
 parallel, residual, scales, normed_sum, dropout
                  of the blocks (`models.block.Block`)
 head             logits of the vocabulary: its path, or {"project", "bias", "dense", "norm", "activation"}; `tied`,
@@ -34,8 +35,9 @@ from maskattn import masks
 from maskattn._hf_config import Reading, Value
 from maskattn.config import AttentionConfig
 from maskattn.layer.from_hf import Row, settled
-from maskattn.models.attention import Attention, Fused, Separate
+from maskattn.models.attention import Attention, Fused, Latent, Separate
 from maskattn.models.block import Block, Inner, Slots, Stack
+from maskattn.models.build_experts import experts_of, latent_of
 from maskattn.models.heads import First, Vocabulary
 from maskattn.models.leaves import Array, Embedding, Leaf, Linear, Norm
 from maskattn.models.mlp import Gated, Halves, Plain
@@ -116,8 +118,11 @@ class Builder:
 
     # Blocks ----------------------------------------------------------------------------------------------------------
 
-    def projections(self, config: AttentionConfig, names: tuple[str, ...]) -> tuple[Separate | Fused, Linear]:
+    def projections(self, config: AttentionConfig, names: tuple[str, ...]) -> tuple[Separate | Fused | Latent, Linear]:
         """What makes queries, keys and values, and the layer of the output."""
+        latent = self.get("latent")
+        if latent is not None:
+            return latent_of(latent, config)
         widths = [heads * width for heads, width in head_shapes(config)]
         given = self.get("attention_bias", (config.qkv_bias,) * 3 + (config.out_bias,))
         inputs = (config.embed_dim, config.kdim, config.vdim)
@@ -150,7 +155,10 @@ class Builder:
         return Attention(config, inputs, out, own, tuple(further), shared, mask)
 
     def mlp(self) -> Inner:
-        """The MLP of a block."""
+        """The MLP of a block, or its experts."""
+        experts = self.get("experts")
+        if experts is not None:
+            return experts_of(experts, self.width, self.activation("activation", "gelu"))
         names, inner, bias = self.get("mlp"), int(self.get("mlp_width", 4 * self.width)), self.get("mlp_bias", True)
         into, out_of = ("embed", "mlp"), ("mlp", "embed")
         down = self.linear(names[-1], inner, self.width, bias, out_of)

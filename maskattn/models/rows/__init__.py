@@ -5,7 +5,8 @@ from __future__ import annotations
 from maskattn.layer.from_hf import Row
 from maskattn.models.rows.decoders import DECODERS
 from maskattn.models.rows.encoders import ENCODERS
+from maskattn.models.rows.experts import EXPERTS
 from maskattn.models.rows.gpt import GPT
 
 #: model type -> its row: see `_build`.
-ROWS: dict[str, Row] = {**DECODERS, **GPT, **ENCODERS}
+ROWS: dict[str, Row] = {**DECODERS, **GPT, **ENCODERS, **EXPERTS}

@@ -5,8 +5,9 @@ from __future__ import annotations
 from maskattn.parity.models.tiny._tiny import Tiny
 from maskattn.parity.models.tiny.decoders import DECODERS
 from maskattn.parity.models.tiny.encoders import ENCODERS
+from maskattn.parity.models.tiny.experts import EXPERTS
 from maskattn.parity.models.tiny.gpt import GPT
 
 __all__ = ["TINY", "Tiny"]
 
-TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS}
+TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS, **EXPERTS}
