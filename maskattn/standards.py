@@ -307,18 +307,18 @@ def model_share(ours: Array, theirs: Array, own: float = 0.0) -> float:
 
 
 def whole_model_share(ours: Array, theirs: Array, right: Array, dtype: DTypeLike) -> float:
-    """Of a whole model: how far `ours` is off as a share of its limits; `theirs` is the peer's, `right` its float64 run.
+    """Of a whole model: how far `ours` is off, by its limits; `theirs` is the peer's, `right` its float64 run.
 
     In float32 both hold: the largest difference from the peer by that of `model_share`; and, since the largest of few
-    roundings is chance, the root mean square of the difference by that of the peer's own error, or by what functions
-    err where that is more. In a narrower dtype that of the error by that of the peer's.
+    roundings is chance, the root mean square of the difference by that of the peer's own error, and what functions err.
+    In a narrower dtype that of the error by that of the peer's.
     """
     ours, theirs, right = (np.asarray(x).astype(np.float64) for x in (ours, theirs, right))
     own, size = _root_mean_square(theirs - right), eps(dtype) * _root_mean_square(right)
     if is_narrow(dtype):
         limit = max(value("tier4.bfloat16") * own, value("tier2.half_ulp") * size)
         return float(share(_root_mean_square(ours - right), limit))
-    limit = max(value("tier4.own") * own, value("layer.each") * size)
+    limit = value("tier4.own") * own + value("layer.each") * size
     return max(float(share(_root_mean_square(ours - theirs), limit)), model_share(ours, theirs) if limit else 0.0)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Container
 
 from maskattn._hf_config import Reading, row_of
 from maskattn.models.build import Builder
+from maskattn.models.check import check
 from maskattn.models.leaves import first_numbers
 from maskattn.models.model import Configuration, Inputs, Output, TokenModel
 from maskattn.models.rows import ROWS
@@ -21,7 +22,10 @@ def describe(config: object, names: Container[str] | None = None) -> TokenModel:
         names: of the tensors of a checkpoint, which decide what heads it has; None: all that the row has.
 
     Raises:
-        TypeError: config is no configuration. ValueError: no row of its model type, with the nearest; a key is missing.
+        TypeError: config is no configuration. ValueError: no row of its model type, with the nearest; a key is missing;
+            an option is refused.
     """
     reading = Reading(config, 0, "models.describe")
-    return Builder(row_of(reading, ROWS, "model"), reading, names=names).model()
+    row = row_of(reading, ROWS, "model")
+    check(row, reading)
+    return Builder(row, reading, names=names).model()

@@ -23,6 +23,7 @@ parallel, residual, scales, normed_sum, dropout
 head             logits of the vocabulary: its path, or {"project", "bias", "dense", "norm", "activation"}; `tied`,
                  `head_bias`, `logit_scale`, `softcap`
 pooler           a layer of the first token
+refused          options that are refused where they are set, and why (`models.check`)
 """
 
 from __future__ import annotations
@@ -249,7 +250,12 @@ class Builder:
         named = {"project": given} if isinstance(given, str) else given
         tied, rows = bool(self.get("tied", False)), table.rows
         width, dense, norm, bias = table.width, named.get("dense"), named.get("norm"), named.get("bias")
-        own = Linear(named["project"], width, rows, self.get("head_bias", False), axes=("embed", "vocab"))
+        biased, inner = bool(self.get("head_bias", False)), f"{named['project']}.bias"
+        if tied:
+            bias = inner if bias is None and biased else bias
+        elif bias is not None and (self.names is None or inner in self.names):
+            biased, bias = True, None  # its own: what is tied to it elsewhere is read by nothing
+        own = Linear(named["project"], width, rows, biased, axes=("embed", "vocab"))
         made = Vocabulary(
             None if tied else own,
             table if tied else None,

@@ -10,7 +10,7 @@ from maskattn.parity.models.tiny import TINY
 pytest.importorskip("transformers")
 
 #: What is run whole each time: the other rows' gradients, bfloat16, and JAX's compiler are marked slow.
-FEW = ("llama", "gemma2", "gpt2", "bert", "albert", "falcon+groups")
+FEW = ("llama", "gemma2", "nemotron", "gpt2", "bert+pooled", "albert", "falcon+groups")
 
 
 def held(row):

@@ -18,8 +18,16 @@ __all__ = ["command"]
 )
 @_options.json
 @click.option("--html", "html_path", type=_options.NewFile(), help="Write the results here as a page.")
+@click.option("--page", type=_options.NewFile(), help="Write the page of the docs, docs/models-table.md, here.")
 @_options.wide
-def command(pattern: str | None, dtype: str, json_path: Path | None, html_path: Path | None, wide: bool) -> None:
+def command(
+    pattern: str | None,
+    dtype: str,
+    json_path: Path | None,
+    html_path: Path | None,
+    page: Path | None,
+    wide: bool,
+) -> None:
     """Prove it on whole models.
 
     Tiny models of transformers, every number of them drawn, run beside both twins built from the table of their type:
@@ -54,4 +62,8 @@ def command(pattern: str | None, dtype: str, json_path: Path | None, html_path: 
             json_path.write_text(report.as_json(rows), encoding="utf-8")
         if html_path is not None:
             write_text(report.as_html(rows, columns), html_path)
+        if page is not None:
+            from maskattn.parity.report.models_page import as_page
+
+            page.write_text(as_page(rows), encoding="utf-8")
     raise SystemExit(0 if rows and all(row.held for row in rows) else 1)

@@ -172,7 +172,7 @@ DECODERS: dict[str, Row] = {
             Made(Norm, kind="layer", eps=Key("layer_norm_eps", default=1e-5), bias=True),
         ),
     },
-    "phi3": _BARE,
+    "phi3": {**_BARE, "rotary": Rope(partial=True)},
     "cohere": {
         **LLAMA,
         "rotary": Rope(pairs="interleaved", theta=500000.0),
@@ -245,7 +245,11 @@ DECODERS: dict[str, Row] = {
         ),
     },
     "gpt2": {**GPT2, "scale": Merged(_by_layer)},
-    "gpt_bigcode": {**GPT2, "num_kv_heads": When(Key("multi_query", default=True), 1)},
+    "gpt_bigcode": {
+        **GPT2,
+        "scale": When(Key("scale_attn_weights", default=True), None, 1.0),
+        "num_kv_heads": When(Key("multi_query", default=True), 1),
+    },
     "gptj": {
         **GPT2,
         "qkv_bias": False,

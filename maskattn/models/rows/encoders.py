@@ -164,6 +164,7 @@ ENCODERS: dict[str, Row] = {
         "norms": {"attention_sum": "post_attention_layernorm", "mlp_sum": "post_mlp_layernorm"},
         "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
         "mlp_bias": False,
+        "dropout": Key("hidden_dropout_prob", default=0.0),
         "activation": Key("hidden_act", default="silu"),
         "head": {
             "project": "cls.predictions.decoder",

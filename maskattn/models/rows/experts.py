@@ -29,7 +29,8 @@ def _is_sparse(reading: Reading) -> bool:
     """Whether a layer of Qwen has experts."""
     every = int(reading.get("decoder_sparse_step", default=1))
     dense = reading.get("mlp_only_layers", default=())
-    return reading.get("num_experts") > 0 and reading.layer not in dense and (reading.layer + 1) % every == 0
+    some = reading.get("num_experts", "num_local_experts") > 0
+    return some and reading.layer not in dense and (reading.layer + 1) % every == 0
 
 
 def _qwen(**more: object) -> Row:

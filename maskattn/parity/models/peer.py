@@ -17,6 +17,8 @@ from maskattn.typing import NumPyArray as Array
 
 #: The smallest id of a token that means nothing special.
 _PLAIN = 7
+#: Tokens of a decoder beside an encoder.
+_DECODED = 9
 
 
 @dataclass
@@ -39,6 +41,8 @@ class Peer:
         import torch
         import transformers
 
+        # tiny vocabularies have no ids for what configurations say begins and ends a text
+        transformers.logging.set_verbosity_error()
         kind = name.partition("+")[0]
         config: Any = transformers.AutoConfig.for_model(kind, **tiny.config)
         config._attn_implementation = tiny.attention
@@ -60,23 +64,41 @@ class Peer:
         ids = draws.integers(_PLAIN, 90, (2, length))
         mask = np.ones((2, length), np.int64)
         if side:
-            cut = slice(length - 3, None) if side == "right" else slice(0, 3)
+            few = length // 3 if tiny.inputs == "sound" else 3
+            cut = slice(length - few, None) if side == "right" else slice(0, few)
             mask[1, cut] = 0
+            drawn = ids[1, cut][1]
             ids[1, cut] = 0 if self.config.pad_token_id is None else self.config.pad_token_id
+            ids[1, cut][1] = drawn  # some count what is padding by the mask, and some by the tokens
         made = {"input_ids": ids, "attention_mask": mask}
         if tiny.inputs == "types":
             made["token_type_ids"] = draws.integers(0, self.config.type_vocab_size, (2, length))
+        if tiny.inputs == "sound":
+            made = {"input_values": draws.standard_normal((2, length)).astype(np.float32), "attention_mask": mask}
+        if tiny.inputs == "spectrum":
+            shape = (2, self.config.num_mel_bins, length)
+            made = {"input_features": draws.standard_normal(shape).astype(np.float32)}
+        if tiny.inputs in ("both", "spectrum"):
+            made["decoder_input_ids"] = draws.integers(_PLAIN, 90, (2, _DECODED))
+            kept = np.arange(_DECODED) < np.array([[_DECODED], [_DECODED - 2]])
+            made |= {"decoder_attention_mask": kept.astype(np.int64)} if tiny.inputs == "both" else {}
+        if not side:
+            made.pop("attention_mask", None)
         return {**made, **{key: np.asarray(value) for key, value in tiny.options.items()}}
 
-    def kept(self, batch: Mapping[str, Array], name: str, x: Array) -> Array:
-        """bool, of the shape of what has this name: which of its numbers are no padding's, and so are compared."""
-        ours = "decoder_attention_mask" if "decoder_input_ids" in batch else "attention_mask"
-        mask = batch.get("attention_mask" if name.startswith("encoder") else ours)
-        if mask is not None and name == "pooled":  # of the first token
-            mask = mask[:, 0]
-        if mask is None or x.shape[: mask.ndim] != mask.shape:
-            return np.ones(x.shape, bool)
-        return np.broadcast_to((mask != 0).reshape(mask.shape + (1,) * (x.ndim - mask.ndim)), x.shape)
+    def kept(self, batch: Mapping[str, Array], what: str, shape: tuple[int, ...]) -> Array:
+        """bool, which of the first axes of a result of `run` are no padding: all others mean nothing."""
+        two = getattr(self.config, "is_encoder_decoder", False) and "decoder_input_ids" in batch
+        mask = batch.get("decoder_attention_mask" if two and not what.startswith("encoder") else "attention_mask")
+        if what == "pooled" and mask is not None and mask.ndim == 2:
+            return mask[:, 0] != 0  # the first token's
+        if mask is None or len(shape) < 2 or shape[1] == 1:
+            return np.ones(shape[:1], bool)
+        if "input_values" in batch:
+            import torch
+
+            mask = self.model._get_feature_vector_attention_mask(shape[1], torch.tensor(mask)).numpy()
+        return mask.astype(bool)
 
     def aliases(self) -> list[list[str]]:
         """The names of each parameter: of tied ones there are several."""
@@ -101,17 +123,19 @@ class Peer:
     def run(
         self, batch: Mapping[str, Array], projections: Mapping[str, Array] | None = None
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Its "logits", "pooled", "hidden_states.N" and "encoder_hidden_states.N", those that it has; and, by their
-        names, gradients of the sum of `projections` times what has their names, where they are given."""
+        """Its "logits", "pooled" and "hidden_states.N", of an encoder beside it "encoder_hidden" and
+        "encoder_hidden_states.N": those that it has; and, by their names, gradients of the sum of `projections` times
+        what has their names, where they are given."""
         import torch
 
         wide = next(self.model.parameters()).dtype == torch.float64
         with torch.set_grad_enabled(projections is not None), _wide() if wide else nullcontext():
             out = self.model(**{key: torch.tensor(x) for key, x in batch.items()}, output_hidden_states=True)
         found = {"logits": out.get("logits"), "pooled": out.get("pooler_output")}
-        for name in ("hidden_states", "encoder_hidden_states"):
-            states = out.get(name) or (out.get("decoder_hidden_states") if name == "hidden_states" else None)
-            found |= {f"{name}.{n}": x for n, x in enumerate(states or ())}
+        found["encoder_hidden"] = out.get("encoder_last_hidden_state")
+        for name in ("hidden_states", "decoder_hidden_states", "encoder_hidden_states"):
+            states = enumerate(out.get(name) or ())
+            found |= {f"{name.removeprefix('decoder_')}.{n}": x for n, x in states}
         found = {name: x for name, x in found.items() if x is not None}
         gradients: dict[str, Array] = {}
         if projections is not None:

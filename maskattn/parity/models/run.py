@@ -157,7 +157,8 @@ class Case:
         """Standard normal where it is compared, else 0; float32."""
         x = given[name]
         drawn = np.random.default_rng(x.size).standard_normal(x.shape, np.float32)
-        return np.where(self.peer.kept(self.batch, name, x), drawn, 0)
+        drawn[~self.peer.kept(self.batch, name, x.shape)] = 0
+        return drawn
 
     def judge(self, twin: Twin) -> Iterator[tuple[str, Cell]]:
         """(column, cell) of all that a twin gives."""
@@ -172,7 +173,7 @@ class Case:
         """Of one of the things that a model gives."""
         if name not in ours or name not in self.theirs or ours[name].shape != self.theirs[name].shape:
             return float("inf")
-        keep = self.peer.kept(self.batch, name, ours[name])
+        keep = self.peer.kept(self.batch, name, ours[name].shape)
         mine, his, right = (x[name][keep] for x in (ours, self.theirs, self.right))
         return standards.whole_model_share(mine, his, right, self.dtype)
 

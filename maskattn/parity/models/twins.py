@@ -81,25 +81,19 @@ class Jax:
     name = "jax"
 
     def __init__(self, table: TokenModel, tensors: Given, dtype: str = "float32", compiled: bool = True) -> None:
+        import jax
         import jax.numpy as jnp
         from flax import nnx
 
+        from maskattn.parity.against.hurry import HURRY
         from maskattn_jax.models import Model
 
         def start(name: str, tensor: Tensor) -> Any:
             made = jnp.asarray(tensors[name].transpose(tensor.order))
             return made.astype(dtype) if jnp.issubdtype(made.dtype, jnp.floating) else made
 
-        self.table, self.compiled = table, compiled
+        self.table = table
         self.graph, self.trained, self.rest = nnx.split(Model(table, start), nnx.Param, ...)
-
-    def run(self, batch: Given, projections: Given | None = None) -> tuple[Arrays, Arrays]:
-        """See `Twin`."""
-        import jax
-        import jax.numpy as jnp
-        from flax import nnx
-
-        from maskattn.parity.against.hurry import HURRY
 
         def whole(trained: Any, given: dict[str, Any]) -> dict[str, Any]:
             return outputs_of(nnx.merge(self.graph, trained, self.rest)(**given, hidden_states=True))
@@ -108,17 +102,25 @@ class Jax:
             found = whole(trained, given)
             return sum((by[name] * found[name]).sum() for name in by), found
 
+        as_asked: Callable[[Any], Any] = partial(jax.jit, compiler_options=HURRY) if compiled else (lambda f: f)
+        self.whole, self.slopes = as_asked(whole), as_asked(jax.grad(loss, has_aux=True))
+
+    def run(self, batch: Given, projections: Given | None = None) -> tuple[Arrays, Arrays]:
+        """See `Twin`."""
+        import jax.numpy as jnp
+        from flax import nnx
+
         given = {WORDS[name]: jnp.asarray(x) for name, x in batch.items()}
-        made: Callable[[Any], Any] = partial(jax.jit, compiler_options=HURRY) if self.compiled else (lambda f: f)
+        gradients: Arrays = {}
         if projections is None:
-            return {name: to_numpy(x) for name, x in made(whole)(self.trained, given).items()}, {}
-        by = {name: jnp.asarray(x) for name, x in projections.items()}
-        slopes, found = made(jax.grad(loss, has_aux=True))(self.trained, given, by)
-        at = nnx.merge(self.graph, slopes, self.rest)
-        gradients = {}
-        for path, leaf, tensor in parameters(self.table):
-            place = path if leaf.tensors().get("") else f"{path.rpartition('.')[0]}.{tensor.flax}"
-            gradients[path] = to_numpy(find(at, place)[...]).transpose(np.argsort(tensor.order))
+            found = self.whole(self.trained, given)
+        else:
+            by = {name: jnp.asarray(x) for name, x in projections.items()}
+            slopes, found = self.slopes(self.trained, given, by)
+            at = nnx.merge(self.graph, slopes, self.rest)
+            for path, leaf, tensor in parameters(self.table):
+                place = path if leaf.tensors().get("") else f"{path.rpartition('.')[0]}.{tensor.flax}"
+                gradients[path] = to_numpy(find(at, place)[...]).transpose(np.argsort(tensor.order))
         return {name: to_numpy(x) for name, x in found.items()}, gradients
 
 
@@ -128,7 +130,7 @@ TWINS: tuple[type[Twin], ...] = (Torch, Jax)
 
 def outputs_of(out: Output[Any]) -> dict[str, Any]:
     """What a model gave, by name: hidden states of each layer by number."""
-    found = {"logits": out.logits, "pooled": out.pooled}
+    found = {"logits": out.logits, "pooled": out.pooled, "encoder_hidden": getattr(out, "encoder_hidden", None)}
     for name in ("hidden_states", "encoder_hidden_states"):
         found |= {f"{name}.{n}": x for n, x in enumerate(getattr(out, name, None) or ())}
     return {name: x for name, x in found.items() if x is not None}

@@ -7,19 +7,25 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from maskattn.masks import Full, Mask
+from maskattn.models.leaves import Leaf
 from maskattn.models.part import ACTIVATIONS
 
 #: What says nothing about what is computed without dropout, or is the size or the place of something.
 SILENT = {"axes", "begins", "trained", "dropout_rate", "name", "model_type", "places", "inputs", "outputs", "rows"}
 SILENT |= {"width", "shape", "turned", "size", "embed_dim", "num_heads", "num_kv_heads", "head_dim", "kdim", "vdim"}
+#: Of attention: what its projections say themselves.
+SILENT |= {"out_dim", "qkv_bias", "out_bias", "sinks", "project", "buckets", "held"}
 #: What a text may be instead.
-WORDS = [("blocks", "groups"), ("all", "mask", "ids"), ("half", "interleaved"), ("layer", "rms")]
+WORDS = [("blocks", "groups"), ("softmax", "sigmoid", "picked"), ("all", "mask", "ids"), ("half", "interleaved")]
+WORDS += [("layer", "rms")]
 
 
 def mutants(table: Any) -> Iterator[tuple[str, Any]]:
     """(class, field and what was done to it, the table so changed)."""
     given = {each.name: getattr(table, each.name) for each in fields(table)}
     kind = type(table).__name__
+    if isinstance(table, Leaf):
+        kind = f"{kind}({table.name.rpartition('.')[2]})"
     for name, value in given.items():
         if name in SILENT and not is_dataclass(value):
             continue
@@ -61,18 +67,21 @@ def changed(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     elif isinstance(value, int):
         yield "+ 1", value + 1
         yield "- 1", value - 1
+        if name == "max_distance":
+            yield "much less", value // 6
     elif isinstance(value, float):
-        yield "larger", value * (1e4 if name == "eps" else 1.1) or 1.0
+        yield "larger", 0.05 if name == "eps" else value * 3 or 1.0
     elif name in ("scale", "softcap") and value is None:
         yield "given", 0.3 if name == "scale" else 2.0
     elif isinstance(value, str):
         names = next((words for words in WORDS if value in words), ())
-        if value in ACTIVATIONS.values():
+        if name.endswith("activation") and value in ACTIVATIONS.values():
             names = ("gelu", "gelu_tanh", "relu", "silu", "linear")
         yield from ((f"{value} made {other}", other) for other in names if other != value)
     elif isinstance(value, Mask):
-        yield "lifted", Full()
-        yield from mutants(value) if is_dataclass(value) else ()
+        if value != Full():
+            yield "lifted", Full()
+            yield from mutants(value) if is_dataclass(value) else ()
     elif is_dataclass(value) and not isinstance(value, type):
         yield "dropped", None
         yield from mutants(value)
@@ -85,4 +94,4 @@ def changed(value: Any, name: str) -> Iterator[tuple[str, Any]]:
             if is_dataclass(value[at]) or isinstance(value[at], (float, tuple)):
                 for done, other in changed(value[at], name):
                     if "." in done or isinstance(value[at], float):
-                        yield done, (*value[:at], other, *value[at + 1 :])
+                        yield done, tuple(other if x == value[at] else x for x in value)

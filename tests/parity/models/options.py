@@ -1,5 +1,5 @@
-"""Every option of a configuration set to other values: each must change our model as it changes transformers' own, or be
-refused by name."""
+"""Every option of a configuration set to other values: each must change our model as it changes transformers' own,
+or be refused by name."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def others(key: str, value: Any) -> Iterator[Any]:
     elif isinstance(value, float):
         yield from (value * 2 or 0.5, 0.7)
     elif isinstance(value, str):
-        known = TEXTS.get(key, ACTIVATIONS if "act" in key else ())
+        known = TEXTS.get(key, ACTIVATIONS if "act" in str(key) else ())
         yield from (other for other in known if other != value)
     elif value is None:
         yield from (2.0, 3, True, "gelu_new" if "act" in key else "mean")
@@ -65,7 +65,7 @@ def others(key: str, value: Any) -> Iterator[Any]:
 
 
 def tried(name: str, tiny: Tiny) -> Iterator[tuple[str, Any, str]]:
-    """(option, value, what came of it): "same", "refused: ..." by ours, "no model" of transformers, or "DIFFERS ..."."""
+    """(option, value, what came of it): "same", "refused: " by ours, "no model" of transformers, or "DIFFERS"."""
     import transformers
 
     whole = transformers.AutoConfig.for_model(name.partition("+")[0], **tiny.config)
@@ -73,7 +73,9 @@ def tried(name: str, tiny: Tiny) -> Iterator[tuple[str, Any, str]]:
         if key in ASIDE or key.startswith("_"):
             continue
         for other in others(key, value):
-            yield key, other, outcome(name, replace(tiny, config={**tiny.config, key: other}))
+            # eager counts ALiBi's bias twice
+            attention = "sdpa" if key == "alibi" else tiny.attention
+            yield key, other, outcome(name, replace(tiny, config={**tiny.config, key: other}, attention=attention))
 
 
 def outcome(name: str, tiny: Tiny) -> str:
@@ -97,7 +99,7 @@ def outcome(name: str, tiny: Tiny) -> str:
         if one.keys() != other.keys():
             return f"DIFFERS in {one.keys() ^ other.keys()}"
         for what, x in other.items():
-            keep = peer.kept(batch, what, x)
+            keep = peer.kept(batch, what, x.shape)
             if not (abs(x[keep]) < 1e30).all():
                 return "no model: no numbers"
             if one[what].shape != x.shape:
