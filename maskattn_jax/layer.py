@@ -160,6 +160,14 @@ class Parts:
         """The unit matrix, of the dtype of `like`."""
         return jnp.eye(size, dtype=like.dtype)
 
+    def held(self, x: Float[Array, "B L K D"]) -> Float[Array, "B L K D"]:
+        """Keys or values as a cache takes them."""
+        return x
+
+    def of_cache(self, x: Float[Array, "B S K D"], like: Array) -> Float[Array, "B S K D"]:
+        """What a cache holds."""
+        return x
+
 
 def _wide(x: Array) -> Array:
     """x in float32 at least."""

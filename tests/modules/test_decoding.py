@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maskattn import masks, standards
-from maskattn.layer import Disentangled, GlobalTokens, WindowTable
+from maskattn.layer import Disentangled, GlobalTokens, Rotary, WindowTable
 from maskattn.parity.against.hurry import HURRY
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, nnx, optional, torch
 from tests.modules.test_run import LAYERS, _config, weights
@@ -142,6 +142,7 @@ def test_a_step_is_compiled_once_in_pytorch():
     ("parts", "given", "words"),
     [
         ({}, {"cache": 3}, "cache must be a Cache, got 3"),
+        ({"rotary": Rotary()}, {"batch": 3}, "cache must have a row for each of the batch, 2, got 3"),
         ({}, {"mask": np.ones((4, 4), bool)}, "mask must be a Mask, of whole sequences, where there is a cache"),
         ({}, {"key": X[:, :3]}, "query and key must be of one length where there is a cache, got 4 and 3"),
         ({}, {"cache": None, "valid": np.ones((2, 4), bool)}, "valid is given, but no cache, which reads it"),
@@ -154,8 +155,8 @@ def test_a_step_is_compiled_once_in_pytorch():
 def test_what_a_step_cannot_take_is_named_and_the_cache_unchanged(parts, given, words):
     config = _config(**parts)
     call, cache = made("torch", config)
-    empty = cache.for_config(config, 2, given.pop("size", 8))
+    empty = cache.for_config(config, given.pop("batch", 2), given.pop("size", 8))
     given = {name: torch.tensor(x) if isinstance(x, np.ndarray) and name != "mask" else x for name, x in given.items()}
     with pytest.raises((TypeError, ValueError), match=words):
         call(X[:, :4], **{"cache": empty, **given})
-    assert empty.lengths.tolist() == [0, 0] and not empty.key.any()
+    assert not empty.lengths.any() and not empty.key.any()

@@ -232,19 +232,3 @@ def test_leading_axes_take_masks_positions_and_keys_of_dropout_with_them(name):
         assert torch.equal(one.flatten(0, 1), other)
     alone = module(query[0, 0], key[0, 0], value[0, 0], deterministic=True)
     close(alone, module(query[:1, 0], key[:1, 0], value[:1, 0], deterministic=True)[0])
-
-
-def test_heads_of_a_layer_with_parts_are_not_divided():
-    from maskattn_torch.parallel import HeadParallel
-
-    with pytest.raises(ValueError, match="layers with parts are not divided by heads, got rotary, qk_norm"):
-        HeadParallel()._apply(made("llama"), FakeMesh())
-
-
-class FakeMesh:
-    """A mesh of one axis of two devices, as far as it is looked at before anything is divided."""
-
-    ndim = 1
-
-    def size(self):
-        return 2
