@@ -110,7 +110,7 @@ def alike(arrays: Sequence[Array], axis: int) -> list[Array]:
     if mesh is None:
         return list(arrays)
     axis %= arrays[0].ndim
-    spec: list[Any] = []
+    spec: list[object] = []
     for n, entries in enumerate(zip(*map(spec_of, arrays), strict=True)):
         used = {name for entry in spec for name in names_of(entry)}
         free = [entry for entry in entries if entry is not None and not used & set(names_of(entry))]
