@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Generic
 
-from maskattn.masks import KeyMask, Mask
+from maskattn.masks import Global, KeyMask, Mask
 from maskattn.models.attention import Given
 from maskattn.models.block import Block, Stack
 from maskattn.models.heads import First, Vocabulary
@@ -25,6 +25,8 @@ class Output(Generic[B]):
         pooled: [B, E], one vector for each sequence; None where the model makes none.
         hidden_states: where asked for, what each block read, and `hidden`.
         cache: where one was given, the new one: an entry for each layer.
+        encoder_hidden: [B, S, E], what the encoder gave, where the model has an encoder and a decoder and the call ran
+            both; the rest is then the decoder's. encoder_hidden_states: as `hidden_states`, of the encoder.
     """
 
     hidden: B
@@ -32,6 +34,8 @@ class Output(Generic[B]):
     pooled: B | None = None
     hidden_states: tuple[B, ...] | None = None
     cache: tuple[Traced, ...] | None = None
+    encoder_hidden: B | None = None
+    encoder_hidden_states: tuple[B, ...] | None = None
 
 
 @dataclass
@@ -55,14 +59,28 @@ class Inputs(Generic[B]):
 
 
 @dataclass(frozen=True)
-class TokenModel(Part):
-    """Tokens, blocks, and heads.
+class WholeModel(Part):
+    """What a twin's module is made of.
 
     Attributes:
         model_type: as configurations call it.
     """
 
     model_type: str
+
+    def blocks(self) -> Iterator[tuple[str, Block]]:
+        """(path, block) of all blocks, each path once."""
+        raise NotImplementedError
+
+    def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
+        """One call."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TokenModel(WholeModel):
+    """Tokens, blocks, and heads."""
+
     tokens: Tokens
     stack: Stack
     head: Vocabulary | None = None
@@ -70,27 +88,41 @@ class TokenModel(Part):
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """(path, block) of all blocks, each path once."""
-        yield from dict(zip(self.stack.places, self.stack.blocks, strict=True)).items()
+        yield from self.stack.each()
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call."""
         tokens = inputs.tokens
         assert tokens is not None
-        use = run.use
-        keep: Traced = None
-        if inputs.attention_mask is not None:
-            kept: Traced = use.as_array(inputs.attention_mask, tokens)
-            keep = kept != 0
+        keep = kept(inputs.attention_mask, tokens, run)
         h = self.tokens.apply(at, tokens, run, keep, inputs.positions, inputs.token_types)
-        masks = self._masks(keep)
+        masks = masks_of(self.stack, keep)
         states: list[B] | None = [] if inputs.hidden_states else None
-        given = Given(masks, inputs.positions, inputs.valid, inputs.global_tokens, states=states)
+        given = Given(masks, inputs.positions, inputs.valid, inputs.global_tokens, states=states, keep=keep)
         h, cache = self.stack.apply(at, h, run, given, inputs.cache)
         logits = None if self.head is None else self.head.apply(at, h, run)
         pooled = None if self.pooler is None else self.pooler.apply(at, h, run)
         return Output(h, logits, pooled, None if states is None else tuple(states), cache)
 
-    def _masks(self, keep: Traced) -> dict[Mask, Mask | None]:
-        """The masks of the blocks with the padding of a batch."""
-        made = {block.attention.mask for block in self.stack.blocks}
-        return {mask: mask if keep is None else mask & KeyMask(keep) for mask in made}
+
+def kept(given: Traced, like: B, run: Run[B]) -> Traced:
+    """bool [B, L] of a mask as given, 1 = keep; None of None."""
+    if given is None:
+        return None
+    numbers: Traced = run.use.as_array(given, like)
+    return numbers != 0
+
+
+def masks_of(stack: Stack, keep: Traced, global_tokens: Traced = None) -> dict[Mask, Mask | None]:
+    """The masks of the blocks with what a batch brings: global tokens, and its padding.
+
+    Raises:
+        ValueError: there are global tokens, which no block reads.
+    """
+    if global_tokens is not None and not any(block.attention.config.global_tokens for block in stack.blocks):
+        raise ValueError("global_tokens are given, but the model has no global attention")
+    made: dict[Mask, Mask | None] = {}
+    for mask in {block.attention.mask for block in stack.blocks}:
+        whole = mask if global_tokens is None else mask | Global(global_tokens)
+        made[mask] = whole if keep is None else whole & KeyMask(keep)
+    return made

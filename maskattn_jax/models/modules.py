@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ from flax import nnx
 
 from maskattn import models
 from maskattn.attention import KernelCannot
-from maskattn.models import Inputs, Output, TokenModel, leaves
+from maskattn.models import Inputs, Output, WholeModel, leaves
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
 from maskattn.models.part import Run
@@ -25,7 +26,7 @@ __all__ = ["Block", "Group", "Model", "Norm"]
 #: (published name, what it is) -> its numbers, as Flax has them.
 Start = Callable[[str, leaves.Tensor], Array]
 
-jax.tree_util.register_dataclass(Output, ["hidden", "logits", "pooled", "hidden_states", "cache"], [])
+jax.tree_util.register_dataclass(Output, [field.name for field in dataclasses.fields(Output)], [])
 
 
 class Group(nnx.Module):
@@ -54,9 +55,10 @@ class Norm(nnx.Module):
         table = self.table
         wide = jnp.promote_types(x.dtype, jnp.float32)
         made = x.astype(wide)
-        if table.kind == "layer":
-            made = made - made.mean(-1, keepdims=True)
-        made = made * jax.lax.rsqrt(jnp.square(made).mean(-1, keepdims=True) + table.eps)
+        axis = -2 if table.kind == "frames" else -1
+        if table.kind != "rms":
+            made = made - made.mean(axis, keepdims=True)
+        made = made * jax.lax.rsqrt(jnp.square(made).mean(axis, keepdims=True) + table.eps)
         if self.scale is not None:
             scale = self.scale[...].astype(wide)
             made = made * (scale + 1 if table.plus_one else scale)
@@ -84,7 +86,7 @@ class Model(Group):
         start: what each parameter begins with; None: what a new model has.
     """
 
-    def __init__(self, table: TokenModel, start: Start | None = None) -> None:
+    def __init__(self, table: WholeModel, start: Start | None = None) -> None:
         self.table = table
         for path, block in table.blocks():
             _place(self, path, Block(block))
@@ -118,10 +120,12 @@ class Model(Group):
             tokens: int [B, L].
             attention_mask: [B, L], 1 = keep, 0 = padding; None keeps all.
             token_types: int [B, L], of models that have several; None: all 0.
-            positions: int [L] or [B, L]; None counts as the model's own code does.
+            positions: int [L] or [B, L]; None counts as the model's own code does. Of models with an encoder and a
+                decoder, the decoder's.
             global_tokens: bool [B, L], True = global, of models with global attention.
             decoder_tokens, decoder_attention_mask: [B, T], of models with an encoder and a decoder.
-            memory: [B, L, E], what such a model's encoder gave before, which is then not run.
+            memory: [B, L, E], what such a model's encoder gave before, which is then not run. In a step whose cache
+                holds its keys and values, neither it nor tokens are given, but the attention_mask.
             images: [B, channels, height, width]. features: of sound, [B, samples] or [B, channels, frames].
             noise: [B, patches], by which a masked autoencoder chooses what it sees.
             cache: of decoding, an entry for each layer (`cache`); the new one is in the output.

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from maskattn import models
 from maskattn.attention import KernelCannot
-from maskattn.models import Inputs, Output, TokenModel, leaves
+from maskattn.models import Inputs, Output, WholeModel, leaves
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
 from maskattn.models.part import Run
@@ -58,6 +58,9 @@ class Norm(nn.Module):
         given = x if x.dtype == wide else x.to(wide)
         if table.kind == "rms":
             return F.rms_norm(given, (table.width,), weight, table.eps).to(x.dtype)
+        if table.kind == "frames":
+            made = F.group_norm(given.swapaxes(-1, -2), table.width, weight, self.bias, table.eps)
+            return made.swapaxes(-1, -2).to(x.dtype)
         return F.layer_norm(given, (table.width,), weight, self.bias, table.eps).to(x.dtype)
 
 
@@ -94,7 +97,7 @@ class Model(Group):
         start: what each parameter begins with; None: what a new model has.
     """
 
-    def __init__(self, table: TokenModel, start: Start | None = None) -> None:
+    def __init__(self, table: WholeModel, start: Start | None = None) -> None:
         super().__init__()
         self.table = table
         for path, block in table.blocks():
@@ -129,10 +132,12 @@ class Model(Group):
             tokens: int [B, L].
             attention_mask: [B, L], 1 = keep, 0 = padding; None keeps all.
             token_types: int [B, L], of models that have several; None: all 0.
-            positions: int [L] or [B, L]; None counts as the model's own code does.
+            positions: int [L] or [B, L]; None counts as the model's own code does. Of models with an encoder and a
+                decoder, the decoder's.
             global_tokens: bool [B, L], True = global, of models with global attention.
             decoder_tokens, decoder_attention_mask: [B, T], of models with an encoder and a decoder.
-            memory: [B, L, E], what such a model's encoder gave before, which is then not run.
+            memory: [B, L, E], what such a model's encoder gave before, which is then not run. In a step whose cache
+                holds its keys and values, neither it nor tokens are given, but the attention_mask.
             images: [B, channels, height, width]. features: of sound, [B, samples] or [B, channels, frames].
             noise: [B, patches], by which a masked autoencoder chooses what it sees.
             cache: of decoding, an entry for each layer (`cache`); the new one is in the output.

@@ -1,0 +1,120 @@
+"""Models with an encoder and a decoder: decoding by steps, and what a call may be given."""
+
+from __future__ import annotations
+
+import zlib
+from typing import Any
+
+import numpy as np
+import pytest
+
+from maskattn import models, standards
+from maskattn.parity.models.tiny import TINY
+
+DRAWS = np.random.default_rng(3)
+TOKENS, DECODED = DRAWS.integers(7, 90, (2, 14)), DRAWS.integers(7, 90, (2, 6))
+KEEP = np.arange(14) < np.array([[14], [11]])
+
+
+def described(name: str, **changed: Any) -> Any:
+    kind, config = name.partition("+")[0], TINY[name].config
+    return models.describe({"model_type": kind, **config, **changed})
+
+
+def made(twin: Any, table: Any) -> Any:
+    """The model in a twin, its numbers drawn."""
+
+    def start(name: str, tensor: Any) -> Any:
+        draws = np.random.default_rng(zlib.crc32(name.encode()))
+        numbers = (0.2 * draws.standard_normal(tensor.shape) + (tensor.begins == 1.0)).astype(np.float32)
+        return twin.array(numbers.transpose(tensor.order) if twin.name == "jax" else numbers)
+
+    model = twin.models.Model(table, start)
+    return model.eval() if twin.name == "torch" else model
+
+
+def inputs(twin: Any, name: str) -> dict[str, Any]:
+    if name == "whisper":
+        spectrum = np.random.default_rng(5).standard_normal((2, 12, 40)).astype(np.float32)
+        return {"features": twin.array(spectrum)}
+    return {"tokens": twin.array(TOKENS), "attention_mask": twin.array(KEEP)}
+
+
+@pytest.mark.parametrize("name", ["bart", "m2m_100", "t5", "umt5", "whisper"])
+def test_steps_of_a_cache_are_the_whole_pass(twin: Any, name: str) -> None:
+    table = described(name)
+    model, given = made(twin, table), inputs(twin, name)
+    whole = model(**given, decoder_tokens=twin.array(DECODED))
+    caches = [twin.Cache.for_config(block.attention.config, 2, 6) for block in table.decoder.blocks]
+    first = model(**given, decoder_tokens=twin.array(DECODED[:, :3]), cache=tuple(caches))
+    keep = {"attention_mask": given["attention_mask"]} if "attention_mask" in given else {}
+    found, cache = [first.logits], first.cache
+    for place in range(3, 6):
+        step = model(decoder_tokens=twin.array(DECODED[:, place : place + 1]), cache=cache, **keep)
+        assert step.encoder_hidden is None
+        assert all(new[1][0] is old[1][0] for new, old in zip(step.cache, cache, strict=True))
+        found, cache = [*found, step.logits], step.cache
+    steps, logits = np.concatenate([twin.to_numpy(x) for x in found], 1), twin.to_numpy(whole.logits)
+    assert np.abs(steps - logits).max() <= standards.value("tier4.float32") * np.abs(logits).max()
+
+
+def test_what_the_encoder_gave_is_read_again(twin: Any) -> None:
+    model, given = made(twin, described("bart")), inputs(twin, "bart")
+    whole = model(**given, decoder_tokens=twin.array(DECODED))
+    again = model(
+        memory=whole.encoder_hidden, attention_mask=given["attention_mask"], decoder_tokens=twin.array(DECODED)
+    )
+    assert np.array_equal(twin.to_numpy(whole.logits), twin.to_numpy(again.logits))
+
+
+def test_what_is_given_is_enough_and_not_too_much(twin: Any) -> None:
+    tokens, decoded = twin.array(TOKENS), twin.array(DECODED)
+    model = made(twin, described("t5", num_layers=1, num_decoder_layers=1))
+    with pytest.raises(ValueError, match="t5: decoder_tokens must be given, got None"):
+        model(tokens)
+    with pytest.raises(ValueError, match="one of the three, got none"):
+        model(decoder_tokens=decoded)
+    with pytest.raises(ValueError, match="one of the three, got tokens and memory"):
+        model(tokens, memory=twin.array(np.ones((2, 3, 48), np.float32)), decoder_tokens=decoded)
+    with pytest.raises(ValueError, match="global_tokens are given, but the model has no global attention"):
+        model(tokens, decoder_tokens=decoded, global_tokens=tokens > 50)
+    model = made(twin, described("whisper", encoder_layers=1, decoder_layers=1))
+    with pytest.raises(
+        ValueError, match=r"features must be \[B, channels, frames\] = \[B, 12, 40\], got \(2, 12, 39\)"
+    ):
+        model(features=twin.array(np.ones((2, 12, 39), np.float32)), decoder_tokens=decoded)
+
+
+def test_tables_that_are_not_learned_begin_as_sinusoids() -> None:
+    table = described("pegasus")
+    leaf = table.tokens.positions.table
+    numbers = models.first_numbers(leaf.name, leaf.tensors()[""])
+    assert not leaf.tensors()[""].trained and numbers.shape == (64, 48)
+    angle = 5 * 10000 ** (-2 * 3 / 48)
+    assert np.allclose(numbers[5, [3, 27]], [np.sin(angle), np.cos(angle)], atol=standards.value("tier4.float32"))
+
+
+def test_a_head_with_other_numbers_is_its_own() -> None:
+    config = {"model_type": "t5", **TINY["t5"].config}
+    names = dict.fromkeys(("shared.weight", "decoder.final_layer_norm.weight", "lm_head.weight"), np.ones((97, 48)))
+    assert models.describe(config, names).head.tied is not None
+    names["lm_head.weight"] = np.zeros((97, 48))
+    head = models.describe(config, names).head
+    assert head.tied is None and head.project.name == "lm_head"
+
+
+def test_only_an_encoder_is_a_model_of_tokens() -> None:
+    names = {"shared.weight", "encoder.final_layer_norm.weight"}
+    table = models.describe({"model_type": "t5", **TINY["t5"].config}, names)
+    assert isinstance(table, models.TokenModel) and table.head is None
+
+
+def test_what_is_not_built_is_refused() -> None:
+    with pytest.raises(ValueError, match="hubert with conv_pos_batch_norm is not built"):
+        described("hubert", conv_pos_batch_norm=True)
+    with pytest.raises(ValueError, match="wav2vec2 with add_adapter is not built"):
+        described("wav2vec2", add_adapter=True)
+    with pytest.raises(ValueError, match="feat_extract_norm must be group or layer, got 'batch'"):
+        described("wav2vec2", feat_extract_norm="batch")
+    with pytest.raises(ValueError, match="encoder_attention_type must be one of local, transient-global, got 'full'"):
+        described("longt5", encoder_attention_type="full")
