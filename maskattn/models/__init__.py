@@ -9,10 +9,10 @@ from maskattn.models.build import Builder
 from maskattn.models.build_sound import Sound
 from maskattn.models.build_two import TwoStacks
 from maskattn.models.leaves import first_numbers
-from maskattn.models.model import Inputs, Output, TokenModel, WholeModel
+from maskattn.models.model import Configuration, Inputs, Output, TokenModel, WholeModel
 from maskattn.models.rows import ROWS
 
-__all__ = ["ROWS", "Inputs", "Output", "TokenModel", "WholeModel", "describe", "first_numbers"]
+__all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "WholeModel", "describe", "first_numbers"]
 
 #: What makes a model, by the `kind` of its row.
 _BUILDERS: dict[str, type[Builder]] = {"tokens": Builder, "two": TwoStacks, "sound": Sound}

@@ -64,6 +64,7 @@ class Block(Part):
                 width], which the first step makes: it may be given its own alone.
         """
         use, norms = run.use, self.norms
+        given.note(h)
         own, held = cache if isinstance(cache, tuple) else (cache, None)
         x = run.norm(norms.attention_in, at, h)
         attended, own = self.attention.apply(at, x, run, given, own)
@@ -98,6 +99,7 @@ class Stack(Part):
         shared: parameters that blocks share, by their canonical names.
         final: the norm behind the last block. project: behind that, to the width of the head.
         dropout_rate: behind the last norm.
+        bare: whether the last of the hidden states that are kept is what the last block gave, without the norm.
     """
 
     blocks: tuple[Block, ...]
@@ -106,6 +108,7 @@ class Stack(Part):
     final: Norm | None = None
     project: Linear | None = None
     dropout_rate: float = 0.0
+    bare: bool = False
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
         seen: set[str] = set()
@@ -121,18 +124,33 @@ class Stack(Part):
         """(path, block) of all, each path once."""
         yield from dict(zip(self.places, self.blocks, strict=True)).items()
 
+    def period(self) -> tuple[int, int, int]:
+        """(first, period, times): from `first` on blocks are alike, each to the one `period` before it, so that they
+        can be one loop of `times` steps. `times` is 0 where no two are."""
+        count = len(self.blocks) if len(set(self.places)) == len(self.places) else 0
+        best = (0, 1, 0)
+        for period in range(1, count // 2 + 1):
+            alike = [self.blocks[n] == self.blocks[n - period] for n in range(period, count)]
+            first = count - period - (alike[::-1] + [False]).index(False)
+            times = (count - first) // period
+            if times > 1 and times * period > best[1] * best[2]:
+                best = (first, period, times)
+        return best
+
     def apply(
         self, at: object, h: B, run: Run[B], given: Given[B], caches: tuple[Traced, ...] | None = None
     ) -> tuple[B, tuple[Traced, ...] | None]:
         """h [B, L, E] -> what the stack gives, and the new caches."""
         given.shared = {name: run.array(leaf, at) for name, leaf in self.shared}
-        grown = []
-        for number, place in enumerate(self.places):
-            given.note(h)
-            block: Traced = find(at, place)
-            h, cache = block(h, run.within(number), given, None if caches is None else caches[number])
+        grown: list[Traced] = []
+        number = 0
+        while number < len(self.places):
+            block: Traced = find(at, self.places[number])
+            h, cache = block(h, run, number, given, None if caches is None else caches[len(grown)])
             grown.append(cache)
+            number += block.spans
+        last = h
         h = run.drop(run.norm(self.final, at, h), self.dropout_rate)
         h = h if self.project is None else run.linear(self.project, at, h)
-        given.note(h)
+        given.note(last if self.bare else h)
         return h, None if caches is None else tuple(grown)

@@ -15,7 +15,8 @@ attention        query, key, value and out, or one for all and out; `fused` is t
 held, further    what the parts of a layer learn, by canonical names; and their further projections. `shared`: what
                  all blocks share, from the prefix
 norms            by slots of a block (`models.block.Slots`); `norm`, `eps`, `norm_scale`, `norm_bias`, `plus_one` say
-                 what they are; `final` is the last one, `final_dropout` behind it; `project` gives the table's width
+                 what they are; `final` is the last one, `final_dropout` behind it; `project` gives the table's width;
+                 `bare` (`models.block.Stack`)
 mlp              up and down; or gate, up and down; or with `halves` gate and up as one; with `mlp_width`, `mlp_bias`,
                  `activation`; `turned` where matrices are [in, out]; `inner_dropout`
 parallel, residual, scales, normed_sum, dropout
@@ -209,6 +210,7 @@ class Builder:
             self.norm(None if final is None else prefix + final),
             project,
             float(self.get("final_dropout", 0.0)),
+            bool(self.get("bare", False)),
         )
 
     # Ends ------------------------------------------------------------------------------------------------------------

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
 
 from maskattn.masks import Global, KeyMask, Mask
 from maskattn.models.attention import Given
@@ -13,6 +14,13 @@ from maskattn.models.heads import First, Vocabulary
 from maskattn.models.part import B, Part, Run
 from maskattn.models.tokens import Tokens
 from maskattn.typing import Traced
+
+
+class Configuration(dict[str, Any]):
+    """A configuration as its file has it; hashable, since compilers ask whether a model is still the same."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True, default=str))
 
 
 @dataclass
@@ -55,6 +63,7 @@ class Inputs(Generic[B]):
     noise: Traced = None
     cache: tuple[Traced, ...] | None = None
     valid: Traced = None
+    logits_at: Traced = None
     hidden_states: bool = False
 
 
@@ -68,9 +77,14 @@ class WholeModel(Part):
 
     model_type: str
 
+    def stacks(self) -> tuple[Stack, ...]:
+        """Its stacks of blocks, the one that writes, and has caches, last."""
+        raise NotImplementedError
+
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """(path, block) of all blocks, each path once."""
-        raise NotImplementedError
+        for stack in self.stacks():
+            yield from stack.each()
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call."""
@@ -86,23 +100,38 @@ class TokenModel(WholeModel):
     head: Vocabulary | None = None
     pooler: First | None = None
 
-    def blocks(self) -> Iterator[tuple[str, Block]]:
-        """(path, block) of all blocks, each path once."""
-        yield from self.stack.each()
+    def stacks(self) -> tuple[Stack, ...]:
+        return (self.stack,)
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call."""
         tokens = inputs.tokens
         assert tokens is not None
+        use = run.use
         keep = kept(inputs.attention_mask, tokens, run)
-        h = self.tokens.apply(at, tokens, run, keep, inputs.positions, inputs.token_types)
+        positions = inputs.positions
+        if positions is None and inputs.cache is not None and self.tokens.positions is not None:
+            ids: Traced = tokens
+            positions = use.first_of(inputs.cache).next_positions(ids.shape[1], valid=inputs.valid)
+        h = self.tokens.apply(at, tokens, run, keep, positions, inputs.token_types)
         masks = masks_of(self.stack, keep)
         states: list[B] | None = [] if inputs.hidden_states else None
         given = Given(masks, inputs.positions, inputs.valid, inputs.global_tokens, states=states, keep=keep)
         h, cache = self.stack.apply(at, h, run, given, inputs.cache)
-        logits = None if self.head is None else self.head.apply(at, h, run)
+        logits = logits_of(self.head, at, h, inputs, run)
         pooled = None if self.pooler is None else self.pooler.apply(at, h, run)
         return Output(h, logits, pooled, None if states is None else tuple(states), cache)
+
+
+def logits_of(head: Vocabulary | None, at: object, h: B, inputs: Inputs[B], run: Run[B]) -> B | None:
+    """The logits of h [B, L, E], of the places that are asked for."""
+    if head is None:
+        return None
+    read: Traced = h
+    if inputs.logits_at is not None:
+        rows = run.use.arange(read.shape[0], h)
+        read = read[rows, run.use.as_array(inputs.logits_at, h)][:, None]
+    return head.apply(at, read, run)
 
 
 def kept(given: Traced, like: B, run: Run[B]) -> Traced:

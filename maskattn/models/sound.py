@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from maskattn.models.attention import Given
-from maskattn.models.block import Block, Stack
+from maskattn.models.block import Stack
 from maskattn.models.heads import Vocabulary
 from maskattn.models.leaves import Array, Conv, Linear, Norm
 from maskattn.models.model import Inputs, Output, WholeModel, kept, masks_of
@@ -144,8 +144,8 @@ class SoundModel(WholeModel):
     head: Vocabulary | None = None
     dropout_rate: float = 0.0
 
-    def blocks(self) -> Iterator[tuple[str, Block]]:
-        yield from self.stack.each()
+    def stacks(self) -> tuple[Stack, ...]:
+        return (self.stack,)
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call; `attention_mask` is of samples.

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from maskattn import models, standards
+from maskattn.parity.models.peer import Peer
 from maskattn.parity.models.tiny import TINY
 
 DRAWS = np.random.default_rng(3)
@@ -45,8 +46,7 @@ def test_steps_of_a_cache_are_the_whole_pass(twin: Any, name: str) -> None:
     table = described(name)
     model, given = made(twin, table), inputs(twin, name)
     whole = model(**given, decoder_tokens=twin.array(DECODED))
-    caches = [twin.Cache.for_config(block.attention.config, 2, 6) for block in table.decoder.blocks]
-    first = model(**given, decoder_tokens=twin.array(DECODED[:, :3]), cache=tuple(caches))
+    first = model(**given, decoder_tokens=twin.array(DECODED[:, :3]), cache=model.new_cache(2, 6))
     keep = {"attention_mask": given["attention_mask"]} if "attention_mask" in given else {}
     found, cache = [first.logits], first.cache
     for place in range(3, 6):
@@ -79,9 +79,7 @@ def test_what_is_given_is_enough_and_not_too_much(twin: Any) -> None:
     with pytest.raises(ValueError, match="global_tokens are given, but the model has no global attention"):
         model(tokens, decoder_tokens=decoded, global_tokens=tokens > 50)
     model = made(twin, described("whisper", encoder_layers=1, decoder_layers=1))
-    with pytest.raises(
-        ValueError, match=r"features must be \[B, channels, frames\] = \[B, 12, 40\], got \(2, 12, 39\)"
-    ):
+    with pytest.raises(ValueError, match=r"features must be .* = \[B, 12, 40\], got \(2, 12, 39\)"):
         model(features=twin.array(np.ones((2, 12, 39), np.float32)), decoder_tokens=decoded)
 
 
@@ -116,5 +114,49 @@ def test_what_is_not_built_is_refused() -> None:
         described("wav2vec2", add_adapter=True)
     with pytest.raises(ValueError, match="feat_extract_norm must be group or layer, got 'batch'"):
         described("wav2vec2", feat_extract_norm="batch")
-    with pytest.raises(ValueError, match="encoder_attention_type must be one of local, transient-global, got 'full'"):
+    with pytest.raises(ValueError, match="encoder_attention_type must be local, of layers, got 'full'"):
         described("longt5", encoder_attention_type="full")
+
+
+def test_dropout_follows_its_key(twin: Any) -> None:
+    model = made(twin, described("bart", dropout=0.5, tie_word_embeddings=False))
+    given = {"tokens": twin.array(TOKENS), "decoder_tokens": twin.array(TOKENS)}
+    outs = [model(**given, dropout_key=key, deterministic=False) for key in (1, 1, 2)]
+    one, again, other = (twin.to_numpy(out.logits) for out in outs)
+    assert np.array_equal(one, again) and not np.array_equal(one, other)
+
+
+@pytest.mark.parametrize("name", ["bart", "t5"])
+def test_writes_what_transformers_writes(name: str) -> None:
+    torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
+    pytest.importorskip("transformers")
+    import maskattn_jax.models as in_jax
+    import maskattn_torch.models as in_torch
+
+    tiny = TINY[name]
+    peer = Peer.of(name, tiny)
+    settings, batch = peer.model.generation_config, peer.batch(tiny)
+    settings.eos_token_id = settings.forced_eos_token_id = None
+    settings.decoder_start_token_id, settings.pad_token_id = 3, 0
+    ids, mask = (torch.tensor(batch[key]) for key in ("input_ids", "attention_mask"))
+    given = {"input_ids": ids, "attention_mask": mask}
+    theirs = peer.model.generate(**given, max_new_tokens=7, do_sample=False)[:, 1:].numpy()
+    table, begin = models.describe(peer.config, peer.tensors), np.full((2, 1), 3)
+    one = in_torch.Model(table, lambda name, _: torch.tensor(peer.tensors[name])).eval()
+    other = in_jax.Model(table, lambda name, x: jnp.asarray(peer.tensors[name].transpose(x.order)))
+    options: dict[str, Any] = {"decoder_tokens": begin, "max_new_tokens": 7, "end_ids": ()}
+    assert (one.generate(ids, mask, **options).numpy() == theirs).all()
+    assert (np.asarray(other.generate(batch["input_ids"], batch["attention_mask"], **options)) == theirs).all()
+
+
+def test_sound_is_written_down(twin: Any) -> None:
+    model = made(twin, described("whisper", encoder_layers=1, decoder_layers=1))
+    given = inputs(twin, "whisper")
+    written = twin.to_numpy(model.generate(**given, max_new_tokens=3, end_ids=()))
+    begin = np.full((2, 1), 3)
+    for _ in range(3):
+        logits = twin.to_numpy(model(**given, decoder_tokens=twin.array(begin)).logits)
+        begin = np.concatenate([begin, logits[:, -1:].argmax(-1)], 1)
+    assert (written == begin[:, 1:]).all()
+    with pytest.raises(ValueError, match="features must be given, a whisper model reads them"):
+        model.generate(twin.array(TOKENS))

@@ -45,8 +45,8 @@ class _Local(Spec):
         kind = reading.get("encoder_attention_type", default="local")
         if kind != "local":
             raise ValueError(
-                f"{reading.where}: encoder_attention_type {kind!r} has keys that are sums of tokens, which no part of "
-                "a layer is; maskattn.models has the whole model"
+                f"{reading.where}: encoder_attention_type must be local, of layers, got {kind!r}: transient-global has "
+                "keys that are sums of tokens, which no part of a layer is; maskattn.models has it"
             )
         return _IN_BOTH_DIRECTIONS.read(reading, part)
 

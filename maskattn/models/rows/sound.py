@@ -41,6 +41,7 @@ WAV2VEC2: Row = {
     "front_norms": Key("feat_extract_norm", default="group"),
     "after": When(_STABLE, None, "encoder.layer_norm"),
     "final": When(_STABLE, "encoder.layer_norm"),
+    "bare": True,
     "dropout": _HIDDEN_DROPOUT,
     "inner_dropout": Key("activation_dropout", default=0.1),
     "project_norm": "feature_projection.layer_norm",
