@@ -4,6 +4,7 @@ The keys are those of `models.build`, read for each of the two stacks, and
 
 cross            query, key, value and out of the decoder's attention to what the encoder gives
 shift            what the decoder reads by itself (`models.encoder_decoder`)
+spare            a table that is saved, but not read
 frames           of an encoder of sound: the two convolutions and the table of positions, from the prefix
 transient        of LongT5's encoder: {"norm", "table"}, from the block and from the prefix
 """
@@ -19,7 +20,7 @@ from maskattn.models.attention import Attention
 from maskattn.models.block import Stack
 from maskattn.models.build import Builder
 from maskattn.models.encoder_decoder import EncoderDecoder
-from maskattn.models.leaves import Array, Conv
+from maskattn.models.leaves import Array, Conv, Embedding
 from maskattn.models.model import WholeModel
 from maskattn.models.sinusoids import spread
 from maskattn.models.sound import Frames
@@ -34,7 +35,7 @@ class TwoStacks(Builder):
         """As of `Builder`; that of transient global attention is the decoder's, in both directions."""
         if (part or self.part) != "encoder" or self.get("transient") is None:
             return super().attention(part)
-        made = super().attention("decoder")
+        made = AttentionConfig.from_hf(self.reading.config, 0, "decoder")
         assert isinstance(made.position_bias, T5Table)
         return made.replace(position_bias=replace(made.position_bias, bidirectional=True))
 
@@ -93,4 +94,12 @@ class TwoStacks(Builder):
             str(self.get("shift", "")),
             self.reading.get("decoder_start_token_id", default=None),
             self.reading.get("pad_token_id", default=None),
+            self.unused(),
         )
+
+    def unused(self) -> tuple[Embedding, ...]:
+        """A table that both stacks would share, were anything tied."""
+        if self.get("spare") is None or self.names is None:
+            return ()
+        leaf = Embedding(self.prefix + self.get("spare"), int(self.reading.get("vocab_size")), self.width)
+        return (leaf,) if self.there(leaf) else ()

@@ -10,7 +10,7 @@ from maskattn.masks import KeyMask
 from maskattn.models.attention import Given
 from maskattn.models.block import Stack
 from maskattn.models.heads import Vocabulary
-from maskattn.models.leaves import Leaf
+from maskattn.models.leaves import Embedding, Leaf
 from maskattn.models.model import Inputs, Output, WholeModel, kept, logits_of, masks_of
 from maskattn.models.part import B, Run
 from maskattn.models.sound import Frames
@@ -26,6 +26,7 @@ class EncoderDecoder(WholeModel):
         front: what comes before the encoder's blocks. tokens: before the decoder's.
         shift: what the decoder reads where nothing is given: "start" is the encoder's tokens behind `start`, "last"
             the same behind the last of them that is not `pad`; "" needs them.
+        unused: what is saved, and not read.
     """
 
     front: Tokens | Frames
@@ -36,6 +37,7 @@ class EncoderDecoder(WholeModel):
     shift: str = ""
     start: int | None = None
     pad: int | None = None
+    unused: tuple[Embedding, ...] = ()
 
     @property
     def hears(self) -> bool:

@@ -35,6 +35,7 @@ BART: Row = {
     "kind": "two",
     "prefix": "model.",
     "table": When(_TIED, "shared", _both("*.embed_tokens")),
+    "spare": When(_TIED, None, "shared"),
     "table_scale": When(Key("scale_embedding", default=False), Merged(_root), 1.0),
     "table_norm": _both("*.layernorm_embedding"),
     "positions": _both("*.embed_positions"),
@@ -155,6 +156,7 @@ ENCODER_DECODERS: dict[str, Row] = {
         **BART,
         **_SAVED,
         "table": When(_ONE_VOCABULARY, BART["table"], _both("*.embed_tokens")),
+        "spare": None,
         "vocabulary": When(
             _ONE_VOCABULARY,
             Key("vocab_size"),
@@ -195,6 +197,7 @@ ENCODER_DECODERS: dict[str, Row] = {
         **BART,
         **_PRE_NORM,
         "table": "decoder.embed_tokens",
+        "spare": None,
         "table_scale": 1.0,
         "table_norm": None,
         "frames": Every(encoder=("encoder.conv1", "encoder.conv2", "encoder.embed_positions.weight")),
