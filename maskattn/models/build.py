@@ -166,7 +166,7 @@ class Builder:
             return Halves(self.linear(names[0], self.width, 2 * inner, bias, into), down, activation)
         ups = [self.linear(name, self.width, inner, bias, into) for name in names[:-1]]
         rate = float(self.get("inner_dropout", 0.0))
-        return Gated(*ups, down, activation, rate) if len(ups) == 2 else Plain(ups[0], down, activation, rate)
+        return Gated(ups[0], ups[1], down, activation, rate) if len(ups) == 2 else Plain(ups[0], down, activation, rate)
 
     def activation(self, name: str, default: str) -> str:
         """One of the functions of `ACTIVATIONS`."""

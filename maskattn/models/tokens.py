@@ -52,8 +52,10 @@ class Positions(Part):
         table, use = self.table, run.use
         if isinstance(table, Embedding):
             return run.embed(table, at, rows)
-        computed = not isinstance(table, Array)
-        held = use.as_array(table.numbers(rows.shape[-1]), rows) if computed else run.array(table, at)
+        if isinstance(table, Array):
+            held = run.array(table, at)
+        else:
+            held = use.as_array(table.numbers(rows.shape[-1]), rows)
         found = use.rows(held, rows)
         return use.arithmetic.broadcast(found, found.shape, like)
 

@@ -56,11 +56,12 @@ class TransientGlobal(Attention):
         """The block of each token of x, int [B, L], -1 of padding; and of each sum its own, int [1 or B, count], -1
         where there is none: there are as many as blocks that end with a token."""
         use, size = run.use, self.size
-        count, tokens = x.shape[1] // size, use.arange(x.shape[1], x)[None]
-        places = use.arange(count, x)[None]
+        count = x.shape[1] // size
+        tokens: Traced = use.arange(x.shape[1], x)[None]
+        places: Traced = use.arange(count, x)[None]
         whole: Traced = count if keep is None else keep[:, size - 1 :: size].sum(1)[:, None]
-        last = tokens * 0 + whole - 1
-        ids = use.where(tokens // size < last, tokens // size, last)
+        last: Traced = tokens * 0 + whole - 1
+        ids: Traced = use.where(tokens // size < last, tokens // size, last)
         if keep is not None:
             return use.where(keep, ids, ids * 0 - 1), use.where(places < whole, places, places * 0 - 1)
         return use.broadcast(ids, x.shape[:2]), places
