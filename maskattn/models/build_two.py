@@ -94,7 +94,7 @@ class TwoStacks(Builder):
             str(self.get("shift", "")),
             self.reading.get("decoder_start_token_id", default=None),
             self.reading.get("pad_token_id", default=None),
-            self.unused(),
+            decoder.unused(),
         )
 
     def unused(self) -> tuple[Embedding, ...]:

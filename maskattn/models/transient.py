@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import numpy as np
+
 from maskattn.biases import T5Buckets
-from maskattn.cache import StoredBias
 from maskattn.layer import T5Table
 from maskattn.masks import Full, Stored
 from maskattn.models.attention import Attention, Given, Separate
@@ -42,15 +43,21 @@ class TransientGlobal(Attention):
         blocks, here = self.blocks(x, given.keep, run)
         sums = run.norm(self.norm, at, use.sums(x, blocks, count))
         three = query, run.linear(inputs.key, at, sums), run.linear(inputs.value, at, sums)
-        part = self.config.position_bias
-        assert isinstance(part, T5Table)
-        table = T5Buckets(given.shared[GLOBAL_TABLE], part.max_distance, part.bidirectional)
         asked = self.asked(x, run, given, Stored(Full(), blocks, here), lse=True)
-        asked = replace(asked, bias=StoredBias(table, blocks, here))
+        asked = replace(asked, bias=self.bias(blocks, count, run, given))
         layer = replace(self.layer(at, run, given), config=self.config.replace(position_bias=None))
         far = attend_heads(layer, three, asked)
         assert near.lse is not None and far.lse is not None
         return self.ended(at, use.merge(near.output, near.lse, far.output, far.lse), run), None
+
+    def bias(self, blocks: B, count: int, run: Run[B], given: Given[B]) -> B:
+        """What distances in blocks add, [B, H, L, count]."""
+        part, use = self.config.position_bias, run.use
+        assert isinstance(part, T5Table)
+        buckets = T5Buckets(np.zeros((part.rows, 1), np.float32), part.max_distance, part.bidirectional)
+        ids: Traced = blocks
+        found: Traced = use.rows(given.shared[GLOBAL_TABLE], buckets.rows(0, ids[..., None], use.arange(count, ids)))
+        return found.swapaxes(2, 3).swapaxes(1, 2)
 
     def blocks(self, x: B, keep: Traced, run: Run[B]) -> tuple[B, B]:
         """The block of each token of x, int [B, L], -1 of padding; and of each sum its own, int [1 or B, count], -1

@@ -10,7 +10,7 @@ import pytest
 
 from maskattn import models, standards
 from maskattn.parity.against.hurry import HURRY
-from maskattn.parity.models.peer import Peer
+from maskattn.parity.models.peer import WORDS, Peer
 from maskattn.parity.models.tiny import TINY
 
 DRAWS = np.random.default_rng(3)
@@ -172,3 +172,23 @@ def test_sound_is_written_down(twin: Any) -> None:
     assert (written == logits[:, :-1].argmax(-1)).all()
     with pytest.raises(ValueError, match="features must be given, a whisper model reads them"):
         model.generate(twin.array(TOKENS))
+
+
+def test_gradients_of_sums_of_blocks_are_those_of_transformers() -> None:
+    torch = pytest.importorskip("torch")
+    pytest.importorskip("transformers")
+    from maskattn_torch.models import Model
+
+    tiny = TINY["longt5+global"]
+    peer = Peer.of("longt5", tiny)
+    batch = {name: torch.tensor(x) for name, x in peer.batch(tiny).items()}
+    model = Model(models.describe(peer.config, peer.tensors), lambda name, _: torch.tensor(peer.tensors[name])).eval()
+    outs = peer.model(**batch), model(**{WORDS[name]: x for name, x in batch.items()})
+    keep = batch["decoder_attention_mask"][..., None]
+    for out in outs:
+        (out.logits * keep).sin().sum().backward()
+    theirs = {name: x.grad for name, x in peer.model.named_parameters()}
+    most = max(float(x.abs().max()) for x in theirs.values())
+    for name, x in model.named_parameters():
+        assert x.grad is not None and x.grad.abs().max() > 0, name
+        assert (x.grad - theirs[name]).abs().max() <= standards.value("tier4.float32") * most, name

@@ -29,6 +29,7 @@ class Tiny:
         padding: the sides on which the second sequence is padded; () where the model takes no mask.
         length: tokens of a sequence, frames or samples.
         attention: the implementation of transformers that is compared with.
+        small: how the names end of parameters that are drawn small: queries, where nothing scales the logits.
         options: further arguments of a call, in transformers' words.
     """
 
@@ -38,4 +39,5 @@ class Tiny:
     padding: tuple[str, ...] = ("right", "left")
     length: int = 14
     attention: str = "eager"
+    small: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)

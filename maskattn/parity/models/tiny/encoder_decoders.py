@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from maskattn.parity.models.tiny._tiny import Tiny
 
 _BART = {
@@ -33,7 +35,12 @@ _LED = {
     "max_decoder_position_embeddings": 60,
 }
 _GLOBAL = [[1] + [0] * 13, [0, 0, 0, 0, 1, 1] + [0] * 8]
-_LONG = {**_T5, "local_radius": 3, "global_block_size": 4}
+_LONG = {"local_radius": 3, "global_block_size": 4}
+
+
+def _t5(model: str, config: dict[str, Any], inputs: str = "both", length: int = 14) -> Tiny:
+    return Tiny(model, {**_T5, **config}, inputs, length=length, small=".q.weight")
+
 
 ENCODER_DECODERS: dict[str, Tiny] = {
     "bart": Tiny("BartForConditionalGeneration", _BART, "both"),
@@ -81,17 +88,13 @@ ENCODER_DECODERS: dict[str, Tiny] = {
         padding=(),
         length=40,
     ),
-    "t5": Tiny("T5ForConditionalGeneration", _T5, "both"),
-    "t5+gated": Tiny(
-        "T5ForConditionalGeneration",
-        {**_T5, "feed_forward_proj": "gated-gelu", "tie_word_embeddings": False},
-        "both",
-    ),
-    "t5+encoder": Tiny("T5EncoderModel", _T5),
-    "mt5": Tiny("MT5ForConditionalGeneration", _T5, "both"),
-    "umt5": Tiny("UMT5ForConditionalGeneration", _T5, "both"),
-    "longt5": Tiny("LongT5ForConditionalGeneration", {**_LONG, "encoder_attention_type": "local"}, "both"),
-    "longt5+global": Tiny(
-        "LongT5ForConditionalGeneration", {**_LONG, "encoder_attention_type": "transient-global"}, "both", length=18
+    "t5": _t5("T5ForConditionalGeneration", {}),
+    "t5+gated": _t5("T5ForConditionalGeneration", {"feed_forward_proj": "gated-gelu", "tie_word_embeddings": False}),
+    "t5+encoder": _t5("T5EncoderModel", {}, "tokens"),
+    "mt5": _t5("MT5ForConditionalGeneration", {}),
+    "umt5": _t5("UMT5ForConditionalGeneration", {}),
+    "longt5": _t5("LongT5ForConditionalGeneration", {**_LONG, "encoder_attention_type": "local"}),
+    "longt5+global": _t5(
+        "LongT5ForConditionalGeneration", {**_LONG, "encoder_attention_type": "transient-global"}, length=18
     ),
 }
