@@ -149,6 +149,11 @@ class Rope(Spec):
             fraction = self.fraction
             if self.partial or (self.partial is None and fraction != 1.0):
                 fraction = float(found.get("partial_rotary_factor", fraction))
+            elif found.get("partial_rotary_factor", 1.0) != 1.0 and found.get("rope_type", "default") != "default":
+                raise ValueError(
+                    f"{reading.where}: {reading.model_type!r} turns whole heads: partial_rotary_factor must be 1 where "
+                    f"rope_type is {found['rope_type']!r}, got {found['partial_rotary_factor']!r}"
+                )
             head_dim = settled(self.head_dim, reading, part)
             if head_dim is None:
                 heads = reading.get("num_attention_heads", "n_head", "n_heads")

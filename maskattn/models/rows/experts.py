@@ -38,18 +38,20 @@ def _qwen(**more: object) -> Row:
     return {**_PLAIN, "experts": When(Merged(_is_sparse), experts)}
 
 
-def _kept(reading: Reading) -> int:
-    """How many groups DeepSeek-V2 keeps; all, where it is not limited.
+def _limited(key: str) -> Merged:
+    """How many groups of experts DeepSeek-V2 has, or keeps: one, where the choice is not limited by them.
 
     Raises:
         ValueError: it chooses in a way that is not known.
     """
-    method = reading.get("topk_method", default="greedy")
-    if method not in ("greedy", "group_limited_greedy"):
-        raise ValueError(f"{reading.where}: topk_method must be greedy or group_limited_greedy, got {method!r}")
-    return (
-        int(reading.get("topk_group")) if method == "group_limited_greedy" else int(reading.get("n_group", default=1))
-    )
+
+    def read(reading: Reading) -> int:
+        method = reading.get("topk_method", default="greedy")
+        if method not in ("greedy", "group_limited_greedy"):
+            raise ValueError(f"{reading.where}: topk_method must be greedy or group_limited_greedy, got {method!r}")
+        return 1 if method == "greedy" else int(reading.get(key))
+
+    return Merged(read)
 
 
 _DEEPSEEK: Row = {
@@ -127,7 +129,8 @@ EXPERTS: dict[str, Row] = {
     },
     "deepseek_v2": {
         **_deepseek(
-            kept=Merged(_kept),
+            groups=_limited("n_group"),
+            kept=_limited("topk_group"),
             scale=Key("routed_scaling_factor", default=1.0),
             shared_bias=Key("mlp_bias", default=False),
         ),
