@@ -314,11 +314,10 @@ def whole_model_share(ours: Array, theirs: Array, right: Array, dtype: DTypeLike
     In a narrower dtype that of the error by that of the peer's.
     """
     ours, theirs, right = (np.asarray(x).astype(np.float64) for x in (ours, theirs, right))
-    own, size = _root_mean_square(theirs - right), eps(dtype) * _root_mean_square(right)
+    own = _root_mean_square(theirs - right)
     if is_narrow(dtype):
-        limit = max(value("tier4.bfloat16") * own, value("tier2.half_ulp") * size)
-        return float(share(_root_mean_square(ours - right), limit))
-    limit = value("tier4.own") * own + value("layer.each") * size
+        return float(share(_root_mean_square(ours - right), value("tier4.bfloat16") * own))
+    limit = value("tier4.own") * own + value("layer.each") * eps(dtype) * _root_mean_square(right)
     return max(float(share(_root_mean_square(ours - theirs), limit)), model_share(ours, theirs) if limit else 0.0)
 
 

@@ -99,7 +99,7 @@ class Peer:
             import torch
 
             mask = self.model._get_feature_vector_attention_mask(shape[1], torch.tensor(mask)).numpy()
-        return mask.astype(bool)
+        return mask.astype(bool) if mask.shape == tuple(shape[:2]) else np.ones(shape[:1], bool)
 
     def aliases(self) -> list[list[str]]:
         """The names of each parameter: of tied ones there are several."""
@@ -124,20 +124,14 @@ class Peer:
     def run(
         self, batch: Mapping[str, Array], projections: Mapping[str, Array] | None = None
     ) -> tuple[dict[str, Array], dict[str, Array]]:
-        """Its "logits", "pooled" and "hidden_states.N", of an encoder beside it "encoder_hidden" and
-        "encoder_hidden_states.N": those that it has; and, by their names, gradients of the sum of `projections` times
-        what has their names, where they are given."""
+        """What it gives by our names, those that it has: "logits", "hidden_states.N" and so on; and, by their names,
+        gradients of the sum of `projections` times what has their names, where they are given."""
         import torch
 
         wide = next(self.model.parameters()).dtype == torch.float64
         with torch.set_grad_enabled(projections is not None), _wide() if wide else nullcontext():
             out = self.model(**{key: torch.tensor(x) for key, x in batch.items()}, output_hidden_states=True)
-        found = {"logits": out.get("logits"), "pooled": out.get("pooler_output")}
-        found["encoder_hidden"] = out.get("encoder_last_hidden_state")
-        for name in ("hidden_states", "decoder_hidden_states", "encoder_hidden_states"):
-            states = enumerate(out.get(name) or ())
-            found |= {f"{name.removeprefix('decoder_')}.{n}": x for n, x in states}
-        found = {name: x for name, x in found.items() if x is not None}
+        found = given_by(out)
         gradients: dict[str, Array] = {}
         if projections is not None:
             held = dict(self.model.named_parameters(remove_duplicate=False))
@@ -145,6 +139,39 @@ class Peer:
             made = torch.autograd.grad(loss, list(held.values()), allow_unused=True, materialize_grads=True)
             gradients = {name: to_numpy(x) for name, x in zip(held, made, strict=True)}
         return {name: to_numpy(x) for name, x in found.items()}, gradients
+
+
+#: transformers' names of outputs -> ours.
+GIVEN: Mapping[str, str] = {
+    "logits": "logits",
+    "logits_per_image": "logits",
+    "last_hidden_state": "hidden",
+    "encoder_last_hidden_state": "encoder_hidden",
+    "pooler_output": "pooled",
+    "text_embeds": "text_embeds",
+    "image_embeds": "image_embeds",
+    "mask": "masked",
+    "text_model_output": "texts",
+    "vision_model_output": "images",
+}
+
+
+def given_by(out: Any, names: Mapping[str, str] = GIVEN) -> dict[str, Any]:
+    """Arrays of an output by our names; those of towers behind the tower's name and a dot."""
+    found: dict[str, Any] = {}
+    for name, ours in names.items():
+        x = getattr(out, name, None)
+        if x is None:
+            continue
+        if ours in ("texts", "images"):
+            # transformers puts what is compared in the place of what a tower pooled
+            found |= {f"{ours}.{key}": y for key, y in given_by(x, names).items() if key.startswith("hidden")}
+        else:
+            found[ours] = x
+    for name in ("hidden_states", "decoder_hidden_states", "encoder_hidden_states"):
+        states = enumerate(getattr(out, name, None) or ())
+        found |= {f"{name.removeprefix('decoder_')}.{n}": x for n, x in states}
+    return found
 
 
 @cache

@@ -22,6 +22,8 @@ COLUMNS: Mapping[str, str] = {
     "gradients": "of every parameter, by its published name, in float32: of a random projection of all that is given",
     "bfloat16": "everything once more in bfloat16, beside transformers' own error",
 }
+#: What our models give also where the class of transformers keeps it for itself.
+MORE = {"hidden", "pooled"}
 #: What `--dtype` runs.
 DTYPES: Mapping[str, tuple[str, ...]] = {"float32": ("hidden", "logits", "gradients"), "bfloat16": ("bfloat16",)}
 
@@ -163,7 +165,7 @@ class Case:
     def judge(self, twin: Twin) -> Iterator[tuple[str, Cell]]:
         """(column, cell) of all that a twin gives."""
         ours, slopes = twin.run(self.batch, self.projections)
-        for name in self.theirs.keys() | ours.keys():
+        for name in self.theirs.keys() | (ours.keys() - MORE):
             column = self.dtype if self.dtype in COLUMNS else "logits" if name == "logits" else "hidden"
             yield column, Cell(self._share(name, ours), name)
         if self.projections is not None:

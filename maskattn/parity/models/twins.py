@@ -12,7 +12,7 @@ from maskattn.arrays import to_numpy
 from maskattn.models import Output, TokenModel
 from maskattn.models.leaves import Leaf, Linear, Tensor
 from maskattn.models.part import find
-from maskattn.parity.models.peer import WORDS
+from maskattn.parity.models.peer import GIVEN, WORDS, given_by
 from maskattn.typing import NumPyArray as Array
 
 #: What something gave, by its name.
@@ -130,10 +130,7 @@ TWINS: tuple[type[Twin], ...] = (Torch, Jax)
 
 def outputs_of(out: Output[Any]) -> dict[str, Any]:
     """What a model gave, by name: hidden states of each layer by number."""
-    found = {"logits": out.logits, "pooled": out.pooled, "encoder_hidden": getattr(out, "encoder_hidden", None)}
-    for name in ("hidden_states", "encoder_hidden_states"):
-        found |= {f"{name}.{n}": x for n, x in enumerate(getattr(out, name, None) or ())}
-    return {name: x for name, x in found.items() if x is not None}
+    return given_by(out, {name: name for name in GIVEN.values()})
 
 
 def parameters(table: TokenModel) -> Iterator[tuple[str, Leaf, Tensor]]:
