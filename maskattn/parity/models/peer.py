@@ -128,9 +128,14 @@ class Peer:
         gradients of the sum of `projections` times what has their names, where they are given."""
         import torch
 
-        wide = next(self.model.parameters()).dtype == torch.float64
+        from maskattn_torch.testing.adapter import from_numpy
+
+        dtype = next(self.model.parameters()).dtype
+        wide = dtype == torch.float64
+        given = {key: from_numpy(x) for key, x in batch.items()}
+        given |= {key: given[key].to(dtype) for key in FEATURES & given.keys()}
         with torch.set_grad_enabled(projections is not None), _wide() if wide else nullcontext():
-            out = self.model(**{key: torch.tensor(x) for key, x in batch.items()}, output_hidden_states=True)
+            out = self.model(**given, output_hidden_states=True)
         found = given_by(out)
         gradients: dict[str, Array] = {}
         if projections is not None:
@@ -141,6 +146,8 @@ class Peer:
         return {name: to_numpy(x) for name, x in found.items()}, gradients
 
 
+#: Inputs of the dtype of a model.
+FEATURES = {"pixel_values", "input_values", "input_features"}
 #: transformers' names of outputs -> ours.
 GIVEN: Mapping[str, str] = {
     "logits": "logits",
