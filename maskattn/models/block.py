@@ -6,6 +6,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+
 from maskattn.models.attention import Attention, Given
 from maskattn.models.leaves import Array, Leaf, Linear, Norm
 from maskattn.models.part import B, Part, Run, find
@@ -44,6 +46,7 @@ class Block(Part):
         scales: learned factors of each channel, for the two branches; () has none.
         normed_sum: whether branches are added to what their first norm gave (BLOOM's option).
         dropout_rate: of the branches.
+        depth_rate: how often a whole branch of a sequence is dropped (stochastic depth).
     """
 
     attention: Attention
@@ -55,6 +58,7 @@ class Block(Part):
     scales: tuple[Array, ...] = ()
     normed_sum: bool = False
     dropout_rate: float = 0.0
+    depth_rate: float = 0.0
 
     def apply(self, at: object, h: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
         """h [B, L, E] -> [B, L, E], and the new cache where there is one: of cross-attention, a pair."""
@@ -81,7 +85,12 @@ class Block(Part):
     def _branch(self, place: int, at: object, x: B, run: Run[B]) -> B:
         if self.scales:
             x = run.use.product(x, run.array(self.scales[place], at))
-        return run.drop(x, self.dropout_rate)
+        x = run.drop(x, self.dropout_rate)
+        if not self.depth_rate or run.key is None:
+            return x
+        first: Traced = x
+        ones = run.use.as_array(np.ones((first.shape[0], 1, 1), np.float32), x)
+        return run.use.product(x, run.drop(ones, self.depth_rate))
 
 
 @dataclass(frozen=True)
@@ -92,6 +101,7 @@ class Stack(Part):
         places: the path of the module of each block; blocks at one path share their parameters.
         shared: parameters that blocks share, by their canonical names.
         final: the norm behind the last block. project: behind that, to the width of the head.
+        raw_states: whether the last of the hidden states that are noted is what the last block gave, without those.
     """
 
     blocks: tuple[Block, ...]
@@ -99,6 +109,7 @@ class Stack(Part):
     shared: tuple[tuple[str, Leaf], ...] = ()
     final: Norm | None = None
     project: Linear | None = None
+    raw_states: bool = False
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
         seen: set[str] = set()
@@ -121,7 +132,10 @@ class Stack(Part):
             block: Traced = find(at, place)
             h, cache = block(h, run.within(number), given, None if caches is None else caches[number])
             grown.append(cache)
+        if self.raw_states:
+            given.note(h)
         h = run.norm(self.final, at, h)
         h = h if self.project is None else run.linear(self.project, at, h)
-        given.note(h)
+        if not self.raw_states:
+            given.note(h)
         return h, None if caches is None else tuple(grown)

@@ -59,6 +59,21 @@ class Ops(Protocol[B]):
     def fold(self, key: B, number: int) -> B:
         """The key of a place, from the key of what it is within."""
 
+    def products(self, x: B, y: B) -> B:
+        """x [..., width] by all rows of y [rows, width]: [..., rows]."""
+
+    def mean(self, x: B) -> B:
+        """The mean of x [B, L, E] over L: [B, E]."""
+
+    def order(self, x: B) -> B:
+        """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""
+
+    def take(self, x: B, places: B) -> B:
+        """The tokens of x [B, L, E] at places [B, N]: [B, N, E]."""
+
+    def uniform(self, key: B, shape: Sequence[int]) -> B:
+        """Numbers in [0, 1), float32."""
+
     def arange(self, length: int, like: B) -> B:
         """0, 1, ..., int32 [length], where `like` is."""
 
