@@ -6,14 +6,25 @@ from collections.abc import Container
 
 from maskattn._hf_config import Reading, row_of
 from maskattn.models.build import Builder
+from maskattn.models.build_images import AutoencoderBuilder, ImageBuilder, TowersBuilder, WindowBuilder
 from maskattn.models.leaves import first_numbers
-from maskattn.models.model import Configuration, Inputs, Output, TokenModel
+from maskattn.models.model import Configuration, Inputs, Output, TokenModel, Whole
 from maskattn.models.rows import ROWS
 
-__all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "describe", "first_numbers"]
+__all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "Whole", "describe", "first_numbers"]
 
 
-def describe(config: object, names: Container[str] | None = None) -> TokenModel:
+#: What the `kind` of a row says -> what reads the row.
+BUILDERS: dict[str, type[Builder]] = {
+    "tokens": Builder,
+    "images": ImageBuilder,
+    "windows": WindowBuilder,
+    "autoencoder": AutoencoderBuilder,
+    "towers": TowersBuilder,
+}
+
+
+def describe(config: object, names: Container[str] | None = None) -> Whole:
     """The model that a Hugging Face configuration means.
 
     Args:
@@ -24,4 +35,5 @@ def describe(config: object, names: Container[str] | None = None) -> TokenModel:
         TypeError: config is no configuration. ValueError: no row of its model type, with the nearest; a key is missing.
     """
     reading = Reading(config, 0, "models.describe")
-    return Builder(row_of(reading, ROWS, "model"), reading, names=names).model()
+    row = row_of(reading, ROWS, "model")
+    return BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names).model()

@@ -6,8 +6,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-import numpy as np
-
 from maskattn.models.attention import Attention, Given
 from maskattn.models.leaves import Array, Leaf, Linear, Norm
 from maskattn.models.part import B, Part, Run, find
@@ -89,7 +87,7 @@ class Block(Part):
         if not self.depth_rate or run.key is None:
             return x
         first: Traced = x
-        ones = run.use.as_array(np.ones((first.shape[0], 1, 1), np.float32), x)
+        ones = run.use.arithmetic.zeros((first.shape[0], 1, 1), x) + 1
         return run.use.product(x, run.drop(ones, self.depth_rate))
 
 

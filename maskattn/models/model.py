@@ -10,7 +10,8 @@ from typing import Any, Generic
 from maskattn.masks import KeyMask, Mask
 from maskattn.models.attention import Given
 from maskattn.models.block import Block, Stack
-from maskattn.models.heads import First, Vocabulary
+from maskattn.models.heads import Chosen, First, Vocabulary
+from maskattn.models.leaves import Linear
 from maskattn.models.part import B, Part, Run
 from maskattn.models.tokens import Tokens
 from maskattn.typing import Traced
@@ -31,8 +32,13 @@ class Output(Generic[B]):
         hidden: [B, L, E], the last hidden states, behind the last norm.
         logits: of the model's head; None where the checkpoint has none.
         pooled: [B, E], one vector for each sequence; None where the model makes none.
-        hidden_states: where asked for, what each block read, and `hidden`.
+        hidden_states: where asked for, what each block read, and `hidden`; of models of images, as transformers has it,
+            the last is what the last norm read, and with stages they are those of stages.
         cache: where one was given, the new one: an entry for each layer.
+        text_embeds, image_embeds: [B, P], of CLIP and SigLIP, what texts and images are compared by; where both were
+            given, of length 1, and the logits are those of each image for each text, [images, texts].
+        texts, images: of models with two towers, what each gave; `hidden` is that of the images, if there are any.
+        masked: bool [B, patches], of masked autoencoders, True = not seen.
     """
 
     hidden: B
@@ -40,6 +46,11 @@ class Output(Generic[B]):
     pooled: B | None = None
     hidden_states: tuple[B, ...] | None = None
     cache: tuple[Traced, ...] | None = None
+    text_embeds: B | None = None
+    image_embeds: B | None = None
+    texts: Output[B] | None = None
+    images: Output[B] | None = None
+    masked: B | None = None
 
 
 @dataclass
@@ -64,27 +75,45 @@ class Inputs(Generic[B]):
 
 
 @dataclass(frozen=True)
-class TokenModel(Part):
-    """Tokens, blocks, and heads.
+class Whole(Part):
+    """A whole model.
 
     Attributes:
         model_type: as configurations call it.
     """
 
     model_type: str
-    tokens: Tokens
-    stack: Stack
-    head: Vocabulary | None = None
-    pooler: First | None = None
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """(path, block) of all blocks, each path once."""
-        yield from dict(zip(self.stack.places, self.stack.blocks, strict=True)).items()
+        raise NotImplementedError
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TokenModel(Whole):
+    """Tokens, blocks, and heads.
+
+    Attributes:
+        embeds: of CLIP's, from the pooled vector to the one that is compared with images.
+    """
+
+    tokens: Tokens
+    stack: Stack
+    head: Vocabulary | None = None
+    pooler: First | Chosen | None = None
+    embeds: Linear | None = None
+
+    def blocks(self) -> Iterator[tuple[str, Block]]:
+        yield from dict(zip(self.stack.places, self.stack.blocks, strict=True)).items()
+
+    def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         tokens = inputs.tokens
-        assert tokens is not None
+        if tokens is None:
+            raise ValueError(f"Model: tokens must be given, {self.model_type} reads them")
         use = run.use
         keep: Traced = None
         if inputs.attention_mask is not None:
@@ -104,8 +133,9 @@ class TokenModel(Part):
             rows = use.arange(read.shape[0], h)
             read = read[rows, use.as_array(inputs.logits_at, tokens)][:, None]
         logits = None if self.head is None else self.head.apply(at, read, run)
-        pooled = None if self.pooler is None else self.pooler.apply(at, h, run)
-        return Output(h, logits, pooled, None if states is None else tuple(states), cache)
+        pooled = None if self.pooler is None else self.pooler.apply(at, h, run, tokens)
+        embeds = None if self.embeds is None or pooled is None else run.linear(self.embeds, at, pooled)
+        return Output(h, logits, pooled, None if states is None else tuple(states), cache, text_embeds=embeds)
 
     def _masks(self, keep: Traced) -> dict[Mask, Mask | None]:
         """The masks of the blocks with the padding of a batch."""

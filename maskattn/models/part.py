@@ -60,7 +60,7 @@ class Ops(Protocol[B]):
         """The key of a place, from the key of what it is within."""
 
     def products(self, x: B, y: B) -> B:
-        """x [..., width] by all rows of y [rows, width]: [..., rows]."""
+        """x [..., width] by all rows of y [rows, width]: [..., rows]; of the dtype of x."""
 
     def mean(self, x: B) -> B:
         """The mean of x [B, L, E] over L: [B, E]."""

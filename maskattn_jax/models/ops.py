@@ -79,7 +79,7 @@ class Plain:
 
     def products(self, x: Array, y: Array) -> Array:
         """x [..., width] by all rows of y [rows, width]: [..., rows]."""
-        return x @ y.astype(x.dtype).T
+        return (x @ y.T).astype(x.dtype)
 
     def mean(self, x: Array) -> Array:
         """The mean of x [B, L, E] over L: [B, E]."""

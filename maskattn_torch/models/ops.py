@@ -76,7 +76,8 @@ class Plain:
 
     def products(self, x: Array, y: Array) -> Array:
         """x [..., width] by all rows of y [rows, width]: [..., rows]."""
-        return F.linear(x, y.to(x.dtype))
+        wide = torch.promote_types(x.dtype, y.dtype)
+        return F.linear(x.to(wide), y.to(wide)).to(x.dtype)
 
     def mean(self, x: Array) -> Array:
         """The mean of x [B, L, E] over L: [B, E]."""

@@ -6,6 +6,7 @@ from maskattn.layer.from_hf import Row
 from maskattn.models.rows.decoders import DECODERS
 from maskattn.models.rows.encoders import ENCODERS
 from maskattn.models.rows.gpt import GPT
+from maskattn.models.rows.images import IMAGES
 
 #: model type -> its row: see `_build`.
-ROWS: dict[str, Row] = {**DECODERS, **GPT, **ENCODERS}
+ROWS: dict[str, Row] = {**DECODERS, **GPT, **ENCODERS, **IMAGES}
