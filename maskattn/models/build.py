@@ -21,8 +21,8 @@ parallel, residual, scales, normed_sum, dropout
                  of the blocks (`models.block.Block`)
 head             logits of the vocabulary: its path, or {"project", "bias", "dense", "norm", "activation"}; `tied`,
                  `head_bias`, `logit_scale`, `softcap`
-pooler           a layer of the first token; `pooled` "last" or "end": a layer, if any, of the last one or of the one that
-                 ends the text. `embeds`: a projection behind it, without a bias, to `embeds_width`
+pooler           a layer of the first token; `pooled` "last" or "end": a layer, if any, of the last one or of the one
+                 that ends the text. `embeds`: a projection behind it, without a bias, to `embeds_width`
 """
 
 from __future__ import annotations
@@ -276,7 +276,9 @@ class Builder:
             return Chosen(dense, self.reading.get("eos_token_id") if rule == "end" else None)
         if name is None:
             return None
-        made: First | Chosen = First(Linear(self.prefix + name, self.width, self.width), self.activation("pooler_activation", "tanh"))
+        made: First | Chosen = First(
+            Linear(self.prefix + name, self.width, self.width), self.activation("pooler_activation", "tanh")
+        )
         return made if all(self.there(leaf) for _, leaf in made.leaves()) else None
 
     def projection(self) -> Linear | None:

@@ -5,11 +5,11 @@ Keys of rows beside those of `models.build`:
 kind             which builder: "images", "windows" (stages of windows), "autoencoder", "towers" (texts and images)
 patches          the layer of patches, with a bias but where `patch_bias` says no; `padded` where images are padded to
                  whole patches
-before           tokens before the patches, with `token_axes` axes; `registers` behind the first of them, `register_rows`
-                 of them; `mask_token` with `mask_axes`, where the checkpoint has it, or `masked` says so
+before           tokens before the patches, with `token_axes` axes; `registers` behind the first of them,
+                 `register_rows` of them; `mask_token` with `mask_axes`, where the checkpoint has it, or `masked` says
 positions        of the tokens before and the patches; `position_table` where it is an embedding, `smooth`, `frozen`
 patch_norm       of patches, with its `patch_eps`; `front_norm` of all, behind positions
-fixed            whether images must have the size of training; `turned`: DINOv3's rotary positions
+fixed            whether images must have the size of training; `axial`: DINOv3's rotary positions
 pooled           "first" (with `pooler`, a layer, or `pooler_norm`), "mean" (with `pooler_norm`) or "probe"
 classes          layers of logits, of which those count that are there; `classes_read`: `models.heads.Classes`
 embeds           the projection of the pooled vector, to `embeds_width`
@@ -168,9 +168,9 @@ class ImageBuilder(Builder):
         patches, body = self.patches(), self.body()
         width = self.width if isinstance(body, Stack) else body.final.width
         head = self.classes(width, patches.skip)
-        turned = bool(self.get("turned", False))
+        axial = bool(self.get("axial", False))
         return ImageModel(
-            self.reading.model_type, patches, body, self.pool(patches.skip), head, self.projection(), turned
+            self.reading.model_type, patches, body, self.pool(patches.skip), head, self.projection(), axial
         )
 
 

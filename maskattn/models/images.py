@@ -186,7 +186,7 @@ class ImageModel(Whole):
     """Patches, blocks, and heads.
 
     Attributes:
-        turned: whether queries and keys are turned by the places of patches, from -1 to 1 on each axis (DINOv3).
+        axial: whether queries and keys are turned by the places of patches, from -1 to 1 on each axis (DINOv3).
         embeds: of CLIP's, from the pooled vector to the one that is compared with texts.
     """
 
@@ -195,7 +195,7 @@ class ImageModel(Whole):
     pooler: First | Mean | Probe | None = None
     head: Classes | None = None
     embeds: Linear | None = None
-    turned: bool = False
+    axial: bool = False
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """(path, block) of all blocks, each path once."""
@@ -206,7 +206,7 @@ class ImageModel(Whole):
         """One call."""
         h, grid = self.patches.apply(at, inputs.images, run)
         states: list[B] | None = [] if inputs.hidden_states else None
-        turns = centers(grid, self.patches.skip) if self.turned else None
+        turns = centers(grid, self.patches.skip) if self.axial else None
         given: Given[B] = Given(positions=turns, grid=grid, states=states)
         h, _ = self.body.apply(at, h, run, given)
         pooled = None if self.pooler is None else self.pooler.apply(at, h, run)

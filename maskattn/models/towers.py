@@ -51,9 +51,7 @@ class Towers(Whole):
         logits = use.product(use.products(pictures, words), use.activate(run.array(self.scale, at), "exp"))
         if self.bias is not None:
             logits = use.add(logits, run.array(self.bias, at))
-        return Output(
-            images.hidden, logits, text_embeds=words, image_embeds=pictures, texts=texts, images=images
-        )
+        return Output(images.hidden, logits, text_embeds=words, image_embeds=pictures, texts=texts, images=images)
 
 
 def _unit(x: B | None, run: Run[B]) -> B:

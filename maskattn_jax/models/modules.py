@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from flax import nnx
 
 from maskattn import models
 from maskattn.attention import KernelCannot
-from maskattn.models import Inputs, Output, TokenModel, generate, leaves
+from maskattn.models import Inputs, Output, TokenModel, Whole, generate, leaves
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
 from maskattn.models.part import Run
@@ -27,7 +28,7 @@ __all__ = ["Block", "Group", "Model", "Norm"]
 #: (published name, what it is) -> its numbers, as Flax has them.
 Start = Callable[[str, leaves.Tensor], Array]
 
-jax.tree_util.register_dataclass(Output, ["hidden", "logits", "pooled", "hidden_states", "cache"], [])
+jax.tree_util.register_dataclass(Output, [field.name for field in dataclasses.fields(Output)], [])
 
 
 class Group(nnx.Module):
@@ -87,7 +88,7 @@ class Model(Group):
         config: of the checkpoint, its config.json.
     """
 
-    def __init__(self, table: TokenModel, start: Start | None = None, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, table: Whole, start: Start | None = None, config: Mapping[str, Any] | None = None) -> None:
         self.table, self.config = table, models.Configuration(config or {})
         for path, block in table.blocks():
             _place(self, path, Block(block))
@@ -188,6 +189,8 @@ class Model(Group):
             TypeError, ValueError: lists every argument at fault.
         """
         where = "Model.generate"
+        if not isinstance(self.table, TokenModel):
+            raise TypeError(f"{where}: {self.table.model_type} writes no tokens")
         ends = self.config.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else np.asarray(rng.words(key))
         options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from maskattn import models
 from maskattn.attention import KernelCannot
-from maskattn.models import Inputs, Output, TokenModel, generate, leaves
+from maskattn.models import Inputs, Output, TokenModel, Whole, generate, leaves
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
 from maskattn.models.part import Run
@@ -96,7 +96,7 @@ class Model(Group):
         config: of the checkpoint, its config.json.
     """
 
-    def __init__(self, table: TokenModel, start: Start | None = None, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(self, table: Whole, start: Start | None = None, config: Mapping[str, Any] | None = None) -> None:
         super().__init__()
         self.table, self.config = table, models.Configuration(config or {})
         for path, block in table.blocks():
@@ -200,6 +200,8 @@ class Model(Group):
             TypeError, ValueError: lists every argument at fault.
         """
         where = "Model.generate"
+        if not isinstance(self.table, TokenModel):
+            raise TypeError(f"{where}: {self.table.model_type} writes no tokens")
         ends = self.config.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else rng.words(key).cpu().numpy()
         options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}

@@ -85,7 +85,7 @@ class Plain:
 
     def order(self, x: Array) -> Array:
         """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""
-        return torch.argsort(x, 1, stable=True)
+        return torch.argsort(x, dim=1, stable=True)
 
     def take(self, x: Array, places: Array) -> Array:
         """The tokens of x [B, L, E] at places [B, N]: [B, N, E]."""

@@ -31,6 +31,12 @@ def _grid(reading: Reading) -> tuple[int, int]:
     return size[0] // patch[0], size[1] // patch[1]
 
 
+def has_table(reading: Reading) -> bool:
+    """Whether BEiT has relative positions: a table for each layer, or one for all."""
+    names = ("use_relative_position_bias", "use_shared_relative_position_bias")
+    return any(reading.get(name, default=False) for name in names)
+
+
 def _quarters(reading: Reading) -> tuple[int, int]:
     """How many pairs of a head's numbers each axis of an image turns."""
     pairs = reading.get("hidden_size") // reading.get("num_attention_heads") // 4
@@ -81,7 +87,7 @@ VISION: dict[str, Row] = {
     "beit": {
         **_BIASED,
         "position_bias": When(
-            Key("use_relative_position_bias", "use_shared_relative_position_bias", default=False),
+            Merged(has_table),
             Made(WindowTable, window=Merged(_grid), first=True),
         ),
     },

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from maskattn._hf_config import Reading
-from maskattn.layer.from_hf import Key, Merged, Row, When
+from maskattn.layer.from_hf import Key, Merged, Row, When, has_table, stage_of
 from maskattn.models.build import Builder
 from maskattn.models.build_images import ImageBuilder, pair
 
 _ACT = Key("hidden_act", default="gelu")
 _DROPOUT = Key("hidden_dropout_prob", default=0.0)
-_TABLE = "relative_position_bias.relative_position_bias_table"
+_TABLE = "relative_position_bias_table"
 
 
 def _drop_path(reading: Reading) -> float:
@@ -83,12 +83,11 @@ def _beit_held(reading: Reading) -> dict[str, str]:
         if reading.get("use_relative_position_bias", default=False):
             raise ValueError(f"{reading.where}: a table for each layer and one for all are not known together")
         return {}
-    return {"relative_position_bias.table": _TABLE} if reading.get("use_relative_position_bias", default=False) else {}
-
-
-def _has_table(reading: Reading) -> bool:
-    names = ("use_relative_position_bias", "use_shared_relative_position_bias")
-    return any(reading.get(name, default=False) for name in names)
+    return (
+        {"relative_position_bias.table": f"relative_position_bias.{_TABLE}"}
+        if reading.get("use_relative_position_bias", default=False)
+        else {}
+    )
 
 
 _MEAN = Key("use_mean_pooling", default=True)
@@ -98,12 +97,8 @@ _SCALED = Merged(lambda reading: reading.get("layer_scale_init_value", default=0
 
 def _place(reading: Reading) -> tuple[int, int]:
     """The stage of a layer, and which block of the stage it is."""
-    layer = reading.layer
-    for stage, depth in enumerate(reading.get("depths")):
-        if layer < depth:
-            return stage, layer
-        layer -= depth
-    raise ValueError(f"{reading.where}: there is no layer {reading.layer}")
+    stage = stage_of(reading)
+    return stage, reading.layer - sum(reading.get("depths")[:stage])
 
 
 def _window_layer(reading: Reading) -> str:
@@ -140,7 +135,7 @@ _SWIN: Row = {
     "patch_norm": "embeddings.norm",
     "positions": When(Key("use_absolute_embeddings", default=False), "embeddings.position_embeddings"),
     "layers": Merged(_window_layer),
-    "held": {"relative_position_bias.table": f"attention.{_TABLE}"},
+    "held": {"relative_position_bias.table": f"attention.relative_position_bias.{_TABLE}"},
     "eps": Key("layer_norm_eps", default=1e-5),
     "mlp_width": Merged(
         lambda reading: int(reading.get("mlp_ratio", default=4.0) * (reading.get("embed_dim") << _place(reading)[0]))
@@ -251,11 +246,13 @@ IMAGES: dict[str, Row] = {
         "positions": When(Key("use_absolute_position_embeddings", default=False), "embeddings.position_embeddings"),
         "attention_bias": (True, False, True, True),
         "held": Merged(_beit_held),
-        "shared": When(_SHARED, {"relative_position_bias.table": f"shared_position_bias.{_TABLE.rpartition('.')[2]}"}, {}),
+        "shared": When(
+            _SHARED, {"relative_position_bias.table": f"shared_position_bias.{_TABLE.rpartition('.')[2]}"}, {}
+        ),
         "scales": When(_SCALED, ("lambda_1", "lambda_2")),
         "final": When(_MEAN, None, "layernorm"),
         "drop_path": Merged(_drop_path),
-        "fixed": Merged(_has_table),
+        "fixed": Merged(has_table),
         "pooled": When(_MEAN, "mean", "first"),
         "pooler_norm": When(_MEAN, "pooler.layernorm"),
         "classes_read": "pooled",
@@ -290,7 +287,7 @@ IMAGES: dict[str, Row] = {
         "mlp_bias": Key("mlp_bias", default=True),
         "activation": _ACT,
         "final": "norm",
-        "turned": True,
+        "axial": True,
     },
     "vit_mae": {
         **_without(VIT, "pooler", "pooled", "classes"),

@@ -52,27 +52,59 @@ class Peer:
     def batch(self, tiny: Tiny, side: str = "right", seed: int = 7) -> dict[str, Array]:
         """Inputs by transformers' names, NumPy arrays; the second sequence is padded on a side, or not ("")."""
         draws = np.random.default_rng(seed)
+        options = {key: np.asarray(value) for key, value in tiny.options.items()}
+        if tiny.image:
+            options["pixel_values"] = draws.standard_normal((2, *tiny.image), np.float32)
+        if tiny.inputs == "images":
+            return options
         length = tiny.length
         ids = draws.integers(_PLAIN, 90, (2, length))
         mask = np.ones((2, length), np.int64)
         if side:
             cut = slice(length - 3, None) if side == "right" else slice(0, 3)
             mask[1, cut] = 0
-            ids[1, cut] = 0 if self.config.pad_token_id is None else self.config.pad_token_id
+            ids[1, cut] = getattr(self.config, "pad_token_id", None) or 0
         made = {"input_ids": ids, "attention_mask": mask}
         if tiny.inputs == "types":
             made["token_type_ids"] = draws.integers(0, self.config.type_vocab_size, (2, length))
-        return {**made, **{key: np.asarray(value) for key, value in tiny.options.items()}}
+        return {**made, **options}
 
     def run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Its "logits", "pooled" and "hidden_states.N", those that it has."""
+        """What it gives by our names, those that it has: "logits", "hidden_states.N" and so on."""
         import torch
 
         with torch.no_grad():
             out = self.model(**{key: torch.tensor(x) for key, x in batch.items()}, output_hidden_states=True)
-        found = {"logits": getattr(out, "logits", None), "pooled": getattr(out, "pooler_output", None)}
-        found |= {f"hidden_states.{n}": x for n, x in enumerate(out.hidden_states or ())}
-        return {key: x.detach().numpy() for key, x in found.items() if x is not None}
+        return {key: x.detach().numpy() for key, x in given_by(out).items()}
+
+
+#: transformers' names of outputs -> ours.
+GIVEN: Mapping[str, str] = {
+    "logits": "logits",
+    "logits_per_image": "logits",
+    "last_hidden_state": "hidden",
+    "pooler_output": "pooled",
+    "text_embeds": "text_embeds",
+    "image_embeds": "image_embeds",
+    "mask": "masked",
+    "text_model_output": "texts",
+    "vision_model_output": "images",
+}
+
+
+def given_by(out: Any, names: Mapping[str, str] = GIVEN) -> dict[str, Any]:
+    """Arrays of an output by our names; those of towers behind the tower's name and a dot."""
+    found: dict[str, Any] = {}
+    for name, ours in names.items():
+        x = getattr(out, name, None)
+        if x is None:
+            continue
+        if ours in ("texts", "images"):
+            # transformers puts what is compared in the place of what a tower pooled
+            found |= {f"{ours}.{key}": y for key, y in given_by(x, names).items() if key.startswith("hidden")}
+        else:
+            found[ours] = x
+    return found | {f"hidden_states.{n}": x for n, x in enumerate(getattr(out, "hidden_states", None) or ())}
 
 
 #: transformers' names of inputs -> ours.

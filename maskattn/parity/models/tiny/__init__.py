@@ -6,7 +6,8 @@ from maskattn.parity.models.tiny._tiny import Tiny
 from maskattn.parity.models.tiny.decoders import DECODERS
 from maskattn.parity.models.tiny.encoders import ENCODERS
 from maskattn.parity.models.tiny.gpt import GPT
+from maskattn.parity.models.tiny.images import IMAGES
 
 __all__ = ["TINY", "Tiny"]
 
-TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS}
+TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS, **IMAGES}

@@ -27,7 +27,7 @@ class Tiny:
         inputs: "tokens", "types" (with token types), "images", "sound", "both" (tokens of an encoder and a decoder),
             "pairs" (images and tokens).
         padding: the sides on which the second sequence is padded; () where the model takes no mask.
-        length: tokens of a sequence.
+        length: tokens of a sequence. image: channels, height and width of an image.
         attention: the implementation of transformers that is compared with.
         options: further arguments of a call, in transformers' words.
     """
@@ -37,5 +37,6 @@ class Tiny:
     inputs: str = "tokens"
     padding: tuple[str, ...] = ("right", "left")
     length: int = 14
+    image: tuple[int, ...] = ()
     attention: str = "eager"
     options: Mapping[str, Any] = field(default_factory=dict)
