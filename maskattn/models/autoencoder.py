@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from maskattn.models.attention import Given
-from maskattn.models.block import Block, Stack
+from maskattn.models.block import Stack
 from maskattn.models.images import Grid, Patches, Places
 from maskattn.models.leaves import Array, Linear
 from maskattn.models.model import Inputs, Output, Whole
@@ -61,10 +60,8 @@ class Autoencoder(Whole):
     hidden: float
     decoder: Decoder | None = None
 
-    def blocks(self) -> Iterator[tuple[str, Block]]:
-        """(path, block) of all blocks, each path once."""
-        for stack in (self.stack, *(() if self.decoder is None else (self.decoder.stack,))):
-            yield from zip(stack.places, stack.blocks, strict=True)
+    def stacks(self) -> tuple[Stack, ...]:
+        return (self.stack,) if self.decoder is None else (self.stack, self.decoder.stack)
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call.

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from maskattn._problems import Problems
+from maskattn.models.model import TokenModel
 from maskattn.numerics import rng
 from maskattn.typing import NumPyArray as Array
 
@@ -146,3 +147,13 @@ def checked(
     problems.raise_if_any()
     stops = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
     return ids, kept, Choice(float(temperature), int(str(top_k)), float(top_p), key), stops
+
+
+def check_writes(where: str, table: TokenModel) -> None:
+    """Raise a ValueError where a model cannot write: it has no logits, or attends to later tokens."""
+    if table.head is None:
+        raise ValueError(f"{where}: the {table.model_type} model has no logits: its checkpoint has no head")
+    later = np.arange(1, 4096)
+    for block in table.stack.blocks:
+        if np.asarray(block.attention.mask.allowed(0, 0, 0, later)).any():
+            raise ValueError(f"{where}: the {table.model_type} model attends to later tokens, so it cannot write")

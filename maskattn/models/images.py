@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
 from maskattn.models.attention import Attention, Given
-from maskattn.models.block import Block, Inner, Stack
+from maskattn.models.block import Inner, Stack
 from maskattn.models.heads import Classes, First, Mean
 from maskattn.models.leaves import Array, Conv, Embedding, Linear, Norm
 from maskattn.models.model import Inputs, Output, Whole
@@ -197,10 +196,8 @@ class ImageModel(Whole):
     embeds: Linear | None = None
     axial: bool = False
 
-    def blocks(self) -> Iterator[tuple[str, Block]]:
-        """(path, block) of all blocks, each path once."""
-        for stack in (self.body,) if isinstance(self.body, Stack) else self.body.stages:
-            yield from zip(stack.places, stack.blocks, strict=True)
+    def stacks(self) -> tuple[Stack, ...]:
+        return (self.body,) if isinstance(self.body, Stack) else self.body.stages
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call."""

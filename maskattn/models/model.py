@@ -84,9 +84,14 @@ class Whole(Part):
 
     model_type: str
 
+    def stacks(self) -> tuple[Stack, ...]:
+        """Its stacks of blocks."""
+        raise NotImplementedError
+
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """(path, block) of all blocks, each path once."""
-        raise NotImplementedError
+        for stack in self.stacks():
+            yield from dict(zip(stack.places, stack.blocks, strict=True)).items()
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call."""
@@ -107,8 +112,8 @@ class TokenModel(Whole):
     pooler: First | Chosen | None = None
     embeds: Linear | None = None
 
-    def blocks(self) -> Iterator[tuple[str, Block]]:
-        yield from dict(zip(self.stack.places, self.stack.blocks, strict=True)).items()
+    def stacks(self) -> tuple[Stack, ...]:
+        return (self.stack,)
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         tokens = inputs.tokens
@@ -122,7 +127,7 @@ class TokenModel(Whole):
         positions = inputs.positions
         if positions is None and inputs.cache is not None and self.tokens.positions is not None:
             ids: Traced = tokens
-            positions = inputs.cache[0].next_positions(ids.shape[1], valid=inputs.valid)
+            positions = use.first_of(inputs.cache).next_positions(ids.shape[1], valid=inputs.valid)
         h = self.tokens.apply(at, tokens, run, keep, positions, inputs.token_types)
         masks = self._masks(keep)
         states: list[B] | None = [] if inputs.hidden_states else None

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
 from dataclasses import dataclass
 
-from maskattn.models.block import Block
+from maskattn.models.block import Stack
 from maskattn.models.images import ImageModel
 from maskattn.models.leaves import Array
 from maskattn.models.model import Inputs, Output, TokenModel, Whole
@@ -27,10 +26,8 @@ class Towers(Whole):
     scale: Array
     bias: Array | None = None
 
-    def blocks(self) -> Iterator[tuple[str, Block]]:
-        """(path, block) of all blocks, each path once."""
-        yield from self.text.blocks()
-        yield from self.vision.blocks()
+    def stacks(self) -> tuple[Stack, ...]:
+        return (*self.text.stacks(), *self.vision.stacks())
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call, of texts, images or both.

@@ -13,7 +13,6 @@ from flax import nnx
 
 from maskattn.models.model import TokenModel
 from maskattn.typing import KernelName, NumPyArray
-from maskattn_jax.cache import Cache
 
 __all__ = ["Writer"]
 
@@ -32,9 +31,7 @@ class Writer:
 
     def start(self, batch: int, size: int) -> tuple[Any, ...]:
         """Caches without tokens, of `size` slots."""
-        like = jax.tree.leaves(self.state)[0]
-        made = (block.attention.config for block in self.table.stack.blocks)
-        return tuple(Cache.for_config(one, batch, size, dtype=like.dtype) for one in made)
+        return tuple(self.model.new_cache(batch, size))
 
     @functools.cached_property
     def _split(self) -> tuple[Any, Any]:

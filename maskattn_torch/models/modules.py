@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from maskattn import models
 from maskattn.attention import KernelCannot
@@ -17,6 +18,7 @@ from maskattn.models.block import Block as BlockTable
 from maskattn.models.part import Run
 from maskattn.typing import KernelName
 from maskattn_torch import rng
+from maskattn_torch.cache import Cache
 from maskattn_torch.models.ops import OPS
 from maskattn_torch.models.writing import Writer
 from maskattn_torch.types import Array, Given as Numbers, RandomKey
@@ -76,15 +78,30 @@ class _TurnedLinear(nn.Linear):
 
 
 class Block(Group):
-    """A block of a model."""
+    """A block of a model.
+
+    Attributes:
+        remat: whether gradients compute it again, in place of keeping what is within.
+    """
+
+    spans = 1
+    remat = False
 
     def __init__(self, table: BlockTable) -> None:
         super().__init__()
         self.table = table
 
-    def forward(self, h: Array, run: Run[Array], given: Given[Array], cache: Any = None) -> tuple[Array, Any]:
+    def forward(
+        self, h: Array, run: Run[Array], number: int, given: Given[Array], cache: Any = None
+    ) -> tuple[Array, Any]:
         """h [B, L, E] -> [B, L, E], and the new cache where there is one."""
-        return self.table.apply(self, h, run, given, cache)
+        if self.remat and torch.is_grad_enabled():
+            made: tuple[Array, Any] = checkpoint(self._run, h, run, number, given, cache, use_reentrant=False)
+            return made
+        return self._run(h, run, number, given, cache)
+
+    def _run(self, h: Array, run: Run[Array], number: int, given: Given[Array], cache: Any) -> tuple[Array, Any]:
+        return self.table.apply(self, h, run.within(number), given, cache)
 
 
 class Model(Group):
@@ -94,13 +111,22 @@ class Model(Group):
         table: the model.
         start: what each parameter begins with; None: what a new model has.
         config: of the checkpoint, its config.json.
+        remat: whether gradients compute each block again, in place of keeping what is within.
     """
 
-    def __init__(self, table: Whole, start: Start | None = None, config: Mapping[str, Any] | None = None) -> None:
+    def __init__(
+        self,
+        table: Whole,
+        start: Start | None = None,
+        config: Mapping[str, Any] | None = None,
+        *,
+        remat: bool = False,
+    ) -> None:
         super().__init__()
         self.table, self.config = table, models.Configuration(config or {})
         for path, block in table.blocks():
-            _place(self, path, Block(block))
+            _place(self, path, made := Block(block))
+            made.remat = remat
         for path, leaf in table.leaves():
             _hold(self, path, leaf, start or _begin)
 
@@ -197,11 +223,12 @@ class Model(Group):
             kernel: as in `attention`.
 
         Raises:
-            TypeError, ValueError: lists every argument at fault.
+            TypeError, ValueError: lists every argument at fault; the model has no logits, or reads later tokens.
         """
         where = "Model.generate"
         if not isinstance(self.table, TokenModel):
             raise TypeError(f"{where}: {self.table.model_type} writes no tokens")
+        generate.check_writes(where, self.table)
         ends = self.config.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else rng.words(key).cpu().numpy()
         options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
@@ -211,6 +238,12 @@ class Model(Group):
         plan = generate.Plan(Writer(self, self.table, kernel), choice, max_new_tokens, stops, self._pad())
         written = plan.write(ids, kept)
         return torch.as_tensor(written, device=tokens.device)
+
+    def new_cache(self, batch: int, size: int) -> tuple[Any, ...]:
+        """Caches without tokens, of `size` slots, an entry for each block: what a call takes as `cache`."""
+        like = next(self.parameters())
+        made = (block.attention.config for stack in self.table.stacks() for block in stack.blocks)
+        return tuple(Cache.for_config(one, batch, size, dtype=like.dtype, device=like.device) for one in made)
 
     def _pad(self) -> int:
         found = self.config.get("pad_token_id")

@@ -9,7 +9,6 @@ import torch
 
 from maskattn.models.model import TokenModel
 from maskattn.typing import KernelName, NumPyArray
-from maskattn_torch.cache import Cache
 
 __all__ = ["Writer"]
 
@@ -28,9 +27,7 @@ class Writer:
 
     def start(self, batch: int, size: int) -> tuple[Any, ...]:
         """Caches without tokens, of `size` slots."""
-        like = next(self.model.parameters())
-        made = (block.attention.config for block in self.table.stack.blocks)
-        return tuple(Cache.for_config(one, batch, size, dtype=like.dtype, device=like.device) for one in made)
+        return tuple(self.model.new_cache(batch, size))
 
     def step(
         self, tokens: NumPyArray, valid: NumPyArray, last: NumPyArray, caches: tuple[Any, ...]
