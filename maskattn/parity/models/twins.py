@@ -62,7 +62,7 @@ class Torch:
 
         from maskattn_torch.testing.adapter import from_numpy
 
-        given: dict[str, Any] = {WORDS[name]: from_numpy(x) for name, x in batch.items()}
+        given: dict[str, Any] = {WORDS[name]: from_numpy(x) for name, x in batch.items() if name in WORDS}
         with torch.set_grad_enabled(projections is not None):
             found = outputs_of(self.model(**given, hidden_states=True))
         gradients: Arrays = {}
@@ -112,7 +112,7 @@ class Jax:
         import jax.numpy as jnp
         from flax import nnx
 
-        given = {WORDS[name]: jnp.asarray(x) for name, x in batch.items()}
+        given = {WORDS[name]: jnp.asarray(x) for name, x in batch.items() if name in WORDS}
         gradients: Arrays = {}
         if projections is None:
             found = self.whole(self.trained, given)

@@ -8,8 +8,9 @@ from maskattn.parity.models.tiny.encoder_decoders import ENCODER_DECODERS
 from maskattn.parity.models.tiny.encoders import ENCODERS
 from maskattn.parity.models.tiny.experts import EXPERTS
 from maskattn.parity.models.tiny.gpt import GPT
+from maskattn.parity.models.tiny.images import IMAGES
 from maskattn.parity.models.tiny.sound import SOUND
 
 __all__ = ["TINY", "Tiny"]
 
-TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS, **EXPERTS, **ENCODER_DECODERS, **SOUND}
+TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS, **EXPERTS, **ENCODER_DECODERS, **SOUND, **IMAGES}
