@@ -10,7 +10,7 @@ from typing import Generic
 
 from maskattn.config import AttentionConfig
 from maskattn.masks import Full, Mask
-from maskattn.models.leaves import Array, Leaf, Linear
+from maskattn.models.leaves import Array, Leaf, Linear, Norm
 from maskattn.models.part import B, Part, Run
 from maskattn.modules import attend_heads, head_shapes
 from maskattn.modules.parameters import parameters
@@ -116,6 +116,45 @@ class Packed(Part):
 
 
 @dataclass(frozen=True)
+class Latent(Part):
+    """Queries by one layer or by way of a few numbers; keys and values of a latent that all heads share (DeepSeek-AI
+    2024, DeepSeek-V2, section 2.1).
+
+    As published a head of queries or keys has first the numbers that are not turned by positions, and then those that
+    are, which its keys share. Here those come first, so that the rotary embedding has a width. A cache then holds keys
+    and values of all heads, and not the latent.
+
+    Attributes:
+        query: one layer; or one to fewer numbers, their norm, and one from there.
+        both: to the latent, and behind it the keys' turned numbers. norm: of the latent.
+        grown: from there to what is not turned of the keys, and the values, head by head.
+    """
+
+    query: tuple[Linear] | tuple[Linear, Norm, Linear]
+    both: Linear
+    norm: Norm
+    grown: Linear
+
+    def apply(self, config: AttentionConfig, at: object, x: B, memory: B, run: Run[B]) -> Three[B]:
+        """As of `Separate`."""
+        use, heads, value = run.use, config.num_heads, config.v_head_dim
+        plain = self.grown.outputs // heads - value
+        query: Traced = run.linear(self.query[0], at, x)
+        if len(self.query) == 3:
+            query = run.linear(self.query[2], at, run.norm(self.query[1], at, query))
+        query = query.reshape((*x.shape[:2], heads, -1))
+        query = use.concatenate([query[..., plain:], query[..., :plain]], -1)
+        both: Traced = run.linear(self.both, at, memory)
+        latent, turned = both[..., : self.norm.width], both[..., None, self.norm.width :]
+        grown: Traced = run.linear(self.grown, at, run.norm(self.norm, at, latent))
+        grown = grown.reshape((*memory.shape[:2], heads, -1))
+        turned = use.broadcast(turned, (*memory.shape[:2], heads, turned.shape[-1]))
+        key = use.concatenate([turned, grown[..., :plain]], -1)
+        flat = (*memory.shape[:2], -1)
+        return query.reshape((*x.shape[:2], -1)), key.reshape(flat), grown[..., plain:].reshape(flat)
+
+
+@dataclass(frozen=True)
 class Attention(Part):
     """One attention of a block, its projections and what its parts learn.
 
@@ -128,7 +167,7 @@ class Attention(Part):
     """
 
     config: AttentionConfig
-    inputs: Separate | Fused | Packed
+    inputs: Separate | Fused | Packed | Latent
     out: Linear
     held: tuple[tuple[str, tuple[Leaf, ...]], ...] = ()
     further: tuple[tuple[str, Linear], ...] = ()

@@ -19,12 +19,14 @@ norms            by slots of a block (`models.block.Slots`); `norm`, `eps`, `nor
                  `bare` (`models.block.Stack`)
 mlp              up and down; or gate, up and down; or with `halves` gate and up as one; with `mlp_width`, `mlp_bias`,
                  `activation`; `turned` where matrices are [in, out]; `inner_dropout`
+experts, latent  of layers that have them, in place of mlp and of attention (`models.build_experts`)
 parallel, residual, scales, normed_sum, dropout
                  of the blocks (`models.block.Block`)
 head             logits of the vocabulary: its path, or {"project", "bias", "dense", "norm", "activation"}; `tied`,
                  `head_bias`, `logit_scale`, `softcap`; `bias_buffer` where the bias is [1, rows], and is not trained
 pooler           a layer of the first token; `pooled` "last" or "end": a layer, if any, of the last one or of the one
                  that ends the text. `embeds`: a projection behind it, without a bias, to `embeds_width`
+refused          options that are refused where they are set, and why (`models.check`)
 """
 
 from __future__ import annotations
@@ -40,8 +42,9 @@ from maskattn import masks
 from maskattn._hf_config import Reading, Value
 from maskattn.config import AttentionConfig
 from maskattn.layer.from_hf import Row, settled
-from maskattn.models.attention import Attention, Fused, Separate
+from maskattn.models.attention import Attention, Fused, Latent, Separate
 from maskattn.models.block import Block, Inner, Slots, Stack
+from maskattn.models.build_experts import experts_of, latent_of
 from maskattn.models.heads import Chosen, First, Vocabulary
 from maskattn.models.leaves import Array, Embedding, Leaf, Linear, Norm
 from maskattn.models.mlp import Gated, Halves, Plain
@@ -125,8 +128,11 @@ class Builder:
 
     # Blocks ----------------------------------------------------------------------------------------------------------
 
-    def projections(self, config: AttentionConfig, names: tuple[str, ...]) -> tuple[Separate | Fused, Linear]:
+    def projections(self, config: AttentionConfig, names: tuple[str, ...]) -> tuple[Separate | Fused | Latent, Linear]:
         """What makes queries, keys and values, and the layer of the output."""
+        latent = self.get("latent")
+        if latent is not None:
+            return latent_of(latent, config)
         widths = [heads * width for heads, width in head_shapes(config)]
         given = self.get("attention_bias", (config.qkv_bias,) * 3 + (config.out_bias,))
         inputs = (config.embed_dim, config.kdim, config.vdim)
@@ -159,7 +165,10 @@ class Builder:
         return Attention(config, inputs, out, own, tuple(further), shared, mask)
 
     def mlp(self) -> Inner:
-        """The MLP of a block."""
+        """The MLP of a block, or its experts."""
+        experts = self.get("experts")
+        if experts is not None:
+            return experts_of(experts, self.width, self.activation("activation", "gelu"))
         names, inner, bias = self.get("mlp"), int(self.get("mlp_width", 4 * self.width)), self.get("mlp_bias", True)
         into, out_of = ("embed", "mlp"), ("mlp", "embed")
         down = self.linear(names[-1], inner, self.width, bias, out_of)
@@ -271,10 +280,15 @@ class Builder:
         named = {"project": given} if isinstance(given, str) else given
         rows = table.rows
         width, dense, norm, bias = table.width, named.get("dense"), named.get("norm"), named.get("bias")
-        own = Linear(named["project"], width, rows, self.get("head_bias", False), axes=("embed", "vocab"))
-        tied = bool(self.get("tied", False)) and not self._apart(own, table)
+        biased, inner = bool(self.get("head_bias", False)), f"{named['project']}.bias"
+        own = Linear(named["project"], width, rows, biased, axes=("embed", "vocab"))
+        tied, buffer = bool(self.get("tied", False)) and not self._apart(own, table), self.get("bias_buffer", False)
+        if tied:
+            bias = inner if bias is None and biased else bias
+        elif bias is not None and not buffer and (self.names is None or inner in self.names):
+            own, bias = replace(own, bias=True), None  # its own: what is tied to it elsewhere is read by nothing
         learned = None if bias is None else Array(bias, (rows,), 0.0, axes=("vocab",))
-        if bias is not None and self.get("bias_buffer", False):
+        if bias is not None and buffer:
             learned = Array(bias, (1, rows), 0.0, False, (None, "vocab"))
             learned = learned if self.there(learned) else None
         made = Vocabulary(
