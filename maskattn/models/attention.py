@@ -96,26 +96,6 @@ class Fused(Part):
 
 
 @dataclass(frozen=True)
-class Packed(Part):
-    """Three projections whose matrices are one parameter, and whose biases are another, as in
-    `torch.nn.MultiheadAttention`: [query + key + value, E]."""
-
-    weight: Array
-    bias: Array
-
-    def apply(self, config: AttentionConfig, at: object, x: B, memory: B, run: Run[B]) -> Three[B]:
-        """As of `Separate`."""
-        weight: Traced = run.array(self.weight, at)
-        bias: Traced = run.array(self.bias, at)
-        ends = 0, *accumulate(heads * width for heads, width in head_shapes(config))
-        query, key, value = (
-            run.use.add(run.use.products(source, weight[begin:end]), bias[begin:end])
-            for source, begin, end in zip((x, memory, memory), ends, ends[1:], strict=False)
-        )
-        return query, key, value
-
-
-@dataclass(frozen=True)
 class Latent(Part):
     """Queries by one layer or by way of a few numbers; keys and values of a latent that all heads share (DeepSeek-AI
     2024, DeepSeek-V2, section 2.1).
@@ -155,6 +135,26 @@ class Latent(Part):
 
 
 @dataclass(frozen=True)
+class Packed(Part):
+    """Three projections whose matrices are one parameter, and whose biases are another, as in
+    `torch.nn.MultiheadAttention`: [query + key + value, E]."""
+
+    weight: Array
+    bias: Array
+
+    def apply(self, config: AttentionConfig, at: object, x: B, memory: B, run: Run[B]) -> Three[B]:
+        """As of `Separate`."""
+        weight: Traced = run.array(self.weight, at)
+        bias: Traced = run.array(self.bias, at)
+        ends = 0, *accumulate(heads * width for heads, width in head_shapes(config))
+        query, key, value = (
+            run.use.add(run.use.products(source, weight[begin:end]), bias[begin:end])
+            for source, begin, end in zip((x, memory, memory), ends, ends[1:], strict=False)
+        )
+        return query, key, value
+
+
+@dataclass(frozen=True)
 class Attention(Part):
     """One attention of a block, its projections and what its parts learn.
 
@@ -167,7 +167,7 @@ class Attention(Part):
     """
 
     config: AttentionConfig
-    inputs: Separate | Fused | Packed | Latent
+    inputs: Separate | Fused | Latent | Packed
     out: Linear
     held: tuple[tuple[str, tuple[Leaf, ...]], ...] = ()
     further: tuple[tuple[str, Linear], ...] = ()

@@ -12,4 +12,4 @@ from maskattn.models.rows.images import IMAGES
 from maskattn.models.rows.sound import SOUND
 
 #: model type -> its row: see `models.build`.
-ROWS: dict[str, Row] = {**DECODERS, **GPT, **ENCODERS, **ENCODER_DECODERS, **SOUND, **IMAGES, **EXPERTS}
+ROWS: dict[str, Row] = {**DECODERS, **GPT, **ENCODERS, **EXPERTS, **ENCODER_DECODERS, **SOUND, **IMAGES}

@@ -61,6 +61,11 @@ class Peer:
     def batch(self, tiny: Tiny, side: str = "right", seed: int = 7) -> dict[str, Array]:
         """Inputs by transformers' names, NumPy arrays; the second sequence is padded on a side, or not ("")."""
         draws = np.random.default_rng(seed)
+        options = {key: np.asarray(value) for key, value in tiny.options.items()}
+        if tiny.image:
+            options["pixel_values"] = draws.standard_normal((2, *tiny.image), np.float32)
+        if tiny.inputs == "images":
+            return options
         length = tiny.length
         ids = draws.integers(_PLAIN, 90, (2, length))
         mask = np.ones((2, length), np.int64)
@@ -69,7 +74,7 @@ class Peer:
             cut = slice(length - few, None) if side == "right" else slice(0, few)
             mask[1, cut] = 0
             drawn = ids[1, cut][1]
-            ids[1, cut] = 0 if self.config.pad_token_id is None else self.config.pad_token_id
+            ids[1, cut] = getattr(self.config, "pad_token_id", None) or 0
             ids[1, cut][1] = drawn  # some count what is padding by the mask, and some by the tokens
         made = {"input_ids": ids, "attention_mask": mask}
         if tiny.inputs == "types":
@@ -85,7 +90,7 @@ class Peer:
             made |= {"decoder_attention_mask": kept.astype(np.int64)} if tiny.inputs == "both" else {}
         if not side:
             made.pop("attention_mask", None)
-        return {**made, **{key: np.asarray(value) for key, value in tiny.options.items()}}
+        return {**made, **options}
 
     def kept(self, batch: Mapping[str, Array], what: str, shape: tuple[int, ...]) -> Array:
         """bool, which of the first axes of a result of `run` are no padding: all others mean nothing."""
@@ -93,9 +98,10 @@ class Peer:
         mask = batch.get("decoder_attention_mask" if two and not what.startswith("encoder") else "attention_mask")
         if what == "pooled" and mask is not None and mask.ndim == 2:
             return mask[:, 0] != 0  # the first token's
-        if mask is None or len(shape) < 2 or shape[1] == 1:
+        sound = "input_values" in batch
+        if mask is None or len(shape) < 2 or shape[1] == 1 or not (sound or shape[:2] == mask.shape):
             return np.ones(shape[:1], bool)
-        if "input_values" in batch:
+        if sound:
             import torch
 
             mask = self.model._get_feature_vector_attention_mask(shape[1], torch.tensor(mask)).numpy()
@@ -128,9 +134,14 @@ class Peer:
         gradients of the sum of `projections` times what has their names, where they are given."""
         import torch
 
-        wide = next(self.model.parameters()).dtype == torch.float64
+        from maskattn_torch.testing.adapter import from_numpy
+
+        dtype = next(self.model.parameters()).dtype
+        wide = dtype == torch.float64
+        given = {key: from_numpy(x) for key, x in batch.items()}
+        given |= {key: given[key].to(dtype) for key in FEATURES & given.keys()}
         with torch.set_grad_enabled(projections is not None), _wide() if wide else nullcontext():
-            out = self.model(**{key: torch.tensor(x) for key, x in batch.items()}, output_hidden_states=True)
+            out = self.model(**given, output_hidden_states=True)
         found = given_by(out)
         gradients: dict[str, Array] = {}
         if projections is not None:
@@ -141,6 +152,8 @@ class Peer:
         return {name: to_numpy(x) for name, x in found.items()}, gradients
 
 
+#: Inputs of the dtype of a model.
+FEATURES = {"pixel_values", "input_values", "input_features"}
 #: transformers' names of outputs -> ours.
 GIVEN: Mapping[str, str] = {
     "logits": "logits",

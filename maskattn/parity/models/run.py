@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from maskattn import models, standards
-from maskattn.models import TokenModel
-from maskattn.parity.models.peer import Peer
+from maskattn.arrays import dtype_named
+from maskattn.models import WholeModel
+from maskattn.parity.models.peer import FEATURES, Peer
 from maskattn.parity.models.tiny import TINY, Tiny
 from maskattn.parity.models.twins import TWINS, Arrays, Given, Twin
 from maskattn.typing import NumPyArray as Array
@@ -100,7 +101,7 @@ def examine(
     twins: Sequence[type[Twin]] = TWINS,
     sides: int | None = None,
     compiled: bool = True,
-    change: Callable[[TokenModel], TokenModel] | None = None,
+    change: Callable[[WholeModel], WholeModel] | None = None,
     tiny: Tiny | None = None,
 ) -> Row:
     """The row of a model.
@@ -148,6 +149,7 @@ class Case:
     """
 
     def __init__(self, peer: Peer, batch: Given, dtype: str, gradients: bool) -> None:
+        batch = {key: x.astype(dtype_named(dtype)) if key in FEATURES else x for key, x in batch.items()}
         self.peer, self.batch, self.dtype = peer, batch, dtype
         wide = peer.to("float64")
         given = wide.run(batch)[0] if gradients else {}

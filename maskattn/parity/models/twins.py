@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from maskattn.arrays import to_numpy
-from maskattn.models import Output, TokenModel
+from maskattn.models import Output, WholeModel
 from maskattn.models.leaves import Leaf, Linear, Tensor
 from maskattn.models.part import find
 from maskattn.parity.models.peer import GIVEN, WORDS, given_by
@@ -32,7 +32,7 @@ class Twin(Protocol):
 
     name: str
 
-    def __init__(self, table: TokenModel, tensors: Given, dtype: str = "float32", compiled: bool = True) -> None: ...
+    def __init__(self, table: WholeModel, tensors: Given, dtype: str = "float32", compiled: bool = True) -> None: ...
 
     def run(self, batch: Given, projections: Given | None = None) -> tuple[Arrays, Arrays]:
         """What the model makes of a batch; and, by published names, gradients of the sum of `projections` times what
@@ -44,7 +44,7 @@ class Torch:
 
     name = "torch"
 
-    def __init__(self, table: TokenModel, tensors: Given, dtype: str = "float32", compiled: bool = True) -> None:
+    def __init__(self, table: WholeModel, tensors: Given, dtype: str = "float32", compiled: bool = True) -> None:
         import torch
 
         from maskattn_torch.models import Model
@@ -60,7 +60,9 @@ class Torch:
         """See `Twin`."""
         import torch
 
-        given: dict[str, Any] = {WORDS[name]: torch.tensor(x) for name, x in batch.items()}
+        from maskattn_torch.testing.adapter import from_numpy
+
+        given: dict[str, Any] = {WORDS[name]: from_numpy(x) for name, x in batch.items() if name in WORDS}
         with torch.set_grad_enabled(projections is not None):
             found = outputs_of(self.model(**given, hidden_states=True))
         gradients: Arrays = {}
@@ -80,7 +82,7 @@ class Jax:
 
     name = "jax"
 
-    def __init__(self, table: TokenModel, tensors: Given, dtype: str = "float32", compiled: bool = True) -> None:
+    def __init__(self, table: WholeModel, tensors: Given, dtype: str = "float32", compiled: bool = True) -> None:
         import jax
         import jax.numpy as jnp
         from flax import nnx
@@ -110,7 +112,7 @@ class Jax:
         import jax.numpy as jnp
         from flax import nnx
 
-        given = {WORDS[name]: jnp.asarray(x) for name, x in batch.items()}
+        given = {WORDS[name]: jnp.asarray(x) for name, x in batch.items() if name in WORDS}
         gradients: Arrays = {}
         if projections is None:
             found = self.whole(self.trained, given)
@@ -133,7 +135,7 @@ def outputs_of(out: Output[Any]) -> dict[str, Any]:
     return given_by(out, {name: name for name in GIVEN.values()})
 
 
-def parameters(table: TokenModel) -> Iterator[tuple[str, Leaf, Tensor]]:
+def parameters(table: WholeModel) -> Iterator[tuple[str, Leaf, Tensor]]:
     """(published name, leaf, tensor) of all that is trained."""
     for path, leaf in table.leaves():
         for name, tensor in leaf.tensors().items():

@@ -13,4 +13,4 @@ from maskattn.parity.models.tiny.sound import SOUND
 
 __all__ = ["TINY", "Tiny"]
 
-TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS, **ENCODER_DECODERS, **SOUND, **IMAGES, **EXPERTS}
+TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS, **EXPERTS, **ENCODER_DECODERS, **SOUND, **IMAGES}
