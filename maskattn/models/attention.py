@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Generic
 
+import numpy as np
+
+from maskattn import masks
+from maskattn.biases import Additive, Bias
 from maskattn.config import AttentionConfig
-from maskattn.masks import Full, Mask
+from maskattn.layer.position_bias import Disentangled
+from maskattn.layer.rotary import Rotary
+from maskattn.masks import Full, KeyMask, Mask, QueryMask
 from maskattn.models.leaves import Leaf, Linear, Norm
 from maskattn.models.part import B, Part, Run
 from maskattn.modules import attend_heads, head_shapes
 from maskattn.modules.parameters import parameters
-from maskattn.modules.run import Asked, Layer, Three
+from maskattn.modules.run import Arithmetic, Asked, Layer, Three
 from maskattn.typing import Traced
 
 
@@ -29,6 +36,8 @@ class Given(Generic[B]):
         memory_mask: of cross-attention.
         shared: what blocks read of parameters that their stack holds: canonical name -> array.
         relative: DeBERTa's table of positions, [2 * span, E].
+        frequencies: of the rotary embedding, float32 [width / 2]; None: the configuration's.
+        keep: bool [B, L], True = no padding; None: there is none.
         states: where they are asked for, what each block read, and what the last one gave.
     """
 
@@ -40,6 +49,8 @@ class Given(Generic[B]):
     memory_mask: Mask | None = None
     shared: dict[str, B] = field(default_factory=dict)
     relative: B | None = None
+    frequencies: B | None = None
+    keep: Traced = None
     states: list[B] | None = None
 
     def note(self, h: B) -> None:
@@ -123,9 +134,36 @@ class Latent(Part):
         grown: Traced = run.linear(self.grown, at, run.norm(self.norm, at, latent))
         grown = grown.reshape((*memory.shape[:2], heads, -1))
         turned = use.broadcast(turned, (*memory.shape[:2], heads, turned.shape[-1]))
-        key = use.concatenate([turned, grown[..., :plain]], -1)
+        key: Traced = use.concatenate([turned, grown[..., :plain]], -1)
         flat = (*memory.shape[:2], -1)
         return query.reshape((*x.shape[:2], -1)), key.reshape(flat), grown[..., plain:].reshape(flat)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """BigBird's pattern: the first and the last block see all and are seen by all, others see the blocks beside them;
+    of few tokens all see all. As the model does outside of training, its random blocks are all the first (Zaheer et al.
+    2020): the first block counts so many times more.
+
+    Attributes:
+        size: tokens of a block. random: how many random blocks there are.
+    """
+
+    size: int
+    random: int
+
+    def mask(self, length: int) -> Mask:
+        """Of a number of tokens."""
+        said = {"model_type": "big_bird", "block_size": self.size, "num_random_blocks": self.random}
+        return masks.for_hf(said, 0, length=length)
+
+    def bias(self, length: int) -> Bias | None:
+        """What is added to scores."""
+        if isinstance(self.mask(length), Full) or not self.random:
+            return None
+        block = np.arange(length)[None] // self.size
+        between = QueryMask((block > 0) & (block < block[:, -1:])) & KeyMask(block == 0)
+        return Additive(~between, math.log(1 + self.random))
 
 
 @dataclass(frozen=True)
@@ -138,6 +176,8 @@ class Attention(Part):
         further: names of further projections -> the layers.
         shared: canonical names of parameters that the stack holds for all its blocks.
         mask: what may be attended to, without what a batch brings.
+        sparse: what takes its place where it depends on the number of tokens.
+        relative_dropout: of the table of relative positions.
     """
 
     config: AttentionConfig
@@ -147,11 +187,13 @@ class Attention(Part):
     further: tuple[tuple[str, Linear], ...] = ()
     shared: tuple[str, ...] = ()
     mask: Mask = Full()
+    sparse: Sparse | None = None
+    relative_dropout: float = 0.0
 
-    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
-        yield from super().leaves(prefix)
-        for leaf in (*(leaf for _, leaves in self.held for leaf in leaves), *(leaf for _, leaf in self.further)):
-            yield prefix + leaf.name, leaf
+    @cached_property
+    def without_globals(self) -> AttentionConfig:
+        """The configuration, for a call that has no global tokens."""
+        return self.config.replace(global_tokens=None)
 
     def apply(
         self, at: object, x: B, run: Run[B], given: Given[B], cache: Traced = None, memory: B | None = None
@@ -162,26 +204,33 @@ class Attention(Part):
             memory: [B, S, E], of cross-attention; None attends to x itself.
         """
         config = self.config
+        if config.global_tokens is not None and given.global_tokens is None:
+            config = self.without_globals
         source = x if memory is None else memory
         inputs = self.inputs.apply(config, at, x, source, run)
         asked: Asked[B] = Asked(
             (x, source, source),
             given.masks.get(self.mask, self.mask) if memory is None else given.memory_mask,
-            None,
+            None if self.sparse is None else self.sparse.bias(x.shape[1]),
             given.positions if config.rotary is not None or config.temperature is not None else None,
             cache,
             given.valid if cache is not None else None,
             given.global_tokens if config.global_tokens is not None else None,
-            given.relative,
+            self._relative(run, given),
             config.dropout_rate if run.key is not None else 0.0,
             run.next_key() if config.dropout_rate else None,
             run.kernel,
         )
-        attended = attend_heads(self._layer(at, run, given), inputs, asked)
+        attended = attend_heads(self._layer(config, at, run, given), inputs, asked)
         output: Traced = attended.output
         return run.linear(self.out, at, output.reshape((*x.shape[:2], -1))), attended.cache
 
-    def _layer(self, at: object, run: Run[B], given: Given[B]) -> Layer[B]:
+    def _relative(self, run: Run[B], given: Given[B]) -> B | None:
+        if given.relative is None or not isinstance(self.config.position_bias, Disentangled):
+            return None
+        return run.drop(given.relative, self.relative_dropout)
+
+    def _layer(self, config: AttentionConfig, at: object, run: Run[B], given: Given[B]) -> Layer[B]:
         shapes = parameters(self.config) if self.held else {}
         held: dict[str, Traced] = {name: given.shared[name] for name in self.shared}
         for name, leaves in self.held:
@@ -196,4 +245,23 @@ class Attention(Part):
             assert isinstance(self.inputs, Separate)
             return self.inputs.project(name, at, x, run)
 
-        return Layer("model", self.config, run.use.framework, run.use.arithmetic, held, project)
+        arithmetic: Traced = run.use.arithmetic
+        if given.frequencies is not None and config.rotary is not None:
+            arithmetic = _Held(arithmetic, given.frequencies)
+        return Layer("model", config, run.use.framework, arithmetic, held, project)
+
+
+class _Held:
+    """An arithmetic, with frequencies of the rotary embedding that a model holds."""
+
+    def __init__(self, use: Arithmetic[Traced], frequencies: Traced) -> None:
+        self._use, self._frequencies = use, frequencies
+
+    def frequencies(self, rotary: Rotary, head_dim: int, length: int | None, positions: Traced) -> Traced:
+        return self._frequencies
+
+    def counted(self, *given: object) -> None:
+        """Nothing is kept from call to call: that would be of the configuration's frequencies."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._use, name)

@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from maskattn.masks import KeyMask, Mask
+from maskattn.masks import Global, KeyMask, Mask
 from maskattn.models.attention import Given
 from maskattn.models.block import Block, Stack
 from maskattn.models.heads import First, Vocabulary
+from maskattn.models.leaves import Leaf
 from maskattn.models.part import B, Part, Run
 from maskattn.models.tokens import Tokens
 from maskattn.typing import Traced
@@ -69,6 +70,7 @@ class TokenModel(Part):
 
     Attributes:
         model_type: as configurations call it.
+        unread: what a checkpoint holds and none of the outputs is made of.
     """
 
     model_type: str
@@ -76,6 +78,7 @@ class TokenModel(Part):
     stack: Stack
     head: Vocabulary | None = None
     pooler: First | None = None
+    unread: tuple[Leaf, ...] = ()
 
     def stacks(self) -> tuple[Stack, ...]:
         """Its stacks of blocks."""
@@ -99,9 +102,13 @@ class TokenModel(Part):
             ids: Traced = tokens
             positions = use.first_of(inputs.cache).next_positions(ids.shape[1], valid=inputs.valid)
         h = self.tokens.apply(at, tokens, run, keep, positions, inputs.token_types)
-        masks = self._masks(keep)
+        marked: Traced = None
+        if inputs.global_tokens is not None:
+            marked = use.as_array(inputs.global_tokens, tokens)
+            marked = marked != 0
+        masks = self._masks(h.shape[1], keep, marked)
         states: list[B] | None = [] if inputs.hidden_states else None
-        given = Given(masks, inputs.positions, inputs.valid, inputs.global_tokens, states=states)
+        given = Given(masks, inputs.positions, inputs.valid, marked, keep=keep, states=states)
         h, cache = self.stack.apply(at, h, run, given, inputs.cache)
         read: Traced = h
         if inputs.logits_at is not None:
@@ -111,7 +118,12 @@ class TokenModel(Part):
         pooled = None if self.pooler is None else self.pooler.apply(at, h, run)
         return Output(h, logits, pooled, None if states is None else tuple(states), cache)
 
-    def _masks(self, keep: Traced) -> dict[Mask, Mask | None]:
-        """The masks of the blocks with the padding of a batch."""
-        made = {block.attention.mask for block in self.stack.blocks}
-        return {mask: mask if keep is None else mask & KeyMask(keep) for mask in made}
+    def _masks(self, length: int, keep: Traced, marked: Traced) -> dict[Mask, Mask | None]:
+        """The masks of the blocks with what a batch brings: its global tokens and its padding."""
+        made: dict[Mask, Mask | None] = {}
+        for layer in {block.attention.mask: block.attention for block in self.stack.blocks}.values():
+            mask = layer.mask if layer.sparse is None else layer.sparse.mask(length)
+            if marked is not None and layer.config.global_tokens is not None:
+                mask = mask | Global(marked)
+            made[layer.mask] = mask if keep is None else mask & KeyMask(keep)
+        return made

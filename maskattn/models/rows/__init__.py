@@ -6,7 +6,8 @@ from maskattn.layer.from_hf import Row
 from maskattn.models.rows.decoders import DECODERS
 from maskattn.models.rows.encoders import ENCODERS
 from maskattn.models.rows.experts import EXPERTS
+from maskattn.models.rows.further import FURTHER
 from maskattn.models.rows.gpt import GPT
 
 #: model type -> its row: see `_build`.
-ROWS: dict[str, Row] = {**DECODERS, **GPT, **ENCODERS, **EXPERTS}
+ROWS: dict[str, Row] = {**DECODERS, **GPT, **ENCODERS, **EXPERTS, **FURTHER}
