@@ -37,8 +37,8 @@ class Given(Generic[B]):
         shared: what blocks read of parameters that their stack holds: canonical name -> array.
         relative: DeBERTa's table of positions, [2 * span, E].
         frequencies: of the rotary embedding, float32 [width / 2]; None: the configuration's.
-        keep: bool [B, L], True = no padding; None: there is none.
         states: where they are asked for, what each block read, and what the last one gave.
+        keep: bool [B, L], True = no padding, as `masks` have it; None: there is none.
     """
 
     masks: dict[Mask, Mask | None] = field(default_factory=dict)
@@ -50,8 +50,8 @@ class Given(Generic[B]):
     shared: dict[str, B] = field(default_factory=dict)
     relative: B | None = None
     frequencies: B | None = None
-    keep: Traced = None
     states: list[B] | None = None
+    keep: Traced = None
 
     def note(self, h: B) -> None:
         """Keep hidden states, where they are asked for."""
@@ -190,27 +190,41 @@ class Attention(Part):
     sparse: Sparse | None = None
     relative_dropout: float = 0.0
 
+    def apply(self, at: object, x: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
+        """x [B, L, E] -> [B, L, E], of self-attention, and the new cache where there is one."""
+        inputs = self.inputs.apply(self.config, at, x, x, run)
+        asked = self.asked(x, run, given, given.masks.get(self.mask, self.mask), cache)
+        attended = attend_heads(self.layer(at, run, given), inputs, asked)
+        return self.ended(at, attended.output, run), attended.cache
+
+    def across(
+        self, at: object, x: B, run: Run[B], given: Given[B], held: tuple[B, B] | None = None
+    ) -> tuple[B, tuple[B, B]]:
+        """x [B, L, E] -> [B, L, E], of attention to `given.memory`; and its keys and values, which are made of it where
+        they are not held."""
+        inputs = self.inputs
+        assert isinstance(inputs, Separate)
+        if held is None:
+            assert given.memory is not None
+            held = run.linear(inputs.key, at, given.memory), run.linear(inputs.value, at, given.memory)
+        asked = self.asked(x, run, given, given.memory_mask)
+        three = (run.linear(inputs.query, at, x), *held)
+        attended = attend_heads(self.layer(at, run, given), three, asked)
+        return self.ended(at, attended.output, run), held
+
     @cached_property
     def without_globals(self) -> AttentionConfig:
-        """The configuration, for a call that has no global tokens."""
+        """The configuration where a batch has no global tokens."""
         return self.config.replace(global_tokens=None)
 
-    def apply(
-        self, at: object, x: B, run: Run[B], given: Given[B], cache: Traced = None, memory: B | None = None
-    ) -> tuple[B, Traced]:
-        """x [B, L, E] -> [B, L, E], and the new cache where there is one.
-
-        Args:
-            memory: [B, S, E], of cross-attention; None attends to x itself.
-        """
+    def asked(
+        self, x: B, run: Run[B], given: Given[B], mask: Mask | None, cache: Traced = None, lse: bool = False
+    ) -> Asked[B]:
+        """What is asked of the layer for x [B, L, E]."""
         config = self.config
-        if config.global_tokens is not None and given.global_tokens is None:
-            config = self.without_globals
-        source = x if memory is None else memory
-        inputs = self.inputs.apply(config, at, x, source, run)
-        asked: Asked[B] = Asked(
-            (x, source, source),
-            given.masks.get(self.mask, self.mask) if memory is None else given.memory_mask,
+        return Asked(
+            (x, x, x),
+            mask,
             None if self.sparse is None else self.sparse.bias(x.shape[1]),
             given.positions if config.rotary is not None or config.temperature is not None else None,
             cache,
@@ -220,18 +234,23 @@ class Attention(Part):
             config.dropout_rate if run.key is not None else 0.0,
             run.next_key() if config.dropout_rate else None,
             run.kernel,
+            lse=lse,
         )
-        attended = attend_heads(self._layer(config, at, run, given), inputs, asked)
-        output: Traced = attended.output
-        return run.linear(self.out, at, output.reshape((*x.shape[:2], -1))), attended.cache
 
     def _relative(self, run: Run[B], given: Given[B]) -> B | None:
         if given.relative is None or not isinstance(self.config.position_bias, Disentangled):
             return None
         return run.drop(given.relative, self.relative_dropout)
 
-    def _layer(self, config: AttentionConfig, at: object, run: Run[B], given: Given[B]) -> Layer[B]:
-        shapes = parameters(self.config) if self.held else {}
+    def ended(self, at: object, output: Traced, run: Run[B]) -> B:
+        """[B, L, heads, width] through the layer of the output."""
+        return run.linear(self.out, at, output.reshape((*output.shape[:2], -1)))
+
+    def layer(self, at: object, run: Run[B], given: Given[B]) -> Layer[B]:
+        """What lies between the projections, with its parameters."""
+        plain = given.global_tokens is None and self.config.global_tokens is not None
+        config = self.without_globals if plain else self.config
+        shapes = parameters(config) if self.held else {}
         held: dict[str, Traced] = {name: given.shared[name] for name in self.shared}
         for name, leaves in self.held:
             pieces: list[Traced] = [run.array(leaf, at) for leaf in leaves]

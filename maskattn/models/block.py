@@ -58,10 +58,15 @@ class Block(Part):
     dropout_rate: float = 0.0
 
     def apply(self, at: object, h: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
-        """h [B, L, E] -> [B, L, E], and the new cache where there is one: of cross-attention, a pair."""
+        """h [B, L, E] -> [B, L, E], and the new cache where there is one.
+
+        Args:
+            cache: of a block with cross-attention a pair: its own, and key and value of the memory, [B, S, heads *
+                width], which the first step makes: it may be given its own alone.
+        """
         use, norms = run.use, self.norms
         given.note(h)
-        own, held = cache if self.cross is not None and cache is not None else (cache, None)
+        own, held = cache if isinstance(cache, tuple) else (cache, None)
         x = run.norm(norms.attention_in, at, h)
         attended, own = self.attention.apply(at, x, run, given, own)
         attended = self._branch(0, at, run.norm(norms.attention_out, at, attended), run)
@@ -71,9 +76,9 @@ class Block(Part):
             return use.add(use.add(h, attended, self.residual), more, self.residual), own
         h = use.add(x if self.normed_sum else h, attended, self.residual)
         h = run.norm(norms.attention_sum, at, h)
-        if self.cross is not None and given.memory is not None:
+        if self.cross is not None and (given.memory is not None or held is not None):
             read = run.norm(norms.cross_in, at, h)
-            found, held = self.cross.apply(at, read, run, given, None, given.memory)
+            found, held = self.cross.across(at, read, run, given, held)
             h = run.norm(norms.cross_sum, at, use.add(h, run.drop(found, self.dropout_rate)))
         x = run.norm(norms.mlp_in, at, h)
         more = run.norm(norms.mlp_out, at, self.mlp.apply(at, x, run))
@@ -97,6 +102,8 @@ class Stack(Part):
         relative: the table of positions that all blocks read. local: what stands behind the first block.
         frequencies: those of the rotary embedding, float32, where the model holds them; they count, whatever the
             configuration says.
+        dropout_rate: behind the last norm.
+        bare: whether the last of the hidden states that are kept is what the last block gave, without the norm.
     """
 
     blocks: tuple[Block, ...]
@@ -104,6 +111,8 @@ class Stack(Part):
     shared: tuple[tuple[str, Leaf], ...] = ()
     final: Norm | None = None
     project: Linear | None = None
+    dropout_rate: float = 0.0
+    bare: bool = False
     relative: Relative | None = None
     local: Local | None = None
     frequencies: Array | None = None
@@ -120,6 +129,10 @@ class Stack(Part):
         for part in (self.relative, self.local):
             if part is not None:
                 yield from part.leaves(prefix)
+
+    def each(self) -> Iterator[tuple[str, Block]]:
+        """(path, block) of all, each path once."""
+        yield from dict(zip(self.places, self.blocks, strict=True)).items()
 
     def period(self) -> tuple[int, int, int]:
         """(first, period, times): from `first` on blocks are alike, each to the one `period` before it, so that they
@@ -153,7 +166,8 @@ class Stack(Part):
                 h = self.local.apply(at, read, h, run, given.keep)
             grown.append(cache)
             number += block.spans
-        h = run.norm(self.final, at, h)
+        last = h
+        h = run.drop(run.norm(self.final, at, h), self.dropout_rate)
         h = h if self.project is None else run.linear(self.project, at, h)
-        given.note(h)
+        given.note(last if self.bare else h)
         return h, None if caches is None else tuple(grown)

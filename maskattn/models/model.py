@@ -34,6 +34,8 @@ class Output(Generic[B]):
         pooled: [B, E], one vector for each sequence; None where the model makes none.
         hidden_states: where asked for, what each block read, and `hidden`.
         cache: where one was given, the new one: an entry for each layer.
+        encoder_hidden: [B, S, E], what the encoder gave, where the model has an encoder and a decoder and the call ran
+            both; the rest is then the decoder's. encoder_hidden_states: as `hidden_states`, of the encoder.
     """
 
     hidden: B
@@ -41,6 +43,8 @@ class Output(Generic[B]):
     pooled: B | None = None
     hidden_states: tuple[B, ...] | None = None
     cache: tuple[Traced, ...] | None = None
+    encoder_hidden: B | None = None
+    encoder_hidden_states: tuple[B, ...] | None = None
 
 
 @dataclass
@@ -65,8 +69,8 @@ class Inputs(Generic[B]):
 
 
 @dataclass(frozen=True)
-class TokenModel(Part):
-    """Tokens, blocks, and heads.
+class WholeModel(Part):
+    """What a twin's module is made of.
 
     Attributes:
         model_type: as configurations call it.
@@ -74,6 +78,25 @@ class TokenModel(Part):
     """
 
     model_type: str
+
+    def stacks(self) -> tuple[Stack, ...]:
+        """Its stacks of blocks, the one that writes, and has caches, last."""
+        raise NotImplementedError
+
+    def blocks(self) -> Iterator[tuple[str, Block]]:
+        """(path, block) of all blocks, each path once."""
+        for stack in self.stacks():
+            yield from stack.each()
+
+    def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
+        """One call."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TokenModel(WholeModel):
+    """Tokens, blocks, and heads."""
+
     tokens: Tokens
     stack: Stack
     head: Vocabulary | None = None
@@ -81,49 +104,61 @@ class TokenModel(Part):
     unread: tuple[Leaf, ...] = ()
 
     def stacks(self) -> tuple[Stack, ...]:
-        """Its stacks of blocks."""
         return (self.stack,)
-
-    def blocks(self) -> Iterator[tuple[str, Block]]:
-        """(path, block) of all blocks, each path once."""
-        yield from dict(zip(self.stack.places, self.stack.blocks, strict=True)).items()
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call."""
         tokens = inputs.tokens
         assert tokens is not None
         use = run.use
-        keep: Traced = None
-        if inputs.attention_mask is not None:
-            kept: Traced = use.as_array(inputs.attention_mask, tokens)
-            keep = kept != 0
+        keep = kept(inputs.attention_mask, tokens, run)
         positions = inputs.positions
         if positions is None and inputs.cache is not None and self.tokens.positions is not None:
             ids: Traced = tokens
             positions = use.first_of(inputs.cache).next_positions(ids.shape[1], valid=inputs.valid)
         h = self.tokens.apply(at, tokens, run, keep, positions, inputs.token_types)
-        marked: Traced = None
-        if inputs.global_tokens is not None:
-            marked = use.as_array(inputs.global_tokens, tokens)
-            marked = marked != 0
-        masks = self._masks(h.shape[1], keep, marked)
+        marked = kept(inputs.global_tokens, tokens, run)
+        masks = masks_of(self.stack, keep, marked, h.shape[1])
         states: list[B] | None = [] if inputs.hidden_states else None
-        given = Given(masks, inputs.positions, inputs.valid, marked, keep=keep, states=states)
+        given = Given(masks, inputs.positions, inputs.valid, marked, states=states, keep=keep)
         h, cache = self.stack.apply(at, h, run, given, inputs.cache)
-        read: Traced = h
-        if inputs.logits_at is not None:
-            rows = use.arange(read.shape[0], h)
-            read = read[rows, use.as_array(inputs.logits_at, tokens)][:, None]
-        logits = None if self.head is None else self.head.apply(at, read, run)
+        logits = logits_of(self.head, at, h, inputs, run)
         pooled = None if self.pooler is None else self.pooler.apply(at, h, run)
         return Output(h, logits, pooled, None if states is None else tuple(states), cache)
 
-    def _masks(self, length: int, keep: Traced, marked: Traced) -> dict[Mask, Mask | None]:
-        """The masks of the blocks with what a batch brings: its global tokens and its padding."""
-        made: dict[Mask, Mask | None] = {}
-        for layer in {block.attention.mask: block.attention for block in self.stack.blocks}.values():
-            mask = layer.mask if layer.sparse is None else layer.sparse.mask(length)
-            if marked is not None and layer.config.global_tokens is not None:
-                mask = mask | Global(marked)
-            made[layer.mask] = mask if keep is None else mask & KeyMask(keep)
-        return made
+
+def logits_of(head: Vocabulary | None, at: object, h: B, inputs: Inputs[B], run: Run[B]) -> B | None:
+    """The logits of h [B, L, E], of the places that are asked for."""
+    if head is None:
+        return None
+    read: Traced = h
+    if inputs.logits_at is not None:
+        rows = run.use.arange(read.shape[0], h)
+        read = read[rows, run.use.as_array(inputs.logits_at, h)][:, None]
+    return head.apply(at, read, run)
+
+
+def kept(given: Traced, like: B, run: Run[B]) -> Traced:
+    """bool [B, L] of a mask as given, 1 = keep; None of None."""
+    if given is None:
+        return None
+    numbers: Traced = run.use.as_array(given, like)
+    return numbers != 0
+
+
+def masks_of(
+    stack: Stack, keep: Traced, global_tokens: Traced = None, length: int | None = None
+) -> dict[Mask, Mask | None]:
+    """The masks of the blocks with what a batch brings: global tokens, its padding, and how many tokens there are.
+
+    Raises:
+        ValueError: there are global tokens, which no block reads.
+    """
+    if global_tokens is not None and not any(block.attention.config.global_tokens for block in stack.blocks):
+        raise ValueError("global_tokens are given, but the model has no global attention")
+    made: dict[Mask, Mask | None] = {}
+    for mask, sparse in {(block.attention.mask, block.attention.sparse) for block in stack.blocks}:
+        whole = mask if sparse is None or length is None else sparse.mask(length)
+        whole = whole if global_tokens is None else whole | Global(global_tokens)
+        made[mask] = whole if keep is None else whole & KeyMask(keep)
+    return made

@@ -66,7 +66,7 @@ FURTHER: dict[str, Row] = {
         "position_pad": Key("pad_token_id", default=None),
         "position_offset": Merged(lambda reading: reading.get("pad_token_id", default=0) + 1),
         "dropped": When(Key("token_dropout", default=False), Key("mask_token_id")),
-        "bare": True,
+        "blank": True,
         "frequencies": "rotary_embeddings.inv_freq",
         "norms": {"attention_in": "attention.LayerNorm", "mlp_in": "LayerNorm"},
         "activation": "gelu",
@@ -83,7 +83,7 @@ FURTHER: dict[str, Row] = {
         "table_project": When(Merged(_is_factored), "embeddings.embed_proj"),
         "table_project_bias": False,
         "table_late": True,
-        "bare": True,
+        "blank": True,
         "types": When(Merged(lambda reading: reading.get("type_vocab_size", default=0) > 0), BERT["types"]),
         "positions": When(Key("position_biased_input", default=True), BERT["positions"]),
         "attention": (

@@ -13,6 +13,8 @@ from maskattn.typing import NumPyArray as Array
 
 #: The smallest id of a token that means nothing special.
 _PLAIN = 7
+#: Tokens of a decoder beside an encoder.
+_DECODED = 9
 
 
 @dataclass
@@ -43,9 +45,10 @@ class Peer:
         draws = torch.Generator().manual_seed(seed + 1)
         saved = model.state_dict(keep_vars=True)
         with torch.no_grad():
-            for each in {id(x): x for x in saved.values() if x.is_floating_point()}.values():
+            for key, each in {id(x): (key, x) for key, x in saved.items() if x.is_floating_point()}.values():
                 drawn = torch.randn(each.shape, generator=draws)
                 spread = 0.3 if each.ndim < 2 or each.shape[-1] <= 40 else 0.2
+                spread *= 0.2 if tiny.small and key.endswith(tiny.small) else 1.0
                 each.copy_(each + 0.3 * drawn if each.ndim < 2 else drawn * spread)
         return cls(model, config, {key: x.detach().numpy() for key, x in model.state_dict().items()})
 
@@ -56,23 +59,53 @@ class Peer:
         ids = draws.integers(_PLAIN, 90, (2, length))
         mask = np.ones((2, length), np.int64)
         if side:
-            cut = slice(length - 3, None) if side == "right" else slice(0, 3)
+            few = length // 3 if tiny.inputs == "sound" else 3
+            cut = slice(length - few, None) if side == "right" else slice(0, few)
             mask[1, cut] = 0
             ids[1, cut] = 0 if self.config.pad_token_id is None else self.config.pad_token_id
         made = {"input_ids": ids, "attention_mask": mask}
         if tiny.inputs == "types":
             made["token_type_ids"] = draws.integers(0, self.config.type_vocab_size, (2, length))
+        if tiny.inputs == "sound":
+            made = {"input_values": draws.standard_normal((2, length)).astype(np.float32), "attention_mask": mask}
+        if tiny.inputs == "spectrum":
+            shape = (2, self.config.num_mel_bins, length)
+            made = {"input_features": draws.standard_normal(shape).astype(np.float32)}
+        if tiny.inputs in ("both", "spectrum"):
+            made["decoder_input_ids"] = draws.integers(_PLAIN, 90, (2, _DECODED))
+            kept = np.arange(_DECODED) < np.array([[_DECODED], [_DECODED - 2]])
+            made |= {"decoder_attention_mask": kept.astype(np.int64)} if tiny.inputs == "both" else {}
+        if not side:
+            made.pop("attention_mask", None)
         return {**made, **{key: np.asarray(value) for key, value in tiny.options.items()}}
 
     def run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """Its "logits", "pooled" and "hidden_states.N", those that it has."""
+        """Its "logits", "pooled" and "hidden_states.N", of an encoder beside it "encoder_hidden" and
+        "encoder_hidden_states.N": those that it has."""
         import torch
 
         with torch.no_grad():
             out = self.model(**{key: torch.tensor(x) for key, x in batch.items()}, output_hidden_states=True)
         found = {"logits": getattr(out, "logits", None), "pooled": getattr(out, "pooler_output", None)}
-        found |= {f"hidden_states.{n}": x for n, x in enumerate(out.hidden_states or ())}
+        most = batch["input_ids"].shape[1] if "input_ids" in batch else None
+        found["encoder_hidden"] = getattr(out, "encoder_last_hidden_state", None)
+        for name in ("hidden_states", "decoder_hidden_states", "encoder_hidden_states"):
+            states = enumerate(getattr(out, name, None) or ())
+            # BigBird's are padded to whole blocks
+            found |= {f"{name.removeprefix('decoder_')}.{n}": x[:, :most] for n, x in states}
         return {key: x.detach().numpy() for key, x in found.items() if x is not None}
+
+    def kept(self, batch: Mapping[str, Array], what: str, shape: tuple[int, ...]) -> Array:
+        """bool, which of the first axes of a result of `run` are no padding: all others mean nothing."""
+        two = getattr(self.config, "is_encoder_decoder", False) and "decoder_input_ids" in batch
+        mask = batch.get("decoder_attention_mask" if two and not what.startswith("encoder") else "attention_mask")
+        if what == "pooled" or mask is None or shape[1] == 1:
+            return np.ones(shape[:1], bool)
+        if "input_values" in batch:
+            import torch
+
+            mask = self.model._get_feature_vector_attention_mask(shape[1], torch.tensor(mask)).numpy()
+        return mask.astype(bool)
 
 
 #: transformers' names of inputs -> ours.
