@@ -6,6 +6,7 @@ from collections.abc import Container
 
 from maskattn._hf_config import Reading, row_of
 from maskattn.models.build import Builder
+from maskattn.models.build_images import AutoencoderBuilder, ImageBuilder, TowersBuilder, WindowBuilder
 from maskattn.models.build_sound import Sound
 from maskattn.models.build_two import TwoStacks
 from maskattn.models.leaves import first_numbers
@@ -14,8 +15,16 @@ from maskattn.models.rows import ROWS
 
 __all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "WholeModel", "describe", "first_numbers"]
 
-#: What makes a model, by the `kind` of its row.
-_BUILDERS: dict[str, type[Builder]] = {"tokens": Builder, "two": TwoStacks, "sound": Sound}
+#: What the `kind` of a row says -> what reads the row.
+BUILDERS: dict[str, type[Builder]] = {
+    "tokens": Builder,
+    "two": TwoStacks,
+    "sound": Sound,
+    "images": ImageBuilder,
+    "windows": WindowBuilder,
+    "autoencoder": AutoencoderBuilder,
+    "towers": TowersBuilder,
+}
 
 
 def describe(config: object, names: Container[str] | None = None) -> WholeModel:
@@ -31,4 +40,4 @@ def describe(config: object, names: Container[str] | None = None) -> WholeModel:
     """
     reading = Reading(config, 0, "models.describe")
     row = row_of(reading, ROWS, "model")
-    return _BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names).model()
+    return BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names).model()

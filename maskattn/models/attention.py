@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import accumulate
 from typing import Generic
 
 import numpy as np
@@ -15,7 +16,7 @@ from maskattn.config import AttentionConfig
 from maskattn.layer.position_bias import Disentangled
 from maskattn.layer.rotary import Rotary
 from maskattn.masks import Full, KeyMask, Mask, QueryMask
-from maskattn.models.leaves import Leaf, Linear, Norm
+from maskattn.models.leaves import Array, Leaf, Linear, Norm
 from maskattn.models.part import B, Part, Run
 from maskattn.modules import attend_heads, head_shapes
 from maskattn.modules.parameters import parameters
@@ -37,6 +38,7 @@ class Given(Generic[B]):
         shared: what blocks read of parameters that their stack holds: canonical name -> array.
         relative: DeBERTa's table of positions, [2 * span, E].
         frequencies: of the rotary embedding, float32 [width / 2]; None: the configuration's.
+        grid: of an image, how many rows and columns of patches the tokens are.
         states: where they are asked for, what each block read, and what the last one gave.
         keep: bool [B, L], True = no padding, as `masks` have it; None: there is none.
     """
@@ -50,6 +52,7 @@ class Given(Generic[B]):
     shared: dict[str, B] = field(default_factory=dict)
     relative: B | None = None
     frequencies: B | None = None
+    grid: tuple[int, int] = (0, 0)
     states: list[B] | None = None
     keep: Traced = None
 
@@ -167,6 +170,26 @@ class Sparse:
 
 
 @dataclass(frozen=True)
+class Packed(Part):
+    """Three projections whose matrices are one parameter, and whose biases are another, as in
+    `torch.nn.MultiheadAttention`: [query + key + value, E]."""
+
+    weight: Array
+    bias: Array
+
+    def apply(self, config: AttentionConfig, at: object, x: B, memory: B, run: Run[B]) -> Three[B]:
+        """As of `Separate`."""
+        weight: Traced = run.array(self.weight, at)
+        bias: Traced = run.array(self.bias, at)
+        ends = 0, *accumulate(heads * width for heads, width in head_shapes(config))
+        query, key, value = (
+            run.use.add(run.use.products(source, weight[begin:end]), bias[begin:end])
+            for source, begin, end in zip((x, memory, memory), ends, ends[1:], strict=False)
+        )
+        return query, key, value
+
+
+@dataclass(frozen=True)
 class Attention(Part):
     """One attention of a block, its projections and what its parts learn.
 
@@ -181,7 +204,7 @@ class Attention(Part):
     """
 
     config: AttentionConfig
-    inputs: Separate | Fused | Latent
+    inputs: Separate | Fused | Latent | Packed
     out: Linear
     held: tuple[tuple[str, tuple[Leaf, ...]], ...] = ()
     further: tuple[tuple[str, Linear], ...] = ()
@@ -202,14 +225,15 @@ class Attention(Part):
     ) -> tuple[B, tuple[B, B]]:
         """x [B, L, E] -> [B, L, E], of attention to `given.memory`; and its keys and values, which are made of it where
         they are not held."""
-        inputs = self.inputs
-        assert isinstance(inputs, Separate)
         if held is None:
             assert given.memory is not None
-            held = run.linear(inputs.key, at, given.memory), run.linear(inputs.value, at, given.memory)
+            query, *made = self.inputs.apply(self.config, at, x, given.memory, run)
+            held = made[0], made[1]
+        else:
+            assert isinstance(self.inputs, Separate)
+            query = run.linear(self.inputs.query, at, x)
         asked = self.asked(x, run, given, given.memory_mask)
-        three = (run.linear(inputs.query, at, x), *held)
-        attended = attend_heads(self.layer(at, run, given), three, asked)
+        attended = attend_heads(self.layer(at, run, given), (query, *held), asked)
         return self.ended(at, attended.output, run), held
 
     @cached_property
@@ -254,8 +278,10 @@ class Attention(Part):
         held: dict[str, Traced] = {name: given.shared[name] for name in self.shared}
         for name, leaves in self.held:
             pieces: list[Traced] = [run.array(leaf, at) for leaf in leaves]
-            whole = pieces[0] if len(pieces) == 1 else run.use.concatenate([x.reshape(-1) for x in pieces], 0)
-            held[name] = whole.reshape(shapes[name].shape)
+            whole: Traced = pieces[0] if len(pieces) == 1 else run.use.concatenate([x.reshape(-1) for x in pieces], 0)
+            shape = shapes[name].shape
+            # matrices are published as [out, in]
+            held[name] = whole.reshape(shape[::-1]).T if name.endswith(".kernel") else whole.reshape(shape)
         further = dict(self.further)
 
         def project(name: str, x: B) -> B:

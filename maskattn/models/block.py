@@ -45,6 +45,7 @@ class Block(Part):
         scales: learned factors of each channel, for the two branches; () has none.
         normed_sum: whether branches are added to what their first norm gave (BLOOM's option).
         dropout_rate: of the branches.
+        depth_rate: how often a whole branch of a sequence is dropped (stochastic depth).
     """
 
     attention: Attention
@@ -56,6 +57,7 @@ class Block(Part):
     scales: tuple[Array, ...] = ()
     normed_sum: bool = False
     dropout_rate: float = 0.0
+    depth_rate: float = 0.0
 
     def apply(self, at: object, h: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
         """h [B, L, E] -> [B, L, E], and the new cache where there is one.
@@ -88,7 +90,12 @@ class Block(Part):
     def _branch(self, place: int, at: object, x: B, run: Run[B]) -> B:
         if self.scales:
             x = run.use.product(x, run.array(self.scales[place], at))
-        return run.drop(x, self.dropout_rate)
+        x = run.drop(x, self.dropout_rate)
+        if not self.depth_rate or run.key is None:
+            return x
+        first: Traced = x
+        ones = run.use.arithmetic.zeros((first.shape[0], 1, 1), x) + 1
+        return run.use.product(x, run.drop(ones, self.depth_rate))
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,9 @@ parallel, residual, scales, normed_sum, dropout
                  of the blocks (`models.block.Block`)
 head             logits of the vocabulary: its path, or {"project", "bias", "dense", "norm", "activation"}; `tied`,
                  `head_bias`, `logit_scale`, `softcap`; `bias_buffer` where the bias is [1, rows], and is not trained
-pooler           a layer of the first token. `contacts`: a layer of attention's weights, held and not computed
+pooler           a layer of the first token; `pooled` "last" or "end": a layer, if any, of the last one or of the one
+                 that ends the text. `embeds`: a projection behind it, without a bias, to `embeds_width`
+contacts         a layer of attention's weights, held and not computed
 """
 
 from __future__ import annotations
@@ -37,6 +39,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -48,7 +51,7 @@ from maskattn.models.attention import Attention, Fused, Latent, Separate, Sparse
 from maskattn.models.block import Block, Inner, Slots, Stack
 from maskattn.models.build_disentangled import local_of, relative_of
 from maskattn.models.build_experts import experts_of, latent_of
-from maskattn.models.heads import First, Vocabulary
+from maskattn.models.heads import Chosen, First, Vocabulary
 from maskattn.models.leaves import Array, Embedding, Leaf, Linear, Norm
 from maskattn.models.mlp import Gated, Halves, Plain
 from maskattn.models.model import TokenModel, WholeModel
@@ -82,7 +85,7 @@ class Builder:
         found = _settled(self.row.get(name), self.reading, self.part)
         return default if found is None else found
 
-    def at(self, layer: int) -> Builder:
+    def at(self, layer: int) -> Self:
         """The same, of a layer."""
         return replace(self, reading=replace(self.reading, layer=layer))
 
@@ -90,7 +93,7 @@ class Builder:
     def prefix(self) -> str:
         """Of all names but the head's; a model without a head is published without it."""
         prefix = str(self.get("prefix", ""))
-        table = f"{self.get('table')}.weight"
+        table = f"{self.get('table') or self.get('patches')}.weight"
         bare = self.names is not None and prefix + table not in self.names and table in self.names
         return "" if bare else prefix
 
@@ -216,13 +219,15 @@ class Builder:
             scales=() if scales is None else tuple(Array(name, (self.width,), 1.0) for name in scales),
             normed_sum=bool(self.get("normed_sum", False)),
             dropout_rate=float(self.get("dropout", 0.0)),
+            depth_rate=float(self.get("drop_path", 0.0)),
         )
 
-    def stack(self) -> Stack:
-        """All blocks, and the norm behind them."""
-        count, prefix = int(self.get("count") or self.reading.get(*_COUNT)), self.prefix
-        each = [self.at(layer) for layer in range(count)]
-        places = tuple(prefix + str(one.get("layers")).format(layer).rstrip(".") for layer, one in enumerate(each))
+    def stack(self, layers: range | None = None) -> Stack:
+        """All blocks, or some of them, and the norm behind them."""
+        prefix = self.prefix
+        layers = range(int(self.get("count") or self.reading.get(*_COUNT))) if layers is None else layers
+        each = [self.at(layer) for layer in layers]
+        places = tuple(prefix + str(one.get("layers")).format(one.reading.layer).rstrip(".") for one in each)
         config = self.attention()
         shared = tuple(
             (name, _published(config, name, prefix + path)[0]) for name, path in self.get("shared", {}).items()
@@ -340,23 +345,37 @@ class Builder:
             return not str(classes[0]).endswith("Model") or str(classes[0]).endswith("LMHeadModel")
         return self.prefix == self.get("prefix", "")
 
-    def pooler(self) -> First | None:
+    def pooler(self) -> First | Chosen | None:
         """One vector for each sequence."""
-        name = self.get("pooler")
+        name, rule = self.get("pooler"), self.get("pooled")
+        if rule is not None:
+            width = int(self.reading.get("projection_size", default=self.width))
+            dense = None if name is None else Linear(self.prefix + name, self.width, width)
+            return Chosen(dense, self.reading.get("eos_token_id") if rule == "end" else None)
         if name is None:
             return None
-        made = First(Linear(self.prefix + name, self.width, self.width), self.activation("pooler_activation", "tanh"))
+        made: First | Chosen = First(
+            Linear(self.prefix + name, self.width, self.width), self.activation("pooler_activation", "tanh")
+        )
         return made if all(self.there(leaf) for _, leaf in made.leaves()) else None
+
+    def projection(self) -> Linear | None:
+        """From the pooled vector to the one that texts and images are compared by."""
+        name = self.get("embeds")
+        if name is None:
+            return None
+        made = Linear(name, self.width, int(self.get("embeds_width")), bias=False)
+        return made if self.there(made) else None
 
     def model(self) -> WholeModel:
         """The whole."""
         tokens = self.tokens()
-        stack, contacts = self.stack(), self.get("contacts")
+        stack, head, pooler = self.stack(), self.head(tokens.table), self.pooler()
         unread: tuple[Leaf, ...] = ()
-        if contacts is not None:
+        if self.get("contacts") is not None:
             heads = sum(block.attention.config.num_heads for block in stack.blocks)
-            unread = tuple(filter(self.there, [Linear(self.prefix + contacts, heads, 1)]))
-        return TokenModel(self.reading.model_type, tokens, stack, self.head(tokens.table), self.pooler(), unread)
+            unread = tuple(filter(self.there, [Linear(self.prefix + self.get("contacts"), heads, 1)]))
+        return TokenModel(self.reading.model_type, tokens, stack, head, pooler, self.projection(), unread)
 
 
 def _published(config: AttentionConfig, name: str, path: str) -> tuple[Leaf, ...]:
@@ -366,6 +385,10 @@ def _published(config: AttentionConfig, name: str, path: str) -> tuple[Leaf, ...
     shape = parameter.shape
     if "{}" in path:
         return tuple(Array(path.format(head), shape[1:], parameter.begins) for head in range(shape[0]))
+    if name.endswith(".kernel"):  # as linear layers are published
+        return (Array(path, shape[::-1], parameter.begins),)
+    if config.cosine is not None and name == "logit_scale":
+        return (Array(path, (*shape, 1, 1), parameter.begins),)
     flat = config.qk_norm is not None and config.qk_norm.over == "all" and "_norm." in name
     return (Array(path, (math.prod(shape),) if flat else shape, parameter.begins),)
 

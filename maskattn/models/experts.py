@@ -44,13 +44,13 @@ class Router(Part):
         scores = multiply(self.logits, run.find(at, self.logits), x)
         if self.scores == "picked":
             chosen = use.top(scores, self.picked)
-            return use.softmax(use.take(scores, chosen)), chosen
+            return use.softmax(use.pick(scores, chosen)), chosen
         scores = use.softmax(scores) if self.scores == "softmax" else use.activate(scores, "sigmoid")
         by = scores if self.correction is None else use.add(scores, run.array(self.correction, at))
         if self.kept < self.groups:
             by = self._within_groups(by, run)
         chosen = use.top(by, self.picked)
-        factors = use.take(by if self.scores == "softmax" else scores, chosen)
+        factors = use.pick(by if self.scores == "softmax" else scores, chosen)
         if self.renormalized:
             whole: Traced = in_order([_column(factors, n) for n in range(self.picked)], run)
             factors = use.divide(factors, whole.clip(1e-20))
@@ -60,7 +60,7 @@ class Router(Part):
         """Scores [N, experts], the lowest where a group is not kept."""
         use, whole = run.use, by.shape
         grouped: Traced = by.reshape((whole[0], self.groups, -1))
-        best = use.take(grouped, use.top(grouped, 1 if self.scores == "softmax" else 2))
+        best = use.pick(grouped, use.top(grouped, 1 if self.scores == "softmax" else 2))
         totals: Traced = in_order([_column(best, n) for n in range(best.shape[-1])], run)
         kept: Traced = use.top(totals[..., 0], self.kept)
         numbers: Traced = use.arange(self.groups, by)

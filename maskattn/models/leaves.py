@@ -9,16 +9,18 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from maskattn.typing import NumPyArray
+from maskattn.typing import Array as AnyArray, NumPyArray, Traced
 
 #: A logical axis of a parameter, which a mesh may divide; None: never divided.
 Axis = str | None
 #: What the numbers of a new model are; see `Tensor`.
 Begins = float | Callable[[tuple[int, ...]], NumPyArray] | None
+
+B = TypeVar("B", bound=AnyArray)
 
 
 class Tensor(NamedTuple):
@@ -138,6 +140,21 @@ class Conv(Leaf):
         order = (*range(2, len(shape)), 1, 0)
         made = {"weight": Tensor(shape, "kernel", order, (*[None] * len(self.size), None, "embed"))}
         return made | ({"bias": Tensor((self.outputs,), "bias", (0,), ("embed",), 0.0)} if self.bias else {})
+
+    @property
+    def is_product(self) -> bool:
+        """Whether each number of the input is read once, as of the patches of an image: pieces times a matrix."""
+        plain = not self.padding and self.groups == 1
+        return plain and len(self.size) == 2 and self.stride == self.size
+
+    def pieces(self, x: B) -> B:
+        """x [B, height, width, inputs] -> what each place of the output reads, [B, *places, size * inputs]."""
+        image: Traced = x
+        (high, wide), (batch, height, width, _) = self.size, image.shape
+        rows, columns = height // high, width // wide
+        image = image[:, : rows * high, : columns * wide].reshape((batch, rows, high, columns, wide, -1))
+        made: B = image.swapaxes(2, 3).reshape((batch, rows, columns, -1))
+        return made
 
 
 @dataclass(frozen=True)

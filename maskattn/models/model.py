@@ -10,8 +10,8 @@ from typing import Any, Generic
 from maskattn.masks import Global, KeyMask, Mask
 from maskattn.models.attention import Given
 from maskattn.models.block import Block, Stack
-from maskattn.models.heads import First, Vocabulary
-from maskattn.models.leaves import Leaf
+from maskattn.models.heads import Chosen, First, Vocabulary
+from maskattn.models.leaves import Leaf, Linear
 from maskattn.models.part import B, Part, Run
 from maskattn.models.tokens import Tokens
 from maskattn.typing import Traced
@@ -32,10 +32,15 @@ class Output(Generic[B]):
         hidden: [B, L, E], the last hidden states, behind the last norm.
         logits: of the model's head; None where the checkpoint has none.
         pooled: [B, E], one vector for each sequence; None where the model makes none.
-        hidden_states: where asked for, what each block read, and `hidden`.
+        hidden_states: where asked for, what each block read, and `hidden`; of models of images, as transformers has it,
+            the last is what the last norm read, and with stages they are those of stages.
         cache: where one was given, the new one: an entry for each layer.
         encoder_hidden: [B, S, E], what the encoder gave, where the model has an encoder and a decoder and the call ran
             both; the rest is then the decoder's. encoder_hidden_states: as `hidden_states`, of the encoder.
+        text_embeds, image_embeds: [B, P], of CLIP and SigLIP, what texts and images are compared by; where both were
+            given, of length 1, and the logits are those of each image for each text, [images, texts].
+        texts, images: of models with two towers, what each gave; `hidden` is that of the images, if there are any.
+        masked: bool [B, patches], of masked autoencoders, True = not seen.
     """
 
     hidden: B
@@ -45,6 +50,11 @@ class Output(Generic[B]):
     cache: tuple[Traced, ...] | None = None
     encoder_hidden: B | None = None
     encoder_hidden_states: tuple[B, ...] | None = None
+    text_embeds: B | None = None
+    image_embeds: B | None = None
+    texts: Output[B] | None = None
+    images: Output[B] | None = None
+    masked: B | None = None
 
 
 @dataclass
@@ -70,7 +80,7 @@ class Inputs(Generic[B]):
 
 @dataclass(frozen=True)
 class WholeModel(Part):
-    """What a twin's module is made of.
+    """A whole model.
 
     Attributes:
         model_type: as configurations call it.
@@ -95,21 +105,26 @@ class WholeModel(Part):
 
 @dataclass(frozen=True)
 class TokenModel(WholeModel):
-    """Tokens, blocks, and heads."""
+    """Tokens, blocks, and heads.
+
+    Attributes:
+        embeds: of CLIP's, from the pooled vector to the one that is compared with images.
+    """
 
     tokens: Tokens
     stack: Stack
     head: Vocabulary | None = None
-    pooler: First | None = None
+    pooler: First | Chosen | None = None
+    embeds: Linear | None = None
     unread: tuple[Leaf, ...] = ()
 
     def stacks(self) -> tuple[Stack, ...]:
         return (self.stack,)
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
-        """One call."""
         tokens = inputs.tokens
-        assert tokens is not None
+        if tokens is None:
+            raise ValueError(f"Model: tokens must be given, {self.model_type} reads them")
         use = run.use
         keep = kept(inputs.attention_mask, tokens, run)
         positions = inputs.positions
@@ -123,8 +138,9 @@ class TokenModel(WholeModel):
         given = Given(masks, inputs.positions, inputs.valid, marked, states=states, keep=keep)
         h, cache = self.stack.apply(at, h, run, given, inputs.cache)
         logits = logits_of(self.head, at, h, inputs, run)
-        pooled = None if self.pooler is None else self.pooler.apply(at, h, run)
-        return Output(h, logits, pooled, None if states is None else tuple(states), cache)
+        pooled = None if self.pooler is None else self.pooler.apply(at, h, run, tokens)
+        embeds = None if self.embeds is None or pooled is None else run.linear(self.embeds, at, pooled)
+        return Output(h, logits, pooled, None if states is None else tuple(states), cache, text_embeds=embeds)
 
 
 def logits_of(head: Vocabulary | None, at: object, h: B, inputs: Inputs[B], run: Run[B]) -> B | None:

@@ -65,6 +65,21 @@ class Ops(Protocol[B]):
     def first_of(self, cache: Traced) -> Traced:
         """The first layer's own cache, of what a model's stack has."""
 
+    def products(self, x: B, y: B) -> B:
+        """x [..., width] by all rows of y [rows, width]: [..., rows]; of the dtype of x."""
+
+    def mean(self, x: B) -> B:
+        """The mean of x [B, L, E] over L: [B, E]."""
+
+    def order(self, x: B) -> B:
+        """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""
+
+    def take(self, x: B, places: B) -> B:
+        """The tokens of x [B, L, E] at places [B, N]: [B, N, E]."""
+
+    def uniform(self, key: B, shape: Sequence[int]) -> B:
+        """Numbers in [0, 1), float32."""
+
     def arange(self, length: int, like: B) -> B:
         """0, 1, ..., int32 [length], where `like` is."""
 
@@ -87,7 +102,7 @@ class Ops(Protocol[B]):
         """int [..., count]: where the largest numbers of the last axis are, from the largest on; of equal ones the
         first."""
 
-    def take(self, x: B, places: B) -> B:
+    def pick(self, x: B, places: B) -> B:
         """The numbers of x [..., n] at places [..., count]."""
 
     def groups(self, numbers: B, count: int) -> tuple[B, B, Traced]:

@@ -44,7 +44,12 @@ class Plain:
 
     def conv(self, leaf: leaves.Conv, module: Any, x: Array) -> Array:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
-        return module(x)
+        kernel = module.kernel[...]
+        x = x.astype(kernel.dtype)
+        if not leaf.is_product:
+            return module(x)
+        made = leaf.pieces(x) @ kernel.reshape(-1, leaf.outputs)
+        return made if module.bias is None else made + module.bias[...]
 
     def convolve(self, leaf: leaves.Conv, weight: Array, bias: Array | None, x: Array) -> Array:
         """As `conv`, with these numbers."""
@@ -88,6 +93,26 @@ class Plain:
             cache = cache[0]
         return jax.tree.map(lambda x: x[0], cache) if cache.lengths.ndim == 2 else cache
 
+    def products(self, x: Array, y: Array) -> Array:
+        """x [..., width] by all rows of y [rows, width]: [..., rows]."""
+        return (x @ y.T).astype(x.dtype)
+
+    def mean(self, x: Array) -> Array:
+        """The mean of x [B, L, E] over L: [B, E]."""
+        return x.mean(1)
+
+    def order(self, x: Array) -> Array:
+        """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""
+        return jnp.argsort(x, 1, stable=True)
+
+    def take(self, x: Array, places: Array) -> Array:
+        """The tokens of x [B, L, E] at places [B, N]: [B, N, E]."""
+        return jnp.take_along_axis(x, places[..., None], 1)
+
+    def uniform(self, key: Array, shape: Sequence[int]) -> Array:
+        """Numbers in [0, 1), float32."""
+        return rng.uniform(key, tuple(shape))
+
     def arange(self, length: int, like: Array) -> Array:
         """0, 1, ..., int32 [length], where `like` is."""
         return jnp.arange(length, dtype=jnp.int32)
@@ -118,7 +143,7 @@ class Plain:
         """int [..., count]: where the largest numbers of the last axis are; of equal ones the first."""
         return jax.lax.top_k(x, count)[1]
 
-    def take(self, x: Array, places: Array) -> Array:
+    def pick(self, x: Array, places: Array) -> Array:
         """The numbers of x [..., n] at places [..., count]."""
         return jnp.take_along_axis(x, places, -1)
 
@@ -169,6 +194,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
+    "exp": jnp.exp,
     "linear": lambda x: x,
 }
 

@@ -45,7 +45,7 @@ class Plain:
 
     def conv(self, leaf: leaves.Conv, module: Any, x: Array) -> Array:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
-        return module(x.movedim(-1, 1)).movedim(1, -1)
+        return module(x.movedim(-1, 1).to(module.weight.dtype)).movedim(1, -1)
 
     def convolve(self, leaf: leaves.Conv, weight: Array, bias: Array | None, x: Array) -> Array:
         """As `conv`, with these numbers."""
@@ -86,6 +86,27 @@ class Plain:
             cache = cache[0]
         return cache
 
+    def products(self, x: Array, y: Array) -> Array:
+        """x [..., width] by all rows of y [rows, width]: [..., rows]."""
+        wide = torch.promote_types(x.dtype, y.dtype)
+        return F.linear(x.to(wide), y.to(wide)).to(x.dtype)
+
+    def mean(self, x: Array) -> Array:
+        """The mean of x [B, L, E] over L: [B, E]."""
+        return x.mean(1)
+
+    def order(self, x: Array) -> Array:
+        """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""
+        return torch.argsort(x, dim=1, stable=True)
+
+    def take(self, x: Array, places: Array) -> Array:
+        """The tokens of x [B, L, E] at places [B, N]: [B, N, E]."""
+        return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+    def uniform(self, key: Array, shape: Sequence[int]) -> Array:
+        """Numbers in [0, 1), float32."""
+        return rng.uniform(key, tuple(shape))
+
     def arange(self, length: int, like: Array) -> Array:
         """0, 1, ..., int32 [length], where `like` is."""
         return torch.arange(length, device=like.device)
@@ -115,7 +136,7 @@ class Plain:
         """int [..., count]: where the largest numbers of the last axis are; of equal ones the first."""
         return x.sort(dim=-1, descending=True, stable=True).indices[..., :count]
 
-    def take(self, x: Array, places: Array) -> Array:
+    def pick(self, x: Array, places: Array) -> Array:
         """The numbers of x [..., n] at places [..., count]."""
         return x.gather(-1, places)
 
@@ -195,6 +216,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
+    "exp": torch.exp,
     "linear": lambda x: x,
 }
 

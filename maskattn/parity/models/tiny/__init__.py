@@ -9,6 +9,7 @@ from maskattn.parity.models.tiny.encoders import ENCODERS
 from maskattn.parity.models.tiny.experts import EXPERTS
 from maskattn.parity.models.tiny.further import FURTHER
 from maskattn.parity.models.tiny.gpt import GPT
+from maskattn.parity.models.tiny.images import IMAGES
 from maskattn.parity.models.tiny.sound import SOUND
 from maskattn.parity.models.tiny.variants import VARIANTS
 
@@ -23,4 +24,5 @@ TINY: dict[str, Tiny] = {
     **VARIANTS,
     **ENCODER_DECODERS,
     **SOUND,
+    **IMAGES,
 }
