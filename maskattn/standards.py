@@ -191,10 +191,10 @@ def tier2_limit(dtype: DTypeLike, magnitude: float, logit: float, length: int, r
     return (value("tier2.base") + value("tier2.slope") * logit) * unit * magnitude * _length_factor(length)
 
 
-def share(error: Array, limit: float | Array) -> Array:
+def share(error: Array | float, limit: float | Array) -> Array:
     """error / limit, elementwise: at most 1 where the limit is kept, 0 where nothing is wrong, huge for NaN."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(np.where(error == 0, 0, error / limit), nan=np.inf)
+        return np.nan_to_num(np.where(error == 0, 0, np.divide(error, limit)), nan=np.inf)
 
 
 def beyond_rounding(error: Array, right: Array, dtype: DTypeLike) -> Array:

@@ -8,7 +8,8 @@ table            of tokens; `vocabulary` rows, `table_width` numbers where that 
                  `table_scale`; `types` and `positions` beside it with `types_rows`, `position_rows`, `position_rule`,
                  `position_offset`, `position_width` and `position_pad` (`models.tokens`); `position_table` is
                  "learned", "halves" or "spread" (saved, but not learned) or "computed" (`models.sinusoids`); then
-                 `table_norm`, and `table_project`
+                 `table_norm`, and `table_project`, or with `table_late` the other way round; `dropped`, `blank`
+                 (`models.tokens.Tokens`)
 layers, count    the path of a block, {} its number, and how many there are
 attention        query, key, value and out, or one for all and out; `fused` is then the order of its columns;
                  `attention_bias` of the four where the layer's own does not say it
@@ -19,6 +20,10 @@ norms            by slots of a block (`models.block.Slots`); `norm`, `eps`, `nor
                  `bare` (`models.block.Stack`)
 mlp              up and down; or gate, up and down; or with `halves` gate and up as one; with `mlp_width`, `mlp_bias`,
                  `activation`; `turned` where matrices are [in, out]; `inner_dropout`
+sparse           BigBird's pattern, {"size", "random"} (`models.attention.Sparse`)
+relative, local, frequencies
+                 DeBERTa's table, {"table", "rows", "norm"}, and convolution, {"conv", "norm", "size", "groups",
+                 "activation"}; `relative_dropout`; the path of frequencies of a rotary embedding that are held
 experts, latent  of layers that have them, in place of mlp and of attention (`models.build_experts`)
 parallel, residual, scales, normed_sum, dropout
                  of the blocks (`models.block.Block`)
@@ -27,6 +32,7 @@ head             logits of the vocabulary: its path, or {"project", "bias", "den
 pooler           a layer of the first token; `pooled` "last" or "end": a layer, if any, of the last one or of the one
                  that ends the text. `embeds`: a projection behind it, without a bias, to `embeds_width`
 refused          options that are refused where they are set, and why (`models.check`)
+contacts         a layer of attention's weights, held and not computed
 """
 
 from __future__ import annotations
@@ -42,8 +48,9 @@ from maskattn import masks
 from maskattn._hf_config import Reading, Value
 from maskattn.config import AttentionConfig
 from maskattn.layer.from_hf import Row, settled
-from maskattn.models.attention import Attention, Fused, Latent, Separate
+from maskattn.models.attention import Attention, Fused, Latent, Separate, Sparse
 from maskattn.models.block import Block, Inner, Slots, Stack
+from maskattn.models.build_disentangled import local_of, relative_of
 from maskattn.models.build_experts import experts_of, latent_of
 from maskattn.models.heads import Chosen, First, Vocabulary
 from maskattn.models.leaves import Array, Embedding, Leaf, Linear, Norm
@@ -161,8 +168,21 @@ class Builder:
                 further.append(
                     (name, self.linear(path, sizes[0], sizes[1], f"{name}.bias" in known, ("embed", "heads")))
                 )
-        mask = masks.for_hf(self.reading.config, self.reading.layer, part or self.part or None)
-        return Attention(config, inputs, out, own, tuple(further), shared, mask)
+        mask: masks.Mask = masks.Full()
+        if self.get("sparse") is None:
+            mask = masks.for_hf(self.reading.config, self.reading.layer, part or self.part or None)
+        sparse = self.get("sparse")
+        return Attention(
+            config,
+            inputs,
+            out,
+            own,
+            tuple(further),
+            shared,
+            mask,
+            None if sparse is None else Sparse(int(sparse["size"]), int(sparse["random"])),
+            float(self.get("relative_dropout", 0.0)),
+        )
 
     def mlp(self) -> Inner:
         """The MLP of a block, or its experts."""
@@ -216,6 +236,11 @@ class Builder:
         final, project = self.get("final"), self.get("project")
         if project is not None:
             project = Linear(prefix + project, self.width, int(self.get("table_width")), False)
+        frequencies = None
+        if self.names is not None and config.rotary is not None and self.get("frequencies") is not None:
+            pairs = (config.rotary.width or config.head_dim) // 2
+            frequencies = Array(prefix + self.get("frequencies"), (pairs,), trained=False)
+            frequencies = frequencies if self.there(frequencies) else None
         return Stack(
             tuple(one.block() for one in each),
             places,
@@ -224,6 +249,9 @@ class Builder:
             project,
             float(self.get("final_dropout", 0.0)),
             bool(self.get("bare", False)),
+            relative_of(self),
+            local_of(self),
+            frequencies,
         )
 
     # Ends ------------------------------------------------------------------------------------------------------------
@@ -247,9 +275,12 @@ class Builder:
             float(self.get("table_scale", 1.0)),
             types,
             self.positions(width),
-            self.norm(None if norm is None else prefix + norm, width),
+            self.norm(None if norm is None else prefix + norm, self.width if self.get("table_late", False) else width),
             project,
             float(self.get("table_dropout", self.get("dropout", 0.0))),
+            bool(self.get("table_late", False)),
+            self.get("dropped"),
+            bool(self.get("blank", False)),
         )
 
     def positions(self, width: int) -> Positions | None:
@@ -345,8 +376,12 @@ class Builder:
     def model(self) -> WholeModel:
         """The whole."""
         tokens = self.tokens()
-        head, pooler = self.head(tokens.table), self.pooler()
-        return TokenModel(self.reading.model_type, tokens, self.stack(), head, pooler, self.projection())
+        stack, head, pooler = self.stack(), self.head(tokens.table), self.pooler()
+        unread: tuple[Leaf, ...] = ()
+        if self.get("contacts") is not None:
+            heads = sum(block.attention.config.num_heads for block in stack.blocks)
+            unread = tuple(filter(self.there, [Linear(self.prefix + self.get("contacts"), heads, 1)]))
+        return TokenModel(self.reading.model_type, tokens, stack, head, pooler, self.projection(), unread)
 
 
 def _published(config: AttentionConfig, name: str, path: str) -> tuple[Leaf, ...]:

@@ -58,7 +58,7 @@ def experts_of(given: Mapping[str, Value], width: int, activation: str) -> Exper
         sizes = ((width, size, _INTO), (width, size, _INTO), (size, width, _OUT_OF))
         bias = bool(given.get("shared_bias", False))
         layers = [Linear(name, one, two, bias, axes=axes) for name, (one, two, axes) in zip(shared, sizes, strict=True)]
-        shared = Gated(*layers, activation)
+        shared = Gated(layers[0], layers[1], layers[2], activation)
     return Experts(
         router_of(given, width),
         matrix("up", width, 2 * inner, _INTO),

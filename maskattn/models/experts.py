@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 from maskattn.models.leaves import Array, Linear
 from maskattn.models.mlp import Gated
@@ -65,7 +66,8 @@ class Router(Part):
         numbers: Traced = use.arange(self.groups, by)
         held = (kept[..., None] == numbers).any(-2)
         lowest = use.as_array(0.0 if self.scores == "softmax" else float("-inf"), by)
-        return use.where(held[..., None], grouped, lowest).reshape(whole)
+        made: Traced = use.where(held[..., None], grouped, lowest)
+        return cast(B, made.reshape(whole))
 
 
 @dataclass(frozen=True)
@@ -107,9 +109,10 @@ class Experts(Part):
         made: Traced = self._product(at, self.down, self.down_bias, self._gated(inner, run), expert, counts, run)
         made = made[back].reshape((-1, picked, width))
         each = [use.product(made[:, n], _column(factors, n)) for n in range(picked)]
-        total = use.cast(in_order(each, run), x).reshape(x.shape)
+        total: Traced = use.cast(in_order(each, run), x)
+        total = total.reshape(x.shape)
         if self.shared is None:
-            return total
+            return cast(B, total)
         more = self.shared.apply(at, x, run)
         if self.weighed is not None:
             more = use.product(more, use.activate(run.linear(self.weighed, at, x), "sigmoid"))
@@ -126,10 +129,9 @@ class Experts(Part):
         return run.use.add(made, biases[expert])
 
     def _gated(self, inner: B, run: Run[B]) -> B:
-        use, both = run.use, inner
-        whole: Traced = both
+        use, half = run.use, inner.shape[-1] // 2
+        whole: Traced = inner
         if self.limit is None:
-            half = both.shape[-1] // 2
             return use.product(use.activate(whole[..., :half], self.activation), whole[..., half:])
         gate, rest = whole[..., ::2].clip(max=self.limit), whole[..., 1::2].clip(-self.limit, self.limit)
         gate = use.product(gate, use.activate(use.scaled(gate, self.sharpness), "sigmoid"))

@@ -155,7 +155,8 @@ class Plain:
 
     def grouped(self, x: Array, weights: Array, counts: Array, turned: bool) -> Array:
         """Rows of x [N, in], sorted by group, each by the matrix of its group: [N, out]."""
-        return grouped(x, weights, counts, turned)
+        wide = jnp.promote_types(x.dtype, weights.dtype)
+        return grouped(x.astype(wide), weights.astype(wide), counts, turned)
 
     def rows(self, table: Array, ids: Array) -> Array:
         """Rows of an array [rows, width]: [..., width]; NaN where there is no such row."""

@@ -147,6 +147,9 @@ class Peer:
         with torch.set_grad_enabled(projections is not None), _wide() if wide else nullcontext():
             out = self.model(**given, output_hidden_states=True)
         found = given_by(out)
+        # BigBird's hidden states are padded to whole blocks
+        most = batch["input_ids"].shape[1] if "input_ids" in batch else None
+        found = {key: x[:, :most] if key.startswith("hidden_states.") else x for key, x in found.items()}
         gradients: dict[str, Array] = {}
         if projections is not None:
             every = self.model.named_parameters(remove_duplicate=False)

@@ -162,7 +162,7 @@ class Case:
     def _drawn(self, name: str, given: Arrays) -> Array:
         """Standard normal where it is compared, else 0; float32."""
         x = given[name]
-        drawn = np.random.default_rng(x.size).standard_normal(x.shape, np.float32)
+        drawn: Array = np.asarray(np.random.default_rng(x.size).standard_normal(x.shape, np.float32))
         drawn[~self.peer.kept(self.batch, name, x.shape)] = 0
         return drawn
 

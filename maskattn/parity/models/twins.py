@@ -95,7 +95,8 @@ class Jax:
             return made.astype(dtype) if jnp.issubdtype(made.dtype, jnp.floating) else made
 
         self.table = table
-        self.graph, self.trained, self.rest = nnx.split(Model(table, start), nnx.Param, ...)
+        parts: Any = nnx.split(Model(table, start), nnx.Param, ...)
+        self.graph, self.trained, self.rest = parts
 
         def whole(trained: Any, given: dict[str, Any]) -> dict[str, Any]:
             return outputs_of(nnx.merge(self.graph, trained, self.rest)(**given, hidden_states=True))
