@@ -7,10 +7,10 @@ from collections.abc import Container
 from maskattn._hf_config import Reading, row_of
 from maskattn.models.build import Builder
 from maskattn.models.leaves import first_numbers
-from maskattn.models.model import Inputs, Output, TokenModel
+from maskattn.models.model import Configuration, Inputs, Output, TokenModel
 from maskattn.models.rows import ROWS
 
-__all__ = ["ROWS", "Inputs", "Output", "TokenModel", "describe", "first_numbers"]
+__all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "describe", "first_numbers"]
 
 
 def describe(config: object, names: Container[str] | None = None) -> TokenModel:
