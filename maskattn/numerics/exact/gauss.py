@@ -9,8 +9,6 @@ from __future__ import annotations
 from decimal import Context, Decimal
 from functools import cache
 
-import numpy as np
-
 from maskattn._arithmetic import constant
 from maskattn.numerics.exact import pair
 from maskattn.numerics.exact._ops import Array, Ops

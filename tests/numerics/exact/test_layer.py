@@ -220,10 +220,7 @@ def test_words_and_sizes_are_checked():
         exact.LAYER.rotate(x, np.zeros((1, 2), np.int32), np.ones(2, np.float32), pairs="full")
     with pytest.raises(ValueError, match="at most 2 pairs for heads of 4, got 3"):
         exact.LAYER.rotate(x, np.zeros((1, 2), np.int32), np.ones(3, np.float32))
-    with pytest.raises(
-        ValueError,
-        match="activation must be one of sigmoid, silu, tanh, relu, relu2, gelu, gelu_tanh, quick_gelu, linear, got 'elu'",
-    ):
+    with pytest.raises(ValueError, match="activation must be one of sigmoid, .*, linear, got 'elu'"):
         exact.LAYER.gate(x, x, "elu")
     with pytest.raises(ValueError, match="multiple of those of x, 2, got 3"):
         exact.LAYER.products(x, np.ones((5, 3, 4), np.float32), 3, 1.0)
