@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 from maskattn._arithmetic import constant, is_number
@@ -151,16 +153,31 @@ class ActivateOptions(NamedTuple):
 
 
 def _activate(ops: Ops, arrays: Arrays, options: ActivateOptions) -> Array:
-    (x,) = arrays
-    value, _ = activated(ops, options.activation, bits.widen(ops, x))
-    return rounded(ops, whole(ops, pair.scaled(ops, value, options.factor), value.hi * options.factor), x)
+    def function(x: Array) -> Array:
+        value, _ = activated(ops, options.activation, bits.widen(ops, x))
+        return rounded(ops, whole(ops, pair.scaled(ops, value, options.factor), value.hi * options.factor), x)
+
+    return _in_pieces(ops, function, arrays[0])
 
 
 def _activate_backward(ops: Ops, arrays: Arrays, d_out: Array, options: ActivateOptions) -> tuple[Array | None, ...]:
-    (x,) = arrays
-    _, slope = activated(ops, options.activation, bits.widen(ops, x))
-    d_value = pair.scaled(ops, pair.widen(ops, d_out), options.factor)
-    return (rounded(ops, pair.multiply(ops, d_value, slope), x),)
+    def gradient(x: Array, d_out: Array) -> Array:
+        _, slope = activated(ops, options.activation, bits.widen(ops, x))
+        d_value = pair.scaled(ops, pair.widen(ops, d_out), options.factor)
+        return rounded(ops, pair.multiply(ops, d_value, slope), x)
+
+    return (_in_pieces(ops, gradient, arrays[0], d_out),)
+
+
+def _in_pieces(ops: Ops, function: Callable[..., Array], *arrays: Array) -> Array:
+    """A function of each number by itself, of as many at a time as stay in the cache."""
+    shape, limit = arrays[0].shape, ops.limit
+    size = math.prod(shape)
+    if limit is None or size <= limit:
+        return function(*arrays)
+    flat = [ops.reshape(x, (size,)) for x in arrays]
+    parts = [function(*(x[at : at + limit] for x in flat)) for at in range(0, size, limit)]
+    return ops.reshape(ops.concatenate(parts, 0), shape)
 
 
 GATE = Rule("gate", _gated, _gated_backward, GateOptions, arrays=2, differentiable=2)
