@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from maskattn.models.attention import Attention, Given
+from maskattn.models.disentangled import Local, Relative
 from maskattn.models.leaves import Array, Leaf, Linear, Norm
 from maskattn.models.part import B, Part, Run, find
 from maskattn.typing import Traced
@@ -44,6 +45,7 @@ class Block(Part):
         scales: learned factors of each channel, for the two branches; () has none.
         normed_sum: whether branches are added to what their first norm gave (BLOOM's option).
         dropout_rate: of the branches.
+        depth_rate: how often a whole branch of a sequence is dropped (stochastic depth).
     """
 
     attention: Attention
@@ -55,12 +57,18 @@ class Block(Part):
     scales: tuple[Array, ...] = ()
     normed_sum: bool = False
     dropout_rate: float = 0.0
+    depth_rate: float = 0.0
 
     def apply(self, at: object, h: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
-        """h [B, L, E] -> [B, L, E], and the new cache where there is one: of cross-attention, a pair."""
+        """h [B, L, E] -> [B, L, E], and the new cache where there is one.
+
+        Args:
+            cache: of a block with cross-attention a pair: its own, and key and value of the memory, [B, S, heads *
+                width], which the first step makes: it may be given its own alone.
+        """
         use, norms = run.use, self.norms
         given.note(h)
-        own, held = cache if self.cross is not None and cache is not None else (cache, None)
+        own, held = cache if isinstance(cache, tuple) else (cache, None)
         x = run.norm(norms.attention_in, at, h)
         attended, own = self.attention.apply(at, x, run, given, own)
         attended = self._branch(0, at, run.norm(norms.attention_out, at, attended), run)
@@ -70,9 +78,9 @@ class Block(Part):
             return use.add(use.add(h, attended, self.residual), more, self.residual), own
         h = use.add(x if self.normed_sum else h, attended, self.residual)
         h = run.norm(norms.attention_sum, at, h)
-        if self.cross is not None and given.memory is not None:
+        if self.cross is not None and (given.memory is not None or held is not None):
             read = run.norm(norms.cross_in, at, h)
-            found, held = self.cross.apply(at, read, run, given, None, given.memory)
+            found, held = self.cross.across(at, read, run, given, held)
             h = run.norm(norms.cross_sum, at, use.add(h, run.drop(found, self.dropout_rate)))
         x = run.norm(norms.mlp_in, at, h)
         more = run.norm(norms.mlp_out, at, self.mlp.apply(at, x, run))
@@ -82,7 +90,12 @@ class Block(Part):
     def _branch(self, place: int, at: object, x: B, run: Run[B]) -> B:
         if self.scales:
             x = run.use.product(x, run.array(self.scales[place], at))
-        return run.drop(x, self.dropout_rate)
+        x = run.drop(x, self.dropout_rate)
+        if not self.depth_rate or run.key is None:
+            return x
+        first: Traced = x
+        ones = run.use.arithmetic.zeros((first.shape[0], 1, 1), x) + 1
+        return run.use.product(x, run.drop(ones, self.depth_rate))
 
 
 @dataclass(frozen=True)
@@ -93,6 +106,11 @@ class Stack(Part):
         places: the path of the module of each block; blocks at one path share their parameters.
         shared: parameters that blocks share, by their canonical names.
         final: the norm behind the last block. project: behind that, to the width of the head.
+        relative: the table of positions that all blocks read. local: what stands behind the first block.
+        frequencies: those of the rotary embedding, float32, where the model holds them; they count, whatever the
+            configuration says.
+        dropout_rate: behind the last norm.
+        bare: whether the last of the hidden states that are kept is what the last block gave, without the norm.
     """
 
     blocks: tuple[Block, ...]
@@ -100,6 +118,11 @@ class Stack(Part):
     shared: tuple[tuple[str, Leaf], ...] = ()
     final: Norm | None = None
     project: Linear | None = None
+    dropout_rate: float = 0.0
+    bare: bool = False
+    relative: Relative | None = None
+    local: Local | None = None
+    frequencies: Array | None = None
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
         seen: set[str] = set()
@@ -107,9 +130,16 @@ class Stack(Part):
             if place not in seen:
                 seen.add(place)
                 yield from block.leaves(f"{prefix}{place}.")
-        for leaf in (*(leaf for _, leaf in self.shared), self.final, self.project):
+        for leaf in (*(leaf for _, leaf in self.shared), self.final, self.project, self.frequencies):
             if leaf is not None:
                 yield prefix + leaf.name, leaf
+        for part in (self.relative, self.local):
+            if part is not None:
+                yield from part.leaves(prefix)
+
+    def each(self) -> Iterator[tuple[str, Block]]:
+        """(path, block) of all, each path once."""
+        yield from dict(zip(self.places, self.blocks, strict=True)).items()
 
     def period(self) -> tuple[int, int, int]:
         """(first, period, times): from `first` on blocks are alike, each to the one `period` before it, so that they
@@ -117,7 +147,8 @@ class Stack(Part):
         count = len(self.blocks) if len(set(self.places)) == len(self.places) else 0
         best = (0, 1, 0)
         for period in range(1, count // 2 + 1):
-            alike = [self.blocks[n] == self.blocks[n - period] for n in range(period, count)]
+            apart = -1 if self.local is None else 0
+            alike = [self.blocks[n] == self.blocks[n - period] and n - period > apart for n in range(period, count)]
             first = count - period - (alike[::-1] + [False]).index(False)
             times = (count - first) // period
             if times > 1 and times * period > best[1] * best[2]:
@@ -129,14 +160,21 @@ class Stack(Part):
     ) -> tuple[B, tuple[Traced, ...] | None]:
         """h [B, L, E] -> what the stack gives, and the new caches."""
         given.shared = {name: run.array(leaf, at) for name, leaf in self.shared}
-        grown: list[Traced] = []
+        if self.relative is not None:
+            given.relative = self.relative.apply(at, h, run)
+        if self.frequencies is not None:
+            given.frequencies = run.array(self.frequencies, at)
+        read, grown = h, list[Traced]()
         number = 0
         while number < len(self.places):
             block: Traced = find(at, self.places[number])
             h, cache = block(h, run, number, given, None if caches is None else caches[len(grown)])
+            if number == 0 and self.local is not None:
+                h = self.local.apply(at, read, h, run, given.keep)
             grown.append(cache)
             number += block.spans
-        h = run.norm(self.final, at, h)
+        last = h
+        h = run.drop(run.norm(self.final, at, h), self.dropout_rate)
         h = h if self.project is None else run.linear(self.project, at, h)
-        given.note(h)
+        given.note(last if self.bare else h)
         return h, None if caches is None else tuple(grown)

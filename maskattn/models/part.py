@@ -38,6 +38,9 @@ class Ops(Protocol[B]):
     def conv(self, leaf: Conv, module: object, x: B) -> B:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
 
+    def convolve(self, leaf: Conv, weight: B, bias: B | None, x: B) -> B:
+        """As `conv`, with these numbers as published: weight [outputs, inputs / groups, *size]."""
+
     def array(self, held: object) -> B:
         """The numbers of a parameter that stands by itself, or of any module's parameter."""
 
@@ -62,11 +65,62 @@ class Ops(Protocol[B]):
     def first_of(self, cache: Traced) -> Traced:
         """The first layer's own cache, of what a model's stack has."""
 
+    def products(self, x: B, y: B) -> B:
+        """x [..., width] by all rows of y [rows, width]: [..., rows]; of the dtype of x."""
+
+    def mean(self, x: B) -> B:
+        """The mean of x [B, L, E] over L: [B, E]."""
+
+    def order(self, x: B) -> B:
+        """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""
+
+    def take(self, x: B, places: B) -> B:
+        """The tokens of x [B, L, E] at places [B, N]: [B, N, E]."""
+
+    def uniform(self, key: B, shape: Sequence[int]) -> B:
+        """Numbers in [0, 1), float32."""
+
     def arange(self, length: int, like: B) -> B:
         """0, 1, ..., int32 [length], where `like` is."""
 
     def as_array(self, x: object, like: B | None) -> B:
         """An array of NumPy, or of the framework, where `like` is."""
+
+    def wide_linear(self, leaf: Linear, module: object, x: B) -> B:
+        """As `linear`, computed and given in float32 at least."""
+
+    def softmax(self, x: B) -> B:
+        """Over the last axis, float32 at least."""
+
+    def divide(self, x: B, y: B) -> B:
+        """x by y, which broadcast."""
+
+    def cast(self, x: B, like: B) -> B:
+        """x rounded to the dtype of `like`."""
+
+    def top(self, x: B, count: int) -> B:
+        """int [..., count]: where the largest numbers of the last axis are, from the largest on; of equal ones the
+        first."""
+
+    def pick(self, x: B, places: B) -> B:
+        """The numbers of x [..., n] at places [..., count]."""
+
+    def groups(self, numbers: B, count: int) -> tuple[B, B, Traced]:
+        """Of numbers in [0, count), any shape: places that bring equal ones together, in the order of numbers and then
+        of places; places that undo it; how many of each there are, for `grouped`."""
+
+    def grouped(self, x: B, weights: B, counts: Traced, turned: bool) -> B:
+        """x [N, in], its rows sorted by group, each by the matrix of its group: weights [groups, in, out], or
+        [groups, out, in] where `turned`. -> [N, out]. Matrices of groups without rows are not read."""
+
+    def rows(self, table: B, ids: B) -> B:
+        """Rows of an array [rows, width]: [..., width]."""
+
+    def sums(self, x: B, ids: B, count: int) -> B:
+        """Of x [B, L, E] those of each id of [B, L] summed: [B, count, E]; other ids are left out."""
+
+    def merge(self, out: B, lse: B, out2: B, lse2: B) -> B:
+        """`merge` of the twins: attention [B, L, H, D] over two sets of keys, with its log-sum-exp [B, L, H]."""
 
     def concatenate(self, arrays: Sequence[B], axis: int) -> B: ...
     def split(self, x: B, sizes: Sequence[int], axis: int) -> Sequence[B]:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from maskattn.models import leaves
 from maskattn_torch import dropout, rng
 from maskattn_torch.functional import FRAMEWORK
+from maskattn_torch.kernels.merging import merge
 from maskattn_torch.layer import LAYER
 from maskattn_torch.types import Array
 
@@ -44,7 +45,12 @@ class Plain:
 
     def conv(self, leaf: leaves.Conv, module: Any, x: Array) -> Array:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
-        return module(x.movedim(-1, 1)).movedim(1, -1)
+        return module(x.movedim(-1, 1).to(module.weight.dtype)).movedim(1, -1)
+
+    def convolve(self, leaf: leaves.Conv, weight: Array, bias: Array | None, x: Array) -> Array:
+        """As `conv`, with these numbers."""
+        assert len(leaf.size) == 1
+        return F.conv1d(x.movedim(-1, 1), weight, bias, leaf.stride, leaf.padding, 1, leaf.groups).movedim(1, -1)
 
     def array(self, held: Any) -> Array:
         """The numbers of a parameter that stands by itself."""
@@ -80,6 +86,27 @@ class Plain:
             cache = cache[0]
         return cache
 
+    def products(self, x: Array, y: Array) -> Array:
+        """x [..., width] by all rows of y [rows, width]: [..., rows]."""
+        wide = torch.promote_types(x.dtype, y.dtype)
+        return F.linear(x.to(wide), y.to(wide)).to(x.dtype)
+
+    def mean(self, x: Array) -> Array:
+        """The mean of x [B, L, E] over L: [B, E]."""
+        return x.mean(1)
+
+    def order(self, x: Array) -> Array:
+        """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""
+        return torch.argsort(x, dim=1, stable=True)
+
+    def take(self, x: Array, places: Array) -> Array:
+        """The tokens of x [B, L, E] at places [B, N]: [B, N, E]."""
+        return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+    def uniform(self, key: Array, shape: Sequence[int]) -> Array:
+        """Numbers in [0, 1), float32."""
+        return rng.uniform(key, tuple(shape))
+
     def arange(self, length: int, like: Array) -> Array:
         """0, 1, ..., int32 [length], where `like` is."""
         return torch.arange(length, device=like.device)
@@ -87,6 +114,56 @@ class Plain:
     def as_array(self, x: Any, like: Array | None) -> Array:
         """A tensor, where `like` is."""
         return torch.as_tensor(x, device=None if like is None else like.device)
+
+    def wide_linear(self, leaf: leaves.Linear, module: Any, x: Array) -> Array:
+        """As `linear`, computed and given in float32 at least."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.linear(x.to(wide), module.weight.to(wide), None if module.bias is None else module.bias.to(wide))
+
+    def softmax(self, x: Array) -> Array:
+        """Over the last axis, float32 at least."""
+        return x.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32))
+
+    def divide(self, x: Array, y: Array) -> Array:
+        """x by y, which broadcast."""
+        return x / y
+
+    def cast(self, x: Array, like: Array) -> Array:
+        """x rounded to the dtype of `like`."""
+        return x.to(like.dtype)
+
+    def top(self, x: Array, count: int) -> Array:
+        """int [..., count]: where the largest numbers of the last axis are; of equal ones the first."""
+        return x.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+
+    def pick(self, x: Array, places: Array) -> Array:
+        """The numbers of x [..., n] at places [..., count]."""
+        return x.gather(-1, places)
+
+    def groups(self, numbers: Array, count: int) -> tuple[Array, Array, list[int]]:
+        """Places that bring equal numbers together, those that undo it, and how many of each there are."""
+        flat = numbers.reshape(-1)
+        order = flat.sort(stable=True).indices
+        return order, order.argsort(), flat.bincount(minlength=count).tolist()
+
+    def grouped(self, x: Array, weights: Array, counts: list[int], turned: bool) -> Array:
+        """Rows of x [N, in], sorted by group, each by the matrix of its group: [N, out]."""
+        pieces = zip(x.split(counts), weights.unbind(), strict=True)
+        return torch.cat([rows @ (each.T if turned else each) for rows, each in pieces if len(rows)])
+
+    def rows(self, table: Array, ids: Array) -> Array:
+        """Rows of an array [rows, width]: [..., width]."""
+        return table[ids]
+
+    def sums(self, x: Array, ids: Array, count: int) -> Array:
+        """Of x [B, L, E] those of each id of [B, L] summed: [B, count, E]; other ids are left out."""
+        known = torch.where((ids >= 0) & (ids < count), ids, count).long()
+        made = x.new_zeros((x.shape[0], count + 1, x.shape[2]))
+        return made.scatter_add(1, known[..., None].expand(x.shape), x)[:, :count]
+
+    def merge(self, out: Array, lse: Array, out2: Array, lse2: Array) -> Array:
+        """Attention over two sets of keys."""
+        return merge(out, lse, out2, lse2)[0]
 
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """The arrays one after the other along an axis."""
@@ -143,6 +220,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
+    "exp": torch.exp,
     "linear": lambda x: x,
 }
 
