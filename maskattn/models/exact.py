@@ -15,12 +15,14 @@ from maskattn.attention import Framework, KernelCannot
 from maskattn.models.leaves import Conv, Embedding, Leaf, Linear, Norm
 from maskattn.models.part import B, Ops, Part
 from maskattn.modules.exact import ExactParts
+from maskattn.numerics.exact.activation import ACTIVATIONS
 from maskattn.typing import Traced
 
 __all__ = ["Exact", "refuse"]
 
 #: What rounds nothing, and is the twin's own.
 _PLAIN = ("fold", "first_of", "arange", "as_array", "concatenate", "where", "broadcast", "split")
+_PLAIN += ("order", "take", "uniform", "cast")
 #: What a layer must be, since its numbers are read and it is not called.
 PLAIN_LAYER = "it computes from the layer's weight, so use another kernel, or merge or remove what was added"
 
@@ -161,7 +163,19 @@ class Exact(Generic[B]):
 
     def activate(self, x: B, name: str) -> B:
         """One of `ACTIVATIONS` of each number."""
+        if name not in ACTIVATIONS:
+            raise KernelCannot("exact", [f"the activation {name} has no exact form"])
         return x if name == "linear" else self.exact.activate(self.once(x), name)
+
+    def products(self, x: B, y: B) -> B:
+        """x [..., width] by all rows of y [rows, width]: [..., rows]."""
+        rows: Traced = self.once(y)
+        made: B = self.arithmetic.linear(self.once(x), rows.T)
+        return made
+
+    def rows(self, table: B, ids: B) -> B:
+        """Rows of an array [rows, width]: [..., width]."""
+        return self.exact.embed(self.once(table), ids)
 
     def product(self, x: B, y: B) -> B:
         """x times y, which broadcast."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import jax
 from flax import nnx
+from flax.nnx import Module
 from jax.extend.core import get_opaque_trace_state
 
 from maskattn.models import exact, leaves
@@ -51,7 +52,7 @@ class Exact(exact.Exact[Array]):
 
 
 def added_to(
-    model: nnx.Module, plain: tuple[type[nnx.Module], ...], groups: tuple[type[nnx.Module], ...]
+    model: Module, plain: tuple[type[Module], ...], groups: tuple[type[Module], ...]
 ) -> Iterator[tuple[str, str]]:
     """(path, what it is) of layers of a model that are more than their numbers.
 

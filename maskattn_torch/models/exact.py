@@ -6,14 +6,14 @@ from collections.abc import Iterator
 from typing import Any
 
 import torch
-from torch import nn
+from torch.nn import Module
 
 from maskattn.models import exact, leaves
 from maskattn_torch import dropout
 from maskattn_torch.kernels import exact as kernel
 from maskattn_torch.kernels.exact.rules import fork
 from maskattn_torch.models.ops import OPS
-from maskattn_torch.multihead import added
+from maskattn_torch.multihead import _added
 from maskattn_torch.types import Array
 
 __all__ = ["Exact", "added_to"]
@@ -52,7 +52,7 @@ class Exact(exact.Exact[Array]):
 
 
 def added_to(
-    model: nn.Module, plain: tuple[type[nn.Module], ...], groups: tuple[type[nn.Module], ...]
+    model: Module, plain: tuple[type[Module], ...], groups: tuple[type[Module], ...]
 ) -> Iterator[tuple[str, str]]:
     """(path, what it is) of layers of a model that are more than their numbers.
 
@@ -60,5 +60,5 @@ def added_to(
         plain: what layers are. groups: what holds them, which is called.
     """
     for path, module in model.named_modules():
-        if not isinstance(module, groups) and (what := added(module, plain)):
+        if not isinstance(module, groups) and (what := _added(module, plain)):
             yield path, what
