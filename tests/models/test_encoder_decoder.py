@@ -156,11 +156,13 @@ def test_writes_what_transformers_writes(name: str) -> None:
     given = {"input_ids": ids, "attention_mask": mask}
     theirs = peer.model.generate(**given, max_new_tokens=7, do_sample=False)[:, 1:].numpy()
     table, begin = models.describe(peer.config, peer.tensors), np.full((2, 1), 3)
-    one = in_torch.Model(table, lambda name, _: torch.tensor(peer.tensors[name])).eval()
-    other = in_jax.Model(table, lambda name, x: jnp.asarray(peer.tensors[name].transpose(x.order)))
     options: dict[str, Any] = {"decoder_tokens": begin, "max_new_tokens": 7, "end_ids": ()}
+    one = in_torch.Model(table, lambda name, _: torch.tensor(peer.tensors[name])).eval()
     assert (one.generate(ids, mask, **options).numpy() == theirs).all()
-    assert (np.asarray(other.generate(batch["input_ids"], batch["attention_mask"], **options)) == theirs).all()
+    if name == "t5":  # one is enough to compile
+        other = in_jax.Model(table, lambda name, x: jnp.asarray(peer.tensors[name].transpose(x.order)))
+        written = other.generate(batch["input_ids"], batch["attention_mask"], **options)
+        assert (np.asarray(written) == theirs).all()
 
 
 def test_sound_is_written_down(twin: Any) -> None:
