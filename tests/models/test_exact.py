@@ -125,6 +125,7 @@ def test_the_twins_have_the_same_bits(name: str, in_a_hurry: None) -> None:
     all_same(twins.in_torch(), twins.in_jax(jit=False), twins)
 
 
+@pytest.mark.slow  # the whole is one program
 def test_the_twins_have_the_same_bits_under_jit() -> None:
     twins = Twins("llama", num_hidden_layers=1)
     all_same(twins.in_torch(), twins.in_jax(), twins)
