@@ -25,16 +25,14 @@ from tests.twin import same
 
 pytest.importorskip("transformers")
 
-#: An encoder whose table is tied, with erf; norms of another kind, halves, softcaps; one layer for all of attention.
-QUICK = ("bert", "gemma2", "falcon")
+#: An encoder whose table is tied, with erf; a decoder with one layer for all of attention, whose MLP reads beside it.
+QUICK = ("bert", "falcon")
 ROWS = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in TINY]
 
 
-@pytest.fixture(autouse=True)
-def in_a_hurry(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def in_a_hurry(monkeypatch: pytest.MonkeyPatch) -> None:
     """The programs of the exact functions, each compiled in half the time."""
-    if request.node.name.endswith("under_jit"):
-        return  # what is compiled within another program has that one's options
     for module, name, static in (
         (rules, "_function_jit", (0, 2)),
         (rules, "_gradients_jit", (0, 3)),
@@ -120,12 +118,13 @@ def all_same(one: Any, other: Any, twins: Twins) -> None:
 
 
 @pytest.mark.parametrize("name", ROWS)
-def test_the_twins_have_the_same_bits(name: str) -> None:
+def test_the_twins_have_the_same_bits(name: str, in_a_hurry: None) -> None:
     """JAX without a jit of the whole: each function is a program, which all layers share."""
     twins = Twins(name)
     all_same(twins.in_torch(), twins.in_jax(jit=False), twins)
 
 
+@pytest.mark.slow  # the whole is one program
 def test_the_twins_have_the_same_bits_under_jit() -> None:
     twins = Twins("llama", num_hidden_layers=1)
     all_same(twins.in_torch(), twins.in_jax(), twins)
@@ -144,7 +143,7 @@ def test_each_step_is_rounded_once() -> None:
     assert np.abs(ours[keep] - true).max() <= roundings * standards.eps("float32") * np.abs(true).max()
 
 
-def test_dropout() -> None:
+def test_dropout(in_a_hurry: None) -> None:
     twins = Twins("bert")
     options = {"dropout_key": 7, "deterministic": False}
     found = twins.in_torch(**options)
