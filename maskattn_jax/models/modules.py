@@ -14,11 +14,12 @@ from maskattn.attention import KernelCannot
 from maskattn.models import Inputs, Output, TokenModel, leaves
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
+from maskattn.models.files import Origin
 from maskattn.models.part import Run
 from maskattn.typing import KernelName
 from maskattn_jax import rng
-from maskattn_jax.models.ops import OPS
-from maskattn_jax.types import Array, Given as Numbers, RandomKey
+from maskattn_jax.models.ops import OPS, Plain
+from maskattn_jax.types import Array, DType, Given as Numbers, RandomKey
 
 __all__ = ["Block", "Group", "Model", "Norm"]
 
@@ -82,14 +83,28 @@ class Model(Group):
     Args:
         table: the model.
         start: what each parameter begins with; None: what a new model has.
+        origin: what it was loaded from.
+        dtype: of the computation; None: that of the parameters.
     """
 
-    def __init__(self, table: TokenModel, start: Start | None = None) -> None:
-        self.table = table
+    def __init__(
+        self,
+        table: TokenModel,
+        start: Start | None = None,
+        *,
+        origin: Origin | None = None,
+        dtype: DType | None = None,
+    ) -> None:
+        self.table, self.origin, self.dtype = table, origin, dtype
         for path, block in table.blocks():
             _place(self, path, Block(block))
-        for path, leaf in table.leaves():
-            _hold(self, path, leaf, start or _begin)
+        for path, leaf in dict(table.leaves()).items():
+            _hold(self, path, leaf, start or _begin, dtype)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the config.json said that it was loaded with; empty where it was not loaded."""
+        return {} if self.origin is None else self.origin.config
 
     def __call__(
         self,
@@ -150,7 +165,7 @@ class Model(Group):
             valid,
             hidden_states,
         )
-        return self.table.apply(self, given, Run(OPS, kernel, key))
+        return self.table.apply(self, given, Run(OPS if self.dtype is None else Plain(self.dtype), kernel, key))
 
 
 def _begin(name: str, tensor: leaves.Tensor) -> Array:
@@ -166,7 +181,7 @@ def _place(root: nnx.Module, path: str, module: Any) -> None:
     setattr(root, last, module)
 
 
-def _hold(root: nnx.Module, path: str, leaf: leaves.Leaf, start: Start) -> None:
+def _hold(root: nnx.Module, path: str, leaf: leaves.Leaf, start: Start, dtype: DType | None) -> None:
     """Make the module of a leaf, with its parameters."""
     tensors = leaf.tensors()
     if isinstance(leaf, leaves.Array):
@@ -177,20 +192,20 @@ def _hold(root: nnx.Module, path: str, leaf: leaves.Leaf, start: Start) -> None:
     def begin(name: str) -> Array:
         return start(f"{path}.{name}", tensors[name])
 
-    _place(root, path, _module(leaf, begin))
+    _place(root, path, _module(leaf, begin, dtype))
 
 
-def _module(leaf: leaves.Leaf, begin: Callable[[str], Array]) -> nnx.Module:
+def _module(leaf: leaves.Leaf, begin: Callable[[str], Array], dtype: DType | None) -> nnx.Module:
     if isinstance(leaf, leaves.Norm):
         return Norm(leaf, begin)
     rngs = nnx.Rngs(0)
     weight = begin("weight")
     if isinstance(leaf, leaves.Embedding):
         table = nnx.Embed(leaf.rows, leaf.width, embedding_init=lambda *_: weight, rngs=rngs)
-        table.dtype = None  # the one that its numbers have, as of the other layers
+        table.dtype = dtype  # None: the one that its numbers have, as of the other layers
         return table
     bias = begin("bias") if "bias" in leaf.tensors() else None
-    made: dict[str, Any] = {"use_bias": bias is not None, "rngs": rngs}
+    made: dict[str, Any] = {"use_bias": bias is not None, "dtype": dtype, "rngs": rngs}
     made |= {"kernel_init": lambda *_: weight, "bias_init": lambda *_: bias}
     if isinstance(leaf, leaves.Linear):
         return nnx.Linear(leaf.inputs, leaf.outputs, **made)

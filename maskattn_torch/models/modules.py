@@ -14,11 +14,12 @@ from maskattn.attention import KernelCannot
 from maskattn.models import Inputs, Output, TokenModel, leaves
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
+from maskattn.models.files import Origin
 from maskattn.models.part import Run
 from maskattn.typing import KernelName
 from maskattn_torch import rng
-from maskattn_torch.models.ops import OPS
-from maskattn_torch.types import Array, Given as Numbers, RandomKey
+from maskattn_torch.models.ops import OPS, Plain
+from maskattn_torch.types import Array, DType, Given as Numbers, RandomKey
 
 __all__ = ["Block", "Group", "Model", "Norm"]
 
@@ -92,15 +93,29 @@ class Model(Group):
     Args:
         table: the model.
         start: what each parameter begins with; None: what a new model has.
+        origin: what it was loaded from.
+        dtype: of the computation; None: that of the parameters.
     """
 
-    def __init__(self, table: TokenModel, start: Start | None = None) -> None:
+    def __init__(
+        self,
+        table: TokenModel,
+        start: Start | None = None,
+        *,
+        origin: Origin | None = None,
+        dtype: DType | None = None,
+    ) -> None:
         super().__init__()
-        self.table = table
+        self.table, self.origin, self.dtype = table, origin, dtype
         for path, block in table.blocks():
             _place(self, path, Block(block))
-        for path, leaf in table.leaves():
+        for path, leaf in dict(table.leaves()).items():
             _hold(self, path, leaf, start or _begin)
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What the config.json said that it was loaded with; empty where it was not loaded."""
+        return {} if self.origin is None else self.origin.config
 
     def forward(
         self,
@@ -163,7 +178,7 @@ class Model(Group):
             valid,
             hidden_states,
         )
-        return self.table.apply(self, given, Run(OPS, kernel, key))
+        return self.table.apply(self, given, Run(OPS if self.dtype is None else Plain(self.dtype), kernel, key))
 
 
 def _device(module: nn.Module) -> torch.device:
