@@ -6,9 +6,9 @@ float32, greedy steps of one token, eager PyTorch with one thread and jitted JAX
 2 key/value heads and rotary embedding, transformers' LlamaAttention with sdpa; in JAX Flax's attention of 8 heads): the
 same weights and projections, and in each only the cache and the attention differ. In JAX the cache is donated to every
 step. The `module` is MultiHeadAttention given the cache (in PyTorch with rotary embedding, whose turns it makes in each
-step, as the LlamaAttention that it is measured by does here). `ragged` are rows of different lengths, which only a
-static cache with a mask of its own has there. Medians of whole runs of 512 steps, in alternation, in microseconds a
-step, and the ratio.
+step, as the LlamaAttention that it is measured by does here). `ragged` are rows of different lengths, which
+transformers pads on the left, with a mask. Medians of whole runs of 512 steps, in alternation, in microseconds a step,
+and the ratio.
 """
 
 from __future__ import annotations
@@ -55,12 +55,18 @@ def of_torch(batch: int) -> dict[str, Callable[[], None]]:
     turned = rotary(tokens, torch.arange(SIZE)[None])
     turns = [(turned[0][:, i : i + 1], turned[1][:, i : i + 1]) for i in range(TOKENS)]
 
-    def theirs(static: bool) -> None:
+    def theirs(static: bool, ragged: bool = False) -> None:
         cache = StaticCache(config, SIZE) if static else DynamicCache(config=config)
         keep = None
+        missing = torch.arange(batch).flip(0)[:, None]
+        if ragged:
+            start = torch.zeros(batch, KV_HEADS, batch, WIDTH)
+            cache.update(start, start, 0)
         for i, (x, turn) in enumerate(zip(tokens, turns, strict=True)):
             if static:  # a model makes it once for all layers
                 keep = (torch.arange(SIZE) <= i)[None, None, None]
+            elif ragged:
+                keep = (torch.arange(batch + i + 1) > missing)[:, None, None]
             layer(x, position_embeddings=turn, attention_mask=keep, past_key_values=cache)
 
     def ours(mask: masks.Mask, rolling: bool = False, ragged: bool = False) -> None:
@@ -100,6 +106,7 @@ def of_torch(batch: int) -> dict[str, Callable[[], None]]:
         "ours, module": quiet(our_module),
         "DynamicCache": quiet(lambda: theirs(static=False)),
         "DynamicCache, module": quiet(their_module),
+        "DynamicCache, ragged": quiet(lambda: theirs(static=False, ragged=True)),
         "StaticCache": quiet(lambda: theirs(static=True)),
     }
 
@@ -183,11 +190,12 @@ def of_jax(batch: int) -> dict[str, Callable[[], None]]:
 
 
 def peers_of(name: str, steps: dict[str, float]) -> list[float]:
-    """What others take for the same: modules for modules, where there are such."""
+    """What others take for the same: modules for modules and ragged rows for such, where there are any."""
     others = {other: us for other, us in steps.items() if "ours" not in other}
-    modules = {other: us for other, us in others.items() if "module" in other}
-    alike = modules if "module" in name and modules else {x: us for x, us in others.items() if x not in modules}
-    return list(alike.values())
+    special = {kind: {other: us for other, us in others.items() if kind in other} for kind in ("module", "ragged")}
+    kind = next((kind for kind, found in special.items() if kind in name and found), None)
+    plain = {other: us for other, us in others.items() if not any(other in found for found in special.values())}
+    return list((plain if kind is None else special[kind]).values())
 
 
 def main() -> None:

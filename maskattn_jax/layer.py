@@ -73,6 +73,10 @@ class Parts:
         angles = jax.lax.optimization_barrier(where * frequencies).astype(_wide(x).dtype)[:, :, None]
         return jnp.cos(angles) * rotary.factor, jnp.sin(angles) * rotary.factor
 
+    def counted(self, rotary: Rotary, head_dim: int, first: int, count: int, x: Array) -> Turns | None:
+        """None: no turns are kept from call to call, a compiled call makes its own."""
+        return None
+
     def rotate(self, x: Float[Array, "B L H D"], turns: Turns, rotary: Rotary) -> Float[Array, "B L H D"]:
         """The pairs of x [B, L, H, D] turned: (a, b) -> (a cos - b sin, b cos + a sin)."""
         cos, sin = turns

@@ -121,7 +121,7 @@ def of_step(
     if out.requires_grad:
         twice_differentiable(out)
     out = out.reshape(batch, 1, heads, v.shape[3])
-    return out if keep is None or finite(Call(query, key, value), out) else None
+    return out if keep is None or finite(Call.of(key=key, value=value), out) else None
 
 
 def _sdpa(call: Call[Array], plan: Plan, q: Array, k: Array, v: Array, keep: Array | None) -> Array:

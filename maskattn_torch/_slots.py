@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor as Array
 
@@ -83,7 +84,7 @@ class Slots:
             return
         heads, each = range(self._heads), self.size + 1
         places = [(b * self._heads + h) * each + n % self.size for b, n in enumerate(numbers) for h in heads]
-        indices = torch.tensor(places, device=_CPU)
+        indices = torch.from_numpy(np.array(places, np.int64))  # in half the time of torch.tensor
         for held, new in zip(self._flat, (key, value), strict=True):
             held.index_copy_(0, indices, new.reshape(-1, new.shape[3]))
 
@@ -147,7 +148,7 @@ def counts(numbers: list[int]) -> Array:
     """The numbers as int32 [B]; one number many times takes half as long."""
     if len(numbers) == 1 or numbers.count(numbers[0]) == len(numbers):
         return torch.full((len(numbers),), numbers[0], dtype=torch.int32, device=_CPU)
-    return torch.tensor(numbers, dtype=torch.int32, device=_CPU)
+    return torch.from_numpy(np.array(numbers, np.int32))
 
 
 def _nothing() -> None:

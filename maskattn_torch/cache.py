@@ -66,6 +66,14 @@ class Cache(CacheBase[Array]):
         """How many slots each row has."""
         return self.stored[0].shape[2] - 1
 
+    @property
+    def first_position(self) -> int | None:
+        """The position that the next token of every row will have, where it is one, and can be read at no cost."""
+        if self._slots() is None:
+            return None
+        numbers: list[int] = self.lengths.tolist()
+        return numbers[0] if numbers.count(numbers[0]) == len(numbers) and 0 <= numbers[0] < BROKEN else None
+
     @classmethod
     def empty(
         cls,
@@ -310,7 +318,7 @@ class Cache(CacheBase[Array]):
         return numbers
 
     def _read(self, x: Traced) -> NumPyArray | None:
-        return peek(x) if plain() and x.device.type == "cpu" else None
+        return peek(x) if plain() and (not isinstance(x, torch.Tensor) or x.is_cpu) else None
 
     def _all_up_to(self, limit: int) -> bool:
         if not plain() or self.lengths.device.type != "cpu":

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import TypeAlias
 
 import torch
@@ -17,12 +18,18 @@ from maskattn.layer.norm import Norm
 from maskattn.layer.parts import SHORTEST, Temperature
 from maskattn.layer.position_bias import ContinuousTable
 from maskattn.layer.rotary import DynamicNTK, LongRope, Rotary
-from maskattn_torch.types import Array, Given
+from maskattn_torch._modes import plain
+from maskattn_torch.types import Array, DType, Given
 
 __all__ = ["LAYER", "Parts", "Turns"]
 
-#: Cosine and sine of every angle, each [B or 1, L, 1, width / 2].
-Turns: TypeAlias = tuple[Array, Array]
+#: Of every angle, each [B or 1, L, 1, ..]: of half-split pairs the cosines twice, and the sines twice, first negated,
+#: [.., width]; of interleaved pairs cosine and sine [.., width / 2], or one array of both as complex numbers.
+Turns: TypeAlias = tuple[Array, ...]
+
+_WHOLE = (torch.Tensor, torch.nn.Parameter)
+#: So many numbers of one embedding are kept.
+_MOST = 1 << 21
 
 
 class Parts:
@@ -72,21 +79,46 @@ class Parts:
             where = where[..., None]
         angles = (where * frequencies).to(_wide(x).dtype)[:, :, None]
         cos, sin, factor = angles.cos(), angles.sin(), rotary.factor
-        return (cos, sin) if factor == 1.0 else (cos * factor, sin * factor)
+        if factor != 1.0:
+            cos, sin = cos * factor, sin * factor
+        if rotary.pairs == "half":
+            return torch.cat([cos, cos], -1), torch.cat([-sin, sin], -1)
+        # a compiler has no complex numbers of its own, and fuses what is done without them
+        return (torch.complex(cos, sin),) if type(x) in _WHOLE and x.is_cpu and plain() else (cos, sin)
+
+    def counted(self, rotary: Rotary, head_dim: int, first: int, count: int, x: Array) -> Turns | None:
+        """`turns` of the positions first, first + 1, ...: on the CPU they are kept from call to call. None: these are
+        not."""
+        end = first + count
+        if rotary.axes or rotary.follows_length or end * rotary.turned(head_dim) > _MOST:
+            return None
+        if type(x) not in _WHOLE or not x.is_cpu or not plain():
+            return None
+        tables = _kept(rotary, head_dim, dtype := torch.float64 if x.dtype == torch.float64 else torch.float32)
+        held = tuple(tables)
+        if not held or held[0].shape[1] < end:
+            with torch.inference_mode(False), torch.no_grad():
+                positions = torch.arange(max(256, 1 << (end - 1).bit_length()), device=x.device)[None]
+                frequencies = self.frequencies(rotary, head_dim, None, positions)
+                held = self.turns(rotary, positions, frequencies, torch.empty(0, dtype=dtype, device=x.device))
+            tables[:] = held
+        return tuple([each.narrow(1, first, count) for each in held])
 
     def rotate(self, x: Float[Array, "B L H D"], turns: Turns, rotary: Rotary) -> Float[Array, "B L H D"]:
         """The pairs of x [B, L, H, D] turned: (a, b) -> (a cos - b sin, b cos + a sin)."""
-        cos, sin = turns
-        width = 2 * cos.shape[-1]
-        wide, rest = _wide(x[..., :width]), x[..., width:]
+        cos, sin = turns[0], turns[-1]
+        width = cos.shape[-1] if rotary.pairs == "half" else 2 * cos.shape[-1]
+        whole = width == x.shape[-1]
+        wide = _wide(x if whole else x[..., :width])
         if rotary.pairs == "half":
-            a, b = wide.chunk(2, -1)
-            turned = torch.cat([a * cos - b * sin, b * cos + a * sin], -1)
+            turned = torch.addcmul(wide * cos, wide.roll(width // 2, -1), sin)
+        elif len(turns) == 1:
+            turned = torch.view_as_real(_complex(wide) * cos).flatten(-2)
         else:
             a, b = wide[..., ::2], wide[..., 1::2]
             turned = torch.stack([a * cos - b * sin, b * cos + a * sin], -1).flatten(-2)
         turned = turned.to(x.dtype)
-        return torch.cat([turned, rest], -1) if rest.shape[-1] else turned
+        return turned if whole else torch.cat([turned, x[..., width:]], -1)
 
     def temperature(
         self, x: Float[Array, "B L H D"], positions: Int[Array, "#B L"], part: Temperature
@@ -160,16 +192,30 @@ class Parts:
 
 def _wide(x: Array) -> Array:
     """x in float32 at least."""
-    return x if x.dtype == torch.float64 else x.float()
+    return x if x.dtype == torch.float32 or x.dtype == torch.float64 else x.float()
 
 
 _ACTIVATIONS: dict[str, Callable[[Array], Array]] = {"sigmoid": torch.sigmoid, "silu": F.silu, "tanh": torch.tanh}
 
 
+def _complex(x: Array) -> Array:
+    """x [..., width] as complex numbers [..., width / 2]."""
+    pairs = x.unflatten(-1, (-1, 2))
+    if pairs.storage_offset() % 2 or any([n % 2 for n in pairs.stride()[:-1]]) or pairs.stride(-1) != 1:
+        pairs = pairs.clone(memory_format=torch.contiguous_format)
+    return torch.view_as_complex(pairs)
+
+
+@lru_cache(maxsize=8)
+def _kept(rotary: Rotary, head_dim: int, dtype: DType) -> list[Array]:
+    """The turns of the first positions, as many as were asked for so far: a list to be filled."""
+    return []
+
+
 @torch.compiler.assume_constant_result
 def _table(rotary: Rotary, head_dim: int, length: int) -> Array:
     """`rotary.frequencies`, on the CPU."""
-    return torch.tensor(rotary.frequencies(head_dim, length))
+    return torch.tensor(rotary.frequencies(head_dim, length), device="cpu")
 
 
 LAYER = Parts()

@@ -260,10 +260,12 @@ class MultiHeadAttention(nn.Module):
     def _check(self, where: str, name: str, x: object) -> None:
         if not isinstance(x, torch.Tensor):
             raise TypeError(f"{where}: {name} must be a torch.Tensor, got {type(x).__name__}")
-        if not self.config.project or _autocast.is_on(x.device):
+        if not self.config.project:
             return
         layer = self.qkv if self.fused else getattr(self, f"{name[0]}_proj")
-        if type(layer) is nn.Linear and x.dtype != layer.weight.dtype and not _added(layer):
+        if type(layer) is not nn.Linear or x.dtype == layer.weight.dtype:
+            return
+        if not _autocast.is_on(x.device) and not _added(layer):
             raise TypeError(f"{where}: {name} is {x.dtype}, but the parameters are {layer.weight.dtype}")
 
     def _project_in(self, query: Array, key: Array, value: Array, linear: Linear | None) -> Sequence[Array]:

@@ -134,6 +134,11 @@ class CacheBase(Generic[A]):
         tokens = step.tokens(self.lengths)
         return self._whole(maximum(tokens, tokens * 0))
 
+    @property
+    def first_position(self) -> int | None:
+        """The position that the next token of every row will have, where it is one, and can be read at no cost."""
+        return None
+
     def mask(self, mask: Mask | None, q_len: int, *, lengths: Traced = None, valid: Traced = None) -> Mask:
         """The mask of the step whose tokens were just added, queries by slots. True = may attend.
 

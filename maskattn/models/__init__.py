@@ -7,10 +7,10 @@ from collections.abc import Container
 from maskattn._hf_config import Reading, row_of
 from maskattn.models.build import Builder
 from maskattn.models.leaves import first_numbers
-from maskattn.models.model import Inputs, Output, TokenModel
+from maskattn.models.model import Configuration, Inputs, Output, TokenModel
 from maskattn.models.rows import ROWS
 
-__all__ = ["ROWS", "Inputs", "Output", "TokenModel", "describe", "first_numbers"]
+__all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "describe", "first_numbers"]
 
 
 def describe(config: object, names: Container[str] | None = None, tied: bool | None = None) -> TokenModel:
@@ -25,4 +25,8 @@ def describe(config: object, names: Container[str] | None = None, tied: bool | N
         TypeError: config is no configuration. ValueError: no row of its model type, with the nearest; a key is missing.
     """
     reading = Reading(config, 0, "models.describe")
-    return Builder(row_of(reading, ROWS, "model"), reading, names=names, tied=tied).model()
+    try:
+        row = row_of(reading, ROWS, "model")
+    except ValueError as error:
+        raise ValueError(f"{error}; docs/models.md says how a row is written for another") from None
+    return Builder(row, reading, names=names, tied=tied).model()

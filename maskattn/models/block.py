@@ -59,6 +59,7 @@ class Block(Part):
     def apply(self, at: object, h: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
         """h [B, L, E] -> [B, L, E], and the new cache where there is one: of cross-attention, a pair."""
         use, norms = run.use, self.norms
+        given.note(h)
         own, held = cache if self.cross is not None and cache is not None else (cache, None)
         x = run.norm(norms.attention_in, at, h)
         attended, own = self.attention.apply(at, x, run, given, own)
@@ -110,17 +111,31 @@ class Stack(Part):
             if leaf is not None:
                 yield prefix + leaf.name, leaf
 
+    def period(self) -> tuple[int, int, int]:
+        """(first, period, times): from `first` on blocks are alike, each to the one `period` before it, so that they
+        can be one loop of `times` steps. `times` is 0 where no two are."""
+        count = len(self.blocks) if len(set(self.places)) == len(self.places) else 0
+        best = (0, 1, 0)
+        for period in range(1, count // 2 + 1):
+            alike = [self.blocks[n] == self.blocks[n - period] for n in range(period, count)]
+            first = count - period - (alike[::-1] + [False]).index(False)
+            times = (count - first) // period
+            if times > 1 and times * period > best[1] * best[2]:
+                best = (first, period, times)
+        return best
+
     def apply(
         self, at: object, h: B, run: Run[B], given: Given[B], caches: tuple[Traced, ...] | None = None
     ) -> tuple[B, tuple[Traced, ...] | None]:
         """h [B, L, E] -> what the stack gives, and the new caches."""
         given.shared = {name: run.array(leaf, at) for name, leaf in self.shared}
-        grown = []
-        for number, place in enumerate(self.places):
-            given.note(h)
-            block: Traced = find(at, place)
-            h, cache = block(h, run.within(number), given, None if caches is None else caches[number])
+        grown: list[Traced] = []
+        number = 0
+        while number < len(self.places):
+            block: Traced = find(at, self.places[number])
+            h, cache = block(h, run, number, given, None if caches is None else caches[len(grown)])
             grown.append(cache)
+            number += block.spans
         h = run.norm(self.final, at, h)
         h = h if self.project is None else run.linear(self.project, at, h)
         given.note(h)

@@ -341,17 +341,15 @@ def is_floating(dtype: NumPyDType) -> bool:
 # Writing --------------------------------------------------------------------------------------------------------------
 
 
-def origin_of(origin: Origin | None, config: Mapping[str, Value] | None) -> Origin:
+def origin_of(origin: Origin | None, config: Mapping[str, Value]) -> Origin:
     """What is written beside the tensors.
 
     Raises:
-        ValueError: nothing says it.
+        ValueError: no config says what the model is.
     """
-    if config is not None:
-        return Origin(dict(config)) if origin is None else replace(origin, config=dict(config))
-    if origin is None:
+    if not config:
         raise ValueError("save: the model was not loaded from a checkpoint: give its config, for config.json")
-    return origin
+    return Origin(dict(config)) if origin is None else replace(origin, config=dict(config))
 
 
 def save(

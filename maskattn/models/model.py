@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Generic
+from typing import Any, Generic
 
 from maskattn.masks import KeyMask, Mask
 from maskattn.models.attention import Given
@@ -13,6 +14,13 @@ from maskattn.models.heads import First, Vocabulary
 from maskattn.models.part import B, Part, Run
 from maskattn.models.tokens import Tokens
 from maskattn.typing import Traced
+
+
+class Configuration(dict[str, Any]):
+    """A configuration as its file has it; hashable, since compilers ask whether a model is still the same."""
+
+    def __hash__(self) -> int:  # type: ignore[override]
+        return hash(json.dumps(self, sort_keys=True, default=str))
 
 
 @dataclass
@@ -51,6 +59,7 @@ class Inputs(Generic[B]):
     noise: Traced = None
     cache: tuple[Traced, ...] | None = None
     valid: Traced = None
+    logits_at: Traced = None
     hidden_states: bool = False
 
 
@@ -68,6 +77,10 @@ class TokenModel(Part):
     head: Vocabulary | None = None
     pooler: First | None = None
 
+    def stacks(self) -> tuple[Stack, ...]:
+        """Its stacks of blocks."""
+        return (self.stack,)
+
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """(path, block) of all blocks, each path once."""
         yield from dict(zip(self.stack.places, self.stack.blocks, strict=True)).items()
@@ -81,12 +94,20 @@ class TokenModel(Part):
         if inputs.attention_mask is not None:
             kept: Traced = use.as_array(inputs.attention_mask, tokens)
             keep = kept != 0
-        h = self.tokens.apply(at, tokens, run, keep, inputs.positions, inputs.token_types)
+        positions = inputs.positions
+        if positions is None and inputs.cache is not None and self.tokens.positions is not None:
+            ids: Traced = tokens
+            positions = use.first_of(inputs.cache).next_positions(ids.shape[1], valid=inputs.valid)
+        h = self.tokens.apply(at, tokens, run, keep, positions, inputs.token_types)
         masks = self._masks(keep)
         states: list[B] | None = [] if inputs.hidden_states else None
         given = Given(masks, inputs.positions, inputs.valid, inputs.global_tokens, states=states)
         h, cache = self.stack.apply(at, h, run, given, inputs.cache)
-        logits = None if self.head is None else self.head.apply(at, h, run)
+        read: Traced = h
+        if inputs.logits_at is not None:
+            rows = use.arange(read.shape[0], h)
+            read = read[rows, use.as_array(inputs.logits_at, tokens)][:, None]
+        logits = None if self.head is None else self.head.apply(at, read, run)
         pooled = None if self.pooler is None else self.pooler.apply(at, h, run)
         return Output(h, logits, pooled, None if states is None else tuple(states), cache)
 

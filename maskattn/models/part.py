@@ -56,8 +56,11 @@ class Ops(Protocol[B]):
     def drop(self, x: B, rate: float, key: B) -> B:
         """Dropout of each number by itself."""
 
-    def fold(self, key: B, number: int) -> B:
-        """The key of a place, from the key of what it is within."""
+    def fold(self, key: B, number: Traced) -> B:
+        """The key of a place, from the key of what it is within; the number is an int, or an array of one."""
+
+    def first_of(self, cache: Traced) -> Traced:
+        """The first layer's own cache, of what a model's stack has."""
 
     def arange(self, length: int, like: B) -> B:
         """0, 1, ..., int32 [length], where `like` is."""
@@ -140,7 +143,7 @@ class Run(Generic[B]):
         assert key is not None
         return self.use.drop(x, rate, key)
 
-    def within(self, number: int) -> Run[B]:
+    def within(self, number: Traced) -> Run[B]:
         """The run of a block, whose draws depend on its number alone."""
         return Run(self.use, self.kernel, None if self.key is None else self.use.fold(self.key, number))
 

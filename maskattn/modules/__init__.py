@@ -67,25 +67,29 @@ def module_inputs(
         raise ValueError(f"{where}: value is given without key: give both, or only key")
     key = query if key is None else key
     value = key if value is None else value
+    widths = {"query": config.embed_dim, "key": config.kdim, "value": config.vdim}
     inputs = {"query": query, "key": key, "value": value}
+    if key is query and value is query and widths["key"] == widths["query"] == widths["value"]:
+        inputs = {"query": query}  # one array is looked at once
+    problems = Problems(where)
     for name, x in inputs.items():
         check(where, name, x)
-    problems = Problems(where)
-    for (name, x), width in zip(inputs.items(), (config.embed_dim, config.kdim, config.vdim), strict=True):
-        if len(x.shape) < 2 or x.shape[-1] != width:
-            problems.value(f"{name} must be [..., length, {width}], got shape {tuple(x.shape)}")
-    leading = [tuple(x.shape[:-2]) for x in inputs.values()]
-    if not problems and not leading[0] == leading[1] == leading[2]:
-        listed = f"{leading[0]}, {leading[1]} and {leading[2]}"
-        problems.value(f"query, key and value must agree in the axes before their length, got {listed}")
-    rates = [f"{name} {rate}" for name in ("dropout_rate", "out_dropout_rate") if (rate := getattr(config, name))]
+        if len(x.shape) < 2 or x.shape[-1] != widths[name]:
+            problems.value(f"{name} must be [..., length, {widths[name]}], got shape {tuple(x.shape)}")
+    if len(inputs) == 3 and not problems:
+        leading = [tuple(x.shape[:-2]) for x in inputs.values()]
+        if not leading[0] == leading[1] == leading[2]:
+            listed = f"{leading[0]}, {leading[1]} and {leading[2]}"
+            problems.value(f"query, key and value must agree in the axes before their length, got {listed}")
     if dropout_key is not None:
         check_key(problems, "dropout_key", dropout_key)
-    elif rates and not deterministic:
-        problems.value(
-            f"dropout_key must be given where dropout is on, got None and {', '.join(rates)}; in eval mode, or with "
-            "deterministic=True, it is off"
-        )
+    elif not deterministic:
+        rates = [f"{name} {rate}" for name in ("dropout_rate", "out_dropout_rate") if (rate := getattr(config, name))]
+        if rates:
+            problems.value(
+                f"dropout_key must be given where dropout is on, got None and {', '.join(rates)}; in eval mode, or "
+                "with deterministic=True, it is off"
+            )
     problems.raise_if_any()
     return query, key, value
 

@@ -58,6 +58,9 @@ class ExactParts:
         parts = [self.plain.broadcast(positions[..., n : n + 1], (*shape, m), positions) for n, m in axes]
         return self.plain.concatenate(parts, -1), frequencies
 
+    def counted(self, rotary: Rotary, head_dim: int, first: int, count: int, x: Array) -> None:
+        """None: no turns are kept from call to call."""
+
     def rotate(self, x: Array, turns: Turns, rotary: Rotary) -> Array:
         """x [B, L, heads, D] with its first numbers turned."""
         return self.exact.rotate(x, *turns, pairs=rotary.pairs, factor=rotary.factor)

@@ -55,7 +55,7 @@ def load(path: str | os.PathLike[str], *, dtype: DType | None = None, param_dtyp
 
     with open_model(path) as source:
         table, arrays, origin = files.load(source, make, wanted)
-    return Model(table, lambda name, tensor: arrays.pop(name), origin=origin, dtype=dtype)
+    return Model(table, lambda name, tensor: arrays.pop(name), origin.config, origin=origin, dtype=dtype)
 
 
 def save(
@@ -77,7 +77,7 @@ def save(
     Raises:
         ValueError: the model was not loaded, and no config is given. OSError: it cannot be written.
     """
-    origin = files.origin_of(model.origin, config)
+    origin = files.origin_of(model.origin, config or model.config)
     held: dict[str, Array] = {}
     for path_, leaf in model.table.leaves():
         for name, tensor in leaf.tensors().items():

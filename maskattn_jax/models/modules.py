@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
 
 from maskattn import models
 from maskattn.attention import KernelCannot
-from maskattn.models import Inputs, Output, TokenModel, leaves
+from maskattn.models import Inputs, Output, TokenModel, generate, leaves
 from maskattn.models.attention import Given
-from maskattn.models.block import Block as BlockTable
+from maskattn.models.block import Block as BlockTable, Stack
 from maskattn.models.files import Origin
-from maskattn.models.part import Run
+from maskattn.models.part import Run, find
 from maskattn.typing import KernelName
 from maskattn_jax import rng
+from maskattn_jax.cache import Cache
 from maskattn_jax.models.ops import OPS, Plain
+from maskattn_jax.models.writing import Writer
 from maskattn_jax.types import Array, DType, Given as Numbers, RandomKey
 
-__all__ = ["Block", "Group", "Model", "Norm"]
+__all__ = ["Block", "Group", "Loop", "Model", "Norm"]
 
 #: (published name, what it is) -> its numbers, as Flax has them.
 Start = Callable[[str, leaves.Tensor], Array]
@@ -67,14 +71,71 @@ class Norm(nnx.Module):
 
 
 class Block(Group):
-    """A block of a model."""
+    """A block of a model.
 
-    def __init__(self, table: BlockTable) -> None:
-        self.table = table
+    Attributes:
+        remat: whether gradients compute it again, in place of keeping what is within.
+    """
 
-    def __call__(self, h: Array, run: Run[Array], given: Given[Array], cache: Any = None) -> tuple[Array, Any]:
+    spans = 1
+
+    def __init__(self, table: BlockTable, remat: bool = False) -> None:
+        self.table, self.remat = table, remat
+
+    def __call__(
+        self, h: Array, run: Run[Array], number: int | Array, given: Given[Array], cache: Any = None
+    ) -> tuple[Array, Any]:
         """h [B, L, E] -> [B, L, E], and the new cache where there is one."""
-        return self.table.apply(self, h, run, given, cache)
+        if not self.remat:
+            return self.table.apply(self, h, run.within(number), given, cache)
+        graph, state = nnx.split(self)
+
+        def again(state: Any, h: Array, cache: Any) -> tuple[Array, Any]:
+            block = nnx.merge(graph, state)
+            return block.table.apply(block, h, run.within(number), replace(given, states=None), cache)
+
+        given.note(h)
+        made: tuple[Array, Any] = jax.checkpoint(again)(state, h, cache)
+        return made
+
+
+class Loop(nnx.Module):
+    """Blocks that are alike, as one loop (`jax.lax.scan`) over their stacked numbers: one is compiled.
+
+    Attributes:
+        phases: the blocks of one step, their numbers stacked along a first axis.
+        spans: how many layers that is.
+    """
+
+    def __init__(self, phases: list[Block], times: int, remat: bool) -> None:
+        self.phases = nnx.List(phases)
+        self.times, self.remat = times, remat
+        self.spans = times * len(phases)
+
+    def __call__(
+        self, h: Array, run: Run[Array], number: int | Array, given: Given[Array], cache: Any = None
+    ) -> tuple[Array, Any]:
+        """h [B, L, E] -> [B, L, E], and the new caches, stacked, where there are some."""
+        parts = [nnx.split(block) for block in self.phases]
+        width = len(parts)
+
+        def step(h: Array, given_of: Any) -> tuple[Array, Any]:
+            states, first, caches = given_of
+            seen, grown = [], []
+            own = replace(given, states=None)
+            for place, ((graph, _), state) in enumerate(zip(parts, states, strict=True)):
+                seen.append(h)
+                block = nnx.merge(graph, state)
+                h, new = block(h, run, first + place, own, None if caches is None else caches[place])
+                grown.append(new)
+            return h, (None if given.states is None else seen, None if caches is None else tuple(grown))
+
+        numbers = number + width * jnp.arange(self.times)
+        states = [state for _, state in parts]
+        h, (seen, grown) = jax.lax.scan(jax.checkpoint(step) if self.remat else step, h, (states, numbers, cache))
+        for at in range(self.spans if seen is not None else 0):
+            given.note(seen[at % width][at // width])
+        return h, grown
 
 
 class Model(Group):
@@ -83,28 +144,43 @@ class Model(Group):
     Args:
         table: the model.
         start: what each parameter begins with; None: what a new model has.
+        config: of the checkpoint, its config.json.
         origin: what it was loaded from.
         dtype: of the computation; None: that of the parameters.
+        remat: whether gradients compute each block again, in place of keeping what is within.
+        scan_layers: whether blocks that are alike are one loop, whose numbers are stacked: it compiles in the time of
+            one block. The first of them then holds all.
     """
 
     def __init__(
         self,
         table: TokenModel,
         start: Start | None = None,
+        config: Mapping[str, Any] | None = None,
         *,
         origin: Origin | None = None,
         dtype: DType | None = None,
+        remat: bool = False,
+        scan_layers: bool = False,
     ) -> None:
-        self.table, self.origin, self.dtype = table, origin, dtype
+        self.table, self.config = table, models.Configuration(config or {})
+        self.origin, self.dtype = origin, dtype
+        start = start or _begin
+        held = set()
+        for stack in table.stacks() if scan_layers else ():
+            first, period, times = stack.period()
+            if times:
+                held |= set(stack.places[first : first + period * times])
+                _place(self, stack.places[first], _loop(stack, start, remat))
         for path, block in table.blocks():
-            _place(self, path, Block(block))
+            if path not in held:
+                _place(self, path, Block(block, remat))
         for path, leaf in dict(table.leaves()).items():
-            _hold(self, path, leaf, start or _begin, dtype)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What the config.json said that it was loaded with; empty where it was not loaded."""
-        return {} if self.origin is None else self.origin.config
+            if not any(path.startswith(f"{place}.") for place in held):
+                _hold(self, path, leaf, start)
+        for _, module in nnx.iter_modules(self) if dtype is not None else ():
+            if isinstance(module, nnx.Linear | nnx.Embed | nnx.Conv):
+                module.dtype = dtype
 
     def __call__(
         self,
@@ -122,6 +198,7 @@ class Model(Group):
         noise: Array | None = None,
         cache: tuple[Any, ...] | None = None,
         valid: Numbers | None = None,
+        logits_at: Numbers | None = None,
         hidden_states: bool = False,
         dropout_key: RandomKey | None = None,
         deterministic: bool | None = None,
@@ -141,6 +218,7 @@ class Model(Group):
             noise: [B, patches], by which a masked autoencoder chooses what it sees.
             cache: of decoding, an entry for each layer (`cache`); the new one is in the output.
             valid: bool [B, L], which tokens enter the cache; the others are padding.
+            logits_at: int [B], the one place of each row whose logits are wanted, [B, 1, V]; None: all.
             hidden_states: whether those of every layer are returned.
             dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on.
             deterministic: True applies no dropout; None: where no key is given.
@@ -163,9 +241,76 @@ class Model(Group):
             noise,
             cache,
             valid,
+            logits_at,
             hidden_states,
         )
         return self.table.apply(self, given, Run(OPS if self.dtype is None else Plain(self.dtype), kernel, key))
+
+    def generate(
+        self,
+        tokens: Array,
+        attention_mask: Numbers | None = None,
+        *,
+        max_new_tokens: int = 20,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        key: RandomKey | None = None,
+        end_ids: Sequence[int] | int | None = None,
+        kernel: KernelName = "auto",
+    ) -> Array:
+        """Write behind prompts [B, L]: the new tokens int [B, n], n at most `max_new_tokens`.
+
+        The same in both twins: always with `kernel="exact"`; else wherever the two best logits, or a draw and the
+        boundary of a token, lie further apart than the twins' difference.
+
+        Args:
+            attention_mask: [B, L], 1 = keep, 0 = padding, on any side. Positions count what is kept.
+            temperature: divides the logits before a token is drawn; 0 takes the likeliest.
+            top_k, top_p: only the k likeliest, or those that together have the probability p, are drawn.
+            key: of the draws: a seed in [0, 2**31) or two uint32 words.
+            end_ids: behind which a row is finished, and then padded; None: `eos_token_id` of the configuration.
+            kernel: as in `attention`.
+
+        Raises:
+            TypeError, ValueError: lists every argument at fault; the model has no logits, or reads later tokens.
+        """
+        where = "Model.generate"
+        generate.check_writes(where, self.table)
+        told = self.config if self.origin is None else {**self.config, **self.origin.generation}
+        ends = told.get("eos_token_id") if end_ids is None else end_ids
+        words = None if key is None else np.asarray(rng.words(key))
+        options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        ids, kept, choice, stops = generate.checked(where, tokens, attention_mask, key=words, ends=ends, **options)
+        plan = generate.Plan(Writer(self, self.table, kernel), choice, max_new_tokens, stops, self._pad())
+        written = plan.write(ids, kept)
+        return jnp.asarray(written)
+
+    def new_cache(self, batch: int, size: int) -> tuple[Any, ...]:
+        """Caches without tokens, of `size` slots, an entry for each block, or loop of blocks: what a call takes as
+        `cache`."""
+        like = jax.tree.leaves(nnx.state(self, nnx.Param))[0]
+
+        def empty(block: BlockTable) -> Cache:
+            return Cache.for_config(block.attention.config, batch, size, dtype=self.dtype or like.dtype)
+
+        made: list[Any] = []
+        for stack in self.table.stacks():
+            number = 0
+            while number < len(stack.places):
+                module = find(self, stack.places[number])
+                caches = [empty(block) for block in stack.blocks[number : number + module.spans]]
+                if isinstance(module, Loop):
+                    width = len(module.phases)
+                    made.append(tuple(jax.tree.map(lambda *x: jnp.stack(x), *caches[n::width]) for n in range(width)))
+                else:
+                    made += caches
+                number += module.spans
+        return tuple(made)
+
+    def _pad(self) -> int:
+        found = self.config.get("pad_token_id")
+        return found if isinstance(found, int) else 0
 
 
 def _begin(name: str, tensor: leaves.Tensor) -> Array:
@@ -181,7 +326,24 @@ def _place(root: nnx.Module, path: str, module: Any) -> None:
     setattr(root, last, module)
 
 
-def _hold(root: nnx.Module, path: str, leaf: leaves.Leaf, start: Start, dtype: DType | None) -> None:
+def _loop(stack: Stack, start: Start, remat: bool) -> Loop:
+    """Blocks that are alike as one loop."""
+    first, period, times = stack.period()
+    phases = []
+    for phase in range(first, first + period):
+        places = stack.places[phase : first + period * times : period]
+
+        def stacked(name: str, tensor: leaves.Tensor, places: Sequence[str] = places) -> Array:
+            return jnp.stack([start(f"{place}.{name}", tensor) for place in places])
+
+        block = Block(stack.blocks[phase])
+        for path, leaf in block.table.leaves():
+            _hold(block, path, leaf, stacked)
+        phases.append(block)
+    return Loop(phases, times, remat)
+
+
+def _hold(root: nnx.Module, path: str, leaf: leaves.Leaf, start: Start) -> None:
     """Make the module of a leaf, with its parameters."""
     tensors = leaf.tensors()
     if isinstance(leaf, leaves.Array):
@@ -192,20 +354,20 @@ def _hold(root: nnx.Module, path: str, leaf: leaves.Leaf, start: Start, dtype: D
     def begin(name: str) -> Array:
         return start(f"{path}.{name}", tensors[name])
 
-    _place(root, path, _module(leaf, begin, dtype))
+    _place(root, path, _module(leaf, begin))
 
 
-def _module(leaf: leaves.Leaf, begin: Callable[[str], Array], dtype: DType | None) -> nnx.Module:
+def _module(leaf: leaves.Leaf, begin: Callable[[str], Array]) -> nnx.Module:
     if isinstance(leaf, leaves.Norm):
         return Norm(leaf, begin)
     rngs = nnx.Rngs(0)
     weight = begin("weight")
     if isinstance(leaf, leaves.Embedding):
         table = nnx.Embed(leaf.rows, leaf.width, embedding_init=lambda *_: weight, rngs=rngs)
-        table.dtype = dtype  # None: the one that its numbers have, as of the other layers
+        table.dtype = None  # the one that its numbers have, as of the other layers
         return table
     bias = begin("bias") if "bias" in leaf.tensors() else None
-    made: dict[str, Any] = {"use_bias": bias is not None, "dtype": dtype, "rngs": rngs}
+    made: dict[str, Any] = {"use_bias": bias is not None, "rngs": rngs}
     made |= {"kernel_init": lambda *_: weight, "bias_init": lambda *_: bias}
     if isinstance(leaf, leaves.Linear):
         return nnx.Linear(leaf.inputs, leaf.outputs, **made)

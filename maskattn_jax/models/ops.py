@@ -77,9 +77,15 @@ class Plain:
         """Dropout of each number by itself."""
         return dropout.drop(x, rate, key)
 
-    def fold(self, key: Array, number: int) -> Array:
+    def fold(self, key: Array, number: int | Array) -> Array:
         """The key of a place, from the key of what it is within."""
         return rng.fold_in(key, number)
+
+    def first_of(self, cache: Any) -> Any:
+        """The first layer's own cache, of what a model's stack has."""
+        while isinstance(cache, tuple):
+            cache = cache[0]
+        return jax.tree.map(lambda x: x[0], cache) if cache.lengths.ndim == 2 else cache
 
     def arange(self, length: int, like: Array) -> Array:
         """0, 1, ..., int32 [length], where `like` is."""

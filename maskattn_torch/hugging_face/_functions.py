@@ -32,6 +32,8 @@ Offset = int | Array
 
 _LABEL = "made_by_transformers"
 
+_CAUSAL, _FULL, _EMPTY = Causal(), Full(), Empty()
+
 #: What makes what it is taken to make; filled by `label`.
 KNOWN: set[str] = set()
 
@@ -59,6 +61,10 @@ class Place(NamedTuple):
             return mask.with_positions(self.positions, self.positions)
         q, k = self.q_offset, self.k_offset
         if sloped and isinstance(q, int) and isinstance(k, int):
+            if plain() and self.q_len and self.kv_len:
+                settled = _settled_slope(mask, 1 - self.q_len + k - q, self.kv_len - 1 + k - q)
+                if settled is not None:
+                    return settled
             mask, q, k = _sloped(mask, q - k)
         moved = mask.at(q, k) if not isinstance(q, int) or not isinstance(k, int) or q or k else mask
         return self._settled(moved) if plain() else moved
@@ -73,9 +79,9 @@ class Place(NamedTuple):
 def read(function: MaskFunction, place: Place) -> Mask | None:
     """The mask of a function of transformers; None where it is none of those that are known."""
     if function is masking_utils.causal_mask_function and "causal" in KNOWN:
-        return place.put(Causal(), sloped=True)
+        return place.put(_CAUSAL, sloped=True)
     if function is masking_utils.bidirectional_mask_function and "bidirectional" in KNOWN:
-        return Full()
+        return _FULL
     made = _made_by(function)
     return None if made is None else _RULES[made[0]](made[1], place)
 
@@ -238,6 +244,18 @@ def _sloped(mask: Mask, offset: int) -> tuple[Mask, int, int]:
     if min([0 if side is None else side for side in (left, right)]) < 0:
         return mask, offset, 0
     return SlidingWindow(left, right), 0, 0
+
+
+def _settled_slope(mask: Mask, least: int, most: int) -> Mask | None:
+    """Full or Empty where that is all that a mask of k - q, from `least` to `most`, is; None where it is neither."""
+    if isinstance(mask, Causal):
+        low, high = least, mask.offset
+    else:
+        assert isinstance(mask, SlidingWindow)
+        low, high = least if mask.left is None else -mask.left, most if mask.right is None else mask.right
+    if low <= least and most <= high:
+        return _FULL
+    return _EMPTY if most < low or high < least else None
 
 
 def _is_origin(place: Place) -> bool:

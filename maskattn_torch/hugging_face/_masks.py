@@ -66,11 +66,19 @@ class ModelMask(Mask):
         made: dict[str, Array] = vars(self).get("_made", {})
         found = made.get(str(device))
         if found is None:
-            given = lower.allowed(self.part, *self.shape, device=device)
+            given = self._key_mask(device)
+            given = lower.allowed(self.part, *self.shape, device=device) if given is None else given
             found = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=device) if given is None else given
             if plain():
                 self._set(**vars(self) | {"_made": made | {str(device): found}})
         return found
+
+    def _key_mask(self, device: Device) -> Array | None:
+        """The tensor of padding alone, which is there already; None where it is not."""
+        keep = self.part.keep if type(self.part) is KeyMask else None
+        if type(keep) is not torch.Tensor or keep.shape != (self.shape[0], self.shape[3]) or keep.device != device:
+            return None
+        return keep[:, None, None]
 
     def allowed(self, b: Traced, h: Traced, q: Traced, k: Traced) -> Traced:
         return self.part.allowed(b, h, q, k)

@@ -39,7 +39,7 @@ def load(path: str | os.PathLike[str], *, dtype: DType | None = None, param_dtyp
 
     with open_model(path) as source:
         table, arrays, origin = files.load(source, make, wanted)
-    return Model(table, lambda name, tensor: arrays.pop(name), origin=origin, dtype=dtype).eval()
+    return Model(table, lambda name, tensor: arrays.pop(name), origin.config, origin=origin, dtype=dtype).eval()
 
 
 def save(
@@ -61,7 +61,7 @@ def save(
     Raises:
         ValueError: the model was not loaded, and no config is given. OSError: it cannot be written.
     """
-    origin = files.origin_of(model.origin, config)
+    origin = files.origin_of(model.origin, config or model.config)
     files.save(model.table, origin, model.state_dict(), _publish, Path(path), max_shard_size)
 
 

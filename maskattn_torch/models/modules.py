@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 
 from maskattn import models
 from maskattn.attention import KernelCannot
-from maskattn.models import Inputs, Output, TokenModel, leaves
+from maskattn.models import Inputs, Output, TokenModel, generate, leaves
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
 from maskattn.models.files import Origin
 from maskattn.models.part import Run
 from maskattn.typing import KernelName
 from maskattn_torch import rng
+from maskattn_torch.cache import Cache
 from maskattn_torch.models.ops import OPS, Plain
+from maskattn_torch.models.writing import Writer
 from maskattn_torch.types import Array, DType, Given as Numbers, RandomKey
 
 __all__ = ["Block", "Group", "Model", "Norm"]
@@ -76,15 +79,30 @@ class _TurnedLinear(nn.Linear):
 
 
 class Block(Group):
-    """A block of a model."""
+    """A block of a model.
+
+    Attributes:
+        remat: whether gradients compute it again, in place of keeping what is within.
+    """
+
+    spans = 1
+    remat = False
 
     def __init__(self, table: BlockTable) -> None:
         super().__init__()
         self.table = table
 
-    def forward(self, h: Array, run: Run[Array], given: Given[Array], cache: Any = None) -> tuple[Array, Any]:
+    def forward(
+        self, h: Array, run: Run[Array], number: int, given: Given[Array], cache: Any = None
+    ) -> tuple[Array, Any]:
         """h [B, L, E] -> [B, L, E], and the new cache where there is one."""
-        return self.table.apply(self, h, run, given, cache)
+        if self.remat and torch.is_grad_enabled():
+            made: tuple[Array, Any] = checkpoint(self._run, h, run, number, given, cache, use_reentrant=False)
+            return made
+        return self._run(h, run, number, given, cache)
+
+    def _run(self, h: Array, run: Run[Array], number: int, given: Given[Array], cache: Any) -> tuple[Array, Any]:
+        return self.table.apply(self, h, run.within(number), given, cache)
 
 
 class Model(Group):
@@ -93,29 +111,30 @@ class Model(Group):
     Args:
         table: the model.
         start: what each parameter begins with; None: what a new model has.
+        config: of the checkpoint, its config.json.
         origin: what it was loaded from.
         dtype: of the computation; None: that of the parameters.
+        remat: whether gradients compute each block again, in place of keeping what is within.
     """
 
     def __init__(
         self,
         table: TokenModel,
         start: Start | None = None,
+        config: Mapping[str, Any] | None = None,
         *,
         origin: Origin | None = None,
         dtype: DType | None = None,
+        remat: bool = False,
     ) -> None:
         super().__init__()
-        self.table, self.origin, self.dtype = table, origin, dtype
+        self.table, self.config = table, models.Configuration(config or {})
+        self.origin, self.dtype = origin, dtype
         for path, block in table.blocks():
-            _place(self, path, Block(block))
+            _place(self, path, made := Block(block))
+            made.remat = remat
         for path, leaf in dict(table.leaves()).items():
             _hold(self, path, leaf, start or _begin)
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What the config.json said that it was loaded with; empty where it was not loaded."""
-        return {} if self.origin is None else self.origin.config
 
     def forward(
         self,
@@ -133,6 +152,7 @@ class Model(Group):
         noise: Array | None = None,
         cache: tuple[Any, ...] | None = None,
         valid: Numbers | None = None,
+        logits_at: Numbers | None = None,
         hidden_states: bool = False,
         dropout_key: RandomKey | None = None,
         deterministic: bool | None = None,
@@ -152,6 +172,7 @@ class Model(Group):
             noise: [B, patches], by which a masked autoencoder chooses what it sees.
             cache: of decoding, an entry for each layer (`cache`); the new one is in the output.
             valid: bool [B, L], which tokens enter the cache; the others are padding.
+            logits_at: int [B], the one place of each row whose logits are wanted, [B, 1, V]; None: all.
             hidden_states: whether those of every layer are returned.
             dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on.
             deterministic: True applies no dropout; None: not while training.
@@ -176,9 +197,68 @@ class Model(Group):
             noise,
             cache,
             valid,
+            logits_at,
             hidden_states,
         )
         return self.table.apply(self, given, Run(OPS if self.dtype is None else Plain(self.dtype), kernel, key))
+
+    def generate(
+        self,
+        tokens: Array,
+        attention_mask: Numbers | None = None,
+        *,
+        max_new_tokens: int = 20,
+        temperature: float = 0.0,
+        top_k: int = 0,
+        top_p: float = 1.0,
+        key: RandomKey | None = None,
+        end_ids: Sequence[int] | int | None = None,
+        kernel: KernelName = "auto",
+    ) -> Array:
+        """Write behind prompts [B, L]: the new tokens int [B, n], n at most `max_new_tokens`.
+
+        The same in both twins: always with `kernel="exact"`; else wherever the two best logits, or a draw and the
+        boundary of a token, lie further apart than the twins' difference.
+
+        Args:
+            attention_mask: [B, L], 1 = keep, 0 = padding, on any side. Positions count what is kept.
+            temperature: divides the logits before a token is drawn; 0 takes the likeliest.
+            top_k, top_p: only the k likeliest, or those that together have the probability p, are drawn.
+            key: of the draws: a seed in [0, 2**31) or two uint32 words.
+            end_ids: behind which a row is finished, and then padded; None: `eos_token_id` of the configuration.
+            kernel: as in `attention`.
+
+        Raises:
+            TypeError, ValueError: lists every argument at fault; the model has no logits, or reads later tokens.
+        """
+        where = "Model.generate"
+        generate.check_writes(where, self.table)
+        told = self.config if self.origin is None else {**self.config, **self.origin.generation}
+        ends = told.get("eos_token_id") if end_ids is None else end_ids
+        words = None if key is None else rng.words(key).cpu().numpy()
+        options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
+        ids, kept, choice, stops = generate.checked(
+            where, _numbers(tokens), _numbers(attention_mask), key=words, ends=ends, **options
+        )
+        plan = generate.Plan(Writer(self, self.table, kernel), choice, max_new_tokens, stops, self._pad())
+        written = plan.write(ids, kept)
+        return torch.as_tensor(written, device=tokens.device)
+
+    def new_cache(self, batch: int, size: int) -> tuple[Any, ...]:
+        """Caches without tokens, of `size` slots, an entry for each block: what a call takes as `cache`."""
+        like = next(self.parameters())
+        made = (block.attention.config for stack in self.table.stacks() for block in stack.blocks)
+        return tuple(
+            Cache.for_config(one, batch, size, dtype=self.dtype or like.dtype, device=like.device) for one in made
+        )
+
+    def _pad(self) -> int:
+        found = self.config.get("pad_token_id")
+        return found if isinstance(found, int) else 0
+
+
+def _numbers(x: Any) -> Any:
+    return x.cpu().numpy() if isinstance(x, torch.Tensor) else x
 
 
 def _device(module: nn.Module) -> torch.device:

@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from maskattn.models import leaves
@@ -32,6 +33,9 @@ class Plain:
 
     def linear(self, leaf: leaves.Linear, module: Any, x: Array) -> Array:
         """x [..., inputs] -> [..., outputs]."""
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if self.dtype is None and type(module) is nn.Linear and not hooked:
+            return _linear(x, module.weight, module.bias)
         return self._applied(module, x)
 
     def norm(self, leaf: leaves.Norm, module: Any, x: Array) -> Array:
@@ -44,7 +48,7 @@ class Plain:
 
     def logits(self, leaf: leaves.Embedding, module: Any, x: Array, bias: Array | None) -> Array:
         """x [..., width] by all rows of the table: [..., rows]."""
-        return F.linear(x, self._cast(module.weight), bias)
+        return _linear(x, self._cast(module.weight), bias)
 
     def conv(self, leaf: leaves.Conv, module: Any, x: Array) -> Array:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
@@ -83,9 +87,15 @@ class Plain:
         """Dropout of each number by itself."""
         return dropout.drop(x, rate, key)
 
-    def fold(self, key: Array, number: int) -> Array:
+    def fold(self, key: Array, number: int | Array) -> Array:
         """The key of a place, from the key of what it is within."""
         return rng.fold_in(key, number)
+
+    def first_of(self, cache: Any) -> Any:
+        """The first layer's own cache, of what a model's stack has."""
+        while isinstance(cache, tuple):
+            cache = cache[0]
+        return cache
 
     def arange(self, length: int, like: Array) -> Array:
         """0, 1, ..., int32 [length], where `like` is."""
@@ -106,6 +116,35 @@ class Plain:
     def broadcast(self, x: Array, shape: Sequence[int]) -> Array:
         """x of a larger shape."""
         return x.expand(tuple(shape))
+
+
+#: Up to so many rows of x, PyTorch's product of float32 numbers on a CPU leaves cores idle: it is given a block of the
+#: weight for each core (benchmarks/models.py: 1.1 to 2 times as fast on two).
+_FEW = 16
+_LARGE = 2**14
+
+
+def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
+    """x [..., in], weight [out, in] -> [..., out]."""
+    cores, (outputs, inputs) = torch.get_num_threads(), weight.shape
+    rows = x.numel() // inputs
+    if (
+        torch.compiler.is_compiling()
+        or not 0 < rows <= _FEW
+        or outputs * inputs < _LARGE
+        or outputs % cores
+        or cores == 1
+        or x.dtype != torch.float32
+        or weight.dtype != torch.float32
+        or not (x.is_cpu and weight.is_contiguous())
+        or torch.is_grad_enabled()
+        or not (type(x) is torch.Tensor and type(weight) in (nn.Parameter, torch.Tensor))
+    ):
+        return F.linear(x, weight, bias)
+    blocks = weight.view(cores, outputs // cores, inputs).transpose(1, 2)
+    made = torch.bmm(x.reshape(1, rows, inputs).expand(cores, rows, inputs), blocks)
+    made = made.transpose(0, 1).reshape(*x.shape[:-1], outputs)
+    return made if bias is None else made + bias
 
 
 _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {

@@ -124,3 +124,13 @@ def test_a_query_elsewhere_is_refused_as_ever():
     cache = stepped(stepped(stepped(empty(), masks.Causal()), masks.Causal()), masks.Causal())
     with pytest.raises((TypeError, ValueError), match="query"):
         attention(token(H, D).to("meta"), cache.key, cache.value, cache.mask(masks.Causal(), 1))
+
+
+def test_the_next_position_of_all_rows_is_known_where_it_is_one():
+    cache = empty()
+    assert cache.first_position == 0
+    cache = stepped(cache, masks.Causal())
+    assert cache.first_position == 1
+    ragged = cache.update(token(K, D), token(K, V), lengths=[1, 0, 1])
+    assert ragged.first_position is None
+    assert ragged.rewind(1).first_position == 1

@@ -1,5 +1,6 @@
 """attn_implementation="maskattn" against transformers' own attention, over real models, small and random."""
 
+import itertools
 import warnings
 
 import numpy as np
@@ -211,6 +212,20 @@ def test_a_function_that_changed_is_not_taken_as_known(monkeypatch):
     monkeypatch.delattr(masking_utils, "blockwise_overlay")
     found = _trial.differing(_functions.read, _functions.Place)
     assert found == {"sliding_window_bidirectional_overlay", "blockwise_overlay"}
+
+
+def test_a_mask_of_distances_that_allows_all_or_nothing_is_seen_to_be_so():
+    from maskattn_torch.hugging_face._functions import Place
+
+    kinds = (masks.Causal(), masks.SlidingWindow(1, None), masks.SlidingWindow(1, 1), masks.Causal(-2))
+    found = set()
+    for mask, q_len, kv_len, q_at, k_at in itertools.product(kinds, (1, 2), (1, 3), (0, 1, 4), (0, 2)):
+        placed = Place(q_len, kv_len, q_at, k_at, dense=None).put(mask, sloped=True)
+        want = np.broadcast_to(mask.at(q_at, k_at).dense(q_len, kv_len), (1, 1, q_len, kv_len))
+        assert (np.broadcast_to(placed.dense(q_len, kv_len), want.shape) == want).all()
+        assert isinstance(placed, masks.Full) == want.all() and isinstance(placed, masks.Empty) == (not want.any())
+        found.add(type(placed))
+    assert {masks.Full, masks.Empty} < found
 
 
 class TestTraining:

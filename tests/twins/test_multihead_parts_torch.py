@@ -22,7 +22,9 @@ from maskattn.layer import (
     Rotary,
     T5Table,
     Temperature,
+    Yarn,
 )
+from maskattn_torch.layer import LAYER
 
 LIMIT = standards.value("same.tiles")
 MASK = masks.Causal() & masks.KeyPadding([9, 6])
@@ -248,3 +250,47 @@ class FakeMesh:
 
     def size(self):
         return 2
+
+
+TURNED = {
+    "half": Rotary(theta=100.0),
+    "part": Rotary(theta=100.0, width=4, scaling=Yarn(4.0, trained=8)),
+    "interleaved": Rotary(theta=100.0, width=4, pairs="interleaved"),
+    "following": Rotary(theta=100.0, scaling=DynamicNTK(2.0, trained=5)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", TURNED)
+def test_positions_that_are_counted_turn_as_those_that_are_given(name, dtype):
+    rotary, width = TURNED[name], TURNED[name].turned(6)
+    for first, length in ((0, 9), (3, 300), (250, 1), (299, 2)):  # more than are kept from the start
+        # of odd columns: their pairs are no complex numbers as they lie
+        x = torch.randn(2, length, 25 + first % 2, generator=torch.Generator().manual_seed(3), dtype=dtype)[
+            ..., first % 2 :
+        ][..., :24]
+        heads, positions = x.unflatten(-1, (4, 6)), torch.arange(first, first + length)
+        frequencies = LAYER.frequencies(rotary, 6, 300, positions[None])
+        angles = (positions.float()[:, None] * frequencies).to(dtype)[:, None]
+        turn = torch.polar(torch.full_like(angles, rotary.factor), angles)
+        halves = heads[..., :width].unflatten(-1, (2, -1) if rotary.pairs == "half" else (-1, 2))
+        axis = -2 if rotary.pairs == "half" else -1
+        wanted = torch.complex(*halves.unbind(axis)) * turn
+        wanted = torch.stack([wanted.real, wanted.imag], axis).flatten(-2)
+        counted = LAYER.counted(rotary, 6, first, length, heads)
+        assert (counted is None) == (name == "following")
+        for turns in (counted, LAYER.turns(rotary, positions[None], frequencies, heads)):
+            if turns is not None:
+                made = LAYER.rotate(heads, turns, rotary)
+                close(made[..., :width], wanted)
+                assert torch.equal(made[..., width:], heads[..., width:])
+
+
+def test_turns_first_made_in_inference_mode_serve_training():
+    module = maskattn_torch.MultiHeadAttention(24, 4, rotary=Rotary(theta=101.0))
+    x = torch.randn(2, 9, 24)
+    with torch.inference_mode():
+        want = module(x)
+    out = module(x)
+    out.sum().backward()
+    close(out, want)

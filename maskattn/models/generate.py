@@ -1,0 +1,159 @@
+"""Writing token after token: the loop, and how a token is chosen, once for both twins."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from maskattn._problems import Problems
+from maskattn.models.model import TokenModel
+from maskattn.numerics import rng
+from maskattn.typing import NumPyArray as Array
+
+Caches = TypeVar("Caches")
+
+#: Lengths of prompts and of caches are made multiples of this, so that few programs are compiled.
+ROUND = 32
+
+
+class Steps(Protocol[Caches]):
+    """A model that writes."""
+
+    def start(self, batch: int, size: int) -> Caches:
+        """Caches without tokens, of `size` slots."""
+
+    def step(self, tokens: Array, valid: Array, last: Array, caches: Caches) -> tuple[Array, Caches]:
+        """Tokens int [B, L], of which `valid` are no padding -> float32 logits [B, V] at the places `last` int [B], and
+        the new caches; the old ones are not used again."""
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How a token is chosen from logits [B, V].
+
+    Attributes:
+        temperature: what divides the logits before one is drawn; 0 takes the largest, the first of equals.
+        top_k: how many of the largest can be drawn; 0: all.
+        top_p: the largest are kept until their probabilities reach it (Holtzman et al. 2020, section 3.1).
+        key: of the draws, two words.
+    """
+
+    temperature: float = 0.0
+    top_k: int = 0
+    top_p: float = 1.0
+    key: Array | None = None
+
+    def tokens(self, logits: Array, step: int) -> Array:
+        """int64 [B], the tokens of a step: the same for the same logits, whatever made them.
+
+        Row b draws u from `uniform(fold_in(key, step), [B])[b]`: the first token, in the order of ids, at which the
+        running sum of probabilities, in float64, is above u.
+        """
+        if not self.temperature:
+            return np.asarray(logits.argmax(-1), np.int64)
+        assert self.key is not None
+        wide = logits.astype(np.float64) / self.temperature
+        chances = np.exp(wide - wide.max(-1, keepdims=True))
+        order = np.argsort(-chances, -1, kind="stable")
+        sorted_chances = np.take_along_axis(chances, order, -1)
+        kept = np.ones_like(chances, bool)
+        if self.top_k:
+            kept[:, self.top_k :] = False
+        before = np.cumsum(sorted_chances, -1) - sorted_chances
+        kept &= before < self.top_p * chances.sum(-1, keepdims=True)
+        kept[:, 0] = True
+        allowed = np.zeros_like(kept)
+        np.put_along_axis(allowed, order, kept, -1)
+        sums = np.cumsum(np.where(allowed, chances, 0.0), -1)
+        drawn = rng.uniform(rng.fold_in(self.key, step), (len(logits),), dtype=np.float64)
+        found = (sums > drawn[:, None] * sums[:, -1:]).argmax(-1)
+        return np.asarray(found, np.int64)
+
+
+@dataclass(frozen=True)
+class Plan(Generic[Caches]):
+    """What is asked of a model that writes.
+
+    Attributes:
+        new: tokens to write at most.
+        ends: ids behind which a row is finished. pad: what a finished row has.
+    """
+
+    steps: Steps[Caches]
+    choice: Choice
+    new: int
+    ends: tuple[int, ...] = ()
+    pad: int = 0
+
+    def write(self, tokens: Array, mask: Array) -> Array:
+        """The new tokens int64 [B, n], n at most `new`, of prompts int [B, L] where mask bool [B, L] is True."""
+        batch, length = tokens.shape
+        wide = -(-length // ROUND) * ROUND
+        caches = self.steps.start(batch, -(-(length + self.new) // ROUND) * ROUND)
+        given, valid = np.zeros((batch, wide), np.int64), np.zeros((batch, wide), bool)
+        given[:, :length], valid[:, :length] = tokens, mask
+        last = wide - 1 - valid[:, ::-1].argmax(-1)
+        written: list[Array] = []
+        open_rows = np.ones(batch, bool)
+        for step in range(self.new):
+            logits, caches = self.steps.step(given, valid, last, caches)
+            chosen = np.where(open_rows, self.choice.tokens(logits, step), self.pad)
+            written.append(chosen)
+            open_rows &= ~np.isin(chosen, self.ends)
+            if not open_rows.any():
+                break
+            given, valid, last = chosen[:, None], open_rows[:, None], np.zeros(batch, np.int64)
+        return np.stack(written, 1) if written else np.zeros((batch, 0), np.int64)
+
+
+def checked(
+    where: str,
+    tokens: ArrayLike,
+    mask: ArrayLike | None,
+    *,
+    new: object,
+    temperature: float,
+    top_k: object,
+    top_p: float,
+    key: Array | None,
+    ends: Sequence[int] | int | None,
+) -> tuple[Array, Array, Choice, tuple[int, ...]]:
+    """Prompts and mask in NumPy, the choice, and the ends.
+
+    Raises:
+        TypeError, ValueError: lists every argument at fault.
+    """
+    problems = Problems(where)
+    ids = np.asarray(tokens)
+    kept = np.ones(ids.shape, bool) if mask is None else np.asarray(mask) != 0
+    if ids.ndim != 2 or ids.dtype.kind not in "iu":
+        problems.value(f"tokens must be integers [B, L], got {ids.dtype} {list(ids.shape)}")
+    elif kept.shape != ids.shape:
+        problems.value(f"attention_mask must be {list(ids.shape)}, as tokens are, got {list(kept.shape)}")
+    elif not kept.any(-1).all():
+        problems.value("attention_mask must keep a token of every row")
+    problems.integer("max_new_tokens", new, minimum=0)
+    problems.integer("top_k", top_k, minimum=0)
+    if not temperature >= 0:
+        problems.value(f"temperature must be at least 0, got {temperature}")
+    if not 0 < top_p <= 1:
+        problems.value(f"top_p must be in (0, 1], got {top_p}")
+    if temperature and key is None:
+        problems.value("key must be given where temperature is above 0, since tokens are drawn")
+    problems.raise_if_any()
+    stops = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
+    return ids, kept, Choice(float(temperature), int(str(top_k)), float(top_p), key), stops
+
+
+def check_writes(where: str, table: TokenModel) -> None:
+    """Raise a ValueError where a model cannot write: it has no logits, or attends to later tokens."""
+    if table.head is None:
+        raise ValueError(f"{where}: the {table.model_type} model has no logits: its checkpoint has no head")
+    later = np.arange(1, 4096)
+    for block in table.stack.blocks:
+        if np.asarray(block.attention.mask.allowed(0, 0, 0, later)).any():
+            raise ValueError(f"{where}: the {table.model_type} model attends to later tokens, so it cannot write")
