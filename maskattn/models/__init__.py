@@ -28,19 +28,23 @@ BUILDERS: dict[str, type[Builder]] = {
 }
 
 
-def describe(config: object, names: Container[str] | None = None) -> WholeModel:
+def describe(config: object, names: Container[str] | None = None, tied: bool | None = None) -> WholeModel:
     """The model that a Hugging Face configuration means.
 
     Args:
         config: a configuration of transformers, or the dict of its config.json.
         names: of the tensors of a checkpoint, which decide what heads it has; None: all that the row has. Where it is
             a mapping, to the tensors, it decides too whether logits are tied: not, where both tables differ.
+        tied: whether the head is the table of tokens; None: as the configuration and the tensors say.
 
     Raises:
         TypeError: config is no configuration. ValueError: no row of its model type, with the nearest; a key is missing;
             an option is refused.
     """
     reading = Reading(config, 0, "models.describe")
-    row = row_of(reading, ROWS, "model")
+    try:
+        row = row_of(reading, ROWS, "model")
+    except ValueError as error:
+        raise ValueError(f"{error}; docs/models.md says how a row is written for another") from None
     check(row, reading)
-    return BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names).model()
+    return BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names, tied=tied).model()

@@ -74,12 +74,14 @@ class Builder:
     Attributes:
         part: "encoder" or "decoder" of models with both, else "".
         names: of the tensors that there are, which decide about heads, poolers and the prefix; None: as the row says.
+        tied: whether the head is the table of tokens; None: as the row says.
     """
 
     row: Row
     reading: Reading
     part: str = ""
     names: Container[str] | None = None
+    tied: bool | None = None
 
     def get(self, name: str, default: Value = None) -> Value:
         """What a key of the row says, for the layer of the reading; the default where it says None."""
@@ -313,7 +315,8 @@ class Builder:
         width, dense, norm, bias = table.width, named.get("dense"), named.get("norm"), named.get("bias")
         biased, inner = bool(self.get("head_bias", False)), f"{named['project']}.bias"
         own = Linear(named["project"], width, rows, biased, axes=("embed", "vocab"))
-        tied, buffer = bool(self.get("tied", False)) and not self._apart(own, table), self.get("bias_buffer", False)
+        said = self.get("tied", False) if self.tied is None else self.tied
+        tied, buffer = bool(said) and not self._apart(own, table), self.get("bias_buffer", False)
         if tied:
             bias = inner if bias is None and biased else bias
         elif bias is not None and not buffer and (self.names is None or inner in self.names):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from maskattn_jax.models.files import load, save
 from maskattn_jax.models.modules import Model
 
-__all__ = ["Model"]
+__all__ = ["Model", "load", "save"]

@@ -16,14 +16,15 @@ from maskattn.models import Inputs, Output, WholeModel, generate, leaves
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable, Stack
 from maskattn.models.exact import refuse
+from maskattn.models.files import Origin
 from maskattn.models.part import Run, find
 from maskattn.typing import KernelName
 from maskattn_jax import rng
 from maskattn_jax.cache import Cache
 from maskattn_jax.models.exact import Exact, added_to
-from maskattn_jax.models.ops import OPS
+from maskattn_jax.models.ops import OPS, Plain
 from maskattn_jax.models.writing import Writer
-from maskattn_jax.types import Array, Given as Numbers, RandomKey
+from maskattn_jax.types import Array, DType, Given as Numbers, RandomKey
 
 __all__ = ["Block", "Group", "Loop", "Model", "Norm"]
 
@@ -146,6 +147,8 @@ class Model(Group):
         table: the model.
         start: what each parameter begins with; None: what a new model has.
         config: of the checkpoint, its config.json.
+        origin: what it was loaded from.
+        dtype: of the computation; None: that of the parameters.
         remat: whether gradients compute each block again, in place of keeping what is within.
         scan_layers: whether blocks that are alike are one loop, whose numbers are stacked: it compiles in the time of
             one block. The first of them then holds all.
@@ -157,10 +160,13 @@ class Model(Group):
         start: Start | None = None,
         config: Mapping[str, Any] | None = None,
         *,
+        origin: Origin | None = None,
+        dtype: DType | None = None,
         remat: bool = False,
         scan_layers: bool = False,
     ) -> None:
         self.table, self.config = table, models.Configuration(config or {})
+        self.origin, self.dtype = origin, dtype
         start = start or _begin
         held = set()
         for stack in table.stacks() if scan_layers else ():
@@ -171,9 +177,12 @@ class Model(Group):
         for path, block in table.blocks():
             if path not in held:
                 _place(self, path, Block(block, remat))
-        for path, leaf in table.leaves():
+        for path, leaf in dict(table.leaves()).items():
             if not any(path.startswith(f"{place}.") for place in held):
                 _hold(self, path, leaf, start)
+        for _, module in nnx.iter_modules(self) if dtype is not None else ():
+            if isinstance(module, nnx.Linear | nnx.Embed | nnx.Conv):
+                module.dtype = dtype
 
     def __call__(
         self,
@@ -220,7 +229,7 @@ class Model(Group):
             kernel: as in `attention`.
         """
         key = None if deterministic or dropout_key is None else rng.words(dropout_key)
-        use: Any = OPS
+        use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
             refuse(self.table, added_to(self, _LAYERS, _GROUPS))
             use = Exact()
@@ -282,7 +291,8 @@ class Model(Group):
         generate.check_writes(where, self.table)
         known = {"tokens": tokens, "attention_mask": attention_mask, "features": features}
         prompt, mask, given = generate.prompted(where, self.table, known, decoder_tokens)
-        ends = self.config.get("eos_token_id") if end_ids is None else end_ids
+        told = self.config if self.origin is None else {**self.config, **self.origin.generation}
+        ends = told.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else np.asarray(rng.words(key))
         options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         ids, kept, choice, stops = generate.checked(where, prompt, mask, key=words, ends=ends, **options)
@@ -296,7 +306,7 @@ class Model(Group):
         like = jax.tree.leaves(nnx.state(self, nnx.Param))[0]
 
         def empty(block: BlockTable) -> Cache:
-            return Cache.for_config(block.attention.config, batch, size, dtype=like.dtype)
+            return Cache.for_config(block.attention.config, batch, size, dtype=self.dtype or like.dtype)
 
         made: list[Any] = []
         for stack in self.table.stacks()[-1:]:

@@ -15,14 +15,15 @@ from maskattn.models import Inputs, Output, WholeModel, generate, leaves
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
 from maskattn.models.exact import refuse
+from maskattn.models.files import Origin
 from maskattn.models.part import Run
 from maskattn.typing import KernelName
 from maskattn_torch import rng
 from maskattn_torch.cache import Cache
 from maskattn_torch.models.exact import Exact, added_to
-from maskattn_torch.models.ops import OPS
+from maskattn_torch.models.ops import OPS, Plain
 from maskattn_torch.models.writing import Writer
-from maskattn_torch.types import Array, Given as Numbers, RandomKey
+from maskattn_torch.types import Array, DType, Given as Numbers, RandomKey
 
 __all__ = ["Block", "Group", "Model", "Norm"]
 
@@ -116,6 +117,8 @@ class Model(Group):
         table: the model.
         start: what each parameter begins with; None: what a new model has.
         config: of the checkpoint, its config.json.
+        origin: what it was loaded from.
+        dtype: of the computation; None: that of the parameters.
         remat: whether gradients compute each block again, in place of keeping what is within.
     """
 
@@ -125,14 +128,17 @@ class Model(Group):
         start: Start | None = None,
         config: Mapping[str, Any] | None = None,
         *,
+        origin: Origin | None = None,
+        dtype: DType | None = None,
         remat: bool = False,
     ) -> None:
         super().__init__()
         self.table, self.config = table, models.Configuration(config or {})
+        self.origin, self.dtype = origin, dtype
         for path, block in table.blocks():
             _place(self, path, made := Block(block))
             made.remat = remat
-        for path, leaf in table.leaves():
+        for path, leaf in dict(table.leaves()).items():
             _hold(self, path, leaf, start or _begin)
 
     def forward(
@@ -182,7 +188,7 @@ class Model(Group):
         if deterministic is None:
             deterministic = not self.training
         key = None if deterministic or dropout_key is None else rng.words(dropout_key, _device(self))
-        use: Any = OPS
+        use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
             refuse(self.table, added_to(self, _LAYERS, _GROUPS))
             use = Exact()
@@ -244,7 +250,8 @@ class Model(Group):
         generate.check_writes(where, self.table)
         known = {"tokens": tokens, "attention_mask": attention_mask, "features": features}
         prompt, mask, given = generate.prompted(where, self.table, known, decoder_tokens)
-        ends = self.config.get("eos_token_id") if end_ids is None else end_ids
+        told = self.config if self.origin is None else {**self.config, **self.origin.generation}
+        ends = told.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else rng.words(key).cpu().numpy()
         options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         ids, kept, choice, stops = generate.checked(
@@ -258,7 +265,9 @@ class Model(Group):
         """Caches without tokens, of `size` slots, an entry for each block: what a call takes as `cache`."""
         like = next(self.parameters())
         made = (block.attention.config for block in self.table.stacks()[-1].blocks)
-        return tuple(Cache.for_config(one, batch, size, dtype=like.dtype, device=like.device) for one in made)
+        return tuple(
+            Cache.for_config(one, batch, size, dtype=self.dtype or like.dtype, device=like.device) for one in made
+        )
 
     def _pad(self) -> int:
         found = self.config.get("pad_token_id")
