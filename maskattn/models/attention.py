@@ -170,7 +170,7 @@ class Attention(Part):
         held: dict[str, Traced] = {name: given.shared[name] for name in self.shared}
         for name, leaves in self.held:
             pieces: list[Traced] = [run.array(leaf, at) for leaf in leaves]
-            whole = pieces[0] if len(pieces) == 1 else run.use.concatenate([x.reshape(-1) for x in pieces], 0)
+            whole: Traced = pieces[0] if len(pieces) == 1 else run.use.concatenate([x.reshape(-1) for x in pieces], 0)
             shape = shapes[name].shape
             # matrices are published as [out, in]
             held[name] = whole.reshape(shape[::-1]).T if name.endswith(".kernel") else whole.reshape(shape)

@@ -29,9 +29,9 @@ from maskattn.models.block import Stack
 from maskattn.models.build import Builder
 from maskattn.models.heads import Classes, First, Mean
 from maskattn.models.images import Grid, ImageModel, Patches, Places, Probe
-from maskattn.models.leaves import Array, Conv, Embedding, Leaf, Linear, Norm
+from maskattn.models.leaves import Array, Conv, Embedding, Linear, Norm
 from maskattn.models.mlp import Plain
-from maskattn.models.model import Whole
+from maskattn.models.model import TokenModel, Whole
 from maskattn.models.towers import Towers
 from maskattn.models.windows import Merge, Stages, Windowed
 
@@ -191,13 +191,14 @@ class WindowBuilder(ImageBuilder):
         last = self.at(ends[-1] - 1)
         final = last.norm(self.named("stages_final"))
         assert final is not None
-        return Stages(stages, tuple(self.at(end - 1).merge(stage) for stage, end in enumerate(ends[:-1])), final)
+        merges = tuple(self.merge(stage, self.at(end - 1).width) for stage, end in enumerate(ends[:-1]))
+        return Stages(stages, merges, final)
 
-    def merge(self, stage: int) -> Merge:
-        """What stands behind a stage."""
+    def merge(self, stage: int, width: int) -> Merge:
+        """What stands behind a stage of this width."""
         name, early = str(self.named("merge")).format(stage), bool(self.get("merge_early", True))
-        reduction = Linear(f"{name}.reduction", 4 * self.width, 2 * self.width, bias=False)
-        return Merge(reduction, Norm(f"{name}.norm", (4 if early else 2) * self.width), early)
+        reduction = Linear(f"{name}.reduction", 4 * width, 2 * width, bias=False)
+        return Merge(reduction, Norm(f"{name}.norm", (4 if early else 2) * width), early)
 
 
 class AutoencoderBuilder(ImageBuilder):
@@ -236,23 +237,25 @@ class TowersBuilder(Builder):
 
     def model(self) -> Whole:
         """The whole."""
-        vision = self.tower("vision")
-        scale = self.get("scale")
+        vision, scale = self.tower("vision").model(), self.get("scale")
         if self.names is not None and scale["name"] not in self.names:
-            made = vision.model()
-            assert isinstance(made, ImageModel)
-            return made
-        text, images = self.tower("text").model(), vision.model()
+            return vision
+        text = self.tower("text").model()
+        assert isinstance(text, TokenModel)
+        assert isinstance(vision, ImageModel)
         shape: tuple[int, ...] = tuple(scale["shape"])
-        bias: Leaf | None = Array(scale["bias"], shape) if "bias" in scale else None
-        return Towers(self.reading.model_type, text, images, Array(scale["name"], shape), bias)
+        bias = Array(scale["bias"], shape) if "bias" in scale else None
+        return Towers(self.reading.model_type, text, vision, Array(scale["name"], shape), bias)
 
     def tower(self, which: str) -> Builder:
         """The builder of one of the two. Files leave out what the class of the configuration says by itself."""
-        row, builder, defaults = self.row[which]  # type: ignore[misc]
+        said: Value = self.row[which]
+        row, builder, defaults = said
         inner = dataclasses.replace(self.reading, config=self.reading.get(f"{which}_config", default={}))
-        given = {name: value for name, value in changed(inner).config.items() if value is not None}  # type: ignore[attr-defined]
+        fields: Value = changed(inner).config
+        given = {name: value for name, value in fields.items() if value is not None}
         named = {"id2label": self.reading.table("id2label"), "num_labels": self.reading.get("num_labels", default=None)}
         width = self.reading.get("projection_dim", default=None)
         own = changed(inner, **{**defaults, **given, **named, "projection_dim": width})
-        return builder(row, own, names=self.names)
+        made: Builder = builder(row, own, names=self.names)
+        return made

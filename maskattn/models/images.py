@@ -51,7 +51,8 @@ class Places(Part):
         places = rows[0, self.before :].reshape((*self.grid, -1))
         for axis, (old, new) in enumerate(zip(self.grid, grid, strict=True)):
             weights = use.as_array(cubic(old, new, self.smooth), places)
-            places = use.products(places.swapaxes(axis, 2), weights).swapaxes(axis, 2)
+            turned: Traced = use.products(places.swapaxes(axis, 2), weights)
+            places = turned.swapaxes(axis, 2)
         return use.concatenate([rows[:, : self.before], places.reshape((1, -1, rows.shape[-1]))], 1)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import numpy as np
 
 from maskattn.parity.models.tiny._tiny import SIZES, Tiny
@@ -51,7 +53,7 @@ _IDS = np.random.default_rng(4).integers(7, 90, (2, 14))
 _IDS[[0, 0, 1, 1], [8, 10, 5, 7]] = 80
 
 
-def _of(model: str, config: dict[str, object], image: tuple[int, ...] = _IMAGE, **options: object) -> Tiny:
+def _of(model: str, config: Mapping[str, object], image: tuple[int, ...] = _IMAGE, **options: object) -> Tiny:
     return Tiny(model, config, "images", (), image=image, options=options)
 
 
