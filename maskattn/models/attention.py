@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import accumulate
 from typing import Generic
 
@@ -32,6 +33,7 @@ class Given(Generic[B]):
         relative: DeBERTa's table of positions, [2 * span, E].
         grid: of an image, how many rows and columns of patches the tokens are.
         states: where they are asked for, what each block read, and what the last one gave.
+        keep: bool [B, L], True = no padding, as `masks` have it; None: there is none.
     """
 
     masks: dict[Mask, Mask | None] = field(default_factory=dict)
@@ -44,6 +46,7 @@ class Given(Generic[B]):
     relative: B | None = None
     grid: tuple[int, int] = (0, 0)
     states: list[B] | None = None
+    keep: Traced = None
 
     def note(self, h: B) -> None:
         """Keep hidden states, where they are asked for."""
@@ -137,20 +140,41 @@ class Attention(Part):
         for leaf in (*(leaf for _, leaves in self.held for leaf in leaves), *(leaf for _, leaf in self.further)):
             yield prefix + leaf.name, leaf
 
-    def apply(
-        self, at: object, x: B, run: Run[B], given: Given[B], cache: Traced = None, memory: B | None = None
-    ) -> tuple[B, Traced]:
-        """x [B, L, E] -> [B, L, E], and the new cache where there is one.
+    def apply(self, at: object, x: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
+        """x [B, L, E] -> [B, L, E], of self-attention, and the new cache where there is one."""
+        inputs = self.inputs.apply(self.config, at, x, x, run)
+        asked = self.asked(x, run, given, given.masks.get(self.mask, self.mask), cache)
+        attended = attend_heads(self.layer(at, run, given), inputs, asked)
+        return self.ended(at, attended.output, run), attended.cache
 
-        Args:
-            memory: [B, S, E], of cross-attention; None attends to x itself.
-        """
+    def across(
+        self, at: object, x: B, run: Run[B], given: Given[B], held: tuple[B, B] | None = None
+    ) -> tuple[B, tuple[B, B]]:
+        """x [B, L, E] -> [B, L, E], of attention to `given.memory`; and its keys and values, which are made of it where
+        they are not held."""
+        inputs = self.inputs
+        assert isinstance(inputs, Separate)
+        if held is None:
+            assert given.memory is not None
+            held = run.linear(inputs.key, at, given.memory), run.linear(inputs.value, at, given.memory)
+        asked = self.asked(x, run, given, given.memory_mask)
+        three = (run.linear(inputs.query, at, x), *held)
+        attended = attend_heads(self.layer(at, run, given), three, asked)
+        return self.ended(at, attended.output, run), held
+
+    @cached_property
+    def without_globals(self) -> AttentionConfig:
+        """The configuration where a batch has no global tokens."""
+        return self.config.replace(global_tokens=None)
+
+    def asked(
+        self, x: B, run: Run[B], given: Given[B], mask: Mask | None, cache: Traced = None, lse: bool = False
+    ) -> Asked[B]:
+        """What is asked of the layer for x [B, L, E]."""
         config = self.config
-        source = x if memory is None else memory
-        inputs = self.inputs.apply(config, at, x, source, run)
-        asked: Asked[B] = Asked(
-            (x, source, source),
-            given.masks.get(self.mask, self.mask) if memory is None else given.memory_mask,
+        return Asked(
+            (x, x, x),
+            mask,
             None,
             given.positions if config.rotary is not None or config.temperature is not None else None,
             cache,
@@ -160,13 +184,18 @@ class Attention(Part):
             config.dropout_rate if run.key is not None else 0.0,
             run.next_key() if config.dropout_rate else None,
             run.kernel,
+            lse=lse,
         )
-        attended = attend_heads(self._layer(at, run, given), inputs, asked)
-        output: Traced = attended.output
-        return run.linear(self.out, at, output.reshape((*x.shape[:2], -1))), attended.cache
 
-    def _layer(self, at: object, run: Run[B], given: Given[B]) -> Layer[B]:
-        shapes = parameters(self.config) if self.held else {}
+    def ended(self, at: object, output: Traced, run: Run[B]) -> B:
+        """[B, L, heads, width] through the layer of the output."""
+        return run.linear(self.out, at, output.reshape((*output.shape[:2], -1)))
+
+    def layer(self, at: object, run: Run[B], given: Given[B]) -> Layer[B]:
+        """What lies between the projections, with its parameters."""
+        plain = given.global_tokens is None and self.config.global_tokens is not None
+        config = self.without_globals if plain else self.config
+        shapes = parameters(config) if self.held else {}
         held: dict[str, Traced] = {name: given.shared[name] for name in self.shared}
         for name, leaves in self.held:
             pieces: list[Traced] = [run.array(leaf, at) for leaf in leaves]
@@ -182,4 +211,4 @@ class Attention(Part):
             assert isinstance(self.inputs, Separate)
             return self.inputs.project(name, at, x, run)
 
-        return Layer("model", self.config, run.use.framework, run.use.arithmetic, held, project)
+        return Layer("model", config, run.use.framework, run.use.arithmetic, held, project)

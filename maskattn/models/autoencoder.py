@@ -8,7 +8,7 @@ from maskattn.models.attention import Given
 from maskattn.models.block import Stack
 from maskattn.models.images import Grid, Patches, Places
 from maskattn.models.leaves import Array, Linear
-from maskattn.models.model import Inputs, Output, Whole
+from maskattn.models.model import Inputs, Output, WholeModel
 from maskattn.models.part import B, Part, Run
 from maskattn.typing import Traced
 
@@ -48,7 +48,7 @@ class Decoder(Part):
 
 
 @dataclass(frozen=True)
-class Autoencoder(Whole):
+class Autoencoder(WholeModel):
     """An encoder of the patches that it sees, and a decoder where the checkpoint has one.
 
     Attributes:

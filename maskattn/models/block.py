@@ -59,10 +59,15 @@ class Block(Part):
     depth_rate: float = 0.0
 
     def apply(self, at: object, h: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
-        """h [B, L, E] -> [B, L, E], and the new cache where there is one: of cross-attention, a pair."""
+        """h [B, L, E] -> [B, L, E], and the new cache where there is one.
+
+        Args:
+            cache: of a block with cross-attention a pair: its own, and key and value of the memory, [B, S, heads *
+                width], which the first step makes: it may be given its own alone.
+        """
         use, norms = run.use, self.norms
         given.note(h)
-        own, held = cache if self.cross is not None and cache is not None else (cache, None)
+        own, held = cache if isinstance(cache, tuple) else (cache, None)
         x = run.norm(norms.attention_in, at, h)
         attended, own = self.attention.apply(at, x, run, given, own)
         attended = self._branch(0, at, run.norm(norms.attention_out, at, attended), run)
@@ -72,9 +77,9 @@ class Block(Part):
             return use.add(use.add(h, attended, self.residual), more, self.residual), own
         h = use.add(x if self.normed_sum else h, attended, self.residual)
         h = run.norm(norms.attention_sum, at, h)
-        if self.cross is not None and given.memory is not None:
+        if self.cross is not None and (given.memory is not None or held is not None):
             read = run.norm(norms.cross_in, at, h)
-            found, held = self.cross.apply(at, read, run, given, None, given.memory)
+            found, held = self.cross.across(at, read, run, given, held)
             h = run.norm(norms.cross_sum, at, use.add(h, run.drop(found, self.dropout_rate)))
         x = run.norm(norms.mlp_in, at, h)
         more = run.norm(norms.mlp_out, at, self.mlp.apply(at, x, run))
@@ -100,7 +105,8 @@ class Stack(Part):
         places: the path of the module of each block; blocks at one path share their parameters.
         shared: parameters that blocks share, by their canonical names.
         final: the norm behind the last block. project: behind that, to the width of the head.
-        raw_states: whether the last of the hidden states that are noted is what the last block gave, without those.
+        dropout_rate: behind the last norm.
+        bare: whether the last of the hidden states that are kept is what the last block gave, without the norm.
     """
 
     blocks: tuple[Block, ...]
@@ -108,7 +114,8 @@ class Stack(Part):
     shared: tuple[tuple[str, Leaf], ...] = ()
     final: Norm | None = None
     project: Linear | None = None
-    raw_states: bool = False
+    dropout_rate: float = 0.0
+    bare: bool = False
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
         seen: set[str] = set()
@@ -119,6 +126,10 @@ class Stack(Part):
         for leaf in (*(leaf for _, leaf in self.shared), self.final, self.project):
             if leaf is not None:
                 yield prefix + leaf.name, leaf
+
+    def each(self) -> Iterator[tuple[str, Block]]:
+        """(path, block) of all, each path once."""
+        yield from dict(zip(self.places, self.blocks, strict=True)).items()
 
     def period(self) -> tuple[int, int, int]:
         """(first, period, times): from `first` on blocks are alike, each to the one `period` before it, so that they
@@ -145,10 +156,8 @@ class Stack(Part):
             h, cache = block(h, run, number, given, None if caches is None else caches[len(grown)])
             grown.append(cache)
             number += block.spans
-        if self.raw_states:
-            given.note(h)
-        h = run.norm(self.final, at, h)
+        last = h
+        h = run.drop(run.norm(self.final, at, h), self.dropout_rate)
         h = h if self.project is None else run.linear(self.project, at, h)
-        if not self.raw_states:
-            given.note(h)
+        given.note(last if self.bare else h)
         return h, None if caches is None else tuple(grown)

@@ -31,7 +31,7 @@ from maskattn.models.heads import Classes, First, Mean
 from maskattn.models.images import Grid, ImageModel, Patches, Places, Probe
 from maskattn.models.leaves import Array, Conv, Embedding, Linear, Norm
 from maskattn.models.mlp import Plain
-from maskattn.models.model import TokenModel, Whole
+from maskattn.models.model import TokenModel, WholeModel
 from maskattn.models.towers import Towers
 from maskattn.models.windows import Merge, Stages, Windowed
 
@@ -163,7 +163,7 @@ class ImageBuilder(Builder):
         named = self.reading.table("id2label")
         return int(self.reading.get("num_labels", default=None) or len(named) or 2)
 
-    def model(self) -> Whole:
+    def model(self) -> WholeModel:
         """The whole."""
         patches, body = self.patches(), self.body()
         width = self.width if isinstance(body, Stack) else body.final.width
@@ -204,7 +204,7 @@ class WindowBuilder(ImageBuilder):
 class AutoencoderBuilder(ImageBuilder):
     """A masked autoencoder."""
 
-    def model(self) -> Whole:
+    def model(self) -> WholeModel:
         """The whole."""
         hidden = float(self.reading.get("mask_ratio", default=0.75))
         return Autoencoder(self.reading.model_type, self.patches(), self.stack(), hidden, self.decoder())
@@ -212,7 +212,7 @@ class AutoencoderBuilder(ImageBuilder):
     def decoder(self) -> Decoder | None:
         """What makes up the patches that were not seen."""
         said = {name: self.reading.get(f"decoder_{name}") for name in _DECODER}
-        row = {**self.row, **dict(self.get("decoder")), "raw_states": False}
+        row = {**self.row, **dict(self.get("decoder")), "bare": False}
         own = dataclasses.replace(self, row=row, reading=changed(self.reading, **said))
         (high, wide), grid = self.sizes[1:]
         width, patches, pixels = own.width, grid[0] * grid[1], high * wide * self.patches().project.inputs
@@ -235,7 +235,7 @@ _DECODER = ("hidden_size", "num_hidden_layers", "num_attention_heads", "intermed
 class TowersBuilder(Builder):
     """A tower for texts and one for images; or that for images with a head of classes."""
 
-    def model(self) -> Whole:
+    def model(self) -> WholeModel:
         """The whole."""
         vision, scale = self.tower("vision").model(), self.get("scale")
         if self.names is not None and scale["name"] not in self.names:

@@ -37,7 +37,8 @@ class Vocabulary(Part):
         if self.dense is not None:
             h = use.activate(run.linear(self.dense, at, h), self.activation)
         h = run.norm(self.norm, at, h)
-        bias = None if self.bias is None else run.array(self.bias, at)
+        held: Traced = None if self.bias is None else run.array(self.bias, at)
+        bias: B | None = None if held is None else held.reshape(-1)
         if self.project is not None:
             logits = run.linear(self.project, at, h)
             logits = logits if bias is None else use.add(logits, bias)

@@ -12,7 +12,7 @@ from maskattn.models.attention import Attention, Given
 from maskattn.models.block import Inner, Stack
 from maskattn.models.heads import Classes, First, Mean
 from maskattn.models.leaves import Array, Conv, Embedding, Linear, Norm
-from maskattn.models.model import Inputs, Output, Whole
+from maskattn.models.model import Inputs, Output, WholeModel
 from maskattn.models.part import B, Part, Run
 from maskattn.models.windows import Stages, padded
 from maskattn.typing import NumPyArray, Traced
@@ -182,7 +182,7 @@ class Probe(Part):
 
 
 @dataclass(frozen=True)
-class ImageModel(Whole):
+class ImageModel(WholeModel):
     """Patches, blocks, and heads.
 
     Attributes:

@@ -7,7 +7,7 @@ tensors are described as PyTorch has them, with what Flax calls them and the ord
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, TypeVar
 
@@ -17,6 +17,8 @@ from maskattn.typing import Array as AnyArray, NumPyArray, Traced
 
 #: A logical axis of a parameter, which a mesh may divide; None: never divided.
 Axis = str | None
+#: What the numbers of a new model are; see `Tensor`.
+Begins = float | Callable[[tuple[int, ...]], NumPyArray] | None
 
 B = TypeVar("B", bound=AnyArray)
 
@@ -29,7 +31,7 @@ class Tensor(NamedTuple):
         flax: its name in Flax.
         order: which axes of the published one Flax's are, in order.
         axes: logical axes, one for each of Flax's.
-        begins: what a new model holds; None: numbers drawn from a normal distribution.
+        begins: what a new model holds, or makes of the shape; None: numbers drawn from a normal distribution.
         trained: False: a buffer, that no optimizer changes.
     """
 
@@ -37,7 +39,7 @@ class Tensor(NamedTuple):
     flax: str
     order: tuple[int, ...]
     axes: tuple[Axis, ...]
-    begins: float | None = None
+    begins: Begins = None
     trained: bool = True
 
     @property
@@ -87,7 +89,7 @@ class Norm(Leaf):
     """A norm over the last axis of x [..., width].
 
     Attributes:
-        kind: "layer" or "rms".
+        kind: "layer" or "rms"; or "frames": of each channel over all frames of x [B, frames, width].
         plus_one: whether 1 + scale multiplies.
     """
 
@@ -160,7 +162,7 @@ class Array(Leaf):
     """A parameter that stands by itself, such as a learned token."""
 
     shape: tuple[int, ...]
-    begins: float | None = None
+    begins: Begins = None
     trained: bool = True
     axes: tuple[Axis, ...] = ()
 
@@ -176,6 +178,8 @@ def first_numbers(name: str, tensor: Tensor) -> NumPyArray:
     Where nothing else is said they are drawn from a normal distribution with the standard deviation 0.02, as the models
     of BERT and GPT-2 began.
     """
+    if callable(tensor.begins):
+        return tensor.begins(tensor.shape)
     if tensor.begins is not None:
         return np.full(tensor.shape, tensor.begins, np.float32)
     draws = np.random.Generator(np.random.Philox(key=zlib.crc32(name.encode())))

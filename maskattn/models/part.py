@@ -38,6 +38,9 @@ class Ops(Protocol[B]):
     def conv(self, leaf: Conv, module: object, x: B) -> B:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
 
+    def convolve(self, leaf: Conv, weight: B, bias: B | None, x: B) -> B:
+        """As `conv`, with these numbers as published: weight [outputs, inputs / groups, *size]."""
+
     def array(self, held: object) -> B:
         """The numbers of a parameter that stands by itself, or of any module's parameter."""
 
@@ -82,6 +85,15 @@ class Ops(Protocol[B]):
 
     def as_array(self, x: object, like: B | None) -> B:
         """An array of NumPy, or of the framework, where `like` is."""
+
+    def rows(self, table: B, ids: B) -> B:
+        """Rows of an array [rows, width]: [..., width]."""
+
+    def sums(self, x: B, ids: B, count: int) -> B:
+        """Of x [B, L, E] those of each id of [B, L] summed: [B, count, E]; other ids are left out."""
+
+    def merge(self, out: B, lse: B, out2: B, lse2: B) -> B:
+        """`merge` of the twins: attention [B, L, H, D] over two sets of keys, with its log-sum-exp [B, L, H]."""
 
     def concatenate(self, arrays: Sequence[B], axis: int) -> B: ...
     def where(self, condition: B, x: B, y: B) -> B: ...

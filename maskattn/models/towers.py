@@ -8,13 +8,13 @@ from dataclasses import dataclass
 from maskattn.models.block import Stack
 from maskattn.models.images import ImageModel
 from maskattn.models.leaves import Array
-from maskattn.models.model import Inputs, Output, TokenModel, Whole
+from maskattn.models.model import Inputs, Output, TokenModel, WholeModel
 from maskattn.models.part import B, Run
 from maskattn.typing import Traced
 
 
 @dataclass(frozen=True)
-class Towers(Whole):
+class Towers(WholeModel):
     """Texts beside images.
 
     Attributes:

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from maskattn.models import leaves
 from maskattn_torch import dropout, rng
 from maskattn_torch.functional import FRAMEWORK
+from maskattn_torch.kernels.merging import merge
 from maskattn_torch.layer import LAYER
 from maskattn_torch.types import Array
 
@@ -45,6 +46,11 @@ class Plain:
     def conv(self, leaf: leaves.Conv, module: Any, x: Array) -> Array:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
         return module(x.movedim(-1, 1).to(module.weight.dtype)).movedim(1, -1)
+
+    def convolve(self, leaf: leaves.Conv, weight: Array, bias: Array | None, x: Array) -> Array:
+        """As `conv`, with these numbers."""
+        assert len(leaf.size) == 1
+        return F.conv1d(x.movedim(-1, 1), weight, bias, leaf.stride, leaf.padding, 1, leaf.groups).movedim(1, -1)
 
     def array(self, held: Any) -> Array:
         """The numbers of a parameter that stands by itself."""
@@ -108,6 +114,20 @@ class Plain:
     def as_array(self, x: Any, like: Array | None) -> Array:
         """A tensor, where `like` is."""
         return torch.as_tensor(x, device=None if like is None else like.device)
+
+    def rows(self, table: Array, ids: Array) -> Array:
+        """Rows of an array [rows, width]: [..., width]."""
+        return table[ids]
+
+    def sums(self, x: Array, ids: Array, count: int) -> Array:
+        """Of x [B, L, E] those of each id of [B, L] summed: [B, count, E]; other ids are left out."""
+        known = torch.where((ids >= 0) & (ids < count), ids, count).long()
+        made = x.new_zeros((x.shape[0], count + 1, x.shape[2]))
+        return made.scatter_add(1, known[..., None].expand(x.shape), x)[:, :count]
+
+    def merge(self, out: Array, lse: Array, out2: Array, lse2: Array) -> Array:
+        """Attention over two sets of keys."""
+        return merge(out, lse, out2, lse2)[0]
 
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """The arrays one after the other along an axis."""

@@ -66,7 +66,7 @@ def test_inputs_that_do_not_fit_are_named(config: dict[str, Any], given: dict[st
 
 
 def test_what_is_not_known_is_refused_by_name() -> None:
-    with pytest.raises(TypeError, match="vit writes no tokens"):
+    with pytest.raises(ValueError, match="vit model attends to later tokens"):
         of_torch(VIT).generate(torch.zeros(1, 2, dtype=torch.int64))
     with pytest.raises(ValueError, match="use_absolute_embeddings of 'swinv2'"):
         models.describe({**SWIN, "model_type": "swinv2", "use_absolute_embeddings": True})

@@ -37,7 +37,7 @@ VIT: Row = {
     "mlp_width": Key("intermediate_size"),
     "activation": _ACT,
     "final": "layernorm",
-    "raw_states": True,
+    "bare": True,
     "dropout": _DROPOUT,
     "pooled": "first",
     "pooler": "pooler.dense",
@@ -128,7 +128,7 @@ def _unplaced(reading: Reading) -> None:
 
 #: Swin.
 _SWIN: Row = {
-    **_without(VIT, "before", "final", "raw_states", "pooler"),
+    **_without(VIT, "before", "final", "bare", "pooler"),
     "kind": "windows",
     "prefix": "swin.",
     "padded": True,
@@ -159,7 +159,7 @@ _TOWER: Row = {
     "mlp": ("mlp.fc1", "mlp.fc2"),
     "mlp_width": Key("intermediate_size"),
     "activation": Key("hidden_act", default="quick_gelu"),
-    "raw_states": True,
+    "bare": True,
     "dropout": 0.0,
 }
 _CLIP_TEXT: Row = {
