@@ -11,7 +11,8 @@ positions        of the tokens before and the patches; `position_table` where it
 patch_norm       of patches, with its `patch_eps`; `front_norm` of all, behind positions
 fixed            whether images must have the size of training; `axial`: DINOv3's rotary positions
 pooled           "first" (with `pooler`, a layer, or `pooler_norm`), "mean" (with `pooler_norm`) or "probe"
-classes          layers of logits, of which those count that are there; `classes_read`: `models.heads.Classes`
+classes          layers of logits, of which those count that are there; `classes_read`: `models.heads.Classes`; `codes`,
+                 behind `codes_norm`: a layer of logits of each patch
 embeds           the projection of the pooled vector, to `embeds_width`
 shift, grows     of windows (`models.windows.Windowed`); `merge`, `merge_early`; `stages_final` the last norm
 """
@@ -150,7 +151,11 @@ class ImageBuilder(Builder):
 
     def classes(self, width: int, skip: int) -> Classes | None:
         """Logits of classes."""
-        read = self.get("classes_read", "first")
+        read, codes = self.get("classes_read", "first"), self.get("codes")
+        if codes is not None and self.names is not None:
+            layer = Linear(codes, width, int(self.reading.get("vocab_size")))
+            if self.there(layer):
+                return Classes((layer,), "patches", skip, self.norm(self.get("codes_norm"), width))
         rows = self.labels()
         for names in self.get("classes", ()):
             layers = tuple(Linear(name, 2 * width if read == "both" else width, rows) for name in names)
