@@ -15,8 +15,8 @@ from maskattn.models.rows import ROWS
 
 __all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "WholeModel", "describe", "first_numbers"]
 
-#: What makes a model, by the `kind` of its row.
-_BUILDERS: dict[str, type[Builder]] = {
+#: What the `kind` of a row says -> what reads the row.
+BUILDERS: dict[str, type[Builder]] = {
     "tokens": Builder,
     "two": TwoStacks,
     "sound": Sound,
@@ -40,4 +40,4 @@ def describe(config: object, names: Container[str] | None = None) -> WholeModel:
     """
     reading = Reading(config, 0, "models.describe")
     row = row_of(reading, ROWS, "model")
-    return _BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names).model()
+    return BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names).model()

@@ -152,14 +152,15 @@ class Attention(Part):
     ) -> tuple[B, tuple[B, B]]:
         """x [B, L, E] -> [B, L, E], of attention to `given.memory`; and its keys and values, which are made of it where
         they are not held."""
-        inputs = self.inputs
-        assert isinstance(inputs, Separate)
         if held is None:
             assert given.memory is not None
-            held = run.linear(inputs.key, at, given.memory), run.linear(inputs.value, at, given.memory)
+            query, *made = self.inputs.apply(self.config, at, x, given.memory, run)
+            held = made[0], made[1]
+        else:
+            assert isinstance(self.inputs, Separate)
+            query = run.linear(self.inputs.query, at, x)
         asked = self.asked(x, run, given, given.memory_mask)
-        three = (run.linear(inputs.query, at, x), *held)
-        attended = attend_heads(self.layer(at, run, given), three, asked)
+        attended = attend_heads(self.layer(at, run, given), (query, *held), asked)
         return self.ended(at, attended.output, run), held
 
     @cached_property

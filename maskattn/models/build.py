@@ -32,6 +32,7 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
 
 import numpy as np
 
@@ -75,7 +76,7 @@ class Builder:
         found = _settled(self.row.get(name), self.reading, self.part)
         return default if found is None else found
 
-    def at(self, layer: int) -> Builder:
+    def at(self, layer: int) -> Self:
         """The same, of a layer."""
         return replace(self, reading=replace(self.reading, layer=layer))
 

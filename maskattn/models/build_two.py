@@ -57,9 +57,9 @@ class TwoStacks(Builder):
             size=int(self.reading.get("global_block_size", default=16)),
         )
 
-    def stack(self) -> Stack:
+    def stack(self, layers: range | None = None) -> Stack:
         """As of `Builder`, with the table of distances in blocks."""
-        made, given = super().stack(), self.get("transient")
+        made, given = super().stack(layers), self.get("transient")
         if given is None:
             return made
         config = made.blocks[0].attention.config

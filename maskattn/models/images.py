@@ -48,7 +48,7 @@ class Places(Part):
         if grid == self.grid:
             made: B = rows
             return made
-        places = rows[0, self.before :].reshape((*self.grid, -1))
+        places: Traced = rows[0, self.before :].reshape((*self.grid, -1))
         for axis, (old, new) in enumerate(zip(self.grid, grid, strict=True)):
             weights = use.as_array(cubic(old, new, self.smooth), places)
             turned: Traced = use.products(places.swapaxes(axis, 2), weights)
@@ -175,7 +175,7 @@ class Probe(Part):
         """h [B, L, E] -> [B, E]."""
         patches: Traced = h
         query = run.use.broadcast(run.array(self.probe, at), (patches.shape[0], 1, patches.shape[-1]))
-        found, _ = self.attention.apply(at, query, run, Given(), None, h)
+        found, _ = self.attention.across(at, query, run, Given(memory=h))
         made: Traced = run.use.add(found, self.mlp.apply(at, run.norm(self.norm, at, found), run))
         pooled: B = made[:, 0]
         return pooled

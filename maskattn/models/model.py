@@ -80,7 +80,7 @@ class Inputs(Generic[B]):
 
 @dataclass(frozen=True)
 class WholeModel(Part):
-    """What a twin's module is made of.
+    """A whole model.
 
     Attributes:
         model_type: as configurations call it.

@@ -43,7 +43,8 @@ def made_by_jax(peer: Peer, batch: dict[str, Any]) -> dict[str, Any]:
 
 
 def as_numpy(out: Any) -> dict[str, Any]:
-    names = ("logits", "hidden", "encoder_hidden", "pooled", "text_embeds", "image_embeds", "masked", "texts", "images")
+    names = ("logits", "hidden", "pooled", "encoder_hidden")
+    names += ("text_embeds", "image_embeds", "masked", "texts", "images")
     return {name: np.asarray(x) for name, x in given_by(out, {name: name for name in names}).items()}
 
 

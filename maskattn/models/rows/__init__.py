@@ -10,5 +10,5 @@ from maskattn.models.rows.gpt import GPT
 from maskattn.models.rows.images import IMAGES
 from maskattn.models.rows.sound import SOUND
 
-#: model type -> its row: see `_build`.
+#: model type -> its row: see `models.build`.
 ROWS: dict[str, Row] = {**DECODERS, **GPT, **ENCODERS, **ENCODER_DECODERS, **SOUND, **IMAGES}

@@ -85,7 +85,7 @@ class Peer:
         return {**made, **options}
 
     def run(self, batch: Mapping[str, Array]) -> dict[str, Array]:
-        """What it gives by our names (`given_by`): "logits", "hidden_states.N" and so on, those that it has."""
+        """What it gives by our names, those that it has: "logits", "hidden_states.N" and so on."""
         import torch
 
         with torch.no_grad():
@@ -96,12 +96,14 @@ class Peer:
         """bool, which of the first axes of a result of `run` are no padding: all others mean nothing."""
         two = getattr(self.config, "is_encoder_decoder", False) and "decoder_input_ids" in batch
         mask = batch.get("decoder_attention_mask" if two and not what.startswith("encoder") else "attention_mask")
-        if mask is not None and "input_values" in batch and len(shape) > 2:
+        sound = "input_values" in batch
+        if what == "pooled" or mask is None or shape[1] == 1 or not (sound or shape[:2] == mask.shape):
+            return np.ones(shape[:1], bool)
+        if sound:
             import torch
 
             mask = self.model._get_feature_vector_attention_mask(shape[1], torch.tensor(mask)).numpy()
-        whole = mask is None or mask.shape != shape[:2]
-        return np.ones(shape[:1], bool) if mask is None or whole else mask.astype(bool)
+        return mask.astype(bool)
 
 
 #: transformers' names of outputs -> ours.
@@ -114,6 +116,7 @@ GIVEN: Mapping[str, str] = {
     "text_embeds": "text_embeds",
     "image_embeds": "image_embeds",
     "mask": "masked",
+    "encoder_last_hidden_state": "encoder_hidden",
     "text_model_output": "texts",
     "vision_model_output": "images",
 }
