@@ -111,7 +111,6 @@ GIVEN: Mapping[str, str] = {
     "logits": "logits",
     "logits_per_image": "logits",
     "last_hidden_state": "hidden",
-    "encoder_last_hidden_state": "encoder_hidden",
     "pooler_output": "pooled",
     "text_embeds": "text_embeds",
     "image_embeds": "image_embeds",
