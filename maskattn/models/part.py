@@ -86,6 +86,33 @@ class Ops(Protocol[B]):
     def as_array(self, x: object, like: B | None) -> B:
         """An array of NumPy, or of the framework, where `like` is."""
 
+    def wide_linear(self, leaf: Linear, module: object, x: B) -> B:
+        """As `linear`, computed and given in float32 at least."""
+
+    def softmax(self, x: B) -> B:
+        """Over the last axis, float32 at least."""
+
+    def divide(self, x: B, y: B) -> B:
+        """x by y, which broadcast."""
+
+    def cast(self, x: B, like: B) -> B:
+        """x rounded to the dtype of `like`."""
+
+    def top(self, x: B, count: int) -> B:
+        """int [..., count]: where the largest numbers of the last axis are, from the largest on; of equal ones the
+        first."""
+
+    def pick(self, x: B, places: B) -> B:
+        """The numbers of x [..., n] at places [..., count]."""
+
+    def groups(self, numbers: B, count: int) -> tuple[B, B, Traced]:
+        """Of numbers in [0, count), any shape: places that bring equal ones together, in the order of numbers and then
+        of places; places that undo it; how many of each there are, for `grouped`."""
+
+    def grouped(self, x: B, weights: B, counts: Traced, turned: bool) -> B:
+        """x [N, in], its rows sorted by group, each by the matrix of its group: weights [groups, in, out], or
+        [groups, out, in] where `turned`. -> [N, out]. Matrices of groups without rows are not read."""
+
     def rows(self, table: B, ids: B) -> B:
         """Rows of an array [rows, width]: [..., width]."""
 

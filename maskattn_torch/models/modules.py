@@ -53,18 +53,19 @@ class Norm(nn.Module):
 
     def forward(self, x: Array) -> Array:
         """x [..., width] -> the same."""
-        table = self.table
-        weight: Array | None = self.weight
+        table, wide = self.table, x.dtype
+        for held in (self.weight, self.bias):
+            wide = wide if held is None else torch.promote_types(wide, held.dtype)
+        wide = torch.promote_types(wide, torch.float32) if table.plus_one else wide
+        weight, bias = (None if held is None else held.to(wide) for held in (self.weight, self.bias))
         if table.plus_one and weight is not None:
-            weight = weight.float() + 1
-        wide = x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
-        given = x if x.dtype == wide else x.to(wide)
+            weight = weight + 1
         if table.kind == "rms":
-            return F.rms_norm(given, (table.width,), weight, table.eps).to(x.dtype)
+            return F.rms_norm(x.to(wide), (table.width,), weight, table.eps).to(x.dtype)
         if table.kind == "frames":
-            made = F.group_norm(given.swapaxes(-1, -2), table.width, weight, self.bias, table.eps)
+            made = F.group_norm(x.to(wide).swapaxes(-1, -2), table.width, weight, bias, table.eps)
             return made.swapaxes(-1, -2).to(x.dtype)
-        return F.layer_norm(given, (table.width,), weight, self.bias, table.eps).to(x.dtype)
+        return F.layer_norm(x.to(wide), (table.width,), weight, bias, table.eps).to(x.dtype)
 
 
 class _TurnedLinear(nn.Linear):

@@ -23,6 +23,18 @@ def _absolute(reading: Reading) -> None:
         raise ValueError(f"{reading.where}: position_embedding_type {kind!r} is what no part of a layer is")
 
 
+def _mpnet_table(reading: Reading) -> T5Table:
+    """MPNet's, of 32 buckets: its code reads no other number of them.
+
+    Raises:
+        ValueError: the configuration asks for another.
+    """
+    buckets = reading.get("relative_attention_num_buckets", default=32)
+    if buckets != 32:
+        raise ValueError(f"{reading.where}: MPNet has 32 buckets, got relative_attention_num_buckets={buckets!r}")
+    return T5Table(32, 128)
+
+
 #: BERT and its many relatives.
 BERT: Row = {
     "embed_dim": Key("hidden_size"),
@@ -75,7 +87,7 @@ ENCODERS: dict[str, Row] = {
         "num_heads": Key("n_heads", "num_attention_heads"),
         "dropout_rate": _DROPOUT,
     },
-    "mpnet": {**BERT, "position_bias": T5Table(32, 128)},
+    "mpnet": {**BERT, "position_bias": Merged(_mpnet_table)},
     "deberta-v2": {**BERT, "scale": Merged(_deberta_scale), "position_bias": Merged(_disentangled)},
     "big_bird": {**BERT, "qkv_bias": Key("use_bias", default=True)},
     "longformer": {**BERT, "global_tokens": GlobalTokens()},
@@ -88,7 +100,14 @@ ENCODERS: dict[str, Row] = {
             theta=Key("global_rope_theta", default=160000.0), local=Key("local_rope_theta", default=10000.0)
         ),
     },
-    "nomic_bert": {**BERT, "dropout_rate": _NONE, "qkv_bias": False, "out_bias": False, "rotary": Rope(theta=1000.0)},
+    "nomic_bert": {
+        **BERT,
+        "head_dim": Key("head_dim", default=None),
+        "dropout_rate": _NONE,
+        "qkv_bias": False,
+        "out_bias": False,
+        "rotary": Rope(theta=1000.0),
+    },
     "esm": {
         **BERT,
         "rotary": When(Merged(lambda reading: reading.get("position_embedding_type", default="") == "rotary"), Rope()),

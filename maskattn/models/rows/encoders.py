@@ -57,6 +57,8 @@ def _without(row: Row, *names: str) -> Row:
 
 def _shared_layer(reading: Reading) -> str:
     """ALBERT's layers are few, and run many times."""
+    if reading.get("inner_group_num", default=1) != 1:
+        raise ValueError(f"{reading.where}: 'albert' is known with inner_group_num=1, layers that run one by one")
     groups = reading.get("num_hidden_groups", default=1)
     group = int(reading.layer / (reading.get("num_hidden_layers") / groups))
     return f"encoder.albert_layer_groups.{group}.albert_layers.0"
@@ -151,7 +153,12 @@ ENCODERS: dict[str, Row] = {
         "activation": Key("hidden_activation", default="gelu"),
         "final": "final_norm",
         "dropout": 0.0,
-        "head": {"project": "decoder", "bias": "decoder.bias", "dense": "head.dense", "norm": "head.norm"},
+        "head": {
+            "project": "decoder",
+            "bias": When(Key("decoder_bias", default=True), "decoder.bias"),
+            "dense": "head.dense",
+            "norm": "head.norm",
+        },
         "dense_bias": Key("classifier_bias", default=False),
         "head_activation": Key("classifier_activation", default="gelu"),
         "tied": Key("tie_word_embeddings", default=True),
@@ -164,6 +171,7 @@ ENCODERS: dict[str, Row] = {
         "norms": {"attention_sum": "post_attention_layernorm", "mlp_sum": "post_mlp_layernorm"},
         "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
         "mlp_bias": False,
+        "dropout": Key("hidden_dropout_prob", default=0.0),
         "activation": Key("hidden_act", default="silu"),
         "head": {
             "project": "cls.predictions.decoder",
