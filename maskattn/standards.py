@@ -311,12 +311,14 @@ def whole_model_share(ours: Array, theirs: Array, right: Array, dtype: DTypeLike
 
     In float32 both hold: the largest difference from the peer by that of `model_share`; and, since the largest of few
     roundings is chance, the root mean square of the difference by that of the peer's own error, and what functions err.
-    In a narrower dtype that of the error by that of the peer's.
+    In a narrower dtype that of the error by that of the peer's, each of the token in the middle: one for which a router
+    chooses other experts by rounding is off by as much as it is.
     """
     ours, theirs, right = (np.asarray(x).astype(np.float64) for x in (ours, theirs, right))
-    own = _root_mean_square(theirs - right)
     if is_narrow(dtype):
-        return float(share(_root_mean_square(ours - right), value("tier4.bfloat16") * own))
+        error, own = (np.sqrt(np.median(np.square(x - right).mean(-1))) for x in (ours, theirs))
+        return float(share(np.asarray(error), value("tier4.bfloat16") * own))
+    own = _root_mean_square(theirs - right)
     limit = value("tier4.own") * own + value("layer.each") * eps(dtype) * _root_mean_square(right)
     return max(float(share(_root_mean_square(ours - theirs), limit)), model_share(ours, theirs) if limit else 0.0)
 
@@ -324,13 +326,14 @@ def whole_model_share(ours: Array, theirs: Array, right: Array, dtype: DTypeLike
 def gradient_share(ours: Array, theirs: Array, right: Array, layer: float) -> float:
     """Of the gradients of a parameter of a whole model, in float32; `layer` is the largest of the layer that it is in,
     since some, such as those of the bias of keys, are nothing but rounding."""
-    largest = max(value("tier4.gradient") * float(np.abs(theirs).max()), value("tier4.float32") * layer)
-    limit = max(largest, value("tier4.own") * float(np.abs(theirs - right).max()))
-    return float(share(np.abs(np.asarray(ours, np.float64) - theirs).max(), limit))
+    largest = float(np.abs(right).max())
+    largest = layer if largest <= value("tier4.float32") * layer else largest
+    limit = max(value("tier4.gradient") * largest, value("tier4.own") * float(np.abs(theirs - right).max()))
+    return float(share(np.asarray(np.abs(np.asarray(ours, np.float64) - theirs).max()), limit))
 
 
-def _root_mean_square(x: Array) -> float:
-    return float(np.sqrt(np.square(x).mean()))
+def _root_mean_square(x: Array) -> Array:
+    return np.asarray(np.sqrt(np.square(x).mean()))
 
 
 def _module_inputs(query: Array, key: Array | None, value_input: Array | None) -> list[Array]:

@@ -26,11 +26,12 @@ def test_whole_models_are_held_to_the_peer_and_to_its_error():
     right = np.random.default_rng(0).standard_normal((3, 50))
     theirs = right.astype(np.float32)
     assert standards.whole_model_share(theirs, theirs, right, "float32") == 0
-    noise = np.random.default_rng(1).standard_normal(right.shape)
-    assert standards.whole_model_share(theirs * (1 + 1e-7 * noise), theirs, right, "float32") <= 1
-    assert standards.whole_model_share(theirs * (1 + 2e-6 * noise), theirs, right, "float32") > 1  # of all numbers
+    noise = np.random.default_rng(1).standard_normal(right.shape) * standards.eps("float32")
+    little, all_over = theirs * (1 + noise), theirs * (1 + 20 * noise)
+    assert standards.whole_model_share(little, theirs, right, "float32") <= 1
+    assert standards.whole_model_share(all_over, theirs, right, "float32") > 1
     one = theirs.copy()
-    one[0, 0] += 1e-4 * np.abs(theirs).max()
+    one[0, 0] += 10 * standards.value("tier4.float32") * np.abs(theirs).max()
     assert standards.whole_model_share(one, theirs, right, "float32") > 1  # of one of them
     narrow = right.astype(ml_dtypes.bfloat16)
     assert standards.whole_model_share(narrow, narrow, right, "bfloat16") <= 1
@@ -40,6 +41,7 @@ def test_whole_models_are_held_to_the_peer_and_to_its_error():
 
 
 def test_gradients_of_nothing_but_rounding_are_held_to_their_layers():
-    theirs, right = np.full(5, 1e-9), np.zeros(5)
+    theirs, right = np.full(5, standards.eps("float32")), np.zeros(5)
     assert standards.gradient_share(-theirs, theirs, right, 1.0) <= 1
-    assert standards.gradient_share(theirs + 1e-4, theirs, right, 1.0) > 1
+    moved = theirs + 2 * standards.value("tier4.gradient")
+    assert standards.gradient_share(moved, theirs, right, 1.0) > 1

@@ -96,11 +96,13 @@ class Fused(Part):
         made: Traced = run.linear(self.all, at, x)
         widths = [heads * width for heads, width in head_shapes(config)]
         if self.order == "blocks":
-            one, two = widths[0], widths[0] + widths[1]
-            return made[..., :one], made[..., one:two], made[..., two:]
+            query, key, value = run.use.split(made, widths, -1)
+            return query, key, value
         groups = config.num_kv_heads
         made = made.reshape((*x.shape[:2], groups, -1, config.head_dim))
-        return made[..., :-2, :].reshape((*x.shape[:2], -1)), made[..., -2, :], made[..., -1, :]
+        parts: list[Traced] = list(run.use.split(made, (made.shape[3] - 2, 1, 1), -2))
+        query, key, value = (part.reshape((*x.shape[:2], -1)) for part in parts)
+        return query, key, value
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import cast
+from typing import ClassVar, cast
 
 from maskattn.models.leaves import Array, Linear
 from maskattn.models.mlp import Gated
@@ -85,6 +85,8 @@ class Experts(Part):
             -limit and limit; then (rest + 1) * gate * sigmoid(sharpness * gate) is what `down` reads (gpt-oss).
         shared: the expert that reads all tokens. weighed: a layer whose sigmoid multiplies what it gives.
     """
+
+    inexact: ClassVar[str] = "experts have no exact form: which of them read a token hangs on a softmax"
 
     router: Router
     up: Array

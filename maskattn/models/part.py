@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields
-from typing import Generic, Protocol, TypeVar
+from typing import ClassVar, Generic, Protocol, TypeVar
 
 from maskattn.attention import Framework
 from maskattn.models.leaves import Conv, Embedding, Leaf, Linear, Norm
@@ -123,6 +123,9 @@ class Ops(Protocol[B]):
         """`merge` of the twins: attention [B, L, H, D] over two sets of keys, with its log-sum-exp [B, L, H]."""
 
     def concatenate(self, arrays: Sequence[B], axis: int) -> B: ...
+    def split(self, x: B, sizes: Sequence[int], axis: int) -> Sequence[B]:
+        """x cut along an axis."""
+
     def where(self, condition: B, x: B, y: B) -> B: ...
     def broadcast(self, x: B, shape: Sequence[int]) -> B: ...
 
@@ -204,12 +207,27 @@ class Run(Generic[B]):
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a model: fields that are leaves or parts are what it holds; `apply` is what it computes."""
+    """A part of a model: fields that are leaves or parts are what it holds; `apply` is what it computes.
+
+    Attributes:
+        inexact: why the exact arithmetic cannot compute it; "" where it can.
+    """
+
+    inexact: ClassVar[str] = ""
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
         """(path from the model, leaf) of all that the part holds."""
         for each in fields(self):
             yield from _leaves(getattr(self, each.name), prefix)
+
+    def parts(self) -> Iterator[Part]:
+        """Itself, and all parts that it holds."""
+        yield self
+        for each in fields(self):
+            held = getattr(self, each.name)
+            for one in held if isinstance(held, tuple) else (held,):
+                if isinstance(one, Part):
+                    yield from one.parts()
 
 
 def _leaves(held: object, prefix: str) -> Iterator[tuple[str, Leaf]]:

@@ -176,6 +176,10 @@ class Plain:
         """The arrays one after the other along an axis."""
         return jnp.concatenate(list(arrays), axis)
 
+    def split(self, x: Array, sizes: Sequence[int], axis: int) -> Sequence[Array]:
+        """x cut along an axis, whose gradient is then joined and not added."""
+        return jax.lax.split(x, list(sizes), axis % x.ndim)
+
     def where(self, condition: Array, x: Array, y: Array) -> Array:
         """x where the condition holds, else y."""
         return jnp.where(condition, x, y)

@@ -11,14 +11,15 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from maskattn import models
-from maskattn.attention import KernelCannot
 from maskattn.models import Inputs, Output, WholeModel, generate, leaves
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
+from maskattn.models.exact import refuse
 from maskattn.models.part import Run
 from maskattn.typing import KernelName
 from maskattn_torch import rng
 from maskattn_torch.cache import Cache
+from maskattn_torch.models.exact import Exact, added_to
 from maskattn_torch.models.ops import OPS
 from maskattn_torch.models.writing import Writer
 from maskattn_torch.types import Array, Given as Numbers, RandomKey
@@ -181,8 +182,10 @@ class Model(Group):
         if deterministic is None:
             deterministic = not self.training
         key = None if deterministic or dropout_key is None else rng.words(dropout_key, _device(self))
+        use: Any = OPS
         if kernel == "exact":
-            raise KernelCannot(kernel, ["whole models have no exact arithmetic yet"])
+            refuse(self.table, added_to(self, _LAYERS, _GROUPS))
+            use = Exact()
         given: Inputs[Any] = Inputs(
             tokens,
             attention_mask,
@@ -200,7 +203,7 @@ class Model(Group):
             logits_at,
             hidden_states,
         )
-        return self.table.apply(self, given, Run(OPS, kernel, key))
+        return self.table.apply(self, given, Run(use, kernel, key))
 
     def generate(
         self,
@@ -336,3 +339,8 @@ def _empty(leaf: leaves.Leaf) -> nn.Module:
     sizes = (leaf.inputs, leaf.outputs, leaf.size, leaf.stride, leaf.padding)
     made: nn.Module = kind(*sizes, groups=leaf.groups, bias=leaf.bias)
     return made
+
+
+#: What layers are, and what holds them.
+_LAYERS = (nn.Linear, _TurnedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d, Norm)
+_GROUPS = (Group,)

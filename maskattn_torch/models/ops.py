@@ -169,6 +169,10 @@ class Plain:
         """The arrays one after the other along an axis."""
         return torch.cat(list(arrays), axis)
 
+    def split(self, x: Array, sizes: Sequence[int], axis: int) -> Sequence[Array]:
+        """x cut along an axis, whose gradient is then joined and not added."""
+        return x.split(list(sizes), axis)
+
     def where(self, condition: Array, x: Array, y: Array) -> Array:
         """x where the condition holds, else y."""
         return torch.where(condition, x, y)

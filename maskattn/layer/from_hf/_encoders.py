@@ -23,18 +23,6 @@ def _absolute(reading: Reading) -> None:
         raise ValueError(f"{reading.where}: position_embedding_type {kind!r} is what no part of a layer is")
 
 
-def _mpnet_table(reading: Reading) -> T5Table:
-    """MPNet's, of 32 buckets: its code reads no other number of them.
-
-    Raises:
-        ValueError: the configuration asks for another.
-    """
-    buckets = reading.get("relative_attention_num_buckets", default=32)
-    if buckets != 32:
-        raise ValueError(f"{reading.where}: MPNet has 32 buckets, got relative_attention_num_buckets={buckets!r}")
-    return T5Table(32, 128)
-
-
 #: BERT and its many relatives.
 BERT: Row = {
     "embed_dim": Key("hidden_size"),
@@ -87,7 +75,7 @@ ENCODERS: dict[str, Row] = {
         "num_heads": Key("n_heads", "num_attention_heads"),
         "dropout_rate": _DROPOUT,
     },
-    "mpnet": {**BERT, "position_bias": Merged(_mpnet_table)},
+    "mpnet": {**BERT, "position_bias": T5Table(32, 128)},
     "deberta-v2": {**BERT, "scale": Merged(_deberta_scale), "position_bias": Merged(_disentangled)},
     "big_bird": {**BERT, "qkv_bias": Key("use_bias", default=True)},
     "longformer": {**BERT, "global_tokens": GlobalTokens()},

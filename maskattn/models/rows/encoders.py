@@ -55,6 +55,14 @@ def _without(row: Row, *names: str) -> Row:
     return {name: value for name, value in row.items() if not name.startswith(names)}
 
 
+def _mpnet_table(reading: Reading) -> dict[str, str]:
+    """MPNet's table of distances, of 32 buckets: its code reads no other number of them."""
+    buckets = reading.get("relative_attention_num_buckets", default=32)
+    if buckets != 32:
+        raise ValueError(f"{reading.where}: MPNet reads 32 buckets, got relative_attention_num_buckets={buckets!r}")
+    return {"relative_attention_bias.table": "encoder.relative_attention_bias.weight"}
+
+
 def _shared_layer(reading: Reading) -> str:
     """ALBERT's layers are few, and run many times."""
     if reading.get("inner_group_num", default=1) != 1:
@@ -131,7 +139,7 @@ ENCODERS: dict[str, Row] = {
         "position_pad": 1,
         "position_offset": 2,
         "attention": tuple(f"attention.attn.{name}" for name in ("q", "k", "v", "o")),
-        "shared": {"relative_attention_bias.table": "encoder.relative_attention_bias.weight"},
+        "shared": Merged(_mpnet_table),
         "norms": {"attention_sum": "attention.LayerNorm", "mlp_sum": "output.LayerNorm"},
     },
     "modernbert": {

@@ -48,6 +48,9 @@ class Peer:
         config._attn_implementation = tiny.attention
         torch.manual_seed(seed)
         model = getattr(transformers, tiny.model)(config).eval()
+        for module in model.modules():
+            if isinstance(module, torch.nn.Embedding):
+                module.padding_idx = None  # which would keep a row's gradients from it
         draws = torch.Generator().manual_seed(seed + 1)
         saved = model.state_dict(keep_vars=True)
         with torch.no_grad():
@@ -108,22 +111,23 @@ class Peer:
         return mask.astype(bool) if mask.shape == tuple(shape[:2]) else np.ones(shape[:1], bool)
 
     def aliases(self) -> list[list[str]]:
-        """The names of each parameter: of tied ones there are several."""
+        """The names of each parameter that is trained: of tied ones there are several."""
         names: dict[int, list[str]] = {}
         for name, x in self.model.named_parameters(remove_duplicate=False):
-            names.setdefault(id(x), []).append(name)
+            if x.requires_grad:
+                names.setdefault(id(x), []).append(name)
         return list(names.values())
 
     def to(self, dtype: str) -> Peer:
-        """The same model with its parameters rounded to another dtype. Buffers that no file holds stay as they are, as
-        they do where transformers reads a model; in float64 all that it computes in float32 is computed so too."""
+        """The same model with its parameters rounded to another dtype. What is never rounded where transformers reads a
+        model stays as it is; in float64 all that it computes in float32 is computed so too."""
         import torch
 
         model = copy.deepcopy(self.model).to(getattr(torch, dtype))
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("eager")
         for (name, buffer), before in zip(model.named_buffers(), self.model.buffers(), strict=True):
-            if name not in self.tensors:
+            if name not in self.tensors and name.endswith(("inv_freq", "embed_scale")):
                 buffer.data = before
         return Peer(model, model.config, {name: to_numpy(x) for name, x in model.state_dict().items()})
 
@@ -148,7 +152,8 @@ class Peer:
         found = {key: x[:, :most] if key.startswith("hidden_states.") else x for key, x in found.items()}
         gradients: dict[str, Array] = {}
         if projections is not None:
-            held = dict(self.model.named_parameters(remove_duplicate=False))
+            every = self.model.named_parameters(remove_duplicate=False)
+            held = {name: x for name, x in every if x.requires_grad}
             loss = sum((torch.tensor(x) * found[name]).sum() for name, x in projections.items())
             made = torch.autograd.grad(loss, list(held.values()), allow_unused=True, materialize_grads=True)
             gradients = {name: to_numpy(x) for name, x in zip(held, made, strict=True)}

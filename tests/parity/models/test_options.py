@@ -41,7 +41,7 @@ def test_a_file_says_what_the_configuration_does(name: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "near", ["llama4", "qwen4", "gemma3n_text", "olmo9", "bert_generation", "gpt_neox_japanese", "modernbert-decoder"]
+    "near", ["llama4", "qwen4", "gemma3n_text", "olmo9", "gpt_neox_japanese", "modernbert-decoder"]
 )
 def test_near_types_are_refused_by_name(near: str) -> None:
     sizes = {"hidden_size": 48, "num_attention_heads": 6, "num_hidden_layers": 2, "vocab_size": 97}
