@@ -47,6 +47,9 @@ class ShardedReader(Reader):
             self._shards = {name: shards[file] for name, file in weight_map.items()}
             self._files = stack.pop_all()
 
+    def _read_part(self, name: str, info: TensorInfo, bounds: tuple[tuple[int, int], ...]) -> Array:
+        return self._shards[name]._read_part(name, info, bounds)
+
     def _read(self, name: str, info: TensorInfo) -> Array:
         return self._shards[name]._read(name, info)
 

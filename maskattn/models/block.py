@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from maskattn.models.attention import Attention, Given
 from maskattn.models.leaves import Array, Leaf, Linear, Norm
-from maskattn.models.part import B, Part, Run, find
+from maskattn.models.part import B, Change, Part, Run, find
 from maskattn.typing import Traced
 
 
@@ -110,6 +110,11 @@ class Stack(Part):
         for leaf in (*(leaf for _, leaf in self.shared), self.final, self.project):
             if leaf is not None:
                 yield prefix + leaf.name, leaf
+
+    def changed(self, change: Change, prefix: str = "") -> Stack:
+        each = zip(self.blocks, self.places, strict=True)
+        blocks = tuple(block.changed(change, f"{prefix}{place}.") for block, place in each)
+        return replace(Part.changed(replace(self, blocks=()), change, prefix), blocks=blocks)
 
     def period(self) -> tuple[int, int, int]:
         """(first, period, times): from `first` on blocks are alike, each to the one `period` before it, so that they

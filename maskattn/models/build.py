@@ -45,6 +45,8 @@ from maskattn.models.tokens import Positions, Tokens
 from maskattn.modules import head_shapes
 from maskattn.modules.parameters import parameters
 
+#: What the columns of queries, keys and values are.
+_HEADS = ("heads", "kv_heads", "kv_heads")
 _COUNT = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -126,8 +128,8 @@ class Builder:
             both = self.linear(names[0], config.embed_dim, sum(widths), given[0], ("embed", "heads"))
             return Fused(both, self.get("fused", "blocks")), out
         three = [
-            self.linear(name, one, width, bias, ("embed", "heads"))
-            for name, one, width, bias in zip(names, inputs, widths, given, strict=False)
+            self.linear(name, one, width, bias, ("embed", axis))
+            for name, one, width, bias, axis in zip(names, inputs, widths, given, _HEADS, strict=False)
         ]
         return Separate(*three), out
 

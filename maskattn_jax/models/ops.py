@@ -64,6 +64,10 @@ class Plain:
         """x plus factor times y, which broadcast."""
         return x + y if factor == 1.0 else x + y * factor
 
+    def cast(self, x: Array, like: Array) -> Array:
+        """x in the dtype of `like`."""
+        return x.astype(like.dtype)
+
     def drop(self, x: Array, rate: float, key: Array) -> Array:
         """Dropout of each number by itself."""
         return dropout.drop(x, rate, key)

@@ -13,6 +13,7 @@ from torch.utils.checkpoint import checkpoint
 from maskattn import models
 from maskattn.attention import KernelCannot
 from maskattn.models import Inputs, Output, TokenModel, generate, leaves
+from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
 from maskattn.models.part import Run
@@ -64,6 +65,14 @@ class Norm(nn.Module):
         return F.layer_norm(given, (table.width,), weight, self.bias, table.eps).to(x.dtype)
 
 
+class _Adapting(nn.Linear):
+    """A linear layer of an adapter, whose dtype may be wider than its input's."""
+
+    def forward(self, x: Array) -> Array:
+        """x [..., in] -> [..., out]."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
 class _TurnedLinear(nn.Linear):
     """A linear layer whose published weight is [in, out], as GPT-2's is: so its state dict has it."""
 
@@ -112,6 +121,7 @@ class Model(Group):
         start: what each parameter begins with; None: what a new model has.
         config: of the checkpoint, its config.json.
         remat: whether gradients compute each block again, in place of keeping what is within.
+        adapter: whose layers the table has; its parameters alone are trained then.
     """
 
     def __init__(
@@ -121,14 +131,21 @@ class Model(Group):
         config: Mapping[str, Any] | None = None,
         *,
         remat: bool = False,
+        adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
         self.table, self.config = table, models.Configuration(config or {})
+        self.remat, self.adapter = remat, adapter
         for path, block in table.blocks():
             _place(self, path, made := Block(block))
             made.remat = remat
-        for path, leaf in table.leaves():
+        held = dict(table.leaves())
+        for path, leaf in held.items():
             _hold(self, path, leaf, start or _begin)
+        if adapter is not None:
+            for name, parameter in self.named_parameters():
+                leaf = held.get(name) or held[name.rpartition(".")[0]]
+                parameter.requires_grad_(leaf.adapter)
 
     def forward(
         self,
@@ -314,11 +331,12 @@ def _module(leaf: leaves.Leaf, begin: Callable[[str], Array]) -> nn.Module:
 def _empty(leaf: leaves.Leaf) -> nn.Module:
     """A module of PyTorch's own."""
     if isinstance(leaf, leaves.Linear):
-        return (_TurnedLinear if leaf.turned else nn.Linear)(leaf.inputs, leaf.outputs, leaf.bias)
+        kind: type[nn.Linear] = _TurnedLinear if leaf.turned else _Adapting if leaf.adapter else nn.Linear
+        return kind(leaf.inputs, leaf.outputs, leaf.bias)
     if isinstance(leaf, leaves.Embedding):
         return nn.Embedding(leaf.rows, leaf.width)
     assert isinstance(leaf, leaves.Conv)
-    kind: Any = {1: nn.Conv1d, 2: nn.Conv2d}[len(leaf.size)]
+    conv: Any = {1: nn.Conv1d, 2: nn.Conv2d}[len(leaf.size)]
     sizes = (leaf.inputs, leaf.outputs, leaf.size, leaf.stride, leaf.padding)
-    made: nn.Module = kind(*sizes, groups=leaf.groups, bias=leaf.bias)
+    made: nn.Module = conv(*sizes, groups=leaf.groups, bias=leaf.bias)
     return made
