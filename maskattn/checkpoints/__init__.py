@@ -19,14 +19,15 @@ from maskattn.checkpoints import _seal, _states, msgpack, npz, orbax, pytorch, s
 from maskattn.checkpoints._base import TensorInfo
 from maskattn.checkpoints._folder import in_folder, shard
 from maskattn.checkpoints._looks import by_content
-from maskattn.checkpoints._memory import SHARED, Memory
-from maskattn.checkpoints._publish import leftovers
+from maskattn.checkpoints._memory import KEPT, SHARED, Memory
+from maskattn.checkpoints._publish import leftovers, write_json
 from maskattn.checkpoints._reader import Reader, sha256
 from maskattn.checkpoints._seal import PENDING
 from maskattn.checkpoints._writer import Writer, checked, plain, wrong_names
 from maskattn.typing import NumPyDType
 
 __all__ = [
+    "KEPT",
     "PENDING",
     "Memory",
     "SHARED",
@@ -39,6 +40,7 @@ __all__ = [
     "save",
     "sha256",
     "shard",
+    "write_json",
 ]
 
 _FORMATS: tuple[ModuleType, ...] = (safetensors, sharded, npz, msgpack, pytorch, orbax)

@@ -14,6 +14,7 @@ import numpy as np
 
 from maskattn.typing import NumPyArray as Array, NumPyDType
 
+_BOUNDARY = 64  # bytes: where an array must begin for XLA to take it as it is
 SMALL = 2**20  # below this many bytes an array is made as usual
 
 
@@ -68,3 +69,20 @@ class Memory:
 
 SHARED = Memory(spare=4)
 """Of all readers, and of what is stacked of what they read: two pools would each keep what the other needs."""
+
+
+class Kept(Memory):
+    """Gives out arrays that their callers keep: each has memory of its own, no more than it needs, that begins where
+    frameworks take an array without copying it.
+    """
+
+    def empty(self, shape: tuple[int, ...], dtype: NumPyDType) -> Array:
+        """As of `Memory`."""
+        size = math.prod(shape) * dtype.itemsize
+        block = np.empty(size + _BOUNDARY, np.uint8)
+        start = -block.ctypes.data % _BOUNDARY
+        return block[start : start + size].view(dtype).reshape(shape)
+
+
+KEPT = Kept()
+"""Of whoever keeps what was read."""

@@ -7,11 +7,12 @@ a living one, and the next writer of the same target removes it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +57,22 @@ class Temporary:
             self.place.unlink()
         with contextlib.suppress(OSError):  # closing flushes, which fails again where the disk is full
             self.file.close()
+
+
+def write_json(path: Path, data: Mapping[str, object]) -> None:
+    """Writes a JSON object as Hugging Face's files have it, or nothing.
+
+    Args:
+        path: where to; a file that is there is replaced. data: what it says.
+    """
+    temporary = Temporary(path)
+    try:
+        temporary.file.write(json.dumps(data, indent=2).encode() + b"\n")
+        temporary.sync()
+        temporary.publish()
+    finally:
+        temporary.discard()
+    sync_folder(path.parent)
 
 
 class TemporaryFolder:

@@ -14,7 +14,7 @@ import numpy as np
 
 from maskattn.checkpoints import _seal
 from maskattn.checkpoints._base import TensorInfo
-from maskattn.checkpoints._memory import SHARED
+from maskattn.checkpoints._memory import SHARED, Memory
 from maskattn.typing import NumPyArray as Array
 
 
@@ -56,11 +56,14 @@ class Reader(Mapping[str, Array]):
         return array
 
     def part(self, name: str, index: tuple[slice, ...]) -> Array:
-        """A part of an array, the caller's own: no more than that is read where the format allows it, and then it is
+        """A part of an array [...], of its dtype: no more than that is read where the format allows it, and then it is
         compared with no hash.
 
         Args:
             name: of the array. index: of each axis its bounds, slices without steps.
+
+        Raises:
+            KeyError: there is no such array. ValueError: the checkpoint is closed, or damaged.
         """
         info = self.infos[name]
         if self.closed:
@@ -102,6 +105,14 @@ class Reader(Mapping[str, Array]):
     def outline(self) -> dict[str, Array]:
         """Arrays of the right shapes and dtypes that hold nothing and take no memory: enough to find a layout by."""
         return {name: np.broadcast_to(np.zeros((), info.dtype), info.shape) for name, info in self.infos.items()}
+
+    def read_into(self, memory: Memory) -> None:
+        """Arrays are of this memory from now on.
+
+        Args:
+            memory: `KEPT`, for a caller who keeps them.
+        """
+        self._memory = memory
 
     def close(self) -> None:
         """Closes the file; arrays read before stay valid. Closing twice does nothing."""

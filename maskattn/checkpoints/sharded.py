@@ -15,6 +15,7 @@ from typing import Any
 from maskattn._problems import Problems
 from maskattn.checkpoints import msgpack, pytorch, safetensors
 from maskattn.checkpoints._base import TensorInfo
+from maskattn.checkpoints._memory import Memory
 from maskattn.checkpoints._publish import TemporaryFolder, publishing, sync_folder
 from maskattn.checkpoints._reader import Reader
 from maskattn.checkpoints._writer import Writer
@@ -46,6 +47,10 @@ class ShardedReader(Reader):
                 self.provenance = self.provenance or shard.provenance
             self._shards = {name: shards[file] for name, file in weight_map.items()}
             self._files = stack.pop_all()
+
+    def read_into(self, memory: Memory) -> None:
+        for shard in self._shards.values():
+            shard.read_into(memory)
 
     def _read_part(self, name: str, info: TensorInfo, bounds: tuple[tuple[int, int], ...]) -> Array:
         return self._shards[name]._read_part(name, info, bounds)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from maskattn.convert._run import run
     from maskattn.convert._tensors import convert_model, convert_tensors
     from maskattn.convert._verify import Verification, verify
+    from maskattn.convert._whole import open_model
 
 __all__ = [
     "Move",
@@ -26,6 +27,7 @@ __all__ = [
     "carry",
     "convert_model",
     "convert_tensors",
+    "open_model",
     "plan",
     "probe",
     "refuse_a_shard",
@@ -40,6 +42,7 @@ _FILES = {
     "carry": "_companions",
     "convert_model": "_tensors",
     "convert_tensors": "_tensors",
+    "open_model": "_whole",
     "refuse_a_shard": "_hints",
 }
 

@@ -13,15 +13,20 @@ from maskattn.models.rows import ROWS
 __all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "describe", "first_numbers"]
 
 
-def describe(config: object, names: Container[str] | None = None) -> TokenModel:
+def describe(config: object, names: Container[str] | None = None, tied: bool | None = None) -> TokenModel:
     """The model that a Hugging Face configuration means.
 
     Args:
         config: a configuration of transformers, or the dict of its config.json.
         names: of the tensors of a checkpoint, which decide what heads it has; None: all that the row has.
+        tied: whether the head is the table of tokens; None: as the configuration says.
 
     Raises:
         TypeError: config is no configuration. ValueError: no row of its model type, with the nearest; a key is missing.
     """
     reading = Reading(config, 0, "models.describe")
-    return Builder(row_of(reading, ROWS, "model"), reading, names=names).model()
+    try:
+        row = row_of(reading, ROWS, "model")
+    except ValueError as error:
+        raise ValueError(f"{error}; docs/models.md says how a row is written for another") from None
+    return Builder(row, reading, names=names, tied=tied).model()

@@ -17,7 +17,9 @@ from maskattn import checkpoints
 from maskattn._problems import Problems
 from maskattn.arrays import dtype_named
 from maskattn.checkpoints import TensorInfo
-from maskattn.models.leaves import Leaf, Linear, LoRA, Tensor
+from maskattn.models.files import Source
+from maskattn.models.forms import Names, Piece
+from maskattn.models.leaves import Leaf, Linear, LoRA, Tensor, first_numbers
 from maskattn.models.model import TokenModel
 from maskattn.models.part import Part
 from maskattn.typing import NumPyArray
@@ -116,6 +118,19 @@ class Adapter:
         narrow = found is not None and wide and found.dtype.itemsize == 2 and _is_lora(name)
         return found.astype(np.float32) if found is not None and narrow else found
 
+    def beside(self, source: Source) -> Source:
+        """A model's file, with the modules that are replaced as the adapter has them."""
+        infos, names = dict(source.infos), Names(str(source.config.get("model_type", "")), source.infos)
+        replaced = {}
+        for name, array in self.tensors.items():
+            if not _is_lora(name):
+                pieces = names.find(name, array.shape) or (Piece(name),)
+                if len(pieces) > 1 or pieces[0].there or pieces[0].here:
+                    raise ValueError(f"adapter: {_PREFIX}{name}: cannot be replaced, since the file has it in parts")
+                replaced[pieces[0].file] = array
+                infos[pieces[0].file] = TensorInfo(array.shape, array.dtype)
+        return _Beside(source, infos, replaced) if replaced else source
+
     def _lora(self, path: str, leaf: Linear) -> LoRA:
         config = self.config
         rank = _pattern(config.get("rank_pattern"), path, config["r"])
@@ -133,6 +148,44 @@ class Adapter:
             problems.value(f"{_PREFIX}{name}: missing, expected {list(shape)}")
         elif found.shape != tuple(shape):
             problems.value(f"{_PREFIX}{name}: has shape {list(found.shape)}, expected {list(shape)}")
+
+
+@dataclass(frozen=True)
+class _Beside:
+    """A file some of whose tensors are others."""
+
+    source: Source
+    infos: Mapping[str, TensorInfo]
+    replaced: Mapping[str, NumPyArray]
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        return self.source.config
+
+    @property
+    def generation(self) -> Mapping[str, Any]:
+        return self.source.generation
+
+    @property
+    def where(self) -> str:
+        return self.source.where
+
+    def __getitem__(self, name: str) -> NumPyArray:
+        return self.replaced[name].copy() if name in self.replaced else self.source[name]
+
+    def part(self, name: str, index: tuple[slice, ...]) -> NumPyArray:
+        return self.replaced[name][index].copy() if name in self.replaced else self.source.part(name, index)
+
+    def each(self, names: Sequence[str], work: Callable[[str, NumPyArray], None]) -> None:
+        self.source.each([name for name in names if name not in self.replaced], work)
+        for name in names:
+            if name in self.replaced:
+                work(name, self[name])
+
+
+def of(adapter: str | os.PathLike[str] | Adapter | None) -> Adapter | None:
+    """An adapter, or one of a folder."""
+    return adapter if adapter is None or isinstance(adapter, Adapter) else read(adapter)
 
 
 def new(
@@ -266,6 +319,12 @@ def _pattern(patterns: Mapping[str, Any] | None, path: str, default: Any) -> Any
         if re.match(rf"(.*\.)?({pattern})$", path):
             return value
     return default
+
+
+def start(adapter: Adapter, name: str, tensor: Tensor) -> NumPyArray:
+    """What a parameter of LoRA begins with, as published: the adapter's own numbers, or those of a new one."""
+    found = adapter.numbers(name, tensor)
+    return first_numbers(name, tensor) if found is None else found
 
 
 def _is_lora(name: str) -> bool:

@@ -57,12 +57,14 @@ class Builder:
     Attributes:
         part: "encoder" or "decoder" of models with both, else "".
         names: of the tensors that there are, which decide about heads, poolers and the prefix; None: as the row says.
+        tied: whether the head is the table of tokens; None: as the row says.
     """
 
     row: Row
     reading: Reading
     part: str = ""
     names: Container[str] | None = None
+    tied: bool | None = None
 
     def get(self, name: str, default: Value = None) -> Value:
         """What a key of the row says, for the layer of the reading; the default where it says None."""
@@ -241,7 +243,7 @@ class Builder:
         if given is None:
             return None
         named = {"project": given} if isinstance(given, str) else given
-        tied, rows = bool(self.get("tied", False)), table.rows
+        tied, rows = bool(self.get("tied", False) if self.tied is None else self.tied), table.rows
         width, dense, norm, bias = table.width, named.get("dense"), named.get("norm"), named.get("bias")
         own = Linear(named["project"], width, rows, self.get("head_bias", False), axes=("embed", "vocab"))
         made = Vocabulary(

@@ -17,14 +17,15 @@ from maskattn.models import Inputs, Output, TokenModel, generate, leaves
 from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable, Stack
+from maskattn.models.files import Origin
 from maskattn.models.part import Run, find
 from maskattn.typing import KernelName
 from maskattn_jax import rng
 from maskattn_jax.cache import Cache
 from maskattn_jax.models.meshes import Places
-from maskattn_jax.models.ops import OPS
+from maskattn_jax.models.ops import OPS, Plain
 from maskattn_jax.models.writing import Writer
-from maskattn_jax.types import Array, Given as Numbers, RandomKey
+from maskattn_jax.types import Array, DType, Given as Numbers, RandomKey
 
 __all__ = ["Block", "Group", "Loop", "Model", "Norm"]
 
@@ -146,6 +147,8 @@ class Model(Group):
         table: the model.
         start: what each parameter begins with; None: what a new model has.
         config: of the checkpoint, its config.json.
+        origin: what it was loaded from.
+        dtype: of the computation; None: that of the parameters.
         remat: whether gradients compute each block again, in place of keeping what is within.
         scan_layers: whether blocks that are alike are one loop, whose numbers are stacked: it compiles in the time of
             one block. The first of them then holds all.
@@ -159,13 +162,16 @@ class Model(Group):
         start: Start | None = None,
         config: Mapping[str, Any] | None = None,
         *,
+        origin: Origin | None = None,
+        dtype: DType | None = None,
         remat: bool = False,
         scan_layers: bool = False,
         adapter: Adapter | None = None,
         places: Places | None = None,
     ) -> None:
         self.table, self.config = table, models.Configuration(config or {})
-        self.remat, self.scan_layers, self.adapter, self.places = remat, scan_layers, adapter, places
+        self.origin, self.dtype, self.adapter, self.places = origin, dtype, adapter, places
+        self.remat, self.scan_layers = remat, scan_layers
         start = start or _begin
         held = set()
         for stack in table.stacks() if scan_layers else ():
@@ -176,9 +182,12 @@ class Model(Group):
         for path, block in table.blocks():
             if path not in held:
                 _place(self, path, Block(block, remat))
-        for path, leaf in table.leaves():
+        for path, leaf in dict(table.leaves()).items():
             if not any(path.startswith(f"{place}.") for place in held):
                 _hold(self, path, leaf, start, places)
+        for _, module in nnx.iter_modules(self) if dtype is not None else ():
+            if isinstance(module, nnx.Linear | nnx.Embed | nnx.Conv):
+                module.dtype = dtype
 
     def __call__(
         self,
@@ -242,7 +251,7 @@ class Model(Group):
             logits_at,
             hidden_states,
         )
-        return self.table.apply(self, given, Run(OPS, kernel, key))
+        return self.table.apply(self, given, Run(OPS if self.dtype is None else Plain(self.dtype), kernel, key))
 
     def generate(
         self,
@@ -275,7 +284,8 @@ class Model(Group):
         """
         where = "Model.generate"
         generate.check_writes(where, self.table)
-        ends = self.config.get("eos_token_id") if end_ids is None else end_ids
+        told = self.config if self.origin is None else {**self.config, **self.origin.generation}
+        ends = told.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else np.asarray(rng.words(key))
         options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         ids, kept, choice, stops = generate.checked(where, tokens, attention_mask, key=words, ends=ends, **options)
@@ -289,7 +299,7 @@ class Model(Group):
         like = jax.tree.leaves(nnx.state(self, nnx.Param))[0]
 
         def empty(block: BlockTable) -> Cache:
-            made = Cache.for_config(block.attention.config, batch, size, dtype=like.dtype)
+            made = Cache.for_config(block.attention.config, batch, size, dtype=self.dtype or like.dtype)
             return made if self.places is None else jax.tree.map(self._lying, made)
 
         made: list[Any] = []

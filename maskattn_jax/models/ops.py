@@ -12,16 +12,23 @@ from maskattn.models import leaves
 from maskattn_jax import dropout, rng
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.layer import LAYER
-from maskattn_jax.types import Array
+from maskattn_jax.types import Array, DType
 
-__all__ = ["OPS"]
+__all__ = ["OPS", "Plain"]
 
 
 class Plain:
-    """See `maskattn.models.part.Ops`."""
+    """See `maskattn.models.part.Ops`.
+
+    Args:
+        dtype: of the computation; None: that of the parameters.
+    """
 
     framework = FRAMEWORK
     arithmetic = LAYER
+
+    def __init__(self, dtype: DType | None = None) -> None:
+        self.dtype = dtype
 
     def linear(self, leaf: leaves.Linear, module: Any, x: Array) -> Array:
         """x [..., inputs] -> [..., outputs]."""
@@ -46,7 +53,9 @@ class Plain:
 
     def array(self, held: Any) -> Array:
         """The numbers of a parameter that stands by itself."""
-        return held[...]
+        numbers = held[...]
+        floating = self.dtype is not None and jnp.issubdtype(numbers.dtype, jnp.floating)
+        return numbers.astype(self.dtype) if floating else numbers
 
     def activate(self, x: Array, name: str) -> Array:
         """One of `ACTIVATIONS` of each number."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 from maskattn.arrays import to_numpy
 from maskattn.models import adapters, leaves
@@ -51,7 +52,8 @@ def merged(model: Model) -> Model:
         more = (up @ down) * leaf.lora.scale
         return (weight + (more.T if leaf.turned else more)).to(held[name].dtype)
 
-    return Model(adapters.without(model.table), start, model.config, remat=model.remat).train(model.training)
+    options: dict[str, Any] = {"origin": model.origin, "dtype": model.dtype, "remat": model.remat}
+    return Model(adapters.without(model.table), start, model.config, **options).train(model.training)
 
 
 def _linear(model: Model) -> dict[str, leaves.Linear]:

@@ -16,13 +16,14 @@ from maskattn.models import Inputs, Output, TokenModel, generate, leaves
 from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
+from maskattn.models.files import Origin
 from maskattn.models.part import Run
 from maskattn.typing import KernelName
 from maskattn_torch import rng
 from maskattn_torch.cache import Cache
-from maskattn_torch.models.ops import OPS
+from maskattn_torch.models.ops import OPS, Plain
 from maskattn_torch.models.writing import Writer
-from maskattn_torch.types import Array, Given as Numbers, RandomKey
+from maskattn_torch.types import Array, DType, Given as Numbers, RandomKey
 
 __all__ = ["Block", "Group", "Model", "Norm"]
 
@@ -120,6 +121,8 @@ class Model(Group):
         table: the model.
         start: what each parameter begins with; None: what a new model has.
         config: of the checkpoint, its config.json.
+        origin: what it was loaded from.
+        dtype: of the computation; None: that of the parameters.
         remat: whether gradients compute each block again, in place of keeping what is within.
         adapter: whose layers the table has; its parameters alone are trained then.
     """
@@ -130,12 +133,14 @@ class Model(Group):
         start: Start | None = None,
         config: Mapping[str, Any] | None = None,
         *,
+        origin: Origin | None = None,
+        dtype: DType | None = None,
         remat: bool = False,
         adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
         self.table, self.config = table, models.Configuration(config or {})
-        self.remat, self.adapter = remat, adapter
+        self.origin, self.dtype, self.remat, self.adapter = origin, dtype, remat, adapter
         for path, block in table.blocks():
             _place(self, path, made := Block(block))
             made.remat = remat
@@ -211,7 +216,7 @@ class Model(Group):
             logits_at,
             hidden_states,
         )
-        return self.table.apply(self, given, Run(OPS, kernel, key))
+        return self.table.apply(self, given, Run(OPS if self.dtype is None else Plain(self.dtype), kernel, key))
 
     def generate(
         self,
@@ -244,7 +249,8 @@ class Model(Group):
         """
         where = "Model.generate"
         generate.check_writes(where, self.table)
-        ends = self.config.get("eos_token_id") if end_ids is None else end_ids
+        told = self.config if self.origin is None else {**self.config, **self.origin.generation}
+        ends = told.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else rng.words(key).cpu().numpy()
         options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         ids, kept, choice, stops = generate.checked(
@@ -258,7 +264,9 @@ class Model(Group):
         """Caches without tokens, of `size` slots, an entry for each block: what a call takes as `cache`."""
         like = next(self.parameters())
         made = (block.attention.config for stack in self.table.stacks() for block in stack.blocks)
-        return tuple(Cache.for_config(one, batch, size, dtype=like.dtype, device=like.device) for one in made)
+        return tuple(
+            Cache.for_config(one, batch, size, dtype=self.dtype or like.dtype, device=like.device) for one in made
+        )
 
     def _pad(self) -> int:
         found = self.config.get("pad_token_id")

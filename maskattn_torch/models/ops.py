@@ -13,22 +13,30 @@ from maskattn.models import leaves
 from maskattn_torch import dropout, rng
 from maskattn_torch.functional import FRAMEWORK
 from maskattn_torch.layer import LAYER
-from maskattn_torch.types import Array
+from maskattn_torch.types import Array, DType
 
-__all__ = ["OPS"]
+__all__ = ["OPS", "Plain"]
 
 
 class Plain:
-    """See `maskattn.models.part.Ops`."""
+    """See `maskattn.models.part.Ops`.
+
+    Args:
+        dtype: of the computation; None: that of the parameters.
+    """
 
     framework = FRAMEWORK
     arithmetic = LAYER
 
+    def __init__(self, dtype: DType | None = None) -> None:
+        self.dtype = dtype
+
     def linear(self, leaf: leaves.Linear, module: Any, x: Array) -> Array:
         """x [..., inputs] -> [..., outputs]."""
-        if type(module) is nn.Linear and not module._forward_hooks and not module._forward_pre_hooks:
+        hooked = module._forward_hooks or module._forward_pre_hooks
+        if self.dtype is None and type(module) is nn.Linear and not hooked:
             return _linear(x, module.weight, module.bias)
-        return module(x)
+        return self._applied(module, x)
 
     def norm(self, leaf: leaves.Norm, module: Any, x: Array) -> Array:
         """x [..., width] normed; rounded to its dtype once."""
@@ -36,19 +44,28 @@ class Plain:
 
     def embed(self, leaf: leaves.Embedding, module: Any, ids: Array) -> Array:
         """Rows of the table, [..., width]."""
-        return module(ids)
+        return self._cast(module(ids))
 
     def logits(self, leaf: leaves.Embedding, module: Any, x: Array, bias: Array | None) -> Array:
         """x [..., width] by all rows of the table: [..., rows]."""
-        return _linear(x, module.weight, bias)
+        return _linear(x, self._cast(module.weight), bias)
 
     def conv(self, leaf: leaves.Conv, module: Any, x: Array) -> Array:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
-        return module(x.movedim(-1, 1)).movedim(1, -1)
+        return self._applied(module, x.movedim(-1, 1)).movedim(1, -1)
 
     def array(self, held: Any) -> Array:
         """The numbers of a parameter that stands by itself."""
-        return held
+        return self._cast(held)
+
+    def _cast(self, x: Array) -> Array:
+        return x if self.dtype is None or not x.is_floating_point() else x.to(self.dtype)
+
+    def _applied(self, module: Any, x: Array) -> Array:
+        if self.dtype is None or self.dtype == module.weight.dtype:
+            return module(self._cast(x))
+        cast = {name: self._cast(number) for name, number in module.named_parameters()}
+        return torch.func.functional_call(module, cast, (self._cast(x),))
 
     def activate(self, x: Array, name: str) -> Array:
         """One of `ACTIVATIONS` of each number."""

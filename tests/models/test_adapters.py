@@ -38,7 +38,7 @@ class Both:
         torch = pytest.importorskip("torch")
         self.tiny = TINY[name]
         self.peer = Peer.of(name, self.tiny)
-        config = self.peer.config
+        self.peer.model.save_pretrained(folder / "base")
         with warnings.catch_warnings(action="ignore"):  # of PEFT about transformers
             self.peft = peft.get_peft_model(self.peer.model, peft.LoraConfig(**ADAPTERS[name])).eval()
         draws = torch.Generator().manual_seed(5)
@@ -48,30 +48,7 @@ class Both:
                     x.copy_(torch.randn(x.shape, generator=draws) * 0.2)
         with warnings.catch_warnings(action="ignore"):
             self.peft.save_pretrained(folder)
-        self.folder, self.adapter = folder, adapters.read(folder)
-        names = {*self.peer.tensors, *self.adapter.tensors}
-        self.table = self.adapter.on(models.describe(config, names))
-
-    def numbers(self, name: str, tensor: Any) -> Any:
-        found = self.adapter.numbers(name, tensor)
-        return self.peer.tensors[name] if found is None else found
-
-    def torch(self) -> Any:
-        import torch
-
-        from maskattn_torch.models import Model
-
-        return Model(self.table, lambda *of: torch.tensor(self.numbers(*of)), adapter=self.adapter).eval()
-
-    def jax(self, **options: bool) -> Any:
-        import jax.numpy as jnp
-
-        from maskattn_jax.models import Model
-
-        def start(name: str, tensor: Any) -> Any:
-            return jnp.asarray(self.numbers(name, tensor).transpose(tensor.order))
-
-        return Model(self.table, start, adapter=self.adapter, **options)
+        self.folder = folder
 
     def right(self) -> tuple[Any, Any]:
         """(batch, logits) of transformers with PEFT."""
@@ -111,11 +88,15 @@ def test_it_gives_what_peft_gives_and_goes_back(both: Both, twin: str, tmp_path:
 
     library: Any = in_torch if twin == "torch" else in_jax
     batch, right = both.right()
-    model = getattr(both, twin)()
+    model = library.load(both.folder / "base", adapter=both.folder)
     check(logits(model, batch), right, batch)
     whole = library.merged(model)
     assert whole.adapter is None and not any(leaf.within() for _, leaf in whole.table.leaves())
     check(logits(whole, batch), right, batch)
+    with pytest.raises(ValueError, match="save_adapter"):
+        library.save(model, tmp_path / "whole")
+    library.save(whole, tmp_path / "whole")
+    check(logits(library.load(tmp_path / "whole"), batch), right, batch)
     library.save_adapter(model, tmp_path)
     assert (tmp_path / adapters.CONFIG).read_bytes() == (both.folder / adapters.CONFIG).read_bytes()
     with checkpoints.open(tmp_path / adapters.WEIGHTS) as ours, checkpoints.open(both.folder / adapters.WEIGHTS) as old:
@@ -130,11 +111,11 @@ def test_a_loop_has_its_adapters_stacked(tmp_path: Path) -> None:
 
     both = Both("gpt2", tmp_path)
     batch, right = both.right()
-    model = both.jax(scan_layers=True)
+    model = in_jax.load(both.folder / "base", adapter=both.folder, scan_layers=True)
     assert model.transformer.h[0].phases[0].attn.c_attn.lora_A.kernel.shape == (2, 48, 3)
     check(logits(model, batch), right, batch)
     in_jax.save_adapter(model, tmp_path / "again")
-    assert adapters.read(tmp_path / "again").tensors.keys() == both.adapter.tensors.keys()
+    assert adapters.read(tmp_path / "again").tensors.keys() == adapters.read(both.folder).tensors.keys()
     check(logits(in_jax.merged(model), batch), right, batch)
 
 

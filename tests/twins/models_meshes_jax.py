@@ -3,6 +3,7 @@
 import functools
 import os
 import re
+import tempfile
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=4"
 
@@ -14,13 +15,15 @@ import pytest
 from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec as P
 
-from maskattn import models, standards
+from maskattn import checkpoints, models, standards
+from maskattn.checkpoints.safetensors import SafetensorsReader
 from maskattn.models import adapters
 from maskattn.models.part import find
 from maskattn.parity.against.hurry import HURRY
-from maskattn_jax.models import Model
+from maskattn_jax.models import Model, load, save
 from maskattn_jax.models.meshes import Places
 from tests.scripts import each
+from tests.twin import same_tensors
 
 CONFIG = {
     "model_type": "llama",
@@ -88,11 +91,11 @@ def plain(**options):
     return built(**options)
 
 
-def alike(ours, right):
+def alike(ours, right, limit="tier4.float32"):
     for one, other in zip(jax.tree.leaves(ours), jax.tree.leaves(right), strict=True):
         one, other = np.asarray(one), np.asarray(other)
         assert one.shape == other.shape
-        assert np.abs(one - other).max() <= standards.value("tier4.float32") * np.abs(other).max()
+        assert np.abs(one - other).max() <= standards.value(limit) * np.abs(other).max()
 
 
 def test_layers_are_divided():
@@ -112,7 +115,7 @@ def test_layers_are_divided():
     logits, gradient, text = answered(model, over)
     right, right_gradient, _ = answered(plain())
     alike(logits, right)
-    alike(gradient, right_gradient)
+    alike(gradient, right_gradient, "tier4.gradient")
     assert logits.sharding.shard_shape(logits.shape) == (2, 7, 48), logits.sharding
     sizes = {parameter.size for parameter in jax.tree.leaves(nnx.state(model, nnx.Param))}
     gathered = [re.search(r"\[(.*?)\]", shape)[1] for shape in GATHER.findall(text)]
@@ -164,6 +167,27 @@ def test_training_keeps_parameters_where_they_are():
         old, sharding = functools.reduce(lambda at, key: at[key.key], path, before)
         assert x.sharding.is_equivalent_to(sharding, x.ndim), path
         assert ("lora_" in str(path)) == bool((np.asarray(x) != old).any()), path
+
+
+def test_a_folder_is_loaded_by_parts_and_saved_whole():
+    with tempfile.TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        save(Model(models.describe(CONFIG)), f"{folder}/one", config=CONFIG)
+        read, fill = [], SafetensorsReader._fill
+        patch.setattr(
+            SafetensorsReader, "_fill", lambda self, name, to, at: read.append(len(to)) or fill(self, name, to, at)
+        )
+        one = load(f"{folder}/one")
+        whole = sum(read)
+        read.clear()
+        model = load(f"{folder}/one", mesh=mesh(2, 2), adapter=adapters.new(["q_proj"]))
+        assert sum(read) == whole == sum(x.nbytes for x in jax.tree.leaves(nnx.state(one)))
+        kernel = model.model.layers[0].self_attn.q_proj.kernel[...]
+        assert kernel.addressable_shards[0].data.shape == (48, 24)
+        assert (np.asarray(kernel) == np.asarray(one.model.layers[0].self_attn.q_proj.kernel[...])).all()
+        plain = load(f"{folder}/one", mesh=mesh(1, 4), scan_layers=True)
+        save(plain, f"{folder}/again")
+        with checkpoints.open(f"{folder}/one") as first, checkpoints.open(f"{folder}/again") as again:
+            same_tensors(dict(first), {name: again[name] for name in first})
 
 
 def test_heads_stay_whole():

@@ -1,0 +1,147 @@
+"""A whole model's tensors under the names that Hugging Face gives them, whichever form they were written in."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from maskattn import checkpoints
+from maskattn.checkpoints import Reader, TensorInfo
+from maskattn.convert import _identity, _provenance, config_json, families
+from maskattn.convert._identity import Said
+from maskattn.convert._plan import Move, Plan, plan
+from maskattn.convert._run import each
+from maskattn.models import gguf
+from maskattn.models.files import Source
+from maskattn.typing import NumPyArray as Array
+
+
+class _Read(NamedTuple):
+    """A file whose names are those of Hugging Face."""
+
+    reader: Reader
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    where: str
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self.reader.infos
+
+    def __getitem__(self, name: str) -> Array:  # type: ignore[override]
+        return self.reader[name]
+
+    def part(self, name: str, index: tuple[slice, ...]) -> Array:
+        return self.reader.part(name, index)
+
+    def each(self, names: Sequence[str], work: Callable[[str, Array], None]) -> None:
+        for name in names:
+            work(name, self.reader[name])
+
+
+class _Planned(NamedTuple):
+    """A file in another form, as the plan of the way back has it."""
+
+    reader: Reader
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    where: str
+    plan: Plan
+
+    @property
+    def infos(self) -> Mapping[str, TensorInfo]:
+        return self.plan.outputs
+
+    def __getitem__(self, name: str) -> Array:  # type: ignore[override]
+        move = next(move for move in self.plan.moves if move.target == name)
+        return _kept(move, self.reader.__getitem__)
+
+    def part(self, name: str, index: tuple[slice, ...]) -> Array:
+        return self[name][index]
+
+    def each(self, names: Sequence[str], work: Callable[[str, Array], None]) -> None:
+        self.plan.check(self.reader.__getitem__)
+        moves = {move.target: move for move in self.plan.moves}
+        chosen = sorted(
+            (moves[name] for name in names), key=lambda move: (move.array.sources, names.index(move.target))
+        )
+        each(chosen, self.plan.infos, self.reader, lambda move, read: work(move.target, _kept(move, read)))
+
+
+def _kept(move: Move, read: Callable[[str], Array]) -> Array:
+    """The tensor, in memory of its own: what it was made of may be a part of something larger, or lent."""
+    made = move.array.evaluate(read)
+    out = checkpoints.KEPT.empty(made.shape, made.dtype)
+    np.copyto(out, made)
+    return out
+
+
+@contextlib.contextmanager
+def open_model(path: str | os.PathLike[str]) -> Iterator[Source]:
+    """The tensors of a model by the names that Hugging Face's files have, and its configuration.
+
+    Args:
+        path: a folder as Hugging Face has them, whatever ``convert`` wrote, or a ``.gguf`` file.
+
+    Raises:
+        FileNotFoundError: nothing is there, or no configuration beside it.
+        ValueError: it cannot be told what it is; it says two things; what ``plan`` raises.
+    """
+    where = Path(path)
+    packed = gguf.found(where)
+    if packed is not None:
+        yield gguf.read(packed)
+        return
+    with checkpoints.open(where) as reader:
+        config = config_json.beside(reader.path)
+        said = _identity.said(config, reader.provenance)
+        _refuse(where, config, said)
+        config = {**config, "model_type": said.model_type}
+        generation, to = _generation(reader.path), _target(reader, said)
+        if to is not None:
+            way = plan(reader.infos, target=to or None, config=config, provenance=reader.provenance)
+            yield _Planned(reader, config, generation, str(where), way)
+            return
+        reader.read_into(checkpoints.KEPT)
+        yield _Read(reader, config, generation, str(where))
+
+
+def _refuse(where: Path, config: Mapping[str, Any], said: Said) -> None:
+    if not config:
+        raise FileNotFoundError(
+            f"{where}: there is no config.json beside it, which says which model it is (`maskattn convert` carries one)"
+        )
+    if config_json.is_params(config):
+        raise ValueError(f"{where}: Meta's params.json does not say all of the model: take Hugging Face's files of it")
+    if said.contradiction:
+        raise ValueError(f"{where}: config.json contradicts itself ({said.contradiction})")
+    if not said.model_type:
+        raise ValueError(f"{where}: config.json names no model_type")
+
+
+def _target(reader: Reader, said: Said) -> str | None:
+    """The form to bring a file into; "" for the one that it came from; None where its names are those already."""
+    recorded, came_from = _provenance.recorded(reader.provenance), _provenance.origin(reader.provenance)
+    own = [name for name in said.families if families.get(name).style == "torch"]
+    if recorded is None:
+        return own[0] if own and any("/" in name for name in reader.infos) else None
+    if recorded.name in own and recorded.layout is None and not recorded.scan:
+        return None
+    known = came_from is not None and came_from.layout is None and not came_from.scan
+    if not own or (known and came_from is not None and came_from.name in own):
+        return ""
+    return own[0]
+
+
+def _generation(path: Path) -> dict[str, Any]:
+    file = (path if path.is_dir() else path.parent) / "generation_config.json"
+    if not file.is_file():
+        return {}
+    found = json.loads(file.read_bytes())
+    return found if isinstance(found, dict) else {}
