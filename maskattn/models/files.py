@@ -148,7 +148,7 @@ def load(
         ValueError: one error that lists every tensor that is missing, not known, of another shape or dtype; a model
             type without a row.
     """
-    loading, held = _checked(source)
+    loading, held = checked(source)
     users = _users(loading.where)
     taking = _Taking(loading, users, make)
     done = {*loading.copies, *held}
@@ -156,11 +156,15 @@ def load(
         taking.take(file, held.pop(file))
     order = sorted((*users, *loading.unread), key=lambda file: -source.infos[file].nbytes)
     source.each([file for file in order if file not in done], taking.take)
-    return loading.table, taking.made, _origin(source, loading, taking.unread, param_dtype)
+    return loading.table, taking.made, origin_from(source, loading, taking.unread, param_dtype)
 
 
-def _checked(source: Source) -> tuple[Loading, dict[str, NumPyArray]]:
-    """As `_settled`, with an error that says what is wrong."""
+def checked(source: Source) -> tuple[Loading, dict[str, NumPyArray]]:
+    """What a file is, and what was read to know it.
+
+    Raises:
+        ValueError: as `load`.
+    """
     loading, held = _settled(source)
     if loading.reasons:
         shown = loading.reasons[:_LISTED]
@@ -169,62 +173,16 @@ def _checked(source: Source) -> tuple[Loading, dict[str, NumPyArray]]:
     return loading, held
 
 
-def _origin(
+def origin_from(
     source: Source, loading: Loading, unread: Mapping[str, NumPyArray], param_dtype: NumPyDType | None
 ) -> Origin:
+    """What a model is loaded from."""
     every = _users(loading.where) | {file: [(name, Piece(file))] for file, name in loading.copies.items()}
     stored = {file: Stored(info.shape, tuple(every[file])) for file, info in source.infos.items() if file in every}
     config = dict(source.config)
     if param_dtype is not None:
         config |= {key: str(param_dtype) for key in ("dtype", "torch_dtype") if key in config}
     return Origin(config, dict(source.generation), stored, unread)
-
-
-class Parts:
-    """A model whose tensors are read part by part, as they are asked for; what no model reads, at once.
-
-    Args:
-        source: the file. param_dtype: of the parameters; None: as the file has them.
-
-    Attributes:
-        table: the model. origin: what it is loaded from.
-
-    Raises:
-        ValueError: as `load`.
-    """
-
-    def __init__(self, source: Source, param_dtype: NumPyDType | None = None) -> None:
-        self._loading, _ = _checked(source)
-        self._source, self._dtype, self.table = source, param_dtype, self._loading.table
-        unread = {file: source[file] for file in self._loading.unread}
-        self.origin = _origin(source, self._loading, unread, param_dtype)
-
-    def dtype(self, name: str) -> NumPyDType:
-        """Of a tensor of the model."""
-        found = self._source.infos[self._loading.where[name][0].file].dtype
-        return found if self._dtype is None or not is_floating(found) else self._dtype
-
-    def read(self, name: str, index: tuple[slice, ...]) -> NumPyArray:
-        """A part of a tensor, as published, by slices with bounds."""
-        out = np.empty([one.stop - one.start for one in index], self.dtype(name))
-        for piece in self._loading.where[name]:
-            there, here = list(index), [slice(0, size) for size in out.shape]
-            if piece.there:
-                rows = piece.there[0]
-                assert isinstance(rows, slice)
-                there[0] = slice(index[0].start + rows.start, index[0].stop + rows.start)
-            if piece.here:
-                entry, rows = piece.here
-                assert isinstance(entry, int) and isinstance(rows, slice)
-                first, last = max(rows.start, index[1].start), min(rows.stop, index[1].stop)
-                if not index[0].start <= entry < index[0].stop or first >= last:
-                    continue
-                there = [slice(first - rows.start, last - rows.start), *index[2:]]
-                at = entry - index[0].start
-                here = [slice(at, at + 1), slice(first - index[1].start, last - index[1].start), *here[2:]]
-            part = self._source.part(piece.file, tuple(there))
-            out[tuple(here)] = part[None] if piece.here else part
-        return out
 
 
 class _Taking(Generic[A]):

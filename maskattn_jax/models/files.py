@@ -19,6 +19,7 @@ from maskattn.models import adapters, files
 from maskattn.models.adapters import Adapter
 from maskattn.models.axes import Rules
 from maskattn.models.leaves import Tensor
+from maskattn.models.parts import Parts
 from maskattn.typing import NumPyArray
 from maskattn_jax.models.held import Held, publish
 from maskattn_jax.models.meshes import Places
@@ -79,7 +80,7 @@ def load(
     with open_model(path) as opened:
         source = opened if found is None else found.beside(opened)
         if mesh is not None:
-            return _placed(files.Parts(source, wanted), mesh, rules, options)
+            return _placed(Parts(source, wanted), mesh, rules, options)
         table, arrays, origin = files.load(source, make, wanted)
 
     def start(name: str, tensor: Tensor) -> Array:
@@ -92,7 +93,7 @@ def load(
     return Model(table, start, origin.config, origin=origin, **options)
 
 
-def _placed(parts: files.Parts, mesh: Mesh, rules: Rules | None, options: dict[str, Any]) -> Model:
+def _placed(parts: Parts, mesh: Mesh, rules: Rules | None, options: dict[str, Any]) -> Model:
     """A model on a mesh."""
     found: Adapter | None = options["adapter"]
     table = parts.table if found is None else found.on(parts.table)

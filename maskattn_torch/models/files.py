@@ -15,6 +15,7 @@ from maskattn.models import adapters, files
 from maskattn.models.adapters import Adapter
 from maskattn.models.axes import Rules
 from maskattn.models.leaves import Tensor
+from maskattn.models.parts import Parts
 from maskattn.typing import NumPyArray
 from maskattn_torch.models.modules import Model
 from maskattn_torch.types import Array, DType
@@ -65,7 +66,7 @@ def load(
     with open_model(path) as opened:
         source = opened if found is None else found.beside(opened)
         if mesh is not None:
-            return _placed(files.Parts(source, wanted), mesh, rules, options)
+            return _placed(Parts(source, wanted), mesh, rules, options)
         table, arrays, origin = files.load(source, make, wanted)
 
     def start(name: str, tensor: Tensor) -> Array:
@@ -78,7 +79,7 @@ def load(
     return Model(table, start, origin.config, origin=origin, **options).eval()
 
 
-def _placed(parts: files.Parts, mesh: DeviceMesh, rules: Rules | None, options: dict[str, Any]) -> Model:
+def _placed(parts: Parts, mesh: DeviceMesh, rules: Rules | None, options: dict[str, Any]) -> Model:
     """A model on a mesh."""
     from maskattn_torch.models.divided import Places  # which imports torch.distributed
 

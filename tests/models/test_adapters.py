@@ -95,8 +95,9 @@ def test_it_gives_what_peft_gives_and_goes_back(both: Both, twin: str, tmp_path:
     check(logits(whole, batch), right, batch)
     with pytest.raises(ValueError, match="save_adapter"):
         library.save(model, tmp_path / "whole")
-    library.save(whole, tmp_path / "whole")
-    check(logits(library.load(tmp_path / "whole"), batch), right, batch)
+    if twin == "torch":
+        library.save(whole, tmp_path / "whole")
+        check(logits(library.load(tmp_path / "whole"), batch), right, batch)
     library.save_adapter(model, tmp_path)
     assert (tmp_path / adapters.CONFIG).read_bytes() == (both.folder / adapters.CONFIG).read_bytes()
     with checkpoints.open(tmp_path / adapters.WEIGHTS) as ours, checkpoints.open(both.folder / adapters.WEIGHTS) as old:

@@ -98,6 +98,12 @@ def alike(ours, right, limit="tier4.float32"):
         assert np.abs(one - other).max() <= standards.value(limit) * np.abs(other).max()
 
 
+def gathered(text):
+    """How many numbers each all-gather of a program makes."""
+    shapes = [re.search(r"\[(.*?)\]", shape)[1] for shape in GATHER.findall(text)]
+    return [int(np.prod([int(n) for n in shape.split(",") if n])) for shape in shapes]
+
+
 def test_layers_are_divided():
     reads = {}
     over = mesh(2, 2)
@@ -118,8 +124,10 @@ def test_layers_are_divided():
     alike(gradient, right_gradient, "tier4.gradient")
     assert logits.sharding.shard_shape(logits.shape) == (2, 7, 48), logits.sharding
     sizes = {parameter.size for parameter in jax.tree.leaves(nnx.state(model, nnx.Param))}
-    gathered = [re.search(r"\[(.*?)\]", shape)[1] for shape in GATHER.findall(text)]
-    assert not [one for one in gathered if np.prod([int(n) for n in one.split(",")]) in sizes], gathered
+    assert not sizes & set(gathered(text))
+    kernel = model.lm_head.kernel[...]
+    whole = jax.jit(lambda x: x, out_shardings=NamedSharding(over, P())).lower(kernel).compile()
+    assert kernel.size in gathered(whole.as_text())  # so that it would be seen
     spec = nnx.get_partition_spec(nnx.state(model))
     held = jax.tree.map(lambda x: x.sharding.spec, nnx.to_pure_dict(nnx.state(model)))
     for path, one in jax.tree.leaves_with_path(held, is_leaf=lambda x: isinstance(x, P)):
