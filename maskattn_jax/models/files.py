@@ -20,7 +20,7 @@ from maskattn.models.adapters import Adapter
 from maskattn.models.axes import Rules
 from maskattn.models.leaves import Tensor
 from maskattn.models.parts import Parts
-from maskattn.typing import NumPyArray
+from maskattn.typing import NumPyArray, NumPyDType
 from maskattn_jax.models.held import Held, publish
 from maskattn_jax.models.meshes import Places
 from maskattn_jax.models.modules import Model
@@ -69,12 +69,7 @@ def load(
         if not turned.flags.c_contiguous:
             turned = KEPT.empty(turned.shape, array.dtype)
             fill(turned, array.transpose(tensor.order))
-        made = jax.device_put(turned)
-        if made.dtype != turned.dtype:
-            raise ValueError(
-                f"{name}: is {turned.dtype}, which JAX has only with jax_enable_x64; or give a param_dtype"
-            )
-        return made
+        return _of_dtype(name, jax.device_put(turned), turned.dtype)
 
     options: dict[str, Any] = {"dtype": dtype, "scan_layers": scan_layers, "remat": remat, "adapter": found}
     with open_model(path) as opened:
@@ -101,12 +96,19 @@ def _placed(parts: Parts, mesh: Mesh, rules: Rules | None, options: dict[str, An
 
     def start(name: str, tensor: Tensor) -> Array:
         if name in own:
-            return places.read(tensor, lambda index: parts.read(name, index))
+            made = places.read(tensor, lambda index: parts.read(name, index))
+            return _of_dtype(name, made, parts.dtype(name))
         assert found is not None
         whole = adapters.start(found, name, tensor)
         return places.read(tensor, lambda index: whole[index])
 
     return Model(table, start, parts.origin.config, origin=parts.origin, places=places, **options)
+
+
+def _of_dtype(name: str, array: Array, dtype: NumPyDType) -> Array:
+    if array.dtype != dtype:
+        raise ValueError(f"{name}: is {dtype}, which JAX has only with jax_enable_x64; or give a param_dtype")
+    return array
 
 
 def save(
