@@ -63,7 +63,8 @@ class _Planned(NamedTuple):
         return _kept(move, self.reader.__getitem__)
 
     def part(self, name: str, index: tuple[slice, ...]) -> Array:
-        return self[name][index]
+        whole: Array = self.__getitem__(name)
+        return whole[index]
 
     def each(self, names: Sequence[str], work: Callable[[str, Array], None]) -> None:
         self.plan.check(self.reader.__getitem__)

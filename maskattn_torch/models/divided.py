@@ -216,9 +216,8 @@ def _summed(mesh: DeviceMesh, gradient: Array) -> Array:
 def _of_heads(held: Traced, size: int) -> Traced:
     """A part whose attention has one device's heads."""
     if isinstance(held, Attention):
-        config = held.config
-        heads = {"num_heads": config.num_heads // size, "num_kv_heads": config.num_kv_heads // size}
-        return replace(held, config=replace(config, **heads))
+        heads, kv_heads = held.config.num_heads // size, held.config.num_kv_heads // size
+        return replace(held, config=replace(held.config, num_heads=heads, num_kv_heads=kv_heads))
     if isinstance(held, Part):
         return replace(held, **{each.name: _of_heads(getattr(held, each.name), size) for each in fields(held)})
     if type(held) is tuple:
