@@ -14,7 +14,7 @@ Over: TypeAlias = str | tuple[str, ...] | None
 Rules: TypeAlias = Mapping[str, Over]
 
 #: Logical axes of parameters.
-AXES = ("vocab", "embed", "heads", "kv_heads", "mlp")
+AXES = ("vocab", "embed", "heads", "kv_heads", "mlp", "experts")
 #: Names of mesh axes by which layers are divided; by which all parameters are, whose parts are gathered to be used; and
 #: by which the batch is.
 _LAYERS, _GATHERED = ("model", "tensor", "tp", "mp"), ("fsdp",)

@@ -48,7 +48,7 @@ def load(
         param_dtype: of the parameters; None: as the file has them.
         mesh: of devices, with automatic axes, each of which reads its part of every parameter, and no more where the
             file has the published form; None: one device has all.
-        rules: which mesh axis divides each logical axis ("vocab", "embed", "heads", "kv_heads", "mlp"); None: axes
+        rules: which mesh axis divides each logical axis (`maskattn.models.axes.AXES`); None: axes
             named model, tensor, tp or mp divide layers, those named fsdp the width of the blocks.
         scan_layers, remat: as in `Model`.
         adapter: a folder of PEFT, or `maskattn.models.adapters.new`: LoRA beside linear layers, whose parameters are

@@ -38,7 +38,7 @@ class Places:
 
         Args:
             mesh: of devices, with automatic axes.
-            rules: which mesh axis divides each logical axis ("vocab", "embed", "heads", "kv_heads", "mlp"). None:
+            rules: which mesh axis divides each logical axis (`maskattn.models.axes.AXES`). None:
                 axes named model, tensor, tp or mp divide layers (vocab, heads, mlp), those named fsdp the width of the
                 blocks (embed); others are of the batch.
 

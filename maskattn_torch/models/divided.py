@@ -19,10 +19,10 @@ from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, Ro
 
 from maskattn._problems import Problems
 from maskattn.models import TokenModel
-from maskattn.models.attention import Attention, Fused
+from maskattn.models.attention import Attention, Fused, Separate
 from maskattn.models.axes import Rules, names_of, settled
 from maskattn.models.leaves import Embedding, Linear
-from maskattn.models.mlp import Halves
+from maskattn.models.mlp import Gated, Halves, Plain
 from maskattn.models.part import Part
 from maskattn.typing import Traced
 from maskattn_torch.models.modules import Model
@@ -54,7 +54,7 @@ class Places:
 
         Args:
             mesh: of devices, whose axes have names.
-            rules: which mesh axis divides each logical axis ("vocab", "embed", "heads", "kv_heads", "mlp"); None:
+            rules: which mesh axis divides each logical axis (`maskattn.models.axes.AXES`); None:
                 as in `maskattn.models.axes.settled`. What divides "embed" gathers the parameters of each block.
 
         Raises:
@@ -98,9 +98,16 @@ class Places:
                     problems.value(f"attention with {', '.join(more) or 'numbers of each head'} is not divided")
                 if isinstance(part.inputs, Fused) and part.inputs.order == "blocks":
                     problems.value(f"{part.inputs.all.name}: queries, keys and values of one layer are not divided")
+                if not isinstance(part.inputs, Fused | Separate):
+                    problems.value(f"{part.out.name}: projections of {type(part.inputs).__name__} are not divided")
             elif isinstance(part, Halves):
                 problems.value(f"{part.both.name}: two halves of one layer are not divided")
+        known = [part for part in _parts(table) if isinstance(part, Attention | Plain | Gated)]
+        divisible = {id(leaf) for part in known for _, leaf in part.leaves()}
         for path, leaf in table.leaves():
+            axes = {axis for tensor in leaf.tensors().values() for axis in tensor.axes}
+            if axes & set(self.divided) - {"vocab"} and id(leaf) not in divisible:
+                problems.value(f"{path}: is not divided, and has {', '.join(sorted(filter(None, axes)))}")
             if leaf.adapter:
                 problems.value(f"{path}: layers with an adapter are not divided")
             for name, tensor in leaf.tensors().items():

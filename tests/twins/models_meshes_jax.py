@@ -201,7 +201,7 @@ def test_a_folder_is_loaded_by_parts_and_saved_whole():
 def test_heads_stay_whole():
     over = mesh(1, 4)
     places = Places.of(over, models.describe(CONFIG))
-    assert dict(places.rules) == {"vocab": "model", "embed": None, "heads": None, "kv_heads": None, "mlp": "model"}
+    assert {name for name, over in places.rules if over == "model"} == {"vocab", "mlp"}
 
 
 def test_what_is_wrong_is_named():
