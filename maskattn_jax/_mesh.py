@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -15,6 +16,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 from maskattn.attention import Call
 
 __all__ = [
+    "alike",
     "automatic_inside",
     "axis_types",
     "dot_general",
@@ -22,6 +24,7 @@ __all__ = [
     "gathered",
     "mapped_axes",
     "names_of",
+    "rows_of",
     "spec_of",
 ]
 
@@ -99,6 +102,32 @@ def gathered(x: Array) -> Array:
         return x
     mesh: Any = jax.typeof(x).sharding.mesh
     return jax.sharding.reshard(x, NamedSharding(mesh, PartitionSpec()))
+
+
+def alike(arrays: Sequence[Array], axis: int) -> list[Array]:
+    """Arrays that are to be one along an axis, over explicit axes all divided as some of them are along the others."""
+    mesh = explicit_mesh(arrays)
+    if mesh is None:
+        return list(arrays)
+    axis %= arrays[0].ndim
+    spec: list[object] = []
+    for n, entries in enumerate(zip(*map(spec_of, arrays), strict=True)):
+        used = {name for entry in spec for name in names_of(entry)}
+        free = [entry for entry in entries if entry is not None and not used & set(names_of(entry))]
+        spec.append(free[0] if free and n != axis else None)
+    sharding = NamedSharding(mesh, PartitionSpec(*spec))
+    return [jax.sharding.reshard(x, sharding) for x in arrays]
+
+
+def rows_of(x: Array, rows: Array) -> Array:
+    """x[rows]; over explicit axes divided as x is, if as many rows can be."""
+    mesh = explicit_mesh(x)
+    if mesh is None:
+        return x[rows]
+    first, *others = spec_of(x)
+    parts = math.prod(mesh.shape[name] for name in names_of(first))
+    spec = PartitionSpec(None if rows.shape[0] % parts else first, *others)
+    return x.at[gathered(rows)].get(out_sharding=NamedSharding(mesh, spec))
 
 
 def spec_of(x: Array) -> tuple[Any, ...]:

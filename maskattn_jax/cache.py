@@ -17,6 +17,7 @@ from maskattn.cache import BROKEN, CacheBase
 from maskattn.cache.checks import check_empty, check_update
 from maskattn.config import AttentionConfig
 from maskattn.typing import NumPyArray, Traced
+from maskattn_jax._mesh import rows_of
 from maskattn_jax._scope import own_modes
 from maskattn_jax.types import Array, DType, Given, Operand
 
@@ -128,10 +129,8 @@ class Cache(CacheBase[Array]):
         """
         check_update(self, key, value, positions, lengths, valid, (jax.Array, np.ndarray))
         placed = self._placed(key.shape[1], positions, lengths, valid)
-        rows = jnp.arange(self.key.shape[0], dtype=jnp.int32)[:, None]
         held, more = (self.key, self.value), (jnp.asarray(key), jnp.asarray(value))
-        # what is kept goes to a slot of its own; what is not, to one that does not exist
-        keys, values = (x.at[rows, placed.slots].set(new, mode="drop") for x, new in zip(held, more, strict=True))
+        keys, values = (_written(x, placed.slots, new) for x, new in zip(held, more, strict=True))
         return Cache(keys, values, placed.lengths, placed.lost)
 
     @own_modes
@@ -146,7 +145,7 @@ class Cache(CacheBase[Array]):
                 a row attends to nothing).
         """
         rows, lengths, lost = self._picked(indices)
-        return Cache(self.key[rows], self.value[rows], lengths, lost)
+        return Cache(rows_of(self.key, rows), rows_of(self.value, rows), lengths, lost)
 
     @own_modes
     def rewind(self, lengths: int | Int[Given, " B"]) -> Cache:
@@ -179,8 +178,7 @@ class Cache(CacheBase[Array]):
         """
         lost, slots = self._resized(size)
         if slots is not None:
-            rows = jnp.arange(self.key.shape[0], dtype=jnp.int32)[:, None]
-            return Cache(self.key[rows, slots], self.value[rows, slots], self.lengths, lost)
+            return Cache(_read(self.key, slots), _read(self.value, slots), self.lengths, lost)
         more = max(0, size - self.size)
         key, value = (jnp.pad(x[:, :size], [(0, 0), (0, more), (0, 0), (0, 0)]) for x in (self.key, self.value))
         return Cache(key, value, self.lengths, lost)
@@ -197,5 +195,26 @@ class Cache(CacheBase[Array]):
     def _read(self, x: Traced) -> NumPyArray | None:
         return peek(x)
 
+    def _picked_of(self, x: Array, rows: Array) -> Array:
+        return rows_of(x, rows)
+
     def _least(self, x: Array) -> Array:
         return jnp.min(x, 1, initial=BROKEN)
+
+
+# Row by row, so that a mesh may divide rows and heads, and nothing is sent. Jitted for calls that are not: a vmap takes
+# long then.
+
+
+@partial(jax.jit, inline=True)
+@jax.vmap
+def _written(row: Array, slots: Array, new: Array) -> Array:
+    """A row with what is kept in slots of its own; what is not kept goes to one that does not exist."""
+    return row.at[slots].set(new, mode="drop")
+
+
+@partial(jax.jit, inline=True)
+@jax.vmap
+def _read(row: Array, slots: Array) -> Array:
+    """What lies in some slots of a row."""
+    return row[slots]

@@ -17,6 +17,7 @@ from maskattn.layer.norm import Norm
 from maskattn.layer.parts import SHORTEST, Temperature
 from maskattn.layer.position_bias import ContinuousTable
 from maskattn.layer.rotary import DynamicNTK, LongRope, Rotary
+from maskattn_jax._mesh import alike
 from maskattn_jax.types import Array, Given
 
 __all__ = ["LAYER", "Parts", "Turns"]
@@ -132,7 +133,7 @@ class Parts:
         self, x: Float[Array, "B L K D"], y: Float[Array, "R K2 D"], heads: int, scale: float
     ) -> Float[Array, "B H L R"]:
         """scale * x.y, x [B, L, H or K, D], y [R, H or K, D] -> [B, H, L, R]: K heads serve H // K each."""
-        x, y = jnp.repeat(x, heads // x.shape[2], 2), jnp.repeat(y, heads // y.shape[1], 1)
+        x, y = _shared(x, heads), _shared(y, heads)
         made = jnp.einsum("blhd,rhd->bhlr", _wide(x), _wide(y), precision="highest")
         return (made * scale).astype(x.dtype)
 
@@ -146,7 +147,7 @@ class Parts:
 
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """The arrays one after the other along an axis."""
-        return jnp.concatenate(list(arrays), axis)
+        return jnp.concatenate(alike(arrays, axis), axis)
 
     def where(self, condition: Array, x: Array, y: Array) -> Array:
         """x where the condition holds, else y."""
@@ -163,6 +164,22 @@ class Parts:
     def identity(self, size: int, like: Array) -> Array:
         """The unit matrix, of the dtype of `like`."""
         return jnp.eye(size, dtype=like.dtype)
+
+    def held(self, x: Float[Array, "B L K D"]) -> Float[Array, "B L K D"]:
+        """Keys or values as a cache takes them."""
+        return x
+
+    def of_cache(self, x: Float[Array, "B S K D"], like: Array) -> Float[Array, "B S K D"]:
+        """What a cache holds."""
+        return x
+
+
+def _shared(x: Array, heads: int) -> Array:
+    """x [..., K, D] as [..., heads, D]: each of its heads for heads // K."""
+    *leading, few, width = x.shape
+    if few == heads:
+        return x
+    return jnp.broadcast_to(x[..., None, :], (*leading, few, heads // few, width)).reshape(*leading, heads, width)
 
 
 def _wide(x: Array) -> Array:

@@ -20,6 +20,10 @@ class Apart(nn.Module):
     `state_dict` gathers them, and so has to be called in every process.
     """
 
+    q: nn.Linear
+    k: nn.Linear
+    v: nn.Linear
+
     def __init__(self, fused: nn.Linear, rows: Sequence[int]) -> None:
         super().__init__()
         self.rows = tuple(rows)
@@ -35,21 +39,19 @@ class Apart(nn.Module):
         self.register_load_state_dict_pre_hook(_divide)
 
     @property
-    def layers(self) -> tuple[nn.Module, ...]:
+    def layers(self) -> tuple[nn.Linear, ...]:
         """q, k and v."""
-        return tuple(self.children())
+        return self.q, self.k, self.v
 
     @property
     def weight(self) -> Array:
         """The weight of the fused layer, gathered: no parameter."""
-        weights: list[Any] = [layer.weight for layer in self.layers]
-        return _joined(weights)
+        return _joined([layer.weight for layer in self.layers])
 
     @property
     def bias(self) -> Array | None:
         """The bias of the fused layer, gathered: no parameter."""
-        biases: list[Any] = [layer.bias for layer in self.layers]
-        return None if biases[0] is None else _joined(biases)
+        return None if self.q.bias is None else _joined([layer.bias for layer in self.layers])
 
     def forward(self, query: Array, key: Array, value: Array) -> tuple[Array, ...]:
         """Each input through its layer."""

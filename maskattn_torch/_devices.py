@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -15,10 +16,14 @@ if TYPE_CHECKING:
 __all__ = [
     "PLAIN",
     "axis_of",
+    "beside",
     "by_parts",
     "from_local",
     "gathered",
+    "heads_of",
     "is_spread",
+    "mean",
+    "of_heads",
     "owned",
     "part_of",
     "placed_as",
@@ -76,9 +81,50 @@ def replicated(x: Array, mesh: DeviceMesh) -> DTensor:
     return tensors().DTensor.from_local(x, mesh, [tensors().Replicate()] * mesh.ndim, run_check=False)
 
 
+def beside(x: Array, like: Any) -> Array:
+    """A tensor that is the same on every device, as a DTensor where `like` is one: PyTorch mixes no two kinds."""
+    return replicated(x, like.device_mesh) if is_spread(like) and not is_spread(x) else x
+
+
 def gathered(x: Any) -> Any:
     """The whole of a DTensor, on every device; anything else as it is."""
     return x.full_tensor() if is_spread(x) else x
+
+
+def mean(x: Any, axes: Sequence[int]) -> Array:
+    """The mean over the last axes, which are kept; of a DTensor that is divided along them the parts' sums are added
+    up, and nothing else is sent."""
+    if not is_spread(x):
+        made: Array = x.mean(axes, keepdim=True)
+        return made
+    total = x.sum(axes, keepdim=True)
+    whole = [tensors().Replicate() if p.is_partial() else p for p in total.placements]
+    made = total.redistribute(placements=whole) / math.prod(x.shape[axis] for axis in axes)
+    return made
+
+
+def heads_of(x: Any) -> Array:
+    """This device's heads of keys or values [B, L, K, D]; a plain tensor as it is.
+
+    Raises:
+        ValueError: they are divided along another axis, or are sums yet to be made: a cache is one of whole rows.
+    """
+    if not is_spread(x):
+        plain: Array = x
+        return plain
+    if any(not p.is_replicate() and axis_of(p) != 2 for p in x.placements):
+        raise ValueError(
+            f"attention: with a cache, keys and values may be divided by heads alone (Shard(2)), got {x.placements}"
+        )
+    local: Array = x.to_local()
+    return local
+
+
+def of_heads(x: Array, like: Any) -> Array:
+    """What `heads_of` gave [B, S, K, D], as a DTensor divided as `like` is; where that is plain, as it is."""
+    if not is_spread(like):
+        return x
+    return from_local(x, like.device_mesh, like.placements, (*x.shape[:2], *like.shape[2:]))
 
 
 def placed_as(x: Array, like: DTensor) -> DTensor:

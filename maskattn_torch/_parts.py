@@ -12,7 +12,7 @@ from typing import Any
 
 from maskattn._declared import data, declared, integer, part
 from maskattn._pairs import Pairwise, restrict
-from maskattn.biases import Additive, ALiBi, Bias, DenseBias, T5Buckets, TableBias
+from maskattn.biases import Additive, ALiBi, Bias, DenseBias, Disentangled, T5Buckets, TableBias
 from maskattn.masks import Dense, Empty, Mask, PerHead, rebuild
 from maskattn.masks.positions import At, Positioned, Stored
 from maskattn_torch.types import Array, Given
@@ -81,6 +81,9 @@ def bias_of(bias: Bias, of: Part) -> Bias:
         return bias if not heads else replace(bias, heads=heads, slopes=of.local(bias.slopes, "H"), offset=offset)
     if isinstance(bias, T5Buckets):
         return replace(bias, table=of.local(bias.table, "-H"), offset=_moved(bias.offset, of))
+    if isinstance(bias, Disentangled):
+        made = replace(bias, of_queries=of.local(bias.of_queries, "BH--"), of_keys=of.local(bias.of_keys, "BH--"))
+        return MovedBias(made, 0, 0, query) if query else made
     if isinstance(bias, Additive):
         return bias.with_children([mask_of(bias.mask, of)])
     if isinstance(bias, TableBias):

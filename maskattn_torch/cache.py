@@ -333,6 +333,9 @@ class Cache(CacheBase[Array]):
                 return False
         return True
 
+    def _picked_of(self, x: Array, rows: Array) -> Array:
+        return x[rows]
+
     def _least(self, x: Array) -> Array:
         return torch.amin(x, 1) if x.shape[1] else x.new_full(x.shape[:1], BROKEN)
 

@@ -18,6 +18,7 @@ from maskattn.layer.norm import Norm
 from maskattn.layer.parts import SHORTEST, Temperature
 from maskattn.layer.position_bias import ContinuousTable
 from maskattn.layer.rotary import DynamicNTK, LongRope, Rotary
+from maskattn_torch._devices import beside, gathered, heads_of, mean, of_heads
 from maskattn_torch._modes import plain
 from maskattn_torch.types import Array, DType, Given
 
@@ -42,8 +43,8 @@ class Parts:
         wide = _wide(x)
         axes = (-2, -1) if norm.over == "all" else (-1,)
         if norm.kind == "layer":
-            wide = wide - wide.mean(axes, keepdim=True)
-        made = wide * torch.rsqrt(wide.square().mean(axes, keepdim=True) + norm.eps)
+            wide = wide - mean(wide, axes)
+        made = wide * torch.rsqrt(mean(wide.square(), axes) + norm.eps)
         if scale is not None:
             factor = scale.to(made.dtype)
             made = made * (1 + factor if norm.plus_one else factor)
@@ -58,11 +59,16 @@ class Parts:
         scaling, device = rotary.scaling, positions.device
         compiling = torch.compiler.is_compiling()  # which may leave a length open
         if scaling is None or not rotary.follows_length or (length is not None and not compiling):
-            return _table(rotary, head_dim, 0 if compiling else length or 0).to(device)
-        most = positions.max() + 1 if length is None else torch.tensor(length, device=device)
-        short = _table(rotary, head_dim, 1).to(device)
+            return _table(rotary, head_dim, 0 if compiling else length or 0).to(device, non_blocking=True)
+        positions = gathered(positions)
+        most = positions.max() + 1 if length is None else torch.full((), length, device=device)
+        short = _table(rotary, head_dim, 1).to(device, non_blocking=True)
         if isinstance(scaling, LongRope):
-            return torch.where(most > scaling.trained, _table(rotary, head_dim, scaling.trained + 1).to(device), short)
+            return torch.where(
+                most > scaling.trained,
+                _table(rotary, head_dim, scaling.trained + 1).to(device, non_blocking=True),
+                short,
+            )
         assert isinstance(scaling, DynamicNTK)
         growth = scaling.growth(most.clamp(min=scaling.trained).double())
         pairs = short.shape[0]
@@ -77,7 +83,7 @@ class Parts:
             )
         else:
             where = where[..., None]
-        angles = (where * frequencies).to(_wide(x).dtype)[:, :, None]
+        angles = beside((where * beside(frequencies, where)).to(_wide(x).dtype)[:, :, None], x)
         cos, sin, factor = angles.cos(), angles.sin(), rotary.factor
         if factor != 1.0:
             cos, sin = cos * factor, sin * factor
@@ -126,7 +132,7 @@ class Parts:
         """x [B, L, H, D] times 1 + scale * ln(1 + floor((p + 1) / floor)), p its positions [B or 1, L]."""
         wide = _wide(x)
         steps = torch.floor((positions.to(wide.dtype) + 1) / part.floor)
-        return (wide * (torch.log1p(steps) * part.scale + 1)[:, :, None, None]).to(x.dtype)
+        return (wide * beside(torch.log1p(steps) * part.scale + 1, x)[:, :, None, None]).to(x.dtype)
 
     def cosine(
         self, x: Float[Array, "B L H D"], logit_scale: Float[Array, " H"] | None, most: float
@@ -166,8 +172,10 @@ class Parts:
         return torch.arange(length, device=like.device)[None]
 
     def as_array(self, x: Given, like: Array | None) -> Array:
-        """A tensor, where `like` is."""
-        return torch.as_tensor(x, device=None if like is None else like.device)
+        """A tensor, where `like` is; a DTensor where that is one."""
+        made = torch.as_tensor(x)
+        made = made if like is None else made.to(like.device, non_blocking=True)
+        return made if like is None else beside(made, like)
 
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """The arrays one after the other along an axis."""
@@ -187,7 +195,15 @@ class Parts:
 
     def identity(self, size: int, like: Array) -> Array:
         """The unit matrix, of the dtype of `like`."""
-        return torch.eye(size, dtype=like.dtype, device=like.device)
+        return beside(torch.eye(size, dtype=like.dtype, device=like.device), like)
+
+    def held(self, x: Float[Array, "B L K D"]) -> Float[Array, "B L K D"]:
+        """Keys or values as a cache takes them: of DTensors those of this device's heads."""
+        return heads_of(x)
+
+    def of_cache(self, x: Float[Array, "B S K D"], like: Array) -> Float[Array, "B S K D"]:
+        """What a cache holds, as `like` is divided."""
+        return of_heads(x, like)
 
 
 def _wide(x: Array) -> Array:

@@ -245,7 +245,9 @@ class MultiHeadAttention(nn.Module):
         if not self.fused:
             return _through((self.q_proj, self.k_proj)[place], x, linear)
         qkv: Any = self.qkv
-        if isinstance(qkv, Apart) or linear is not None or type(qkv) is not nn.Linear:
+        if isinstance(qkv, Apart):
+            return _through(qkv.layers[place], x, linear)
+        if linear is not None or type(qkv) is not nn.Linear:
             return self._project_in(x, x, x, linear)[place]
         weight, bias = (
             qkv.weight.split(self.rows)[place],

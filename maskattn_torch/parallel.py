@@ -14,15 +14,17 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Placement, Replicate, Shard, distribute_tensor
 from torch.distributed.tensor.parallel import ParallelStyle
 
+from maskattn.modules.parameters import parameters
 from maskattn_torch._apart import Apart
-from maskattn_torch._devices import owned
+from maskattn_torch._devices import gathered, owned
 from maskattn_torch.multihead import MultiHeadAttention
+from maskattn_torch.types import Answer
 
 __all__ = ["HeadParallel"]
 
 #: What a module is called with.
 Inputs: TypeAlias = tuple[tuple[object, ...], dict[str, object]]
-_INPUTS = ("query", "key", "value", "x")  # `x` is the input of the seed module
+_INPUTS = ("query", "key", "value", "relative", "x")  # `x` is the input of the seed module
 
 
 class HeadParallel(ParallelStyle):
@@ -66,17 +68,16 @@ class HeadParallel(ParallelStyle):
             )
         if not config.project:
             raise ValueError(f"{where}: a module with project=False has no parameters that could be divided")
-        if parts := config.parts:
-            raise ValueError(f"{where}: layers with parts are not divided by heads, got {', '.join(parts)}")
         if config.num_heads % size:
             raise ValueError(f"{where}: num_heads {config.num_heads} cannot be divided by {size} devices")
         query, *keys = self._layers(module)
-        self._place(query, device_mesh, Shard(0), Shard(0))
-        for layer in keys:
-            rows = Replicate() if config.num_kv_heads % size else Shard(0)
-            self._place(layer, device_mesh, rows, rows)
-        self._place(module.proj, device_mesh, Shard(1), Replicate())
-        self._place(module, device_mesh, Shard(0), Shard(0))
+        rows = Replicate() if config.num_kv_heads % size else Shard(0)
+        for layer, placed in ((query, Shard(0)), *((layer, rows) for layer in keys)):
+            for name in dict(layer.named_parameters(recurse=False)):
+                self._place(layer, name, device_mesh, placed)
+        for name in dict(module.proj.named_parameters(recurse=False)):
+            self._place(module.proj, name, device_mesh, Shard(1) if name == "weight" else Replicate())
+        self._place_parts(module, device_mesh, rows)
         module.register_forward_pre_hook(self._inputs(device_mesh), with_kwargs=True)
         module.register_forward_hook(self._output(device_mesh))
         return module
@@ -93,35 +94,47 @@ class HeadParallel(ParallelStyle):
         layers: tuple[nn.Module, ...] = module.qkv.layers
         return layers
 
-    def _place(self, module: nn.Module, mesh: DeviceMesh, weight: Placement, other: Placement) -> None:
-        """Make DTensors of a module's own parameters."""
-        for name, parameter in module.named_parameters(recurse=False):
-            placed = distribute_tensor(
-                parameter, mesh, [weight if name == "weight" else other], src_data_rank=self.src_data_rank
-            )
-            setattr(module, name, nn.Parameter(placed, requires_grad=parameter.requires_grad))
+    def _place_parts(self, module: MultiHeadAttention, mesh: DeviceMesh, rows: Placement) -> None:
+        """Make DTensors of what the parts learn; `rows` is where the key/value heads are."""
+        for canonical, parameter in parameters(module.config).items():
+            held, placed = module._held[canonical], Replicate() if parameter.heads is None else rows
+            if parameter.heads is not None and (parameter.heads[0] == "query" or rows.is_shard()):
+                axis = parameter.heads[1]
+                placed = Shard(1 - axis if held.is_layer and held.name == "weight" else axis)
+            self._place(module.get_submodule(held.path), held.name, mesh, placed)
+
+    def _place(self, module: nn.Module, name: str, mesh: DeviceMesh, placement: Placement) -> None:
+        """Make a DTensor of a module's own parameter."""
+        parameter = getattr(module, name)
+        placed = distribute_tensor(parameter, mesh, [placement], src_data_rank=self.src_data_rank)
+        setattr(module, name, nn.Parameter(placed, requires_grad=parameter.requires_grad))
 
     def _inputs(self, mesh: DeviceMesh) -> Callable[..., Inputs]:
         def hook(module: nn.Module, given: tuple[object, ...], named: dict[str, object]) -> Inputs:
             made: dict[int, DTensor] = {}  # an input that is given twice stays one
 
-            def moved(x: object) -> object:
-                if not isinstance(x, Array):
+            def moved(name: str, x: object) -> object:
+                if name not in _INPUTS or not isinstance(x, Array):
                     return x
                 if id(x) not in made:
-                    spread = x if isinstance(x, DTensor) else DTensor.from_local(x, mesh, [self.input_layouts])
+                    layout = Replicate() if name == "relative" else self.input_layouts
+                    spread = x if isinstance(x, DTensor) else DTensor.from_local(x, mesh, [layout])
                     made[id(x)] = spread.redistribute(mesh, [Replicate()])
                 return made[id(x)]
 
             names = list(inspect.signature(type(module).forward).parameters)[1:]
-            placed = tuple(moved(x) if name in _INPUTS else x for name, x in zip(names, given, strict=False))
-            return placed, {name: moved(x) if name in _INPUTS else x for name, x in named.items()}
+            placed = tuple(moved(name, x) for name, x in zip(names, given, strict=False))
+            return placed, {name: moved(name, x) for name, x in named.items()}
 
         return hook
 
-    def _output(self, mesh: DeviceMesh) -> Callable[..., Array]:
-        def hook(module: nn.Module, given: object, output: DTensor) -> Array:
-            output = output.redistribute(mesh, [self.output_layouts])
-            return owned(module, output.to_local() if self.use_local_output else output)
+    def _output(self, mesh: DeviceMesh) -> Callable[..., Answer]:
+        def hook(module: nn.Module, given: object, found: DTensor | tuple[DTensor, ...]) -> Answer:
+            output, *others = found if isinstance(found, tuple) else (found,)
+            placed = output.redistribute(mesh, [self.output_layouts])
+            made = owned(module, placed.to_local() if self.use_local_output else placed)
+            if self.use_local_output:  # weights and log-sum-exp of all heads; a cache is this device's
+                others = [gathered(x) for x in others]
+            return (made, *others) if others else made
 
         return hook

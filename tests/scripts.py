@@ -1,5 +1,6 @@
 """Tests that need a process of their own, with several devices, say: a script, and the test that runs it."""
 
+import json
 import os
 import subprocess
 import sys
@@ -15,6 +16,27 @@ def run(script: Path) -> None:
     found = subprocess.run([sys.executable, str(script)], env=environment, capture_output=True, text=True, timeout=900)
     assert found.returncode == 0, found.stderr
     assert found.stdout.split()[-1] == "done"
+
+
+def of_processes(script: Path, count: int, folder: Path) -> list[dict[str, str]]:
+    """What a script that is run by several processes at once found in each: what went wrong in each of its checks.
+
+    It is called with its rank, the file where processes meet, and the file that, with ".rank", it writes this to.
+    """
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    processes = [
+        subprocess.Popen(
+            [sys.executable, str(script), str(rank), str(folder / "store"), str(folder / "found")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    said = [process.communicate(timeout=900)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, "\n".join(said)
+    return [json.loads((folder / f"found.{rank}").read_text(encoding="utf-8")) for rank in range(count)]
 
 
 def each(tests: Sequence[Callable[[], None]]) -> None:

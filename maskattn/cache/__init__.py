@@ -79,6 +79,10 @@ class CacheBase(Generic[A]):
         """`next_positions` of one token each, where they can be seen at once."""
         return None
 
+    def _picked_of(self, x: A, rows: A) -> A:
+        """x[rows], of x [B]."""
+        raise NotImplementedError
+
     def _least(self, x: A) -> A:
         """The smallest of each row of x [B, L]."""
         raise NotImplementedError
@@ -318,9 +322,9 @@ class CacheBase(Generic[A]):
             raise ValueError(f"Cache.reorder: indices must be rows from 0 to {batch - 1}, got {shown(known.tolist())}")
         inside = (rows >= 0) & (rows < batch)
         rows = rows * inside
-        lengths: Traced = self.lengths
-        lost: Traced = self.lost
-        return rows, self._whole(choose(inside, lengths[rows], BROKEN)), None if lost is None else lost[rows]
+        lengths: Traced = self._picked_of(self.lengths, rows)
+        lost = None if self.lost is None else self._picked_of(self.lost, rows)
+        return rows, self._whole(choose(inside, lengths, BROKEN)), lost
 
     def _resized(self, size: int) -> tuple[A | None, A | None]:
         """For `resize`, checked: `lost` then, and which slot each new slot is filled from; None: the same one."""

@@ -20,7 +20,7 @@ from maskattn.checkpoints import TensorInfo
 from maskattn.models.files import Source
 from maskattn.models.forms import Names, Piece
 from maskattn.models.leaves import Leaf, Linear, LoRA, Tensor, first_numbers
-from maskattn.models.model import TokenModel
+from maskattn.models.model import WholeModel
 from maskattn.models.part import Part
 from maskattn.typing import NumPyArray
 
@@ -257,7 +257,7 @@ def read(path: str | os.PathLike[str]) -> Adapter:
 
 def write(
     adapter: Adapter,
-    table: TokenModel,
+    table: WholeModel,
     arrays: Callable[[str, Tensor], NumPyArray],
     path: str | os.PathLike[str],
 ) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import accumulate
 from typing import Generic
 
 from maskattn.config import AttentionConfig
 from maskattn.masks import Full, Mask
-from maskattn.models.leaves import Leaf, Linear
+from maskattn.models.leaves import Array, Leaf, Linear
 from maskattn.models.part import B, Part, Run
 from maskattn.modules import attend_heads, head_shapes
 from maskattn.modules.parameters import parameters
@@ -29,7 +31,9 @@ class Given(Generic[B]):
         memory_mask: of cross-attention.
         shared: what blocks read of parameters that their stack holds: canonical name -> array.
         relative: DeBERTa's table of positions, [2 * span, E].
+        grid: of an image, how many rows and columns of patches the tokens are.
         states: where they are asked for, what each block read, and what the last one gave.
+        keep: bool [B, L], True = no padding, as `masks` have it; None: there is none.
     """
 
     masks: dict[Mask, Mask | None] = field(default_factory=dict)
@@ -40,7 +44,9 @@ class Given(Generic[B]):
     memory_mask: Mask | None = None
     shared: dict[str, B] = field(default_factory=dict)
     relative: B | None = None
+    grid: tuple[int, int] = (0, 0)
     states: list[B] | None = None
+    keep: Traced = None
 
     def note(self, h: B) -> None:
         """Keep hidden states, where they are asked for."""
@@ -90,6 +96,26 @@ class Fused(Part):
 
 
 @dataclass(frozen=True)
+class Packed(Part):
+    """Three projections whose matrices are one parameter, and whose biases are another, as in
+    `torch.nn.MultiheadAttention`: [query + key + value, E]."""
+
+    weight: Array
+    bias: Array
+
+    def apply(self, config: AttentionConfig, at: object, x: B, memory: B, run: Run[B]) -> Three[B]:
+        """As of `Separate`."""
+        weight: Traced = run.array(self.weight, at)
+        bias: Traced = run.array(self.bias, at)
+        ends = 0, *accumulate(heads * width for heads, width in head_shapes(config))
+        query, key, value = (
+            run.use.add(run.use.products(source, weight[begin:end]), bias[begin:end])
+            for source, begin, end in zip((x, memory, memory), ends, ends[1:], strict=False)
+        )
+        return query, key, value
+
+
+@dataclass(frozen=True)
 class Attention(Part):
     """One attention of a block, its projections and what its parts learn.
 
@@ -102,7 +128,7 @@ class Attention(Part):
     """
 
     config: AttentionConfig
-    inputs: Separate | Fused
+    inputs: Separate | Fused | Packed
     out: Linear
     held: tuple[tuple[str, tuple[Leaf, ...]], ...] = ()
     further: tuple[tuple[str, Linear], ...] = ()
@@ -114,20 +140,42 @@ class Attention(Part):
         for leaf in (*(leaf for _, leaves in self.held for leaf in leaves), *(leaf for _, leaf in self.further)):
             yield prefix + leaf.name, leaf
 
-    def apply(
-        self, at: object, x: B, run: Run[B], given: Given[B], cache: Traced = None, memory: B | None = None
-    ) -> tuple[B, Traced]:
-        """x [B, L, E] -> [B, L, E], and the new cache where there is one.
+    def apply(self, at: object, x: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
+        """x [B, L, E] -> [B, L, E], of self-attention, and the new cache where there is one."""
+        inputs = self.inputs.apply(self.config, at, x, x, run)
+        asked = self.asked(x, run, given, given.masks.get(self.mask, self.mask), cache)
+        attended = attend_heads(self.layer(at, run, given), inputs, asked)
+        return self.ended(at, attended.output, run), attended.cache
 
-        Args:
-            memory: [B, S, E], of cross-attention; None attends to x itself.
-        """
+    def across(
+        self, at: object, x: B, run: Run[B], given: Given[B], held: tuple[B, B] | None = None
+    ) -> tuple[B, tuple[B, B]]:
+        """x [B, L, E] -> [B, L, E], of attention to `given.memory`; and its keys and values, which are made of it where
+        they are not held."""
+        if held is None:
+            assert given.memory is not None
+            query, *made = self.inputs.apply(self.config, at, x, given.memory, run)
+            held = made[0], made[1]
+        else:
+            assert isinstance(self.inputs, Separate)
+            query = run.linear(self.inputs.query, at, x)
+        asked = self.asked(x, run, given, given.memory_mask)
+        attended = attend_heads(self.layer(at, run, given), (query, *held), asked)
+        return self.ended(at, attended.output, run), held
+
+    @cached_property
+    def without_globals(self) -> AttentionConfig:
+        """The configuration where a batch has no global tokens."""
+        return self.config.replace(global_tokens=None)
+
+    def asked(
+        self, x: B, run: Run[B], given: Given[B], mask: Mask | None, cache: Traced = None, lse: bool = False
+    ) -> Asked[B]:
+        """What is asked of the layer for x [B, L, E]."""
         config = self.config
-        source = x if memory is None else memory
-        inputs = self.inputs.apply(config, at, x, source, run)
-        asked: Asked[B] = Asked(
-            (x, source, source),
-            given.masks.get(self.mask, self.mask) if memory is None else given.memory_mask,
+        return Asked(
+            (x, x, x),
+            mask,
             None,
             given.positions if config.rotary is not None or config.temperature is not None else None,
             cache,
@@ -137,18 +185,25 @@ class Attention(Part):
             config.dropout_rate if run.key is not None else 0.0,
             run.next_key() if config.dropout_rate else None,
             run.kernel,
+            lse=lse,
         )
-        attended = attend_heads(self._layer(at, run, given), inputs, asked)
-        output: Traced = attended.output
-        return run.linear(self.out, at, output.reshape((*x.shape[:2], -1))), attended.cache
 
-    def _layer(self, at: object, run: Run[B], given: Given[B]) -> Layer[B]:
-        shapes = parameters(self.config) if self.held else {}
+    def ended(self, at: object, output: Traced, run: Run[B]) -> B:
+        """[B, L, heads, width] through the layer of the output."""
+        return run.linear(self.out, at, output.reshape((*output.shape[:2], -1)))
+
+    def layer(self, at: object, run: Run[B], given: Given[B]) -> Layer[B]:
+        """What lies between the projections, with its parameters."""
+        plain = given.global_tokens is None and self.config.global_tokens is not None
+        config = self.without_globals if plain else self.config
+        shapes = parameters(config) if self.held else {}
         held: dict[str, Traced] = {name: given.shared[name] for name in self.shared}
         for name, leaves in self.held:
             pieces: list[Traced] = [run.array(leaf, at) for leaf in leaves]
-            whole = pieces[0] if len(pieces) == 1 else run.use.concatenate([x.reshape(-1) for x in pieces], 0)
-            held[name] = whole.reshape(shapes[name].shape)
+            whole: Traced = pieces[0] if len(pieces) == 1 else run.use.concatenate([x.reshape(-1) for x in pieces], 0)
+            shape = shapes[name].shape
+            # matrices are published as [out, in]
+            held[name] = whole.reshape(shape[::-1]).T if name.endswith(".kernel") else whole.reshape(shape)
         further = dict(self.further)
 
         def project(name: str, x: B) -> B:
@@ -157,4 +212,4 @@ class Attention(Part):
             assert isinstance(self.inputs, Separate)
             return self.inputs.project(name, at, x, run)
 
-        return Layer("model", self.config, run.use.framework, run.use.arithmetic, held, project)
+        return Layer("model", config, run.use.framework, run.use.arithmetic, held, project)

@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TypeAlias
 
-from maskattn.models.model import TokenModel
+from maskattn.models.model import WholeModel
 
 #: What divides a logical axis: an axis of a mesh, several, or none.
 Over: TypeAlias = str | tuple[str, ...] | None
@@ -21,7 +21,7 @@ _LAYERS, _GATHERED = ("model", "tensor", "tp", "mp"), ("fsdp",)
 _BATCH = ("data", "batch", "dp", "replica")
 
 
-def settled(sizes: Mapping[str, int], table: TokenModel, rules: Rules | None = None) -> dict[str, Over]:
+def settled(sizes: Mapping[str, int], table: WholeModel, rules: Rules | None = None) -> dict[str, Over]:
     """What divides each logical axis of a model's parameters; heads stay whole.
 
     Args:

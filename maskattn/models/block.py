@@ -44,6 +44,7 @@ class Block(Part):
         scales: learned factors of each channel, for the two branches; () has none.
         normed_sum: whether branches are added to what their first norm gave (BLOOM's option).
         dropout_rate: of the branches.
+        depth_rate: how often a whole branch of a sequence is dropped (stochastic depth).
     """
 
     attention: Attention
@@ -55,12 +56,18 @@ class Block(Part):
     scales: tuple[Array, ...] = ()
     normed_sum: bool = False
     dropout_rate: float = 0.0
+    depth_rate: float = 0.0
 
     def apply(self, at: object, h: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
-        """h [B, L, E] -> [B, L, E], and the new cache where there is one: of cross-attention, a pair."""
+        """h [B, L, E] -> [B, L, E], and the new cache where there is one.
+
+        Args:
+            cache: of a block with cross-attention a pair: its own, and key and value of the memory, [B, S, heads *
+                width], which the first step makes: it may be given its own alone.
+        """
         use, norms = run.use, self.norms
         given.note(h)
-        own, held = cache if self.cross is not None and cache is not None else (cache, None)
+        own, held = cache if isinstance(cache, tuple) else (cache, None)
         x = run.norm(norms.attention_in, at, h)
         attended, own = self.attention.apply(at, x, run, given, own)
         attended = self._branch(0, at, run.norm(norms.attention_out, at, attended), run)
@@ -70,9 +77,9 @@ class Block(Part):
             return use.add(use.add(h, attended, self.residual), more, self.residual), own
         h = use.add(x if self.normed_sum else h, attended, self.residual)
         h = run.norm(norms.attention_sum, at, h)
-        if self.cross is not None and given.memory is not None:
+        if self.cross is not None and (given.memory is not None or held is not None):
             read = run.norm(norms.cross_in, at, h)
-            found, held = self.cross.apply(at, read, run, given, None, given.memory)
+            found, held = self.cross.across(at, read, run, given, held)
             h = run.norm(norms.cross_sum, at, use.add(h, run.drop(found, self.dropout_rate)))
         x = run.norm(norms.mlp_in, at, h)
         more = run.norm(norms.mlp_out, at, self.mlp.apply(at, x, run))
@@ -82,7 +89,12 @@ class Block(Part):
     def _branch(self, place: int, at: object, x: B, run: Run[B]) -> B:
         if self.scales:
             x = run.use.product(x, run.array(self.scales[place], at))
-        return run.drop(x, self.dropout_rate)
+        x = run.drop(x, self.dropout_rate)
+        if not self.depth_rate or run.key is None:
+            return x
+        first: Traced = x
+        ones = run.use.arithmetic.zeros((first.shape[0], 1, 1), x) + 1
+        return run.use.product(x, run.drop(ones, self.depth_rate))
 
 
 @dataclass(frozen=True)
@@ -93,6 +105,8 @@ class Stack(Part):
         places: the path of the module of each block; blocks at one path share their parameters.
         shared: parameters that blocks share, by their canonical names.
         final: the norm behind the last block. project: behind that, to the width of the head.
+        dropout_rate: behind the last norm.
+        bare: whether the last of the hidden states that are kept is what the last block gave, without the norm.
     """
 
     blocks: tuple[Block, ...]
@@ -100,6 +114,8 @@ class Stack(Part):
     shared: tuple[tuple[str, Leaf], ...] = ()
     final: Norm | None = None
     project: Linear | None = None
+    dropout_rate: float = 0.0
+    bare: bool = False
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
         seen: set[str] = set()
@@ -115,6 +131,10 @@ class Stack(Part):
         each = zip(self.blocks, self.places, strict=True)
         blocks = tuple(block.changed(change, f"{prefix}{place}.") for block, place in each)
         return replace(Part.changed(replace(self, blocks=()), change, prefix), blocks=blocks)
+
+    def each(self) -> Iterator[tuple[str, Block]]:
+        """(path, block) of all, each path once."""
+        yield from dict(zip(self.places, self.blocks, strict=True)).items()
 
     def period(self) -> tuple[int, int, int]:
         """(first, period, times): from `first` on blocks are alike, each to the one `period` before it, so that they
@@ -141,7 +161,8 @@ class Stack(Part):
             h, cache = block(h, run, number, given, None if caches is None else caches[len(grown)])
             grown.append(cache)
             number += block.spans
-        h = run.norm(self.final, at, h)
+        last = h
+        h = run.drop(run.norm(self.final, at, h), self.dropout_rate)
         h = h if self.project is None else run.linear(self.project, at, h)
-        given.note(h)
+        given.note(last if self.bare else h)
         return h, None if caches is None else tuple(grown)

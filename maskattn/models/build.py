@@ -6,22 +6,25 @@ from the prefix, or of a block's own from the block:
 prefix           of all but the head
 table            of tokens; `vocabulary` rows, `table_width` numbers where that is not the blocks' width; times
                  `table_scale`; `types` and `positions` beside it with `types_rows`, `position_rows`, `position_rule`,
-                 `position_offset`, `position_width` and `position_pad` (`models.tokens`); then `table_norm`, and
-                 `table_project`
+                 `position_offset`, `position_width` and `position_pad` (`models.tokens`); `position_table` is
+                 "learned", "halves" or "spread" (saved, but not learned) or "computed" (`models.sinusoids`); then
+                 `table_norm`, and `table_project`
 layers, count    the path of a block, {} its number, and how many there are
 attention        query, key, value and out, or one for all and out; `fused` is then the order of its columns;
                  `attention_bias` of the four where the layer's own does not say it
 held, further    what the parts of a layer learn, by canonical names; and their further projections. `shared`: what
                  all blocks share, from the prefix
 norms            by slots of a block (`models.block.Slots`); `norm`, `eps`, `norm_scale`, `norm_bias`, `plus_one` say
-                 what they are; `final` is the last one; `project`, behind it, gives the table's width
+                 what they are; `final` is the last one, `final_dropout` behind it; `project` gives the table's width;
+                 `bare` (`models.block.Stack`)
 mlp              up and down; or gate, up and down; or with `halves` gate and up as one; with `mlp_width`, `mlp_bias`,
-                 `activation`; `turned` where matrices are [in, out]
+                 `activation`; `turned` where matrices are [in, out]; `inner_dropout`
 parallel, residual, scales, normed_sum, dropout
                  of the blocks (`models.block.Block`)
 head             logits of the vocabulary: its path, or {"project", "bias", "dense", "norm", "activation"}; `tied`,
-                 `head_bias`, `logit_scale`, `softcap`
-pooler           a layer of the first token
+                 `head_bias`, `logit_scale`, `softcap`; `bias_buffer` where the bias is [1, rows], and is not trained
+pooler           a layer of the first token; `pooled` "last" or "end": a layer, if any, of the last one or of the one
+                 that ends the text. `embeds`: a projection behind it, without a bias, to `embeds_width`
 """
 
 from __future__ import annotations
@@ -29,6 +32,9 @@ from __future__ import annotations
 import math
 from collections.abc import Container, Mapping
 from dataclasses import dataclass, replace
+from typing import Self
+
+import numpy as np
 
 from maskattn import masks
 from maskattn._hf_config import Reading, Value
@@ -36,17 +42,20 @@ from maskattn.config import AttentionConfig
 from maskattn.layer.from_hf import Row, settled
 from maskattn.models.attention import Attention, Fused, Separate
 from maskattn.models.block import Block, Inner, Slots, Stack
-from maskattn.models.heads import First, Vocabulary
+from maskattn.models.heads import Chosen, First, Vocabulary
 from maskattn.models.leaves import Array, Embedding, Leaf, Linear, Norm
 from maskattn.models.mlp import Gated, Halves, Plain
-from maskattn.models.model import TokenModel
+from maskattn.models.model import TokenModel, WholeModel
 from maskattn.models.part import ACTIVATIONS
+from maskattn.models.sinusoids import Sinusoids, halves, spread
 from maskattn.models.tokens import Positions, Tokens
 from maskattn.modules import head_shapes
 from maskattn.modules.parameters import parameters
 
 #: What the columns of queries, keys and values are.
 _HEADS = ("heads", "kv_heads", "kv_heads")
+#: How tables of positions begin that are saved, but not learned.
+_FIXED = {"halves": halves, "spread": spread}
 _COUNT = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -71,7 +80,7 @@ class Builder:
         found = _settled(self.row.get(name), self.reading, self.part)
         return default if found is None else found
 
-    def at(self, layer: int) -> Builder:
+    def at(self, layer: int) -> Self:
         """The same, of a layer."""
         return replace(self, reading=replace(self.reading, layer=layer))
 
@@ -79,7 +88,7 @@ class Builder:
     def prefix(self) -> str:
         """Of all names but the head's; a model without a head is published without it."""
         prefix = str(self.get("prefix", ""))
-        table = f"{self.get('table')}.weight"
+        table = f"{self.get('table') or self.get('patches')}.weight"
         bare = self.names is not None and prefix + table not in self.names and table in self.names
         return "" if bare else prefix
 
@@ -162,7 +171,8 @@ class Builder:
         if self.get("halves", False):
             return Halves(self.linear(names[0], self.width, 2 * inner, bias, into), down, activation)
         ups = [self.linear(name, self.width, inner, bias, into) for name in names[:-1]]
-        return Gated(ups[0], ups[1], down, activation) if len(ups) == 2 else Plain(ups[0], down, activation)
+        rate = float(self.get("inner_dropout", 0.0))
+        return Gated(ups[0], ups[1], down, activation, rate) if len(ups) == 2 else Plain(ups[0], down, activation, rate)
 
     def activation(self, name: str, default: str) -> str:
         """One of the functions of `ACTIVATIONS`."""
@@ -179,18 +189,21 @@ class Builder:
             self.layer(self.get("attention")),
             self.mlp(),
             Slots(**norms),
+            None if self.get("cross") is None else self.layer(self.get("cross"), "cross"),
             parallel=bool(self.get("parallel", False)),
             residual=float(self.get("residual", 1.0)),
             scales=() if scales is None else tuple(Array(name, (self.width,), 1.0) for name in scales),
             normed_sum=bool(self.get("normed_sum", False)),
             dropout_rate=float(self.get("dropout", 0.0)),
+            depth_rate=float(self.get("drop_path", 0.0)),
         )
 
-    def stack(self) -> Stack:
-        """All blocks, and the norm behind them."""
-        count, prefix = int(self.get("count") or self.reading.get(*_COUNT)), self.prefix
-        each = [self.at(layer) for layer in range(count)]
-        places = tuple(prefix + str(one.get("layers")).format(layer).rstrip(".") for layer, one in enumerate(each))
+    def stack(self, layers: range | None = None) -> Stack:
+        """All blocks, or some of them, and the norm behind them."""
+        prefix = self.prefix
+        layers = range(int(self.get("count") or self.reading.get(*_COUNT))) if layers is None else layers
+        each = [self.at(layer) for layer in layers]
+        places = tuple(prefix + str(one.get("layers")).format(one.reading.layer).rstrip(".") for one in each)
         config = self.attention()
         shared = tuple(
             (name, _published(config, name, prefix + path)[0]) for name, path in self.get("shared", {}).items()
@@ -204,6 +217,8 @@ class Builder:
             shared,
             self.norm(None if final is None else prefix + final),
             project,
+            float(self.get("final_dropout", 0.0)),
+            bool(self.get("bare", False)),
         )
 
     # Ends ------------------------------------------------------------------------------------------------------------
@@ -211,18 +226,13 @@ class Builder:
     def tokens(self) -> Tokens:
         """What comes before the blocks."""
         prefix, width = self.prefix, int(self.get("table_width", self.width))
-        types, positions = self.get("types"), self.get("positions")
+        types = self.get("types")
         norm, project = self.get("table_norm"), self.get("table_project")
         table = Embedding(
             prefix + self.get("table"), int(self.get("vocabulary") or self.reading.get("vocab_size")), width
         )
         if types is not None:
             types = Embedding(prefix + types, int(self.get("types_rows")), width, (None, "embed"))
-        if positions is not None:
-            rows = int(self.get("position_rows"))
-            offset = int(self.get("position_offset", 0))
-            leaf = Embedding(prefix + positions, rows, int(self.get("position_width", width)), (None, "embed"))
-            positions = Positions(leaf, self.get("position_rule", "all"), offset, self.get("position_pad"))
         if project is not None:
             project = Linear(
                 prefix + project, width, self.width, self.get("table_project_bias", True), axes=(None, "embed")
@@ -231,11 +241,31 @@ class Builder:
             table,
             float(self.get("table_scale", 1.0)),
             types,
-            positions,
+            self.positions(width),
             self.norm(None if norm is None else prefix + norm, width),
             project,
             float(self.get("table_dropout", self.get("dropout", 0.0))),
         )
+
+    def positions(self, width: int) -> Positions | None:
+        """The table of positions, for a table of tokens of this width."""
+        name, kind = self.get("positions"), self.get("position_table", "learned")
+        if name is None and kind != "computed":
+            return None
+        rows, offset, pad = (
+            int(self.get("position_rows")),
+            int(self.get("position_offset", 0)),
+            self.get("position_pad"),
+        )
+        width = int(self.get("position_width", width))
+        if kind == "computed":
+            table: Embedding | Array | Sinusoids = Sinusoids(rows, width, offset, pad)
+        elif kind == "learned":
+            table = Embedding(self.prefix + name, rows, width, (None, "embed"))
+        else:
+            name = f"{self.prefix}{name}.weight"
+            table = Array(name, (rows, width), _FIXED[kind], trained=False, axes=(None, "embed"))
+        return Positions(table, self.get("position_rule", "all"), offset, pad)
 
     def head(self, table: Embedding) -> Vocabulary | None:
         """The logits of the vocabulary."""
@@ -243,13 +273,19 @@ class Builder:
         if given is None:
             return None
         named = {"project": given} if isinstance(given, str) else given
-        tied, rows = bool(self.get("tied", False) if self.tied is None else self.tied), table.rows
+        rows = table.rows
         width, dense, norm, bias = table.width, named.get("dense"), named.get("norm"), named.get("bias")
         own = Linear(named["project"], width, rows, self.get("head_bias", False), axes=("embed", "vocab"))
+        said = self.get("tied", False) if self.tied is None else self.tied
+        tied = bool(said) and not self._apart(own, table)
+        learned = None if bias is None else Array(bias, (rows,), 0.0, axes=("vocab",))
+        if bias is not None and self.get("bias_buffer", False):
+            learned = Array(bias, (1, rows), 0.0, False, (None, "vocab"))
+            learned = learned if self.there(learned) else None
         made = Vocabulary(
             None if tied else own,
             table if tied else None,
-            None if bias is None else Array(bias, (rows,), 0.0, axes=("vocab",)),
+            learned,
             None if dense is None else Linear(dense, self.width, width, self.get("dense_bias", True)),
             self.activation("head_activation", "linear") if dense is not None else "linear",
             self.norm(norm, width),
@@ -260,6 +296,14 @@ class Builder:
         there = all(map(self.there, held)) and (bool(held) or self._has_head())
         return made if there else None
 
+    def _apart(self, own: Leaf, table: Leaf) -> bool:
+        """Whether a checkpoint has other numbers in both: then they are not tied, whatever its configuration says."""
+        held, names = self.names, [f"{leaf.name}.weight" for leaf in (own, table)]
+        if not isinstance(held, Mapping) or not all(name in held for name in names):
+            return False
+        one, other = (held[name] for name in names)
+        return one is not other and not np.array_equal(one, other)
+
     def _has_head(self) -> bool:
         """Whether a model whose head has no tensors of its own has one: by its class, or by the prefix of its names."""
         classes = self.reading.get("architectures", default=None)
@@ -267,18 +311,33 @@ class Builder:
             return not str(classes[0]).endswith("Model") or str(classes[0]).endswith("LMHeadModel")
         return self.prefix == self.get("prefix", "")
 
-    def pooler(self) -> First | None:
+    def pooler(self) -> First | Chosen | None:
         """One vector for each sequence."""
-        name = self.get("pooler")
+        name, rule = self.get("pooler"), self.get("pooled")
+        if rule is not None:
+            width = int(self.reading.get("projection_size", default=self.width))
+            dense = None if name is None else Linear(self.prefix + name, self.width, width)
+            return Chosen(dense, self.reading.get("eos_token_id") if rule == "end" else None)
         if name is None:
             return None
-        made = First(Linear(self.prefix + name, self.width, self.width), self.activation("pooler_activation", "tanh"))
+        made: First | Chosen = First(
+            Linear(self.prefix + name, self.width, self.width), self.activation("pooler_activation", "tanh")
+        )
         return made if all(self.there(leaf) for _, leaf in made.leaves()) else None
 
-    def model(self) -> TokenModel:
+    def projection(self) -> Linear | None:
+        """From the pooled vector to the one that texts and images are compared by."""
+        name = self.get("embeds")
+        if name is None:
+            return None
+        made = Linear(name, self.width, int(self.get("embeds_width")), bias=False)
+        return made if self.there(made) else None
+
+    def model(self) -> WholeModel:
         """The whole."""
         tokens = self.tokens()
-        return TokenModel(self.reading.model_type, tokens, self.stack(), self.head(tokens.table), self.pooler())
+        head, pooler = self.head(tokens.table), self.pooler()
+        return TokenModel(self.reading.model_type, tokens, self.stack(), head, pooler, self.projection())
 
 
 def _published(config: AttentionConfig, name: str, path: str) -> tuple[Leaf, ...]:
@@ -288,6 +347,10 @@ def _published(config: AttentionConfig, name: str, path: str) -> tuple[Leaf, ...
     shape = parameter.shape
     if "{}" in path:
         return tuple(Array(path.format(head), shape[1:], parameter.begins) for head in range(shape[0]))
+    if name.endswith(".kernel"):  # as linear layers are published
+        return (Array(path, shape[::-1], parameter.begins),)
+    if config.cosine is not None and name == "logit_scale":
+        return (Array(path, (*shape, 1, 1), parameter.begins),)
     flat = config.qk_norm is not None and config.qk_norm.over == "all" and "_norm." in name
     return (Array(path, (math.prod(shape),) if flat else shape, parameter.begins),)
 

@@ -23,7 +23,7 @@ from maskattn.checkpoints import TensorInfo, sha256
 from maskattn.models import ROWS, describe
 from maskattn.models.forms import Names, Piece, file_shape, published
 from maskattn.models.leaves import Tensor
-from maskattn.models.model import TokenModel
+from maskattn.models.model import WholeModel
 from maskattn.typing import Array, NumPyArray, NumPyDType
 
 A = TypeVar("A", bound=Array)
@@ -118,7 +118,7 @@ class Loading:
         unread: as in `Origin`. reasons: what is wrong.
     """
 
-    table: TokenModel
+    table: WholeModel
     tensors: dict[str, Tensor]
     where: dict[str, tuple[Piece, ...]]
     copies: dict[str, str]
@@ -126,7 +126,7 @@ class Loading:
     reasons: list[str]
 
 
-def tensors_of(table: TokenModel) -> dict[str, Tensor]:
+def tensors_of(table: WholeModel) -> dict[str, Tensor]:
     """All tensors of a model, by their published names."""
     found: dict[str, Tensor] = {}
     for path, leaf in table.leaves():
@@ -137,7 +137,7 @@ def tensors_of(table: TokenModel) -> dict[str, Tensor]:
 
 def load(
     source: Source, make: Callable[[str, Tensor, NumPyArray], A], param_dtype: NumPyDType | None = None
-) -> tuple[TokenModel, dict[str, A], Origin]:
+) -> tuple[WholeModel, dict[str, A], Origin]:
     """Reads a model: each tensor once, the largest first.
 
     Args:
@@ -299,7 +299,7 @@ def planned(source: Source, tied: bool | None = None) -> Loading:
     return loading
 
 
-def _is_headed(config: Mapping[str, Value], table: TokenModel, loading: Loading) -> bool:
+def _is_headed(config: Mapping[str, Value], table: WholeModel, loading: Loading) -> bool:
     """Whether a class is named whose models have a head of their own, and the file is no base model's."""
     classes = config.get("architectures") or [""]
     prefix = str(ROWS[table.model_type].get("prefix", ""))
@@ -340,7 +340,7 @@ def _original(file: str, loading: Loading) -> str | None:
         vocabulary = getattr(loading.table, "head", None)
         if vocabulary is None:
             return None
-        tied, bias = vocabulary.tied, vocabulary.bias
+        tied, bias = getattr(vocabulary, "tied", None), getattr(vocabulary, "bias", None)
         if head[4] == "weight":
             return None if tied is None else f"{tied.name}.weight"
         return None if bias is None else bias.name
@@ -373,7 +373,7 @@ def origin_of(origin: Origin | None, config: Mapping[str, Value]) -> Origin:
 
 
 def save(
-    table: TokenModel,
+    table: WholeModel,
     origin: Origin,
     arrays: Mapping[str, A],
     publish: Callable[[Tensor, A], NumPyArray],
@@ -414,7 +414,7 @@ def save(
         checkpoints.write_json(path / "generation_config.json", origin.generation)
 
 
-def _new(table: TokenModel, tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
+def _new(table: WholeModel, tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
     """A new file's tensors."""
     where = {name: published(table.model_type, name, tensor.shape) for name, tensor in tensors.items()}
     return {

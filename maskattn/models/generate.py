@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
 from numpy.typing import ArrayLike
 
 from maskattn._problems import Problems
-from maskattn.models.model import TokenModel
+from maskattn.models.encoder_decoder import EncoderDecoder
+from maskattn.models.model import WholeModel
 from maskattn.numerics import rng
 from maskattn.typing import NumPyArray as Array
 
@@ -149,11 +150,34 @@ def checked(
     return ids, kept, Choice(float(temperature), int(str(top_k)), float(top_p), key), stops
 
 
-def check_writes(where: str, table: TokenModel) -> None:
+def prompted(where: str, table: WholeModel, given: dict[str, Any], begin: Any) -> tuple[Any, Any, dict[str, Any]]:
+    """What a model writes behind, its mask, and what its encoder reads.
+
+    Args:
+        given: tokens, attention_mask and features, of which those that are None are left out of the last.
+        begin: int [B, T], what a decoder beside an encoder begins with, or None: the start of its configuration.
+
+    Raises:
+        ValueError: tokens, features or the beginning are missing, or nothing reads them.
+    """
+    if not isinstance(table, EncoderDecoder):
+        if given["tokens"] is None or given["features"] is not None or begin is not None:
+            raise ValueError(f"{where}: a {table.model_type} model writes behind tokens alone")
+        return given["tokens"], given["attention_mask"], {}
+    given = {name: x for name, x in given.items() if x is not None}
+    kind = "features" if table.hears else "tokens"
+    if kind not in given:
+        raise ValueError(f"{where}: {kind} must be given, a {table.model_type} model reads them")
+    if begin is None and table.start is None:
+        raise ValueError(f"{where}: decoder_tokens must be given, the configuration has no decoder_start_token_id")
+    return np.full((len(given[kind]), 1), table.start) if begin is None else begin, None, given
+
+
+def check_writes(where: str, table: WholeModel) -> None:
     """Raise a ValueError where a model cannot write: it has no logits, or attends to later tokens."""
-    if table.head is None:
+    if getattr(table, "head", None) is None:
         raise ValueError(f"{where}: the {table.model_type} model has no logits: its checkpoint has no head")
     later = np.arange(1, 4096)
-    for block in table.stack.blocks:
+    for block in table.stacks()[-1].blocks:
         if np.asarray(block.attention.mask.allowed(0, 0, 0, later)).any():
             raise ValueError(f"{where}: the {table.model_type} model attends to later tokens, so it cannot write")

@@ -37,7 +37,8 @@ class Vocabulary(Part):
         if self.dense is not None:
             h = use.activate(run.linear(self.dense, at, h), self.activation)
         h = run.norm(self.norm, at, h)
-        bias = None if self.bias is None else run.array(self.bias, at)
+        held: Traced = None if self.bias is None else run.array(self.bias, at)
+        bias: B | None = None if held is None else held.reshape(-1)
         if self.project is not None:
             logits = run.linear(self.project, at, h)
             logits = logits if bias is None else use.add(logits, bias)
@@ -53,13 +54,81 @@ class Vocabulary(Part):
 
 @dataclass(frozen=True)
 class First(Part):
-    """The first token, through a layer and an activation where there is one."""
+    """The first token, through a norm, and a layer with an activation, where there are such."""
 
     dense: Linear | None = None
     activation: str = "tanh"
+    norm: Norm | None = None
+
+    def apply(self, at: object, h: B, run: Run[B], tokens: B | None = None) -> B:
+        """h [B, L, E] -> [B, E]."""
+        whole: Traced = h
+        first = run.norm(self.norm, at, whole[:, 0])
+        return first if self.dense is None else run.use.activate(run.linear(self.dense, at, first), self.activation)
+
+
+@dataclass(frozen=True)
+class Chosen(Part):
+    """One token of a text, through a layer where there is one: the last, or the first that is called its end.
+
+    Attributes:
+        end: the id of the end; None takes the last token. CLIP's first files say 2, and mean the largest id.
+    """
+
+    dense: Linear | None = None
+    end: int | None = None
+
+    def apply(self, at: object, h: B, run: Run[B], tokens: B | None = None) -> B:
+        """h [B, L, E], tokens int [B, L] -> [B, E]."""
+        whole: Traced = h
+        if self.end is None:
+            chosen: B = whole[:, -1]
+        else:
+            ids: Traced = tokens
+            places = (ids if self.end == 2 else (ids == self.end) * 1).argmax(1)
+            chosen = whole[run.use.arange(whole.shape[0], h), places]
+        return chosen if self.dense is None else run.linear(self.dense, at, chosen)
+
+
+@dataclass(frozen=True)
+class Mean(Part):
+    """The mean of all tokens but the first ones, normed where there is a norm."""
+
+    skip: int = 0
+    norm: Norm | None = None
 
     def apply(self, at: object, h: B, run: Run[B]) -> B:
         """h [B, L, E] -> [B, E]."""
         whole: Traced = h
-        first: B = whole[:, 0]
-        return first if self.dense is None else run.use.activate(run.linear(self.dense, at, first), self.activation)
+        return run.norm(self.norm, at, run.use.mean(whole[:, self.skip :]))
+
+
+@dataclass(frozen=True)
+class Classes(Part):
+    """Logits of classes of images.
+
+    Attributes:
+        layers: each reads a vector; where there are several their logits are averaged.
+        read: "first": each layer its own token, from the first; "pooled"; "mean": of the patches; "both": the first
+            token and that mean, one after the other.
+        skip: tokens before the patches.
+    """
+
+    layers: tuple[Linear, ...]
+    read: str
+    skip: int = 0
+
+    def apply(self, at: object, h: B, pooled: B | None, run: Run[B]) -> B:
+        """h [B, L, E], pooled [B, E] -> [B, classes]."""
+        use = run.use
+        whole: Traced = h
+        if self.read == "first":
+            vectors: list[B] = [whole[:, place] for place in range(len(self.layers))]
+        elif self.read == "pooled":
+            assert pooled is not None
+            vectors = [pooled]
+        else:
+            mean = use.mean(whole[:, self.skip :])
+            vectors = [use.concatenate([whole[:, 0], mean], 1) if self.read == "both" else mean]
+        each = [run.linear(layer, at, vector) for layer, vector in zip(self.layers, vectors, strict=True)]
+        return each[0] if len(each) == 1 else use.scaled(use.add(each[0], each[1]), 0.5)

@@ -7,16 +7,20 @@ tensors are described as PyTorch has them, with what Flax calls them and the ord
 from __future__ import annotations
 
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 
-from maskattn.typing import NumPyArray
+from maskattn.typing import Array as AnyArray, NumPyArray, Traced
 
 #: A logical axis of a parameter, which a mesh may divide; None: never divided.
 Axis = str | None
+#: What the numbers of a new model are; see `Tensor`.
+Begins = float | Callable[[tuple[int, ...]], NumPyArray] | None
+
+B = TypeVar("B", bound=AnyArray)
 
 
 class Tensor(NamedTuple):
@@ -27,7 +31,7 @@ class Tensor(NamedTuple):
         flax: its name in Flax.
         order: which axes of the published one Flax's are, in order.
         axes: logical axes, one for each of Flax's.
-        begins: what a new model holds; None: numbers drawn from a normal distribution.
+        begins: what a new model holds, or makes of the shape; None: numbers drawn from a normal distribution.
         trained: False: a buffer, that no optimizer changes.
     """
 
@@ -35,7 +39,7 @@ class Tensor(NamedTuple):
     flax: str
     order: tuple[int, ...]
     axes: tuple[Axis, ...]
-    begins: float | None = None
+    begins: Begins = None
     trained: bool = True
 
     @property
@@ -112,7 +116,7 @@ class Norm(Leaf):
     """A norm over the last axis of x [..., width].
 
     Attributes:
-        kind: "layer" or "rms".
+        kind: "layer" or "rms"; or "frames": of each channel over all frames of x [B, frames, width].
         plus_one: whether 1 + scale multiplies.
     """
 
@@ -164,13 +168,28 @@ class Conv(Leaf):
         made = {"weight": Tensor(shape, "kernel", order, (*[None] * len(self.size), None, "embed"))}
         return made | ({"bias": Tensor((self.outputs,), "bias", (0,), ("embed",), 0.0)} if self.bias else {})
 
+    @property
+    def is_product(self) -> bool:
+        """Whether each number of the input is read once, as of the patches of an image: pieces times a matrix."""
+        plain = not self.padding and self.groups == 1
+        return plain and len(self.size) == 2 and self.stride == self.size
+
+    def pieces(self, x: B) -> B:
+        """x [B, height, width, inputs] -> what each place of the output reads, [B, *places, size * inputs]."""
+        image: Traced = x
+        (high, wide), (batch, height, width, _) = self.size, image.shape
+        rows, columns = height // high, width // wide
+        image = image[:, : rows * high, : columns * wide].reshape((batch, rows, high, columns, wide, -1))
+        made: B = image.swapaxes(2, 3).reshape((batch, rows, columns, -1))
+        return made
+
 
 @dataclass(frozen=True)
 class Array(Leaf):
     """A parameter that stands by itself, such as a learned token."""
 
     shape: tuple[int, ...]
-    begins: float | None = None
+    begins: Begins = None
     trained: bool = True
     axes: tuple[Axis, ...] = ()
 
@@ -186,6 +205,8 @@ def first_numbers(name: str, tensor: Tensor) -> NumPyArray:
     Where nothing else is said they are drawn from a normal distribution with the standard deviation 0.02, as the models
     of BERT and GPT-2 began.
     """
+    if callable(tensor.begins):
+        return tensor.begins(tensor.shape)
     if tensor.begins is not None:
         return np.full(tensor.shape, tensor.begins, np.float32)
     draws = np.random.Generator(np.random.Philox(key=zlib.crc32(name.encode())))

@@ -32,11 +32,13 @@ class Gated(Part):
     up: Linear
     down: Linear
     activation: str
+    dropout_rate: float = 0.0
 
     def apply(self, at: object, x: B, run: Run[B]) -> B:
         """x [B, L, E] -> [B, L, E]."""
         gate = run.use.activate(run.linear(self.gate, at, x), self.activation)
-        return run.linear(self.down, at, run.use.product(gate, run.linear(self.up, at, x)))
+        inner = run.use.product(gate, run.linear(self.up, at, x))
+        return run.linear(self.down, at, run.drop(inner, self.dropout_rate))
 
 
 @dataclass(frozen=True)

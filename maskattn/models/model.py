@@ -7,10 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Generic
 
-from maskattn.masks import KeyMask, Mask
+from maskattn.masks import Global, KeyMask, Mask
 from maskattn.models.attention import Given
 from maskattn.models.block import Block, Stack
-from maskattn.models.heads import First, Vocabulary
+from maskattn.models.heads import Chosen, First, Vocabulary
+from maskattn.models.leaves import Linear
 from maskattn.models.part import B, Part, Run
 from maskattn.models.tokens import Tokens
 from maskattn.typing import Traced
@@ -31,8 +32,15 @@ class Output(Generic[B]):
         hidden: [B, L, E], the last hidden states, behind the last norm.
         logits: of the model's head; None where the checkpoint has none.
         pooled: [B, E], one vector for each sequence; None where the model makes none.
-        hidden_states: where asked for, what each block read, and `hidden`.
+        hidden_states: where asked for, what each block read, and `hidden`; of models of images, as transformers has it,
+            the last is what the last norm read, and with stages they are those of stages.
         cache: where one was given, the new one: an entry for each layer.
+        encoder_hidden: [B, S, E], what the encoder gave, where the model has an encoder and a decoder and the call ran
+            both; the rest is then the decoder's. encoder_hidden_states: as `hidden_states`, of the encoder.
+        text_embeds, image_embeds: [B, P], of CLIP and SigLIP, what texts and images are compared by; where both were
+            given, of length 1, and the logits are those of each image for each text, [images, texts].
+        texts, images: of models with two towers, what each gave; `hidden` is that of the images, if there are any.
+        masked: bool [B, patches], of masked autoencoders, True = not seen.
     """
 
     hidden: B
@@ -40,6 +48,13 @@ class Output(Generic[B]):
     pooled: B | None = None
     hidden_states: tuple[B, ...] | None = None
     cache: tuple[Traced, ...] | None = None
+    encoder_hidden: B | None = None
+    encoder_hidden_states: tuple[B, ...] | None = None
+    text_embeds: B | None = None
+    image_embeds: B | None = None
+    texts: Output[B] | None = None
+    images: Output[B] | None = None
+    masked: B | None = None
 
 
 @dataclass
@@ -64,54 +79,96 @@ class Inputs(Generic[B]):
 
 
 @dataclass(frozen=True)
-class TokenModel(Part):
-    """Tokens, blocks, and heads.
+class WholeModel(Part):
+    """A whole model.
 
     Attributes:
         model_type: as configurations call it.
     """
 
     model_type: str
-    tokens: Tokens
-    stack: Stack
-    head: Vocabulary | None = None
-    pooler: First | None = None
 
     def stacks(self) -> tuple[Stack, ...]:
-        """Its stacks of blocks."""
-        return (self.stack,)
+        """Its stacks of blocks, the one that writes, and has caches, last."""
+        raise NotImplementedError
 
     def blocks(self) -> Iterator[tuple[str, Block]]:
         """(path, block) of all blocks, each path once."""
-        yield from dict(zip(self.stack.places, self.stack.blocks, strict=True)).items()
+        for stack in self.stacks():
+            yield from stack.each()
 
     def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         """One call."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class TokenModel(WholeModel):
+    """Tokens, blocks, and heads.
+
+    Attributes:
+        embeds: of CLIP's, from the pooled vector to the one that is compared with images.
+    """
+
+    tokens: Tokens
+    stack: Stack
+    head: Vocabulary | None = None
+    pooler: First | Chosen | None = None
+    embeds: Linear | None = None
+
+    def stacks(self) -> tuple[Stack, ...]:
+        return (self.stack,)
+
+    def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
         tokens = inputs.tokens
-        assert tokens is not None
+        if tokens is None:
+            raise ValueError(f"Model: tokens must be given, {self.model_type} reads them")
         use = run.use
-        keep: Traced = None
-        if inputs.attention_mask is not None:
-            kept: Traced = use.as_array(inputs.attention_mask, tokens)
-            keep = kept != 0
+        keep = kept(inputs.attention_mask, tokens, run)
         positions = inputs.positions
         if positions is None and inputs.cache is not None and self.tokens.positions is not None:
             ids: Traced = tokens
             positions = use.first_of(inputs.cache).next_positions(ids.shape[1], valid=inputs.valid)
         h = self.tokens.apply(at, tokens, run, keep, positions, inputs.token_types)
-        masks = self._masks(keep)
+        masks = masks_of(self.stack, keep)
         states: list[B] | None = [] if inputs.hidden_states else None
-        given = Given(masks, inputs.positions, inputs.valid, inputs.global_tokens, states=states)
+        given = Given(masks, inputs.positions, inputs.valid, inputs.global_tokens, states=states, keep=keep)
         h, cache = self.stack.apply(at, h, run, given, inputs.cache)
-        read: Traced = h
-        if inputs.logits_at is not None:
-            rows = use.arange(read.shape[0], h)
-            read = read[rows, use.as_array(inputs.logits_at, tokens)][:, None]
-        logits = None if self.head is None else self.head.apply(at, read, run)
-        pooled = None if self.pooler is None else self.pooler.apply(at, h, run)
-        return Output(h, logits, pooled, None if states is None else tuple(states), cache)
+        logits = logits_of(self.head, at, h, inputs, run)
+        pooled = None if self.pooler is None else self.pooler.apply(at, h, run, tokens)
+        embeds = None if self.embeds is None or pooled is None else run.linear(self.embeds, at, pooled)
+        return Output(h, logits, pooled, None if states is None else tuple(states), cache, text_embeds=embeds)
 
-    def _masks(self, keep: Traced) -> dict[Mask, Mask | None]:
-        """The masks of the blocks with the padding of a batch."""
-        made = {block.attention.mask for block in self.stack.blocks}
-        return {mask: mask if keep is None else mask & KeyMask(keep) for mask in made}
+
+def logits_of(head: Vocabulary | None, at: object, h: B, inputs: Inputs[B], run: Run[B]) -> B | None:
+    """The logits of h [B, L, E], of the places that are asked for."""
+    if head is None:
+        return None
+    read: Traced = h
+    if inputs.logits_at is not None:
+        rows = run.use.arange(read.shape[0], h)
+        read = read[rows, run.use.as_array(inputs.logits_at, h)][:, None]
+    return head.apply(at, read, run)
+
+
+def kept(given: Traced, like: B, run: Run[B]) -> Traced:
+    """bool [B, L] of a mask as given, 1 = keep; None of None."""
+    if given is None:
+        return None
+    numbers: Traced = run.use.as_array(given, like)
+    return numbers != 0
+
+
+def masks_of(stack: Stack, keep: Traced, global_tokens: Traced = None) -> dict[Mask, Mask | None]:
+    """The masks of the blocks with what a batch brings: global tokens, and its padding.
+
+    Raises:
+        ValueError: there are global tokens, which no block reads.
+    """
+    if global_tokens is not None and not any(block.attention.config.global_tokens for block in stack.blocks):
+        raise ValueError("global_tokens are given, but the model has no global attention")
+    made: dict[Mask, Mask | None] = {}
+    for mask in {block.attention.mask for block in stack.blocks}:
+        whole = mask if global_tokens is None else mask | Global(global_tokens)
+        made[mask] = whole if keep is None else whole & KeyMask(keep)
+    return made

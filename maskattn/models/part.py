@@ -38,6 +38,9 @@ class Ops(Protocol[B]):
     def conv(self, leaf: Conv, module: object, x: B) -> B:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
 
+    def convolve(self, leaf: Conv, weight: B, bias: B | None, x: B) -> B:
+        """As `conv`, with these numbers as published: weight [outputs, inputs / groups, *size]."""
+
     def array(self, held: object) -> B:
         """The numbers of a parameter that stands by itself, or of any module's parameter."""
 
@@ -65,11 +68,35 @@ class Ops(Protocol[B]):
     def first_of(self, cache: Traced) -> Traced:
         """The first layer's own cache, of what a model's stack has."""
 
+    def products(self, x: B, y: B) -> B:
+        """x [..., width] by all rows of y [rows, width]: [..., rows]; of the dtype of x."""
+
+    def mean(self, x: B) -> B:
+        """The mean of x [B, L, E] over L: [B, E]."""
+
+    def order(self, x: B) -> B:
+        """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""
+
+    def take(self, x: B, places: B) -> B:
+        """The tokens of x [B, L, E] at places [B, N]: [B, N, E]."""
+
+    def uniform(self, key: B, shape: Sequence[int]) -> B:
+        """Numbers in [0, 1), float32."""
+
     def arange(self, length: int, like: B) -> B:
         """0, 1, ..., int32 [length], where `like` is."""
 
     def as_array(self, x: object, like: B | None) -> B:
         """An array of NumPy, or of the framework, where `like` is."""
+
+    def rows(self, table: B, ids: B) -> B:
+        """Rows of an array [rows, width]: [..., width]."""
+
+    def sums(self, x: B, ids: B, count: int) -> B:
+        """Of x [B, L, E] those of each id of [B, L] summed: [B, count, E]; other ids are left out."""
+
+    def merge(self, out: B, lse: B, out2: B, lse2: B) -> B:
+        """`merge` of the twins: attention [B, L, H, D] over two sets of keys, with its log-sum-exp [B, L, H]."""
 
     def concatenate(self, arrays: Sequence[B], axis: int) -> B: ...
     def where(self, condition: B, x: B, y: B) -> B: ...

@@ -4,33 +4,41 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from maskattn.models.leaves import Embedding, Linear, Norm
+from maskattn.models.leaves import Array, Embedding, Linear, Norm
 from maskattn.models.part import B, Part, Run
+from maskattn.models.sinusoids import Sinusoids
 from maskattn.typing import Traced
 
 
 @dataclass(frozen=True)
 class Positions(Part):
-    """A learned table of positions.
+    """A table of positions.
 
     Attributes:
+        table: learned; or an array that is saved, but not learned; or computed.
         rule: what counts: "all" tokens, those that are not `pad` ("ids"), or those of the mask ("mask"), where what
             does not count reads the row before the first.
         offset: the row of the first token.
     """
 
-    table: Embedding
+    table: Embedding | Array | Sinusoids
     rule: str = "all"
     offset: int = 0
     pad: int | None = None
+
+    @property
+    def width(self) -> int:
+        """Of a row."""
+        return self.table.shape[1] if isinstance(self.table, Array) else self.table.width
 
     def rows(self, tokens: B, keep: B | None, positions: B | None, run: Run[B]) -> B:
         """int [B or 1, L]: the row of each token [B, L]."""
         use = run.use
         ids: Traced = tokens
-        if positions is not None and self.rule != "ids":
+        if positions is not None:
             given: Traced = positions
-            return (given if given.ndim == 2 else given[None]) + self.offset
+            given = (given if given.ndim == 2 else given[None]) + self.offset
+            return given if self.rule != "ids" else use.where(ids != self.pad, given, ids * 0 + self.offset - 1)
         if self.rule == "all" or (self.rule == "mask" and keep is None):
             made: Traced = use.arange(ids.shape[1], tokens)
             return made[None] + self.offset
@@ -38,6 +46,18 @@ class Positions(Part):
         counts = use.as_array(counts, tokens) * 1
         before = self.offset - 1
         return counts.cumsum(1) * counts + before
+
+    def apply(self, at: object, rows: B, run: Run[B], like: B) -> B:
+        """Rows of the table, [B or 1, L, width], of the dtype of what they are added to."""
+        table, use = self.table, run.use
+        if isinstance(table, Embedding):
+            return run.embed(table, at, rows)
+        if isinstance(table, Array):
+            held = run.array(table, at)
+        else:
+            held = use.as_array(table.numbers(rows.shape[-1]), rows)
+        found = use.rows(held, rows)
+        return use.arithmetic.broadcast(found, found.shape, like)
 
 
 @dataclass(frozen=True)
@@ -71,7 +91,7 @@ class Tokens(Part):
         if self.types is not None:
             rows: Traced = use.as_array(tokens if types is None else types, tokens)
             h = use.add(h, run.embed(self.types, at, rows * 0 if types is None else rows))
-        early = self.positions is not None and self.positions.table.width == self.table.width
+        early = self.positions is not None and self.positions.width == self.table.width
         if early:
             h = self._placed(at, h, tokens, run, keep, positions)
         h = run.drop(run.norm(self.norm, at, h), self.dropout_rate)
@@ -83,4 +103,5 @@ class Tokens(Part):
         """h with positions added, which have the width of the table of tokens, or that of the blocks."""
         if self.positions is None:
             return h
-        return run.use.add(h, run.embed(self.positions.table, at, self.positions.rows(tokens, keep, positions, run)))
+        rows = self.positions.rows(tokens, keep, positions, run)
+        return run.use.add(h, self.positions.apply(at, rows, run, h))

@@ -194,6 +194,8 @@ def _check_cache(problems: Problems, config: AttentionConfig, sizes: tuple[int, 
     if not isinstance(asked.cache, CacheBase):
         problems.type(f"cache must be a Cache, got {describe(asked.cache)}")
         return
+    if asked.cache.batch != sizes[0]:
+        problems.value(f"cache must have a row for each of the batch, {sizes[0]}, got {asked.cache.batch}")
     if sizes[1] != sizes[2]:
         problems.value(f"query and key must be of one length where there is a cache, got {sizes[1]} and {sizes[2]}")
     if asked.mask is not None and not isinstance(asked.mask, Mask):

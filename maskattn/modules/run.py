@@ -83,6 +83,12 @@ class Arithmetic(Protocol[B]):
     def identity(self, size: int, like: B) -> B:
         """The unit matrix, of the dtype of `like`."""
 
+    def held(self, x: B) -> B:
+        """Keys or values [B, L, K, D] as a cache takes them."""
+
+    def of_cache(self, x: B, like: B) -> B:
+        """What a cache holds [B, S, K, D], divided over devices as `like` is."""
+
 
 @dataclass(eq=False)
 class Asked(Generic[B]):
@@ -272,14 +278,15 @@ class Layer(Generic[B]):
         size = asked.cache.size
         # the first queries of a long step attend to what its last tokens replace in a rolling cache
         wide = asked.cache.resize(size + q_len) if asked.cache.rolling and q_len > 1 else asked.cache
-        cache = wide.update(key, value, valid=asked.valid)
+        use = self.arithmetic
+        cache = wide.update(use.held(key), use.held(value), valid=asked.valid)
         bias: Any = asked.bias if asked.bias is None or isinstance(asked.bias, Bias) else DenseBias(asked.bias)
         step = asked.but(
             cache=cache if wide is asked.cache else cache.resize(size),
             mask=cache.mask(asked.mask, q_len, valid=asked.valid),
             bias=cache.bias(bias, q_len, valid=asked.valid),
         )
-        return cache.key, cache.value, step
+        return use.of_cache(cache.key, key), use.of_cache(cache.value, value), step
 
     def _bias(self, query: B, key: B, relative: Any) -> Bias | None:
         part, held = self.config.position_bias, self.held

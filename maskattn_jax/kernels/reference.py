@@ -24,7 +24,7 @@ from jax.sharding import AxisType
 
 from maskattn._pairs import restrict
 from maskattn.attention import Call
-from maskattn.biases import Bias, DenseBias, TableBias
+from maskattn.biases import Bias, DenseBias, Disentangled, TableBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn_jax import lower, tables
 from maskattn_jax._linear import linear as differentiated
@@ -258,6 +258,9 @@ def _allowed(mask: Mask, at: tuple[Array, ...]) -> Array:
 
 def _added(bias: Bias, at: tuple[Array, ...]) -> Array:
     """A bias that is no DenseBias, rank 4, on the axes that it reads."""
+    if isinstance(bias, Disentangled):  # which a device may have the part of that is its own
+        sizes = max(bias.of_queries.shape[0], bias.of_keys.shape[0]), bias.of_queries.shape[1]
+        at = (*(x - x.reshape(-1)[0] if x.size == n else x for x, n in zip(at[:2], sizes, strict=True)), *at[2:])
     b, h, q, k = restrict(bias, *at)
     if isinstance(bias, TableBias) and bias.table.shape[1] in (1, at[1].size):
         return tables.look_up(bias.table, _rank_4(bias.rows(b, q, k)))

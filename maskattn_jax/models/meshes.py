@@ -11,7 +11,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from maskattn.models import TokenModel
+from maskattn.models import WholeModel
 from maskattn.models.axes import Over, Rules, names_of, settled
 from maskattn.models.leaves import Axis, Tensor
 from maskattn.typing import NumPyArray
@@ -33,7 +33,7 @@ class Places:
     rules: tuple[tuple[str, Over], ...]
 
     @classmethod
-    def of(cls, mesh: Mesh, table: TokenModel, rules: Rules | None = None) -> Places:
+    def of(cls, mesh: Mesh, table: WholeModel, rules: Rules | None = None) -> Places:
         """The places of a model's parameters.
 
         Args:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
 import jax
@@ -13,7 +13,7 @@ from flax import nnx
 
 from maskattn import models
 from maskattn.attention import KernelCannot
-from maskattn.models import Inputs, Output, TokenModel, generate, leaves
+from maskattn.models import Inputs, Output, WholeModel, generate, leaves
 from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable, Stack
@@ -32,7 +32,7 @@ __all__ = ["Block", "Group", "Loop", "Model", "Norm"]
 #: (published name, what it is) -> its numbers, as Flax has them.
 Start = Callable[[str, leaves.Tensor], Array]
 
-jax.tree_util.register_dataclass(Output, ["hidden", "logits", "pooled", "hidden_states", "cache"], [])
+jax.tree_util.register_dataclass(Output, [field.name for field in dataclasses.fields(Output)], [])
 
 
 class Group(nnx.Module):
@@ -61,9 +61,10 @@ class Norm(nnx.Module):
         table = self.table
         wide = jnp.promote_types(x.dtype, jnp.float32)
         made = x.astype(wide)
-        if table.kind == "layer":
-            made = made - made.mean(-1, keepdims=True)
-        made = made * jax.lax.rsqrt(jnp.square(made).mean(-1, keepdims=True) + table.eps)
+        axis = -2 if table.kind == "frames" else -1
+        if table.kind != "rms":
+            made = made - made.mean(axis, keepdims=True)
+        made = made * jax.lax.rsqrt(jnp.square(made).mean(axis, keepdims=True) + table.eps)
         if self.scale is not None:
             scale = self.scale[...].astype(wide)
             made = made * (scale + 1 if table.plus_one else scale)
@@ -94,7 +95,7 @@ class Block(Group):
 
         def again(state: Any, h: Array, cache: Any) -> tuple[Array, Any]:
             block = nnx.merge(graph, state)
-            return block.table.apply(block, h, run.within(number), replace(given, states=None), cache)
+            return block.table.apply(block, h, run.within(number), dataclasses.replace(given, states=None), cache)
 
         given.note(h)
         made: tuple[Array, Any] = jax.checkpoint(again)(state, h, cache)
@@ -124,7 +125,7 @@ class Loop(nnx.Module):
         def step(h: Array, given_of: Any) -> tuple[Array, Any]:
             states, first, caches = given_of
             seen, grown = [], []
-            own = replace(given, states=None)
+            own = dataclasses.replace(given, states=None)
             for place, ((graph, _), state) in enumerate(zip(parts, states, strict=True)):
                 seen.append(h)
                 block = nnx.merge(graph, state)
@@ -158,7 +159,7 @@ class Model(Group):
 
     def __init__(
         self,
-        table: TokenModel,
+        table: WholeModel,
         start: Start | None = None,
         config: Mapping[str, Any] | None = None,
         *,
@@ -217,10 +218,12 @@ class Model(Group):
             tokens: int [B, L].
             attention_mask: [B, L], 1 = keep, 0 = padding; None keeps all.
             token_types: int [B, L], of models that have several; None: all 0.
-            positions: int [L] or [B, L]; None counts as the model's own code does.
+            positions: int [L] or [B, L]; None counts as the model's own code does. Of models with an encoder and a
+                decoder, the decoder's.
             global_tokens: bool [B, L], True = global, of models with global attention.
             decoder_tokens, decoder_attention_mask: [B, T], of models with an encoder and a decoder.
-            memory: [B, L, E], what such a model's encoder gave before, which is then not run.
+            memory: [B, L, E], what such a model's encoder gave before, which is then not run. In a step whose cache
+                holds its keys and values, neither it nor tokens are given, but the attention_mask.
             images: [B, channels, height, width]. features: of sound, [B, samples] or [B, channels, frames].
             noise: [B, patches], by which a masked autoencoder chooses what it sees.
             cache: of decoding, an entry for each layer (`cache`); the new one is in the output.
@@ -255,9 +258,11 @@ class Model(Group):
 
     def generate(
         self,
-        tokens: Array,
+        tokens: Array | None = None,
         attention_mask: Numbers | None = None,
         *,
+        features: Array | None = None,
+        decoder_tokens: Numbers | None = None,
         max_new_tokens: int = 20,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -266,13 +271,17 @@ class Model(Group):
         end_ids: Sequence[int] | int | None = None,
         kernel: KernelName = "auto",
     ) -> Array:
-        """Write behind prompts [B, L]: the new tokens int [B, n], n at most `max_new_tokens`.
+        """Write behind prompts [B, L]: the new tokens int [B, n], n at most `max_new_tokens`. A model with an encoder
+        and a decoder reads them, or sound, and its decoder writes.
 
         The same in both twins: always with `kernel="exact"`; else wherever the two best logits, or a draw and the
         boundary of a token, lie further apart than the twins' difference.
 
         Args:
             attention_mask: [B, L], 1 = keep, 0 = padding, on any side. Positions count what is kept.
+            features: of sound, where the encoder reads that.
+            decoder_tokens: int [B, T], what a decoder beside an encoder begins with; None: the start of its
+                configuration.
             temperature: divides the logits before a token is drawn; 0 takes the likeliest.
             top_k, top_p: only the k likeliest, or those that together have the probability p, are drawn.
             key: of the draws: a seed in [0, 2**31) or two uint32 words.
@@ -284,12 +293,14 @@ class Model(Group):
         """
         where = "Model.generate"
         generate.check_writes(where, self.table)
+        known = {"tokens": tokens, "attention_mask": attention_mask, "features": features}
+        prompt, mask, given = generate.prompted(where, self.table, known, decoder_tokens)
         told = self.config if self.origin is None else {**self.config, **self.origin.generation}
         ends = told.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else np.asarray(rng.words(key))
         options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        ids, kept, choice, stops = generate.checked(where, tokens, attention_mask, key=words, ends=ends, **options)
-        plan = generate.Plan(Writer(self, self.table, kernel), choice, max_new_tokens, stops, self._pad())
+        ids, kept, choice, stops = generate.checked(where, prompt, mask, key=words, ends=ends, **options)
+        plan = generate.Plan(Writer(self, self.table, kernel, given), choice, max_new_tokens, stops, self._pad())
         written = plan.write(ids, kept)
         return jnp.asarray(written)
 
@@ -303,7 +314,7 @@ class Model(Group):
             return made if self.places is None else jax.tree.map(self._lying, made)
 
         made: list[Any] = []
-        for stack in self.table.stacks():
+        for stack in self.table.stacks()[-1:]:
             number = 0
             while number < len(stack.places):
                 module = find(self, stack.places[number])
@@ -403,6 +414,6 @@ def _module(leaf: leaves.Leaf, begin: Callable[[str], Array]) -> nnx.Module:
     if isinstance(leaf, leaves.Linear):
         return nnx.Linear(leaf.inputs, leaf.outputs, **made)
     assert isinstance(leaf, leaves.Conv)
-    padding = [(leaf.padding, leaf.padding)] * len(leaf.size)
+    padding = ((leaf.padding, leaf.padding),) * len(leaf.size)  # hashed, as all that a module holds
     options: dict[str, Any] = {"strides": leaf.stride, "padding": padding, "feature_group_count": leaf.groups}
     return nnx.Conv(leaf.inputs, leaf.outputs, leaf.size, **options, **made)

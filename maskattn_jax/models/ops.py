@@ -11,6 +11,7 @@ import jax.numpy as jnp
 from maskattn.models import leaves
 from maskattn_jax import dropout, rng
 from maskattn_jax.functional import FRAMEWORK
+from maskattn_jax.kernels.merging import merge
 from maskattn_jax.layer import LAYER
 from maskattn_jax.types import Array, DType
 
@@ -49,7 +50,20 @@ class Plain:
 
     def conv(self, leaf: leaves.Conv, module: Any, x: Array) -> Array:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
-        return module(x)
+        kernel = module.kernel[...]
+        x = x.astype(kernel.dtype)
+        if not leaf.is_product:
+            return module(x)
+        made = leaf.pieces(x) @ kernel.reshape(-1, leaf.outputs)
+        return made if module.bias is None else made + module.bias[...]
+
+    def convolve(self, leaf: leaves.Conv, weight: Array, bias: Array | None, x: Array) -> Array:
+        """As `conv`, with these numbers."""
+        padding = [(leaf.padding, leaf.padding)] * len(leaf.size)
+        axes = ("NWC", "OIW", "NWC")
+        sizes: dict[str, Any] = {"dimension_numbers": axes, "feature_group_count": leaf.groups}
+        made = jax.lax.conv_general_dilated(x, weight.astype(x.dtype), leaf.stride, padding, **sizes)
+        return made if bias is None else made + bias.astype(made.dtype)
 
     def array(self, held: Any) -> Array:
         """The numbers of a parameter that stands by itself."""
@@ -91,6 +105,26 @@ class Plain:
             cache = cache[0]
         return jax.tree.map(lambda x: x[0], cache) if cache.lengths.ndim == 2 else cache
 
+    def products(self, x: Array, y: Array) -> Array:
+        """x [..., width] by all rows of y [rows, width]: [..., rows]."""
+        return (x @ y.T).astype(x.dtype)
+
+    def mean(self, x: Array) -> Array:
+        """The mean of x [B, L, E] over L: [B, E]."""
+        return x.mean(1)
+
+    def order(self, x: Array) -> Array:
+        """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""
+        return jnp.argsort(x, 1, stable=True)
+
+    def take(self, x: Array, places: Array) -> Array:
+        """The tokens of x [B, L, E] at places [B, N]: [B, N, E]."""
+        return jnp.take_along_axis(x, places[..., None], 1)
+
+    def uniform(self, key: Array, shape: Sequence[int]) -> Array:
+        """Numbers in [0, 1), float32."""
+        return rng.uniform(key, tuple(shape))
+
     def arange(self, length: int, like: Array) -> Array:
         """0, 1, ..., int32 [length], where `like` is."""
         return jnp.arange(length, dtype=jnp.int32)
@@ -98,6 +132,20 @@ class Plain:
     def as_array(self, x: Any, like: Array | None) -> Array:
         """An array of the framework."""
         return jnp.asarray(x)
+
+    def rows(self, table: Array, ids: Array) -> Array:
+        """Rows of an array [rows, width]: [..., width]; NaN where there is no such row."""
+        return jnp.take(table, ids, axis=0)
+
+    def sums(self, x: Array, ids: Array, count: int) -> Array:
+        """Of x [B, L, E] those of each id of [B, L] summed: [B, count, E]; other ids are left out."""
+        known = jnp.where(ids < 0, count, ids)
+        made = jnp.zeros((x.shape[0], count, x.shape[2]), x.dtype)
+        return made.at[jnp.arange(x.shape[0])[:, None], known].add(x, mode="drop")
+
+    def merge(self, out: Array, lse: Array, out2: Array, lse2: Array) -> Array:
+        """Attention over two sets of keys."""
+        return merge(out, lse, out2, lse2)[0]
 
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """The arrays one after the other along an axis."""
@@ -121,6 +169,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": jax.nn.silu,
     "tanh": jnp.tanh,
     "sigmoid": jax.nn.sigmoid,
+    "exp": jnp.exp,
     "linear": lambda x: x,
 }
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import jax
@@ -11,7 +12,8 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from maskattn.models.model import TokenModel
+from maskattn.models.encoder_decoder import holds, mask_of
+from maskattn.models.model import WholeModel
 from maskattn.typing import KernelName, NumPyArray
 
 __all__ = ["Writer"]
@@ -23,11 +25,13 @@ class Writer:
 
     Attributes:
         model: a `Model`. table: what it is.
+        given: of a model with an encoder and a decoder, what the encoder reads.
     """
 
     model: Any
-    table: TokenModel
+    table: WholeModel
     kernel: KernelName = "auto"
+    given: Mapping[str, Any] = field(default_factory=dict)
 
     def start(self, batch: int, size: int) -> tuple[Any, ...]:
         """Caches without tokens, of `size` slots."""
@@ -49,7 +53,11 @@ class Writer:
         """The logits behind the last tokens, and the new caches."""
         told = None if tokens.shape[1] == 1 and valid.all() else jnp.asarray(valid)
         at = jnp.asarray(last, jnp.int32) if tokens.shape[1] > 1 else None
-        given = (jnp.asarray(tokens, jnp.int32), told, at, caches)
+        known: Mapping[str, Any] | None = None
+        if self.given:
+            known = mask_of(self.given) if holds(caches) else self.given
+            known = {name: jnp.asarray(x) for name, x in known.items()}
+        given = (jnp.asarray(tokens, jnp.int32), told, at, caches, known)
         logits, grown = _step(self._split[0], self.kernel, self.state, *given)
         return np.asarray(logits), grown
 
@@ -68,8 +76,10 @@ class _Graph:
 
 
 @functools.partial(jax.jit, static_argnums=(0, 1), donate_argnums=6)
-def _step(graph: _Graph, kernel: KernelName, state: Any, tokens: Any, valid: Any, last: Any, caches: Any) -> Any:
+def _step(
+    graph: _Graph, kernel: KernelName, state: Any, tokens: Any, valid: Any, last: Any, caches: Any, known: Any
+) -> Any:
     model = nnx.merge(graph.graph, state)
     options = {"cache": caches, "valid": valid, "logits_at": last, "deterministic": True, "kernel": kernel}
-    out = model(tokens, **options)
+    out = model(tokens, **options) if known is None else model(decoder_tokens=tokens, **known, **options)
     return out.logits[:, 0].astype(jnp.float32), out.cache

@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from maskattn._problems import Problems
-from maskattn.models import TokenModel
+from maskattn.models import WholeModel
 from maskattn.models.attention import Attention, Fused, Separate
 from maskattn.models.axes import Rules, names_of, settled
 from maskattn.models.leaves import Embedding, Linear
@@ -49,7 +49,7 @@ class Places:
     divided: tuple[str, ...]
 
     @classmethod
-    def of(cls, mesh: DeviceMesh, table: TokenModel, rules: Rules | None = None) -> Places:
+    def of(cls, mesh: DeviceMesh, table: WholeModel, rules: Rules | None = None) -> Places:
         """The places of a model's parameters.
 
         Args:
@@ -82,7 +82,7 @@ class Places:
         made._check(table)
         return made
 
-    def _check(self, table: TokenModel) -> None:
+    def _check(self, table: WholeModel) -> None:
         problems = Problems("mesh")
         if self.layers is None:
             return
@@ -117,7 +117,7 @@ class Places:
         problems.reasons = list(dict.fromkeys(problems.reasons))
         problems.raise_if_any()
 
-    def local(self, table: TokenModel) -> TokenModel:
+    def local(self, table: WholeModel) -> WholeModel:
         """The table of one device's heads."""
         return _of_heads(table, self._size) if "heads" in self.divided else table
 
@@ -131,7 +131,7 @@ class Places:
                 fully_shard(model.get_submodule(path), mesh=self.blocks)
             fully_shard(model, mesh=self.blocks)
 
-    def _styles(self, table: TokenModel) -> Iterator[tuple[str, ParallelStyle]]:
+    def _styles(self, table: WholeModel) -> Iterator[tuple[str, ParallelStyle]]:
         head = getattr(table, "head", None)
         tied = None if head is None or head.tied is None else head.tied.name
         for path, leaf in table.leaves():
@@ -207,7 +207,7 @@ def _parts(held: object) -> Iterator[Part]:
             yield from _parts(one)
 
 
-def _of_all_heads(table: TokenModel) -> Iterator[str]:
+def _of_all_heads(table: WholeModel) -> Iterator[str]:
     """What the heads of a layer learn together: each device's gradient is that of its own heads."""
     for path, block in table.blocks():
         for _, held in block.attention.held:

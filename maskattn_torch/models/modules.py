@@ -12,7 +12,7 @@ from torch.utils.checkpoint import checkpoint
 
 from maskattn import models
 from maskattn.attention import KernelCannot
-from maskattn.models import Inputs, Output, TokenModel, generate, leaves
+from maskattn.models import Inputs, Output, WholeModel, generate, leaves
 from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
@@ -63,6 +63,9 @@ class Norm(nn.Module):
         given = x if x.dtype == wide else x.to(wide)
         if table.kind == "rms":
             return F.rms_norm(given, (table.width,), weight, table.eps).to(x.dtype)
+        if table.kind == "frames":
+            made = F.group_norm(given.swapaxes(-1, -2), table.width, weight, self.bias, table.eps)
+            return made.swapaxes(-1, -2).to(x.dtype)
         return F.layer_norm(given, (table.width,), weight, self.bias, table.eps).to(x.dtype)
 
 
@@ -129,7 +132,7 @@ class Model(Group):
 
     def __init__(
         self,
-        table: TokenModel,
+        table: WholeModel,
         start: Start | None = None,
         config: Mapping[str, Any] | None = None,
         *,
@@ -180,10 +183,12 @@ class Model(Group):
             tokens: int [B, L].
             attention_mask: [B, L], 1 = keep, 0 = padding; None keeps all.
             token_types: int [B, L], of models that have several; None: all 0.
-            positions: int [L] or [B, L]; None counts as the model's own code does.
+            positions: int [L] or [B, L]; None counts as the model's own code does. Of models with an encoder and a
+                decoder, the decoder's.
             global_tokens: bool [B, L], True = global, of models with global attention.
             decoder_tokens, decoder_attention_mask: [B, T], of models with an encoder and a decoder.
-            memory: [B, L, E], what such a model's encoder gave before, which is then not run.
+            memory: [B, L, E], what such a model's encoder gave before, which is then not run. In a step whose cache
+                holds its keys and values, neither it nor tokens are given, but the attention_mask.
             images: [B, channels, height, width]. features: of sound, [B, samples] or [B, channels, frames].
             noise: [B, patches], by which a masked autoencoder chooses what it sees.
             cache: of decoding, an entry for each layer (`cache`); the new one is in the output.
@@ -220,9 +225,11 @@ class Model(Group):
 
     def generate(
         self,
-        tokens: Array,
+        tokens: Array | None = None,
         attention_mask: Numbers | None = None,
         *,
+        features: Array | None = None,
+        decoder_tokens: Numbers | None = None,
         max_new_tokens: int = 20,
         temperature: float = 0.0,
         top_k: int = 0,
@@ -231,13 +238,17 @@ class Model(Group):
         end_ids: Sequence[int] | int | None = None,
         kernel: KernelName = "auto",
     ) -> Array:
-        """Write behind prompts [B, L]: the new tokens int [B, n], n at most `max_new_tokens`.
+        """Write behind prompts [B, L]: the new tokens int [B, n], n at most `max_new_tokens`. A model with an encoder
+        and a decoder reads them, or sound, and its decoder writes.
 
         The same in both twins: always with `kernel="exact"`; else wherever the two best logits, or a draw and the
         boundary of a token, lie further apart than the twins' difference.
 
         Args:
             attention_mask: [B, L], 1 = keep, 0 = padding, on any side. Positions count what is kept.
+            features: of sound, where the encoder reads that.
+            decoder_tokens: int [B, T], what a decoder beside an encoder begins with; None: the start of its
+                configuration.
             temperature: divides the logits before a token is drawn; 0 takes the likeliest.
             top_k, top_p: only the k likeliest, or those that together have the probability p, are drawn.
             key: of the draws: a seed in [0, 2**31) or two uint32 words.
@@ -249,21 +260,23 @@ class Model(Group):
         """
         where = "Model.generate"
         generate.check_writes(where, self.table)
+        known = {"tokens": tokens, "attention_mask": attention_mask, "features": features}
+        prompt, mask, given = generate.prompted(where, self.table, known, decoder_tokens)
         told = self.config if self.origin is None else {**self.config, **self.origin.generation}
         ends = told.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else rng.words(key).cpu().numpy()
         options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
         ids, kept, choice, stops = generate.checked(
-            where, _numbers(tokens), _numbers(attention_mask), key=words, ends=ends, **options
+            where, _numbers(prompt), _numbers(mask), key=words, ends=ends, **options
         )
-        plan = generate.Plan(Writer(self, self.table, kernel), choice, max_new_tokens, stops, self._pad())
+        plan = generate.Plan(Writer(self, self.table, kernel, given), choice, max_new_tokens, stops, self._pad())
         written = plan.write(ids, kept)
-        return torch.as_tensor(written, device=tokens.device)
+        return torch.as_tensor(written, device=_device(self))
 
     def new_cache(self, batch: int, size: int) -> tuple[Any, ...]:
         """Caches without tokens, of `size` slots, an entry for each block: what a call takes as `cache`."""
         like = next(self.parameters())
-        made = (block.attention.config for stack in self.table.stacks() for block in stack.blocks)
+        made = (block.attention.config for block in self.table.stacks()[-1].blocks)
         return tuple(
             Cache.for_config(one, batch, size, dtype=self.dtype or like.dtype, device=like.device) for one in made
         )

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from maskattn.models import leaves
 from maskattn_torch import dropout, rng
 from maskattn_torch.functional import FRAMEWORK
+from maskattn_torch.kernels.merging import merge
 from maskattn_torch.layer import LAYER
 from maskattn_torch.types import Array, DType
 
@@ -54,6 +55,11 @@ class Plain:
         """x [B, *places, inputs] -> [B, *places, outputs]."""
         return self._applied(module, x.movedim(-1, 1)).movedim(1, -1)
 
+    def convolve(self, leaf: leaves.Conv, weight: Array, bias: Array | None, x: Array) -> Array:
+        """As `conv`, with these numbers."""
+        assert len(leaf.size) == 1
+        return F.conv1d(x.movedim(-1, 1), weight, bias, leaf.stride, leaf.padding, 1, leaf.groups).movedim(1, -1)
+
     def array(self, held: Any) -> Array:
         """The numbers of a parameter that stands by itself."""
         return self._cast(held)
@@ -63,7 +69,7 @@ class Plain:
 
     def _applied(self, module: Any, x: Array) -> Array:
         if self.dtype is None or self.dtype == module.weight.dtype:
-            return module(self._cast(x))
+            return module(x.to(module.weight.dtype))
         cast = {name: self._cast(number) for name, number in module.named_parameters()}
         return torch.func.functional_call(module, cast, (self._cast(x),))
 
@@ -101,6 +107,27 @@ class Plain:
             cache = cache[0]
         return cache
 
+    def products(self, x: Array, y: Array) -> Array:
+        """x [..., width] by all rows of y [rows, width]: [..., rows]."""
+        wide = torch.promote_types(x.dtype, y.dtype)
+        return F.linear(x.to(wide), y.to(wide)).to(x.dtype)
+
+    def mean(self, x: Array) -> Array:
+        """The mean of x [B, L, E] over L: [B, E]."""
+        return x.mean(1)
+
+    def order(self, x: Array) -> Array:
+        """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""
+        return torch.argsort(x, dim=1, stable=True)
+
+    def take(self, x: Array, places: Array) -> Array:
+        """The tokens of x [B, L, E] at places [B, N]: [B, N, E]."""
+        return x.gather(1, places[..., None].expand(-1, -1, x.shape[-1]))
+
+    def uniform(self, key: Array, shape: Sequence[int]) -> Array:
+        """Numbers in [0, 1), float32."""
+        return rng.uniform(key, tuple(shape))
+
     def arange(self, length: int, like: Array) -> Array:
         """0, 1, ..., int32 [length], where `like` is."""
         return torch.arange(length, device=like.device)
@@ -108,6 +135,20 @@ class Plain:
     def as_array(self, x: Any, like: Array | None) -> Array:
         """A tensor, where `like` is."""
         return torch.as_tensor(x, device=None if like is None else like.device)
+
+    def rows(self, table: Array, ids: Array) -> Array:
+        """Rows of an array [rows, width]: [..., width]."""
+        return table[ids]
+
+    def sums(self, x: Array, ids: Array, count: int) -> Array:
+        """Of x [B, L, E] those of each id of [B, L] summed: [B, count, E]; other ids are left out."""
+        known = torch.where((ids >= 0) & (ids < count), ids, count).long()
+        made = x.new_zeros((x.shape[0], count + 1, x.shape[2]))
+        return made.scatter_add(1, known[..., None].expand(x.shape), x)[:, :count]
+
+    def merge(self, out: Array, lse: Array, out2: Array, lse2: Array) -> Array:
+        """Attention over two sets of keys."""
+        return merge(out, lse, out2, lse2)[0]
 
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """The arrays one after the other along an axis."""
@@ -160,6 +201,7 @@ _ACTIVATIONS: Mapping[str, Callable[[Array], Array]] = {
     "silu": F.silu,
     "tanh": torch.tanh,
     "sigmoid": torch.sigmoid,
+    "exp": torch.exp,
     "linear": lambda x: x,
 }
 

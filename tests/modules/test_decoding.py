@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from maskattn import masks, standards
-from maskattn.layer import Disentangled, GlobalTokens, WindowTable
+from maskattn.layer import Disentangled, GlobalTokens, Rotary, WindowTable
 from maskattn.parity.against.hurry import HURRY
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, nnx, optional, torch
 from tests.modules.test_run import LAYERS, _config, weights
@@ -32,14 +32,20 @@ def made(kind, config):
 
         return call, caches["torch"].Cache
     if kind == "nnx":
-        twin = maskattn_jax.MultiHeadAttention(config, rngs=nnx.Rngs(0))
-        maskattn_jax.params.load(twin, weights(config))
+        twin = _twin(config)
         return jax.jit(lambda x, **options: twin(x, **options), compiler_options=HURRY), caches["jax"].Cache
     face = linen.MultiHeadAttention(config)
     variables = maskattn_jax.params.load(face, weights(config))
     return jax.jit(lambda x, **options: face.apply(variables, x, **options), compiler_options=HURRY), caches[
         "jax"
     ].Cache
+
+
+def _twin(config):
+    """The module of NNX."""
+    module = maskattn_jax.MultiHeadAttention(config, rngs=nnx.Rngs(0))
+    maskattn_jax.params.load(module, weights(config))
+    return module
 
 
 def stepped(call, cache, x, **options):
@@ -98,9 +104,7 @@ def test_rows_of_different_lengths_each_go_on_from_their_own_end(kind):
 def test_a_step_is_compiled_once_in_jax():
     config = LAYERS["qwen3"][0]
     call, cache = made("nnx", config)
-    twin = maskattn_jax.MultiHeadAttention(config, rngs=nnx.Rngs(0))
-    maskattn_jax.params.load(twin, weights(config))
-    traced = []
+    twin, traced = _twin(config), []
 
     @jax.jit
     def step(x, cache):
@@ -142,6 +146,7 @@ def test_a_step_is_compiled_once_in_pytorch():
     ("parts", "given", "words"),
     [
         ({}, {"cache": 3}, "cache must be a Cache, got 3"),
+        ({"rotary": Rotary()}, {"batch": 3}, "cache must have a row for each of the batch, 2, got 3"),
         ({}, {"mask": np.ones((4, 4), bool)}, "mask must be a Mask, of whole sequences, where there is a cache"),
         ({}, {"key": X[:, :3]}, "query and key must be of one length where there is a cache, got 4 and 3"),
         ({}, {"cache": None, "valid": np.ones((2, 4), bool)}, "valid is given, but no cache, which reads it"),
@@ -154,8 +159,41 @@ def test_a_step_is_compiled_once_in_pytorch():
 def test_what_a_step_cannot_take_is_named_and_the_cache_unchanged(parts, given, words):
     config = _config(**parts)
     call, cache = made("torch", config)
-    empty = cache.for_config(config, 2, given.pop("size", 8))
+    empty = cache.for_config(config, given.pop("batch", 2), given.pop("size", 8))
     given = {name: torch.tensor(x) if isinstance(x, np.ndarray) and name != "mask" else x for name, x in given.items()}
     with pytest.raises((TypeError, ValueError), match=words):
         call(X[:, :4], **{"cache": empty, **given})
-    assert empty.lengths.tolist() == [0, 0] and not empty.key.any()
+    assert not empty.lengths.any() and not empty.key.any()
+
+
+@pytest.mark.jax
+def test_training_through_steps_in_a_scan():
+    """Ragged rows in a rolling cache, one token at a time in a scan: outputs and gradients are those of the whole."""
+    config = LAYERS["qwen3"][0]
+    graph, state = nnx.split(_twin(config))
+    real = np.arange(9) < np.array([[9], [6]])
+    empty = caches["jax"].Cache.for_config(config, 2, 4, rolling=True)
+    window = masks.Causal() & masks.SlidingWindow(3)
+
+    def whole(state, x):
+        return nnx.merge(graph, state)(x, mask=window)
+
+    def stepped(state, x):
+        def step(cache, given):
+            output, cache = nnx.merge(graph, state)(given[0], cache=cache, mask=window, valid=given[1])
+            return cache, output
+
+        each = jnp.swapaxes(x, 0, 1)[:, :, None], jnp.asarray(real.T[:, :, None])
+        return jnp.swapaxes(jax.lax.scan(step, empty, each)[1][:, :, 0], 0, 1)
+
+    def both(call):
+        def loss(state, x):
+            output = jnp.where(real[..., None], call(state, x), 0)
+            return (output**2).sum(), output
+
+        return jax.jit(jax.grad(loss, (0, 1), has_aux=True), compiler_options=HURRY)(state, X)
+
+    (found, wanted) = both(stepped), both(whole)
+    for one, other in zip(jax.tree.leaves(found), jax.tree.leaves(wanted), strict=True):
+        limit = standards.value("same.gradient") * np.abs(np.asarray(other)).max()
+        np.testing.assert_allclose(one, other, rtol=0, atol=limit)

@@ -17,8 +17,10 @@ from maskattn.layer import (
     Temperature,
 )
 from maskattn.modules.parameters import parameters
-from tests.frameworks import jnp, maskattn_jax, maskattn_torch, nnx, torch
+from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, nnx, optional, torch
 from tests.twin import same
+
+linen = optional("maskattn_jax.linen")
 
 RNG = np.random.default_rng(8)
 X = RNG.standard_normal((2, 5, 12)).astype(np.float32)
@@ -116,6 +118,15 @@ def test_the_same_bits_in_both_twins(name):
     assert set(of_parameters) == set(other_parameters)
     for parameter, gradient in of_parameters.items():
         assert np.asarray(gradient).tobytes() == np.asarray(other_parameters[parameter]).tobytes(), parameter
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (n > 0)) for n, x in enumerate(LAYERS)])
+def test_the_same_bits_in_linen(name):
+    config, mask, given = LAYERS[name]
+    module = linen.MultiHeadAttention(config)
+    variables = maskattn_jax.params.load(module, _weights(config))
+    out = jax.jit(lambda x: module.apply(variables, x, mask=mask, kernel="exact", **given))(jnp.asarray(X))
+    same(np.asarray(out), _in_torch(*LAYERS[name])[0])
 
 
 @pytest.mark.parametrize("name", LAYERS)

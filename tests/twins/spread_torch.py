@@ -3,6 +3,7 @@
 Each check is called in every process, on DTensors of tensors that are the same in all; what fails is written down.
 """
 
+import contextlib
 import json
 import sys
 import time
@@ -358,14 +359,15 @@ def full(state):
     return {name: x.full_tensor() if isinstance(x, DTensor) else x for name, x in state.items()}
 
 
-def trained(module, *inputs, **options):
+def trained(module, *inputs, counted=True, **options):
     """(output, gradients of the inputs, state dict after a step of SGD), and what was sent until then."""
     given = [x.clone().requires_grad_() for x in inputs]
-    with warnings.catch_warnings(), CommDebugMode() as counted:
+    count = CommDebugMode() if counted else contextlib.nullcontext()  # it takes no layer that is called twice
+    with warnings.catch_warnings(), count:
         warnings.simplefilter("error")
         out = module(*given, **options)
         (squared(out) / 100).backward()
-    sent = {str(name).split(".")[-1]: n for name, n in counted.get_comm_counts().items()}
+    sent = {str(name).split(".")[-1]: n for name, n in count.get_comm_counts().items()} if counted else {}
     torch.optim.SGD(module.parameters(), 0.1).step()
     return out, [x.grad for x in given], full(module.state_dict()), sent
 
@@ -509,17 +511,17 @@ def modules_of_whole_parameters_take_dtensors(line, square):
         close(found.full_tensor(), plain(x, mask=MASK, dropout_key=3))
 
 
-def main(rank, store, results):
+def main(rank, store, results, checks=CHECKS, devices=4):
+    """Run the checks that are named behind, or all, as one of so many processes."""
     torch.set_num_threads(1)
-    options = {"rank": rank, "world_size": 4, "timeout": timedelta(seconds=200)}
+    options = {"rank": rank, "world_size": devices, "timeout": timedelta(seconds=200)}
     dist.init_process_group("gloo", init_method=f"file://{store}", **options)
-    line, square = meshes()
-    chosen = sys.argv[4:] or list(CHECKS)
+    given = meshes() if devices == 4 else (init_device_mesh("cpu", (devices,), mesh_dim_names=("x",)),)
     found = {}
-    for name in chosen:
+    for name in sys.argv[4:] or list(checks):
         started = time.time()
         try:
-            CHECKS[name](line, square)
+            checks[name](*given)
             found[name] = ""
         except Exception:
             found[name] = traceback.format_exc()

@@ -236,22 +236,6 @@ def test_leading_axes_take_masks_positions_and_keys_of_dropout_with_them(name):
     close(alone, module(query[:1, 0], key[:1, 0], value[:1, 0], deterministic=True)[0])
 
 
-def test_heads_of_a_layer_with_parts_are_not_divided():
-    from maskattn_torch.parallel import HeadParallel
-
-    with pytest.raises(ValueError, match="layers with parts are not divided by heads, got rotary, qk_norm"):
-        HeadParallel()._apply(made("llama"), FakeMesh())
-
-
-class FakeMesh:
-    """A mesh of one axis of two devices, as far as it is looked at before anything is divided."""
-
-    ndim = 1
-
-    def size(self):
-        return 2
-
-
 TURNED = {
     "half": Rotary(theta=100.0),
     "part": Rotary(theta=100.0, width=4, scaling=Yarn(4.0, trained=8)),

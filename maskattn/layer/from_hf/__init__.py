@@ -20,7 +20,7 @@ from maskattn.layer.from_hf._decoders import DECODERS
 from maskattn.layer.from_hf._encoders import ENCODERS
 from maskattn.layer.from_hf._specs import Every, Half, Key, Made, Merged, Named, Root, Rope, Row, When, settled
 from maskattn.layer.from_hf._stacks import STACKS
-from maskattn.layer.from_hf._vision import VISION
+from maskattn.layer.from_hf._vision import VISION, has_table, stage_of
 
 __all__ = [
     "ROWS",
@@ -35,8 +35,10 @@ __all__ = [
     "Row",
     "When",
     "fields_of",
+    "has_table",
     "register",
     "settled",
+    "stage_of",
 ]
 
 #: model type -> its row: a field of `AttentionConfig` -> what it is, or a key that says so (`_specs.py`).

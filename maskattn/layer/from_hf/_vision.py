@@ -6,6 +6,7 @@ from maskattn._hf_config import Reading, Value
 from maskattn.layer.from_hf._specs import Key, Made, Merged, Row, When
 from maskattn.layer.parts import Cosine
 from maskattn.layer.position_bias import ContinuousTable, WindowTable
+from maskattn.layer.rotary import Rotary
 
 _DROPOUT = Key("attention_probs_dropout_prob", "attention_dropout", default=0.0)
 
@@ -28,6 +29,18 @@ def _grid(reading: Reading) -> tuple[int, int]:
     """Patches of an image, in height and width."""
     size, patch = _pair(reading.get("image_size", default=224)), _pair(reading.get("patch_size", default=16))
     return size[0] // patch[0], size[1] // patch[1]
+
+
+def has_table(reading: Reading) -> bool:
+    """Whether BEiT has relative positions: a table for each layer, or one for all."""
+    names = ("use_relative_position_bias", "use_shared_relative_position_bias")
+    return any(reading.get(name, default=False) for name in names)
+
+
+def _quarters(reading: Reading) -> tuple[int, int]:
+    """How many pairs of a head's numbers each axis of an image turns."""
+    pairs = reading.get("hidden_size") // reading.get("num_attention_heads") // 4
+    return pairs, pairs
 
 
 def stage_of(reading: Reading) -> int:
@@ -64,10 +77,17 @@ VISION: dict[str, Row] = {
     "vit_mae": VIT,
     "dinov2": VIT,
     "dinov2_with_registers": VIT,
+    "dinov3_vit": {
+        **VIT,
+        "qkv_bias": True,
+        "out_bias": Key("proj_bias", default=True),
+        # half of a head for rows, half for columns; positions are 2 pi times -1 to 1
+        "rotary": Made(Rotary, theta=Key("rope_theta", default=100.0), axes=Merged(_quarters)),
+    },
     "beit": {
         **_BIASED,
         "position_bias": When(
-            Key("use_relative_position_bias", "use_shared_relative_position_bias", default=False),
+            Merged(has_table),
             Made(WindowTable, window=Merged(_grid), first=True),
         ),
     },

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
-from maskattn.biases import Bias, DenseBias
+from maskattn.biases import Bias, DenseBias, Disentangled
 from maskattn.masks import And, Dense, Mask, Not, Or, rebuild
 from maskattn_jax._partition import Axes, Origin
 from maskattn_jax.kernels.blockwise.tiling import CallTiling
@@ -71,6 +71,9 @@ def axes_of_bias(bias: Bias | None) -> list[Axes]:
     """The same for the arrays of a bias."""
     if isinstance(bias, DenseBias):
         return [_dense_axes(bias.array)]
+    if isinstance(bias, Disentangled):  # what is a function of the query and of its place is whole along the queries
+        both = bias.of_queries, bias.of_keys
+        return [tuple(name if n > 1 else "-" for name, n in zip("bh--", x.shape, strict=True)) for x in both]
     return [("-",) * x.ndim for x in jax.tree.leaves(bias)]
 
 
@@ -93,6 +96,16 @@ def of_mask(mask: Mask, tiling: CallTiling) -> Parts:
     if isinstance(mask, Dense):
         return own(mask.shape, tiling, tiling.q_len)
     return tiling.divided[0] and mask.sizes().get("batch") == tiling.batch, False, False
+
+
+def places_in(bias: Bias, tiling: CallTiling, origin: Origin, places: tuple[Array, ...]) -> tuple[Array, ...]:
+    """Indices (b, h, q, k) of the whole call as those of a bias's arrays, which may be those of the device's part."""
+    if not isinstance(bias, Disentangled):
+        return places
+    sizes = max(bias.of_queries.shape[0], bias.of_keys.shape[0]), bias.of_queries.shape[1]
+    rows, heads, _ = own((*sizes, 0), tiling, -1)
+    b, h, q, k = places
+    return b - origin.row if rows else b, h - origin.head if heads else h, q, k
 
 
 def in_place(mask: Mask, tiling: CallTiling, origin: Origin) -> Mask:

@@ -14,7 +14,7 @@ from maskattn.biases import Bias, DenseBias
 from maskattn.masks import Dense, Mask, fold
 from maskattn_jax.dropout import keep
 from maskattn_jax.kernels.blockwise.arrays import Place, slice_at
-from maskattn_jax.kernels.blockwise.own import in_place, own
+from maskattn_jax.kernels.blockwise.own import in_place, own, places_in
 from maskattn_jax.kernels.blockwise.tiled_call import TiledCall
 
 
@@ -75,7 +75,8 @@ def bias_values(tiled: TiledCall, bias: Bias, place: Place, width: int) -> Array
     """A bias, a DenseBias padded, on a tile: rank 5, broadcastable to [rows, columns, group, q_block, width]."""
     if isinstance(bias, DenseBias):
         return _slice(tiled, bias.array, place, width)
-    return _rank_5(jnp.asarray(bias.values(*restrict(bias, *_indices(tiled, place, width)))))
+    places = places_in(bias, tiled.tiling, tiled.conditions.origin, _indices(tiled, place, width))
+    return _rank_5(jnp.asarray(bias.values(*restrict(bias, *places))))
 
 
 def window(tiled: TiledCall, shape: tuple[int, ...], place: Place, width: int) -> tuple[list[Array | int], list[int]]:

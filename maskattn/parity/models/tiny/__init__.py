@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from maskattn.parity.models.tiny._tiny import Tiny
 from maskattn.parity.models.tiny.decoders import DECODERS
+from maskattn.parity.models.tiny.encoder_decoders import ENCODER_DECODERS
 from maskattn.parity.models.tiny.encoders import ENCODERS
 from maskattn.parity.models.tiny.gpt import GPT
+from maskattn.parity.models.tiny.images import IMAGES
+from maskattn.parity.models.tiny.sound import SOUND
 
 __all__ = ["TINY", "Tiny"]
 
-TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS}
+TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS, **ENCODER_DECODERS, **SOUND, **IMAGES}

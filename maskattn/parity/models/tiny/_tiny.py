@@ -24,11 +24,12 @@ class Tiny:
     Attributes:
         model: the class of transformers.
         config: what the configuration of the model type is given.
-        inputs: "tokens", "types" (with token types), "images", "sound", "both" (tokens of an encoder and a decoder),
-            "pairs" (images and tokens).
+        inputs: "tokens", "types" (with token types), "images", "sound" (samples), "both" (tokens of an encoder and a
+            decoder), "spectrum" (frames of sound, and tokens of a decoder), "pairs" (images and tokens).
         padding: the sides on which the second sequence is padded; () where the model takes no mask.
-        length: tokens of a sequence.
+        length: tokens of a sequence, frames or samples. image: channels, height and width of an image.
         attention: the implementation of transformers that is compared with.
+        small: how the names end of parameters that are drawn small: queries, where nothing scales the logits.
         options: further arguments of a call, in transformers' words.
     """
 
@@ -37,5 +38,7 @@ class Tiny:
     inputs: str = "tokens"
     padding: tuple[str, ...] = ("right", "left")
     length: int = 14
+    image: tuple[int, ...] = ()
     attention: str = "eager"
+    small: str = ""
     options: Mapping[str, Any] = field(default_factory=dict)

@@ -1,0 +1,59 @@
+"""Models with a tower for texts and one for images, whose vectors are compared: CLIP and SigLIP."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+from maskattn.models.block import Stack
+from maskattn.models.images import ImageModel
+from maskattn.models.leaves import Array
+from maskattn.models.model import Inputs, Output, TokenModel, WholeModel
+from maskattn.models.part import B, Run
+from maskattn.typing import Traced
+
+
+@dataclass(frozen=True)
+class Towers(WholeModel):
+    """Texts beside images.
+
+    Attributes:
+        scale: the logarithm of what multiplies the cosines. bias: added to them.
+    """
+
+    text: TokenModel
+    vision: ImageModel
+    scale: Array
+    bias: Array | None = None
+
+    def stacks(self) -> tuple[Stack, ...]:
+        return (*self.text.stacks(), *self.vision.stacks())
+
+    def apply(self, at: object, inputs: Inputs[B], run: Run[B]) -> Output[B]:
+        """One call, of texts, images or both.
+
+        Raises:
+            ValueError: neither is given.
+        """
+        texts = None if inputs.tokens is None else self.text.apply(at, inputs, run.within(0))
+        images = None if inputs.images is None else self.vision.apply(at, inputs, run.within(1))
+        if texts is None or images is None:
+            one = images or texts
+            if one is None:
+                raise ValueError(f"Model: tokens or images must be given, {self.model_type} compares them")
+            return dataclasses.replace(one, texts=texts, images=images)
+        words = _unit(texts.pooled if texts.text_embeds is None else texts.text_embeds, run)
+        pictures = _unit(images.pooled if images.image_embeds is None else images.image_embeds, run)
+        use = run.use
+        logits = use.product(use.products(pictures, words), use.activate(run.array(self.scale, at), "exp"))
+        if self.bias is not None:
+            logits = use.add(logits, run.array(self.bias, at))
+        return Output(images.hidden, logits, text_embeds=words, image_embeds=pictures, texts=texts, images=images)
+
+
+def _unit(x: B | None, run: Run[B]) -> B:
+    """x [B, P], each vector of length 1."""
+    vectors: Traced = x
+    made: Traced = run.use.arithmetic.cosine(vectors[:, None, None], None, 1.0)
+    found: B = made[:, 0, 0]
+    return found
