@@ -6,7 +6,7 @@
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
 # make bench-gpu   attention on a GPU beside its peers, in 4 minutes, and the README's tables of it; with an installed
 #                  PyTorch and JAX: PYTHON=/path names the interpreter
-# make matrix   the pages of the matrices against other libraries, docs/against-*.md
+# make matrix   the pages of the matrices against other libraries, docs/against-*.md, and of all models, docs/models-table.md
 # make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
 # make lint     formatting, lint rules, types, and which way imports point
 #
@@ -78,6 +78,7 @@ bench-gpu:
 matrix: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity against huggingface --page docs/against-huggingface.md
 	@$(RUN) -m maskattn.cli.main parity against libraries --page docs/against-libraries.md
+	@$(RUN) -m maskattn.cli.main parity models --page docs/models-table.md
 
 drawings: $(STAMP)
 	@$(RUN) docs/drawings.py

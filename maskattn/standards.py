@@ -191,10 +191,10 @@ def tier2_limit(dtype: DTypeLike, magnitude: float, logit: float, length: int, r
     return (value("tier2.base") + value("tier2.slope") * logit) * unit * magnitude * _length_factor(length)
 
 
-def share(error: Array, limit: float | Array) -> Array:
+def share(error: Array | float, limit: float | Array) -> Array:
     """error / limit, elementwise: at most 1 where the limit is kept, 0 where nothing is wrong, huge for NaN."""
     with np.errstate(divide="ignore", invalid="ignore"):
-        return np.nan_to_num(np.where(error == 0, 0, error / limit), nan=np.inf)
+        return np.nan_to_num(np.where(error == 0, 0, np.divide(error, limit)), nan=np.inf)
 
 
 def beyond_rounding(error: Array, right: Array, dtype: DTypeLike) -> Array:
@@ -304,6 +304,36 @@ def model_share(ours: Array, theirs: Array, own: float = 0.0) -> float:
     is the peer's largest error against its float64 run, where that is known."""
     largest = value("tier4.float32") * float(np.abs(theirs).max())
     return float(np.abs(ours - theirs).max()) / max(largest, value("tier4.own") * own)
+
+
+def whole_model_share(ours: Array, theirs: Array, right: Array, dtype: DTypeLike) -> float:
+    """Of a whole model: how far `ours` is off, by its limits; `theirs` is the peer's, `right` its float64 run.
+
+    In float32 both hold: the largest difference from the peer by that of `model_share`; and, since the largest of few
+    roundings is chance, the root mean square of the difference by that of the peer's own error, and what functions err.
+    In a narrower dtype that of the error by that of the peer's, each of the token in the middle: one for which a router
+    chooses other experts by rounding is off by as much as it is.
+    """
+    ours, theirs, right = (np.asarray(x).astype(np.float64) for x in (ours, theirs, right))
+    if is_narrow(dtype):
+        error, own = (np.sqrt(np.median(np.square(x - right).mean(-1))) for x in (ours, theirs))
+        return float(share(np.asarray(error), value("tier4.bfloat16") * own))
+    own = _root_mean_square(theirs - right)
+    limit = value("tier4.own") * own + value("layer.each") * eps(dtype) * _root_mean_square(right)
+    return max(float(share(_root_mean_square(ours - theirs), limit)), model_share(ours, theirs) if limit else 0.0)
+
+
+def gradient_share(ours: Array, theirs: Array, right: Array, layer: float) -> float:
+    """Of the gradients of a parameter of a whole model, in float32; `layer` is the largest of the layer that it is in,
+    since some, such as those of the bias of keys, are nothing but rounding."""
+    largest = float(np.abs(right).max())
+    largest = layer if largest <= value("tier4.float32") * layer else largest
+    limit = max(value("tier4.gradient") * largest, value("tier4.own") * float(np.abs(theirs - right).max()))
+    return float(share(np.asarray(np.abs(np.asarray(ours, np.float64) - theirs).max()), limit))
+
+
+def _root_mean_square(x: Array) -> Array:
+    return np.asarray(np.sqrt(np.square(x).mean()))
 
 
 def _module_inputs(query: Array, key: Array | None, value_input: Array | None) -> list[Array]:

@@ -21,6 +21,7 @@ class _JaxOps:
     """See ``maskattn.numerics.exact.Ops``."""
 
     limit: int | None = None
+    casts = False  # XLA takes subnormals for 0
 
     def bits(self, x: Array) -> Array:
         width = FORMATS[self.dtype(x)][2]
@@ -38,6 +39,9 @@ class _JaxOps:
 
     def to_float(self, x: Array) -> Array:
         return x.astype(jnp.float64)
+
+    def to_float32(self, x: Array) -> Array:
+        return x.astype(jnp.float32)
 
     def floor(self, x: Array) -> Array:
         return jnp.floor(x)
@@ -66,6 +70,19 @@ class _JaxOps:
     def meet(self, a: Array, b: Array) -> Array:
         return jnp.matmul(a.astype(jnp.float32), b.astype(jnp.float32)) > 0
 
+    def matmul(self, a: Array, b: Array) -> Array:
+        return jnp.matmul(a, b, precision=lax.Precision.HIGHEST)
+
+    def rows(self, table: Array, index: Array) -> Array:
+        return table[index]
+
+    def first(self, index: Array, count: int) -> Array:
+        numbers = jnp.arange(len(index))
+        return jnp.full(count, len(index)).at[index].min(numbers)[index]
+
+    def put(self, x: Array, index: Array, rows: Array) -> Array:
+        return x.at[index].set(rows)
+
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         return jnp.concatenate(arrays, axis)
 
@@ -81,11 +98,18 @@ class _JaxOps:
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         return jnp.zeros(tuple(shape), jnp.float64)
 
+    def zeros_like(self, x: Array) -> Array:
+        return jnp.zeros_like(x)
+
     def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         if xs[0].shape[0] == 0:
             return carry
         carry = vary(carry, manual_axes((carry, tuple(xs))))
         return lax.scan(lambda c, x: (step(c, x), None), carry, tuple(xs))[0]
+
+    def loop(self, step: Callable[[Sequence[Array]], Sequence[Array]], carry: Sequence[Array]) -> Sequence[Array]:
+        start = vary(tuple(carry), manual_axes(tuple(carry)))
+        return lax.while_loop(lambda c: jnp.any(c[0] != 0.0), lambda c: tuple(step(c)), start)
 
 
 OPS = _JaxOps()

@@ -22,6 +22,7 @@ class _TorchOps:
     """See ``maskattn.numerics.exact.Ops``."""
 
     limit: int | None = 1 << 15
+    casts = True
 
     def bits(self, x: Array) -> Array:
         width = FORMATS[self.dtype(x)][2]
@@ -38,6 +39,9 @@ class _TorchOps:
 
     def to_float(self, x: Array) -> Array:
         return x.to(torch.float64)
+
+    def to_float32(self, x: Array) -> Array:
+        return x.to(torch.float32)
 
     def floor(self, x: Array) -> Array:
         return torch.floor(x)
@@ -70,6 +74,21 @@ class _TorchOps:
     def meet(self, a: Array, b: Array) -> Array:
         return a.to(torch.float32) @ b.to(torch.float32) > 0
 
+    def matmul(self, a: Array, b: Array) -> Array:
+        return a @ b
+
+    def rows(self, table: Array, index: Array) -> Array:
+        return table[index]
+
+    def first(self, index: Array, count: int) -> Array:
+        numbers = torch.arange(len(index), device=index.device)
+        index = index.to(torch.int64)
+        return numbers.new_zeros(count).scatter_reduce(0, index, numbers, "amin", include_self=False)[index]
+
+    def put(self, x: Array, index: Array, rows: Array) -> Array:
+        x[index] = rows
+        return x
+
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         return torch.cat(tuple(arrays), axis)
 
@@ -85,9 +104,17 @@ class _TorchOps:
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         return torch.zeros(tuple(shape), dtype=torch.float64, device=like.device)
 
+    def zeros_like(self, x: Array) -> Array:
+        return torch.zeros_like(x, memory_format=torch.contiguous_format)
+
     def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         for row in zip(*xs, strict=True):
             carry = step(carry, row)
+        return carry
+
+    def loop(self, step: Callable[[Sequence[Array]], Sequence[Array]], carry: Sequence[Array]) -> Sequence[Array]:
+        while bool(carry[0].any()):
+            carry = step(carry)
         return carry
 
 

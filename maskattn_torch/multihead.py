@@ -306,9 +306,9 @@ class MultiHeadAttention(nn.Module):
         if linear is not None:
             names = ["qkv", "proj"] if self.fused else ["q_proj", "k_proj", "v_proj", "proj"]
             names += [held.path for held in self._held.values() if held.name == "weight" and held.is_layer]
-            added = ((name, _added(self.get_submodule(name))) for name in names)
+            found = ((name, _added(self.get_submodule(name))) for name in names)
             says = "it computes from the layer's weight, so use another kernel, or merge or remove what was added"
-            reasons = [f"{name} must be a plain nn.Linear, got {what}: {says}" for name, what in added if what]
+            reasons = [f"{name} must be a plain nn.Linear, got {what}: {says}" for name, what in found if what]
             if reasons:
                 raise KernelCannot(kernel, reasons)
         return linear
@@ -319,9 +319,9 @@ def _through(layer: nn.Linear, x: Array, linear: Linear | None) -> Array:
     return layer(x) if linear is None else linear(x, layer.weight.T, layer.bias)
 
 
-def _added(layer: nn.Module) -> str:
-    """What makes a layer more than its weight and bias, in words; "" of a plain nn.Linear."""
-    if type(layer) is not nn.Linear:
+def _added(layer: nn.Module, plain: tuple[type[nn.Module], ...] = (nn.Linear,)) -> str:
+    """What makes a layer more than its weight and bias, in words; "" of a plain one."""
+    if type(layer) not in plain:
         return type(layer).__name__
     if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
         return "one with hooks"

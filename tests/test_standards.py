@@ -1,5 +1,6 @@
 """How errors are held against limits."""
 
+import ml_dtypes
 import numpy as np
 
 from maskattn import standards
@@ -19,3 +20,28 @@ def test_one_rounding_at_the_end_is_no_error_of_a_narrow_dtype():
     error = np.array([2.0**-9, 2.0**-7, 0.5])
     np.testing.assert_array_equal(standards.beyond_rounding(error, right, "bfloat16"), [0, 2.0**-8, 0.25])
     np.testing.assert_array_equal(standards.beyond_rounding(error, right, "float32"), error)
+
+
+def test_whole_models_are_held_to_the_peer_and_to_its_error():
+    right = np.random.default_rng(0).standard_normal((3, 50))
+    theirs = right.astype(np.float32)
+    assert standards.whole_model_share(theirs, theirs, right, "float32") == 0
+    noise = np.random.default_rng(1).standard_normal(right.shape) * standards.eps("float32")
+    little, all_over = theirs * (1 + noise), theirs * (1 + 20 * noise)
+    assert standards.whole_model_share(little, theirs, right, "float32") <= 1
+    assert standards.whole_model_share(all_over, theirs, right, "float32") > 1
+    one = theirs.copy()
+    one[0, 0] += 10 * standards.value("tier4.float32") * np.abs(theirs).max()
+    assert standards.whole_model_share(one, theirs, right, "float32") > 1  # of one of them
+    narrow = right.astype(ml_dtypes.bfloat16)
+    assert standards.whole_model_share(narrow, narrow, right, "bfloat16") <= 1
+    off = (right + 2 * (narrow - right)).astype(np.float64)
+    assert standards.whole_model_share(off, narrow, right, "bfloat16") > 1
+    assert not standards.whole_model_share(theirs * np.nan, theirs, right, "float32") <= 1
+
+
+def test_gradients_of_nothing_but_rounding_are_held_to_their_layers():
+    theirs, right = np.full(5, standards.eps("float32")), np.zeros(5)
+    assert standards.gradient_share(-theirs, theirs, right, 1.0) <= 1
+    moved = theirs + 2 * standards.value("tier4.gradient")
+    assert standards.gradient_share(moved, theirs, right, 1.0) > 1

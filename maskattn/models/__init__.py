@@ -9,6 +9,7 @@ from maskattn.models.build import Builder
 from maskattn.models.build_images import AutoencoderBuilder, ImageBuilder, TowersBuilder, WindowBuilder
 from maskattn.models.build_sound import Sound
 from maskattn.models.build_two import TwoStacks
+from maskattn.models.check import check
 from maskattn.models.leaves import first_numbers
 from maskattn.models.model import Configuration, Inputs, Output, TokenModel, WholeModel
 from maskattn.models.rows import ROWS
@@ -37,11 +38,13 @@ def describe(config: object, names: Container[str] | None = None, tied: bool | N
         tied: whether the head is the table of tokens; None: as the configuration and the tensors say.
 
     Raises:
-        TypeError: config is no configuration. ValueError: no row of its model type, with the nearest; a key is missing.
+        TypeError: config is no configuration. ValueError: no row of its model type, with the nearest; a key is missing;
+            an option is refused.
     """
     reading = Reading(config, 0, "models.describe")
     try:
         row = row_of(reading, ROWS, "model")
     except ValueError as error:
         raise ValueError(f"{error}; docs/models.md says how a row is written for another") from None
+    check(row, reading)
     return BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names, tied=tied).model()

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate
 from typing import Generic
 
+import numpy as np
+
+from maskattn import masks
+from maskattn.biases import Additive, Bias
 from maskattn.config import AttentionConfig
-from maskattn.masks import Full, Mask
-from maskattn.models.leaves import Array, Leaf, Linear
+from maskattn.layer.position_bias import Disentangled
+from maskattn.layer.rotary import Rotary
+from maskattn.masks import Full, KeyMask, Mask, QueryMask
+from maskattn.models.leaves import Array, Leaf, Linear, Norm
 from maskattn.models.part import B, Part, Run
 from maskattn.modules import attend_heads, head_shapes
 from maskattn.modules.parameters import parameters
-from maskattn.modules.run import Asked, Layer, Three
+from maskattn.modules.run import Arithmetic, Asked, Layer, Three
 from maskattn.typing import Traced
 
 
@@ -31,6 +37,7 @@ class Given(Generic[B]):
         memory_mask: of cross-attention.
         shared: what blocks read of parameters that their stack holds: canonical name -> array.
         relative: DeBERTa's table of positions, [2 * span, E].
+        frequencies: of the rotary embedding, float32 [width / 2]; None: the configuration's.
         grid: of an image, how many rows and columns of patches the tokens are.
         states: where they are asked for, what each block read, and what the last one gave.
         keep: bool [B, L], True = no padding, as `masks` have it; None: there is none.
@@ -44,6 +51,7 @@ class Given(Generic[B]):
     memory_mask: Mask | None = None
     shared: dict[str, B] = field(default_factory=dict)
     relative: B | None = None
+    frequencies: B | None = None
     grid: tuple[int, int] = (0, 0)
     states: list[B] | None = None
     keep: Traced = None
@@ -88,11 +96,79 @@ class Fused(Part):
         made: Traced = run.linear(self.all, at, x)
         widths = [heads * width for heads, width in head_shapes(config)]
         if self.order == "blocks":
-            one, two = widths[0], widths[0] + widths[1]
-            return made[..., :one], made[..., one:two], made[..., two:]
+            query, key, value = run.use.split(made, widths, -1)
+            return query, key, value
         groups = config.num_kv_heads
         made = made.reshape((*x.shape[:2], groups, -1, config.head_dim))
-        return made[..., :-2, :].reshape((*x.shape[:2], -1)), made[..., -2, :], made[..., -1, :]
+        parts: list[Traced] = list(run.use.split(made, (made.shape[3] - 2, 1, 1), -2))
+        query, key, value = (part.reshape((*x.shape[:2], -1)) for part in parts)
+        return query, key, value
+
+
+@dataclass(frozen=True)
+class Latent(Part):
+    """Queries by one layer or by way of a few numbers; keys and values of a latent that all heads share (DeepSeek-AI
+    2024, DeepSeek-V2, section 2.1).
+
+    As published a head of queries or keys has first the numbers that are not turned by positions, and then those that
+    are, which its keys share. Here those come first, so that the rotary embedding has a width. A cache then holds keys
+    and values of all heads, and not the latent.
+
+    Attributes:
+        query: one layer; or one to fewer numbers, their norm, and one from there.
+        both: to the latent, and behind it the keys' turned numbers. norm: of the latent.
+        grown: from there to what is not turned of the keys, and the values, head by head.
+    """
+
+    query: tuple[Linear] | tuple[Linear, Norm, Linear]
+    both: Linear
+    norm: Norm
+    grown: Linear
+
+    def apply(self, config: AttentionConfig, at: object, x: B, memory: B, run: Run[B]) -> Three[B]:
+        """As of `Separate`."""
+        use, heads, value = run.use, config.num_heads, config.v_head_dim
+        plain = self.grown.outputs // heads - value
+        query: Traced = run.linear(self.query[0], at, x)
+        if len(self.query) == 3:
+            query = run.linear(self.query[2], at, run.norm(self.query[1], at, query))
+        query = query.reshape((*x.shape[:2], heads, -1))
+        query = use.concatenate([query[..., plain:], query[..., :plain]], -1)
+        both: Traced = run.linear(self.both, at, memory)
+        latent, turned = both[..., : self.norm.width], both[..., None, self.norm.width :]
+        grown: Traced = run.linear(self.grown, at, run.norm(self.norm, at, latent))
+        grown = grown.reshape((*memory.shape[:2], heads, -1))
+        turned = use.broadcast(turned, (*memory.shape[:2], heads, turned.shape[-1]))
+        key: Traced = use.concatenate([turned, grown[..., :plain]], -1)
+        flat = (*memory.shape[:2], -1)
+        return query.reshape((*x.shape[:2], -1)), key.reshape(flat), grown[..., plain:].reshape(flat)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """BigBird's pattern: the first and the last block see all and are seen by all, others see the blocks beside them;
+    of few tokens all see all. As the model does outside of training, its random blocks are all the first (Zaheer et al.
+    2020): the first block counts so many times more.
+
+    Attributes:
+        size: tokens of a block. random: how many random blocks there are.
+    """
+
+    size: int
+    random: int
+
+    def mask(self, length: int) -> Mask:
+        """Of a number of tokens."""
+        said = {"model_type": "big_bird", "block_size": self.size, "num_random_blocks": self.random}
+        return masks.for_hf(said, 0, length=length)
+
+    def bias(self, length: int) -> Bias | None:
+        """What is added to scores."""
+        if isinstance(self.mask(length), Full) or not self.random:
+            return None
+        block = np.arange(length)[None] // self.size
+        between = QueryMask((block > 0) & (block < block[:, -1:])) & KeyMask(block == 0)
+        return Additive(~between, math.log(1 + self.random))
 
 
 @dataclass(frozen=True)
@@ -125,20 +201,19 @@ class Attention(Part):
         further: names of further projections -> the layers.
         shared: canonical names of parameters that the stack holds for all its blocks.
         mask: what may be attended to, without what a batch brings.
+        sparse: what takes its place where it depends on the number of tokens.
+        relative_dropout: of the table of relative positions.
     """
 
     config: AttentionConfig
-    inputs: Separate | Fused | Packed
+    inputs: Separate | Fused | Latent | Packed
     out: Linear
     held: tuple[tuple[str, tuple[Leaf, ...]], ...] = ()
     further: tuple[tuple[str, Linear], ...] = ()
     shared: tuple[str, ...] = ()
     mask: Mask = Full()
-
-    def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
-        yield from super().leaves(prefix)
-        for leaf in (*(leaf for _, leaves in self.held for leaf in leaves), *(leaf for _, leaf in self.further)):
-            yield prefix + leaf.name, leaf
+    sparse: Sparse | None = None
+    relative_dropout: float = 0.0
 
     def apply(self, at: object, x: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
         """x [B, L, E] -> [B, L, E], of self-attention, and the new cache where there is one."""
@@ -176,17 +251,22 @@ class Attention(Part):
         return Asked(
             (x, x, x),
             mask,
-            None,
+            None if self.sparse is None else self.sparse.bias(x.shape[1]),
             given.positions if config.rotary is not None or config.temperature is not None else None,
             cache,
             given.valid if cache is not None else None,
             given.global_tokens if config.global_tokens is not None else None,
-            given.relative,
+            self._relative(run, given),
             config.dropout_rate if run.key is not None else 0.0,
             run.next_key() if config.dropout_rate else None,
             run.kernel,
             lse=lse,
         )
+
+    def _relative(self, run: Run[B], given: Given[B]) -> B | None:
+        if given.relative is None or not isinstance(self.config.position_bias, Disentangled):
+            return None
+        return run.drop(given.relative, self.relative_dropout)
 
     def ended(self, at: object, output: Traced, run: Run[B]) -> B:
         """[B, L, heads, width] through the layer of the output."""
@@ -212,4 +292,23 @@ class Attention(Part):
             assert isinstance(self.inputs, Separate)
             return self.inputs.project(name, at, x, run)
 
-        return Layer("model", config, run.use.framework, run.use.arithmetic, held, project)
+        arithmetic: Traced = run.use.arithmetic
+        if given.frequencies is not None and config.rotary is not None:
+            arithmetic = _Held(arithmetic, given.frequencies)
+        return Layer("model", config, run.use.framework, arithmetic, held, project)
+
+
+class _Held:
+    """An arithmetic, with frequencies of the rotary embedding that a model holds."""
+
+    def __init__(self, use: Arithmetic[Traced], frequencies: Traced) -> None:
+        self._use, self._frequencies = use, frequencies
+
+    def frequencies(self, rotary: Rotary, head_dim: int, length: int | None, positions: Traced) -> Traced:
+        return self._frequencies
+
+    def counted(self, *given: object) -> None:
+        """Nothing is kept from call to call: that would be of the configuration's frequencies."""
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._use, name)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Protocol
 
 from maskattn.models.attention import Attention, Given
+from maskattn.models.disentangled import Local, Relative
 from maskattn.models.leaves import Array, Leaf, Linear, Norm
 from maskattn.models.part import B, Change, Part, Run, find
 from maskattn.typing import Traced
@@ -105,6 +106,9 @@ class Stack(Part):
         places: the path of the module of each block; blocks at one path share their parameters.
         shared: parameters that blocks share, by their canonical names.
         final: the norm behind the last block. project: behind that, to the width of the head.
+        relative: the table of positions that all blocks read. local: what stands behind the first block.
+        frequencies: those of the rotary embedding, float32, where the model holds them; they count, whatever the
+            configuration says.
         dropout_rate: behind the last norm.
         bare: whether the last of the hidden states that are kept is what the last block gave, without the norm.
     """
@@ -116,6 +120,9 @@ class Stack(Part):
     project: Linear | None = None
     dropout_rate: float = 0.0
     bare: bool = False
+    relative: Relative | None = None
+    local: Local | None = None
+    frequencies: Array | None = None
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
         seen: set[str] = set()
@@ -123,9 +130,12 @@ class Stack(Part):
             if place not in seen:
                 seen.add(place)
                 yield from block.leaves(f"{prefix}{place}.")
-        for leaf in (*(leaf for _, leaf in self.shared), self.final, self.project):
+        for leaf in (*(leaf for _, leaf in self.shared), self.final, self.project, self.frequencies):
             if leaf is not None:
                 yield prefix + leaf.name, leaf
+        for part in (self.relative, self.local):
+            if part is not None:
+                yield from part.leaves(prefix)
 
     def changed(self, change: Change, prefix: str = "") -> Stack:
         each = zip(self.blocks, self.places, strict=True)
@@ -142,7 +152,8 @@ class Stack(Part):
         count = len(self.blocks) if len(set(self.places)) == len(self.places) else 0
         best = (0, 1, 0)
         for period in range(1, count // 2 + 1):
-            alike = [self.blocks[n] == self.blocks[n - period] for n in range(period, count)]
+            apart = -1 if self.local is None else 0
+            alike = [self.blocks[n] == self.blocks[n - period] and n - period > apart for n in range(period, count)]
             first = count - period - (alike[::-1] + [False]).index(False)
             times = (count - first) // period
             if times > 1 and times * period > best[1] * best[2]:
@@ -154,11 +165,17 @@ class Stack(Part):
     ) -> tuple[B, tuple[Traced, ...] | None]:
         """h [B, L, E] -> what the stack gives, and the new caches."""
         given.shared = {name: run.array(leaf, at) for name, leaf in self.shared}
-        grown: list[Traced] = []
+        if self.relative is not None:
+            given.relative = self.relative.apply(at, h, run)
+        if self.frequencies is not None:
+            given.frequencies = run.array(self.frequencies, at)
+        read, grown = h, list[Traced]()
         number = 0
         while number < len(self.places):
             block: Traced = find(at, self.places[number])
             h, cache = block(h, run, number, given, None if caches is None else caches[len(grown)])
+            if number == 0 and self.local is not None:
+                h = self.local.apply(at, read, h, run, given.keep)
             grown.append(cache)
             number += block.spans
         last = h

@@ -8,7 +8,8 @@ table            of tokens; `vocabulary` rows, `table_width` numbers where that 
                  `table_scale`; `types` and `positions` beside it with `types_rows`, `position_rows`, `position_rule`,
                  `position_offset`, `position_width` and `position_pad` (`models.tokens`); `position_table` is
                  "learned", "halves" or "spread" (saved, but not learned) or "computed" (`models.sinusoids`); then
-                 `table_norm`, and `table_project`
+                 `table_norm`, and `table_project`, or with `table_late` the other way round; `dropped`, `blank`
+                 (`models.tokens.Tokens`)
 layers, count    the path of a block, {} its number, and how many there are
 attention        query, key, value and out, or one for all and out; `fused` is then the order of its columns;
                  `attention_bias` of the four where the layer's own does not say it
@@ -19,12 +20,19 @@ norms            by slots of a block (`models.block.Slots`); `norm`, `eps`, `nor
                  `bare` (`models.block.Stack`)
 mlp              up and down; or gate, up and down; or with `halves` gate and up as one; with `mlp_width`, `mlp_bias`,
                  `activation`; `turned` where matrices are [in, out]; `inner_dropout`
+sparse           BigBird's pattern, {"size", "random"} (`models.attention.Sparse`)
+relative, local, frequencies
+                 DeBERTa's table, {"table", "rows", "norm"}, and convolution, {"conv", "norm", "size", "groups",
+                 "activation"}; `relative_dropout`; the path of frequencies of a rotary embedding that are held
+experts, latent  of layers that have them, in place of mlp and of attention (`models.build_experts`)
 parallel, residual, scales, normed_sum, dropout
                  of the blocks (`models.block.Block`)
 head             logits of the vocabulary: its path, or {"project", "bias", "dense", "norm", "activation"}; `tied`,
                  `head_bias`, `logit_scale`, `softcap`; `bias_buffer` where the bias is [1, rows], and is not trained
 pooler           a layer of the first token; `pooled` "last" or "end": a layer, if any, of the last one or of the one
                  that ends the text. `embeds`: a projection behind it, without a bias, to `embeds_width`
+refused          options that are refused where they are set, and why (`models.check`)
+contacts         a layer of attention's weights, held and not computed
 """
 
 from __future__ import annotations
@@ -40,8 +48,10 @@ from maskattn import masks
 from maskattn._hf_config import Reading, Value
 from maskattn.config import AttentionConfig
 from maskattn.layer.from_hf import Row, settled
-from maskattn.models.attention import Attention, Fused, Separate
+from maskattn.models.attention import Attention, Fused, Latent, Separate, Sparse
 from maskattn.models.block import Block, Inner, Slots, Stack
+from maskattn.models.build_disentangled import local_of, relative_of
+from maskattn.models.build_experts import experts_of, latent_of
 from maskattn.models.heads import Chosen, First, Vocabulary
 from maskattn.models.leaves import Array, Embedding, Leaf, Linear, Norm
 from maskattn.models.mlp import Gated, Halves, Plain
@@ -129,8 +139,11 @@ class Builder:
 
     # Blocks ----------------------------------------------------------------------------------------------------------
 
-    def projections(self, config: AttentionConfig, names: tuple[str, ...]) -> tuple[Separate | Fused, Linear]:
+    def projections(self, config: AttentionConfig, names: tuple[str, ...]) -> tuple[Separate | Fused | Latent, Linear]:
         """What makes queries, keys and values, and the layer of the output."""
+        latent = self.get("latent")
+        if latent is not None:
+            return latent_of(latent, config)
         widths = [heads * width for heads, width in head_shapes(config)]
         given = self.get("attention_bias", (config.qkv_bias,) * 3 + (config.out_bias,))
         inputs = (config.embed_dim, config.kdim, config.vdim)
@@ -159,11 +172,27 @@ class Builder:
                 further.append(
                     (name, self.linear(path, sizes[0], sizes[1], f"{name}.bias" in known, ("embed", "heads")))
                 )
-        mask = masks.for_hf(self.reading.config, self.reading.layer, part or self.part or None)
-        return Attention(config, inputs, out, own, tuple(further), shared, mask)
+        mask: masks.Mask = masks.Full()
+        if self.get("sparse") is None:
+            mask = masks.for_hf(self.reading.config, self.reading.layer, part or self.part or None)
+        sparse = self.get("sparse")
+        return Attention(
+            config,
+            inputs,
+            out,
+            own,
+            tuple(further),
+            shared,
+            mask,
+            None if sparse is None else Sparse(int(sparse["size"]), int(sparse["random"])),
+            float(self.get("relative_dropout", 0.0)),
+        )
 
     def mlp(self) -> Inner:
-        """The MLP of a block."""
+        """The MLP of a block, or its experts."""
+        experts = self.get("experts")
+        if experts is not None:
+            return experts_of(experts, self.width, self.activation("activation", "gelu"))
         names, inner, bias = self.get("mlp"), int(self.get("mlp_width", 4 * self.width)), self.get("mlp_bias", True)
         into, out_of = ("embed", "mlp"), ("mlp", "embed")
         down = self.linear(names[-1], inner, self.width, bias, out_of)
@@ -211,6 +240,11 @@ class Builder:
         final, project = self.get("final"), self.get("project")
         if project is not None:
             project = Linear(prefix + project, self.width, int(self.get("table_width")), False)
+        frequencies = None
+        if self.names is not None and config.rotary is not None and self.get("frequencies") is not None:
+            pairs = (config.rotary.width or config.head_dim) // 2
+            frequencies = Array(prefix + self.get("frequencies"), (pairs,), trained=False)
+            frequencies = frequencies if self.there(frequencies) else None
         return Stack(
             tuple(one.block() for one in each),
             places,
@@ -219,6 +253,9 @@ class Builder:
             project,
             float(self.get("final_dropout", 0.0)),
             bool(self.get("bare", False)),
+            relative_of(self),
+            local_of(self),
+            frequencies,
         )
 
     # Ends ------------------------------------------------------------------------------------------------------------
@@ -242,9 +279,12 @@ class Builder:
             float(self.get("table_scale", 1.0)),
             types,
             self.positions(width),
-            self.norm(None if norm is None else prefix + norm, width),
+            self.norm(None if norm is None else prefix + norm, self.width if self.get("table_late", False) else width),
             project,
             float(self.get("table_dropout", self.get("dropout", 0.0))),
+            bool(self.get("table_late", False)),
+            self.get("dropped"),
+            bool(self.get("blank", False)),
         )
 
     def positions(self, width: int) -> Positions | None:
@@ -275,11 +315,16 @@ class Builder:
         named = {"project": given} if isinstance(given, str) else given
         rows = table.rows
         width, dense, norm, bias = table.width, named.get("dense"), named.get("norm"), named.get("bias")
-        own = Linear(named["project"], width, rows, self.get("head_bias", False), axes=("embed", "vocab"))
+        biased, inner = bool(self.get("head_bias", False)), f"{named['project']}.bias"
+        own = Linear(named["project"], width, rows, biased, axes=("embed", "vocab"))
         said = self.get("tied", False) if self.tied is None else self.tied
-        tied = bool(said) and not self._apart(own, table)
+        tied, buffer = bool(said) and not self._apart(own, table), self.get("bias_buffer", False)
+        if tied:
+            bias = inner if bias is None and biased else bias
+        elif bias is not None and not buffer and (self.names is None or inner in self.names):
+            own, bias = replace(own, bias=True), None  # its own: what is tied to it elsewhere is read by nothing
         learned = None if bias is None else Array(bias, (rows,), 0.0, axes=("vocab",))
-        if bias is not None and self.get("bias_buffer", False):
+        if bias is not None and buffer:
             learned = Array(bias, (1, rows), 0.0, False, (None, "vocab"))
             learned = learned if self.there(learned) else None
         made = Vocabulary(
@@ -336,8 +381,12 @@ class Builder:
     def model(self) -> WholeModel:
         """The whole."""
         tokens = self.tokens()
-        head, pooler = self.head(tokens.table), self.pooler()
-        return TokenModel(self.reading.model_type, tokens, self.stack(), head, pooler, self.projection())
+        stack, head, pooler = self.stack(), self.head(tokens.table), self.pooler()
+        unread: tuple[Leaf, ...] = ()
+        if self.get("contacts") is not None:
+            heads = sum(block.attention.config.num_heads for block in stack.blocks)
+            unread = tuple(filter(self.there, [Linear(self.prefix + self.get("contacts"), heads, 1)]))
+        return TokenModel(self.reading.model_type, tokens, stack, head, pooler, self.projection(), unread)
 
 
 def _published(config: AttentionConfig, name: str, path: str) -> tuple[Leaf, ...]:

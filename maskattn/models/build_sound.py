@@ -5,7 +5,6 @@ The keys are those of `models.build` for the blocks and the head, and
 front_norms      "group", over the frames of each channel behind the first convolution, or "layer", behind each
 front_activation of convolutions. project_norm: before the layer that gives the blocks' width
 after            the norm behind positions
-refused          raises where the configuration has what there is no part for
 """
 
 from __future__ import annotations
@@ -25,7 +24,6 @@ class Sound(Builder):
 
     def model(self) -> WholeModel:
         """The whole."""
-        self.get("refused")
         head = Vocabulary(Linear("lm_head", self.width, int(self.reading.get("vocab_size", default=32)), True))
         there = all(self.there(leaf) for _, leaf in head.leaves())
         rate = float(self.reading.get("final_dropout", default=0.1))

@@ -4,6 +4,7 @@ The keys are those of `models.build`, read for each of the two stacks, and
 
 cross            query, key, value and out of the decoder's attention to what the encoder gives
 shift            what the decoder reads by itself (`models.encoder_decoder`)
+pad, start       ids of padding, and of what begins a decoder's tokens, where the configuration does not say
 spare            a table that is saved, but not read
 frames           of an encoder of sound: the two convolutions and the table of positions, from the prefix
 transient        of LongT5's encoder: {"norm", "table"}, from the block and from the prefix
@@ -92,8 +93,8 @@ class TwoStacks(Builder):
             stack,
             decoder.head(tokens.table),
             str(self.get("shift", "")),
-            self.reading.get("decoder_start_token_id", default=None),
-            self.reading.get("pad_token_id", default=None),
+            self.reading.get("decoder_start_token_id", default=self.get("start")),
+            self.reading.get("pad_token_id", default=self.get("pad")),
             decoder.unused(),
         )
 

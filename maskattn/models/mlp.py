@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 from maskattn.models.leaves import Linear
 from maskattn.models.part import B, Part, Run
-from maskattn.typing import Traced
 
 
 @dataclass(frozen=True)
@@ -51,7 +50,6 @@ class Halves(Part):
 
     def apply(self, at: object, x: B, run: Run[B]) -> B:
         """x [B, L, E] -> [B, L, E]."""
-        both: Traced = run.linear(self.both, at, x)
         half = self.both.outputs // 2
-        gate = run.use.activate(both[..., :half], self.activation)
-        return run.linear(self.down, at, run.use.product(gate, both[..., half:]))
+        gate, up = run.use.split(run.linear(self.both, at, x), (half, half), -1)
+        return run.linear(self.down, at, run.use.product(run.use.activate(gate, self.activation), up))

@@ -11,7 +11,7 @@ from maskattn.masks import Global, KeyMask, Mask
 from maskattn.models.attention import Given
 from maskattn.models.block import Block, Stack
 from maskattn.models.heads import Chosen, First, Vocabulary
-from maskattn.models.leaves import Linear
+from maskattn.models.leaves import Leaf, Linear
 from maskattn.models.part import B, Part, Run
 from maskattn.models.tokens import Tokens
 from maskattn.typing import Traced
@@ -84,6 +84,7 @@ class WholeModel(Part):
 
     Attributes:
         model_type: as configurations call it.
+        unread: what a checkpoint holds and none of the outputs is made of.
     """
 
     model_type: str
@@ -115,6 +116,7 @@ class TokenModel(WholeModel):
     head: Vocabulary | None = None
     pooler: First | Chosen | None = None
     embeds: Linear | None = None
+    unread: tuple[Leaf, ...] = ()
 
     def stacks(self) -> tuple[Stack, ...]:
         return (self.stack,)
@@ -130,9 +132,10 @@ class TokenModel(WholeModel):
             ids: Traced = tokens
             positions = use.first_of(inputs.cache).next_positions(ids.shape[1], valid=inputs.valid)
         h = self.tokens.apply(at, tokens, run, keep, positions, inputs.token_types)
-        masks = masks_of(self.stack, keep)
+        marked = kept(inputs.global_tokens, tokens, run)
+        masks = masks_of(self.stack, keep, marked, h.shape[1])
         states: list[B] | None = [] if inputs.hidden_states else None
-        given = Given(masks, inputs.positions, inputs.valid, inputs.global_tokens, states=states, keep=keep)
+        given = Given(masks, inputs.positions, inputs.valid, marked, states=states, keep=keep)
         h, cache = self.stack.apply(at, h, run, given, inputs.cache)
         logits = logits_of(self.head, at, h, inputs, run)
         pooled = None if self.pooler is None else self.pooler.apply(at, h, run, tokens)
@@ -159,8 +162,10 @@ def kept(given: Traced, like: B, run: Run[B]) -> Traced:
     return numbers != 0
 
 
-def masks_of(stack: Stack, keep: Traced, global_tokens: Traced = None) -> dict[Mask, Mask | None]:
-    """The masks of the blocks with what a batch brings: global tokens, and its padding.
+def masks_of(
+    stack: Stack, keep: Traced, global_tokens: Traced = None, length: int | None = None
+) -> dict[Mask, Mask | None]:
+    """The masks of the blocks with what a batch brings: global tokens, its padding, and how many tokens there are.
 
     Raises:
         ValueError: there are global tokens, which no block reads.
@@ -168,7 +173,8 @@ def masks_of(stack: Stack, keep: Traced, global_tokens: Traced = None) -> dict[M
     if global_tokens is not None and not any(block.attention.config.global_tokens for block in stack.blocks):
         raise ValueError("global_tokens are given, but the model has no global attention")
     made: dict[Mask, Mask | None] = {}
-    for mask in {block.attention.mask for block in stack.blocks}:
-        whole = mask if global_tokens is None else mask | Global(global_tokens)
+    for mask, sparse in {(block.attention.mask, block.attention.sparse) for block in stack.blocks}:
+        whole = mask if sparse is None or length is None else sparse.mask(length)
+        whole = whole if global_tokens is None else whole | Global(global_tokens)
         made[mask] = whole if keep is None else whole & KeyMask(keep)
     return made

@@ -5,7 +5,7 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
-from typing import Generic, Protocol, Self, TypeAlias, TypeVar
+from typing import ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from maskattn.attention import Framework
 from maskattn.models.leaves import Conv, Embedding, Leaf, Linear, LoRA, Norm
@@ -56,9 +56,6 @@ class Ops(Protocol[B]):
     def add(self, x: B, y: B, factor: float = 1.0) -> B:
         """x plus factor times y, which broadcast."""
 
-    def cast(self, x: B, like: B) -> B:
-        """x in the dtype of `like`."""
-
     def drop(self, x: B, rate: float, key: B) -> B:
         """Dropout of each number by itself."""
 
@@ -89,6 +86,33 @@ class Ops(Protocol[B]):
     def as_array(self, x: object, like: B | None) -> B:
         """An array of NumPy, or of the framework, where `like` is."""
 
+    def wide_linear(self, leaf: Linear, module: object, x: B) -> B:
+        """As `linear`, computed and given in float32 at least."""
+
+    def softmax(self, x: B) -> B:
+        """Over the last axis, float32 at least."""
+
+    def divide(self, x: B, y: B) -> B:
+        """x by y, which broadcast."""
+
+    def cast(self, x: B, like: B) -> B:
+        """x rounded to the dtype of `like`."""
+
+    def top(self, x: B, count: int) -> B:
+        """int [..., count]: where the largest numbers of the last axis are, from the largest on; of equal ones the
+        first."""
+
+    def pick(self, x: B, places: B) -> B:
+        """The numbers of x [..., n] at places [..., count]."""
+
+    def groups(self, numbers: B, count: int) -> tuple[B, B, Traced]:
+        """Of numbers in [0, count), any shape: places that bring equal ones together, in the order of numbers and then
+        of places; places that undo it; how many of each there are, for `grouped`."""
+
+    def grouped(self, x: B, weights: B, counts: Traced, turned: bool) -> B:
+        """x [N, in], its rows sorted by group, each by the matrix of its group: weights [groups, in, out], or
+        [groups, out, in] where `turned`. -> [N, out]. Matrices of groups without rows are not read."""
+
     def rows(self, table: B, ids: B) -> B:
         """Rows of an array [rows, width]: [..., width]."""
 
@@ -99,6 +123,9 @@ class Ops(Protocol[B]):
         """`merge` of the twins: attention [B, L, H, D] over two sets of keys, with its log-sum-exp [B, L, H]."""
 
     def concatenate(self, arrays: Sequence[B], axis: int) -> B: ...
+    def split(self, x: B, sizes: Sequence[int], axis: int) -> Sequence[B]:
+        """x cut along an axis."""
+
     def where(self, condition: B, x: B, y: B) -> B: ...
     def broadcast(self, x: B, shape: Sequence[int]) -> B: ...
 
@@ -189,7 +216,13 @@ class Run(Generic[B]):
 
 @dataclass(frozen=True)
 class Part:
-    """A part of a model: fields that are leaves or parts are what it holds; `apply` is what it computes."""
+    """A part of a model: fields that are leaves or parts are what it holds; `apply` is what it computes.
+
+    Attributes:
+        inexact: why the exact arithmetic cannot compute it; "" where it can.
+    """
+
+    inexact: ClassVar[str] = ""
 
     def leaves(self, prefix: str = "") -> Iterator[tuple[str, Leaf]]:
         """(path from the model, leaf) of all that the part holds."""
@@ -205,6 +238,15 @@ class Part:
         held = {each.name: getattr(self, each.name) for each in fields(self)}
         made = {name: _changed(value, change, prefix) for name, value in held.items()}
         return replace(self, **{name: value for name, value in made.items() if value is not held[name]})
+
+    def parts(self) -> Iterator[Part]:
+        """Itself, and all parts that it holds."""
+        yield self
+        for each in fields(self):
+            held = getattr(self, each.name)
+            for one in held if isinstance(held, tuple) else (held,):
+                if isinstance(one, Part):
+                    yield from one.parts()
 
 
 def _leaves(held: object, prefix: str) -> Iterator[tuple[str, Leaf]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 from maskattn.models.attention import Given
 from maskattn.models.block import Stack
@@ -69,6 +70,8 @@ class ConvPositions(Part):
     Attributes:
         magnitude: [1, 1, width]. direction: [E, E / groups, width].
     """
+
+    inexact: ClassVar[str] = "a convolution of windows that overlap has no exact form"
 
     conv: Conv
     magnitude: Array

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from maskattn.models.disentangled import hidden
 from maskattn.models.leaves import Array, Embedding, Linear, Norm
 from maskattn.models.part import B, Part, Run
 from maskattn.models.sinusoids import Sinusoids
@@ -67,6 +68,10 @@ class Tokens(Part):
     Attributes:
         scale: what multiplies rows of the table of tokens.
         types: of token types. project: from the tables' width to the blocks'.
+        late: whether the norm is behind the projection.
+        dropped: the id of a token whose row counts as zeros, for which the others make up as in training, where 12 in
+            100 tokens are such (Lin et al. 2022, ESM-2, token dropout).
+        blank: whether padding becomes zeros.
     """
 
     table: Embedding
@@ -76,6 +81,9 @@ class Tokens(Part):
     norm: Norm | None = None
     project: Linear | None = None
     dropout_rate: float = 0.0
+    late: bool = False
+    dropped: int | None = None
+    blank: bool = False
 
     def apply(self, at: object, tokens: B, run: Run[B], keep: B | None, positions: B | None, types: B | None) -> B:
         """int [B, L] -> [B, L, E].
@@ -86,6 +94,8 @@ class Tokens(Part):
         """
         use = run.use
         h = run.embed(self.table, at, tokens)
+        if self.dropped is not None:
+            h = self._without_dropped(h, tokens, run, keep)
         if self.scale != 1.0:
             h = use.scaled(h, self.scale)
         if self.types is not None:
@@ -94,10 +104,23 @@ class Tokens(Part):
         early = self.positions is not None and self.positions.width == self.table.width
         if early:
             h = self._placed(at, h, tokens, run, keep, positions)
-        h = run.drop(run.norm(self.norm, at, h), self.dropout_rate)
+        h = h if self.late else run.drop(run.norm(self.norm, at, h), self.dropout_rate)
         if self.project is not None:
             h = run.linear(self.project, at, h)
+        if self.late:
+            h = run.drop(run.norm(self.norm, at, h), self.dropout_rate)
+        h = hidden(h, keep if self.blank else None, run)
         return h if early else self._placed(at, h, tokens, run, keep, positions)
+
+    def _without_dropped(self, h: B, tokens: B, run: Run[B], keep: Traced) -> B:
+        use = run.use
+        ids: Traced = tokens
+        there: Traced = ids != self.dropped
+        length = there.shape[1] if keep is None else keep.sum(1)
+        left = length - there.shape[1] + there.sum(1)
+        factor: Traced = use.divide(use.as_array(length * 0.88, h), left)
+        made = use.product(hidden(h, there, run), factor[:, None, None])
+        return use.cast(made, h)
 
     def _placed(self, at: object, h: B, tokens: B, run: Run[B], keep: B | None, positions: B | None) -> B:
         """h with positions added, which have the width of the table of tokens, or that of the blocks."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import ClassVar
 
 from maskattn.models.block import Stack
 from maskattn.models.images import ImageModel
@@ -20,6 +21,8 @@ class Towers(WholeModel):
     Attributes:
         scale: the logarithm of what multiplies the cosines. bias: added to them.
     """
+
+    inexact: ClassVar[str] = "the similarity of images and texts has no exact form"
 
     text: TokenModel
     vision: ImageModel

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from typing import ClassVar
 
 import numpy as np
 
@@ -26,6 +27,8 @@ class TransientGlobal(Attention):
     Attributes:
         norm: of the sums. size: tokens of a block; those behind the last whole one belong to that.
     """
+
+    inexact: ClassVar[str] = "sums of blocks of tokens have no exact form"
 
     norm: Norm | None = None
     size: int = 16

@@ -12,16 +12,17 @@ import numpy as np
 from flax import nnx
 
 from maskattn import models
-from maskattn.attention import KernelCannot
 from maskattn.models import Inputs, Output, WholeModel, generate, leaves
 from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable, Stack
+from maskattn.models.exact import refuse
 from maskattn.models.files import Origin
 from maskattn.models.part import Run, find
 from maskattn.typing import KernelName
 from maskattn_jax import rng
 from maskattn_jax.cache import Cache
+from maskattn_jax.models.exact import Exact, added_to
 from maskattn_jax.models.meshes import Places
 from maskattn_jax.models.ops import OPS, Plain
 from maskattn_jax.models.writing import Writer
@@ -235,8 +236,10 @@ class Model(Group):
             kernel: as in `attention`.
         """
         key = None if deterministic or dropout_key is None else rng.words(dropout_key)
+        use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
-            raise KernelCannot(kernel, ["whole models have no exact arithmetic yet"])
+            refuse(self.table, added_to(self, _LAYERS, _GROUPS))
+            use = Exact()
         given: Inputs[Any] = Inputs(
             tokens,
             attention_mask,
@@ -254,7 +257,7 @@ class Model(Group):
             logits_at,
             hidden_states,
         )
-        return self.table.apply(self, given, Run(OPS if self.dtype is None else Plain(self.dtype), kernel, key))
+        return self.table.apply(self, given, Run(use, kernel, key))
 
     def generate(
         self,
@@ -417,3 +420,8 @@ def _module(leaf: leaves.Leaf, begin: Callable[[str], Array]) -> nnx.Module:
     padding = ((leaf.padding, leaf.padding),) * len(leaf.size)  # hashed, as all that a module holds
     options: dict[str, Any] = {"strides": leaf.stride, "padding": padding, "feature_group_count": leaf.groups}
     return nnx.Conv(leaf.inputs, leaf.outputs, leaf.size, **options, **made)
+
+
+#: What layers are, and what holds them.
+_LAYERS = (nnx.Linear, nnx.Embed, nnx.Conv, Norm)
+_GROUPS = (Group, Loop, nnx.List)

@@ -13,6 +13,7 @@ from maskattn_jax import dropout, rng
 from maskattn_jax.functional import FRAMEWORK
 from maskattn_jax.kernels.merging import merge
 from maskattn_jax.layer import LAYER
+from maskattn_jax.models.grouped import grouped
 from maskattn_jax.types import Array, DType
 
 __all__ = ["OPS", "Plain"]
@@ -87,10 +88,6 @@ class Plain:
         """x plus factor times y, which broadcast."""
         return x + y if factor == 1.0 else x + y * factor
 
-    def cast(self, x: Array, like: Array) -> Array:
-        """x in the dtype of `like`."""
-        return x.astype(like.dtype)
-
     def drop(self, x: Array, rate: float, key: Array) -> Array:
         """Dropout of each number by itself."""
         return dropout.drop(x, rate, key)
@@ -133,6 +130,43 @@ class Plain:
         """An array of the framework."""
         return jnp.asarray(x)
 
+    def wide_linear(self, leaf: leaves.Linear, module: Any, x: Array) -> Array:
+        """As `linear`, computed and given in float32 at least."""
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        made = x.astype(wide) @ module.kernel[...].astype(wide)
+        return made + module.bias[...].astype(wide) if leaf.bias else made
+
+    def softmax(self, x: Array) -> Array:
+        """Over the last axis, float32 at least."""
+        return jax.nn.softmax(x.astype(jnp.promote_types(x.dtype, jnp.float32)))
+
+    def divide(self, x: Array, y: Array) -> Array:
+        """x by y, which broadcast."""
+        return x / y
+
+    def cast(self, x: Array, like: Array) -> Array:
+        """x rounded to the dtype of `like`."""
+        return x.astype(like.dtype)
+
+    def top(self, x: Array, count: int) -> Array:
+        """int [..., count]: where the largest numbers of the last axis are; of equal ones the first."""
+        return jax.lax.top_k(x, count)[1]
+
+    def pick(self, x: Array, places: Array) -> Array:
+        """The numbers of x [..., n] at places [..., count]."""
+        return jnp.take_along_axis(x, places, -1)
+
+    def groups(self, numbers: Array, count: int) -> tuple[Array, Array, Array]:
+        """Places that bring equal numbers together, those that undo it, and how many of each there are."""
+        flat = numbers.reshape(-1)
+        order = jnp.argsort(flat, stable=True)
+        return order, jnp.argsort(order), jnp.bincount(flat, length=count)
+
+    def grouped(self, x: Array, weights: Array, counts: Array, turned: bool) -> Array:
+        """Rows of x [N, in], sorted by group, each by the matrix of its group: [N, out]."""
+        wide = jnp.promote_types(x.dtype, weights.dtype)
+        return grouped(x.astype(wide), weights.astype(wide), counts, turned)
+
     def rows(self, table: Array, ids: Array) -> Array:
         """Rows of an array [rows, width]: [..., width]; NaN where there is no such row."""
         return jnp.take(table, ids, axis=0)
@@ -150,6 +184,10 @@ class Plain:
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """The arrays one after the other along an axis."""
         return jnp.concatenate(list(arrays), axis)
+
+    def split(self, x: Array, sizes: Sequence[int], axis: int) -> Sequence[Array]:
+        """x cut along an axis, whose gradient is then joined and not added."""
+        return jax.lax.split(x, list(sizes), axis % x.ndim)
 
     def where(self, condition: Array, x: Array, y: Array) -> Array:
         """x where the condition holds, else y."""

@@ -11,16 +11,17 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from maskattn import models
-from maskattn.attention import KernelCannot
 from maskattn.models import Inputs, Output, WholeModel, generate, leaves
 from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
+from maskattn.models.exact import refuse
 from maskattn.models.files import Origin
 from maskattn.models.part import Run
 from maskattn.typing import KernelName
 from maskattn_torch import rng
 from maskattn_torch.cache import Cache
+from maskattn_torch.models.exact import Exact, added_to
 from maskattn_torch.models.ops import OPS, Plain
 from maskattn_torch.models.writing import Writer
 from maskattn_torch.types import Array, DType, Given as Numbers, RandomKey
@@ -55,18 +56,19 @@ class Norm(nn.Module):
 
     def forward(self, x: Array) -> Array:
         """x [..., width] -> the same."""
-        table = self.table
-        weight: Array | None = self.weight
+        table, wide = self.table, x.dtype
+        for held in (self.weight, self.bias):
+            wide = wide if held is None else torch.promote_types(wide, held.dtype)
+        wide = torch.promote_types(wide, torch.float32) if table.plus_one else wide
+        weight, bias = (None if held is None else held.to(wide) for held in (self.weight, self.bias))
         if table.plus_one and weight is not None:
-            weight = weight.float() + 1
-        wide = x.dtype if weight is None else torch.promote_types(x.dtype, weight.dtype)
-        given = x if x.dtype == wide else x.to(wide)
+            weight = weight + 1
         if table.kind == "rms":
-            return F.rms_norm(given, (table.width,), weight, table.eps).to(x.dtype)
+            return F.rms_norm(x.to(wide), (table.width,), weight, table.eps).to(x.dtype)
         if table.kind == "frames":
-            made = F.group_norm(given.swapaxes(-1, -2), table.width, weight, self.bias, table.eps)
+            made = F.group_norm(x.to(wide).swapaxes(-1, -2), table.width, weight, bias, table.eps)
             return made.swapaxes(-1, -2).to(x.dtype)
-        return F.layer_norm(given, (table.width,), weight, self.bias, table.eps).to(x.dtype)
+        return F.layer_norm(x.to(wide), (table.width,), weight, bias, table.eps).to(x.dtype)
 
 
 class _Adapting(nn.Linear):
@@ -202,8 +204,10 @@ class Model(Group):
         if deterministic is None:
             deterministic = not self.training
         key = None if deterministic or dropout_key is None else rng.words(dropout_key, _device(self))
+        use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
-            raise KernelCannot(kernel, ["whole models have no exact arithmetic yet"])
+            refuse(self.table, added_to(self, _LAYERS, _GROUPS))
+            use = Exact()
         given: Inputs[Any] = Inputs(
             tokens,
             attention_mask,
@@ -221,7 +225,7 @@ class Model(Group):
             logits_at,
             hidden_states,
         )
-        return self.table.apply(self, given, Run(OPS if self.dtype is None else Plain(self.dtype), kernel, key))
+        return self.table.apply(self, given, Run(use, kernel, key))
 
     def generate(
         self,
@@ -361,3 +365,8 @@ def _empty(leaf: leaves.Leaf) -> nn.Module:
     sizes = (leaf.inputs, leaf.outputs, leaf.size, leaf.stride, leaf.padding)
     made: nn.Module = conv(*sizes, groups=leaf.groups, bias=leaf.bias)
     return made
+
+
+#: What layers are, and what holds them.
+_LAYERS = (nn.Linear, _Adapting, _TurnedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d, Norm)
+_GROUPS = (Group,)

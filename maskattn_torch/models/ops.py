@@ -89,10 +89,6 @@ class Plain:
         """x plus factor times y, which broadcast."""
         return x + y if factor == 1.0 else x + y * factor
 
-    def cast(self, x: Array, like: Array) -> Array:
-        """x in the dtype of `like`."""
-        return x.to(like.dtype)
-
     def drop(self, x: Array, rate: float, key: Array) -> Array:
         """Dropout of each number by itself."""
         return dropout.drop(x, rate, key)
@@ -136,6 +132,42 @@ class Plain:
         """A tensor, where `like` is."""
         return torch.as_tensor(x, device=None if like is None else like.device)
 
+    def wide_linear(self, leaf: leaves.Linear, module: Any, x: Array) -> Array:
+        """As `linear`, computed and given in float32 at least."""
+        wide = torch.promote_types(x.dtype, torch.float32)
+        return F.linear(x.to(wide), module.weight.to(wide), None if module.bias is None else module.bias.to(wide))
+
+    def softmax(self, x: Array) -> Array:
+        """Over the last axis, float32 at least."""
+        return x.softmax(-1, dtype=torch.promote_types(x.dtype, torch.float32))
+
+    def divide(self, x: Array, y: Array) -> Array:
+        """x by y, which broadcast."""
+        return x / y
+
+    def cast(self, x: Array, like: Array) -> Array:
+        """x rounded to the dtype of `like`."""
+        return x.to(like.dtype)
+
+    def top(self, x: Array, count: int) -> Array:
+        """int [..., count]: where the largest numbers of the last axis are; of equal ones the first."""
+        return x.sort(dim=-1, descending=True, stable=True).indices[..., :count]
+
+    def pick(self, x: Array, places: Array) -> Array:
+        """The numbers of x [..., n] at places [..., count]."""
+        return x.gather(-1, places)
+
+    def groups(self, numbers: Array, count: int) -> tuple[Array, Array, list[int]]:
+        """Places that bring equal numbers together, those that undo it, and how many of each there are."""
+        flat = numbers.reshape(-1)
+        order = flat.sort(stable=True).indices
+        return order, order.argsort(), flat.bincount(minlength=count).tolist()
+
+    def grouped(self, x: Array, weights: Array, counts: list[int], turned: bool) -> Array:
+        """Rows of x [N, in], sorted by group, each by the matrix of its group: [N, out]."""
+        pieces = zip(x.split(counts), weights.unbind(), strict=True)
+        return torch.cat([rows @ (each.T if turned else each) for rows, each in pieces if len(rows)])
+
     def rows(self, table: Array, ids: Array) -> Array:
         """Rows of an array [rows, width]: [..., width]."""
         return table[ids]
@@ -153,6 +185,10 @@ class Plain:
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         """The arrays one after the other along an axis."""
         return torch.cat(list(arrays), axis)
+
+    def split(self, x: Array, sizes: Sequence[int], axis: int) -> Sequence[Array]:
+        """x cut along an axis, whose gradient is then joined and not added."""
+        return x.split(list(sizes), axis)
 
     def where(self, condition: Array, x: Array, y: Array) -> Array:
         """x where the condition holds, else y."""

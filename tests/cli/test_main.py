@@ -135,6 +135,7 @@ def test_no_subcommand_is_run_and_the_flags_of_old_are_not_listed(capsys):
         "checkpoint",
         "faults",
         "list",
+        "models",
         "real",
         "run",
         "training",

@@ -45,12 +45,24 @@ def test_every_row_makes_a_layer_of_what_any_configuration_has(model_type):
     if model_type.startswith("swin"):
         more |= {"embed_dim": 96, "depths": [1, 2], "num_heads": [4, 8]}
     more |= {"head_dim": 24, "d_kv": 24, "rope_theta": 9.0}
+    more |= {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12}
     more["layer_types"] = ["full_attention"] * 3
     part = "decoder" if model_type in STACKS else None
     config = read(model_type, 0, part, **more)
     assert config.embed_dim == 96 and config.num_heads == 4
     other = SimpleNamespace(model_type=model_type, **SIZES | more)
     assert AttentionConfig.from_hf(other, 0, part) == config
+
+
+def test_heads_of_a_latent_are_turned_in_their_first_part_and_scaled_for_the_rest():
+    sizes = {"qk_nope_head_dim": 16, "qk_rope_head_dim": 8, "v_head_dim": 12}
+    scaling = {"type": "yarn", "factor": 8.0, "mscale": 0.7, "mscale_all_dim": 0.7}
+    config = read("deepseek_v3", **sizes, rope_scaling={**scaling, "original_max_position_embeddings": 8})
+    assert (config.head_dim, config.v_head_dim, config.num_kv_heads) == (24, 12, 4)
+    assert config.rotary == Rotary(width=8, pairs="interleaved", scaling=Yarn(8.0, 8, attention_factor=1.0))
+    assert config.scale == 24**-0.5 * (1 + 0.07 * math.log(8)) ** 2
+    assert read("deepseek_v2", **sizes).scale == 24**-0.5
+    assert read("deepseek_v3", **sizes, rope_interleave=False).rotary == Rotary(width=8)
 
 
 @pytest.mark.torch

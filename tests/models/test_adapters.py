@@ -172,6 +172,29 @@ def test_only_the_adapter_is_trained() -> None:
 
 SMALL = {"model_type": "llama", "vocab_size": 96, "hidden_size": 48, "intermediate_size": 44}
 SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2}
+
+
+def test_exact_bits_are_the_same() -> None:
+    torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
+    import maskattn_jax.models as in_jax
+    import maskattn_torch.models as in_torch
+
+    adapter = adapters.new(["k_proj", "down_proj"], rank=3, alpha=5)
+    table = adapter.on(models.describe({**SMALL, "num_hidden_layers": 1}))
+
+    def numbers(name: str, tensor: Any) -> Any:
+        return models.first_numbers(name, tensor._replace(begins=None)) * 5
+
+    def start(name: str, tensor: Any) -> Any:
+        return jnp.asarray(numbers(name, tensor).transpose(tensor.order))
+
+    one = in_torch.Model(table, lambda *of: torch.tensor(numbers(*of)), adapter=adapter)
+    two, ids = in_jax.Model(table, start, adapter=adapter), np.arange(1, 4)[None]
+    with torch.no_grad():
+        found = one(torch.tensor(ids), kernel="exact").logits.numpy()
+    assert found.tobytes() == np.asarray(two(ids, kernel="exact").logits).tobytes()
+
+
 USUAL = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none"}
 Q = "base_model.model.model.layers.0.self_attn.q_proj.lora_{}.weight"
 

@@ -121,9 +121,9 @@ def test_only_an_encoder_is_a_model_of_tokens() -> None:
 
 
 def test_what_is_not_built_is_refused() -> None:
-    with pytest.raises(ValueError, match="hubert with conv_pos_batch_norm is not built"):
+    with pytest.raises(ValueError, match="conv_pos_batch_norm=True is refused: there is no part"):
         described("hubert", conv_pos_batch_norm=True)
-    with pytest.raises(ValueError, match="wav2vec2 with add_adapter is not built"):
+    with pytest.raises(ValueError, match="add_adapter=True is refused: there is no part"):
         described("wav2vec2", add_adapter=True)
     with pytest.raises(ValueError, match="feat_extract_norm must be group or layer, got 'batch'"):
         described("wav2vec2", feat_extract_norm="batch")
@@ -156,11 +156,13 @@ def test_writes_what_transformers_writes(name: str) -> None:
     given = {"input_ids": ids, "attention_mask": mask}
     theirs = peer.model.generate(**given, max_new_tokens=7, do_sample=False)[:, 1:].numpy()
     table, begin = models.describe(peer.config, peer.tensors), np.full((2, 1), 3)
-    one = in_torch.Model(table, lambda name, _: torch.tensor(peer.tensors[name])).eval()
-    other = in_jax.Model(table, lambda name, x: jnp.asarray(peer.tensors[name].transpose(x.order)))
     options: dict[str, Any] = {"decoder_tokens": begin, "max_new_tokens": 7, "end_ids": ()}
+    one = in_torch.Model(table, lambda name, _: torch.tensor(peer.tensors[name])).eval()
     assert (one.generate(ids, mask, **options).numpy() == theirs).all()
-    assert (np.asarray(other.generate(batch["input_ids"], batch["attention_mask"], **options)) == theirs).all()
+    if name == "t5":  # one is enough to compile
+        other = in_jax.Model(table, lambda name, x: jnp.asarray(peer.tensors[name].transpose(x.order)))
+        written = other.generate(batch["input_ids"], batch["attention_mask"], **options)
+        assert (np.asarray(written) == theirs).all()
 
 
 def test_sound_is_written_down(twin: Any) -> None:

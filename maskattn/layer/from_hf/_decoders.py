@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from maskattn._hf_config import Reading
 from maskattn.layer.from_hf._specs import Key, Made, Merged, Named, Root, Rope, Row, When
 from maskattn.layer.norm import Norm
@@ -110,6 +112,36 @@ def _mpt(name: str, default: object = None) -> Merged:
     return Merged(read)
 
 
+_TURNED = Key("qk_rope_head_dim")
+_LATENT_ROPE = Rope(pairs="interleaved", width=_TURNED, head_dim=_TURNED)
+
+
+def _latent_width(reading: Reading) -> int:
+    return int(reading.get("qk_nope_head_dim") + reading.get("qk_rope_head_dim"))
+
+
+def _latent_scale(reading: Reading) -> float:
+    """YaRN's factor of cosine and sine is for a part of a head: for the rest, its square is in the scale."""
+    found = reading.rope()
+    factor, grown = float(found.get("factor", 1.0)), found.get("mscale_all_dim")
+    more = 0.1 * grown * math.log(factor) + 1 if grown and factor > 1 else 1.0
+    return float(_latent_width(reading) ** -0.5 * more**2)
+
+
+#: DeepSeek's, behind what makes keys and values of a latent: of each head the numbers that are turned come first.
+_LATENT: Row = {
+    "embed_dim": Key("hidden_size"),
+    "num_heads": Key("num_attention_heads"),
+    "head_dim": Merged(_latent_width),
+    "v_head_dim": Key("v_head_dim"),
+    "qkv_bias": False,
+    "out_bias": Key("attention_bias", default=False),
+    "scale": Merged(_latent_scale),
+    "rotary": _LATENT_ROPE,
+    "dropout_rate": _DROPOUT,
+}
+
+
 DECODERS: dict[str, Row] = {
     "llama": LLAMA,
     "mistral": {**_BARE, "num_kv_heads": _KV},
@@ -140,7 +172,7 @@ DECODERS: dict[str, Row] = {
             Made(Norm, kind="layer", eps=Key("layer_norm_eps", default=1e-5), bias=True),
         ),
     },
-    "phi3": _BARE,
+    "phi3": {**_BARE, "rotary": Rope(partial=True)},
     "cohere": {
         **LLAMA,
         "rotary": Rope(pairs="interleaved", theta=500000.0),
@@ -186,6 +218,11 @@ DECODERS: dict[str, Row] = {
         "out_bias": Key("attention_bias", default=True),
         "sinks": True,
     },
+    "deepseek_v2": _LATENT,
+    "deepseek_v3": {
+        **_LATENT,
+        "rotary": When(Key("rope_interleave", default=True), _LATENT_ROPE, Rope(width=_TURNED, head_dim=_TURNED)),
+    },
     "llama4_text": {
         **LLAMA,
         "num_kv_heads": _KV,
@@ -208,7 +245,11 @@ DECODERS: dict[str, Row] = {
         ),
     },
     "gpt2": {**GPT2, "scale": Merged(_by_layer)},
-    "gpt_bigcode": {**GPT2, "num_kv_heads": When(Key("multi_query", default=True), 1)},
+    "gpt_bigcode": {
+        **GPT2,
+        "scale": When(Key("scale_attn_weights", default=True), None, 1.0),
+        "num_kv_heads": When(Key("multi_query", default=True), 1),
+    },
     "gptj": {
         **GPT2,
         "qkv_bias": False,

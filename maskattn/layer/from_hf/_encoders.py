@@ -88,7 +88,14 @@ ENCODERS: dict[str, Row] = {
             theta=Key("global_rope_theta", default=160000.0), local=Key("local_rope_theta", default=10000.0)
         ),
     },
-    "nomic_bert": {**BERT, "dropout_rate": _NONE, "qkv_bias": False, "out_bias": False, "rotary": Rope(theta=1000.0)},
+    "nomic_bert": {
+        **BERT,
+        "head_dim": Key("head_dim", default=None),
+        "dropout_rate": _NONE,
+        "qkv_bias": False,
+        "out_bias": False,
+        "rotary": Rope(theta=1000.0),
+    },
     "esm": {
         **BERT,
         "rotary": When(Merged(lambda reading: reading.get("position_embedding_type", default="") == "rotary"), Rope()),

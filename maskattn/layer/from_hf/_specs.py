@@ -124,6 +124,8 @@ class Rope(Spec):
         fraction, theta: how much of a head is turned, and the base, where the configuration does not say.
         width: a key that says how much of a head is turned; then no fraction counts.
         head_dim: what a head's width is read from.
+        partial: whether models of the type read `partial_rotary_factor`; None: where fraction is not 1. The others turn
+            whole heads whatever it says.
         local: theta of layers called sliding, where the configuration has one set of parameters: they have no scaling.
             None: layers are alike.
     """
@@ -134,6 +136,7 @@ class Rope(Spec):
     width: object = None
     head_dim: object = field(default_factory=lambda: Key("head_dim", default=None))
     local: object = None
+    partial: bool | None = None
 
     def read(self, reading: Reading, part: str) -> Rotary:
         found = reading.rope()
@@ -143,7 +146,14 @@ class Rope(Spec):
             theta, found = settled(self.local, reading, part), {}
         width = settled(self.width, reading, part)
         if width is None:
-            fraction = float(found.get("partial_rotary_factor", self.fraction))
+            fraction = self.fraction
+            if self.partial or (self.partial is None and fraction != 1.0):
+                fraction = float(found.get("partial_rotary_factor", fraction))
+            elif found.get("partial_rotary_factor", 1.0) != 1.0 and found.get("rope_type", "default") != "default":
+                raise ValueError(
+                    f"{reading.where}: {reading.model_type!r} turns whole heads: partial_rotary_factor must be 1 where "
+                    f"rope_type is {found['rope_type']!r}, got {found['partial_rotary_factor']!r}"
+                )
             head_dim = settled(self.head_dim, reading, part)
             if head_dim is None:
                 heads = reading.get("num_attention_heads", "n_head", "n_heads")

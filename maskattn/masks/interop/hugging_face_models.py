@@ -119,6 +119,8 @@ def _is_local(config: object, layer: int, row: Row) -> bool:
     if "window" in row and not _field(config, row["window"]):
         return False
     if "local" in row:
+        if _field(config, row["local"]) is None:
+            _refuse(f"the configuration has no {row['local']}: give transformers' own object, which fills it in")
         return bool(_field(config, row["local"])[layer] == "local")
     rule = row.get("layer_types", "all")
     if isinstance(rule, int):

@@ -51,12 +51,19 @@ def _rms(default: float) -> Key:
 
 _LAYER: Row = {**_NAMES, "norm": "layer", "eps": Key("layer_norm_eps", default=1e-5)}
 
+
+def _gemma_activation(reading: Reading) -> str:
+    """A file's "gelu" has always been read as its approximation by tanh."""
+    found = str(reading.get("hidden_act", default="gelu_tanh"))
+    return "gelu_tanh" if found == "gelu" else found
+
+
 _GEMMA: Row = {
     **_UNBIASED,
     "plus_one": True,
     "table_scale": Merged(lambda reading: reading.get("hidden_size") ** 0.5),
-    # the file's "gelu" has always been read as its approximation by tanh
-    "activation": "gelu_tanh",
+    "activation": Merged(_gemma_activation),
+    "refused": {"use_bidirectional_attention": "transformers' own attentions differ in what it means"},
     "tied": _TIED,
 }
 _GEMMA2: Row = {
@@ -91,7 +98,7 @@ DECODERS: dict[str, Row] = {
     "qwen3": {**_UNBIASED, "held": _QK_NORM},
     "gemma": _GEMMA,
     "gemma2": {**_GEMMA2, "softcap": Merged(_gemma2_cap)},
-    "gemma3_text": {**_GEMMA2, "held": _QK_NORM},
+    "gemma3_text": {**_GEMMA2, "held": _QK_NORM, "refused": {}},
     "phi": {
         **_LAYER,
         "norms": _ONE_NORM,

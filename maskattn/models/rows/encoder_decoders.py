@@ -57,6 +57,8 @@ BART: Row = {
     "bias_buffer": True,
     "tied": _TIED,
     "shift": "start",
+    "pad": 1,
+    "start": 2,
 }
 _SAVED: Row = {
     "table_norm": None,
@@ -122,6 +124,7 @@ def _t5(default: str) -> Row:
         "dropout": Key("dropout_rate", default=0.1),
         "inner_dropout": Key("dropout_rate", default=0.1),
         "final_dropout": Key("dropout_rate", default=0.1),
+        "pad": 0,
         "head": "lm_head",
         # whatever a file says: one with other numbers in its head has a head of its own all the same
         "tied": True,
@@ -150,11 +153,13 @@ _TABLE = "relative_attention_bias.weight"
 
 ENCODER_DECODERS: dict[str, Row] = {
     "bart": BART,
-    "mbart": {**BART, **_PRE_NORM, "shift": "last"},
-    "pegasus": {**BART, **_PRE_NORM, **_SAVED},
+    "mbart": {**BART, **_PRE_NORM, "shift": "last", "start": None},
+    "pegasus": {**BART, **_PRE_NORM, **_SAVED, "pad": 0, "start": 0},
     "marian": {
         **BART,
         **_SAVED,
+        "pad": 58100,
+        "start": 58100,
         "table": When(_ONE_VOCABULARY, BART["table"], _both("*.embed_tokens")),
         "spare": None,
         "vocabulary": When(
@@ -196,6 +201,8 @@ ENCODER_DECODERS: dict[str, Row] = {
     "whisper": {
         **BART,
         **_PRE_NORM,
+        "pad": 50256,
+        "start": 50257,
         "table": "decoder.embed_tokens",
         "spare": None,
         "table_scale": 1.0,
@@ -209,8 +216,9 @@ ENCODER_DECODERS: dict[str, Row] = {
         "shift": "",
     },
     "t5": T5,
-    "mt5": {**_GATED_T5, "logit_scale": 1.0},
+    "mt5": {**_GATED_T5, "start": 0, "logit_scale": 1.0},
     "umt5": {
+        "start": 0,
         **{name: value for name, value in _GATED_T5.items() if name != "shared"},
         "held": {"relative_attention_bias.table": f"layer.0.SelfAttention.{_TABLE}"},
         "logit_scale": Merged(lambda reading: 1 / _root(reading)),

@@ -55,8 +55,18 @@ def _without(row: Row, *names: str) -> Row:
     return {name: value for name, value in row.items() if not name.startswith(names)}
 
 
+def _mpnet_table(reading: Reading) -> dict[str, str]:
+    """MPNet's table of distances, of 32 buckets: its code reads no other number of them."""
+    buckets = reading.get("relative_attention_num_buckets", default=32)
+    if buckets != 32:
+        raise ValueError(f"{reading.where}: MPNet reads 32 buckets, got relative_attention_num_buckets={buckets!r}")
+    return {"relative_attention_bias.table": "encoder.relative_attention_bias.weight"}
+
+
 def _shared_layer(reading: Reading) -> str:
     """ALBERT's layers are few, and run many times."""
+    if reading.get("inner_group_num", default=1) != 1:
+        raise ValueError(f"{reading.where}: 'albert' is known with inner_group_num=1, layers that run one by one")
     groups = reading.get("num_hidden_groups", default=1)
     group = int(reading.layer / (reading.get("num_hidden_layers") / groups))
     return f"encoder.albert_layer_groups.{group}.albert_layers.0"
@@ -129,7 +139,7 @@ ENCODERS: dict[str, Row] = {
         "position_pad": 1,
         "position_offset": 2,
         "attention": tuple(f"attention.attn.{name}" for name in ("q", "k", "v", "o")),
-        "shared": {"relative_attention_bias.table": "encoder.relative_attention_bias.weight"},
+        "shared": Merged(_mpnet_table),
         "norms": {"attention_sum": "attention.LayerNorm", "mlp_sum": "output.LayerNorm"},
     },
     "modernbert": {
@@ -151,7 +161,12 @@ ENCODERS: dict[str, Row] = {
         "activation": Key("hidden_activation", default="gelu"),
         "final": "final_norm",
         "dropout": 0.0,
-        "head": {"project": "decoder", "bias": "decoder.bias", "dense": "head.dense", "norm": "head.norm"},
+        "head": {
+            "project": "decoder",
+            "bias": When(Key("decoder_bias", default=True), "decoder.bias"),
+            "dense": "head.dense",
+            "norm": "head.norm",
+        },
         "dense_bias": Key("classifier_bias", default=False),
         "head_activation": Key("classifier_activation", default="gelu"),
         "tied": Key("tie_word_embeddings", default=True),
@@ -164,6 +179,7 @@ ENCODERS: dict[str, Row] = {
         "norms": {"attention_sum": "post_attention_layernorm", "mlp_sum": "post_mlp_layernorm"},
         "mlp": ("mlp.gate_proj", "mlp.up_proj", "mlp.down_proj"),
         "mlp_bias": False,
+        "dropout": Key("hidden_dropout_prob", default=0.0),
         "activation": Key("hidden_act", default="silu"),
         "head": {
             "project": "cls.predictions.decoder",

@@ -89,6 +89,8 @@ GPT: dict[str, Row] = {
         "mlp": ("mlp.fc_in", "mlp.fc_out"),
         "head_bias": True,
         "tied": Key("tie_word_embeddings", default=False),
+        "dropout": Key("resid_pdrop", default=0.0),
+        "table_dropout": Key("embd_pdrop", default=0.0),
     },
     "gpt_neox": {
         **_BRANCHES,

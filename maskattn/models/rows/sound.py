@@ -2,29 +2,22 @@
 
 from __future__ import annotations
 
-from maskattn._hf_config import Reading
-from maskattn.layer.from_hf import Key, Merged, Row, When
+from maskattn.layer.from_hf import Key, Row, When
 
 _STABLE = Key("do_stable_layer_norm", default=False)
 _HIDDEN_DROPOUT = Key("hidden_dropout", default=0.1)
 
 
-def _plain(*names: str) -> Merged:
-    """Refuse what there is no part for."""
-
-    def refuse(reading: Reading) -> None:
-        for name in names:
-            if reading.get(name, default=None):
-                raise ValueError(f"{reading.where}: {reading.model_type} with {name} is not built")
-
-    return Merged(refuse)
+def _without(*names: str) -> dict[str, str]:
+    """Options that are refused."""
+    return dict.fromkeys(names, "there is no part for it")
 
 
 WAV2VEC2: Row = {
     "kind": "sound",
     "prefix": "wav2vec2.",
     "table": "feature_projection.projection",
-    "refused": _plain("add_adapter", "adapter_attn_dim"),
+    "refused": _without("add_adapter", "adapter_attn_dim"),
     "layers": "encoder.layers.{}",
     "attention": tuple(f"attention.{name}_proj" for name in ("q", "k", "v", "out")),
     "norm": "layer",
@@ -53,7 +46,7 @@ SOUND: dict[str, Row] = {
     "hubert": {
         **WAV2VEC2,
         "prefix": "hubert.",
-        "refused": _plain("conv_pos_batch_norm"),
+        "refused": _without("conv_pos_batch_norm"),
         "project_norm": When(Key("feat_proj_layer_norm", default=True), "feature_projection.layer_norm"),
     },
 }

@@ -31,6 +31,8 @@ class Ops(Protocol):
 
     #: the most results a matrix product works on at a time, so that they stay in the cache; None where a compiler cares
     limit: int | None
+    #: whether casts from float32 and narrower to float64, and from float64 to float32, are right for subnormals too
+    casts: bool
 
     def bits(self, x: Array) -> Array:
         """The bit pattern of a floating array of any type in ``FORMATS``, as int64 (sign-extended)."""
@@ -45,7 +47,10 @@ class Ops(Protocol):
         """float64 with integral values to int64."""
 
     def to_float(self, x: Array) -> Array:
-        """int64 (below 2^53) or bool to float64, exactly."""
+        """int64 (below 2^53), bool or, where ``casts``, a floating type to float64, exactly."""
+
+    def to_float32(self, x: Array) -> Array:
+        """float64 to float32, rounded once, where ``casts``."""
 
     def floor(self, x: Array) -> Array: ...
     def absolute(self, x: Array) -> Array: ...
@@ -66,6 +71,18 @@ class Ops(Protocol):
     def meet(self, a: Array, b: Array) -> Array:
         """Bool [..., M, C] and [..., C, N] -> [..., M, N]: whether any c has both (a matrix product of 0 and 1)."""
 
+    def matmul(self, a: Array, b: Array) -> Array:
+        """The framework's own product of float64 [..., M, C] and [..., C, N], which rounds as it likes."""
+
+    def rows(self, table: Array, index: Array) -> Array:
+        """``table[index]`` of a table of any type [R, W] and integers in range [...] -> [..., W]."""
+
+    def first(self, index: Array, count: int) -> Array:
+        """For each of the integers [N], all below ``count``, the first place that has the same: int64 [N]."""
+
+    def put(self, x: Array, index: Array, rows: Array) -> Array:
+        """``x`` with its rows at ``index`` replaced, those of an equal index by equal ones; ``x`` is not used again."""
+
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array: ...
     def broadcast(self, x: Array, shape: Sequence[int]) -> Array: ...
     def reshape(self, x: Array, shape: Sequence[int]) -> Array: ...
@@ -73,14 +90,21 @@ class Ops(Protocol):
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         """float64 zeros, where ``like`` lives."""
 
+    def zeros_like(self, x: Array) -> Array:
+        """Zeros of the shape and the type of ``x``, which nothing else has."""
+
     def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         """``for row in zip(*xs): carry = step(carry, row)``, along the leading axes, in order."""
+
+    def loop(self, step: Callable[[Sequence[Array]], Sequence[Array]], carry: Sequence[Array]) -> Sequence[Array]:
+        """``while any(carry[0] != 0): carry = step(carry)``."""
 
 
 class NumpyOps:
     """The operations in NumPy."""
 
     limit: int | None = 1 << 15
+    casts = True
 
     def bits(self, x: Array) -> Array:
         width = FORMATS[self.dtype(x)][2]
@@ -98,6 +122,9 @@ class NumpyOps:
 
     def to_float(self, x: Array) -> Array:
         return x.astype(np.float64)
+
+    def to_float32(self, x: Array) -> Array:
+        return x.astype(np.float32)
 
     def floor(self, x: Array) -> Array:
         return np.floor(x)
@@ -126,6 +153,21 @@ class NumpyOps:
     def meet(self, a: Array, b: Array) -> Array:
         return a.astype(np.float32) @ b.astype(np.float32) > 0
 
+    def matmul(self, a: Array, b: Array) -> Array:
+        return a @ b
+
+    def rows(self, table: Array, index: Array) -> Array:
+        return table[index]
+
+    def first(self, index: Array, count: int) -> Array:
+        places = np.full(count, len(index))
+        np.minimum.at(places, index, np.arange(len(index)))
+        return places[index]
+
+    def put(self, x: Array, index: Array, rows: Array) -> Array:
+        x[index] = rows
+        return x
+
     def concatenate(self, arrays: Sequence[Array], axis: int) -> Array:
         return np.concatenate(arrays, axis)
 
@@ -141,7 +183,15 @@ class NumpyOps:
     def zeros(self, shape: Sequence[int], like: Array) -> Array:
         return np.zeros(tuple(shape))
 
+    def zeros_like(self, x: Array) -> Array:
+        return np.zeros_like(x)
+
     def scan(self, step: Callable[[Carry, tuple[Array, ...]], Carry], carry: Carry, xs: Sequence[Array]) -> Carry:
         for row in zip(*xs, strict=True):
             carry = step(carry, row)
+        return carry
+
+    def loop(self, step: Callable[[Sequence[Array]], Sequence[Array]], carry: Sequence[Array]) -> Sequence[Array]:
+        while carry[0].any():
+            carry = step(carry)
         return carry

@@ -27,6 +27,9 @@ def power_of_two(ops: Ops, exponent: Array) -> Array:
 def widen(ops: Ops, x: Array) -> Array:
     """Any floating type to float64, exactly; NaNs become the one quiet NaN."""
     dtype = ops.dtype(x)
+    if ops.casts and dtype != "float64":
+        wide = ops.to_float(x)
+        return ops.where(is_number(wide), wide, NAN)
     mantissa_bits, bias, width = FORMATS[dtype]
     pattern = ops.bits(x)
     if dtype == "float64":
@@ -60,6 +63,8 @@ def narrow(ops: Ops, hi: Array, lo: Array, dtype: str) -> Array:
     outward = (lo > 0) == (hi > 0)
     odd = ops.where(outward, pattern + 1, pattern - 1)
     pattern = ops.where((lo != 0) & even & (hi != 0) & ops.isfinite(hi), odd, pattern)
+    if ops.casts and dtype == "float32":
+        return ops.to_float32(ops.where(is_number(hi), ops.from_bits(pattern, "float64"), NAN))
     negative = pattern < 0
     size = pattern & ~(-1 << 63)
     exponent = (size >> 52) - 1023

@@ -9,11 +9,13 @@ from maskattn.numerics.exact import (
     activation as _activation,
     clip,
     cosine,
+    embed,
     growth,
     norm,
     products,
     project,
     rotate,
+    sums,
     temperature,
 )
 from maskattn.numerics.exact._ops import Array
@@ -34,6 +36,10 @@ RULES: tuple[Rule, ...] = (
     _activation.ACTIVATE,
     products.PRODUCTS,
     project.LINEAR,
+    sums.ADD,
+    sums.MULTIPLY,
+    sums.MERGE,
+    embed.EMBED,
 )
 
 
@@ -134,6 +140,22 @@ class Layer(Generic[Result]):
     def linear(self, x: Array, weight: Array, bias: Array | None = None) -> Result:
         """``x @ weight + bias``: ``x`` [N, in], ``weight`` [in, out], ``bias`` [out] or None, of one dtype."""
         return self._apply(project.LINEAR, (x, weight, bias), project.Options())
+
+    def add(self, x: Array, y: Array, factor: float = 1.0) -> Result:
+        """``x + factor * y``, which broadcast; in the dtype of ``x``."""
+        return self._apply(sums.ADD, (x, y), sums.AddOptions(float(factor)))
+
+    def multiply(self, x: Array, y: Array) -> Result:
+        """``x * y``, which broadcast; in the dtype of ``x``."""
+        return self._apply(sums.MULTIPLY, (x, y), sums.Options())
+
+    def merge(self, x: Array, y: Array) -> Result:
+        """``x + y`` of one shape and dtype, as two gradients of one array are added: 0 changes no bit of the other."""
+        return self._apply(sums.MERGE, (x, y), sums.Options())
+
+    def embed(self, table: Array, ids: Array) -> Result:
+        """``table[ids]``: ``table`` [R, W], integers [...] from 0 to R - 1 -> [..., W] in the table's dtype."""
+        return self._apply(embed.EMBED, (table, ids), embed.Options())
 
 
 def _check(name: str, word: str, words: tuple[str, ...]) -> None:

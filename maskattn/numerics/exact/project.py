@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from maskattn.numerics.exact import bits, pair
+from maskattn.numerics.exact import bits, pair, slices
 from maskattn.numerics.exact._ops import Array, Ops
 from maskattn.numerics.exact.rule import Arrays, Rule, rounded
 
@@ -16,6 +16,8 @@ class Options(NamedTuple):
 
 def _product(ops: Ops, a: Array, b: Array, dtype: str) -> pair.Pair:
     wide = [bits.widen(ops, a), bits.widen(ops, b)]
+    if dtype != "float64":
+        return slices.matmul(ops, *wide)
     return pair.matmul(ops, *(pair.input_pieces(ops, w, dtype) for w in wide))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import html
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,38 +50,52 @@ def as_html(result: Result) -> str:
     if len(result.subjects) < 2:
         bits = "one implementation, so that no bits were compared"
     cards = "".join(_card(line, first[line.family], result.kernel) for line in all_lines)
-    versions = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in environment().items())
     limits = "".join(
         f"<tr><td>{_text(s.name)}</td><td class=n>{s.value:.6g}</td>"
         f"<td>{_text(s.holds)}</td><td>{_text(s.why)}</td></tr>"
         for s in standards.STANDARDS
     )
-    failures = "".join(f"<li>{_text(line)}</li>" for line in result.failures)
     notes = "".join(f"<p>{_text(note)}</p>" for note in sorted({note for line in all_lines for note in line.notes}))
-    return (
-        '<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>maskattn parity</title>'
-        '<meta name="viewport" content="width=device-width,initial-scale=1">'
-        f"<style>{_STYLE}</style></head><body><main><h1>maskattn parity</h1>"
-        f"<p>Kernel {_text(result.kernel)}: {_text(', '.join(result.subjects))}</p>"
-        f'<p class="verdict{" bad" if result.exit_code == 1 else ""}">{_text(verdict)}: {ran:,} cases, '
-        f"{result.elements:,} numbers of output and gradients compared, {bits}</p>"
-        + (f"<h2>Failures</h2><ul>{failures}</ul>" if failures else "")
-        + (f"<h2>Not run</h2>{notes}" if notes else "")
+    body = (
+        (f"<h2>Not run</h2>{notes}" if notes else "")
         + "<h2>By mask</h2><p>Queries run down, keys across; dark = may attend. error / limit: the largest error as a "
         "share of its limit. equal: share of the results that are the oracle's, rounded.</p>"
         f'<div class="cards">{cards}</div>'
         f'<h2>Limits</h2><div class="wide"><table><tr><th>name</th><th>limit</th><th>where it holds</th><th>why</th>'
-        f"</tr>{limits}</table></div><h2>Where this ran</h2><table>{versions}</table></main></body></html>\n"
+        f"</tr>{limits}</table></div>"
+    )
+    said = f"{verdict}: {ran:,} cases, {result.elements:,} numbers of output and gradients compared, {bits}"
+    about = f"Kernel {result.kernel}: {', '.join(result.subjects)}"
+    return page("maskattn parity", said, result.exit_code == 1, result.failures, body, about)
+
+
+def page(title: str, verdict: str, bad: bool, failures: Sequence[str], body: str, about: str = "") -> str:
+    """A page of results that needs nothing else: what did not hold, what the body shows, and where it ran."""
+    versions = "".join(f"<tr><th>{_text(k)}</th><td>{_text(v)}</td></tr>" for k, v in environment().items())
+    listed = "".join(f"<li>{_text(line)}</li>" for line in failures)
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width,initial-scale=1">'
+        f"<style>{_STYLE}</style></head><body><main><h1>{title}</h1>"
+        + (f"<p>{_text(about)}</p>" if about else "")
+        + f'<p class="verdict{" bad" if bad else ""}">{_text(verdict)}</p>'
+        + (f"<h2>Failures</h2><ul>{listed}</ul>" if listed else "")
+        + f"{body}<h2>Where this ran</h2><table>{versions}</table></main></body></html>\n"
     )
 
 
 def write(result: Result, path: str | os.PathLike[str]) -> None:
-    """Write the page to a temporary file beside `path`, sync it and rename it: whatever fails, `path` is as it was."""
+    """Write the page; see `write_text`."""
+    write_text(as_html(result), path)
+
+
+def write_text(text: str, path: str | os.PathLike[str]) -> None:
+    """Write a page to a temporary file beside `path`, sync it and rename it: whatever fails, `path` is as it was."""
     target = Path(path)
     handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.", suffix=".part")
     try:
         with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(as_html(result))
+            file.write(text)
             file.flush()
             os.fsync(file.fileno())
         os.chmod(name, 0o644)

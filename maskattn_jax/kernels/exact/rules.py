@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -67,6 +68,33 @@ def apply(rule: Rule, arrays: Arrays, options: Options) -> Array:
 
 #: All functions of `maskattn.numerics.exact.layer.Layer` on arrays of JAX.
 EXACT: Layer[Array] = Layer(apply)
+
+
+@jax.custom_jvp
+def _fork(x: Array) -> tuple[Array, Array]:
+    return x, x
+
+
+@_fork.defjvp
+@own_modes
+def _(primals: tuple[Array], tangents: tuple[Array]) -> tuple[Any, Any]:
+    outputs = _fork(*primals)
+    return outputs, differentiated(_OfFork(), (), tangents[0], outputs)
+
+
+@dataclass(frozen=True)
+class _OfFork:
+    def forward(self, residuals: Any, tangent: Array) -> tuple[Array, Array]:
+        return tangent, tangent
+
+    def transpose(self, residuals: Any, cotangents: tuple[Array, Array]) -> Array:
+        return EXACT.merge(*cotangents)
+
+
+@own_modes
+def fork(x: Array) -> tuple[Array, Array]:
+    """x twice, so that each of two readings has its own: their gradients are added exactly, and rounded once."""
+    return _fork(x)
 
 
 @own_modes

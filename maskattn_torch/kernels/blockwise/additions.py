@@ -28,7 +28,10 @@ def undifferentiated(bias: Bias | None) -> list[str]:
     """The arrays that require a gradient, of a bias that `BiasGradients` knows nothing about."""
     if bias is None or isinstance(bias, (DenseBias, TableBias, ALiBi)):
         return []
-    return [name for name in bias.data_fields() if getattr(getattr(bias, name), "requires_grad", False)]
+    own = {name: getattr(bias, name) for name in bias.data_fields()}
+    found = [name for name, x in own.items() if getattr(x, "requires_grad", False)]
+    within = [x for x in leaves_of(bias) if not any(x is one for one in own.values())]
+    return [*found, *(["part"] if any(getattr(x, "requires_grad", False) for x in within) else [])]
 
 
 class BiasGradients:

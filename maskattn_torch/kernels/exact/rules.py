@@ -93,6 +93,32 @@ def apply(rule: Rule, arrays: Arrays, options: Options) -> Array:
     return result
 
 
+class _Fork(Function):
+    """An array twice; its gradient is that of both, added by `Layer.merge`."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x: Array) -> tuple[Array, Array]:
+        return x.view_as(x), x.view_as(x)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    def backward(ctx: Any, one: Array | None, other: Array | None) -> Array | None:
+        if one is None or other is None:
+            return other if one is None else one
+        return EXACT.merge(one, other)
+
+
+def fork(x: Array) -> tuple[Array, Array]:
+    """x twice, so that each of two readings has its own: their gradients are added exactly, and rounded once."""
+    made: tuple[Array, Array] = applied(_Fork, _Fork, x)
+    return made
+
+
 #: All functions of `maskattn.numerics.exact.layer.Layer` on tensors.
 EXACT: Layer[Array] = Layer(apply)
 

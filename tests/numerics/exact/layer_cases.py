@@ -49,6 +49,7 @@ def _x(draw, kind, *shape):
 X = (2, 3, 4, 6)
 POSITIONS = np.array([[0, 7, 100_003]], np.int32)
 GRID = np.array([[[0, 3, 5], [1, 90, 2], [2, 8, 1000]]], np.int32)
+IDS = np.array([[3, 0, 3, 5], [1, 3, 5, 6]], np.int32)
 FREQUENCIES = np.array([1.0, 0.1, 0.0123], np.float32)
 
 
@@ -77,6 +78,21 @@ def _unit(x, eps):
 
 def _sigmoid(x):
     return 1 / (1 + np.exp(-x))
+
+
+def _probability(x):
+    """Of less than x in a normal distribution: a series of one sign, or beyond 3 Laplace's continued fraction."""
+    kind, size = x.dtype.type, np.abs(x)
+    density = np.exp(-x * x / 2) / np.sqrt(2 * np.arccos(kind(-1)))
+    term = series = np.minimum(size, 3)
+    for n in range(3, 99, 2):
+        term = term * np.minimum(size, 3) ** 2 / n
+        series = series + term
+    far = below = np.maximum(size, 3)
+    for n in range(200, 0, -1):
+        below = far + n / below
+    tail = np.where(size < 3, kind(0.5) - series * density, density / below)
+    return np.where(x < 0, tail, 1 - tail)
 
 
 CASES: dict[str, Case] = {
@@ -159,6 +175,56 @@ CASES: dict[str, Case] = {
         lambda e, x: e.activate(x, "relu"),
         lambda draw, kind: (_x(draw, kind, 5, 4),),
         lambda x: np.maximum(x, 0),
+    ),
+    "relu2": Case(
+        lambda e, x: e.activate(x, "relu2"),
+        lambda draw, kind: (_x(draw, kind, 5, 4),),
+        lambda x: np.maximum(x, 0) ** 2,
+    ),
+    "gelu": Case(
+        lambda e, x: e.activate(x, "gelu"),
+        lambda draw, kind: (_x(draw, kind, 5, 4),),
+        lambda x: x * _probability(x),
+    ),
+    "gelu-tanh": Case(
+        lambda e, x: e.activate(x, "gelu_tanh"),
+        lambda draw, kind: (_x(draw, kind, 5, 4),),
+        lambda x: x * _sigmoid(np.sqrt(8 / np.arccos(x.dtype.type(-1))) * (x + x.dtype.type(0.044715) * x**3)),
+    ),
+    "quick-gelu": Case(
+        lambda e, x: e.activate(x, "quick_gelu"),
+        lambda draw, kind: (_x(draw, kind, 5, 4),),
+        lambda x: x * _sigmoid(x.dtype.type(1.702) * x),
+    ),
+    "scaled": Case(
+        lambda e, x: e.activate(x, "linear", 0.3),
+        lambda draw, kind: (_x(draw, kind, 5, 4),),
+        lambda x: x * x.dtype.type(0.3),
+    ),
+    "add": Case(  # as positions are added, of another type
+        lambda e, *a: e.add(*a),
+        lambda draw, kind: (_x(draw, kind, 2, 3, 5), _x(draw, np.float32, 1, 3, 5)),
+        lambda x, y: x + y,
+    ),
+    "add-scaled": Case(
+        lambda e, *a: e.add(*a, 0.3),
+        lambda draw, kind: (_x(draw, kind, 2, 3, 5), _x(draw, kind, 5)),
+        lambda x, y: x + x.dtype.type(0.3) * y,
+    ),
+    "multiply": Case(
+        lambda e, *a: e.multiply(*a),
+        lambda draw, kind: (_x(draw, kind, 2, 3, 5), _x(draw, kind, 5)),
+        lambda x, y: x * y,
+    ),
+    "merge": Case(
+        lambda e, *a: e.merge(*a),
+        lambda draw, kind: (_x(draw, kind, 4, 5), _x(draw, kind, 4, 5)),
+        lambda x, y: x + y,
+    ),
+    "embed": Case(
+        lambda e, *a: e.embed(*a),
+        lambda draw, kind: (_x(draw, kind, 7, 3), IDS),
+        lambda table, ids: table[ids],
     ),
     "products": Case(
         lambda e, *a: e.products(*a, 4, 0.3),

@@ -9,7 +9,7 @@ from tests.numerics.exact.layer_cases import CASES, KINDS, normal
 from tests.twin import same, to_torch
 
 #: Of how many arrays each function has gradients: all, but for positions and frequencies.
-COUNT = {"rotate": 1, "rotate-part": 1, "rotate-axes": 1, "temperature": 1}
+COUNT = {"embed": 1, "rotate": 1, "rotate-part": 1, "rotate-axes": 1, "temperature": 1}
 #: The dtype in which each is run by JAX, where every program is compiled: all in turn.
 IN_TURN = {name: list(KINDS)[n % 4] for n, name in enumerate(CASES)}
 

@@ -6,10 +6,23 @@ from maskattn.parity.models.tiny._tiny import Tiny
 from maskattn.parity.models.tiny.decoders import DECODERS
 from maskattn.parity.models.tiny.encoder_decoders import ENCODER_DECODERS
 from maskattn.parity.models.tiny.encoders import ENCODERS
+from maskattn.parity.models.tiny.experts import EXPERTS
+from maskattn.parity.models.tiny.further import FURTHER
 from maskattn.parity.models.tiny.gpt import GPT
 from maskattn.parity.models.tiny.images import IMAGES
 from maskattn.parity.models.tiny.sound import SOUND
+from maskattn.parity.models.tiny.variants import VARIANTS
 
 __all__ = ["TINY", "Tiny"]
 
-TINY: dict[str, Tiny] = {**DECODERS, **GPT, **ENCODERS, **ENCODER_DECODERS, **SOUND, **IMAGES}
+TINY: dict[str, Tiny] = {
+    **DECODERS,
+    **GPT,
+    **ENCODERS,
+    **EXPERTS,
+    **FURTHER,
+    **VARIANTS,
+    **ENCODER_DECODERS,
+    **SOUND,
+    **IMAGES,
+}

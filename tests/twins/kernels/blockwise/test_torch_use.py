@@ -15,6 +15,7 @@ from torch.utils.checkpoint import checkpoint
 import maskattn_torch
 from maskattn import biases, masks, standards
 from maskattn._fields import data
+from maskattn.cache._stored_bias import StoredBias
 from maskattn_torch.kernels.blockwise import flash, patches, walk
 
 
@@ -113,6 +114,20 @@ def test_what_it_cannot_run_is_refused_by_name():
         maskattn_torch.attention(*arrays, bias=Learned(level), empty_rows="mean", kernel="blockwise")
     found = run(arrays, None, bias=Learned(torch.tensor(0.5)))
     assert close(found, run(arrays, None, "reference", bias=Learned(torch.tensor(0.5))))
+
+
+def test_a_table_within_a_bias_has_its_gradient():
+    """Of a step of decoding, whose bias is that of whole sequences, read at the tokens in the slots."""
+    places = torch.arange(20)[None]
+    found = []
+    for kernel in ("auto", "reference"):
+        table = torch.linspace(-1, 1, 128).reshape(32, 4).requires_grad_()
+        bias = StoredBias(biases.T5Buckets(table), places, places)
+        maskattn_torch.attention(*tensors(20), bias=bias, kernel=kernel).square().sum().backward()
+        found.append(table.grad)
+    assert found[1].any() and torch.allclose(*found, atol=standards.value("same.gradient"))
+    with pytest.raises(ValueError, match="StoredBias.part requires a gradient"):
+        maskattn_torch.attention(*tensors(20), bias=bias, kernel="blockwise")
 
 
 def test_a_plan_is_that_of_the_values_now():
