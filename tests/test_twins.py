@@ -31,6 +31,7 @@ FLEX = "on CUDA the PyTorch twin's tiles are FlexAttention's; JAX has kernels of
 AS_FLAX = "as Flax's own layers and modules have it"
 STANDS_IN = "it has the arguments of a function or module of that framework, in whose place it is put"
 TRANSFORMERS = "transformers is a library of PyTorch models"
+SCAN = "XLA compiles a loop in the time of one block; PyTorch runs one block after the other"
 CACHE = "PyTorch's are views of tensors with one slot more, where what takes no slot is written: JAX drops it"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'attention_fn', 'corrupt', 'explain', 'linen', "
@@ -185,6 +186,18 @@ ALLOWED = {
     "losses.masked_mean: group only in maskattn_torch": DEVICES,
     "losses.simmim_loss: axis_name only in maskattn_jax": DEVICES,
     "losses.simmim_loss: group only in maskattn_torch": DEVICES,
+    "models/divided.py: only in maskattn_torch": MESHES,
+    "models/meshes.py: only in maskattn_jax": MESHES,
+    "models/held.py: only in maskattn_jax": "a module of PyTorch has its state dict",
+    "models.files.load: mesh: Mesh | None in maskattn_jax, DeviceMesh | None in maskattn_torch": OWN,
+    "models.files.load: scan_layers only in maskattn_jax": SCAN,
+    "models.modules.Block.__call__: number: int | Array in maskattn_jax, int in maskattn_torch": SCAN,
+    "models.modules.Block.__init__: remat only in maskattn_jax": "an attribute of PyTorch's, which may be set later",
+    "models.modules.Model.__init__: places only in maskattn_jax": MESHES,
+    "models.modules.Model.__init__: scan_layers only in maskattn_jax": SCAN,
+    "models.modules: Loop only in maskattn_jax": SCAN,
+    "models.modules: __all__ ['Block', 'Group', 'Loop', 'Model', 'Norm'] in maskattn_jax, ['Block', 'Group', 'Model', "
+    "'Norm'] in maskattn_torch": SCAN,
     "lower: __all__ ['allowed', 'bias', 'bind', 'check', 'opaque', 'register', 'to_additive', 'to_dense', "
     "'to_dot_product_attention', 'to_splash_mask'] in maskattn_jax, ['allowed', 'bias', 'bind', 'check', 'register', "
     "'to_additive', 'to_block_mask', 'to_dense'] in maskattn_torch": TARGETS,

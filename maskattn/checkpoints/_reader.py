@@ -55,6 +55,24 @@ class Reader(Mapping[str, Array]):
             )
         return array
 
+    def part(self, name: str, index: tuple[slice, ...]) -> Array:
+        """A part of an array [...], of its dtype: no more than that is read where the format allows it, and then it is
+        compared with no hash.
+
+        Args:
+            name: of the array. index: of each axis its bounds, slices without steps.
+
+        Raises:
+            KeyError: there is no such array. ValueError: the checkpoint is closed, or damaged.
+        """
+        info = self.infos[name]
+        if self.closed:
+            raise ValueError(f"{self.path}: the checkpoint is closed, {name!r} can no longer be read")
+        bounds = tuple(one.indices(size)[:2] for one, size in zip(index, info.shape, strict=True))
+        if all(bound == (0, size) for bound, size in zip(bounds, info.shape, strict=True)):
+            return self[name]
+        return self._read_part(name, info, bounds)
+
     def __contains__(self, name: object) -> bool:
         return name in self.infos
 
@@ -104,6 +122,9 @@ class Reader(Mapping[str, Array]):
 
     @abstractmethod
     def _read(self, name: str, info: TensorInfo) -> Array: ...
+
+    def _read_part(self, name: str, info: TensorInfo, bounds: tuple[tuple[int, int], ...]) -> Array:
+        return self[name][tuple(slice(*bound) for bound in bounds)].copy()
 
     @abstractmethod
     def _close(self) -> None: ...

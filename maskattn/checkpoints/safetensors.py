@@ -10,6 +10,7 @@ joined by slashes, as Flax's are otherwise.
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -66,15 +67,28 @@ class SafetensorsReader(Reader):
 
     def _read(self, name: str, info: TensorInfo) -> Array:
         array = self._memory.empty(info.shape, info.dtype)
-        buffer = array.reshape(-1).view(np.uint8).data
-        at = self._starts[name]
+        self._fill(name, array.reshape(-1).view(np.uint8).data, self._starts[name])
+        return array
+
+    def _read_part(self, name: str, info: TensorInfo, bounds: tuple[tuple[int, int], ...]) -> Array:
+        array = self._memory.empty(tuple(stop - start for start, stop in bounds), info.dtype)
+        behind = len(bounds)  # of these axes all is read, and so is one run with the part of the axis before them
+        while bounds[behind - 1] == (0, info.shape[behind - 1]):
+            behind -= 1
+        strides = [math.prod(info.shape[axis + 1 :]) * info.dtype.itemsize for axis in range(len(bounds))]
+        start = self._starts[name] + sum(bound[0] * stride for bound, stride in zip(bounds, strides, strict=True))
+        for place in np.ndindex(array.shape[: behind - 1]):
+            at = start + sum(n * stride for n, stride in zip(place, strides, strict=False))
+            self._fill(name, np.ascontiguousarray(array[place]).reshape(-1).view(np.uint8).data, at)
+        return array
+
+    def _fill(self, name: str, buffer: memoryview, at: int) -> None:
         while buffer:
             count = os.preadv(self._file.fileno(), [buffer], at)
             if not count:
                 raise ValueError(f"{self.path}: ends within {name!r}: the file was cut short after it was opened")
             buffer = buffer[count:]
             at += count
-        return array
 
     def _close(self) -> None:
         self._file.close()

@@ -52,6 +52,9 @@ class ShardedReader(Reader):
         for shard in self._shards.values():
             shard.read_into(memory)
 
+    def _read_part(self, name: str, info: TensorInfo, bounds: tuple[tuple[int, int], ...]) -> Array:
+        return self._shards[name]._read_part(name, info, bounds)
+
     def _read(self, name: str, info: TensorInfo) -> Array:
         return self._shards[name]._read(name, info)
 

@@ -37,6 +37,9 @@ class _Read(NamedTuple):
     def __getitem__(self, name: str) -> Array:  # type: ignore[override]
         return self.reader[name]
 
+    def part(self, name: str, index: tuple[slice, ...]) -> Array:
+        return self.reader.part(name, index)
+
     def each(self, names: Sequence[str], work: Callable[[str, Array], None]) -> None:
         for name in names:
             work(name, self.reader[name])
@@ -58,6 +61,10 @@ class _Planned(NamedTuple):
     def __getitem__(self, name: str) -> Array:  # type: ignore[override]
         move = next(move for move in self.plan.moves if move.target == name)
         return _kept(move, self.reader.__getitem__)
+
+    def part(self, name: str, index: tuple[slice, ...]) -> Array:
+        whole: Array = self.__getitem__(name)
+        return whole[index]
 
     def each(self, names: Sequence[str], work: Callable[[str, Array], None]) -> None:
         self.plan.check(self.reader.__getitem__)

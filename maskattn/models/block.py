@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from maskattn.models.attention import Attention, Given
 from maskattn.models.disentangled import Local, Relative
 from maskattn.models.leaves import Array, Leaf, Linear, Norm
-from maskattn.models.part import B, Part, Run, find
+from maskattn.models.part import B, Change, Part, Run, find
 from maskattn.typing import Traced
 
 
@@ -136,6 +136,11 @@ class Stack(Part):
         for part in (self.relative, self.local):
             if part is not None:
                 yield from part.leaves(prefix)
+
+    def changed(self, change: Change, prefix: str = "") -> Stack:
+        each = zip(self.blocks, self.places, strict=True)
+        blocks = tuple(block.changed(change, f"{prefix}{place}.") for block, place in each)
+        return replace(Part.changed(replace(self, blocks=()), change, prefix), blocks=blocks)
 
     def each(self) -> Iterator[tuple[str, Block]]:
         """(path, block) of all, each path once."""

@@ -62,6 +62,8 @@ from maskattn.models.tokens import Positions, Tokens
 from maskattn.modules import head_shapes
 from maskattn.modules.parameters import parameters
 
+#: What the columns of queries, keys and values are.
+_HEADS = ("heads", "kv_heads", "kv_heads")
 #: How tables of positions begin that are saved, but not learned.
 _FIXED = {"halves": halves, "spread": spread}
 _COUNT = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
@@ -150,8 +152,8 @@ class Builder:
             both = self.linear(names[0], config.embed_dim, sum(widths), given[0], ("embed", "heads"))
             return Fused(both, self.get("fused", "blocks")), out
         three = [
-            self.linear(name, one, width, bias, ("embed", "heads"))
-            for name, one, width, bias in zip(names, inputs, widths, given, strict=False)
+            self.linear(name, one, width, bias, ("embed", axis))
+            for name, one, width, bias, axis in zip(names, inputs, widths, given, _HEADS, strict=False)
         ]
         return Separate(*three), out
 

@@ -78,6 +78,9 @@ class Source(Protocol):
 
     def __getitem__(self, name: str, /) -> NumPyArray: ...
 
+    def part(self, name: str, index: tuple[slice, ...], /) -> NumPyArray:
+        """A part of a tensor, by slices with bounds: no more is read than that, where the file's format allows it."""
+
     def each(self, names: Sequence[str], work: Callable[[str, NumPyArray], None]) -> None:
         """Calls `work` with every name and its array, the caller's own; two may be worked on at once."""
 
@@ -145,11 +148,7 @@ def load(
         ValueError: one error that lists every tensor that is missing, not known, of another shape or dtype; a model
             type without a row.
     """
-    loading, held = _settled(source)
-    if loading.reasons:
-        shown = loading.reasons[:_LISTED]
-        more = [f"... and {len(loading.reasons) - _LISTED} more"] if len(loading.reasons) > _LISTED else []
-        raise ValueError("\n  ".join([f"{source.where} is not a whole {loading.table.model_type}:", *shown, *more]))
+    loading, held = checked(source)
     users = _users(loading.where)
     taking = _Taking(loading, users, make)
     done = {*loading.copies, *held}
@@ -157,12 +156,33 @@ def load(
         taking.take(file, held.pop(file))
     order = sorted((*users, *loading.unread), key=lambda file: -source.infos[file].nbytes)
     source.each([file for file in order if file not in done], taking.take)
-    every = users | {file: [(name, Piece(file))] for file, name in loading.copies.items()}
+    return loading.table, taking.made, origin_from(source, loading, taking.unread, param_dtype)
+
+
+def checked(source: Source) -> tuple[Loading, dict[str, NumPyArray]]:
+    """What a file is, and what was read to know it.
+
+    Raises:
+        ValueError: as `load`.
+    """
+    loading, held = _settled(source)
+    if loading.reasons:
+        shown = loading.reasons[:_LISTED]
+        more = [f"... and {len(loading.reasons) - _LISTED} more"] if len(loading.reasons) > _LISTED else []
+        raise ValueError("\n  ".join([f"{source.where} is not a whole {loading.table.model_type}:", *shown, *more]))
+    return loading, held
+
+
+def origin_from(
+    source: Source, loading: Loading, unread: Mapping[str, NumPyArray], param_dtype: NumPyDType | None
+) -> Origin:
+    """What a model is loaded from."""
+    every = _users(loading.where) | {file: [(name, Piece(file))] for file, name in loading.copies.items()}
     stored = {file: Stored(info.shape, tuple(every[file])) for file, info in source.infos.items() if file in every}
     config = dict(source.config)
     if param_dtype is not None:
         config |= {key: str(param_dtype) for key in ("dtype", "torch_dtype") if key in config}
-    return loading.table, taking.made, Origin(config, dict(source.generation), stored, taking.unread)
+    return Origin(config, dict(source.generation), stored, unread)
 
 
 class _Taking(Generic[A]):

@@ -78,6 +78,9 @@ class Packed:
         which = {"q_proj": "num_attention_heads", "k_proj": "num_key_value_heads"}
         return int(self.config[which[name.split(".")[-2]]]) if name.split(".")[-2] in which else 0
 
+    def part(self, name: str, index: tuple[slice, ...]) -> NumPyArray:
+        return self[name][index]
+
     def each(self, names: Sequence[str], work: Callable[[str, NumPyArray], None]) -> None:
         """See `Source`."""
         for name in names:

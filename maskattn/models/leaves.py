@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar
 
 import numpy as np
@@ -54,9 +54,15 @@ class Leaf:
 
     Attributes:
         name: its path, from the module that it belongs to.
+        adapter: whether its parameters are an adapter's, which are trained alone.
     """
 
     name: str
+    adapter: bool = field(default=False, kw_only=True)
+
+    def within(self) -> tuple[Leaf, ...]:
+        """Leaves that stand within its module; their names are paths from where its own is one."""
+        return ()
 
     def tensors(self) -> Mapping[str, Tensor]:
         """Its parameters by their published names, behind the leaf's own and a dot; "" is the leaf itself."""
@@ -70,6 +76,8 @@ class Linear(Leaf):
     Attributes:
         turned: whether the published weight is [inputs, outputs], as in GPT-2, and not [outputs, inputs].
         axes: logical axes of inputs and outputs.
+        lora: what an adapter adds to it.
+        begins: what the weight of a new model holds; None: numbers drawn.
     """
 
     inputs: int
@@ -77,11 +85,30 @@ class Linear(Leaf):
     bias: bool = True
     turned: bool = False
     axes: tuple[Axis, Axis] = ("embed", None)
+    lora: LoRA | None = None
+    begins: float | None = None
+
+    def within(self) -> tuple[Leaf, ...]:
+        return () if self.lora is None else (self.lora.down, self.lora.up)
 
     def tensors(self) -> Mapping[str, Tensor]:
         shape = (self.inputs, self.outputs) if self.turned else (self.outputs, self.inputs)
-        made = {"weight": Tensor(shape, "kernel", (0, 1) if self.turned else (1, 0), self.axes)}
+        made = {"weight": Tensor(shape, "kernel", (0, 1) if self.turned else (1, 0), self.axes, self.begins)}
         return made | ({"bias": Tensor((self.outputs,), "bias", (0,), self.axes[1:], 0.0)} if self.bias else {})
+
+
+class LoRA(NamedTuple):
+    """What is added to a linear layer's output: scale * up(down(x)) (Hu et al. 2021).
+
+    Attributes:
+        down: to few numbers. up: from them.
+        dropout_rate: of x.
+    """
+
+    down: Linear
+    up: Linear
+    scale: float
+    dropout_rate: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, fields
-from typing import ClassVar, Generic, Protocol, TypeVar
+from dataclasses import dataclass, field, fields, replace
+from typing import ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from maskattn.attention import Framework
-from maskattn.models.leaves import Conv, Embedding, Leaf, Linear, Norm
+from maskattn.models.leaves import Conv, Embedding, Leaf, Linear, LoRA, Norm
 from maskattn.modules.run import Arithmetic
 from maskattn.typing import Array as AnyArray, KernelName, Traced
 
@@ -130,6 +130,9 @@ class Ops(Protocol[B]):
     def broadcast(self, x: B, shape: Sequence[int]) -> B: ...
 
 
+#: (path from the model, leaf) -> what stands in its place.
+Change: TypeAlias = Callable[[str, Leaf], Leaf]
+
 #: Names of activations as configurations have them -> the function that each is.
 ACTIVATIONS: Mapping[str, str] = {
     "gelu": "gelu",
@@ -167,7 +170,13 @@ class Run(Generic[B]):
 
     def linear(self, leaf: Linear, at: object, x: B) -> B:
         """A linear layer of the module `at`."""
-        return self.use.linear(leaf, find(at, leaf.name), x)
+        made = self.use.linear(leaf, find(at, leaf.name), x)
+        return made if leaf.lora is None else self._adapted(leaf.lora, at, x, made)
+
+    def _adapted(self, lora: LoRA, at: object, x: B, made: B) -> B:
+        low = self.linear(lora.down, at, self.drop(x, lora.dropout_rate))
+        more = self.use.scaled(self.linear(lora.up, at, low), lora.scale)
+        return self.use.cast(self.use.add(made, more), made)
 
     def norm(self, leaf: Norm | None, at: object, x: B) -> B:
         """A norm of the module `at`; x itself where there is none."""
@@ -220,6 +229,16 @@ class Part:
         for each in fields(self):
             yield from _leaves(getattr(self, each.name), prefix)
 
+    def changed(self, change: Change, prefix: str = "") -> Self:
+        """The part with other leaves.
+
+        Args:
+            change: (path from the model, leaf) -> what stands in its place. prefix: of what the part holds.
+        """
+        held = {each.name: getattr(self, each.name) for each in fields(self)}
+        made = {name: _changed(value, change, prefix) for name, value in held.items()}
+        return replace(self, **{name: value for name, value in made.items() if value is not held[name]})
+
     def parts(self) -> Iterator[Part]:
         """Itself, and all parts that it holds."""
         yield self
@@ -233,11 +252,22 @@ class Part:
 def _leaves(held: object, prefix: str) -> Iterator[tuple[str, Leaf]]:
     if isinstance(held, Leaf):
         yield prefix + held.name, held
+        yield from _leaves(held.within(), prefix)
     elif isinstance(held, Part):
         yield from held.leaves(prefix)
     elif isinstance(held, tuple):
         for each in held:
             yield from _leaves(each, prefix)
+
+
+def _changed(held: Traced, change: Change, prefix: str) -> Traced:
+    if isinstance(held, Leaf):
+        return change(prefix + held.name, held)
+    if isinstance(held, Part):
+        return held.changed(change, prefix)
+    if type(held) is tuple:
+        return tuple(_changed(each, change, prefix) for each in held)
+    return held
 
 
 def find(at: object, path: str) -> Traced:

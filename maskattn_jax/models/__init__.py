@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from maskattn_jax.models.adapters import merged, save_adapter
 from maskattn_jax.models.files import load, save
 from maskattn_jax.models.modules import Model
 
-__all__ = ["Model", "load", "save"]
+__all__ = ["Model", "load", "merged", "save", "save_adapter"]

@@ -9,34 +9,57 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.sharding import Mesh
 
 from maskattn._contiguous import fill
-from maskattn.arrays import dtype_named, to_numpy
+from maskattn.arrays import dtype_named
 from maskattn.checkpoints import KEPT
 from maskattn.convert import open_model
-from maskattn.models import files
+from maskattn.models import adapters, files
+from maskattn.models.adapters import Adapter
+from maskattn.models.axes import Rules
 from maskattn.models.leaves import Tensor
-from maskattn.models.part import find
-from maskattn.typing import NumPyArray
+from maskattn.models.parts import Parts
+from maskattn.typing import NumPyArray, NumPyDType
+from maskattn_jax.models.held import Held, publish
+from maskattn_jax.models.meshes import Places
 from maskattn_jax.models.modules import Model
 from maskattn_jax.types import Array, DType
 
 __all__ = ["load", "save"]
 
 
-def load(path: str | os.PathLike[str], *, dtype: DType | None = None, param_dtype: DType | None = None) -> Model:
+def load(
+    path: str | os.PathLike[str],
+    *,
+    dtype: DType | None = None,
+    param_dtype: DType | None = None,
+    mesh: Mesh | None = None,
+    rules: Rules | None = None,
+    scan_layers: bool = False,
+    remat: bool = False,
+    adapter: str | os.PathLike[str] | Adapter | None = None,
+) -> Model:
     """A model out of a checkpoint: each tensor is read once, into the parameter that it becomes.
 
     Args:
         path: a folder as Hugging Face has them, whatever `maskattn convert` wrote, or a .gguf file.
         dtype: of the computation; None: that of the parameters.
         param_dtype: of the parameters; None: as the file has them.
+        mesh: of devices, with automatic axes, each of which reads its part of every parameter, and no more where the
+            file has the published form; None: one device has all.
+        rules: which mesh axis divides each logical axis (`maskattn.models.axes.AXES`); None: axes
+            named model, tensor, tp or mp divide layers, those named fsdp the width of the blocks.
+        scan_layers, remat: as in `Model`.
+        adapter: a folder of PEFT, or `maskattn.models.adapters.new`: LoRA beside linear layers, whose parameters are
+            `nnx.LoRAParam`, in float32 at least.
 
     Raises:
         FileNotFoundError: nothing is there, or no config.json beside it.
         ValueError: a model type that no table describes; tensors that are missing, that the model does not have, or of
-            another shape: all in one error.
+            another shape: all in one error; an adapter or a mesh that does not fit, or a part of one that is not read.
     """
+    found = adapters.of(adapter)
     wanted = None if param_dtype is None else dtype_named(np.dtype(param_dtype).name)
 
     def make(name: str, tensor: Tensor, array: NumPyArray) -> Array:
@@ -46,16 +69,46 @@ def load(path: str | os.PathLike[str], *, dtype: DType | None = None, param_dtyp
         if not turned.flags.c_contiguous:
             turned = KEPT.empty(turned.shape, array.dtype)
             fill(turned, array.transpose(tensor.order))
-        made = jax.device_put(turned)
-        if made.dtype != turned.dtype:
-            raise ValueError(
-                f"{name}: is {turned.dtype}, which JAX has only with jax_enable_x64; or give a param_dtype"
-            )
-        return made
+        return _of_dtype(name, jax.device_put(turned), turned.dtype)
 
-    with open_model(path) as source:
+    options: dict[str, Any] = {"dtype": dtype, "scan_layers": scan_layers, "remat": remat, "adapter": found}
+    with open_model(path) as opened:
+        source = opened if found is None else found.beside(opened)
+        if mesh is not None:
+            return _placed(Parts(source, wanted), mesh, rules, options)
         table, arrays, origin = files.load(source, make, wanted)
-    return Model(table, lambda name, tensor: arrays.pop(name), origin.config, origin=origin, dtype=dtype)
+
+    def start(name: str, tensor: Tensor) -> Array:
+        if name in arrays:
+            return arrays.pop(name)
+        assert found is not None
+        return jax.device_put(adapters.start(found, name, tensor).transpose(tensor.order))
+
+    table = table if found is None else found.on(table)
+    return Model(table, start, origin.config, origin=origin, **options)
+
+
+def _placed(parts: Parts, mesh: Mesh, rules: Rules | None, options: dict[str, Any]) -> Model:
+    """A model on a mesh."""
+    found: Adapter | None = options["adapter"]
+    table = parts.table if found is None else found.on(parts.table)
+    places, own = Places.of(mesh, table, rules), files.tensors_of(parts.table)
+
+    def start(name: str, tensor: Tensor) -> Array:
+        if name in own:
+            made = places.read(tensor, lambda index: parts.read(name, index))
+            return _of_dtype(name, made, parts.dtype(name))
+        assert found is not None
+        whole = adapters.start(found, name, tensor)
+        return places.read(tensor, lambda index: whole[index])
+
+    return Model(table, start, parts.origin.config, origin=parts.origin, places=places, **options)
+
+
+def _of_dtype(name: str, array: Array, dtype: NumPyDType) -> Array:
+    if array.dtype != dtype:
+        raise ValueError(f"{name}: is {dtype}, which JAX has only with jax_enable_x64; or give a param_dtype")
+    return array
 
 
 def save(
@@ -75,16 +128,11 @@ def save(
         max_shard_size: bytes; a checkpoint with more becomes several files and an index.
 
     Raises:
-        ValueError: the model was not loaded, and no config is given. OSError: it cannot be written.
+        ValueError: the model was not loaded, and no config is given; it has an adapter. OSError: it cannot be written.
     """
+    if model.adapter is not None:
+        raise ValueError(
+            "save: the model has an adapter: `save_adapter` writes that, `merged` puts it into the weights"
+        )
     origin = files.origin_of(model.origin, config or model.config)
-    held: dict[str, Array] = {}
-    for path_, leaf in model.table.leaves():
-        for name, tensor in leaf.tensors().items():
-            module = find(model, path_)
-            held[f"{path_}.{name}" if name else path_] = (getattr(module, tensor.flax) if name else module)[...]
-    files.save(model.table, origin, held, _publish, Path(path), max_shard_size)
-
-
-def _publish(tensor: Tensor, array: Array) -> NumPyArray:
-    return to_numpy(array).transpose(tuple(map(tensor.order.index, range(len(tensor.order)))))
+    files.save(model.table, origin, Held(model), publish, Path(path), max_shard_size)

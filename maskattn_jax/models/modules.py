@@ -12,7 +12,9 @@ import numpy as np
 from flax import nnx
 
 from maskattn import models
+from maskattn.attention import KernelCannot
 from maskattn.models import Inputs, Output, WholeModel, generate, leaves
+from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable, Stack
 from maskattn.models.exact import refuse
@@ -22,6 +24,7 @@ from maskattn.typing import KernelName
 from maskattn_jax import rng
 from maskattn_jax.cache import Cache
 from maskattn_jax.models.exact import Exact, added_to
+from maskattn_jax.models.meshes import Places
 from maskattn_jax.models.ops import OPS, Plain
 from maskattn_jax.models.writing import Writer
 from maskattn_jax.types import Array, DType, Given as Numbers, RandomKey
@@ -152,6 +155,8 @@ class Model(Group):
         remat: whether gradients compute each block again, in place of keeping what is within.
         scan_layers: whether blocks that are alike are one loop, whose numbers are stacked: it compiles in the time of
             one block. The first of them then holds all.
+        adapter: whose layers the table has; its parameters are `nnx.LoRAParam`.
+        places: where parameters and caches lie on a mesh; None: where `start` makes them.
     """
 
     def __init__(
@@ -164,22 +169,25 @@ class Model(Group):
         dtype: DType | None = None,
         remat: bool = False,
         scan_layers: bool = False,
+        adapter: Adapter | None = None,
+        places: Places | None = None,
     ) -> None:
         self.table, self.config = table, models.Configuration(config or {})
-        self.origin, self.dtype = origin, dtype
+        self.origin, self.dtype, self.adapter, self.places = origin, dtype, adapter, places
+        self.remat, self.scan_layers = remat, scan_layers
         start = start or _begin
         held = set()
         for stack in table.stacks() if scan_layers else ():
             first, period, times = stack.period()
             if times:
                 held |= set(stack.places[first : first + period * times])
-                _place(self, stack.places[first], _loop(stack, start, remat))
+                _place(self, stack.places[first], _loop(stack, start, remat, places))
         for path, block in table.blocks():
             if path not in held:
                 _place(self, path, Block(block, remat))
         for path, leaf in dict(table.leaves()).items():
             if not any(path.startswith(f"{place}.") for place in held):
-                _hold(self, path, leaf, start)
+                _hold(self, path, leaf, start, places)
         for _, module in nnx.iter_modules(self) if dtype is not None else ():
             if isinstance(module, nnx.Linear | nnx.Embed | nnx.Conv):
                 module.dtype = dtype
@@ -231,6 +239,10 @@ class Model(Group):
         key = None if deterministic or dropout_key is None else rng.words(dropout_key)
         use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
+            if self.dtype is not None:
+                raise KernelCannot(
+                    kernel, [f"it computes in the dtype of the parameters, and not in dtype {self.dtype}"]
+                )
             refuse(self.table, added_to(self, _LAYERS, _GROUPS))
             use = Exact()
         given: Inputs[Any] = Inputs(
@@ -306,7 +318,8 @@ class Model(Group):
         like = jax.tree.leaves(nnx.state(self, nnx.Param))[0]
 
         def empty(block: BlockTable) -> Cache:
-            return Cache.for_config(block.attention.config, batch, size, dtype=self.dtype or like.dtype)
+            made = Cache.for_config(block.attention.config, batch, size, dtype=self.dtype or like.dtype)
+            return made if self.places is None else jax.tree.map(self._lying, made)
 
         made: list[Any] = []
         for stack in self.table.stacks()[-1:]:
@@ -316,11 +329,18 @@ class Model(Group):
                 caches = [empty(block) for block in stack.blocks[number : number + module.spans]]
                 if isinstance(module, Loop):
                     width = len(module.phases)
-                    made.append(tuple(jax.tree.map(lambda *x: jnp.stack(x), *caches[n::width]) for n in range(width)))
+                    each = (jax.tree.map(lambda *x: jnp.stack(x), *caches[n::width]) for n in range(width))
+                    made.append(tuple(each))
                 else:
                     made += caches
                 number += module.spans
         return tuple(made)
+
+    def _lying(self, x: Array) -> Array:
+        """An array of a cache, its heads divided as those of the keys are."""
+        assert self.places is not None
+        axes = (None, None, "kv_heads", None) if x.ndim == 4 else (None,) * x.ndim
+        return jax.device_put(x, self.places.sharding(axes, x.shape))
 
     def _pad(self) -> int:
         found = self.config.get("pad_token_id")
@@ -340,7 +360,7 @@ def _place(root: nnx.Module, path: str, module: Any) -> None:
     setattr(root, last, module)
 
 
-def _loop(stack: Stack, start: Start, remat: bool) -> Loop:
+def _loop(stack: Stack, start: Start, remat: bool, where: Places | None) -> Loop:
     """Blocks that are alike as one loop."""
     first, period, times = stack.period()
     phases = []
@@ -352,23 +372,39 @@ def _loop(stack: Stack, start: Start, remat: bool) -> Loop:
 
         block = Block(stack.blocks[phase])
         for path, leaf in block.table.leaves():
-            _hold(block, path, leaf, stacked)
+            _hold(block, path, leaf, stacked, where)
         phases.append(block)
     return Loop(phases, times, remat)
 
 
-def _hold(root: nnx.Module, path: str, leaf: leaves.Leaf, start: Start) -> None:
+def _hold(root: nnx.Module, path: str, leaf: leaves.Leaf, start: Start, where: Places | None) -> None:
     """Make the module of a leaf, with its parameters."""
     tensors = leaf.tensors()
     if isinstance(leaf, leaves.Array):
-        kind = nnx.Param if tensors[""].trained else nnx.Variable
-        _place(root, path, nnx.data(kind(start(path, tensors[""]))))
+        kind = nnx.Variable if not tensors[""].trained else nnx.LoRAParam if leaf.adapter else nnx.Param
+        _place(root, path, nnx.data(_put(kind(start(path, tensors[""])), tensors[""], where)))
         return
 
     def begin(name: str) -> Array:
         return start(f"{path}.{name}", tensors[name])
 
-    _place(root, path, _module(leaf, begin))
+    made = _module(leaf, begin)
+    for tensor in tensors.values():
+        if leaf.adapter:
+            setattr(made, tensor.flax, nnx.LoRAParam(getattr(made, tensor.flax)[...]))
+        _put(getattr(made, tensor.flax), tensor, where)
+    _place(root, path, made)
+
+
+def _put(parameter: Any, tensor: leaves.Tensor, where: Places | None) -> Any:
+    """The parameter, where it is to lie; the axes of a loop come before its own."""
+    if where is not None:
+        numbers = parameter[...]
+        axes = (*[None] * (numbers.ndim - len(tensor.axes)), *tensor.axes)
+        parameter.set_value(jax.device_put(numbers, where.sharding(axes, numbers.shape)))
+        for name, value in where.metadata(axes, numbers.shape).items():
+            parameter.set_metadata(name, value)
+    return parameter
 
 
 def _module(leaf: leaves.Leaf, begin: Callable[[str], Array]) -> nnx.Module:

@@ -11,7 +11,9 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from maskattn import models
+from maskattn.attention import KernelCannot
 from maskattn.models import Inputs, Output, WholeModel, generate, leaves
+from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
 from maskattn.models.block import Block as BlockTable
 from maskattn.models.exact import refuse
@@ -70,6 +72,14 @@ class Norm(nn.Module):
         return F.layer_norm(x.to(wide), (table.width,), weight, bias, table.eps).to(x.dtype)
 
 
+class _Adapting(nn.Linear):
+    """A linear layer of an adapter, whose dtype may be wider than its input's."""
+
+    def forward(self, x: Array) -> Array:
+        """x [..., in] -> [..., out]."""
+        return F.linear(x.to(self.weight.dtype), self.weight, self.bias)
+
+
 class _TurnedLinear(nn.Linear):
     """A linear layer whose published weight is [in, out], as GPT-2's is: so its state dict has it."""
 
@@ -120,6 +130,7 @@ class Model(Group):
         origin: what it was loaded from.
         dtype: of the computation; None: that of the parameters.
         remat: whether gradients compute each block again, in place of keeping what is within.
+        adapter: whose layers the table has; its parameters alone are trained then.
     """
 
     def __init__(
@@ -131,15 +142,21 @@ class Model(Group):
         origin: Origin | None = None,
         dtype: DType | None = None,
         remat: bool = False,
+        adapter: Adapter | None = None,
     ) -> None:
         super().__init__()
         self.table, self.config = table, models.Configuration(config or {})
-        self.origin, self.dtype = origin, dtype
+        self.origin, self.dtype, self.remat, self.adapter = origin, dtype, remat, adapter
         for path, block in table.blocks():
             _place(self, path, made := Block(block))
             made.remat = remat
-        for path, leaf in dict(table.leaves()).items():
+        held = dict(table.leaves())
+        for path, leaf in held.items():
             _hold(self, path, leaf, start or _begin)
+        if adapter is not None:
+            for name, parameter in self.named_parameters():
+                leaf = held.get(name) or held[name.rpartition(".")[0]]
+                parameter.requires_grad_(leaf.adapter)
 
     def forward(
         self,
@@ -190,6 +207,10 @@ class Model(Group):
         key = None if deterministic or dropout_key is None else rng.words(dropout_key, _device(self))
         use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
+            if self.dtype is not None:
+                raise KernelCannot(
+                    kernel, [f"it computes in the dtype of the parameters, and not in dtype {self.dtype}"]
+                )
             refuse(self.table, added_to(self, _LAYERS, _GROUPS))
             use = Exact()
         given: Inputs[Any] = Inputs(
@@ -340,16 +361,17 @@ def _module(leaf: leaves.Leaf, begin: Callable[[str], Array]) -> nn.Module:
 def _empty(leaf: leaves.Leaf) -> nn.Module:
     """A module of PyTorch's own."""
     if isinstance(leaf, leaves.Linear):
-        return (_TurnedLinear if leaf.turned else nn.Linear)(leaf.inputs, leaf.outputs, leaf.bias)
+        kind: type[nn.Linear] = _TurnedLinear if leaf.turned else _Adapting if leaf.adapter else nn.Linear
+        return kind(leaf.inputs, leaf.outputs, leaf.bias)
     if isinstance(leaf, leaves.Embedding):
         return nn.Embedding(leaf.rows, leaf.width)
     assert isinstance(leaf, leaves.Conv)
-    kind: Any = {1: nn.Conv1d, 2: nn.Conv2d}[len(leaf.size)]
+    conv: Any = {1: nn.Conv1d, 2: nn.Conv2d}[len(leaf.size)]
     sizes = (leaf.inputs, leaf.outputs, leaf.size, leaf.stride, leaf.padding)
-    made: nn.Module = kind(*sizes, groups=leaf.groups, bias=leaf.bias)
+    made: nn.Module = conv(*sizes, groups=leaf.groups, bias=leaf.bias)
     return made
 
 
 #: What layers are, and what holds them.
-_LAYERS = (nn.Linear, _TurnedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d, Norm)
+_LAYERS = (nn.Linear, _Adapting, _TurnedLinear, nn.Embedding, nn.Conv1d, nn.Conv2d, Norm)
 _GROUPS = (Group,)

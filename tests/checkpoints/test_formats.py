@@ -317,3 +317,27 @@ def test_provenance_that_a_zip_has_no_room_for_is_refused_at_once(tmp_path):
     for suffix in (".npz", ".pt"):
         with pytest.raises(ValueError, match=r"take 7\d{4} bytes, the limit of a zip archive is 65535"):
             checkpoints.create(tmp_path / f"x{suffix}", infos, provenance={"a": "x" * 70_000})
+
+
+@pytest.mark.parametrize("suffix", ["safetensors", "npz"])
+def test_parts_are_read_alone(suffix, tmp_path, monkeypatch):
+    whole = np.arange(3 * 4 * 5, dtype=np.int32).reshape(3, 4, 5)
+    checkpoints.save(tmp_path / f"a.{suffix}", {"other": whole + 1, "whole": whole, "row": whole[0, 0]})
+    read = []
+    preadv = os.preadv
+    monkeypatch.setattr(os, "preadv", lambda file, to, at: read.append(sum(map(len, to))) or preadv(file, to, at))
+    parts = [
+        np.s_[:, :, :],
+        np.s_[1:2, :, :],
+        np.s_[:, 1:3, :],
+        np.s_[:, :, 2:4],
+        np.s_[1:3, 2:4, 0:1],
+        np.s_[:, 2:2, :],
+    ]
+    with checkpoints.open(tmp_path / f"a.{suffix}") as reader:
+        for part in parts:
+            read.clear()
+            found = reader.part("whole", part)
+            assert found.tobytes() == whole[part].tobytes() and found.shape == whole[part].shape
+            assert suffix == "npz" or sum(read) == found.nbytes
+        assert (reader.part("row", np.s_[1:4,]) == whole[0, 0, 1:4]).all()
