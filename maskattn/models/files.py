@@ -22,7 +22,7 @@ from maskattn.arrays import dtype_name, dtype_named
 from maskattn.checkpoints import TensorInfo, sha256
 from maskattn.models import ROWS, describe
 from maskattn.models.forms import Names, Piece, file_shape, published
-from maskattn.models.leaves import Tensor
+from maskattn.models.leaves import Tensor, first_numbers
 from maskattn.models.model import WholeModel
 from maskattn.typing import Array, NumPyArray, NumPyDType
 
@@ -116,6 +116,7 @@ class Loading:
         table: the model. tensors: its tensors, by their names. where: what each is made of.
         copies: tensors of the file that must be another one's copy: name -> the model's tensor.
         unread: as in `Origin`. reasons: what is wrong.
+        computed: tensors that the file leaves to be computed.
     """
 
     table: WholeModel
@@ -124,6 +125,7 @@ class Loading:
     copies: dict[str, str]
     unread: list[str]
     reasons: list[str]
+    computed: dict[str, NumPyArray] = field(default_factory=dict)
 
 
 def tensors_of(table: WholeModel) -> dict[str, Tensor]:
@@ -154,6 +156,8 @@ def load(
     done = {*loading.copies, *held}
     for file in list(held):
         taking.take(file, held.pop(file))
+    for name, array in loading.computed.items():
+        taking.made[name] = make(name, loading.tensors[name], array)
     order = sorted((*users, *loading.unread), key=lambda file: -source.infos[file].nbytes)
     source.each([file for file in order if file not in done], taking.take)
     return loading.table, taking.made, origin_from(source, loading, taking.unread, param_dtype)
@@ -280,7 +284,10 @@ def planned(source: Source, tied: bool | None = None) -> Loading:
     loading = Loading(table, tensors_of(table), {}, {}, [], [])
     for name, tensor in loading.tensors.items():
         found = names.find(name, tensor.shape)
-        if found is None:
+        if found is None and callable(tensor.begins) and not tensor.trained:
+            kinds = [info.dtype for info in infos.values() if is_floating(info.dtype)]
+            loading.computed[name] = first_numbers(name, tensor).astype(kinds[0] if kinds else np.float32)
+        elif found is None:
             file = published(table.model_type, name)[0].file
             loading.reasons.append(f"{file}: missing, expected {list(tensor.shape)}")
         else:

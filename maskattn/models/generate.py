@@ -17,12 +17,13 @@ from maskattn.typing import NumPyArray as Array
 
 Caches = TypeVar("Caches")
 
-#: Lengths of prompts and of caches are made multiples of this, so that few programs are compiled.
-ROUND = 32
-
 
 class Steps(Protocol[Caches]):
     """A model that writes."""
+
+    @property
+    def multiple(self) -> int:
+        """What lengths of prompts and caches are made multiples of, so that few programs are compiled."""
 
     def start(self, batch: int, size: int) -> Caches:
         """Caches without tokens, of `size` slots."""
@@ -93,8 +94,9 @@ class Plan(Generic[Caches]):
     def write(self, tokens: Array, mask: Array) -> Array:
         """The new tokens int64 [B, n], n at most `new`, of prompts int [B, L] where mask bool [B, L] is True."""
         batch, length = tokens.shape
-        wide = -(-length // ROUND) * ROUND
-        caches = self.steps.start(batch, -(-(length + self.new) // ROUND) * ROUND)
+        many = self.steps.multiple
+        wide = -(-length // many) * many
+        caches = self.steps.start(batch, -(-(length + self.new) // many) * many)
         given, valid = np.zeros((batch, wide), np.int64), np.zeros((batch, wide), bool)
         given[:, :length], valid[:, :length] = tokens, mask
         last = wide - 1 - valid[:, ::-1].argmax(-1)

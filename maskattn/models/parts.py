@@ -29,11 +29,14 @@ class Parts:
 
     def dtype(self, name: str) -> NumPyDType:
         """Of a tensor of the model."""
-        found = self._source.infos[self._loading.where[name][0].file].dtype
+        computed = self._loading.computed.get(name)
+        found = self._source.infos[self._loading.where[name][0].file].dtype if computed is None else computed.dtype
         return found if self._dtype is None or not is_floating(found) else self._dtype
 
     def read(self, name: str, index: tuple[slice, ...]) -> NumPyArray:
         """A part of a tensor, as published, by slices with bounds."""
+        if name in self._loading.computed:
+            return self._loading.computed[name][index].astype(self.dtype(name))
         out = np.empty([one.stop - one.start for one in index], self.dtype(name))
         for piece in self._loading.where[name]:
             there, here = list(index), [slice(0, size) for size in out.shape]

@@ -13,7 +13,7 @@ from maskattn_torch import dropout
 from maskattn_torch.kernels import exact as kernel
 from maskattn_torch.kernels.exact.rules import fork
 from maskattn_torch.models.ops import OPS
-from maskattn_torch.multihead import _added
+from maskattn_torch.multihead import has_additions
 from maskattn_torch.types import Array
 
 __all__ = ["Exact", "added_to"]
@@ -60,5 +60,5 @@ def added_to(
         plain: what layers are. groups: what holds them, which is called.
     """
     for path, module in model.named_modules():
-        if not isinstance(module, groups) and (what := _added(module, plain)):
+        if not isinstance(module, groups) and (what := has_additions(module, plain)):
             yield path, what

@@ -22,12 +22,14 @@ class Writer:
     Attributes:
         model: a `Model`. table: what it is.
         given: of a model with an encoder and a decoder, what the encoder reads.
+        kernel: as in `attention`. multiple: as in `Steps`.
     """
 
     model: Any
     table: WholeModel
     kernel: KernelName = "auto"
     given: Mapping[str, Any] = field(default_factory=dict)
+    multiple: int = 1
 
     def start(self, batch: int, size: int) -> tuple[Any, ...]:
         """Caches without tokens, of `size` slots."""

@@ -99,6 +99,7 @@ def test_draws_follow_the_probabilities() -> None:
 
 def test_a_prompt_of_any_length_is_read_once() -> None:
     class Steps:
+        multiple = 32
         seen: list[tuple[int, ...]] = []
 
         def start(self, batch: int, size: int) -> int:

@@ -61,7 +61,7 @@ def capture(folder: Path, sentences: tuple[str, ...] = SENTENCES) -> Captured:
     import torch
     from transformers import AutoTokenizer, BertModel
 
-    with _quiet():
+    with quiet():
         tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
         options = {"attn_implementation": "eager", "dtype": torch.float32, "add_pooling_layer": False}
         model = BertModel.from_pretrained(folder, local_files_only=True, **options).eval()
@@ -118,8 +118,8 @@ def verify_minilm(
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
-    """Without the progress bar and the notes of loading; both are as they were afterwards."""
+def quiet() -> Iterator[None]:
+    """transformers without its progress bar and its notes of loading; both are as they were afterwards."""
     from transformers.utils import logging
 
     level, bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
