@@ -49,6 +49,7 @@ def spread(mesh, config, plain, reads):
 
         patch.setattr(SafetensorsReader, "_fill", counted)
         model = load(f"{folder}/one", mesh=mesh)
+        patch.undo()
         save(model, f"{folder}/again")
         if dist.get_rank() == 0:
             with checkpoints.open(f"{folder}/one") as first, checkpoints.open(f"{folder}/again") as again:
