@@ -11,7 +11,8 @@ positions        of the tokens before and the patches; `position_table` where it
 patch_norm       of patches, with its `patch_eps`; `front_norm` of all, behind positions
 fixed            whether images must have the size of training; `axial`: DINOv3's rotary positions
 pooled           "first" (with `pooler`, a layer, or `pooler_norm`), "mean" (with `pooler_norm`) or "probe"
-classes          layers of logits, of which those count that are there; `classes_read`: `models.heads.Classes`
+classes          layers of logits, of which those count that are there; `classes_read`: `models.heads.Classes`; `codes`,
+                 behind `codes_norm`: a layer of logits of each patch
 embeds           the projection of the pooled vector, to `embeds_width`
 shift, grows     of windows (`models.windows.Windowed`); `merge`, `merge_early`; `stages_final` the last norm
 """
@@ -150,7 +151,11 @@ class ImageBuilder(Builder):
 
     def classes(self, width: int, skip: int) -> Classes | None:
         """Logits of classes."""
-        read = self.get("classes_read", "first")
+        read, codes = self.get("classes_read", "first"), self.get("codes")
+        if codes is not None and self.names is not None:
+            layer = Linear(codes, width, int(self.reading.get("vocab_size")))
+            if self.there(layer):
+                return Classes((layer,), "patches", skip, self.norm(self.get("codes_norm"), width))
         rows = self.labels()
         for names in self.get("classes", ()):
             layers = tuple(Linear(name, 2 * width if read == "both" else width, rows) for name in names)
@@ -191,13 +196,14 @@ class WindowBuilder(ImageBuilder):
         last = self.at(ends[-1] - 1)
         final = last.norm(self.named("stages_final"))
         assert final is not None
-        return Stages(stages, tuple(self.at(end - 1).merge(stage) for stage, end in enumerate(ends[:-1])), final)
+        merges = tuple(self.merge(stage, self.at(end - 1).width) for stage, end in enumerate(ends[:-1]))
+        return Stages(stages, merges, final)
 
-    def merge(self, stage: int) -> Merge:
-        """What stands behind a stage."""
+    def merge(self, stage: int, width: int) -> Merge:
+        """What stands behind a stage of this width."""
         name, early = str(self.named("merge")).format(stage), bool(self.get("merge_early", True))
-        reduction = Linear(f"{name}.reduction", 4 * self.width, 2 * self.width, bias=False)
-        return Merge(reduction, Norm(f"{name}.norm", (4 if early else 2) * self.width), early)
+        reduction = Linear(f"{name}.reduction", 4 * width, 2 * width, bias=False)
+        return Merge(reduction, Norm(f"{name}.norm", (4 if early else 2) * width), early)
 
 
 class AutoencoderBuilder(ImageBuilder):
@@ -236,25 +242,23 @@ class TowersBuilder(Builder):
 
     def model(self) -> WholeModel:
         """The whole."""
-        vision = self.tower("vision")
-        scale = self.get("scale")
+        vision, scale = self.tower("vision").model(), self.get("scale")
         if self.names is not None and scale["name"] not in self.names:
-            made = vision.model()
-            assert isinstance(made, ImageModel)
-            return made
-        text, images = self.tower("text").model(), vision.model()
-        assert isinstance(text, TokenModel) and isinstance(images, ImageModel)
+            return vision
+        text = self.tower("text").model()
+        assert isinstance(text, TokenModel)
+        assert isinstance(vision, ImageModel)
         shape: tuple[int, ...] = tuple(scale["shape"])
         bias = Array(scale["bias"], shape) if "bias" in scale else None
-        return Towers(self.reading.model_type, text, images, Array(scale["name"], shape), bias)
+        return Towers(self.reading.model_type, text, vision, Array(scale["name"], shape), bias)
 
     def tower(self, which: str) -> Builder:
         """The builder of one of the two. Files leave out what the class of the configuration says by itself."""
-        towers: Value = self.row[which]
-        row, builder, defaults = towers
+        said: Value = self.row[which]
+        row, builder, defaults = said
         inner = dataclasses.replace(self.reading, config=self.reading.get(f"{which}_config", default={}))
-        said: Value = changed(inner).config
-        given = {name: value for name, value in said.items() if value is not None}
+        fields: Value = changed(inner).config
+        given = {name: value for name, value in fields.items() if value is not None}
         named = {"id2label": self.reading.table("id2label"), "num_labels": self.reading.get("num_labels", default=None)}
         width = self.reading.get("projection_dim", default=None)
         own = changed(inner, **{**defaults, **given, **named, "projection_dim": width})

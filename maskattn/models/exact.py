@@ -21,7 +21,7 @@ from maskattn.typing import Traced
 __all__ = ["Exact", "refuse"]
 
 #: What rounds nothing, and is the twin's own.
-_PLAIN = ("fold", "first_of", "arange", "as_array", "concatenate", "where", "broadcast", "split")
+_PLAIN: tuple[str, ...] = ("fold", "first_of", "arange", "as_array", "concatenate", "where", "broadcast", "split")
 _PLAIN += ("order", "take", "uniform", "cast")
 #: What a layer must be, since its numbers are read and it is not called.
 PLAIN_LAYER = "it computes from the layer's weight, so use another kernel, or merge or remove what was added"

@@ -113,16 +113,17 @@ class Classes(Part):
     Attributes:
         layers: each reads a vector; where there are several their logits are averaged.
         read: "first": each layer its own token, from the first; "pooled"; "mean": of the patches; "both": the first
-            token and that mean, one after the other.
+            token and that mean, one after the other; "patches": each of them, normed.
         skip: tokens before the patches.
     """
 
     layers: tuple[Linear, ...]
     read: str
     skip: int = 0
+    norm: Norm | None = None
 
     def apply(self, at: object, h: B, pooled: B | None, run: Run[B]) -> B:
-        """h [B, L, E], pooled [B, E] -> [B, classes]."""
+        """h [B, L, E], pooled [B, E] -> [B, classes], or [B, patches, classes]."""
         use = run.use
         whole: Traced = h
         if self.read == "first":
@@ -130,6 +131,8 @@ class Classes(Part):
         elif self.read == "pooled":
             assert pooled is not None
             vectors = [pooled]
+        elif self.read == "patches":
+            vectors = [run.norm(self.norm, at, whole[:, self.skip :])]
         else:
             mean = use.mean(whole[:, self.skip :])
             vectors = [use.concatenate([whole[:, 0], mean], 1) if self.read == "both" else mean]

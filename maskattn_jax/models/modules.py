@@ -12,6 +12,7 @@ import numpy as np
 from flax import nnx
 
 from maskattn import models
+from maskattn.attention import KernelCannot
 from maskattn.models import Inputs, Output, WholeModel, generate, leaves
 from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
@@ -238,6 +239,10 @@ class Model(Group):
         key = None if deterministic or dropout_key is None else rng.words(dropout_key)
         use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
+            if self.dtype is not None:
+                raise KernelCannot(
+                    kernel, [f"it computes in the dtype of the parameters, and not in dtype {self.dtype}"]
+                )
             refuse(self.table, added_to(self, _LAYERS, _GROUPS))
             use = Exact()
         given: Inputs[Any] = Inputs(

@@ -156,13 +156,13 @@ class Plain:
         """The numbers of x [..., n] at places [..., count]."""
         return jnp.take_along_axis(x, places, -1)
 
-    def groups(self, numbers: Array, count: int) -> tuple[Array, Array, Array]:
+    def groups(self, numbers: Array, count: int) -> tuple[Array, Array, Any]:
         """Places that bring equal numbers together, those that undo it, and how many of each there are."""
         flat = numbers.reshape(-1)
         order = jnp.argsort(flat, stable=True)
         return order, jnp.argsort(order), jnp.bincount(flat, length=count)
 
-    def grouped(self, x: Array, weights: Array, counts: Array, turned: bool) -> Array:
+    def grouped(self, x: Array, weights: Array, counts: Any, turned: bool) -> Array:
         """Rows of x [N, in], sorted by group, each by the matrix of its group: [N, out]."""
         wide = jnp.promote_types(x.dtype, weights.dtype)
         return grouped(x.astype(wide), weights.astype(wide), counts, turned)

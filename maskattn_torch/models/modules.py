@@ -11,6 +11,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from maskattn import models
+from maskattn.attention import KernelCannot
 from maskattn.models import Inputs, Output, WholeModel, generate, leaves
 from maskattn.models.adapters import Adapter
 from maskattn.models.attention import Given
@@ -206,6 +207,10 @@ class Model(Group):
         key = None if deterministic or dropout_key is None else rng.words(dropout_key, _device(self))
         use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
+            if self.dtype is not None:
+                raise KernelCannot(
+                    kernel, [f"it computes in the dtype of the parameters, and not in dtype {self.dtype}"]
+                )
             refuse(self.table, added_to(self, _LAYERS, _GROUPS))
             use = Exact()
         given: Inputs[Any] = Inputs(

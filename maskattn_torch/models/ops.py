@@ -157,13 +157,13 @@ class Plain:
         """The numbers of x [..., n] at places [..., count]."""
         return x.gather(-1, places)
 
-    def groups(self, numbers: Array, count: int) -> tuple[Array, Array, list[int]]:
+    def groups(self, numbers: Array, count: int) -> tuple[Array, Array, Any]:
         """Places that bring equal numbers together, those that undo it, and how many of each there are."""
         flat = numbers.reshape(-1)
         order = flat.sort(stable=True).indices
         return order, order.argsort(), flat.bincount(minlength=count).tolist()
 
-    def grouped(self, x: Array, weights: Array, counts: list[int], turned: bool) -> Array:
+    def grouped(self, x: Array, weights: Array, counts: Any, turned: bool) -> Array:
         """Rows of x [N, in], sorted by group, each by the matrix of its group: [N, out]."""
         pieces = zip(x.split(counts), weights.unbind(), strict=True)
         return torch.cat([rows @ (each.T if turned else each) for rows, each in pieces if len(rows)])

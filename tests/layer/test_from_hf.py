@@ -180,6 +180,13 @@ def test_layers_differ_where_the_configuration_says_so():
         ("qwen2_moe", {"qkv_bias": False}, "qkv_bias", False),
         ("mpnet", {"relative_attention_num_buckets": 16}, "position_bias", T5Table(32, 128)),
         ("bert", {"attention_probs_dropout_prob": 0.3}, "dropout_rate", 0.3),
+        ("dinov3_vit", {}, "rotary", Rotary(100.0, axes=(3, 3))),
+        (
+            "beit",
+            {"use_shared_relative_position_bias": True, "use_relative_position_bias": False, "image_size": 32},
+            "position_bias",
+            WindowTable((2, 2), first=True),
+        ),
     ],
 )
 def test_what_a_family_has_of_its_own_is_read(model_type, given, field, value):

@@ -54,15 +54,20 @@ def _limited(key: str) -> Merged:
     return Merged(read)
 
 
+def _rank(reading: Reading) -> int | None:
+    """The width between the layers of DeepSeek's queries; None is one layer."""
+    return reading.get("q_lora_rank", default=None) if reading.has("q_lora_rank") else 1536
+
+
 _DEEPSEEK: Row = {
     **_PLAIN,
     "latent": {
         "query": When(
-            Key("q_lora_rank", default=None),
+            Merged(_rank),
             ("self_attn.q_a_proj", "self_attn.q_a_layernorm", "self_attn.q_b_proj"),
             ("self_attn.q_proj",),
         ),
-        "rank": Key("q_lora_rank", default=None),
+        "rank": Merged(_rank),
         "both": "self_attn.kv_a_proj_with_mqa",
         "width": Key("kv_lora_rank"),
         "norm": "self_attn.kv_a_layernorm",
@@ -72,7 +77,7 @@ _DEEPSEEK: Row = {
 }
 
 
-def _deepseek(**more: object) -> Row:
+def _deepseek(first: int, **more: object) -> Row:
     """From some layer on with experts, and one or more that read all tokens."""
     shared = Merged(lambda reading: reading.get("moe_intermediate_size") * reading.get("n_shared_experts"))
     experts = {
@@ -84,7 +89,7 @@ def _deepseek(**more: object) -> Row:
         "shared_width": shared,
         **more,
     }
-    dense = Merged(lambda reading: reading.layer < reading.get("first_k_dense_replace", default=0))
+    dense = Merged(lambda reading: reading.layer < reading.get("first_k_dense_replace", default=first))
     return {**_DEEPSEEK, "experts": When(dense, None, experts)}
 
 
@@ -129,6 +134,7 @@ EXPERTS: dict[str, Row] = {
     },
     "deepseek_v2": {
         **_deepseek(
+            0,
             groups=_limited("n_group"),
             kept=_limited("topk_group"),
             scale=Key("routed_scaling_factor", default=1.0),
@@ -137,9 +143,11 @@ EXPERTS: dict[str, Row] = {
         "mlp_bias": Key("mlp_bias", default=False),
     },
     "deepseek_v3": _deepseek(
+        3,
+        groups=Key("n_group", default=8),
         scores="sigmoid",
         correction="mlp.gate.e_score_correction_bias",
-        kept=Key("topk_group", default=1),
+        kept=Key("topk_group", default=4),
         renormalized=Key("norm_topk_prob", default=True),
         scale=Key("routed_scaling_factor", default=2.5),
     ),

@@ -255,6 +255,8 @@ IMAGES: dict[str, Row] = {
         "fixed": Merged(has_table),
         "pooled": When(_MEAN, "mean", "first"),
         "pooler_norm": When(_MEAN, "pooler.layernorm"),
+        "codes": "lm_head",
+        "codes_norm": "layernorm",
         "classes_read": "pooled",
     },
     "dinov2": _DINO2,

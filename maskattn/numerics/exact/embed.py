@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import NamedTuple
 
 from maskattn.numerics.exact import bits, pair
@@ -26,7 +25,7 @@ def _backward(ops: Ops, arrays: Arrays, d_out: Array, options: Options) -> tuple
     places = ops.first(flat, table.shape[0])
     rows = bits.widen(ops, ops.reshape(d_out, (flat.shape[0], table.shape[1])))
 
-    def step(carry: Sequence[Array], given: Sequence[Array]) -> Sequence[Array]:
+    def step(carry: tuple[Array, Array], given: tuple[Array, ...]) -> tuple[Array, Array]:
         (hi, lo), (row, place) = carry, given
         total = pair.two_sum(hi[place], row)
         return ops.put(hi, place, total.hi), ops.put(lo, place, lo[place] + total.lo)

@@ -67,6 +67,7 @@ IMAGES: dict[str, Tiny] = {
     "beit": _of("BeitForImageClassification", {**_BEIT, "num_labels": 5}),
     "beit+pooled": _of("BeitModel", {**_BEIT, "use_mean_pooling": False, "use_mask_token": True}),
     "beit+shared": _of("BeitModel", {**_VIT, "use_shared_relative_position_bias": True, "layer_scale_init_value": 0.0}),
+    "beit+codes": _of("BeitForMaskedImageModeling", {**_BEIT, "use_mask_token": True, "vocab_size": 11}),
     "beit+places": _of("BeitModel", {**_VIT, "use_absolute_position_embeddings": True}, _OTHER),
     "swin": _of("SwinForImageClassification", {**_SWIN, "num_labels": 5}, (3, 44, 44)),
     "swin+size": _of("SwinModel", {**_SWIN, "use_absolute_embeddings": True}, (3, 42, 54), **_ASKED),
