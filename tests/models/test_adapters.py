@@ -177,6 +177,7 @@ SMALL = {"model_type": "llama", "vocab_size": 96, "hidden_size": 48, "intermedia
 SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2}
 
 
+@pytest.mark.slow
 def test_exact_bits_are_the_same() -> None:
     torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
     import maskattn_jax.models as in_jax
