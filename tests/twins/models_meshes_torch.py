@@ -109,6 +109,12 @@ def blocks_are_gathered():
     assert model(IDS).logits.square().mean() < before
 
 
+def both_at_once():
+    for sizes in ((1, 2), (2, 1)):
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("fsdp", "tp"))
+        held_to_one(mesh, CONFIG, lambda name, sizes=sizes: sizes[0] == 2 or "norm" not in name)
+
+
 def blocks_are_gathered_with_an_adapter():
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
     plain = Model(models.describe(CONFIG), numbers)
