@@ -31,7 +31,6 @@ FLEX = "on CUDA the PyTorch twin's tiles are FlexAttention's; JAX has kernels of
 AS_FLAX = "as Flax's own layers and modules have it"
 STANDS_IN = "it has the arguments of a function or module of that framework, in whose place it is put"
 TRANSFORMERS = "transformers is a library of PyTorch models"
-FIXED = "sizes of arrays are fixed in a compiled program of JAX"
 SCAN = "XLA compiles a loop in the time of one block; PyTorch runs one block after the other"
 CACHE = "PyTorch's are views of tensors with one slot more, where what takes no slot is written: JAX drops it"
 ALLOWED = {
@@ -196,9 +195,6 @@ ALLOWED = {
     "models.modules.Block.__init__: remat only in maskattn_jax": "an attribute of PyTorch's, which may be set later",
     "models.modules.Model.__init__: places only in maskattn_jax": MESHES,
     "models.modules.Model.__init__: scan_layers only in maskattn_jax": SCAN,
-    "models.ops.Plain.grouped: counts: Array in maskattn_jax, list[int] in maskattn_torch": FIXED,
-    "models.ops.Plain.groups -> tuple[Array, Array, Array] in maskattn_jax, tuple[Array, Array, list[int]] in "
-    "maskattn_torch": FIXED,
     "models.modules: Loop only in maskattn_jax": SCAN,
     "models.modules: __all__ ['Block', 'Group', 'Loop', 'Model', 'Norm'] in maskattn_jax, ['Block', 'Group', 'Model', "
     "'Norm'] in maskattn_torch": SCAN,
