@@ -62,7 +62,7 @@ class Adapter:
         """
         problems, used = Problems("adapter"), set[str]()
         head = getattr(table, "head", None)
-        tied = None if head is None or head.tied is None else head.tied.name
+        tied = getattr(getattr(head, "tied", None), "name", None)
 
         def change(path: str, leaf: Leaf) -> Leaf:
             names = {f"{path}.{name}" if name else path: tensor for name, tensor in leaf.tensors().items()}

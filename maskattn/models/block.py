@@ -130,12 +130,7 @@ class Stack(Part):
             if place not in seen:
                 seen.add(place)
                 yield from block.leaves(f"{prefix}{place}.")
-        for leaf in (*(leaf for _, leaf in self.shared), self.final, self.project, self.frequencies):
-            if leaf is not None:
-                yield prefix + leaf.name, leaf
-        for part in (self.relative, self.local):
-            if part is not None:
-                yield from part.leaves(prefix)
+        yield from Part.leaves(replace(self, blocks=()), prefix)
 
     def changed(self, change: Change, prefix: str = "") -> Stack:
         each = zip(self.blocks, self.places, strict=True)

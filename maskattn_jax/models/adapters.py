@@ -52,7 +52,7 @@ def merged(model: Model) -> Model:
         leaf = linear.get(name)
         if leaf is None or leaf.lora is None:
             return held[name]
-        at, wide = name.removesuffix("weight"), jnp.float32
+        at, wide = name.removesuffix("weight"), jnp.promote_types(held[name].dtype, jnp.float32)
         up, down, weight = (held[f"{at}{each}"].astype(wide) for each in ("lora_B.weight", "lora_A.weight", "weight"))
         more = jnp.matmul(down, up, precision=jax.lax.Precision.HIGHEST) * leaf.lora.scale
         return (weight + more).astype(held[name].dtype)

@@ -57,11 +57,11 @@ class Places:
         return cls(mesh, tuple(given.items()))
 
     def axes(self, axes: Sequence[Axis], shape: Sequence[int]) -> tuple[Axis, ...]:
-        """Logical axes of a parameter, as far as the mesh divides their sizes, and none of its axes twice."""
+        """Logical axes of a parameter; None where the mesh cannot divide a size, or would by one of its axes twice."""
         made, used, rules = [], set[str](), dict(self.rules)
         for name, size in zip(axes, shape, strict=True):
-            over = names_of(rules.get(name)) if name is not None else ()
-            fits = over and not used & set(over) and size % _size(self.mesh, over) == 0
+            over = names_of(None if name is None else rules.get(name))
+            fits = name in rules and not used & set(over) and size % _size(self.mesh, over) == 0
             used |= set(over) if fits else set()
             made.append(name if fits else None)
         return tuple(made)

@@ -132,8 +132,7 @@ class Places:
             fully_shard(model, mesh=self.blocks)
 
     def _styles(self, table: WholeModel) -> Iterator[tuple[str, ParallelStyle]]:
-        head = getattr(table, "head", None)
-        tied = None if head is None or head.tied is None else head.tied.name
+        tied = getattr(getattr(getattr(table, "head", None), "tied", None), "name", None)
         for path, leaf in table.leaves():
             if not isinstance(leaf, (Linear, Embedding)) or path == tied:
                 continue

@@ -127,12 +127,16 @@ def save(
             "save: the model has an adapter: `save_adapter` writes that, `merged` puts it into the weights"
         )
     origin = files.origin_of(model.origin, config or model.config)
-    held = model.state_dict()
-    divided = any(hasattr(x, "full_tensor") for x in held.values())
-    if divided:  # all devices take part, and the first writes
-        held = {name: x.full_tensor() if hasattr(x, "full_tensor") else x for name, x in held.items()}
-    if not divided or torch.distributed.get_rank() == 0:
+    held, writes = _whole(model.state_dict())
+    if writes:
         files.save(model.table, origin, held, _publish, Path(path), max_shard_size)
+
+
+def _whole(held: Mapping[str, Array]) -> tuple[dict[str, Array], bool]:
+    """Tensors of which each device may have a part, and whether this device writes them: of several the first."""
+    spread = [x for x in held.values() if hasattr(x, "full_tensor")]
+    made = {name: x.full_tensor() if hasattr(x, "full_tensor") else x for name, x in held.items()}
+    return made, not spread or torch.distributed.get_rank() == 0
 
 
 def _publish(tensor: Tensor, array: Array) -> NumPyArray:

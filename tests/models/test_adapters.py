@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,8 @@ import pytest
 
 from maskattn import checkpoints, models, standards
 from maskattn.models import adapters
+from maskattn.models.leaves import Linear
+from maskattn.models.part import Run
 from maskattn.parity.models.peer import WORDS, Peer
 from maskattn.parity.models.tiny import TINY
 
@@ -174,10 +177,14 @@ SMALL = {"model_type": "llama", "vocab_size": 96, "hidden_size": 48, "intermedia
 SMALL |= {"num_hidden_layers": 2, "num_attention_heads": 6, "num_key_value_heads": 2}
 
 
+@pytest.mark.slow
 def test_exact_bits_are_the_same() -> None:
-    torch, jnp = pytest.importorskip("torch"), pytest.importorskip("jax.numpy")
+    torch, jax = pytest.importorskip("torch"), pytest.importorskip("jax")
     import maskattn_jax.models as in_jax
     import maskattn_torch.models as in_torch
+    from maskattn.parity.against.hurry import HURRY
+    from maskattn_jax.models.exact import Exact as ExactJax
+    from maskattn_torch.models.exact import Exact as ExactTorch
 
     adapter = adapters.new(["k_proj", "down_proj"], rank=3, alpha=5)
     table = adapter.on(models.describe({**SMALL, "num_hidden_layers": 1}))
@@ -186,13 +193,17 @@ def test_exact_bits_are_the_same() -> None:
         return models.first_numbers(name, tensor._replace(begins=None)) * 5
 
     def start(name: str, tensor: Any) -> Any:
-        return jnp.asarray(numbers(name, tensor).transpose(tensor.order))
+        return jax.numpy.asarray(numbers(name, tensor).transpose(tensor.order))
 
-    one = in_torch.Model(table, lambda *of: torch.tensor(numbers(*of)), adapter=adapter)
-    two, ids = in_jax.Model(table, start, adapter=adapter), np.arange(1, 4)[None]
+    leaf = table.stack.blocks[0].attention.inputs.key  # type: ignore[attr-defined, union-attr]
+    one = in_torch.Model(table, lambda *of: torch.tensor(numbers(*of)), adapter=adapter).model.layers[0]
+    two = in_jax.Model(table, start, adapter=adapter).model.layers[0]
+    x = np.random.default_rng(1).standard_normal((1, 3, 48), np.float32)
     with torch.no_grad():
-        found = one(torch.tensor(ids), kernel="exact").logits.numpy()
-    assert found.tobytes() == np.asarray(two(ids, kernel="exact").logits).tobytes()
+        found = Run(ExactTorch()).linear(leaf, one, torch.tensor(x)).numpy()
+        plain = Run(ExactTorch()).linear(replace(leaf, lora=None), one, torch.tensor(x)).numpy()
+    run = jax.jit(lambda x: Run(ExactJax()).linear(leaf, two, x), compiler_options=HURRY)
+    assert found.tobytes() == np.asarray(run(x)).tobytes() != plain.tobytes()
 
 
 USUAL = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none"}
@@ -236,3 +247,17 @@ def test_new_adapters_are_checked() -> None:
     assert sum(bool(leaf.within()) for _, leaf in everything.leaves()) == 14
     some = adapters.new(r".*layers\.1\..*proj").on(models.describe(SMALL))
     assert sum(bool(leaf.within()) for _, leaf in some.leaves()) == 7
+
+
+def test_every_model_takes_adapters() -> None:
+    """All linear layers of all rows, and no other leaf, are reached by the paths that they have."""
+    transformers = pytest.importorskip("transformers")
+    for name, tiny in TINY.items():
+        config = transformers.AutoConfig.for_model(name.partition("+")[0], **tiny.config)
+        table = models.describe(config)
+        adapter = adapters.new(r".*")
+        with_adapter = adapter.on(table)
+        linear = {path for path, leaf in table.leaves() if isinstance(leaf, Linear)}
+        added = {path for path, leaf in with_adapter.leaves() if leaf.adapter}
+        assert added == {f"{path}.lora_{side}" for path in linear for side in "AB"}, name
+        assert adapters.without(with_adapter) == table, name

@@ -149,7 +149,7 @@ def test_loops_and_widths_are_divided():
     over = mesh(2, 2, names=("data", "fsdp"))
     model = built(Places.of(over, table()), scan_layers=True)
     kernel = model.model.layers[0].phases[0].self_attn.q_proj.kernel
-    assert kernel[...].sharding.spec == P(None, "fsdp", None) and kernel.out_sharding == (None, "embed", None)
+    assert kernel[...].sharding.spec == P(None, "fsdp", None) and kernel.out_sharding == (None, "embed", "heads")
     logits, _, _ = answered(model, over)
     alike(logits, answered(plain())[0])
 

@@ -14,7 +14,8 @@ from torch.distributed.tensor import DTensor
 
 from maskattn import checkpoints, models, standards
 from maskattn.checkpoints.safetensors import SafetensorsReader
-from maskattn_torch.models import Model, load, save
+from maskattn.models import adapters
+from maskattn_torch.models import Model, load, merged, save, save_adapter
 from maskattn_torch.models.divided import Places
 from tests.twin import same_tensors
 
@@ -49,6 +50,7 @@ def spread(mesh, config, plain, reads):
 
         patch.setattr(SafetensorsReader, "_fill", counted)
         model = load(f"{folder}/one", mesh=mesh)
+        patch.undo()
         save(model, f"{folder}/again")
         if dist.get_rank() == 0:
             with checkpoints.open(f"{folder}/one") as first, checkpoints.open(f"{folder}/again") as again:
@@ -107,6 +109,35 @@ def blocks_are_gathered():
     assert model(IDS).logits.square().mean() < before
 
 
+def both_at_once():
+    for sizes in ((1, 2), (2, 1)):
+        mesh = init_device_mesh("cpu", sizes, mesh_dim_names=("fsdp", "tp"))
+        held_to_one(mesh, CONFIG, lambda name, sizes=sizes: sizes[0] == 2 or "norm" not in name)
+
+
+def blocks_are_gathered_with_an_adapter():
+    mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("fsdp",))
+    plain = Model(models.describe(CONFIG), numbers)
+    with tempfile.TemporaryDirectory() as folder:
+        save(plain, f"{folder}/one", config=CONFIG)
+        model = load(f"{folder}/one", mesh=mesh, adapter=adapters.new(["q_proj", "up_proj"], rank=2))
+        alike(model(IDS).logits, plain(IDS).logits)
+        optimizer = torch.optim.SGD([x for x in model.parameters() if x.requires_grad], 0.1)
+        model(IDS).logits.square().mean().backward()
+        optimizer.step()
+        right = model(IDS).logits
+        save_adapter(model, f"{folder}/adapter")
+        with pytest.raises(ValueError, match="lies on a mesh"):
+            merged(model)
+        if dist.get_rank() == 0:
+            alike(load(f"{folder}/one", adapter=f"{folder}/adapter")(IDS).logits, right)
+        assert (right - plain(IDS).logits).abs().max() > 1e-3
+        dist.barrier()
+    with pytest.raises(ValueError, match="layers with an adapter are not divided"):
+        mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
+        Places.of(mesh, adapters.new(["q_proj"]).on(models.describe(CONFIG)))
+
+
 def what_cannot_be_divided_is_named():
     mesh = init_device_mesh("cpu", (2,), mesh_dim_names=("tp",))
 
@@ -127,7 +158,12 @@ def main(rank, store):
     torch.set_num_threads(1)
     options = {"rank": rank, "world_size": 2, "timeout": timedelta(seconds=200)}
     dist.init_process_group("gloo", init_method=f"file://{store}", **options)
-    for check in (layers_are_divided, blocks_are_gathered, what_cannot_be_divided_is_named):
+    for check in (
+        layers_are_divided,
+        blocks_are_gathered,
+        blocks_are_gathered_with_an_adapter,
+        what_cannot_be_divided_is_named,
+    ):
         check()
     dist.destroy_process_group()
 
