@@ -10,7 +10,6 @@ from jaxtyping import Bool, Float
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.modules.module import _has_any_global_hook
-from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from maskattn._problems import Problems
 from maskattn.attention import KernelCannot
@@ -33,6 +32,7 @@ from maskattn.modules.run import Asked, Layer
 from maskattn.numerics.dropout import check_dropout
 from maskattn.typing import KernelName, SharedAxis
 from maskattn_torch import _autocast, rng
+from maskattn_torch._additions import has_additions
 from maskattn_torch._apart import Apart
 from maskattn_torch._called import Called, called
 from maskattn_torch._devices import owned
@@ -317,15 +317,3 @@ class MultiHeadAttention(nn.Module):
 def _through(layer: nn.Linear, x: Array, linear: Linear | None) -> Array:
     """x [..., in] through a layer, or through `linear` with the layer's weight and bias."""
     return layer(x) if linear is None else linear(x, layer.weight.T, layer.bias)
-
-
-def has_additions(layer: nn.Module, plain: tuple[type[nn.Module], ...] = (nn.Linear,)) -> str:
-    """What makes a layer more than its weight and bias, in words; "" of a plain one."""
-    if type(layer) not in plain:
-        return type(layer).__name__
-    if layer._forward_hooks or layer._forward_pre_hooks or layer._backward_hooks or layer._backward_pre_hooks:
-        return "one with hooks"
-    if "forward" in layer.__dict__:
-        return "one whose forward was replaced"
-    sharded: bool = is_traceable_wrapper_subclass(layer.weight)
-    return f"one whose weight is a {type(layer.weight).__name__}" if sharded else ""

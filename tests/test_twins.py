@@ -152,6 +152,7 @@ ALLOWED = {
     "_slots.py: only in maskattn_torch": "JAX calls are compiled, where nothing is checked at a call",
     "_short.py: only in maskattn_torch": "JAX calls are compiled, where nothing is checked at a call",
     "_apart.py: only in maskattn_torch": OWN,
+    "_additions.py: only in maskattn_torch": OWN,
     "_devices.py: only in maskattn_torch": PARTS,
     "_parts.py: only in maskattn_torch": PARTS,
     "_sharded.py: only in maskattn_torch": PARTS,

@@ -29,11 +29,12 @@ class Writer:
         kernel: as in `attention`. multiple: as in `Steps`.
     """
 
+    multiple = 32
+
     model: Any
     table: WholeModel
     kernel: KernelName = "auto"
     given: Mapping[str, Any] = field(default_factory=dict)
-    multiple: int = 32
 
     def start(self, batch: int, size: int) -> tuple[Any, ...]:
         """Caches without tokens, of `size` slots."""

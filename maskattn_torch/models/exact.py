@@ -10,10 +10,10 @@ from torch.nn import Module
 
 from maskattn.models import exact, leaves
 from maskattn_torch import dropout
+from maskattn_torch._additions import has_additions
 from maskattn_torch.kernels import exact as kernel
 from maskattn_torch.kernels.exact.rules import fork
 from maskattn_torch.models.ops import OPS
-from maskattn_torch.multihead import has_additions
 from maskattn_torch.types import Array
 
 __all__ = ["Exact", "added_to"]

@@ -25,11 +25,12 @@ class Writer:
         kernel: as in `attention`. multiple: as in `Steps`.
     """
 
+    multiple = 1
+
     model: Any
     table: WholeModel
     kernel: KernelName = "auto"
     given: Mapping[str, Any] = field(default_factory=dict)
-    multiple: int = 1
 
     def start(self, batch: int, size: int) -> tuple[Any, ...]:
         """Caches without tokens, of `size` slots."""
