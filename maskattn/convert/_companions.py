@@ -13,6 +13,7 @@ OTHERS = (
     "generation_config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json",
     "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt",
     "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "chat_template.jinja",
+    "modules.json", "1_Pooling/config.json",
 )  # fmt: skip
 BESIDE = ".config.json"  # after the name of a file that is not alone in its folder
 _ALONE = re.compile(r"(model|pytorch_model|flax_model|consolidated(\.\d+)?)\.[a-z.]+\Z")
@@ -70,6 +71,7 @@ def _copy(file: Path, place: Path, *, replace: bool = False) -> list[str]:
     there = place.exists()
     if there and (_same(file, place) or not replace):
         return [] if _same(file, place) else [f"{place} is another one, and stays: {file} was not copied"]
+    place.parent.mkdir(parents=True, exist_ok=True)
     with open(file, "rb") as read, open(place, "wb" if there else "xb") as write:
         shutil.copyfileobj(read, write)
     return [f"copied {file.name} to {place}" + (", which was another file's" if there else "")]

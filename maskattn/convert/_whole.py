@@ -17,7 +17,7 @@ from maskattn.convert import _identity, _provenance, config_json, families
 from maskattn.convert._identity import Said
 from maskattn.convert._plan import Move, Plan, plan
 from maskattn.convert._run import each
-from maskattn.models import gguf
+from maskattn.models import gguf, sentences
 from maskattn.models.files import Source
 from maskattn.typing import NumPyArray as Array
 
@@ -103,7 +103,8 @@ def open_model(path: str | os.PathLike[str]) -> Iterator[Source]:
         config = config_json.beside(reader.path)
         said = _identity.said(config, reader.provenance)
         _refuse(where, config, said)
-        config = {**config, "model_type": said.model_type}
+        folder = reader.path if reader.path.is_dir() else reader.path.parent
+        config = {**config, "model_type": said.model_type, **sentences.beside(folder)}
         generation, to = _generation(reader.path), _target(reader, said)
         if to is not None:
             way = plan(reader.infos, target=to or None, config=config, provenance=reader.provenance)

@@ -33,6 +33,8 @@ pooler           a layer of the first token; `pooled` "last" or "end": a layer, 
                  that ends the text. `embeds`: a projection behind it, without a bias, to `embeds_width`
 refused          options that are refused where they are set, and why (`models.check`)
 contacts         a layer of attention's weights, held and not computed
+
+and those of `models.build_tasks`.
 """
 
 from __future__ import annotations
@@ -52,12 +54,14 @@ from maskattn.models.attention import Attention, Fused, Latent, Separate, Sparse
 from maskattn.models.block import Block, Inner, Slots, Stack
 from maskattn.models.build_disentangled import local_of, relative_of
 from maskattn.models.build_experts import experts_of, latent_of
+from maskattn.models.build_tasks import LABELLED, labels_of, sentence_of
 from maskattn.models.heads import Chosen, First, Vocabulary
 from maskattn.models.leaves import Array, Embedding, Leaf, Linear, Norm
 from maskattn.models.mlp import Gated, Halves, Plain
 from maskattn.models.model import TokenModel, WholeModel
 from maskattn.models.part import ACTIVATIONS
 from maskattn.models.sinusoids import Sinusoids, halves, spread
+from maskattn.models.tasks import Labels, Sentence
 from maskattn.models.tokens import Positions, Tokens
 from maskattn.modules import head_shapes
 from maskattn.modules.parameters import parameters
@@ -87,8 +91,12 @@ class Builder:
 
     def get(self, name: str, default: Value = None) -> Value:
         """What a key of the row says, for the layer of the reading; the default where it says None."""
-        found = _settled(self.row.get(name), self.reading, self.part)
+        found = self.settle(self.row.get(name))
         return default if found is None else found
+
+    def settle(self, spec: object) -> Value:
+        """What a value of a row says."""
+        return _settled(spec, self.reading, self.part)
 
     def at(self, layer: int) -> Self:
         """The same, of a layer."""
@@ -96,11 +104,13 @@ class Builder:
 
     @property
     def prefix(self) -> str:
-        """Of all names but the head's; a model without a head is published without it."""
+        """Of all names but the head's; a model without a head is published without it, and some with one for a task
+        have another.
+        """
         prefix = str(self.get("prefix", ""))
         table = f"{self.get('table') or self.get('patches')}.weight"
-        bare = self.names is not None and prefix + table not in self.names and table in self.names
-        return "" if bare else prefix
+        known = (prefix, "", "transformer.")
+        return next((one for one in known if self.names is not None and one + table in self.names), prefix)
 
     def there(self, leaf: Leaf) -> bool:
         """Whether the tensors of a leaf are among the names."""
@@ -205,7 +215,10 @@ class Builder:
 
     def activation(self, name: str, default: str) -> str:
         """One of the functions of `ACTIVATIONS`."""
-        found = self.get(name, default)
+        return self.activation_of(self.get(name, default))
+
+    def activation_of(self, found: str) -> str:
+        """One of the functions of `ACTIVATIONS`, by any of its names."""
         if found not in ACTIVATIONS:
             raise ValueError(f"{self.reading.where}: activation must be one of {', '.join(ACTIVATIONS)}, got {found!r}")
         return ACTIVATIONS[found]
@@ -307,10 +320,19 @@ class Builder:
             table = Array(name, (rows, width), _FIXED[kind], trained=False, axes=(None, "embed"))
         return Positions(table, self.get("position_rule", "all"), offset, pad)
 
+    def task(self, table: Embedding) -> Labels | None:
+        """The logits of a task, where the model was trained for one."""
+        return labels_of(self, table.width if self.get("project") is not None else self.width)
+
+    def labels(self) -> int:
+        """How many labels, or classes, there are."""
+        named = self.reading.table("id2label")
+        return int(self.reading.get("num_labels", default=None) or len(named) or 2)
+
     def head(self, table: Embedding) -> Vocabulary | None:
-        """The logits of the vocabulary."""
+        """The logits of the vocabulary; None where there are those of a task."""
         given = self.get("head")
-        if given is None:
+        if given is None or self.task(table) is not None:
             return None
         named = {"project": given} if isinstance(given, str) else given
         rows = table.rows
@@ -353,11 +375,16 @@ class Builder:
         """Whether a model whose head has no tensors of its own has one: by its class, or by the prefix of its names."""
         classes = self.reading.get("architectures", default=None)
         if classes:
-            return not str(classes[0]).endswith("Model") or str(classes[0]).endswith("LMHeadModel")
+            named = str(classes[0])
+            return named.endswith("LMHeadModel") or not named.endswith(("Model", *LABELLED))
         return self.prefix == self.get("prefix", "")
 
-    def pooler(self) -> First | Chosen | None:
+    def pooler(self) -> First | Chosen | Sentence | None:
         """One vector for each sequence."""
+        return sentence_of(self.reading) or self.own_pooler()
+
+    def own_pooler(self) -> First | Chosen | None:
+        """The same, by layers of the model itself."""
         name, rule = self.get("pooler"), self.get("pooled")
         if rule is not None:
             width = int(self.reading.get("projection_size", default=self.width))
@@ -382,11 +409,13 @@ class Builder:
         """The whole."""
         tokens = self.tokens()
         stack, head, pooler = self.stack(), self.head(tokens.table), self.pooler()
-        unread: tuple[Leaf, ...] = ()
+        own = self.own_pooler() if isinstance(pooler, Sentence) else None
+        unread: tuple[Leaf, ...] = () if own is None else tuple(leaf for _, leaf in own.leaves())
         if self.get("contacts") is not None:
             heads = sum(block.attention.config.num_heads for block in stack.blocks)
-            unread = tuple(filter(self.there, [Linear(self.prefix + self.get("contacts"), heads, 1)]))
-        return TokenModel(self.reading.model_type, tokens, stack, head, pooler, self.projection(), unread)
+            unread += tuple(filter(self.there, [Linear(self.prefix + self.get("contacts"), heads, 1)]))
+        task, embeds = self.task(tokens.table), self.projection()
+        return TokenModel(self.reading.model_type, tokens, stack, head, pooler, embeds, unread, task)
 
 
 def _published(config: AttentionConfig, name: str, path: str) -> tuple[Leaf, ...]:

@@ -163,11 +163,6 @@ class ImageBuilder(Builder):
                 return Classes(layers, read, skip)
         return None
 
-    def labels(self) -> int:
-        """How many classes there are."""
-        named = self.reading.table("id2label")
-        return int(self.reading.get("num_labels", default=None) or len(named) or 2)
-
     def model(self) -> WholeModel:
         """The whole."""
         patches, body = self.patches(), self.body()

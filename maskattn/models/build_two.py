@@ -85,6 +85,7 @@ class TwoStacks(Builder):
         known = self.names
         if known is not None and not sound and not any(f"{path}.weight" in known for path, _ in stack.leaves()):
             return Builder.model(replace(encoder, row={**self.row, "head": None}))
+        task = decoder.task(tokens.table)
         return EncoderDecoder(
             self.reading.model_type,
             encoder.frames() if sound else encoder.tokens(),
@@ -92,10 +93,11 @@ class TwoStacks(Builder):
             tokens,
             stack,
             decoder.head(tokens.table),
-            str(self.get("shift", "")),
+            str(self.get("shift") or ("" if task is None else "start")),
             self.reading.get("decoder_start_token_id", default=self.get("start")),
             self.reading.get("pad_token_id", default=self.get("pad")),
             decoder.unused(),
+            task,
         )
 
     def unused(self) -> tuple[Embedding, ...]:

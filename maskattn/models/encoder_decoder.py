@@ -14,6 +14,7 @@ from maskattn.models.leaves import Embedding, Leaf
 from maskattn.models.model import Inputs, Output, WholeModel, kept, logits_of, masks_of
 from maskattn.models.part import B, Run
 from maskattn.models.sound import Frames
+from maskattn.models.tasks import Labels
 from maskattn.models.tokens import Tokens
 from maskattn.typing import Traced
 
@@ -27,6 +28,7 @@ class EncoderDecoder(WholeModel):
         shift: what the decoder reads where nothing is given: "start" is the encoder's tokens behind `start`, "last"
             the same behind the last of them that is not `pad`; "" needs them.
         unused: what is saved, and not read.
+        task: what makes the logits of labels, in place of the head.
     """
 
     front: Tokens | Frames
@@ -38,6 +40,7 @@ class EncoderDecoder(WholeModel):
     start: int | None = None
     pad: int | None = None
     unused: tuple[Embedding, ...] = ()
+    task: Labels | None = None
 
     @property
     def hears(self) -> bool:
@@ -72,6 +75,11 @@ class EncoderDecoder(WholeModel):
         h = self.tokens.apply(at, tokens, run, own, positions, None)
         h, cache = self.decoder.apply(at, h, run, given, inputs.cache)
         logits = logits_of(self.head, at, h, inputs, run)
+        if self.task is not None:
+            ids: Traced = inputs.tokens
+            if self.task.read == "end" and (ids is None or ids.shape != tokens.shape):
+                raise ValueError(f"{self.model_type}: tokens must be given, as many as the decoder's")
+            logits = self.task.apply(at, h, ids, own, None, run)
         found = None if given.states is None else tuple(given.states)
         return Output(h, logits, None, found, cache, memory, states)
 

@@ -11,6 +11,8 @@ import math
 from collections.abc import Callable, Iterator
 from typing import Generic
 
+import numpy as np
+
 from maskattn.attention import Framework, KernelCannot
 from maskattn.models.leaves import Conv, Embedding, Leaf, Linear, Norm
 from maskattn.models.part import B, Ops, Part
@@ -172,6 +174,24 @@ class Exact(Generic[B]):
         rows: Traced = self.once(y)
         made: B = self.arithmetic.linear(self.once(x), rows.T)
         return made
+
+    def mean(self, x: B, keep: Traced = None) -> B:
+        """The mean of x [B, L, E] over L, or over what is kept of it, bool [B, L]: pairs are added, then
+        their sums; the last is multiplied by 1 / how many there are.
+        """
+        use, given = self.plain, self.once(x)
+        length = given.shape[1]
+        shares: Traced = use.as_array(np.float32(1) / np.maximum(np.arange(length + 1, dtype=np.float32), 1), x)
+        if keep is not None:
+            given = use.where(keep[..., None], given, use.cast(use.as_array(np.zeros((), np.float32), x), given))
+        while (count := given.shape[1]) > 1:
+            half = count // 2
+            pieces = use.split(given, (half, half, count % 2) if count % 2 else (half, half), 1)
+            given = self.add(pieces[0], pieces[1])
+            given = use.concatenate([given, *pieces[2:]], 1)
+        counts: Traced = length if keep is None else keep.sum(1)
+        share: Traced = use.cast(shares[counts], given)
+        return self.product(given[:, 0], share if keep is None else share[:, None])
 
     def rows(self, table: B, ids: B) -> B:
         """Rows of an array [rows, width]: [..., width]."""

@@ -20,7 +20,7 @@ from maskattn._contiguous import fill
 from maskattn._hf_config import Value
 from maskattn.arrays import dtype_name, dtype_named
 from maskattn.checkpoints import TensorInfo, sha256
-from maskattn.models import ROWS, describe
+from maskattn.models import ROWS, describe, sentences
 from maskattn.models.forms import Names, Piece, file_shape, published
 from maskattn.models.leaves import Tensor, first_numbers
 from maskattn.models.model import WholeModel
@@ -416,7 +416,7 @@ def save(
     place = path / "model.safetensors"
     with checkpoints.create(place, infos, metadata={"format": "pt"}, max_shard_size=max_shard_size) as writer:
         writer.write_each(make)
-    checkpoints.write_json(path / "config.json", origin.config)
+    checkpoints.write_json(path / "config.json", sentences.write(path, origin.config))
     if origin.generation:
         checkpoints.write_json(path / "generation_config.json", origin.generation)
 

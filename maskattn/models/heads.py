@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 from maskattn.models.leaves import Array, Embedding, Linear, Norm
 from maskattn.models.part import B, Part, Run
@@ -94,8 +93,6 @@ class Chosen(Part):
 @dataclass(frozen=True)
 class Mean(Part):
     """The mean of all tokens but the first ones, normed where there is a norm."""
-
-    inexact: ClassVar[str] = "the mean of tokens has no exact form"
 
     skip: int = 0
     norm: Norm | None = None

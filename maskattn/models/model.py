@@ -13,6 +13,7 @@ from maskattn.models.block import Block, Stack
 from maskattn.models.heads import Chosen, First, Vocabulary
 from maskattn.models.leaves import Leaf, Linear
 from maskattn.models.part import B, Part, Run
+from maskattn.models.tasks import Labels, Sentence
 from maskattn.models.tokens import Tokens
 from maskattn.typing import Traced
 
@@ -109,14 +110,16 @@ class TokenModel(WholeModel):
 
     Attributes:
         embeds: of CLIP's, from the pooled vector to the one that is compared with images.
+        task: what makes the logits of labels, in place of the head.
     """
 
     tokens: Tokens
     stack: Stack
     head: Vocabulary | None = None
-    pooler: First | Chosen | None = None
+    pooler: First | Chosen | Sentence | None = None
     embeds: Linear | None = None
     unread: tuple[Leaf, ...] = ()
+    task: Labels | None = None
 
     def stacks(self) -> tuple[Stack, ...]:
         return (self.stack,)
@@ -133,12 +136,19 @@ class TokenModel(WholeModel):
             positions = use.first_of(inputs.cache).next_positions(ids.shape[1], valid=inputs.valid)
         h = self.tokens.apply(at, tokens, run, keep, positions, inputs.token_types)
         marked = kept(inputs.global_tokens, tokens, run)
+        if marked is None and self.task is not None:
+            marked = self.task.marked(tokens, run)
         masks = masks_of(self.stack, keep, marked, h.shape[1])
         states: list[B] | None = [] if inputs.hidden_states else None
         given = Given(masks, inputs.positions, inputs.valid, marked, states=states, keep=keep)
         h, cache = self.stack.apply(at, h, run, given, inputs.cache)
+        if isinstance(self.pooler, Sentence):
+            pooled: B | None = self.pooler.apply(h, keep, run)
+        else:
+            pooled = None if self.pooler is None else self.pooler.apply(at, h, run, tokens)
         logits = logits_of(self.head, at, h, inputs, run)
-        pooled = None if self.pooler is None else self.pooler.apply(at, h, run, tokens)
+        if self.task is not None:
+            logits = self.task.apply(at, h, tokens, keep, pooled, run)
         embeds = None if self.embeds is None or pooled is None else run.linear(self.embeds, at, pooled)
         return Output(h, logits, pooled, None if states is None else tuple(states), cache, text_embeds=embeds)
 

@@ -68,8 +68,8 @@ class Ops(Protocol[B]):
     def products(self, x: B, y: B) -> B:
         """x [..., width] by all rows of y [rows, width]: [..., rows]; of the dtype of x."""
 
-    def mean(self, x: B) -> B:
-        """The mean of x [B, L, E] over L: [B, E]."""
+    def mean(self, x: B, keep: B | None = None) -> B:
+        """The mean of x [B, L, E] over L, or over what is kept of it, bool [B, L]: [B, E]."""
 
     def order(self, x: B) -> B:
         """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""

@@ -11,7 +11,7 @@ from maskattn.models.images import ImageModel
 from maskattn.models.leaves import Array
 from maskattn.models.model import Inputs, Output, TokenModel, WholeModel
 from maskattn.models.part import B, Run
-from maskattn.typing import Traced
+from maskattn.models.tasks import unit
 
 
 @dataclass(frozen=True)
@@ -41,22 +41,15 @@ class Towers(WholeModel):
         texts = None if inputs.tokens is None else self.text.apply(at, inputs, run.within(0))
         images = None if inputs.images is None else self.vision.apply(at, inputs, run.within(1))
         if texts is None or images is None:
-            one = images or texts
-            if one is None:
+            known = images or texts
+            if known is None:
                 raise ValueError(f"Model: tokens or images must be given, {self.model_type} compares them")
-            return dataclasses.replace(one, texts=texts, images=images)
-        words = _unit(texts.pooled if texts.text_embeds is None else texts.text_embeds, run)
-        pictures = _unit(images.pooled if images.image_embeds is None else images.image_embeds, run)
-        use = run.use
+            return dataclasses.replace(known, texts=texts, images=images)
+        one, other = texts.text_embeds, images.image_embeds
+        one, other = (texts.pooled if one is None else one), (images.pooled if other is None else other)
+        assert one is not None and other is not None
+        words, pictures, use = unit(one, run), unit(other, run), run.use
         logits = use.product(use.products(pictures, words), use.activate(run.array(self.scale, at), "exp"))
         if self.bias is not None:
             logits = use.add(logits, run.array(self.bias, at))
         return Output(images.hidden, logits, text_embeds=words, image_embeds=pictures, texts=texts, images=images)
-
-
-def _unit(x: B | None, run: Run[B]) -> B:
-    """x [B, P], each vector of length 1."""
-    vectors: Traced = x
-    made: Traced = run.use.arithmetic.cosine(vectors[:, None, None], None, 1.0)
-    found: B = made[:, 0, 0]
-    return found

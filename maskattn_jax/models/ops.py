@@ -106,9 +106,13 @@ class Plain:
         """x [..., width] by all rows of y [rows, width]: [..., rows]."""
         return (x @ y.T).astype(x.dtype)
 
-    def mean(self, x: Array) -> Array:
-        """The mean of x [B, L, E] over L: [B, E]."""
-        return x.mean(1)
+    def mean(self, x: Array, keep: Array | None = None) -> Array:
+        """The mean of x [B, L, E] over L, or over what is kept of it, bool [B, L]: [B, E]."""
+        if keep is None:
+            return x.mean(1)
+        wide = jnp.promote_types(x.dtype, jnp.float32)
+        counted = (x * keep[..., None]).sum(1, dtype=wide) / keep.sum(1).clip(1)[:, None]
+        return counted.astype(x.dtype)
 
     def order(self, x: Array) -> Array:
         """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""

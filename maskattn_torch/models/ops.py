@@ -108,9 +108,13 @@ class Plain:
         wide = torch.promote_types(x.dtype, y.dtype)
         return F.linear(x.to(wide), y.to(wide)).to(x.dtype)
 
-    def mean(self, x: Array) -> Array:
-        """The mean of x [B, L, E] over L: [B, E]."""
-        return x.mean(1)
+    def mean(self, x: Array, keep: Array | None = None) -> Array:
+        """The mean of x [B, L, E] over L, or over what is kept of it, bool [B, L]: [B, E]."""
+        if keep is None:
+            return x.mean(1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        counted = (x * keep[..., None]).sum(1, dtype=wide) / keep.sum(1).clamp(min=1)[:, None]
+        return counted.to(x.dtype)
 
     def order(self, x: Array) -> Array:
         """Which place of each row of x [B, L] is the smallest, the next, ...; the first of equal ones first."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from maskattn._hf_config import Reading
 from maskattn.layer.from_hf import Key, Merged, Row, When
+from maskattn.models.build_tasks import LAST, RATE
 
 #: Names that nearly all have.
 _NAMES: Row = {
@@ -18,6 +19,8 @@ _NAMES: Row = {
     "mlp_bias": Key("mlp_bias", default=False),
     "activation": Key("hidden_act", default="silu"),
     "tied": Key("tie_word_embeddings", default=False),
+    "sequence_head": LAST,
+    "token_head": {"layers": ("score",), "rate": RATE},
 }
 _TIED = Key("tie_word_embeddings", default=True)
 

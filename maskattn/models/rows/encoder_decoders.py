@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from maskattn._hf_config import Reading
 from maskattn.layer.from_hf import Every, Key, Merged, Row, When
+from maskattn.models.build_tasks import END, HEADS
 
 
 def _both(text: str) -> Every:
@@ -59,6 +60,8 @@ BART: Row = {
     "shift": "start",
     "pad": 1,
     "start": 2,
+    "end": 2,
+    "sequence_head": END,
 }
 _SAVED: Row = {
     "table_norm": None,
@@ -101,6 +104,9 @@ def _t5(default: str) -> Row:
     """T5 and what its MLP is by default."""
     return {
         "kind": "two",
+        "end": 1,
+        "sequence_head": END,
+        "token_head": {**HEADS["token_head"], "rate": END["rate"]},
         "table": "shared",
         "layers": _both("*.block.{}"),
         "count": Every(encoder=Key("num_layers"), decoder=Key("num_decoder_layers", "num_layers")),

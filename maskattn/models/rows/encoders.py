@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from maskattn._hf_config import Reading
 from maskattn.layer.from_hf import Key, Merged, Row, When
+from maskattn.models.build_tasks import FIRST, HEADS, RATE
 
 #: BERT.
 BERT: Row = {
@@ -47,6 +48,14 @@ _ROBERTA: Row = {
         "norm": "lm_head.layer_norm",
     },
     "head_activation": "gelu",
+    "sequence_head": FIRST,
+}
+_PREDICTION = {
+    "layers": ("head.dense", "classifier"),
+    "activation": Key("classifier_activation", default="gelu"),
+    "norm": "head.norm",
+    "bare": Key("classifier_bias", default=False),
+    "rate": Key("classifier_dropout", default=0.0),
 }
 
 
@@ -70,6 +79,10 @@ def _shared_layer(reading: Reading) -> str:
     groups = reading.get("num_hidden_groups", default=1)
     group = int(reading.layer / (reading.get("num_hidden_layers") / groups))
     return f"encoder.albert_layer_groups.{group}.albert_layers.0"
+
+
+#: ModernBERT's vector of a text.
+_IS_FIRST = Merged(lambda reading: reading.get("classifier_pooling", default="cls") == "cls")
 
 
 def _is_factored(reading: Reading) -> bool:
@@ -99,6 +112,14 @@ ENCODERS: dict[str, Row] = {
             "norm": "vocab_layer_norm",
         },
         "head_activation": Key("activation", default="gelu"),
+        "sequence_head": {
+            "layers": ("pre_classifier", "classifier"),
+            "read": "start",
+            "activation": "relu",
+            "rate": Key("seq_classif_dropout", default=0.2),
+        },
+        "token_head": {**HEADS["token_head"], "rate": Key("dropout", default=0.1)},
+        "answer_head": {**HEADS["answer_head"], "rate": Key("qa_dropout", default=0.1)},
     },
     "albert": {
         **BERT,
@@ -132,6 +153,12 @@ ENCODERS: dict[str, Row] = {
             "norm": "generator_predictions.LayerNorm",
         },
         "head_activation": "gelu",
+        "sequence_head": {**FIRST, "activation": "gelu"},
+        "replaced_head": {
+            "layers": ("discriminator_predictions.dense", "discriminator_predictions.dense_prediction"),
+            "activation": Key("hidden_act", default="gelu"),
+            "flat": True,
+        },
     },
     "mpnet": {
         **_without(_ROBERTA, "types"),
@@ -169,6 +196,9 @@ ENCODERS: dict[str, Row] = {
         },
         "dense_bias": Key("classifier_bias", default=False),
         "head_activation": Key("classifier_activation", default="gelu"),
+        "sequence_head": {**_PREDICTION, "read": When(_IS_FIRST, "start", "mean")},
+        "token_head": _PREDICTION,
+        "answer_head": _PREDICTION,
         "tied": Key("tie_word_embeddings", default=True),
     },
     "nomic_bert": {
@@ -188,5 +218,11 @@ ENCODERS: dict[str, Row] = {
             "norm": "cls.predictions.transform.layer_norm",
         },
         "head_activation": Key("hidden_act", default="silu"),
+        "sequence_head": {
+            "layers": ("nomic_bert.pooler.dense", "classifier"),
+            "read": "start",
+            "activation": "tanh",
+            "rate": RATE,
+        },
     },
 }

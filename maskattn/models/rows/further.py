@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from maskattn._hf_config import Reading
 from maskattn.layer.from_hf import Key, Merged, Row, When
+from maskattn.models.build_tasks import FIRST, HEADS, RATE
 from maskattn.models.rows.encoders import BERT, ENCODERS
 
 
@@ -75,6 +76,7 @@ FURTHER: dict[str, Row] = {
         "head": ENCODERS["roberta"]["head"],
         "head_activation": "gelu",
         "contacts": "contact_head.regression",
+        "sequence_head": FIRST,
     },
     "deberta-v2": {
         **_without(BERT, "pooler"),
@@ -113,6 +115,12 @@ FURTHER: dict[str, Row] = {
         ),
         "head": When(_LEGACY, BERT["head"], _DEBERTA_HEAD),
         "tied": When(_LEGACY, BERT["tied"], True),
+        "sequence_head": {
+            "layers": ("pooler.dense", "classifier"),
+            "read": "start",
+            "activation": Key("pooler_hidden_act", default="gelu"),
+            "rate": RATE,
+        },
     },
     "big_bird": {
         **BERT,
@@ -126,10 +134,14 @@ FURTHER: dict[str, Row] = {
         "activation": Key("hidden_act", default="gelu_new"),
         "head_activation": Key("hidden_act", default="gelu_new"),
         "pooler": "pooler",
+        "sequence_head": {**FIRST, "activation": Key("hidden_act", default="gelu_new")},
+        "answer_head": None,
     },
     "longformer": {
         **ENCODERS["roberta"],
         "prefix": "longformer.",
         "further": {f"{name}_global": f"attention.self.{name}_global" for name in ("query", "key", "value")},
+        "sequence_head": {**FIRST, "marks": "first"},
+        "answer_head": {**HEADS["answer_head"], "marks": "question"},
     },
 }

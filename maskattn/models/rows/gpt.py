@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from maskattn._hf_config import Reading
 from maskattn.layer.from_hf import Key, Merged, Row, When
+from maskattn.models.build_tasks import LAST
 
 _TIED = Key("tie_word_embeddings", default=True)
 
@@ -24,6 +25,7 @@ GPT2: Row = {
     "activation": Key("activation_function", default="gelu_new"),
     "final": "ln_f",
     "head": "lm_head",
+    "sequence_head": LAST,
     "tied": _TIED,
     "dropout": Key("resid_pdrop", "resid_dropout", default=0.1),
     "table_dropout": Key("embd_pdrop", "embed_dropout", default=0.1),
@@ -41,6 +43,7 @@ _BRANCHES: Row = {
     "mlp_width": Key("ffn_hidden_size", default=None),
     "final": "ln_f",
     "head": "lm_head",
+    "sequence_head": LAST,
     "tied": _TIED,
     "dropout": Key("hidden_dropout", default=0.0),
     "table_dropout": 0.0,
@@ -135,6 +138,7 @@ GPT: dict[str, Row] = {
         "activation": Key("activation_function", default="relu"),
         "final": When(_OPT_BEFORE, When(Key("_remove_final_layer_norm", default=False), None, "final_layer_norm")),
         "head": "lm_head",
+        "sequence_head": LAST,
         "tied": _TIED,
         "dropout": Key("dropout", default=0.1),
         "table_dropout": 0.0,

@@ -45,7 +45,7 @@ class Peer:
         transformers.logging.set_verbosity_error()
         kind = name.partition("+")[0]
         config: Any = transformers.AutoConfig.for_model(kind, **tiny.config)
-        config._attn_implementation = tiny.attention
+        config._attn_implementation, config.architectures = tiny.attention, [tiny.model]
         torch.manual_seed(seed)
         model = getattr(transformers, tiny.model)(config).eval()
         for module in model.modules():
@@ -189,6 +189,10 @@ def given_by(out: Any, names: Mapping[str, str] = GIVEN) -> dict[str, Any]:
             found |= {f"{ours}.{key}": y for key, y in given_by(x, names).items() if key.startswith("hidden")}
         else:
             found[ours] = x
+    if getattr(out, "start_logits", None) is not None:
+        import torch
+
+        found["logits"] = torch.stack([out.start_logits, out.end_logits], -1)
     for name in ("hidden_states", "decoder_hidden_states", "encoder_hidden_states"):
         states = enumerate(getattr(out, name, None) or ())
         found |= {f"{name.removeprefix('decoder_')}.{n}": x for n, x in states}

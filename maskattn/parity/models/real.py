@@ -92,16 +92,14 @@ def _sentences(folder: Path) -> Iterator[Fact]:
     with torch.no_grad():
         theirs = embeddings(model(**{name: torch.tensor(x) for name, x in batch.items()}).last_hidden_state, keep)
     twins = dict(zip(("PyTorch", "JAX"), _both(folder), strict=True))
-    exact = [embeddings(twin(given, kernel="exact").hidden, keep) for twin in twins.values()]
+    exact = [to_numpy(twin(given, kernel="exact").pooled) for twin in twins.values()]
     differ = int((exact[0].view(np.uint32) ^ exact[1].view(np.uint32) != 0).sum())
     named = f"{len(SENTENCES)} sentences"
     yield Fact(
         "all-MiniLM-L6-v2", f"{named}, exact, PyTorch and JAX", f"{differ} of {exact[0].size} differ", not differ
     )
     for name, twin in twins.items():
-        yield _near(
-            "all-MiniLM-L6-v2", f"{named}, {name} and transformers", embeddings(twin(given).hidden, keep), theirs
-        )
+        yield _near("all-MiniLM-L6-v2", f"{named}, {name} and transformers", to_numpy(twin(given).pooled), theirs)
 
 
 def embeddings(hidden: Any, keep: Array) -> Array:

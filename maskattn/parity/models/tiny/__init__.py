@@ -11,6 +11,7 @@ from maskattn.parity.models.tiny.further import FURTHER
 from maskattn.parity.models.tiny.gpt import GPT
 from maskattn.parity.models.tiny.images import IMAGES
 from maskattn.parity.models.tiny.sound import SOUND
+from maskattn.parity.models.tiny.tasks import TASKS
 from maskattn.parity.models.tiny.variants import VARIANTS
 
 __all__ = ["TINY", "Tiny"]
@@ -25,4 +26,5 @@ TINY: dict[str, Tiny] = {
     **ENCODER_DECODERS,
     **SOUND,
     **IMAGES,
+    **TASKS,
 }

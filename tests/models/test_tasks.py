@@ -1,0 +1,128 @@
+"""Logits of tasks: every class of transformers for one gives what transformers' own gives, or is refused."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+import maskattn_jax.models
+import maskattn_torch.models
+from maskattn import standards
+from maskattn.arrays import to_numpy
+from maskattn.models import ROWS, describe
+from maskattn.parity.models.peer import Peer
+from maskattn.parity.models.run import examine
+from maskattn.parity.models.tiny import TINY
+from maskattn.parity.models.tiny.tasks import TASKS as ROWS_OF_TASKS, of
+from maskattn.parity.models.twins import Torch
+
+pytest.importorskip("transformers")
+
+REFUSED = {"BigBirdForQuestionAnswering"}
+TASKS = ("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING")
+KINDS = [kind for kind in ROWS if kind in TINY and ROWS[kind].get("kind", "two") == "two"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("task", TASKS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_class_of_a_task(kind, task, tmp_path):
+    from transformers.models.auto import modeling_auto
+
+    model = getattr(modeling_auto, f"MODEL_FOR_{task}_MAPPING_NAMES").get(kind)
+    if model is None:
+        pytest.skip("transformers has no such class")
+    ends = model.endswith("SequenceClassification") and ROWS[kind].get("kind") == "two"
+    start = {"decoder_start_token_id": 3} if ROWS[kind].get("kind") == "two" else {}
+    tiny = of(kind, model, given=ends or model.startswith("Longformer"), **start)
+    if model in REFUSED:
+        with pytest.raises(ValueError, match=f"{model} is refused"):
+            examine(kind, ("logits",), tiny=tiny)
+        return
+    row = examine(kind, ("logits",), twins=(Torch,), sides=1, tiny=tiny)
+    assert row.held and row.cells["logits"] is not None, row
+    peer = Peer.of(kind, tiny)
+    peer.model.save_pretrained(tmp_path)
+    assert maskattn_torch.models.load(tmp_path).table.task == describe(peer.config, peer.tensors).task
+
+
+def test_without_a_class_the_names_say_what_the_head_is():
+    for row, tiny in ROWS_OF_TASKS.items():
+        peer = Peer.of(row, tiny)
+        known = describe(peer.config, peer.tensors).task
+        peer.config.architectures = None
+        assert known is not None and describe(peer.config, peer.tensors).task == known, row
+
+
+def test_a_base_checkpoint_has_no_logits_whatever_its_class_is():
+    for name, tiny in (("gemma2", TINY["gemma2"]), ("bert", TINY["bert"])):
+        peer = Peer.of(name, tiny)
+        base = {key: x for key, x in peer.tensors.items() if not key.startswith(("lm_head", "cls"))}
+        peer.config.architectures = [f"{name}ForSequenceClassification"]
+        table = describe(peer.config, base)
+        assert table.head is None and table.task is None
+
+
+def test_multiple_choice_is_refused():
+    config = {**TINY["bert"].config, "model_type": "bert", "architectures": ["BertForMultipleChoice"]}
+    with pytest.raises(ValueError, match="BertForMultipleChoice is refused"):
+        describe(config)
+
+
+PLACES = (["mean"], ["cls"], ["lasttoken"], ["max"], ["mean", "cls"])
+
+
+def folder(path, modes, *more):
+    peer = Peer.of("bert", TINY["bert+pooled"])
+    peer.model.save_pretrained(path)
+    places = ("", "Transformer"), ("1_Pooling", "Pooling"), *more
+    kind = "sentence_transformers.models.{}"
+    modules = [{"idx": n, "path": at, "type": kind.format(name)} for n, (at, name) in enumerate(places)]
+    (path / "modules.json").write_text(json.dumps(modules))
+    (path / "1_Pooling").mkdir()
+    (path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": modes}))
+
+
+def vectors(hidden, keep, modes):
+    """As sentence-transformers makes them, in float64."""
+    made = []
+    for x, kept in zip(hidden.astype(np.float64), keep.astype(bool), strict=True):
+        there = x[kept]
+        known = {"mean": there.mean(0), "max": there.max(0), "cls": there[0], "lasttoken": there[-1]}
+        made.append(np.concatenate([known[mode] for mode in modes]))
+    return np.stack(made)
+
+
+@pytest.mark.parametrize("modes", PLACES, ids="+".join)
+def test_vectors_of_texts(tmp_path, modes):
+    normed = modes == ["mean"]
+    folder(tmp_path / "in", modes, *([("2_Normalize", "Normalize")] if normed else []))
+    tokens = np.arange(16).reshape(2, 8) + 8
+    keep = np.array([[1] * 5 + [0] * 3, [0] * 2 + [1] * 6])
+    ours = maskattn_torch.models.load(tmp_path / "in")
+    maskattn_torch.models.save(ours, tmp_path / "out")
+    bits = []
+    for load in (maskattn_torch.models.load, maskattn_jax.models.load):
+        model = load(tmp_path / "out")
+        given = [x if load is maskattn_jax.models.load else torch.tensor(x) for x in (tokens, keep)]
+        for kernel in ("auto", "exact") if normed else ("auto",):
+            out = model(*given, kernel=kernel)
+            right = vectors(to_numpy(out.hidden), keep, modes)
+            right = right / np.linalg.norm(right, axis=-1, keepdims=True) if normed else right
+            error = np.abs(to_numpy(out.pooled) - right).max()
+            assert error <= standards.value("tier4.float32") * np.abs(right).max()
+        bits.append(to_numpy(out.pooled))
+    assert not normed or np.array_equal(*bits)
+
+
+def test_a_module_that_is_not_known_is_refused(tmp_path):
+    folder(tmp_path, ["mean"], ("2_Dense", "Dense"))
+    with pytest.raises(ValueError, match="modules.json has a Dense"):
+        maskattn_torch.models.load(tmp_path)
+    for modes in ("weightedmean", ["mean", "mean_sqrt_len_tokens"]):
+        (tmp_path / "1_Pooling" / "config.json").write_text(json.dumps({"pooling_mode": modes}))
+        with pytest.raises(ValueError, match="pooling_mode"):
+            maskattn_torch.models.load(tmp_path)
