@@ -5,6 +5,9 @@ Importing this package registers masks and biases as pytrees: they pass through 
 
 from __future__ import annotations
 
+import importlib
+from typing import TYPE_CHECKING
+
 from maskattn_jax import linen, losses, lower, optimizers, params
 from maskattn_jax.corruption import corrupt
 from maskattn_jax.flax import attention_fn
@@ -12,6 +15,9 @@ from maskattn_jax.functional import attention, explain
 from maskattn_jax.kernels.merging import merge
 from maskattn_jax.multihead import MultiHeadAttention
 from maskattn_jax.seed import Attention
+
+if TYPE_CHECKING:
+    from maskattn_jax import models
 
 lower.register()
 
@@ -26,6 +32,14 @@ __all__ = [
     "losses",
     "lower",
     "merge",
+    "models",
     "optimizers",
     "params",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Whole models are loaded when they are asked for."""
+    if name == "models":
+        return importlib.import_module("maskattn_jax.models")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -5,7 +5,8 @@ Importing this package registers masks and biases as pytrees: they pass through 
 
 from __future__ import annotations
 
-from typing import Literal
+import importlib
+from typing import TYPE_CHECKING, Literal
 
 from maskattn_torch import losses, lower, mha, optimizers, params
 from maskattn_torch.corruption import corrupt
@@ -15,6 +16,9 @@ from maskattn_torch.kernels.merging import merge
 from maskattn_torch.multihead import MultiHeadAttention
 from maskattn_torch.sdpa import scaled_dot_product_attention
 from maskattn_torch.seed import Attention
+
+if TYPE_CHECKING:
+    from maskattn_torch import models
 
 lower.register()
 
@@ -34,8 +38,16 @@ __all__ = [
     "lower",
     "merge",
     "mha",
+    "models",
     "optimizers",
     "params",
     "register",
     "scaled_dot_product_attention",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Whole models are loaded when they are asked for."""
+    if name == "models":
+        return importlib.import_module("maskattn_torch.models")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

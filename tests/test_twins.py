@@ -35,10 +35,10 @@ SCAN = "XLA compiles a loop in the time of one block; PyTorch runs one block aft
 CACHE = "PyTorch's are views of tensors with one slot more, where what takes no slot is written: JAX drops it"
 ALLOWED = {
     "__init__: __all__ ['Attention', 'MultiHeadAttention', 'attention', 'attention_fn', 'corrupt', 'explain', 'linen', "
-    "'losses', 'lower', 'merge', 'optimizers', 'params'] in maskattn_jax, ['Attention', 'MultiHeadAttention', "
-    "'attention', 'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'mha', 'optimizers', 'params', "
-    "'register', 'scaled_dot_product_attention'] in maskattn_torch": "see linen.py; JAX compiles everything; what "
-    "stands in for each framework's own attention",
+    "'losses', 'lower', 'merge', 'models', 'optimizers', 'params'] in maskattn_jax, ['Attention', "
+    "'MultiHeadAttention', 'attention', 'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'mha', "
+    "'models', 'optimizers', 'params', 'register', 'scaled_dot_product_attention'] in maskattn_torch": "see linen.py; "
+    "JAX compiles everything; what stands in for each framework's own attention",
     "models/grouped.py: only in maskattn_jax": LOOPS,
     "flax.py: only in maskattn_jax": STANDS_IN,
     **{

@@ -94,7 +94,7 @@ def _plain(config: object, layer: int, row: Row, length: int | None) -> Mask:
         given = _field(config, row["band"])
         half = (given[layer] if isinstance(given, (list, tuple)) else _number(config, row["band"])) // 2
         return whole & SlidingWindow(half, half)
-    width = _number(config, row["window"])
+    width = _width(config, row)
     if causal:
         return whole & SlidingWindow(width - 1, None)
     if exclusive:  # Gemma 3 as an encoder: files hold what a causal model would see on both sides
@@ -116,7 +116,7 @@ def _is_local(config: object, layer: int, row: Row) -> bool:
         return bool(types[layer] != "full_attention")
     if "when" in row and not _field(config, row["when"]):
         return False
-    if "window" in row and not _field(config, row["window"]):
+    if "window" in row and not _width(config, row):
         return False
     if "local" in row:
         if _field(config, row["local"]) is None:
@@ -228,6 +228,14 @@ def _rows() -> dict[str, Row]:
 def _field(config: object, name: str) -> Any:
     """A field of a configuration; None where it has none."""
     return config.get(name) if isinstance(config, Mapping) else getattr(config, name, None)
+
+
+def _width(config: object, row: Row) -> int:
+    """How many keys a window has; 0 where there is none."""
+    name = row["window"]
+    if isinstance(config, Mapping) and name not in config:
+        return int(row.get("usual", 0))
+    return _number(config, name) if _field(config, name) else 0
 
 
 def _names(config: object) -> list[str]:

@@ -124,7 +124,8 @@ class NumpyOps:
         return x.astype(np.float64)
 
     def to_float32(self, x: Array) -> Array:
-        return x.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # what is too large is infinite, as everywhere
+            return x.astype(np.float32)
 
     def floor(self, x: Array) -> Array:
         return np.floor(x)

@@ -138,7 +138,7 @@ def test_what_it_cannot_say_is_refused(config, layer, options, error, message):
 
 
 def test_rows_say_what_is_read():
-    known = {"mask", "window", "band", "radius", "chunk", "layer_types", "first", "when", "local", "causal_if"}
+    known = {"mask", "window", "usual", "band", "radius", "chunk", "layer_types", "first", "when", "local", "causal_if"}
     rows = _rows()
     for kind, row in rows.items():
         if "like" in row:
