@@ -179,7 +179,8 @@ class Exact(Generic[B]):
         """The mean of x [B, L, E] over L, or over what is kept of it, bool [B, L]: pairs are added, then
         their sums; the last is multiplied by 1 / how many there are.
         """
-        use, given = self.plain, self.once(x)
+        use = self.plain
+        given: Traced = self.once(x)
         length = given.shape[1]
         shares: Traced = use.as_array(np.float32(1) / np.maximum(np.arange(length + 1, dtype=np.float32), 1), x)
         if keep is not None:
