@@ -63,7 +63,7 @@ LABELLED = ("ForSequenceClassification", "ForTokenClassification", "ForQuestionA
 #: The first token, through a layer.
 FIRST: dict[str, Value] = {
     "layers": ("classifier.dense", "classifier.out_proj"),
-    "read": "start",
+    "read": "front",
     "activation": "tanh",
     "rate": RATE,
     "all": True,
@@ -111,6 +111,7 @@ def _labels(builder: _Builder, given: Mapping[str, Any], key: str, width: int) -
     layers = [Linear(name, width, width, given.get("bare", True)) for name in names]
     rate, read = float(given.get("rate", 0.0)), given.get("read", "each")
     token = {"text": "pad_token_id", "end": "eos_token_id"}.get(read)
+    marks = str(given.get("marks", ""))
     return Labels(
         (*layers, Linear(last, width, outputs, bias)),
         read,
@@ -119,8 +120,8 @@ def _labels(builder: _Builder, given: Mapping[str, Any], key: str, width: int) -
         (*((rate if given.get("all", False) else 0.0) for _ in layers), rate),
         None if token is None else builder.reading.get(token, default=builder.get("pad" if read == "text" else "end")),
         bool(given.get("flat", False)),
-        str(given.get("marks", "")),
-        builder.reading.get("sep_token_id", default=None),
+        marks,
+        builder.reading.get("sep_token_id", default=None) if marks == "question" else None,
     )
 
 

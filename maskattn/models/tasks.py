@@ -67,9 +67,9 @@ class Labels(Part):
     """Logits of the labels of a whole text, or of each token.
 
     Attributes:
-        layers: one after the other, with `activation` between them, and `norm` before the last; `rates`: of dropout of
+        layers: one after the other, with `activation` between them, and `norm` before the last; `dropout_rates`: of
             what each reads.
-        read: "each" token; "pooled"; "start": the first token, padding or not; "mean", as in `vector`; "text": the last
+        read: "each" token; "pooled"; "front": the first token, padding or not; "mean", as in `vector`; "text": the last
             token that is not `token`, the id of padding; "end": the last that is `token`, the end of a text.
         flat: whether the axis of one label is left out.
         marks: where nothing is said of global tokens: "first", the first token is; "question", all before the first
@@ -80,7 +80,7 @@ class Labels(Part):
     read: str = "each"
     activation: str = "linear"
     norm: Norm | None = None
-    rates: tuple[float, ...] = ()
+    dropout_rates: tuple[float, ...] = ()
     token: int | None = None
     flat: bool = False
     marks: str = ""
@@ -89,7 +89,7 @@ class Labels(Part):
     def apply(self, at: object, h: B, tokens: Traced, keep: Traced, pooled: B | None, run: Run[B]) -> B:
         """h [B, L, E], tokens int [B, L], pooled [B, E] -> [B, labels], or [B, L, labels]."""
         x: Traced = self._read(h, tokens, keep, pooled, run)
-        for number, (layer, rate) in enumerate(zip(self.layers, self.rates, strict=True)):
+        for number, (layer, rate) in enumerate(zip(self.layers, self.dropout_rates, strict=True)):
             if number:
                 x = run.norm(self.norm, at, run.use.activate(x, self.activation))
             x = run.linear(layer, at, run.drop(x, rate))
@@ -99,7 +99,7 @@ class Labels(Part):
         if self.read == "pooled":
             assert pooled is not None
             return pooled
-        if self.read in ("each", "start"):
+        if self.read in ("each", "front"):
             return h if self.read == "each" else h[:, 0]
         if self.read == "mean":
             return vector("mean", h, keep, run)

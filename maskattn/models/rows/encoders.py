@@ -114,7 +114,7 @@ ENCODERS: dict[str, Row] = {
         "head_activation": Key("activation", default="gelu"),
         "sequence_head": {
             "layers": ("pre_classifier", "classifier"),
-            "read": "start",
+            "read": "front",
             "activation": "relu",
             "rate": Key("seq_classif_dropout", default=0.2),
         },
@@ -196,7 +196,7 @@ ENCODERS: dict[str, Row] = {
         },
         "dense_bias": Key("classifier_bias", default=False),
         "head_activation": Key("classifier_activation", default="gelu"),
-        "sequence_head": {**_PREDICTION, "read": When(_IS_FIRST, "start", "mean")},
+        "sequence_head": {**_PREDICTION, "read": When(_IS_FIRST, "front", "mean")},
         "token_head": _PREDICTION,
         "answer_head": _PREDICTION,
         "tied": Key("tie_word_embeddings", default=True),
@@ -220,7 +220,7 @@ ENCODERS: dict[str, Row] = {
         "head_activation": Key("hidden_act", default="silu"),
         "sequence_head": {
             "layers": ("nomic_bert.pooler.dense", "classifier"),
-            "read": "start",
+            "read": "front",
             "activation": "tanh",
             "rate": RATE,
         },

@@ -117,7 +117,7 @@ FURTHER: dict[str, Row] = {
         "tied": When(_LEGACY, BERT["tied"], True),
         "sequence_head": {
             "layers": ("pooler.dense", "classifier"),
-            "read": "start",
+            "read": "front",
             "activation": Key("pooler_hidden_act", default="gelu"),
             "rate": RATE,
         },

@@ -13,12 +13,12 @@ from maskattn.models.part import ACTIVATIONS
 #: What says nothing about what is computed without dropout, or is the size or the place of something.
 SILENT = {"axes", "begins", "trained", "dropout_rate", "depth_rate", "name", "model_type", "places", "inputs"}
 SILENT |= {"outputs", "rows", "width", "shape", "turned", "size", "embed_dim", "num_heads", "num_kv_heads", "head_dim"}
-SILENT |= {"kdim", "vdim"}
+SILENT |= {"kdim", "vdim", "dropout_rates"}
 #: Of attention: what its projections say themselves.
 SILENT |= {"out_dim", "qkv_bias", "out_bias", "sinks", "project", "buckets", "held"}
 #: What a text may be instead.
 WORDS = [("blocks", "groups"), ("softmax", "sigmoid", "picked"), ("all", "mask", "ids"), ("half", "interleaved")]
-WORDS += [("layer", "rms")]
+WORDS += [("layer", "rms"), ("front", "mean", "each")]
 
 
 def mutants(table: Any) -> Iterator[tuple[str, Any]]:
