@@ -69,6 +69,8 @@ bench: $(STAMP)
 	@$(RUN) benchmarks/attention_length.py --json benchmarks/results/attention_length.json
 	@$(RUN) benchmarks/compile_time.py --json benchmarks/results/compile_time.json
 	@$(RUN) benchmarks/mesh_step.py --json benchmarks/results/mesh_step.json
+	@$(RUN) benchmarks/models.py --json benchmarks/results/models.json
+	@$(RUN) benchmarks/loading.py --json benchmarks/results/loading.json
 	@$(RUN) benchmarks/plot.py
 
 bench-convert: $(STAMP)

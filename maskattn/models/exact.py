@@ -192,7 +192,8 @@ class Exact(Generic[B]):
             given = use.concatenate([given, *pieces[2:]], 1)
         counts: Traced = length if keep is None else keep.sum(1)
         share: Traced = use.cast(shares[counts], given)
-        return self.product(given[:, 0], share if keep is None else share[:, None])
+        total: Traced = given
+        return self.product(total[:, 0], share if keep is None else share[:, None])
 
     def rows(self, table: B, ids: B) -> B:
         """Rows of an array [rows, width]: [..., width]."""
