@@ -26,7 +26,7 @@ from tests.twin import same
 pytest.importorskip("transformers")
 
 #: An encoder whose table is tied, with erf; a decoder with one layer for all of attention, whose MLP reads beside it.
-QUICK = ("bert", "falcon")
+QUICK = ("bert",)
 ROWS = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in TINY]
 
 

@@ -49,7 +49,9 @@ class Both:
         return one.numpy(), np.asarray(other)
 
 
-@pytest.fixture(scope="module", params=WRITERS)
+@pytest.fixture(
+    scope="module", params=[x if x in ("llama", "opt") else pytest.param(x, marks=pytest.mark.slow) for x in WRITERS]
+)
 def both(request: Any) -> Both:
     return Both(request.param)
 

@@ -24,7 +24,14 @@ def deep(name: str) -> tuple[Peer, models.TokenModel, dict[str, Any]]:
     return peer, models.describe(peer.config, peer.tensors), peer.batch(tiny, "left")
 
 
-@pytest.mark.parametrize(("name", "period"), [("llama", (0, 1, 5)), ("gemma2", (0, 2, 2)), ("gpt2", (0, 1, 5))])
+@pytest.mark.parametrize(
+    ("name", "period"),
+    [
+        pytest.param("llama", (0, 1, 5), marks=pytest.mark.slow),
+        ("gemma2", (0, 2, 2)),
+        pytest.param("gpt2", (0, 1, 5), marks=pytest.mark.slow),
+    ],
+)
 def test_scan(name: str, period: tuple[int, int, int]) -> None:
     jax, nnx = pytest.importorskip("jax"), pytest.importorskip("flax.nnx")
     from maskattn.parity.against.hurry import HURRY

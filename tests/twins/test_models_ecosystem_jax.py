@@ -30,6 +30,7 @@ def paths(tree: Any) -> list[str]:
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in jax.tree.leaves_with_path(tree)]
 
 
+@pytest.mark.slow
 def test_linen_has_it_as_a_module(model: Model) -> None:
     """Its parameters are those of the NNX module, by the same paths: a state moves from one to the other as it is."""
     linen = nnx.bridge.ToLinen(Model, args=(model.table,), skip_rng=True)

@@ -8,5 +8,6 @@ from tests import scripts
 
 
 @pytest.mark.jax
+@pytest.mark.slow
 def test_a_mesh_of_four_devices():
     scripts.run(Path(__file__).with_name("models_meshes_jax.py"))
