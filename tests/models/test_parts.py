@@ -36,7 +36,7 @@ def test_parts_are_those_of_the_whole(where: str) -> None:
     parts: Any = Parts.__new__(Parts)
     infos = {file: TensorInfo(x.shape, x.dtype) for file, x in held.items()}
     parts._source, parts._dtype = SimpleNamespace(infos=infos, part=part), np.dtype(np.float16)
-    parts._loading = SimpleNamespace(where={"x": pieces})
+    parts._loading = SimpleNamespace(where={"x": pieces}, computed={})
     for index in (np.s_[0:3, 0:4, 0:5], np.s_[1:3, 0:4, 0:5], np.s_[0:3, 1:3, 0:5], np.s_[2:3, 3:4, 1:4]):
         read.clear()
         found = parts.read("x", index)
