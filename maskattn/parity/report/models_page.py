@@ -108,12 +108,13 @@ _PAGE = """# Models
 
 The {count} model types that `maskattn_torch.models` and `maskattn_jax.models` know. `maskattn parity models` makes a
 tiny model of each with transformers, and of each variant that computes otherwise, draws every number of it, runs it
-beside both twins, and wrote this page (`--page`). What it compares:
+beside both twins, and writes this page (`--page`). What it compares:
 
 {columns}
 
 The limits are those of `maskattn.standards` (tier4). The first two are of the same inputs; where tokens or sound are
-padded they are padded on either side, and what is padding is not compared.
+padded they are padded on either side, and what is padding is not compared. The last column is of hidden states and
+logits, which `make test` compares of every row; gradients and bfloat16 it compares of some, `make test-all` of all.
 
 | model | given | norms | attention | MLP | both twins |
 | --- | --- | --- | --- | --- | --- |
