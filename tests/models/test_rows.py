@@ -6,10 +6,11 @@ import pytest
 
 from maskattn.parity.models.run import COLUMNS, examine
 from maskattn.parity.models.tiny import TINY
+from maskattn.parity.models.twins import Jax, Torch
 
 pytest.importorskip("transformers")
 
-#: What is run whole each time: the other rows' gradients, bfloat16, and JAX's compiler are marked slow.
+#: What is run whole each time: the other rows' gradients, bfloat16, JAX's compiler, and variants in JAX are marked slow.
 FEW = ("llama", "gemma2", "nemotron", "gpt2", "bert+pooled", "albert", "falcon+groups")
 
 
@@ -20,7 +21,7 @@ def held(row):
 @pytest.mark.parametrize("name", TINY)
 def test_every_row_gives_what_transformers_gives(name):
     many = name.startswith(("swin", "vit_mae", "longt5"))  # operations, each of which JAX compiles
-    held(examine(name, ("hidden", "logits"), compiled=many))
+    held(examine(name, ("hidden", "logits"), compiled=many, twins=(Torch,) if "+" in name else (Torch, Jax)))
 
 
 @pytest.mark.parametrize("name", [x if x in FEW else pytest.param(x, marks=pytest.mark.slow) for x in TINY])

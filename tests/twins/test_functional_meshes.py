@@ -7,6 +7,7 @@ import pytest
 from tests import scripts
 
 
+@pytest.mark.slow
 @pytest.mark.jax
 def test_a_mesh_of_eight_devices():
     scripts.run(Path(__file__).with_name("meshes_jax.py"))

@@ -20,7 +20,9 @@ __all__ = ["command"]
 @click.option(
     "--dtype", type=click.Choice(["float32", "bfloat16", "all"]), default="all", show_default=True, help="What is run."
 )
-@click.option("--released", "real", is_flag=True, help="Two real models in place of the tiny ones: all-MiniLM-L6-v2 and SmolLM2.")
+@click.option(
+    "--released", "real", is_flag=True, help="Two real models in place of the tiny ones: all-MiniLM-L6-v2 and SmolLM2."
+)
 @_options.json
 @click.option("--html", "html_path", type=_options.NewFile(), help="Write the results here as a page.")
 @click.option("--page", type=_options.NewFile(), help="Write the page of the docs, docs/models-table.md, here.")
