@@ -10,7 +10,8 @@ from maskattn.parity.models.twins import Jax, Torch
 
 pytest.importorskip("transformers")
 
-#: What is run whole each time: the other rows' gradients, bfloat16, JAX's compiler, and variants in JAX are marked slow.
+#: What is run whole each time: the other rows' gradients, bfloat16, JAX's compiler are marked slow, and so are variants
+#: in JAX.
 FEW = ("llama", "gemma2", "nemotron", "gpt2", "bert+pooled", "albert", "falcon+groups")
 
 
