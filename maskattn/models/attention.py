@@ -239,6 +239,11 @@ class Attention(Part):
         return self.ended(at, attended.output, run), held
 
     @cached_property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Of what the parts of the layer learn, by canonical names."""
+        return {name: parameter.shape for name, parameter in parameters(self.config).items()}
+
+    @cached_property
     def without_globals(self) -> AttentionConfig:
         """The configuration where a batch has no global tokens."""
         return self.config.replace(global_tokens=None)
@@ -276,12 +281,11 @@ class Attention(Part):
         """What lies between the projections, with its parameters."""
         plain = given.global_tokens is None and self.config.global_tokens is not None
         config = self.without_globals if plain else self.config
-        shapes = parameters(config) if self.held else {}
         held: dict[str, Traced] = {name: given.shared[name] for name in self.shared}
         for name, leaves in self.held:
             pieces: list[Traced] = [run.array(leaf, at) for leaf in leaves]
             whole: Traced = pieces[0] if len(pieces) == 1 else run.use.concatenate([x.reshape(-1) for x in pieces], 0)
-            shape = shapes[name].shape
+            shape = self.shapes[name]
             # matrices are published as [out, in]
             held[name] = whole.reshape(shape[::-1]).T if name.endswith(".kernel") else whole.reshape(shape)
         further = dict(self.further)
