@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from maskattn._problems import Problems
+from maskattn.arrays import to_numpy
 from maskattn.models.encoder_decoder import EncoderDecoder
 from maskattn.models.model import WholeModel
 from maskattn.numerics import rng
@@ -115,12 +115,12 @@ class Plan(Generic[Caches]):
 
 def checked(
     where: str,
-    tokens: ArrayLike,
-    mask: ArrayLike | None,
+    tokens: object,
+    mask: object,
     *,
     new: object,
     temperature: float,
-    top_k: object,
+    top_k: int,
     top_p: float,
     key: Array | None,
     ends: Sequence[int] | int | None,
@@ -131,8 +131,8 @@ def checked(
         TypeError, ValueError: lists every argument at fault.
     """
     problems = Problems(where)
-    ids = np.asarray(tokens)
-    kept = np.ones(ids.shape, bool) if mask is None else np.asarray(mask) != 0
+    ids = to_numpy(tokens)
+    kept = np.ones(ids.shape, bool) if mask is None else to_numpy(mask) != 0
     if ids.ndim != 2 or ids.dtype.kind not in "iu":
         problems.value(f"tokens must be integers [B, L], got {ids.dtype} {list(ids.shape)}")
     elif kept.shape != ids.shape:
@@ -149,7 +149,7 @@ def checked(
         problems.value("key must be given where temperature is above 0, since tokens are drawn")
     problems.raise_if_any()
     stops = () if ends is None else (ends,) if isinstance(ends, int) else tuple(ends)
-    return ids, kept, Choice(float(temperature), int(str(top_k)), float(top_p), key), stops
+    return ids, kept, Choice(float(temperature), int(top_k), float(top_p), key), stops
 
 
 def prompted(where: str, table: WholeModel, given: dict[str, Any], begin: Any) -> tuple[Any, Any, dict[str, Any]]:
@@ -175,11 +175,42 @@ def prompted(where: str, table: WholeModel, given: dict[str, Any], begin: Any) -
     return np.full((len(given[kind]), 1), table.start) if begin is None else begin, None, given
 
 
+def written(
+    table: WholeModel,
+    config: Mapping[str, Any],
+    generation: Mapping[str, Any],
+    writer: Callable[[dict[str, Any]], Steps[Any]],
+    known: dict[str, Any],
+    begin: object,
+    *,
+    new: int,
+    ends: Sequence[int] | int | None,
+    **choice: Any,
+) -> Array:
+    """The new tokens int64 [B, n] of `Model.generate`.
+
+    Args:
+        config, generation: what config.json and generation_config.json say; the latter of ends first.
+        writer: what an encoder reads -> the model that writes. known, begin: as in `prompted`.
+        new, ends, choice: as in `checked`; ends None are those that the configuration says.
+
+    Raises:
+        TypeError, ValueError: lists every argument at fault; the model has no logits, or reads later tokens.
+    """
+    where = "Model.generate"
+    check_writes(where, table)
+    prompt, mask, given = prompted(where, table, known, begin)
+    ends = {**config, **generation}.get("eos_token_id") if ends is None else ends
+    ids, kept, how, stops = checked(where, prompt, mask, new=new, ends=ends, **choice)
+    pad = config.get("pad_token_id")
+    return Plan(writer(given), how, new, stops, pad if isinstance(pad, int) else 0).write(ids, kept)
+
+
 def check_writes(where: str, table: WholeModel) -> None:
     """Raise a ValueError where a model cannot write: it has no logits, or attends to later tokens."""
     if getattr(table, "head", None) is None:
         raise ValueError(f"{where}: the {table.model_type} model has no logits: its checkpoint has no head")
     later = np.arange(1, 4096)
-    for block in table.stacks()[-1].blocks:
-        if np.asarray(block.attention.mask.allowed(0, 0, 0, later)).any():
+    for mask in {block.attention.mask for block in table.stacks()[-1].blocks}:
+        if np.asarray(mask.allowed(0, 0, 0, later)).any():
             raise ValueError(f"{where}: the {table.model_type} model attends to later tokens, so it cannot write")

@@ -299,17 +299,21 @@ class Model(Group):
         Raises:
             TypeError, ValueError: lists every argument at fault; the model has no logits, or reads later tokens.
         """
-        where = "Model.generate"
-        generate.check_writes(where, self.table)
-        known = {"tokens": tokens, "attention_mask": attention_mask, "features": features}
-        prompt, mask, given = generate.prompted(where, self.table, known, decoder_tokens)
-        told = self.config if self.origin is None else {**self.config, **self.origin.generation}
-        ends = told.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else np.asarray(rng.words(key))
-        options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        ids, kept, choice, stops = generate.checked(where, prompt, mask, key=words, ends=ends, **options)
-        plan = generate.Plan(Writer(self, self.table, kernel, given), choice, max_new_tokens, stops, self._pad())
-        written = plan.write(ids, kept)
+        written = generate.written(
+            self.table,
+            self.config,
+            {} if self.origin is None else self.origin.generation,
+            lambda given: Writer(self, self.table, kernel, given),
+            {"tokens": tokens, "attention_mask": attention_mask, "features": features},
+            decoder_tokens,
+            new=max_new_tokens,
+            ends=end_ids,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            key=words,
+        )
         return jnp.asarray(written)
 
     def new_cache(self, batch: int, size: int) -> tuple[Any, ...]:
@@ -341,10 +345,6 @@ class Model(Group):
         assert self.places is not None
         axes = (None, None, "kv_heads", None) if x.ndim == 4 else (None,) * x.ndim
         return jax.device_put(x, self.places.sharding(axes, x.shape))
-
-    def _pad(self) -> int:
-        found = self.config.get("pad_token_id")
-        return found if isinstance(found, int) else 0
 
 
 def _begin(name: str, tensor: leaves.Tensor) -> Array:

@@ -267,19 +267,21 @@ class Model(Group):
         Raises:
             TypeError, ValueError: lists every argument at fault; the model has no logits, or reads later tokens.
         """
-        where = "Model.generate"
-        generate.check_writes(where, self.table)
-        known = {"tokens": tokens, "attention_mask": attention_mask, "features": features}
-        prompt, mask, given = generate.prompted(where, self.table, known, decoder_tokens)
-        told = self.config if self.origin is None else {**self.config, **self.origin.generation}
-        ends = told.get("eos_token_id") if end_ids is None else end_ids
         words = None if key is None else rng.words(key).cpu().numpy()
-        options = {"new": max_new_tokens, "temperature": temperature, "top_k": top_k, "top_p": top_p}
-        ids, kept, choice, stops = generate.checked(
-            where, _numbers(prompt), _numbers(mask), key=words, ends=ends, **options
+        written = generate.written(
+            self.table,
+            self.config,
+            {} if self.origin is None else self.origin.generation,
+            lambda given: Writer(self, self.table, kernel, given),
+            {"tokens": tokens, "attention_mask": attention_mask, "features": features},
+            decoder_tokens,
+            new=max_new_tokens,
+            ends=end_ids,
+            temperature=temperature,
+            top_k=top_k,
+            top_p=top_p,
+            key=words,
         )
-        plan = generate.Plan(Writer(self, self.table, kernel, given), choice, max_new_tokens, stops, self._pad())
-        written = plan.write(ids, kept)
         return torch.as_tensor(written, device=_device(self))
 
     def new_cache(self, batch: int, size: int) -> tuple[Any, ...]:
@@ -289,14 +291,6 @@ class Model(Group):
         return tuple(
             Cache.for_config(one, batch, size, dtype=self.dtype or like.dtype, device=like.device) for one in made
         )
-
-    def _pad(self) -> int:
-        found = self.config.get("pad_token_id")
-        return found if isinstance(found, int) else 0
-
-
-def _numbers(x: Any) -> Any:
-    return x.cpu().numpy() if isinstance(x, torch.Tensor) else x
 
 
 def _device(module: nn.Module) -> torch.device:
