@@ -6,6 +6,12 @@ from maskattn._hf_config import Reading
 from maskattn.layer.from_hf import Key, Merged, Row, When
 from maskattn.models.build_tasks import FIRST, HEADS, RATE
 
+
+def _masked(project: str, bias: str, dense: str, norm: str) -> dict[str, str]:
+    """The head of a masked language model."""
+    return {"project": project, "bias": bias, "dense": dense, "norm": norm}
+
+
 #: BERT.
 BERT: Row = {
     "prefix": "bert.",
@@ -25,12 +31,12 @@ BERT: Row = {
     "activation": Key("hidden_act", default="gelu"),
     "dropout": Key("hidden_dropout_prob", default=0.1),
     "pooler": "pooler.dense",
-    "head": {
-        "project": "cls.predictions.decoder",
-        "bias": "cls.predictions.bias",
-        "dense": "cls.predictions.transform.dense",
-        "norm": "cls.predictions.transform.LayerNorm",
-    },
+    "head": _masked(
+        "cls.predictions.decoder",
+        "cls.predictions.bias",
+        "cls.predictions.transform.dense",
+        "cls.predictions.transform.LayerNorm",
+    ),
     "head_activation": Key("hidden_act", default="gelu"),
     "tied": Key("tie_word_embeddings", default=True),
 }
@@ -41,12 +47,7 @@ _ROBERTA: Row = {
     "position_rule": "ids",
     "position_pad": Key("pad_token_id", default=1),
     "position_offset": Merged(lambda reading: reading.get("pad_token_id", default=1) + 1),
-    "head": {
-        "project": "lm_head.decoder",
-        "bias": "lm_head.bias",
-        "dense": "lm_head.dense",
-        "norm": "lm_head.layer_norm",
-    },
+    "head": _masked("lm_head.decoder", "lm_head.bias", "lm_head.dense", "lm_head.layer_norm"),
     "head_activation": "gelu",
     "sequence_head": FIRST,
 }
@@ -105,12 +106,7 @@ ENCODERS: dict[str, Row] = {
         "mlp_width": Key("hidden_dim"),
         "activation": Key("activation", default="gelu"),
         "dropout": Key("dropout", default=0.1),
-        "head": {
-            "project": "vocab_projector",
-            "bias": "vocab_projector.bias",
-            "dense": "vocab_transform",
-            "norm": "vocab_layer_norm",
-        },
+        "head": _masked("vocab_projector", "vocab_projector.bias", "vocab_transform", "vocab_layer_norm"),
         "head_activation": Key("activation", default="gelu"),
         "sequence_head": {
             "layers": ("pre_classifier", "classifier"),
@@ -133,12 +129,7 @@ ENCODERS: dict[str, Row] = {
         "activation": Key("hidden_act", default="gelu_new"),
         "dropout": Key("hidden_dropout_prob", default=0.0),
         "pooler": "pooler",
-        "head": {
-            "project": "predictions.decoder",
-            "bias": "predictions.bias",
-            "dense": "predictions.dense",
-            "norm": "predictions.LayerNorm",
-        },
+        "head": _masked("predictions.decoder", "predictions.bias", "predictions.dense", "predictions.LayerNorm"),
         "head_activation": Key("hidden_act", default="gelu_new"),
     },
     "electra": {
@@ -146,12 +137,12 @@ ENCODERS: dict[str, Row] = {
         "prefix": "electra.",
         "table_width": Key("embedding_size", default=128),
         "table_project": When(Merged(_is_factored), "embeddings_project"),
-        "head": {
-            "project": "generator_lm_head",
-            "bias": "generator_lm_head.bias",
-            "dense": "generator_predictions.dense",
-            "norm": "generator_predictions.LayerNorm",
-        },
+        "head": _masked(
+            "generator_lm_head",
+            "generator_lm_head.bias",
+            "generator_predictions.dense",
+            "generator_predictions.LayerNorm",
+        ),
         "head_activation": "gelu",
         "sequence_head": {**FIRST, "activation": "gelu"},
         "replaced_head": {
@@ -211,12 +202,12 @@ ENCODERS: dict[str, Row] = {
         "mlp_bias": False,
         "dropout": Key("hidden_dropout_prob", default=0.0),
         "activation": Key("hidden_act", default="silu"),
-        "head": {
-            "project": "cls.predictions.decoder",
-            "bias": "cls.predictions.bias",
-            "dense": "cls.predictions.transform.dense",
-            "norm": "cls.predictions.transform.layer_norm",
-        },
+        "head": _masked(
+            "cls.predictions.decoder",
+            "cls.predictions.bias",
+            "cls.predictions.transform.dense",
+            "cls.predictions.transform.layer_norm",
+        ),
         "head_activation": Key("hidden_act", default="silu"),
         "sequence_head": {
             "layers": ("nomic_bert.pooler.dense", "classifier"),
