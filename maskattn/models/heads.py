@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskattn.models.leaves import Array, Embedding, Linear, Norm
-from maskattn.models.part import B, Part, Run
+from maskattn.models.part import B, Part, Run, tokens_at
 from maskattn.typing import Traced
 
 
@@ -86,7 +86,7 @@ class Chosen(Part):
         else:
             ids: Traced = tokens
             places = (ids if self.end == 2 else (ids == self.end) * 1).argmax(1)
-            chosen = whole[run.use.arange(whole.shape[0], h), places]
+            chosen = tokens_at(h, places, run)
         return chosen if self.dense is None else run.linear(self.dense, at, chosen)
 
 

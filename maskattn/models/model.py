@@ -12,7 +12,7 @@ from maskattn.models.attention import Given
 from maskattn.models.block import Block, Stack
 from maskattn.models.heads import Chosen, First, Vocabulary
 from maskattn.models.leaves import Leaf, Linear
-from maskattn.models.part import B, Part, Run
+from maskattn.models.part import B, Part, Run, tokens_at
 from maskattn.models.tasks import Labels, Sentence
 from maskattn.models.tokens import Tokens
 from maskattn.typing import Traced
@@ -159,8 +159,8 @@ def logits_of(head: Vocabulary | None, at: object, h: B, inputs: Inputs[B], run:
         return None
     read: Traced = h
     if inputs.logits_at is not None:
-        rows = run.use.arange(read.shape[0], h)
-        read = read[rows, run.use.as_array(inputs.logits_at, h)][:, None]
+        last: Traced = tokens_at(h, run.use.as_array(inputs.logits_at, h), run)
+        read = last[:, None]
     return head.apply(at, read, run)
 
 

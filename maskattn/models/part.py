@@ -214,6 +214,12 @@ class Run(Generic[B]):
         return Run(self.use, self.kernel, None if self.key is None else self.use.fold(self.key, number))
 
 
+def tokens_at(h: Traced, places: Traced, run: Run[B]) -> B:
+    """The tokens of h [B, L, E] at places int [B]: [B, E]."""
+    found: B = h[run.use.arange(h.shape[0], h), places]
+    return found
+
+
 @dataclass(frozen=True)
 class Part:
     """A part of a model: fields that are leaves or parts are what it holds; `apply` is what it computes.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from maskattn.models.leaves import Linear, Norm
-from maskattn.models.part import B, Part, Run
+from maskattn.models.part import B, Part, Run, tokens_at
 from maskattn.typing import Traced
 
 
@@ -27,7 +27,7 @@ def vector(read: str, h: B, keep: Traced, run: Run[B]) -> B:
     if keep is None:
         return whole[:, 0 if read == "first" else -1]
     kept: Traced = keep * 1
-    return _at(h, (kept if read == "first" else kept.cumsum(1) * kept).argmax(1), run)
+    return tokens_at(h, (kept if read == "first" else kept.cumsum(1) * kept).argmax(1), run)
 
 
 def unit(x: B, run: Run[B]) -> B:
@@ -35,12 +35,6 @@ def unit(x: B, run: Run[B]) -> B:
     vectors: Traced = x
     made: Traced = run.use.arithmetic.cosine(vectors[:, None, None], None, 1.0)
     found: B = made[:, 0, 0]
-    return found
-
-
-def _at(h: Traced, places: Traced, run: Run[B]) -> B:
-    """The tokens of h [B, L, E] at places [B]."""
-    found: B = h[run.use.arange(h.shape[0], h), places]
     return found
 
 
@@ -108,7 +102,7 @@ class Labels(Part):
                 raise ValueError("the configuration has no pad_token_id: the end of several texts is not known")
             return vector("last", h, None, run)
         found = tokens == self.token if self.read == "end" else tokens != self.token
-        return _at(h, (found * run.use.arange(tokens.shape[1], tokens)[None]).argmax(1), run)
+        return tokens_at(h, (found * run.use.arange(tokens.shape[1], tokens)[None]).argmax(1), run)
 
     def marked(self, tokens: Traced, run: Run[B]) -> Traced:
         """bool [B, L], which tokens are global where nothing is said; None: none is."""
