@@ -1,0 +1,189 @@
+"""Tensors of two programs that hold the same numbers, and the places behind which they no longer do.
+
+Two tensors match where their sorted numbers agree: whatever was transposed, reshaped or ordered otherwise. Sorting moves
+no number further than the largest difference, so a relative tolerance says the same of sorted numbers as of paired ones.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+
+import numpy as np
+
+from maskattn.diagnose.trace import Node, Trace
+from maskattn.typing import NumPyArray
+
+#: Tensors with fewer numbers, or fewer different ones, are no evidence.
+FEWEST = 16
+DISTINCT = 8
+#: Numbers at least this large stand for "masked out": what fills a mask is not compared.
+HUGE = 1e6
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Which numbers are compared where inputs are padded: not those of tokens that a mask leaves out.
+
+    Attributes:
+        tokens: bool [B, L], True = compared.
+    """
+
+    tokens: NumPyArray
+
+    def of(self, value: NumPyArray) -> NumPyArray:
+        """The numbers of a tensor with these tokens along its axes, or along both as one; others whole."""
+        batch, length = self.tokens.shape
+        shape = value.shape
+        if not shape:
+            return value
+        if shape[0] == batch * length and batch > 1:
+            return value[self.tokens.ravel()]
+        if shape[0] == batch and length in shape[1:]:
+            axis = 1 + shape[1:].index(length)
+            return np.moveaxis(value, axis, 1)[self.tokens]
+        return value
+
+
+@dataclass(eq=False)
+class Keys:
+    """The tensors of a program, each as its numbers in order.
+
+    Attributes:
+        trace: the program.
+        kept: which numbers count; None: all.
+    """
+
+    trace: Trace
+    kept: Kept | None = None
+    made: dict[int, NumPyArray | None] = field(default_factory=dict)
+
+    def __getitem__(self, number: int) -> NumPyArray | None:
+        """The numbers of a node in order, those of a mask's fill as infinities; None where it is no evidence."""
+        if number not in self.made:
+            self.made[number] = self._key(self.trace.nodes[number])
+        return self.made[number]
+
+    def _key(self, node: Node) -> NumPyArray | None:
+        value = node.value
+        if value.dtype.kind != "f" or value.size < FEWEST:
+            return None
+        if self.kept is not None:
+            value = self.kept.of(value)
+        key = np.sort(np.asarray(value, np.float64), axis=None)
+        key[key <= -HUGE] = -np.inf
+        key[key >= HUGE] = np.inf
+        finite = key[np.isfinite(key)]
+        if not finite.size:
+            return None
+        size = np.abs(finite).max() or 1.0
+        steps = np.diff(finite)
+        return key if np.count_nonzero(steps > 1e-6 * size) >= DISTINCT - 1 else None
+
+    @cached_property
+    def telling(self) -> list[int]:
+        """Nodes that are evidence."""
+        return [number for number in range(len(self.trace.nodes)) if self[number] is not None]
+
+
+def distance(one: NumPyArray, other: NumPyArray) -> float:
+    """The largest difference of two lists of numbers in order, in units of the largest; inf where they cannot be paired."""
+    if one.shape != other.shape:
+        return float("inf")
+    finite = np.isfinite(one)
+    if not np.array_equal(finite, np.isfinite(other)) or not finite.any():
+        return float("inf")
+    size = max(float(np.abs(one[finite]).max()), 1e-30)
+    return float(np.abs(one[finite] - other[finite]).max()) / size
+
+
+@dataclass(eq=False)
+class Matches:
+    """Which tensors of two programs match.
+
+    Attributes:
+        ours, theirs: numbers of nodes -> numbers of the nodes of the other side.
+    """
+
+    ours: dict[int, list[int]]
+    theirs: dict[int, list[int]]
+
+
+def match(ours: Keys, theirs: Keys, tolerance: float) -> Matches:
+    """All pairs of tensors that match, operations and inputs of both programs.
+
+    Args:
+        tolerance: of the largest number.
+    """
+    buckets: dict[int, list[tuple[int, float, NumPyArray]]] = {}
+    for number in theirs.telling:
+        key = theirs[number]
+        assert key is not None
+        if theirs.trace.nodes[number].kind != "parameter":
+            buckets.setdefault(key.size, []).append((number, _middle(key), key))
+    found = Matches({}, {})
+    for number in ours.telling:
+        key = ours[number]
+        assert key is not None
+        if ours.trace.nodes[number].kind == "parameter":
+            continue
+        middle, size = _middle(key), float(np.abs(key[np.isfinite(key)]).max())
+        for other, its, candidate in buckets.get(key.size, ()):
+            if abs(its - middle) <= 2 * tolerance * size and distance(key, candidate) <= tolerance:
+                found.ours.setdefault(number, []).append(other)
+                found.theirs.setdefault(other, []).append(number)
+    return found
+
+
+def _middle(key: NumPyArray) -> float:
+    finite = key[np.isfinite(key)]
+    return float(finite.mean())
+
+
+def fed(trace: Trace) -> list[bool]:
+    """Of each node, whether it depends on what the program was given."""
+    found: list[bool] = []
+    for node in trace.nodes:
+        found.append(node.kind == "input" or any(found[number] for number in node.inputs))
+    return found
+
+
+def live(trace: Trace, outputs: Iterable[int]) -> set[int]:
+    """Nodes on the way to what the program gave."""
+    found: set[int] = set()
+    todo = list(outputs)
+    while todo:
+        number = todo.pop()
+        if number not in found:
+            found.add(number)
+            todo += trace.nodes[number].inputs
+    return found
+
+
+def frontier(keys: Keys, matched: Mapping[int, Sequence[int]], outputs: Iterable[int]) -> list[int]:
+    """The first tensors of a program that the other program does not have, in the order in which they were made.
+
+    They lie on the way to the outputs, depend on what the program was given, and match nothing; nor does anything made
+    from them (other ways to the same numbers meet again); and all that they were made from matches, as far as it is
+    evidence and depends on what was given.
+    """
+    trace = keys.trace
+    given = fed(trace)
+    telling = set(keys.telling)
+    below = [False] * len(trace.nodes)  # something made from it matches
+    for number in reversed(range(len(trace.nodes))):
+        if number in matched or below[number]:
+            for before in trace.nodes[number].inputs:
+                below[before] = True
+    settled: list[bool] = []  # what it was made from is the same on both sides
+    same: list[bool] = []  # it is itself, or is no evidence and was made from what is the same
+    for number, node in enumerate(trace.nodes):
+        settled.append(all(same[before] or not given[before] for before in node.inputs))
+        known = number in matched or node.kind != "operation" or below[number]
+        same.append(known or (number not in telling and settled[number]))
+    return [
+        number
+        for number in sorted(telling & live(trace, outputs))
+        if given[number] and not same[number] and settled[number] and trace.nodes[number].kind == "operation"
+    ]

@@ -1,0 +1,270 @@
+"""A JAX program's operations, each run by itself as it comes: loops are entered, and so is what is compiled."""
+
+from __future__ import annotations
+
+import functools
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax._src import core, source_info_util
+from jax.tree_util import keystr, tree_flatten_with_path
+
+from maskattn.diagnose.trace import Node, Trace, Where, here, numbers
+from maskattn.typing import NumPyArray
+
+#: What is not the program's own code.
+LIBRARIES = ("jax", "flax", "equinox", "haiku", "jaxtyping")
+_NARROW = tuple(np.dtype(name) for name in ("float32", "bfloat16", "float16"))
+_DTYPES = ("new_dtype", "dtype", "preferred_element_type")
+#: Operations that hold a program: it is gone through.
+_HELD = ("jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoint", "custom_lin")
+
+
+class _Tape(core.EvalTrace):
+    """Writes down each primitive. With `wide`, floating-point numbers are float64 throughout."""
+
+    def __init__(self, paths: Mapping[int, str], wide: bool) -> None:
+        super().__init__()
+        self.trace = Trace()
+        self._paths = paths
+        self._wide = wide
+        self._of: dict[int, int] = {}
+        self._kept: list[object] = []  # so that no id is given twice
+
+    def add(self, array: object, node: Node) -> int:
+        """An array as a node."""
+        number = len(self.trace.nodes)
+        self.trace.nodes.append(node)
+        self._kept.append(array)
+        self._of[id(array)] = number
+        return number
+
+    def number(self, array: object) -> int | None:
+        """Which node an array is; None of what is no array, or a Python number."""
+        if not hasattr(array, "shape") or not hasattr(array, "dtype"):
+            return None
+        found = self._of.get(id(array))
+        if found is None:
+            if jnp.issubdtype(array.dtype, jax.dtypes.extended) or (array.size < 2 and not isinstance(array, jax.Array)):
+                return None
+            found = self.add(array, Node("constant", "", _numbers(array)))
+        return found
+
+    def process_primitive(self, primitive: Any, args: Sequence[Any], params: Any, /) -> Any:
+        held = params.get("jaxpr", params.get("call_jaxpr"))
+        if primitive.name in _HELD and held is not None:
+            inner, consts = (held.jaxpr, held.consts) if hasattr(held, "consts") else (held, ())
+            with core.set_current_trace(self):
+                return core.eval_jaxpr(inner, consts, *args)
+        where = self._where()
+        inputs = tuple(number for number in map(self.number, args) if number is not None)
+        if self._wide:
+            args, params = self._widened(primitive, args, params, where)
+        if primitive.name == "stage":
+            out = args[0]
+            if not isinstance(out, jax.Array):
+                out = super().process_primitive(primitive, args, params)
+        else:
+            out = super().process_primitive(primitive, args, params)
+        if primitive.name.startswith("random_bits") or primitive.name == "threefry2x32":
+            self.trace.random.append(where)
+        for one in out if primitive.multiple_results else [out]:
+            if isinstance(one, jax.Array) and not jnp.issubdtype(one.dtype, jax.dtypes.extended):
+                if id(one) not in self._of:
+                    self.add(one, Node("operation", primitive.name, _numbers(one), inputs, where))
+        return out
+
+    def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, **_: Any) -> Any:
+        with core.set_current_trace(self):
+            return fun.call_wrapped(*tracers)
+
+    def process_custom_vjp_call(self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, **_: Any) -> Any:
+        with core.set_current_trace(self):
+            return fun.call_wrapped(*tracers)
+
+    def _widened(self, primitive: Any, args: Sequence[Any], params: Any, where: Where) -> tuple[list[Any], Any]:
+        wide = [jnp_wide(one) for one in args]
+        if primitive.name == "bitcast_convert_type":
+            return list(args), params
+        narrow = {name: np.dtype("float64") for name in _DTYPES if name in params and _narrow(params[name])}
+        if narrow and any(getattr(one, "dtype", None) == np.float64 for one in args):
+            names = ", ".join(sorted({str(np.dtype(params[name])) for name in narrow}))
+            self.trace.narrowed.setdefault(str(where), names)
+        return wide, {**params, **narrow} if narrow else params
+
+    def _where(self) -> Where:
+        context = source_info_util._source_info_context.context
+        backward = "transpose(" in str(context.name_stack)
+        if context.traceback is not None:
+            frame = source_info_util.user_frame(context.traceback)
+            if frame is not None:
+                line = f"{os.path.basename(frame.file_name)}:{frame.start_line}"
+                return Where("", line, frame.function_name, backward)
+        found = here(self._path, LIBRARIES, depth=3)
+        return Where(found.module, found.line, found.function, backward)
+
+    def _path(self, it: object) -> str | None:
+        if id(it) in self._paths:
+            return self._paths[id(it)]
+        if not isinstance(it, _modules()):
+            return None
+        path = getattr(it, "path", None)
+        if isinstance(path, tuple):  # Linen, bound
+            return "/".join(map(str, path))
+        return f"<{type(it).__name__}>"
+
+
+@functools.cache
+def _modules() -> tuple[type, ...]:
+    """Classes of modules of the libraries that are there."""
+    known = (("flax.nnx", "Module"), ("flax.linen", "Module"), ("equinox", "Module"), ("haiku", "Module"))
+    return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
+
+
+def _narrow(dtype: object) -> bool:
+    try:
+        return dtype is not None and np.dtype(dtype) in _NARROW  # type: ignore[call-overload]
+    except TypeError:
+        return False
+
+
+def jnp_wide(one: Any) -> Any:
+    """Floating-point arrays in float64."""
+    if getattr(one, "dtype", None) in _NARROW:
+        return jax.device_put(np.asarray(one).astype(np.float64))
+    return one
+
+
+def _numbers(array: Any) -> NumPyArray:
+    return numbers(np.asarray(array))
+
+
+def record(
+    function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object], *, wide: bool
+) -> Trace:
+    """Runs a program and gives what it did.
+
+    Args:
+        function: a module of NNX, Linen (bound) or Equinox, or a function of arrays.
+        args, kwargs: NumPy arrays and other values, which it is called with.
+        wide: whether what is floating-point is computed in float64, whatever the program asks for.
+    """
+    names, modules = held(function)
+    tape = _Tape(modules, wide)
+    with jax.enable_x64(wide or jax.config.jax_enable_x64), jax.disable_jit(), jax.default_matmul_precision("highest"):
+        for name, array in names:
+            if id(array) not in tape._of:
+                tape.add(array, Node("parameter", name, _numbers(array)))
+        given, spec = jax.tree.flatten((tuple(args), dict(kwargs)))
+        arrays = [jnp.asarray(one) if hasattr(one, "__array__") else one for one in given]
+        paths = [keystr(path[1:], simple=True, separator=".") for path, _ in tree_flatten_with_path((tuple(args), dict(kwargs)))[0]]
+        for name, one in zip(paths, arrays, strict=True):
+            if isinstance(one, jax.Array):
+                tape.add(one, Node("input", name, _numbers(one)))
+        taken, named = jax.tree.unflatten(spec, arrays)
+        with core.set_current_trace(tape):
+            out = function(*taken, **named)
+        for path, one in tree_flatten_with_path(out)[0]:
+            if hasattr(one, "dtype") and jnp.issubdtype(one.dtype, jnp.floating):
+                number = tape.number(one)
+                assert number is not None
+                tape.trace.outputs[keystr(path, simple=True, separator=".")] = number
+    return tape.trace
+
+
+# What a function holds ------------------------------------------------------------------------------------------------
+
+
+def held(function: object) -> tuple[list[tuple[str, Any]], dict[int, str]]:
+    """Arrays that a function or module holds, with their names, and the modules among them, by id, with their paths."""
+    arrays: list[tuple[str, Any]] = []
+    modules: dict[int, str] = {}
+    seen: set[int] = set()
+
+    def look(it: Any, name: str) -> None:
+        if id(it) in seen:
+            return
+        seen.add(id(it))
+        if isinstance(it, (jax.Array, np.ndarray)):
+            arrays.append((name, it))
+        elif isinstance(it, functools.partial):
+            look(it.func, name)
+            for at, one in enumerate(it.args):
+                look(one, _below(name, str(at)) if len(it.args) > 1 else name)
+            for key, one in it.keywords.items():
+                look(one, _below(name, key))
+        elif hasattr(it, "__self__") and hasattr(it, "__func__"):
+            look(it.__self__, name)
+        elif hasattr(it, "__wrapped__") and callable(it) and not isinstance(it, _modules()):
+            look(it.__wrapped__, name)
+        elif hasattr(it, "__code__") and hasattr(it, "__globals__"):
+            if not _of_library(it):
+                cells = it.__closure__ or ()
+                for key, cell in zip(it.__code__.co_freevars, cells, strict=True):
+                    if _filled(cell):
+                        look(cell.cell_contents, _below(name, key))
+                for key in it.__code__.co_names:
+                    if key in it.__globals__:
+                        look(it.__globals__[key], _below(name, key))
+        elif isinstance(it, _modules()):
+            modules[id(it)] = name
+            _inside(it, name, arrays, modules, seen, look)
+        elif isinstance(it, Mapping):
+            for key, one in it.items():
+                look(one, _below(name, str(key)))
+        elif isinstance(it, (list, tuple)):
+            for at, one in enumerate(it):
+                look(one, _below(name, str(at)))
+        elif type(it) not in _PLAIN and not isinstance(it, type) and jax.tree_util.all_leaves([it]) is False:
+            for path, one in tree_flatten_with_path(it)[0]:
+                look(one, _below(name, keystr(path, simple=True, separator=".")))
+
+    look(function, "")
+    return arrays, modules
+
+
+_PLAIN = (int, float, str, bool, bytes, type(None))
+
+
+def _of_library(function: Any) -> bool:
+    return function.__module__.partition(".")[0] in (*LIBRARIES, "numpy", "maskattn_jax")
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def _below(name: str, key: str) -> str:
+    return f"{name}.{key}" if name else key
+
+
+def _inside(it: Any, name: str, arrays: list[tuple[str, Any]], modules: dict[int, str], seen: set[int], look: Any) -> None:
+    """What a module holds."""
+    if "flax.nnx" in sys.modules:
+        nnx = sys.modules["flax.nnx"]
+        if isinstance(it, nnx.Module):
+            for path, one in nnx.iter_graph(it):
+                where = _below(name, ".".join(map(str, path))) if path else name
+                if isinstance(one, nnx.Variable):
+                    value = one.get_value()
+                    if hasattr(value, "dtype") and not jnp.issubdtype(value.dtype, jax.dtypes.extended) and id(value) not in seen:
+                        seen.add(id(value))
+                        arrays.append((where, value))
+                elif isinstance(one, nnx.Module):
+                    modules.setdefault(id(one), where)
+            return
+    if "flax.linen" in sys.modules and isinstance(it, sys.modules["flax.linen"].Module):
+        if it.scope is not None:
+            look(it.variables, name)
+        return
+    for field, one in vars(it).items():
+        look(one, _below(name, field))

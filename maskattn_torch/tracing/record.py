@@ -1,0 +1,235 @@
+"""A PyTorch program's operations, as PyTorch's dispatcher sees them: no hook, and nothing written into a module."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from maskattn.arrays import to_numpy
+from maskattn.diagnose.trace import Node, Trace, Where, here, numbers
+from maskattn.typing import NumPyArray
+
+#: What is not the program's own code.
+LIBRARIES = ("torch",)
+_NARROW = (torch.float32, torch.bfloat16, torch.float16)
+
+Argument: TypeAlias = object
+
+
+class Ref(NamedTuple):
+    """A tensor of a recorded program, in the place of an argument."""
+
+    number: int
+
+
+@dataclass(eq=False)
+class Called:
+    """One call of an operator.
+
+    Attributes:
+        operator: of PyTorch's dispatcher.
+        args, kwargs: its arguments, tensors as `Ref`.
+        outputs: numbers of the tensors that it gave, and None for what is no tensor.
+        where: which code called it.
+        writes: whether it writes into a tensor that was there.
+    """
+
+    operator: torch._ops.OpOverload
+    args: tuple[Argument, ...]
+    kwargs: dict[str, Argument]
+    outputs: tuple[int | None, ...]
+    where: Where
+    writes: bool = False
+
+
+@dataclass(eq=False)
+class Recording(Trace):
+    """A run of a PyTorch program, which can be played again (`replay`).
+
+    Attributes:
+        calls: of operators, in order.
+        held: tensors by their numbers; those of parameters, inputs and constants.
+    """
+
+    calls: list[Called] = field(default_factory=list)
+    held: dict[int, Tensor] = field(default_factory=dict)
+
+
+class _Tape(TorchDispatchMode):
+    """Writes down each operator. With `wide`, floating-point numbers are float64 throughout."""
+
+    def __init__(self, paths: Mapping[int, str], wide: bool) -> None:
+        super().__init__()
+        self.recording = Recording()
+        self._paths = paths
+        self._wide = wide
+        self._of: dict[int, int] = {}
+        self._kept: list[Tensor] = []  # so that no id is given twice
+        self._forward: dict[int, Where] = {}  # sequence numbers of autograd's nodes
+
+    def add(self, tensor: Tensor, node: Node) -> int:
+        """A tensor as a node."""
+        number = len(self.recording.nodes)
+        self.recording.nodes.append(node)
+        self._kept.append(tensor)
+        self._of[id(tensor)] = number
+        return number
+
+    def leaf(self, tensor: Tensor, kind: str, name: str) -> int:
+        """A tensor that no operator has made."""
+        number = self.add(tensor, Node(kind, name, _numbers(tensor)))  # type: ignore[arg-type]
+        self.recording.held[number] = tensor
+        return number
+
+    def number(self, tensor: Tensor) -> int:
+        """Which node a tensor is."""
+        found = self._of.get(id(tensor))
+        return self.leaf(tensor.detach(), "constant", "") if found is None else found
+
+    def __torch_dispatch__(
+        self,
+        func: torch._ops.OpOverload,
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        where = self._where()
+        named = dict(kwargs or {})
+        given, spec = pytree.tree_flatten((tuple(args), named))
+        refs = [Ref(self._seen(one)) if isinstance(one, Tensor) else one for one in given]
+        if self._wide:
+            given = [_widened(one) for one in given]
+        taken, named = pytree.tree_unflatten(given, spec)
+        if self._wide and named.get("dtype") in _NARROW:
+            if any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in given):
+                self.recording.narrowed.setdefault(str(where), str(named["dtype"]).removeprefix("torch."))
+            named["dtype"] = torch.float64
+        out = func(*taken, **named)
+        shown, calls = pytree.tree_unflatten(refs, spec)
+        inputs = tuple(ref.number for ref in refs if isinstance(ref, Ref))
+        outputs = tuple(
+            self._made(one, func, inputs, where) if isinstance(one, Tensor) else None for one in pytree.tree_leaves(out)
+        )
+        writes = func._schema.is_mutable
+        if "dtype" in named:
+            calls["dtype"] = named["dtype"]
+        self.recording.calls.append(Called(func, shown, calls, outputs, where, writes))
+        if "rand" in func.__name__ or "dropout" in func.__name__ or "bernoulli" in func.__name__:
+            self.recording.random.append(where)
+        return out
+
+    def _seen(self, tensor: Tensor) -> int:
+        found = self._of.get(id(tensor))
+        if found is None:
+            found = self.add(tensor, Node("constant", "", _numbers(tensor)))
+            self.recording.held[found] = tensor.detach().clone()
+        return found
+
+    def _made(self, tensor: Tensor, func: torch._ops.OpOverload, inputs: tuple[int, ...], where: Where) -> int:
+        name = str(func).removeprefix("aten.").removesuffix(".default")
+        return self.add(tensor, Node("operation", name, _numbers(tensor), inputs, where))
+
+    def _where(self) -> Where:
+        node = torch._C._current_autograd_node()
+        if node is not None:
+            known = self._forward.get(node._sequence_nr(), Where())
+            return Where(known.module, known.line, known.function, backward=True)
+        found = here(self._path, LIBRARIES, depth=3)
+        self._forward.setdefault(torch._C._autograd._get_sequence_nr(), found)
+        return found
+
+    def _path(self, it: object) -> str | None:
+        if not isinstance(it, nn.Module):
+            return None
+        return self._paths.get(id(it), f"<{type(it).__name__}>")
+
+
+def _widened(one: object) -> object:
+    """Floating-point tensors in float64."""
+    return one.to(torch.float64) if isinstance(one, Tensor) and one.dtype in _NARROW else one
+
+
+def _numbers(tensor: Tensor) -> NumPyArray:
+    with torch.utils._python_dispatch._disable_current_modes():
+        return numbers(to_numpy(tensor.detach()))
+
+
+def record(
+    function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object], *, wide: bool, grads: bool = False
+) -> Recording:
+    """Runs a program and gives what it did.
+
+    Args:
+        function: a module, or a function of tensors.
+        args, kwargs: NumPy arrays and other values, which it is called with.
+        wide: whether what is floating-point is computed in float64, whatever the program asks for.
+        grads: whether the gradients of the parameters are computed, of the sum of all outputs times `cotangent`.
+
+    Raises:
+        ValueError: a module in training mode.
+    """
+    modules = dict(function.named_modules(remove_duplicate=False)) if isinstance(function, nn.Module) else {}
+    if isinstance(function, nn.Module) and function.training:
+        raise ValueError("torch_module: expected evaluation mode, got one that is training: call its eval() first")
+    tape = _Tape({id(module): name for name, module in modules.items()}, wide)
+    called, held = _parameters(function, grads)
+    for name, tensor in held.items():
+        tape.leaf(tensor, "parameter", name)
+    given, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    names = _names((tuple(args), dict(kwargs)))
+    tensors = [torch.tensor(one) if hasattr(one, "__array__") else one for one in given]
+    for name, one in zip(names, tensors, strict=True):
+        if isinstance(one, Tensor):
+            tape.leaf(one, "input", name)
+    taken, named = pytree.tree_unflatten(tensors, spec)
+    with ExitStack() as stack:
+        default = torch.get_default_dtype()
+        if wide:
+            torch.set_default_dtype(torch.float64)
+            stack.callback(torch.set_default_dtype, default)
+        stack.enter_context(torch.enable_grad() if grads else torch.no_grad())
+        stack.enter_context(tape)
+        out = called(*taken, **named)
+        outputs = {name: one for name, one in _tensors(out) if one.is_floating_point()}
+        for name, one in outputs.items():
+            tape.recording.outputs[name] = tape.number(one)
+    return tape.recording
+
+
+def _parameters(function: Callable[..., object], grads: bool) -> tuple[Callable[..., object], dict[str, Tensor]]:
+    if not isinstance(function, nn.Module):
+        return function, {}
+    held: dict[str, Tensor] = dict(function.named_parameters()) | dict(function.named_buffers())
+    return function, held
+
+
+def _names(structure: object) -> list[str]:
+    """Paths of the leaves of arguments: names of keyword arguments, numbers of others."""
+    return [_path(path) for path, _ in pytree.tree_flatten_with_path(structure)[0]]
+
+
+def _path(path: Sequence[object]) -> str:
+    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path[1:])
+
+
+def _tensors(out: object) -> list[tuple[str, Tensor]]:
+    """What a program returned: tensors with their paths; a dataclass, a mapping or a sequence is looked into."""
+    if isinstance(out, Tensor):
+        return [("", out)]
+    if isinstance(out, Mapping):
+        items = [(str(name), one) for name, one in out.items()]
+    elif isinstance(out, (tuple, list)):
+        fields = getattr(out, "_fields", range(len(out)))
+        items = [(str(name), one) for name, one in zip(fields, out, strict=True)]
+    elif hasattr(out, "__dataclass_fields__"):
+        items = [(name, getattr(out, name)) for name in out.__dataclass_fields__]
+    else:
+        return []
+    return [(f"{name}.{rest}".rstrip("."), one) for name, each in items for rest, one in _tensors(each)]
