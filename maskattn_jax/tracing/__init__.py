@@ -1,0 +1,3 @@
+from maskattn_jax.tracing.record import record
+
+__all__ = ["record"]

@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
@@ -56,10 +57,12 @@ class Recording(Trace):
     Attributes:
         calls: of operators, in order.
         held: tensors by their numbers; those of parameters, inputs and constants.
+        again: nodes of a tensor after it was written into -> its node before.
     """
 
     calls: list[Called] = field(default_factory=list)
     held: dict[int, Tensor] = field(default_factory=dict)
+    again: dict[int, int] = field(default_factory=dict)
 
 
 class _Tape(TorchDispatchMode):
@@ -121,6 +124,8 @@ class _Tape(TorchDispatchMode):
         if "dtype" in named:
             calls["dtype"] = named["dtype"]
         self.recording.calls.append(Called(func, shown, calls, outputs, where, writes))
+        if writes:
+            self._written([one for one in given if isinstance(one, Tensor)], inputs, where)
         if "rand" in func.__name__ or "dropout" in func.__name__ or "bernoulli" in func.__name__:
             self.recording.random.append(where)
         return out
@@ -135,6 +140,17 @@ class _Tape(TorchDispatchMode):
     def _made(self, tensor: Tensor, func: torch._ops.OpOverload, inputs: tuple[int, ...], where: Where) -> int:
         name = str(func).removeprefix("aten.").removesuffix(".default")
         return self.add(tensor, Node("operation", name, _numbers(tensor), inputs, where))
+
+    def _written(self, given: Sequence[Tensor], inputs: tuple[int, ...], where: Where) -> None:
+        """What else lies in the memory that was written into is another tensor now."""
+        places = {one.untyped_storage().data_ptr() for one in given[:1]}
+        for tensor in {id(one): one for one in self._kept}.values():
+            number = self._of[id(tensor)]
+            if number not in inputs and tensor.untyped_storage().data_ptr() in places:
+                value = _numbers(tensor)
+                if not np.array_equal(value, self.recording.nodes[number].value, equal_nan=value.dtype.kind == "f"):
+                    made = self.add(tensor, Node("operation", "written", value, (number, *inputs), where))
+                    self.recording.again[made] = number
 
     def _where(self) -> Where:
         node = torch._C._current_autograd_node()

@@ -1,0 +1,231 @@
+"""Two programs compared: where they part, and what the second does otherwise."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from importlib import import_module
+from typing import Any
+
+import numpy as np
+
+from maskattn.diagnose.matching import Keys, Kept, Matches, distance, fed, frontier, live, match
+from maskattn.diagnose.trace import Node, Trace, Where
+from maskattn.typing import NumPyArray
+
+#: Of the largest number: what two right programs may differ by, computed in float64, and in float32.
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+#: How many places are looked for.
+MOST = 24
+#: How many calls around the first difference are tried to be changed, before it and behind.
+BEFORE, BEHIND = 60, 40
+
+
+@dataclass(frozen=True)
+class Place:
+    """A place where two programs part.
+
+    Attributes:
+        torch, jax: the operations, with their code; empty where a side has none of its own there.
+        diagnosis: what the JAX side does otherwise; "" where nothing that was tried explains it.
+        share: of the difference of the outputs that is left when PyTorch does the same, from 0 (all is explained) to 1.
+        also: further places where the same is done.
+    """
+
+    torch: tuple[str, ...]
+    jax: tuple[str, ...]
+    diagnosis: str = ""
+    share: float = 1.0
+    also: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a comparison found.
+
+    Attributes:
+        places: where the programs part, in the order in which they run.
+        error: the largest difference of the outputs, in units of their largest number.
+    """
+
+    places: tuple[Place, ...]
+    error: float
+    tolerance: float
+
+    @property
+    def ok(self) -> bool:
+        return self.error <= self.tolerance
+
+
+def compare(
+    torch_module: Callable[..., object], jax_function: Callable[..., object], inputs: Any, *, dtype: str = "float64"
+) -> Report:
+    ours_inputs, theirs_inputs = inputs if isinstance(inputs, tuple) and len(inputs) == 2 else (inputs, inputs)
+    wide = dtype == "float64"
+    tracing = import_module("maskattn_torch.tracing")
+    ours = tracing.record(torch_module, *_called(ours_inputs), wide=wide)
+    theirs = import_module("maskattn_jax.tracing").record(jax_function, *_called(theirs_inputs), wide=wide)
+    return Comparison(tracing, tracing.Program(ours), Keys(theirs), TOLERANCE[dtype]).report()
+
+
+def _called(inputs: Any) -> tuple[Sequence[object], Mapping[str, object]]:
+    return ((), inputs) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+
+
+@dataclass
+class Comparison:
+    """Two recorded programs.
+
+    Attributes:
+        tracing: what PyTorch's side is edited with. program: PyTorch's. theirs: JAX's.
+    """
+
+    tracing: Any
+    program: Any
+    theirs: Keys
+    tolerance: float
+
+    def report(self) -> Report:
+        """Looks for places until the outputs agree, or a place is not explained."""
+        places: list[Place] = []
+        first = self.error(self.program)
+        while len(places) < MOST and self.error(self.program) > self.tolerance:
+            place, edit = self.next_place(self.program)
+            if place is None:
+                break
+            places.append(place)
+            if edit is None:
+                break
+            self.program = self.program.applying(edit)
+        return Report(tuple(places), first, self.tolerance)
+
+    def outputs(self, trace: Trace) -> list[int]:
+        return list(trace.outputs.values())
+
+    def error(self, program: Any) -> float:
+        """How far the outputs are apart."""
+        nodes = program.recording.nodes
+        mine = [nodes[number].value for number in self.outputs(program.recording)]
+        its = [self.theirs.trace.nodes[number].value for number in self.outputs(self.theirs.trace)]
+        return max(min((_apart(one, other) for one in mine), default=np.inf) for other in its)
+
+    def next_place(self, program: Any) -> tuple[Place | None, Any]:
+        """The first place where the programs part, and the edit that explains it."""
+        recording, theirs = program.recording, self.theirs.trace
+        ours = Keys(recording)
+        matches = match(ours, self.theirs, self.tolerance)
+        here = frontier(ours, matches.ours, self.outputs(recording))
+        there = frontier(self.theirs, matches.theirs, self.outputs(theirs))
+        if not here and not there:
+            return None, None
+        at = Place(tuple(_said(recording.nodes[one]) for one in here), tuple(_said(theirs.nodes[one]) for one in there))
+        edit = self.explained(program, here, there, matches)
+        if edit is None:
+            return at, None
+        before = self.error(program)
+        edit, also = self.everywhere(program, edit)
+        after = self.error(program.applying(edit))
+        return replace(at, diagnosis=edit.text, share=after / before, also=also), edit
+
+    def explained(self, program: Any, here: list[int], there: list[int], matches: Matches) -> Any:
+        """The edit behind which most tensors of the JAX side are PyTorch's again."""
+        anchor = [program.made_by[one] for one in here if one in program.made_by]
+        if not anchor:
+            return None
+        first, last = min(anchor), max(anchor)
+        near = frozenset(range(max(0, first - BEFORE), min(len(program.calls), last + BEHIND)))
+        near = _related(program, here, near)
+        program = replace(program, near=near, constants=self._constants(there))
+        unmatched = self._open(there, matches)
+        if not unmatched:
+            return None
+        best, most = None, 0
+        for edit in self.tracing.edits(program):
+            try:
+                made = program.play([edit], until=last + BEHIND)
+            except (RuntimeError, TypeError, IndexError, ValueError):
+                continue  # what cannot be computed was not done
+            score = self._again(made, unmatched)
+            if score > most:
+                best, most = edit, score
+        return best
+
+    def everywhere(self, program: Any, edit: Any) -> tuple[Any, tuple[str, ...]]:
+        """The edit at every place where the same can be done, if that explains more."""
+        wide = replace(program, near=frozenset(range(len(program.calls))))
+        alike = [one for one in self.tracing.edits(wide) if one.kind == edit.kind]
+        if len(alike) < 2:
+            return edit, ()
+        changes = {at: change for one in alike for at, change in one.changes.items()} | dict(edit.changes)
+        every = replace(edit, changes=changes)
+        single, all_of_them = (self.error(program.applying(one)) for one in (edit, every))
+        if all_of_them <= self.tolerance or all_of_them < 0.5 * single:
+            where = [str(program.calls[min(one.changes)].where) for one in alike]
+            return every, tuple(dict.fromkeys(where))
+        return edit, ()
+
+    def _constants(self, there: list[int]) -> tuple[float, ...]:
+        """Numbers that the JAX side uses around its first difference."""
+        nodes = self.theirs.trace.nodes
+        around = set(there)
+        for _ in range(5):
+            around |= {before for one in around for before in nodes[one].inputs}
+        first = min(there, default=0)
+        found = {float(nodes[one].value.ravel()[0]) for one in around if nodes[one].value.size == 1}
+        later = range(first, min(len(nodes), first + 60))
+        found |= {float(nodes[one].value.ravel()[0]) for one in later if nodes[one].value.size == 1}
+        return tuple(sorted(one for one in found if np.isfinite(one)))
+
+    def _open(self, there: list[int], matches: Matches) -> dict[int, list[NumPyArray]]:
+        """Tensors of the JAX side behind its first difference, by their sizes."""
+        trace = self.theirs.trace
+        behind = set(there)
+        for number in range(min(there, default=0), len(trace.nodes)):
+            if any(before in behind for before in trace.nodes[number].inputs):
+                behind.add(number)
+        found: dict[int, list[NumPyArray]] = {}
+        for number in sorted(behind & set(self.theirs.telling)):
+            key = self.theirs[number]
+            if number not in matches.theirs and key is not None:
+                found.setdefault(key.size, []).append(key)
+        return found
+
+    def _again(self, made: Mapping[int, NumPyArray], unmatched: Mapping[int, Sequence[NumPyArray]]) -> int:
+        trace = Trace([Node("operation", "", value) for value in made.values()])
+        keys = Keys(trace, self.theirs.kept)
+        hit: set[int] = set()
+        for number in range(len(trace.nodes)):
+            key = keys[number]
+            if key is not None:
+                for other in unmatched.get(key.size, ()):
+                    if id(other) not in hit and distance(key, other) <= self.tolerance:
+                        hit.add(id(other))
+        return len(hit)
+
+
+def _related(program: Any, here: Iterable[int], near: frozenset[int]) -> frozenset[int]:
+    """Of the calls near by those that lead to the first difference, or from it."""
+    found = {program.made_by[one] for one in here if one in program.made_by}
+    for at in sorted(near, reverse=True):
+        if any(reader in found for number in program.calls[at].outputs if number is not None for reader in program.read_by.get(number, ())):
+            found.add(at)
+    for at in sorted(near):
+        if any(program.made_by.get(number) in found for number in _refs(program, at)):
+            found.add(at)
+    return frozenset(found & near)
+
+
+def _refs(program: Any, at: int) -> list[int]:
+    return import_module("maskattn_torch.tracing").refs(program.calls[at])
+
+
+def _said(node: Node) -> str:
+    return f"{node.name} at {node.where}"
+
+
+def _apart(one: NumPyArray, other: NumPyArray) -> float:
+    if one.size != other.size or not one.size:
+        return float("inf")
+    size = max(float(np.abs(one).max()), 1e-30)
+    return float(np.abs(one.ravel() - other.ravel()).max()) / size

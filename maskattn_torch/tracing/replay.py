@@ -1,0 +1,132 @@
+"""A recorded PyTorch program run once more, with some of its operations changed: what another program may have done."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol, TypeAlias
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+
+from maskattn.typing import NumPyArray
+from maskattn_torch.tracing.record import Called, Recording, Ref, _numbers
+
+#: What an operation computes instead: from its arguments, and from what it would have given.
+Change: TypeAlias = Callable[..., object]
+
+
+@dataclass(frozen=True, eq=False)
+class Edit:
+    """A way to compute something else.
+
+    Attributes:
+        text: what the other program does, "the eps of the norm is 1e-05, not 1e-12".
+        kind: the same for edits of other places that do the same to them.
+        changes: numbers of calls -> (operator, args, kwargs) -> what they give instead.
+    """
+
+    text: str
+    kind: str
+    changes: Mapping[int, Change]
+
+
+class Edits(Protocol):
+    """A family of edits: gives those of a program."""
+
+    def __call__(self, program: Program, /) -> Iterator[Edit]: ...
+
+
+@dataclass(eq=False)
+class Program:
+    """A recorded program, as edits see it.
+
+    Attributes:
+        recording: the run.
+        near: numbers of the calls that edits are wanted of.
+        constants: numbers that the other program uses near the same place, for scales, eps and fills.
+        applied: edits that are part of the program already.
+    """
+
+    recording: Recording
+    near: frozenset[int] = frozenset()
+    constants: tuple[float, ...] = ()
+    applied: tuple[Edit, ...] = ()
+
+    @property
+    def calls(self) -> list[Called]:
+        return self.recording.calls
+
+    @cached_property
+    def made_by(self) -> dict[int, int]:
+        """Of each node the call that made it."""
+        return {number: at for at, call in enumerate(self.calls) for number in call.outputs if number is not None}
+
+    @cached_property
+    def read_by(self) -> dict[int, list[int]]:
+        """Of each node the calls that take it."""
+        found: dict[int, list[int]] = {}
+        for at, call in enumerate(self.calls):
+            for number in dict.fromkeys(refs(call)):
+                found.setdefault(number, []).append(at)
+        return found
+
+    def tensor(self, number: int) -> Tensor:
+        """The numbers of a node."""
+        return torch.from_numpy(self.recording.nodes[number].value.copy())
+
+    def maker(self, number: int) -> Called | None:
+        """The call that made a node; None of what no operation made."""
+        at = self.made_by.get(number)
+        return None if at is None else self.calls[at]
+
+    def play(self, edits: Iterable[Edit] = (), until: int | None = None) -> dict[int, NumPyArray]:
+        """What the nodes are that depend on these edits, and on those applied: computed anew, in float64.
+
+        Args:
+            until: the number of the call to stop before; None: none.
+        """
+        changes = {at: change for edit in (*self.applied, *edits) for at, change in edit.changes.items()}
+        fresh: dict[int, Tensor] = {}
+        whole = any(call.writes for call in self.calls)
+        for at, call in enumerate(self.calls[:until]):
+            if not whole and at not in changes and not any(number in fresh for number in refs(call)):
+                continue
+            args, kwargs = self._given(call, fresh)
+            change = changes.get(at)
+            out = call.operator(*args, **kwargs) if change is None else change(call.operator, args, kwargs)
+            for number, one in zip(call.outputs, pytree.tree_leaves(out), strict=True):
+                if number is not None:
+                    fresh[number] = one
+        found = {number: _numbers(tensor) for number, tensor in fresh.items()}
+        return found | {number: found[before] for number, before in self.recording.again.items() if before in found}
+
+    def applying(self, edit: Edit) -> Program:
+        """The program with an edit that is part of it from now on."""
+        made = self.play([edit])
+        nodes = [replace(node, value=made[at]) if at in made else node for at, node in enumerate(self.recording.nodes)]
+        return replace(self, recording=replace(self.recording, nodes=nodes), applied=(*self.applied, edit))
+
+    def _given(self, call: Called, fresh: dict[int, Tensor]) -> tuple[Sequence[object], dict[str, object]]:
+        leaves, spec = pytree.tree_flatten((call.args, call.kwargs), is_leaf=lambda one: isinstance(one, Ref))
+        taken = [self._taken(one.number, fresh) if isinstance(one, Ref) else one for one in leaves]
+        args, kwargs = pytree.tree_unflatten(taken, spec)
+        return args, kwargs
+
+    def _taken(self, number: int, fresh: dict[int, Tensor]) -> Tensor:
+        while number in self.recording.again and number not in fresh:
+            number = self.recording.again[number]
+        if number not in fresh:
+            found = self.tensor(number)
+            if not any(call.writes for call in self.calls):
+                return found
+            fresh[number] = found
+        return fresh[number]
+
+
+def refs(call: Called) -> list[int]:
+    """Numbers of the tensors that a call takes."""
+    leaves = pytree.tree_leaves((call.args, call.kwargs), is_leaf=lambda one: isinstance(one, Ref))
+    return [one.number for one in leaves if isinstance(one, Ref)]
