@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.diagnose.matching import Keys, Kept, Matches, distance, fed, frontier, live, match
+from maskattn.diagnose.matching import Keys, Matches, Rows, frontier, match
 from maskattn.diagnose.trace import Node, Trace, Where
 from maskattn.typing import NumPyArray
 
@@ -177,7 +177,7 @@ class Comparison:
         found |= {float(nodes[one].value.ravel()[0]) for one in later if nodes[one].value.size == 1}
         return tuple(sorted(one for one in found if np.isfinite(one)))
 
-    def _open(self, there: list[int], matches: Matches) -> dict[int, list[NumPyArray]]:
+    def _open(self, there: list[int], matches: Matches) -> dict[int, Rows]:
         """Tensors of the JAX side behind its first difference, by their sizes."""
         trace = self.theirs.trace
         behind = set(there)
@@ -189,18 +189,18 @@ class Comparison:
             key = self.theirs[number]
             if number not in matches.theirs and key is not None:
                 found.setdefault(key.size, []).append(key)
-        return found
+        return {size: Rows(np.stack(keys)) for size, keys in found.items()}
 
-    def _again(self, made: Mapping[int, NumPyArray], unmatched: Mapping[int, Sequence[NumPyArray]]) -> int:
+    def _again(self, made: Mapping[int, NumPyArray], unmatched: Mapping[int, Rows]) -> int:
+        """How many tensors of the JAX side are among those that were made."""
         trace = Trace([Node("operation", "", value) for value in made.values()])
         keys = Keys(trace, self.theirs.kept)
-        hit: set[int] = set()
-        for number in range(len(trace.nodes)):
-            key = keys[number]
-            if key is not None:
-                for other in unmatched.get(key.size, ()):
-                    if id(other) not in hit and distance(key, other) <= self.tolerance:
-                        hit.add(id(other))
+        hit: set[tuple[int, int]] = set()
+        for number, node in enumerate(trace.nodes):
+            if node.value.size in unmatched or self.theirs.kept is not None:
+                key = keys[number]
+                if key is not None and key.size in unmatched:
+                    hit |= {(key.size, row) for row in unmatched[key.size].like(key, self.tolerance)}
         return len(hit)
 
 
@@ -211,13 +211,9 @@ def _related(program: Any, here: Iterable[int], near: frozenset[int]) -> frozens
         if any(reader in found for number in program.calls[at].outputs if number is not None for reader in program.read_by.get(number, ())):
             found.add(at)
     for at in sorted(near):
-        if any(program.made_by.get(number) in found for number in _refs(program, at)):
+        if any(program.made_by.get(number) in found for number in program.taken[at]):
             found.add(at)
     return frozenset(found & near)
-
-
-def _refs(program: Any, at: int) -> list[int]:
-    return import_module("maskattn_torch.tracing").refs(program.calls[at])
 
 
 def _said(node: Node) -> str:

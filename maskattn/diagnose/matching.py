@@ -110,30 +110,55 @@ class Matches:
     theirs: dict[int, list[int]]
 
 
+@dataclass(frozen=True, eq=False)
+class Rows:
+    """Tensors of one size, each as its numbers in order.
+
+    Attributes:
+        keys: float64 [tensors, numbers].
+    """
+
+    keys: NumPyArray
+
+    @cached_property
+    def _middles(self) -> NumPyArray:
+        return np.array([_middle(key) for key in self.keys])
+
+    def like(self, key: NumPyArray, tolerance: float) -> list[int]:
+        """Which of them match a key."""
+        size = float(np.abs(key[np.isfinite(key)]).max())
+        with np.errstate(invalid="ignore"):
+            near = np.flatnonzero(np.abs(self._middles - _middle(key)) <= 2 * tolerance * size)
+        return [int(row) for row in near if distance(key, self.keys[row]) <= tolerance]
+
+
 def match(ours: Keys, theirs: Keys, tolerance: float) -> Matches:
     """All pairs of tensors that match, operations and inputs of both programs.
 
     Args:
         tolerance: of the largest number.
     """
-    buckets: dict[int, list[tuple[int, float, NumPyArray]]] = {}
+    sizes: dict[int, list[int]] = {}
     for number in theirs.telling:
-        key = theirs[number]
-        assert key is not None
         if theirs.trace.nodes[number].kind != "parameter":
-            buckets.setdefault(key.size, []).append((number, _middle(key), key))
+            sizes.setdefault(_key(theirs, number).size, []).append(number)
+    rows = {size: Rows(np.stack([_key(theirs, number) for number in numbers])) for size, numbers in sizes.items()}
     found = Matches({}, {})
     for number in ours.telling:
-        key = ours[number]
-        assert key is not None
-        if ours.trace.nodes[number].kind == "parameter":
+        key = _key(ours, number)
+        if ours.trace.nodes[number].kind == "parameter" or key.size not in rows:
             continue
-        middle, size = _middle(key), float(np.abs(key[np.isfinite(key)]).max())
-        for other, its, candidate in buckets.get(key.size, ()):
-            if abs(its - middle) <= 2 * tolerance * size and distance(key, candidate) <= tolerance:
-                found.ours.setdefault(number, []).append(other)
-                found.theirs.setdefault(other, []).append(number)
+        for row in rows[key.size].like(key, tolerance):
+            other = sizes[key.size][row]
+            found.ours.setdefault(number, []).append(other)
+            found.theirs.setdefault(other, []).append(number)
     return found
+
+
+def _key(keys: Keys, number: int) -> NumPyArray:
+    key = keys[number]
+    assert key is not None
+    return key
 
 
 def _middle(key: NumPyArray) -> float:

@@ -16,6 +16,7 @@ from jax.tree_util import keystr, tree_flatten_with_path
 
 from maskattn.diagnose.trace import Node, Trace, Where, here, numbers
 from maskattn.typing import NumPyArray
+from maskattn_jax.tracing.evaluate import evaluate
 
 #: What is not the program's own code.
 LIBRARIES = ("jax", "flax", "equinox", "haiku", "jaxtyping")
@@ -70,7 +71,7 @@ class _Tape(core.EvalTrace):
             if not isinstance(out, jax.Array):
                 out = super().process_primitive(primitive, args, params)
         else:
-            out = super().process_primitive(primitive, args, params)
+            out = self._result(primitive, args, params)
         if primitive.name.startswith("random_bits") or primitive.name == "threefry2x32":
             self.trace.random.append(where)
         for one in out if primitive.multiple_results else [out]:
@@ -86,6 +87,14 @@ class _Tape(core.EvalTrace):
     def process_custom_vjp_call(self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, **_: Any) -> Any:
         with core.set_current_trace(self):
             return fun.call_wrapped(*tracers)
+
+    def _result(self, primitive: Any, args: Sequence[Any], params: Any) -> Any:
+        if self._wide and all(hasattr(one, "dtype") and not jnp.issubdtype(one.dtype, jax.dtypes.extended) for one in args):
+            made = evaluate(primitive.name, [np.asarray(one) for one in args], params)
+            if made is not None:
+                arrays = [jax.device_put(one) for one in made]
+                return arrays if primitive.multiple_results else arrays[0]
+        return super().process_primitive(primitive, args, params)
 
     def _widened(self, primitive: Any, args: Sequence[Any], params: Any, where: Where) -> tuple[list[Any], Any]:
         wide = [jnp_wide(one) for one in args]

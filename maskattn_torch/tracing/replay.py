@@ -69,9 +69,19 @@ class Program:
         """Of each node the calls that take it."""
         found: dict[int, list[int]] = {}
         for at, call in enumerate(self.calls):
-            for number in dict.fromkeys(refs(call)):
+            for number in dict.fromkeys(self.taken[at]):
                 found.setdefault(number, []).append(at)
         return found
+
+    @cached_property
+    def taken(self) -> list[list[int]]:
+        """Of each call the nodes that it takes."""
+        return [refs(call) for call in self.calls]
+
+    @cached_property
+    def writes(self) -> bool:
+        """Whether some call writes into a tensor that was there."""
+        return any(call.writes for call in self.calls)
 
     def tensor(self, number: int) -> Tensor:
         """The numbers of a node."""
@@ -90,9 +100,9 @@ class Program:
         """
         changes = {at: change for edit in (*self.applied, *edits) for at, change in edit.changes.items()}
         fresh: dict[int, Tensor] = {}
-        whole = any(call.writes for call in self.calls)
+        whole = self.writes
         for at, call in enumerate(self.calls[:until]):
-            if not whole and at not in changes and not any(number in fresh for number in refs(call)):
+            if not whole and at not in changes and not any(number in fresh for number in self.taken[at]):
                 continue
             args, kwargs = self._given(call, fresh)
             change = changes.get(at)
@@ -120,7 +130,7 @@ class Program:
             number = self.recording.again[number]
         if number not in fresh:
             found = self.tensor(number)
-            if not any(call.writes for call in self.calls):
+            if not self.writes:
                 return found
             fresh[number] = found
         return fresh[number]
