@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
 from maskattn.diagnose.matching import Keys, Matches, Rows, frontier, match
-from maskattn.diagnose.trace import Node, Trace, Where
+from maskattn.diagnose.trace import Node, Trace
 from maskattn.typing import NumPyArray
 
 #: Of the largest number: what two right programs may differ by, computed in float64, and in float32.
@@ -208,7 +207,12 @@ def _related(program: Any, here: Iterable[int], near: frozenset[int]) -> frozens
     """Of the calls near by those that lead to the first difference, or from it."""
     found = {program.made_by[one] for one in here if one in program.made_by}
     for at in sorted(near, reverse=True):
-        if any(reader in found for number in program.calls[at].outputs if number is not None for reader in program.read_by.get(number, ())):
+        if any(
+            reader in found
+            for number in program.calls[at].outputs
+            if number is not None
+            for reader in program.read_by.get(number, ())
+        ):
             found.add(at)
     for at in sorted(near):
         if any(program.made_by.get(number) in found for number in program.taken[at]):

@@ -102,7 +102,13 @@ def numbers(array: NumPyArray) -> NumPyArray:
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 _ROOTS = tuple(
     os.path.join(path, "")
-    for path in {sysconfig.get_paths()["stdlib"], sysconfig.get_paths()["platstdlib"], _OWN, f"{_OWN}_torch", f"{_OWN}_jax"}
+    for path in {
+        sysconfig.get_paths()["stdlib"],
+        sysconfig.get_paths()["platstdlib"],
+        _OWN,
+        f"{_OWN}_torch",
+        f"{_OWN}_jax",
+    }
 )
 
 

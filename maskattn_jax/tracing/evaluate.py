@@ -83,7 +83,9 @@ def _evaluate(name: str, args: Sequence[NumPyArray], params: Mapping[str, Any]) 
     x = args[0] if args else np.zeros(())
     if name in _ONE and x.dtype.kind == "f":
         return _ONE[name](x)
-    if name in _TWO and (x.dtype.kind in "fb" or name in ("add", "sub", "mul", "eq", "ne", "lt", "le", "gt", "ge", "max", "min")):
+    if name in _TWO and (
+        x.dtype.kind in "fb" or name in ("add", "sub", "mul", "eq", "ne", "lt", "le", "gt", "ge", "max", "min")
+    ):
         return _TWO[name](x, args[1]).astype(np.result_type(*args) if name not in _TRUTHS else bool)
     if name in _REDUCED:
         kept = x.dtype if name in ("reduce_sum", "reduce_prod") else None
@@ -153,6 +155,14 @@ def _product(x: NumPyArray, y: NumPyArray, summed: Any, batch: Any) -> NumPyArra
     sizes = [x.shape[axis] for axis in xb]
     rows, columns = [x.shape[axis] for axis in alone_x], [y.shape[axis] for axis in alone_y]
     inner = int(np.prod([x.shape[axis] for axis in xs], dtype=np.int64))
-    left = x.transpose(*xb, *alone_x, *xs).reshape(*sizes, -1, inner) if inner else np.zeros((*sizes, int(np.prod(rows)), 0))
-    right = y.transpose(*yb, *ys, *alone_y).reshape(*sizes, inner, -1) if inner else np.zeros((*sizes, 0, int(np.prod(columns))))
+    left = (
+        x.transpose(*xb, *alone_x, *xs).reshape(*sizes, -1, inner)
+        if inner
+        else np.zeros((*sizes, int(np.prod(rows)), 0))
+    )
+    right = (
+        y.transpose(*yb, *ys, *alone_y).reshape(*sizes, inner, -1)
+        if inner
+        else np.zeros((*sizes, 0, int(np.prod(columns))))
+    )
     return np.matmul(left, right).reshape(*sizes, *rows, *columns)

@@ -14,7 +14,8 @@ import numpy as np
 from jax._src import core, source_info_util
 from jax.tree_util import keystr, tree_flatten_with_path
 
-from maskattn.diagnose.trace import Node, Trace, Where, here, numbers
+from maskattn.diagnose.tables import sharpened
+from maskattn.diagnose.trace import Kind, Node, Trace, Where, here, numbers
 from maskattn.typing import NumPyArray
 from maskattn_jax.tracing.evaluate import evaluate
 
@@ -35,6 +36,7 @@ class _Tape(core.EvalTrace):
         self._paths = paths
         self._wide = wide
         self._of: dict[int, int] = {}
+        self._sharp: dict[int, jax.Array] = {}  # tables of more digits than they were stored with
         self._kept: list[object] = []  # so that no id is given twice
 
     def add(self, array: object, node: Node) -> int:
@@ -45,15 +47,26 @@ class _Tape(core.EvalTrace):
         self._of[id(array)] = number
         return number
 
+    def leaf(self, array: Any, kind: Kind, name: str) -> int:
+        """An array that no primitive has made."""
+        value = _numbers(array)
+        if self._wide and array.dtype == np.float32:
+            sharp = sharpened(np.asarray(array))
+            if not np.array_equal(sharp, value):
+                value, self._sharp[id(array)] = sharp, jax.device_put(sharp)
+        return self.add(array, Node(kind, name, value))
+
     def number(self, array: object) -> int | None:
         """Which node an array is; None of what is no array, or a Python number."""
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             return None
         found = self._of.get(id(array))
         if found is None:
-            if jnp.issubdtype(array.dtype, jax.dtypes.extended) or (array.size < 2 and not isinstance(array, jax.Array)):
+            if jnp.issubdtype(array.dtype, jax.dtypes.extended) or (
+                array.size < 2 and not isinstance(array, jax.Array)
+            ):
                 return None
-            found = self.add(array, Node("constant", "", _numbers(array)))
+            found = self.leaf(array, "constant", "")
         return found
 
     def process_primitive(self, primitive: Any, args: Sequence[Any], params: Any, /) -> Any:
@@ -89,7 +102,9 @@ class _Tape(core.EvalTrace):
             return fun.call_wrapped(*tracers)
 
     def _result(self, primitive: Any, args: Sequence[Any], params: Any) -> Any:
-        if self._wide and all(hasattr(one, "dtype") and not jnp.issubdtype(one.dtype, jax.dtypes.extended) for one in args):
+        if self._wide and all(
+            hasattr(one, "dtype") and not jnp.issubdtype(one.dtype, jax.dtypes.extended) for one in args
+        ):
             made = evaluate(primitive.name, [np.asarray(one) for one in args], params)
             if made is not None:
                 arrays = [jax.device_put(one) for one in made]
@@ -97,7 +112,7 @@ class _Tape(core.EvalTrace):
         return super().process_primitive(primitive, args, params)
 
     def _widened(self, primitive: Any, args: Sequence[Any], params: Any, where: Where) -> tuple[list[Any], Any]:
-        wide = [jnp_wide(one) for one in args]
+        wide = [self._sharp.get(id(one), jnp_wide(one)) for one in args]
         if primitive.name == "bitcast_convert_type":
             return list(args), params
         narrow = {name: np.dtype("float64") for name in _DTYPES if name in params and _narrow(params[name])}
@@ -168,13 +183,16 @@ def record(
     with jax.enable_x64(wide or jax.config.jax_enable_x64), jax.disable_jit(), jax.default_matmul_precision("highest"):
         for name, array in names:
             if id(array) not in tape._of:
-                tape.add(array, Node("parameter", name, _numbers(array)))
+                tape.leaf(array, "parameter", name)
         given, spec = jax.tree.flatten((tuple(args), dict(kwargs)))
         arrays = [jnp.asarray(one) if hasattr(one, "__array__") else one for one in given]
-        paths = [keystr(path[1:], simple=True, separator=".") for path, _ in tree_flatten_with_path((tuple(args), dict(kwargs)))[0]]
+        paths = [
+            keystr(path[1:], simple=True, separator=".")
+            for path, _ in tree_flatten_with_path((tuple(args), dict(kwargs)))[0]
+        ]
         for name, one in zip(paths, arrays, strict=True):
             if isinstance(one, jax.Array):
-                tape.add(one, Node("input", name, _numbers(one)))
+                tape.leaf(one, "input", name)
         taken, named = jax.tree.unflatten(spec, arrays)
         with core.set_current_trace(tape):
             out = function(*taken, **named)
@@ -256,7 +274,9 @@ def _below(name: str, key: str) -> str:
     return f"{name}.{key}" if name else key
 
 
-def _inside(it: Any, name: str, arrays: list[tuple[str, Any]], modules: dict[int, str], seen: set[int], look: Any) -> None:
+def _inside(
+    it: Any, name: str, arrays: list[tuple[str, Any]], modules: dict[int, str], seen: set[int], look: Any
+) -> None:
     """What a module holds."""
     if "flax.nnx" in sys.modules:
         nnx = sys.modules["flax.nnx"]
@@ -265,7 +285,11 @@ def _inside(it: Any, name: str, arrays: list[tuple[str, Any]], modules: dict[int
                 where = _below(name, ".".join(map(str, path))) if path else name
                 if isinstance(one, nnx.Variable):
                     value = one.get_value()
-                    if hasattr(value, "dtype") and not jnp.issubdtype(value.dtype, jax.dtypes.extended) and id(value) not in seen:
+                    if (
+                        hasattr(value, "dtype")
+                        and not jnp.issubdtype(value.dtype, jax.dtypes.extended)
+                        and id(value) not in seen
+                    ):
                         seen.add(id(value))
                         arrays.append((where, value))
                 elif isinstance(one, nnx.Module):

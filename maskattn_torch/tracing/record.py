@@ -14,6 +14,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from maskattn.arrays import to_numpy
+from maskattn.diagnose.tables import sharpened
 from maskattn.diagnose.trace import Node, Trace, Where, here, numbers
 from maskattn.typing import NumPyArray
 
@@ -74,6 +75,7 @@ class _Tape(TorchDispatchMode):
         self._paths = paths
         self._wide = wide
         self._of: dict[int, int] = {}
+        self._sharp: dict[int, Tensor] = {}  # tables of more digits than they were stored with
         self._kept: list[Tensor] = []  # so that no id is given twice
         self._forward: dict[int, Where] = {}  # sequence numbers of autograd's nodes
 
@@ -87,7 +89,12 @@ class _Tape(TorchDispatchMode):
 
     def leaf(self, tensor: Tensor, kind: str, name: str) -> int:
         """A tensor that no operator has made."""
-        number = self.add(tensor, Node(kind, name, _numbers(tensor)))  # type: ignore[arg-type]
+        value = _numbers(tensor)
+        if self._wide and tensor.dtype == torch.float32:
+            sharp = sharpened(to_numpy(tensor.detach()))
+            if not np.array_equal(sharp, value):
+                value, self._sharp[id(tensor)] = sharp, torch.from_numpy(sharp)
+        number = self.add(tensor, Node(kind, name, value))  # type: ignore[arg-type]
         self.recording.held[number] = tensor
         return number
 
@@ -108,7 +115,7 @@ class _Tape(TorchDispatchMode):
         given, spec = pytree.tree_flatten((tuple(args), named))
         refs = [Ref(self._seen(one)) if isinstance(one, Tensor) else one for one in given]
         if self._wide:
-            given = [_widened(one) for one in given]
+            given = [self._sharp.get(id(one), _widened(one)) for one in given]
         taken, named = pytree.tree_unflatten(given, spec)
         if self._wide and named.get("dtype") in _NARROW:
             if any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in given):
@@ -178,7 +185,12 @@ def _numbers(tensor: Tensor) -> NumPyArray:
 
 
 def record(
-    function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object], *, wide: bool, grads: bool = False
+    function: Callable[..., object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    *,
+    wide: bool,
+    grads: bool = False,
 ) -> Recording:
     """Runs a program and gives what it did.
 

@@ -136,6 +136,11 @@ class Program:
         return fresh[number]
 
 
+def name_of(call: Called) -> str:
+    """What PyTorch calls an operator: "mul.Tensor", "bmm"."""
+    return str(call.operator).removeprefix("aten.").removesuffix(".default")
+
+
 def refs(call: Called) -> list[int]:
     """Numbers of the tensors that a call takes."""
     leaves = pytree.tree_leaves((call.args, call.kwargs), is_leaf=lambda one: isinstance(one, Ref))

@@ -2,11 +2,19 @@
 
 from collections.abc import Iterator
 
-from maskattn_torch.tracing.edits import activations, constants, operands
+from maskattn_torch.tracing.edits import activations, attention, constants, linear, norms, operands, rotary
 from maskattn_torch.tracing.replay import Edit, Edits, Program
 
 #: All families, those first that say most of what was done.
-FAMILIES: tuple[Edits, ...] = (constants.edits, activations.edits, operands.edits)
+FAMILIES: tuple[Edits, ...] = (
+    attention.edits,
+    rotary.edits,
+    norms.edits,
+    activations.edits,
+    constants.edits,
+    linear.edits,
+    operands.edits,
+)
 
 
 def edits(program: Program) -> Iterator[Edit]:

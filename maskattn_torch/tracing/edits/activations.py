@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from maskattn_torch.tracing.replay import Change, Edit, Program
+from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
 
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": functional.gelu,
@@ -28,7 +28,7 @@ def edits(program: Program) -> Iterator[Edit]:
     """Each function in the place of each activation."""
     for at in sorted(program.near):
         call = program.calls[at]
-        mine = _NAMES.get(str(call.operator).removeprefix("aten.").removesuffix(".default"))
+        mine = _NAMES.get(name_of(call))
         if mine is None:
             continue
         if mine == "gelu" and call.kwargs.get("approximate", "none") == "tanh":

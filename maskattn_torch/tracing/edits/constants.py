@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from torch import Tensor
-
-from maskattn_torch.tracing.replay import Change, Edit, Program
+from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
 
 #: Operators -> which of their arguments is a number, and what it is.
 PLACES = {
@@ -25,7 +23,7 @@ def edits(program: Program) -> Iterator[Edit]:
     """Another number in the place of each."""
     for at in sorted(program.near):
         call = program.calls[at]
-        name = str(call.operator).removeprefix("aten.").removesuffix(".default")
+        name = name_of(call)
         if name not in PLACES:
             continue
         place, what = PLACES[name]
@@ -34,7 +32,10 @@ def edits(program: Program) -> Iterator[Edit]:
             continue
         if what == "number added" and 0 < abs(mine) < 1e-2:
             what = "eps of the norm"
-        others = {*program.constants, *(_COMMON if what == "eps of the norm" else (1.0, mine * mine, mine**0.5 if mine > 0 else 1.0))}
+        others = {
+            *program.constants,
+            *(_COMMON if what == "eps of the norm" else (0.0, 1.0, mine * mine, mine**0.5 if mine > 0 else 1.0)),
+        }
         if what in ("factor", "divisor"):
             others |= {1 / one for one in others if one}
         for other in sorted(others):

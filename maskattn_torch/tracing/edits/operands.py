@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from maskattn_torch.tracing.record import Ref
-from maskattn_torch.tracing.replay import Change, Edit, Program, refs
+from maskattn_torch.tracing.replay import Change, Edit, Program, name_of, refs
 
 _BINARY = ("add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor")
 
@@ -27,6 +26,10 @@ def edits(program: Program) -> Iterator[Edit]:
                     found = shapes.setdefault(node.value.shape, [])
                     if number not in found:
                         found.append(number)
+    for number in program.recording.parameters.values():
+        value = program.recording.nodes[number].value
+        if value.dtype.kind == "f" and number not in shapes.setdefault(value.shape, []):
+            shapes[value.shape].append(number)
     for at in near:
         call = program.calls[at]
         for number in dict.fromkeys(refs(call)):
@@ -40,7 +43,7 @@ def edits(program: Program) -> Iterator[Edit]:
 def _left_out(program: Program) -> Iterator[Edit]:
     for at in sorted(program.near):
         call = program.calls[at]
-        name = str(call.operator).removeprefix("aten.").removesuffix(".default")
+        name = name_of(call)
         if name not in _BINARY or not all(isinstance(one, Ref) for one in call.args[:2]):
             continue
         shape = program.recording.nodes[call.outputs[0]].value.shape  # type: ignore[index]
@@ -74,8 +77,7 @@ def _swapped(program: Program, places: dict[int, int], call: object) -> Change:
         shown, spec = pytree.tree_flatten((call.args, call.kwargs), is_leaf=lambda one: isinstance(one, Ref))  # type: ignore[attr-defined]
         given = pytree.tree_leaves((args, kwargs), is_leaf=lambda one: isinstance(one, Tensor) or one is None)
         taken = [
-            tensors.get(one.number, now) if isinstance(one, Ref) else now
-            for one, now in zip(shown, given, strict=True)
+            tensors.get(one.number, now) if isinstance(one, Ref) else now for one, now in zip(shown, given, strict=True)
         ]
         a, k = pytree.tree_unflatten(taken, spec)
         return operator(*a, **k)  # type: ignore[operator]

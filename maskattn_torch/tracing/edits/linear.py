@@ -1,0 +1,107 @@
+"""What may be done otherwise in linear layers, and how numbers are arranged between them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from torch import Tensor
+
+from maskattn_torch.tracing.record import Ref
+from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
+
+_VIEWS = ("view", "_unsafe_view", "reshape")
+
+
+def edits(program: Program) -> Iterator[Edit]:
+    """Of products with weights that are near, and of changes of shape."""
+    for at in sorted(program.near):
+        name = name_of(program.calls[at])
+        if name == "addmm":
+            yield Edit("the bias of the linear layer is left out", "no bias", {at: _no_bias})
+        elif name == "linear":
+            if len(program.calls[at].args) > 2 and program.calls[at].args[2] is not None:
+                yield Edit("the bias of the linear layer is left out", "no bias", {at: _linear_no_bias})
+            yield from _turned_kernel(program, at, 1)
+        elif name in ("t", "transpose.int", "permute"):
+            yield from _turned_kernel(program, at, 0)
+        elif name == "convolution":
+            if program.calls[at].args[2] is not None:
+                yield Edit("the bias of the convolution is left out", "no bias", {at: _convolution_no_bias})
+            yield from _turned_kernel(program, at, 1)
+        elif name in _VIEWS:
+            yield from _arranged(program, at)
+
+
+def _no_bias(_: object, args: tuple[Tensor, ...], kwargs: object) -> Tensor:
+    return args[1] @ args[2]
+
+
+def _linear_no_bias(_: object, args: tuple[Tensor, ...], kwargs: object) -> Tensor:
+    return args[0] @ args[1].T
+
+
+def _convolution_no_bias(
+    operator: Callable[..., Tensor], args: tuple[Tensor, ...], kwargs: dict[str, object]
+) -> Tensor:
+    return operator(args[0], args[1], None, *args[3:], **kwargs)
+
+
+def _turned_kernel(program: Program, at: int, place: int) -> Iterator[Edit]:
+    """A kernel whose last two axes are as long as each other may be the other way round."""
+    given = program.calls[at].args[place]
+    if not isinstance(given, Ref):
+        return
+    node = program.recording.nodes[given.number]
+    if node.kind == "parameter" and node.value.ndim > 1 and node.value.shape[-1] == node.value.shape[-2] > 1:
+        text = f"the kernel {node.name} is transposed"
+        yield Edit(text, "transposed kernel", {at: _transposed(place)})
+    if node.kind == "parameter" and node.value.ndim == 4:
+        text = f"the kernel {node.name} is turned around"
+        yield Edit(text, "turned kernel", {at: _flipped(place)})
+
+
+def _transposed(place: int) -> Change:
+    return lambda operator, args, kwargs: operator(
+        *args[:place], args[place].transpose(-1, -2), *args[place + 1 :], **kwargs
+    )
+
+
+def _flipped(place: int) -> Change:
+    return lambda operator, args, kwargs: operator(
+        *args[:place], args[place].flip(-1, -2), *args[place + 1 :], **kwargs
+    )
+
+
+def _arranged(program: Program, at: int) -> Iterator[Edit]:
+    """One axis made two, or two made one: the two may be exchanged."""
+    call = program.calls[at]
+    if not isinstance(call.args[0], Ref) or call.outputs[0] is None:
+        return
+    before = program.recording.nodes[call.args[0].number].value.shape
+    after = program.recording.nodes[call.outputs[0]].value.shape
+    if len(after) == len(before) + 1:
+        axis = next((axis for axis, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), None)
+        if axis is not None and before[axis + 1 :] == after[axis + 2 :] and min(after[axis : axis + 2]) > 1:
+            text = f"{before[axis]} numbers are split into {after[axis + 1]} x {after[axis]}, not {after[axis]} x {after[axis + 1]}"
+            yield Edit(f"{text} (order of heads)", "split the other way", {at: _split(axis, after)})
+    if len(after) == len(before) - 1:
+        axis = next((axis for axis, (a, b) in enumerate(zip(after, before, strict=False)) if a != b), None)
+        if axis is not None and after[axis + 1 :] == before[axis + 2 :] and min(before[axis : axis + 2]) > 1:
+            text = f"{before[axis]} x {before[axis + 1]} numbers are joined the other way round (order of heads)"
+            yield Edit(text, "joined the other way", {at: _joined(axis, after)})
+            if axis >= 2:
+                text = "heads are not moved back behind the positions before they are joined"
+                yield Edit(text, "heads not moved back", {at: _not_moved(axis, after)})
+
+
+def _split(axis: int, shape: tuple[int, ...]) -> Change:
+    other = (*shape[:axis], shape[axis + 1], shape[axis], *shape[axis + 2 :])
+    return lambda _, args, kwargs: args[0].reshape(other).transpose(axis, axis + 1)
+
+
+def _joined(axis: int, shape: tuple[int, ...]) -> Change:
+    return lambda _, args, kwargs: args[0].transpose(axis, axis + 1).reshape(shape)
+
+
+def _not_moved(axis: int, shape: tuple[int, ...]) -> Change:
+    return lambda _, args, kwargs: args[0].transpose(axis - 1, axis).reshape(shape)
