@@ -17,8 +17,14 @@ from maskattn.typing import NumPyArray
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 #: How many places are looked for.
 MOST = 24
+#: How many edits are looked at to the end of the program.
+SHORTLIST = 12
 #: How many calls around the first difference are tried to be changed, before it and behind.
 BEFORE, BEHIND = 60, 40
+
+
+#: What PyTorch says to an edit that cannot be computed.
+_IMPOSSIBLE = (RuntimeError, TypeError, IndexError, ValueError)
 
 
 @dataclass(frozen=True)
@@ -139,16 +145,21 @@ class Comparison:
         unmatched = self._open(there, matches)
         if not unmatched:
             return None
-        best, most = None, 0
+        scores: list[tuple[int, Any]] = []
         for edit in self.tracing.edits(program):
-            try:
-                made = program.play([edit], until=last + BEHIND)
-            except (RuntimeError, TypeError, IndexError, ValueError):
-                continue  # what cannot be computed was not done
-            score = self._again(made, unmatched)
-            if score > most:
-                best, most = edit, score
-        return best
+            score = self._score(program, edit, unmatched, last + BEHIND)
+            if score:
+                scores.append((score, edit))
+        scores.sort(key=lambda one: -one[0])
+        best = [edit for score, edit in scores[:SHORTLIST] if 2 * score >= scores[0][0]]
+        return max(best, key=lambda edit: self._score(program, edit, unmatched, None), default=None)
+
+    def _score(self, program: Any, edit: Any, unmatched: Mapping[int, Rows], until: int | None) -> int:
+        try:
+            made = program.play([edit], until=until)
+        except _IMPOSSIBLE:
+            return 0  # what cannot be computed was not done
+        return self._again(made, unmatched)
 
     def everywhere(self, program: Any, edit: Any) -> tuple[Any, tuple[str, ...]]:
         """The edit at every place where the same can be done, if that explains more."""
@@ -158,7 +169,11 @@ class Comparison:
             return edit, ()
         changes = {at: change for one in alike for at, change in one.changes.items()} | dict(edit.changes)
         every = replace(edit, changes=changes)
-        single, all_of_them = (self.error(program.applying(one)) for one in (edit, every))
+        single = self.error(program.applying(edit))
+        try:
+            all_of_them = self.error(program.applying(every))
+        except _IMPOSSIBLE:
+            return edit, ()
         if all_of_them <= self.tolerance or all_of_them < 0.5 * single:
             where = [str(program.calls[min(one.changes)].where) for one in alike]
             return every, tuple(dict.fromkeys(where))

@@ -33,6 +33,10 @@ class Edit:
     changes: Mapping[int, Change]
 
 
+#: Views that ask for strides, which an edit may have changed.
+_VIEWS: Mapping[str, Callable[..., Tensor]] = {"view": torch.reshape, "_unsafe_view": torch.reshape}
+
+
 class Edits(Protocol):
     """A family of edits: gives those of a program."""
 
@@ -106,7 +110,11 @@ class Program:
                 continue
             args, kwargs = self._given(call, fresh)
             change = changes.get(at)
-            out = call.operator(*args, **kwargs) if change is None else change(call.operator, args, kwargs)
+            operator = _VIEWS.get(name_of(call), call.operator)
+            if change is None:
+                out = operator(*args, **kwargs)
+            else:  # kernels of PyTorch ask for a last axis without gaps
+                out = pytree.tree_map_only(Tensor, torch.Tensor.contiguous, change(operator, args, kwargs))
             for number, one in zip(call.outputs, pytree.tree_leaves(out), strict=True):
                 if number is not None:
                     fresh[number] = one

@@ -117,7 +117,7 @@ def _masks(program: Program, allowed: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 def _fills(program: Program) -> list[float]:
     common = {-1.0, -10.0, -100.0, -1e3, -1e4}
-    return sorted(common | {one for one in program.constants if -1e5 < one < 0})
+    return sorted(common | {-abs(one) for one in program.constants if 0 < abs(one) < 1e5})
 
 
 # A softmax by itself --------------------------------------------------------------------------------------------------
@@ -276,7 +276,6 @@ def _of_sdpa(program: Program, at: int) -> Iterator[Edit]:
         bias = None if given.dtype == torch.bool else torch.where(given > MASKED, given, 0.0)
     mine = call.kwargs.get("scale")
     scale = float(mine) if isinstance(mine, (int, float)) else size**-0.5
-    attend = Attend(allowed, bias, scale)
     for text, other in _masks(program, allowed):
         yield Edit(text, text, {at: Attend(other, bias, scale)})
     if not bool(allowed.all()):
@@ -303,7 +302,6 @@ def _of_sdpa(program: Program, at: int) -> Iterator[Edit]:
             "tiled heads",
             {at: Attend(allowed, bias, scale, tiled=True)},
         )
-    del attend
     yield from _of_groups(program, at)
 
 

@@ -15,6 +15,7 @@ _BINARY = ("add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor")
 
 def edits(program: Program) -> Iterator[Edit]:
     """Operands left out; other tensors of the same shape, near by, in the place of each; two exchanged."""
+    yield from _exchanged(program)
     yield from _left_out(program)
     near = sorted(program.near)
     shapes: dict[tuple[int, ...], list[int]] = {}
@@ -38,6 +39,28 @@ def edits(program: Program) -> Iterator[Edit]:
                 if other != number and other not in call.outputs and (program.made_by.get(other, -1) < at):
                     text = f"{said(program, other)} is taken in the place of {said(program, number)}"
                     yield Edit(text, f"operand {number}->{other}", {at: _swapped(program, {number: other}, call)})
+
+
+def _exchanged(program: Program) -> Iterator[Edit]:
+    """Two parameters of one module, each in the place of the other."""
+    nodes = program.recording.nodes
+    near = [(at, number) for at in sorted(program.near) for number in program.taken[at]]
+    held = [(at, number) for at, number in near if nodes[number].kind == "parameter"]
+    for place, (at, number) in enumerate(held):
+        for other_at, other in held[place + 1 :]:
+            alike = nodes[number].value.shape == nodes[other].value.shape and number != other
+            if alike and _owner(nodes[number].name) == _owner(nodes[other].name):
+                text = f"{nodes[number].name} and {nodes[other].name} are exchanged"
+                changes = {
+                    at: _swapped(program, {number: other}, program.calls[at]),
+                    other_at: _swapped(program, {other: number}, program.calls[other_at]),
+                }
+                yield Edit(text, "exchanged", changes)
+
+
+def _owner(name: str) -> str:
+    """The module above the one that a parameter is in."""
+    return name.rpartition(".")[0].rpartition(".")[0]
 
 
 def _left_out(program: Program) -> Iterator[Edit]:
