@@ -9,12 +9,14 @@ from typing import Any
 
 import numpy as np
 
-from maskattn.diagnose.matching import Keys, Matches, Rows, frontier, match
+from maskattn.diagnose.matching import Keys, Matches, Rows, distance, frontier, match
 from maskattn.diagnose.trace import Node, Trace
 from maskattn.typing import NumPyArray
 
 #: Of the largest number: what two right programs may differ by, computed in float64, and in float32.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+#: What rounding to float32 moves a number by, with some room.
+ROUNDED = 2.0**-22
 #: How many places are looked for.
 MOST = 24
 #: How many edits are looked at to the end of the program.
@@ -94,6 +96,7 @@ class Comparison:
     def report(self) -> Report:
         """Looks for places until the outputs agree, or a place is not explained."""
         places: list[Place] = []
+        self.program = self._with_tables(self.program)
         first = self.error(self.program)
         while len(places) < MOST and self.error(self.program) > self.tolerance:
             place, edit = self.next_place(self.program)
@@ -104,6 +107,22 @@ class Comparison:
                 break
             self.program = self.program.applying(edit)
         return Report(tuple(places), first, self.tolerance)
+
+    def _with_tables(self, program: Any) -> Any:
+        """The program with the JAX side's numbers in tables that PyTorch keeps in float32 and JAX computes in float64."""
+        nodes, ours = self.theirs.trace.nodes, Keys(program.recording)
+        tables = [one for one in self.theirs.telling if nodes[one].kind == "operation"]
+        found: dict[int, NumPyArray] = {}
+        for number in program.recording.rounded:
+            key = ours[number]
+            for other in tables if key is not None else ():
+                its = self.theirs[other]
+                if its is not None and key is not None and 0 < distance(key, its) <= ROUNDED:
+                    value = program.recording.nodes[number].value
+                    made = np.empty(value.size)
+                    made[np.argsort(value, axis=None, kind="stable")] = np.sort(nodes[other].value, axis=None)
+                    found[number] = made.reshape(value.shape)
+        return program.holding(found) if found else program
 
     def outputs(self, trace: Trace) -> list[int]:
         return list(trace.outputs.values())
@@ -219,19 +238,20 @@ class Comparison:
 
 
 def _related(program: Any, here: Iterable[int], near: frozenset[int]) -> frozenset[int]:
-    """Of the calls near by those that lead to the first difference, or from it."""
+    """Of the calls near by those that lead to the first difference, or from it, and those that meet it there."""
     found = {program.made_by[one] for one in here if one in program.made_by}
-    for at in sorted(near, reverse=True):
-        if any(
-            reader in found
-            for number in program.calls[at].outputs
-            if number is not None
-            for reader in program.read_by.get(number, ())
-        ):
-            found.add(at)
+
+    def add_makers() -> None:
+        for at in sorted(near, reverse=True):
+            made = [number for number in program.calls[at].outputs if number is not None]
+            if any(reader in found for number in made for reader in program.read_by.get(number, ())):
+                found.add(at)
+
+    add_makers()
     for at in sorted(near):
         if any(program.made_by.get(number) in found for number in program.taken[at]):
             found.add(at)
+    add_makers()
     return frozenset(found & near)
 
 

@@ -58,11 +58,13 @@ class Recording(Trace):
     Attributes:
         calls: of operators, in order.
         held: tensors by their numbers; those of parameters, inputs and constants.
+        rounded: leaves that are kept in float32 and are no parameters that a program learns.
         again: nodes of a tensor after it was written into -> its node before.
     """
 
     calls: list[Called] = field(default_factory=list)
     held: dict[int, Tensor] = field(default_factory=dict)
+    rounded: list[int] = field(default_factory=list)
     again: dict[int, int] = field(default_factory=dict)
 
 
@@ -96,6 +98,8 @@ class _Tape(TorchDispatchMode):
                 value, self._sharp[id(tensor)] = sharp, torch.from_numpy(sharp)
         number = self.add(tensor, Node(kind, name, value))  # type: ignore[arg-type]
         self.recording.held[number] = tensor
+        if tensor.dtype == torch.float32 and not isinstance(tensor, nn.Parameter) and kind != "input":
+            self.recording.rounded.append(number)
         return number
 
     def number(self, tensor: Tensor) -> int:
@@ -140,8 +144,7 @@ class _Tape(TorchDispatchMode):
     def _seen(self, tensor: Tensor) -> int:
         found = self._of.get(id(tensor))
         if found is None:
-            found = self.add(tensor, Node("constant", "", _numbers(tensor)))
-            self.recording.held[found] = tensor.detach().clone()
+            found = self.leaf(tensor, "constant", "")
         return found
 
     def _made(self, tensor: Tensor, func: torch._ops.OpOverload, inputs: tuple[int, ...], where: Where) -> int:

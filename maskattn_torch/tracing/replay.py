@@ -96,14 +96,17 @@ class Program:
         at = self.made_by.get(number)
         return None if at is None else self.calls[at]
 
-    def play(self, edits: Iterable[Edit] = (), until: int | None = None) -> dict[int, NumPyArray]:
+    def play(
+        self, edits: Iterable[Edit] = (), until: int | None = None, leaves: Iterable[int] = ()
+    ) -> dict[int, NumPyArray]:
         """What the nodes are that depend on these edits, and on those applied: computed anew, in float64.
 
         Args:
             until: the number of the call to stop before; None: none.
+            leaves: nodes whose numbers have changed.
         """
         changes = {at: change for edit in (*self.applied, *edits) for at, change in edit.changes.items()}
-        fresh: dict[int, Tensor] = {}
+        fresh = {number: self.tensor(number) for number in leaves}
         whole = self.writes
         for at, call in enumerate(self.calls[:until]):
             if not whole and at not in changes and not any(number in fresh for number in self.taken[at]):
@@ -126,6 +129,16 @@ class Program:
         made = self.play([edit])
         nodes = [replace(node, value=made[at]) if at in made else node for at, node in enumerate(self.recording.nodes)]
         return replace(self, recording=replace(self.recording, nodes=nodes), applied=(*self.applied, edit))
+
+    def holding(self, values: Mapping[int, NumPyArray]) -> Program:
+        """The program with other numbers in some of its leaves."""
+        nodes = list(self.recording.nodes)
+        for number, value in values.items():
+            nodes[number] = replace(nodes[number], value=value)
+        program = replace(self, recording=replace(self.recording, nodes=nodes))
+        made = program.play(leaves=values)
+        nodes = [replace(node, value=made[at]) if at in made else node for at, node in enumerate(nodes)]
+        return replace(self, recording=replace(self.recording, nodes=nodes))
 
     def _given(self, call: Called, fresh: dict[int, Tensor]) -> tuple[Sequence[object], dict[str, object]]:
         leaves, spec = pytree.tree_flatten((call.args, call.kwargs), is_leaf=lambda one: isinstance(one, Ref))
