@@ -15,6 +15,7 @@ from maskattn.parity.attention import arrays, checks, textbook
 from maskattn.parity.attention.adapters import Adapter
 from maskattn.parity.attention.case import Case
 from maskattn.parity.attention.cases import fresh
+from maskattn.parity.attention.explained import explained
 from maskattn.parity.attention.module_checks import module_findings
 from maskattn.parity.attention.result import CaseOutcome, Result
 from maskattn.parity.findings import Finding, bits_equal
@@ -156,7 +157,7 @@ def _judge(
         for subject, got in results.items():
             expected = verdict.without("lse") if declared[subject].get("lse") == "none" else verdict
             inside = declared[subject].get("narrow") == "rounded inside"
-            _judge_one(outcomes[subject], got, expected, usual, kernel, inside)
+            _judge_one(outcomes[subject], inputs, got, expected, usual, kernel, inside)
     first = next(iter(results))
     for subject in list(results)[1:]:
         compared = _compare(first, results[first], subject, results[subject])
@@ -167,6 +168,7 @@ def _judge(
 
 def _judge_one(
     outcome: CaseOutcome,
+    inputs: dict[str, Array],
     got: dict[str, Array],
     verdict: checks.Verdict,
     usual: dict[str, Array] | None,
@@ -183,6 +185,9 @@ def _judge_one(
         outcome.findings += checks.tier1(case, subject, got, verdict)
     else:
         outcome.findings += checks.tier2(case, subject, got, verdict, rounded_inside)
+    wrong = next((one for one in outcome.findings if one.quantity == "output" and not one.held and one.limit), None)
+    if wrong is not None and (why := explained(case, inputs, got["output"], wrong.limit)) is not None:
+        outcome.findings.append(Finding("diagnosis", subject, "output", False, why))
     if usual is not None and not rounded_inside:
         outcome.beside_plain = checks.beside_plain(got, verdict, usual)
     for name, right in verdict.right.items():

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from maskattn.diagnose.masks import mistakes
 from maskattn_torch.tracing.record import Called, Ref
 from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
 
@@ -42,77 +44,9 @@ def edits(program: Program) -> Iterator[Edit]:
             yield from _of_softmax(program, at)
 
 
-# Masks ----------------------------------------------------------------------------------------------------------------
-
-
-def _right(allowed: Tensor) -> Tensor:
-    """Each key's permission given to the key behind it."""
-    return torch.cat([allowed[..., :1], allowed[..., :-1]], -1)
-
-
-def _left(allowed: Tensor) -> Tensor:
-    return torch.cat([allowed[..., 1:], allowed[..., -1:]], -1)
-
-
-def _some(allowed: Tensor) -> Tensor:
-    """Keys that some query may attend to."""
-    return allowed.any(-2, keepdim=True)
-
-
-def _diagonal(allowed: Tensor) -> Tensor:
-    return torch.eye(*allowed.shape[-2:], dtype=torch.bool)
-
-
-def _first(allowed: Tensor) -> Tensor:
-    """Rows that attend to nothing attend to the first key."""
-    first = torch.zeros_like(allowed)
-    first[..., 0] = True
-    return allowed | (~allowed.any(-1, keepdim=True) & first)
-
-
-def _to_the_left(allowed: Tensor) -> Tensor:
-    return allowed.flip(-1).cummax(-1).values.flip(-1).bool() if allowed.numel() else allowed
-
-
-def _causal(allowed: Tensor) -> Tensor:
-    rows, columns = allowed.shape[-2:]
-    return torch.ones(rows, columns, dtype=torch.bool).tril(columns - rows)
-
-
-#: What a mask may be instead, True = may attend.
-MASKS: Mapping[str, Callable[[Tensor], Tensor]] = {
-    "the mask is missing": torch.ones_like,
-    "the mask is inverted": torch.logical_not,
-    "the mask is inverted, but for the diagonal": lambda a: ~a | _diagonal(a),
-    "padding is not masked": lambda a: a.any(0, keepdim=True).expand_as(a),
-    "the mask is of padding alone: not causal, no window": lambda a: _some(a).expand_as(a),
-    "the mask is causal too": lambda a: a & _causal(a),
-    "a query sees one key more behind (causal, one late)": lambda a: (a | _right(a)) & _some(a),
-    "a query sees one key less at the end (causal, one early)": lambda a: a & _left(a) & ~_ends(a),
-    "a query sees one key less at the end (causal, one early; an empty row sees the first)": lambda a: _first(
-        a & _left(a) & ~_ends(a)
-    ),
-    "a query sees one key more before (a window too wide by one)": lambda a: (a | _left(a)) & _some(a),
-    "a query sees one key less at the start (a window too narrow by one)": lambda a: a & _right(a),
-    "the mask is shifted by one key": _right,
-    "the mask is shifted by one key to the left": _left,
-    "there is no window": lambda a: _to_the_left(a) & _some(a),
-    "queries and keys of the mask are exchanged": lambda a: a.transpose(-1, -2) if a.shape[-1] == a.shape[-2] else a,
-}
-
-
-def _ends(allowed: Tensor) -> Tensor:
-    """The last key, where it is allowed."""
-    last = torch.zeros_like(allowed)
-    last[..., -1] = True
-    return last & allowed
-
-
-def _masks(program: Program, allowed: Tensor) -> Iterator[tuple[str, Tensor]]:
-    for text, change in MASKS.items():
-        other = change(allowed)
-        if not torch.equal(other, allowed):
-            yield text, other
+def _masks(allowed: Tensor) -> Iterator[tuple[str, Tensor]]:
+    for text, other in mistakes(allowed.numpy()):
+        yield text, torch.from_numpy(np.ascontiguousarray(other))
 
 
 def _fills(program: Program) -> list[float]:
@@ -148,7 +82,7 @@ def _of_softmax(program: Program, at: int) -> Iterator[Edit]:
     mask = _masking(program, at)
     allowed = torch.ones(scores.shape, dtype=torch.bool) if mask is None else mask.allowed
     where, place = (at, 0) if mask is None else (mask.at, mask.place)
-    for text, other in _masks(program, allowed):
+    for text, other in _masks(allowed):
         if mask is None:
             yield Edit(text, text, {at: _masked_softmax(other)})
         else:
@@ -276,7 +210,7 @@ def _of_sdpa(program: Program, at: int) -> Iterator[Edit]:
         bias = None if given.dtype == torch.bool else torch.where(given > MASKED, given, 0.0)
     mine = call.kwargs.get("scale")
     scale = float(mine) if isinstance(mine, (int, float)) else size**-0.5
-    for text, other in _masks(program, allowed):
+    for text, other in _masks(allowed):
         yield Edit(text, text, {at: Attend(other, bias, scale)})
     if not bool(allowed.all()):
         for fill in _fills(program):
