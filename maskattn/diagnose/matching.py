@@ -1,7 +1,8 @@
 """Tensors of two programs that hold the same numbers, and the places behind which they no longer do.
 
-Two tensors match where their sorted numbers agree: whatever was transposed, reshaped or ordered otherwise. Sorting moves
-no number further than the largest difference, so a relative tolerance says the same of sorted numbers as of paired ones.
+Two tensors match where their sorted numbers agree: whatever was transposed, reshaped or ordered otherwise. Sorting
+moves no number further than the largest difference, so a relative tolerance says the same of sorted numbers as of
+paired ones.
 """
 
 from __future__ import annotations
@@ -88,7 +89,7 @@ class Keys:
 
 
 def distance(one: NumPyArray, other: NumPyArray) -> float:
-    """The largest difference of two lists of numbers in order, in units of the largest; inf where they cannot be paired."""
+    """The largest difference of two lists of numbers in order, in units of the largest; inf of lists that are no pair."""
     if one.shape != other.shape:
         return float("inf")
     finite = np.isfinite(one)

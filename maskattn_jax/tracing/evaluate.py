@@ -1,4 +1,4 @@
-"""Primitives of JAX by NumPy, in float64: nothing is compiled for a program that is run once, operation by operation."""
+"""Primitives of JAX by NumPy, in float64: a program that is run once, operation by operation, compiles nothing."""
 
 from __future__ import annotations
 

@@ -72,7 +72,7 @@ class Program:
     def read_by(self) -> dict[int, list[int]]:
         """Of each node the calls that take it."""
         found: dict[int, list[int]] = {}
-        for at, call in enumerate(self.calls):
+        for at in range(len(self.calls)):
             for number in dict.fromkeys(self.taken[at]):
                 found.setdefault(number, []).append(at)
         return found

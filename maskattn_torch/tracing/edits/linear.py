@@ -82,7 +82,8 @@ def _arranged(program: Program, at: int) -> Iterator[Edit]:
     if len(after) == len(before) + 1:
         axis = next((axis for axis, (a, b) in enumerate(zip(before, after, strict=False)) if a != b), None)
         if axis is not None and before[axis + 1 :] == after[axis + 2 :] and min(after[axis : axis + 2]) > 1:
-            text = f"{before[axis]} numbers are split into {after[axis + 1]} x {after[axis]}, not {after[axis]} x {after[axis + 1]}"
+            one, two = after[axis : axis + 2]
+            text = f"{before[axis]} numbers are split into {two} x {one}, not {one} x {two}"
             yield Edit(f"{text} (order of heads)", "split the other way", {at: _split(axis, after)})
     if len(after) == len(before) - 1:
         axis = next((axis for axis, (a, b) in enumerate(zip(after, before, strict=False)) if a != b), None)
