@@ -31,6 +31,41 @@ class Ref(NamedTuple):
     number: int
 
 
+@dataclass(frozen=True)
+class Wider:
+    """An operator that takes no float64, done by others that do."""
+
+    operator: torch._ops.OpOverload
+    function: Callable[..., Tensor]
+
+    def __call__(self, *args: object, **kwargs: object) -> Tensor:
+        return self.function(*args, **kwargs)
+
+    def __str__(self) -> str:
+        return str(self.operator)
+
+    @property
+    def __name__(self) -> str:
+        return self.operator.__name__
+
+    @property
+    def _schema(self) -> object:
+        return self.operator._schema
+
+
+def _grouped(rows: Tensor, kernels: Tensor, ends: Tensor, *_: object, **__: object) -> Tensor:
+    """Rows [R, D] in groups that end at `ends`, each times its kernel [G, D, F]; rows behind the last are 0."""
+    out = rows.new_zeros(rows.shape[0], kernels.shape[-1])
+    start = 0
+    for group, end in enumerate(ends.tolist()):
+        out[start:end] = rows[start:end] @ kernels[group]
+        start = end
+    return out
+
+
+WIDER: Mapping[str, Callable[..., Tensor]] = {"aten._grouped_mm.default": _grouped}
+
+
 @dataclass(eq=False)
 class Called:
     """One call of an operator.
@@ -125,6 +160,8 @@ class _Tape(TorchDispatchMode):
             if any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in given):
                 self.recording.narrowed.setdefault(str(where), str(named["dtype"]).removeprefix("torch."))
             named["dtype"] = torch.float64
+        if self._wide and str(func) in WIDER:
+            func = Wider(func, WIDER[str(func)])  # type: ignore[assignment]
         out = func(*taken, **named)
         shown, calls = pytree.tree_unflatten(refs, spec)
         inputs = tuple(ref.number for ref in refs if isinstance(ref, Ref))

@@ -2,7 +2,18 @@
 
 from collections.abc import Iterator
 
-from maskattn_torch.tracing.edits import activations, attention, constants, linear, norms, operands, rotary
+from maskattn_torch.tracing.edits import (
+    activations,
+    attention,
+    constants,
+    embeddings,
+    experts,
+    layers,
+    linear,
+    norms,
+    operands,
+    rotary,
+)
 from maskattn_torch.tracing.replay import Edit, Edits, Program
 
 #: All families, those first that say most of what was done.
@@ -12,8 +23,11 @@ FAMILIES: tuple[Edits, ...] = (
     norms.edits,
     activations.edits,
     constants.edits,
+    experts.edits,
+    embeddings.edits,
     linear.edits,
     operands.edits,
+    layers.edits,
 )
 
 

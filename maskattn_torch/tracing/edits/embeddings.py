@@ -1,0 +1,143 @@
+"""What may be done otherwise with tables that are read by tokens, positions, types and distances, and with rows of tokens."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from maskattn.typing import NumPyArray
+from maskattn_torch.tracing.edits.operands import said
+from maskattn_torch.tracing.record import Ref
+from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
+
+
+def edits(program: Program) -> Iterator[Edit]:
+    """Of tables, of one token that is taken of all, and of tokens that are joined."""
+    for at in sorted(program.near):
+        call = program.calls[at]
+        name = name_of(call)
+        if name == "embedding":
+            yield from _of_table(program, at)
+        elif name == "select.int" and isinstance(call.args[0], Ref):
+            yield from _of_one(program, at)
+        elif name == "cat" and len(call.args[0]) == 2:  # type: ignore[arg-type]
+            first, second = (said(program, one.number) for one in call.args[0])  # type: ignore[attr-defined]
+            text = f"two parts are joined in another order: {second} first, {first} last"
+            yield Edit(text, "joined in another order", {at: _joined})
+        elif name == "convolution" and isinstance(call.args[1], Ref):
+            if program.recording.nodes[call.args[1].number].value.shape[1] > 1:
+                yield Edit("channels are in the opposite order", "channels", {at: _channels})
+
+
+def _joined(operator: Callable[..., Tensor], args: tuple[list[Tensor], ...], kwargs: dict[str, object]) -> Tensor:
+    return operator(args[0][::-1], *args[1:], **kwargs)
+
+
+def _channels(operator: Callable[..., Tensor], args: tuple[Tensor, ...], kwargs: dict[str, object]) -> Tensor:
+    return operator(args[0], args[1].flip(1), *args[2:], **kwargs)
+
+
+def _of_one(program: Program, at: int) -> Iterator[Edit]:
+    """One token of a row: another one, or all of them."""
+    source, axis, mine = program.calls[at].args[:3]
+    assert isinstance(source, Ref) and isinstance(axis, int) and isinstance(mine, int)
+    node = program.recording.nodes[source.number]
+    if node.value.dtype.kind != "f" or node.value.ndim < 2:
+        return
+    last = node.value.shape[axis] - 1
+    for other, which in {0: "first token", 1: "second token", last - 1: "last token but one", last: "last token"}.items():
+        if other not in (mine, mine + last + 1) and 0 <= other <= last:
+            text = f"the {which} is taken ({other}), not token {mine}"
+            yield Edit(text, text, {at: _taken(other)})
+    text = f"the mean of all tokens is taken, not token {mine}"
+    yield Edit(text, text, {at: lambda _, args, kwargs: args[0].mean(args[1])})
+    text = f"the largest of all tokens is taken, not token {mine}"
+    yield Edit(text, text, {at: lambda _, args, kwargs: args[0].amax(args[1])})
+
+
+def _taken(token: int) -> Change:
+    return lambda _, args, kwargs: args[0].select(args[1], token)
+
+
+def _of_table(program: Program, at: int) -> Iterator[Edit]:
+    table, indices = program.calls[at].args[:2]
+    assert isinstance(table, Ref) and isinstance(indices, Ref)
+    name = said(program, table.number)
+    rows, width = program.recording.nodes[table.number].value.shape
+    which = program.recording.nodes[indices.number].value
+    steps = (1, -1, 2, -2) if which.ndim and bool((np.diff(which, axis=-1) == 1).all()) else ()
+    for step in steps:
+        if 0 <= which.min() + step and which.max() + step < rows:
+            text = f"{name}: positions are {step:+d}"
+            yield Edit(text, text, {at: _read(lambda one, by=step: one + by)})  # type: ignore[misc]
+    if which.any():
+        text = f"{name}: all are of type 0"
+        yield Edit(text, text, {at: _read(torch.zeros_like)})
+    for factor in sorted({width**0.5, width**-0.5, *(one for one in program.constants if abs(one) not in (0.0, 1.0))}):
+        text = f"{name}: what is read is multiplied by {factor:.6g}"
+        yield Edit(text, f"embedding times {factor:.6g}", {at: _scaled(factor)})
+    if which.ndim == 2:
+        yield from _of_tokens(program, at, name, indices.number, which)
+        yield from _of_distances(program, at, name, which, rows)
+
+
+def _of_tokens(program: Program, at: int, name: str, number: int, which: NumPyArray) -> Iterator[Edit]:
+    for other, node in enumerate(program.recording.nodes):
+        if node.kind == "input" and other != number and node.value.shape == which.shape and node.value.dtype.kind == "i":
+            if not np.array_equal(node.value, which) and node.value.min() >= 0:
+                shifted = np.array_equal(node.value[:, :-1], which[:, 1:])
+                text = f"{name}: {node.name} is read{' as it is, not shifted by one' * shifted}"
+                yield Edit(text, text, {at: _read(lambda _, other=other: program.tensor(other))})  # type: ignore[misc]
+    text = f"{name}: tokens are shifted by one to the right"
+    yield Edit(text, text, {at: _read(lambda one: torch.cat((one[:, :1], one[:, :-1]), 1))})
+    text = f"{name}: tokens are shifted by one to the left"
+    yield Edit(text, text, {at: _read(lambda one: torch.cat((one[:, 1:], one[:, -1:]), 1))})
+
+
+def _read(change: Callable[[Tensor], Tensor]) -> Change:
+    return lambda operator, args, kwargs: operator(args[0], change(args[1]), *args[2:], **kwargs)
+
+
+def _scaled(factor: float) -> Change:
+    return lambda operator, args, kwargs: operator(*args, **kwargs) * factor
+
+
+# Positions of which only the distance counts (T5: Raffel et al. 2020, section 2.1) ------------------------------------
+
+
+def _of_distances(program: Program, at: int, name: str, which: NumPyArray, rows: int) -> Iterator[Edit]:
+    """Where indices are a function of the distance of a key from its query: other functions."""
+    queries, keys = which.shape
+    away = torch.arange(keys)[None] - torch.arange(queries)[:, None]
+    if max(queries, keys) < 3 or any(np.unique(which[away.numpy() == step]).size > 1 for step in range(-queries, keys)):
+        return
+    mine = [at for at in _functions(away, rows, (128.0,)) if np.array_equal(at[1].numpy(), which)]
+    yield Edit(f"{name}: distances have the other sign", "distances backwards", {at: _read(lambda one: one.T)})
+    furthest = {32.0, 64.0, 128.0, 256.0, 512.0}
+    for exact in (rows // 2, rows // 4):  # log(furthest / exact) is what stands in a program
+        furthest |= {exact * math.exp(one) for one in program.constants if 0 < one < 8}
+    furthest |= {one for one in program.constants if 2 < one < 4096}
+    seen = [which]
+    for text, buckets in _functions(away, rows, tuple(sorted(furthest))):
+        if not any(np.array_equal(buckets.numpy(), one) for one in seen):
+            seen.append(buckets.numpy())
+            yield Edit(f"{name}: {text}", text, {at: _read(lambda _, buckets=buckets: buckets)})  # type: ignore[misc]
+    del mine
+
+
+def _functions(away: Tensor, rows: int, furthest: tuple[float, ...]) -> Iterator[tuple[str, Tensor]]:
+    for both in (True, False):
+        way = "buckets are of distances both ways (bidirectional)" if both else "buckets are of distances one way (not bidirectional)"
+        for far in furthest:
+            number = rows // 2 if both else rows
+            exact = number // 2
+            if far <= exact or exact < 1:
+                continue
+            size = away.abs() if both else (-away).clamp(min=0)
+            log = exact + (size.clamp(min=1).double() / exact).log() / math.log(far / exact) * (number - exact)
+            found = torch.where(size < exact, size, log.long().clamp(max=number - 1))
+            yield f"{way}, up to the distance {far:.6g}", found + (away > 0) * number if both else found
