@@ -89,10 +89,9 @@ def _site(program: Program, at: int) -> Site | None:
 def _turned(program: Program, site: Site, how: _How) -> Change:
     cos, sin = (program.tensor(one) for one in (site.cos, site.sin))
     x = program.tensor(site.x)
-    made = None if program.writes else rotated(x, cos, sin, how)
+    made = rotated(x, cos, sin, how)
 
     def change(_: object, args: tuple[Tensor, ...], kwargs: object) -> Tensor:
-        assert made is not None
         return made
 
     return change
