@@ -33,8 +33,8 @@ DECODER = [
     ("scale by width", _ATTENTION, rf"({_SCALE}).*0\.1767"),
     ("mask missing", _ATTENTION, r"mask.*(left out|missing|not applied)|no mask"),
     ("mask inverted", _ATTENTION, r"mask.*(invert|opposite|negat)"),
-    ("causal one ahead", _ATTENTION, r"mask.*(shift|one|1|later|ahead)"),
-    ("causal one behind", _ATTENTION, r"mask.*(shift|one|1|earlier|behind)"),
+    ("causal one ahead", _ATTENTION, r"one key more behind"),
+    ("causal one behind", _ATTENTION, r"one key less at the end"),
     ("causal missing", _ATTENTION, r"(mask|causal).*(left out|missing|not|both ways)"),
     ("padding forgotten", _ATTENTION, r"padding"),
     ("fill", _ATTENTION, r"(fill|filled|masked).*-8"),
@@ -146,8 +146,8 @@ ENCODER_DECODER = [
     ("scale of the output missing", r"lm_head|^\S* at \(|decoder", rf"({_SCALE}).*(\b1\b|left out)"),
 ]
 EXPERTS = [
-    ("window one longer", _ATTENTION, r"window.*(6|one|longer)"),
-    ("window one shorter", _ATTENTION, r"window.*(4|one|shorter)"),
+    ("window one longer", _ATTENTION, r"window too wide by one|one key more before"),
+    ("window one shorter", _ATTENTION, r"window too narrow by one|one key less at the start"),
     ("window missing", _ATTENTION, r"window.*(no |missing|left out|without)|no window|without.*window"),
     ("gate and up exchanged", _MLP, r"exchanged|in the place"),
     ("gelu for silu", _MLP, r"gelu \(tanh\), not silu"),
