@@ -95,12 +95,14 @@ class Recording(Trace):
         held: tensors by their numbers; those of parameters, inputs and constants.
         rounded: leaves that are kept in float32 and are no parameters that a program learns.
         again: nodes of a tensor after it was written into -> its node before.
+        shared: nodes of tensors in memory that was written into through another one: they are always computed anew.
     """
 
     calls: list[Called] = field(default_factory=list)
     held: dict[int, Tensor] = field(default_factory=dict)
     rounded: list[int] = field(default_factory=list)
     again: dict[int, int] = field(default_factory=dict)
+    shared: set[int] = field(default_factory=set)
 
 
 class _Tape(TorchDispatchMode):
@@ -198,6 +200,7 @@ class _Tape(TorchDispatchMode):
                 if not np.array_equal(value, self.recording.nodes[number].value, equal_nan=value.dtype.kind == "f"):
                     made = self.add(tensor, Node("operation", "written", value, (number, *inputs), where))
                     self.recording.again[made] = number
+                    self.recording.shared |= {made, number, *inputs[:1]}
 
     def _where(self) -> Where:
         node = torch._C._current_autograd_node()

@@ -82,11 +82,6 @@ class Program:
         """Of each call the nodes that it takes."""
         return [refs(call) for call in self.calls]
 
-    @cached_property
-    def writes(self) -> bool:
-        """Whether some call writes into a tensor that was there."""
-        return any(call.writes for call in self.calls)
-
     def tensor(self, number: int) -> Tensor:
         """The numbers of a node."""
         return torch.from_numpy(self.recording.nodes[number].value.copy())
@@ -107,9 +102,10 @@ class Program:
         """
         changes = {at: change for edit in (*self.applied, *edits) for at, change in edit.changes.items()}
         fresh = {number: self.tensor(number) for number in leaves}
-        whole = self.writes
+        shared = self.recording.shared
         for at, call in enumerate(self.calls[:until]):
-            if not whole and at not in changes and not any(number in fresh for number in self.taken[at]):
+            known = not any(number in fresh or number in shared for number in self.taken[at])
+            if known and at not in changes and shared.isdisjoint(call.outputs):
                 continue
             args, kwargs = self._given(call, fresh)
             change = changes.get(at)
@@ -151,7 +147,7 @@ class Program:
             number = self.recording.again[number]
         if number not in fresh:
             found = self.tensor(number)
-            if not self.writes:
+            if number not in self.recording.shared:
                 return found
             fresh[number] = found
         return fresh[number]

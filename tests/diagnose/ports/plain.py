@@ -175,4 +175,4 @@ def model(weights: Weights, ids: Array, padding: Array, *, sizes: Sizes, bad: st
 
 
 DECODER = Sizes(3)
-EXPERTS = Sizes(2, window=5)
+EXPERTS = Sizes(2, theta=1e6, window=5)
