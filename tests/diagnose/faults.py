@@ -81,7 +81,11 @@ ENCODER = [
     ("fill", _ATTENTION, r"(fill|filled|masked).*\b0\b"),
     ("dropout", _ATTENTION, r"dropout|random"),
     ("heads in another order", _ATTENTION, r"head"),
-    ("bias of queries missing", _ATTENTION, r"query\.bias.*left out|left out.*query\.bias|without.*bias|bias.*left out"),
+    (
+        "bias of queries missing",
+        _ATTENTION,
+        r"query\.bias.*left out|left out.*query\.bias|without.*bias|bias.*left out",
+    ),
     ("output kernel transposed", _ATTENTION, r"transpos"),
     ("query and key exchanged", _ATTENTION, r"exchanged|in the place of"),
     ("tanh gelu", r"layer\.1\.intermediate", r"gelu \(tanh\), not gelu"),
@@ -129,16 +133,44 @@ ENCODER_DECODER = [
     ("exact gelu", r"decoder\.block\.1\.layer\.2", r"gelu, not gelu \(tanh\)"),
     ("eps", r"decoder\.block\.1\.layer\.0\.layer_norm", r"eps.*0\.001"),
     ("cross reads the decoder", r"decoder\.block\.1\.layer\.1", r"in the place of|decoder"),
-    ("padding forgotten in cross attention", r"decoder\.block\.1\.layer\.1", r"(mask|padding).*(left out|missing|not)|no mask"),
-    ("cross attention of the unnormed", r"decoder\.block\.1\.layer\.1", r"norm.*(left out|missing|skipped)|left out.*norm|in the place"),
+    (
+        "padding forgotten in cross attention",
+        r"decoder\.block\.1\.layer\.1",
+        r"(mask|padding).*(left out|missing|not)|no mask",
+    ),
+    (
+        "cross attention of the unnormed",
+        r"decoder\.block\.1\.layer\.1",
+        r"norm.*(left out|missing|skipped)|left out.*norm|in the place",
+    ),
     ("buckets of the wrong kind", r"decoder\.block\.0\.layer\.0", r"bucket.*(both|direction)|both ways|bidirectional"),
-    ("encoder: buckets of the wrong kind", r"encoder\.block\.0\.layer\.0", r"bucket.*(one|direction)|one way|bidirectional"),
+    (
+        "encoder: buckets of the wrong kind",
+        r"encoder\.block\.0\.layer\.0",
+        r"bucket.*(one|direction)|one way|bidirectional",
+    ),
     ("encoder: furthest distance", r"encoder\.block\.0\.layer\.0", r"distance.*12"),
     ("encoder: buckets backwards", r"encoder\.block\.0\.layer\.0", r"transpos|backwards|opposite|query.*key"),
-    ("encoder: relative positions missing", r"encoder\.block\.0\.layer\.0", r"(bias|position).*(left out|missing)|left out"),
-    ("relative positions in the first layer alone", r"decoder\.block\.1\.layer\.0", r"(bias|position).*left out|left out"),
-    ("encoder: final norm missing", r"encoder\.final_layer_norm|decoder\.block\.0\.layer\.1", r"norm.*(left out|missing|skipped)|left out.*norm"),
-    ("padding forgotten in the encoder", r"encoder\.block\.0\.layer\.0", r"(mask|padding).*(left out|missing|not)|no mask"),
+    (
+        "encoder: relative positions missing",
+        r"encoder\.block\.0\.layer\.0",
+        r"(bias|position).*(left out|missing)|left out",
+    ),
+    (
+        "relative positions in the first layer alone",
+        r"decoder\.block\.1\.layer\.0",
+        r"(bias|position).*left out|left out",
+    ),
+    (
+        "encoder: final norm missing",
+        r"encoder\.final_layer_norm|decoder\.block\.0\.layer\.1",
+        r"norm.*(left out|missing|skipped)|left out.*norm",
+    ),
+    (
+        "padding forgotten in the encoder",
+        r"encoder\.block\.0\.layer\.0",
+        r"(mask|padding).*(left out|missing|not)|no mask",
+    ),
     ("embedding scaled", r"shared|encoder|embed", r"(multiplied|scaled|factor|times).*4\.89"),
     ("not shifted", r"decoder", r"shift"),
     ("shifted by two", r"decoder", r"shift"),
@@ -163,7 +195,12 @@ EXPERTS = [
     ("weights of another layer", r"layers\.1", r"layers\.0.*(in the place|instead|weights)|weights.*layers\.0"),
 ]
 #: Tried by `make test`.
-QUICK = {("decoder", "heads tiled"), ("encoder", "tanh gelu"), ("vision", "class token last"), ("experts", "not renormalized")}
+QUICK = {
+    ("decoder", "heads tiled"),
+    ("encoder", "tanh gelu"),
+    ("vision", "class token last"),
+    ("experts", "not renormalized"),
+}
 TABLES = {
     "decoder": DECODER,
     "encoder": ENCODER,
@@ -171,6 +208,4 @@ TABLES = {
     "encoder-decoder": ENCODER_DECODER,
     "experts": EXPERTS,
 }
-FAULTS = [
-    Fault(kind, *row, (kind, row[0]) in QUICK) for kind, table in TABLES.items() for row in table
-]
+FAULTS = [Fault(kind, *row, (kind, row[0]) in QUICK) for kind, table in TABLES.items() for row in table]

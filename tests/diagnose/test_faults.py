@@ -12,7 +12,7 @@ from tests.diagnose.faults import FAULTS, Fault
 pytest.importorskip("transformers")
 pytest.importorskip("equinox")
 
-from tests.diagnose.ports.kinds import compared, port  # noqa: E402
+from tests.diagnose.ports.kinds import compared, port
 
 #: Found and not said, or not found: what the search cannot do yet.
 UNSAID: frozenset[tuple[str, str]] = frozenset()

@@ -9,8 +9,8 @@ import pytest
 pytest.importorskip("transformers")
 pytest.importorskip("equinox")
 
-from tests.diagnose.ports import ways  # noqa: E402
-from tests.diagnose.ports.kinds import Port, compared, port, weights  # noqa: E402
+from tests.diagnose.ports import ways
+from tests.diagnose.ports.kinds import Port, compared, port, weights
 
 KINDS = ("decoder", "encoder", "vision", "encoder-decoder", "experts")
 #: Tried by `make test`.

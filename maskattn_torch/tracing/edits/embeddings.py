@@ -1,4 +1,4 @@
-"""What may be done otherwise with tables that are read by tokens, positions, types and distances, and with rows of tokens."""
+"""What may be done otherwise with tables read by tokens, positions, types and distances, and with rows of tokens."""
 
 from __future__ import annotations
 
@@ -49,7 +49,12 @@ def _of_one(program: Program, at: int) -> Iterator[Edit]:
     if node.value.dtype.kind != "f" or node.value.ndim < 2:
         return
     last = node.value.shape[axis] - 1
-    for other, which in {0: "first token", 1: "second token", last - 1: "last token but one", last: "last token"}.items():
+    for other, which in {
+        0: "first token",
+        1: "second token",
+        last - 1: "last token but one",
+        last: "last token",
+    }.items():
         if other not in (mine, mine + last + 1) and 0 <= other <= last:
             text = f"the {which} is taken ({other}), not token {mine}"
             yield Edit(text, text, {at: _taken(other)})
@@ -87,7 +92,12 @@ def _of_table(program: Program, at: int) -> Iterator[Edit]:
 
 def _of_tokens(program: Program, at: int, name: str, number: int, which: NumPyArray) -> Iterator[Edit]:
     for other, node in enumerate(program.recording.nodes):
-        if node.kind == "input" and other != number and node.value.shape == which.shape and node.value.dtype.kind == "i":
+        if (
+            node.kind == "input"
+            and other != number
+            and node.value.shape == which.shape
+            and node.value.dtype.kind == "i"
+        ):
             if not np.array_equal(node.value, which) and node.value.min() >= 0:
                 shifted = np.array_equal(node.value[:, :-1], which[:, 1:])
                 text = f"{name}: {node.name} is read{' as it is, not shifted by one' * shifted}"
@@ -115,7 +125,6 @@ def _of_distances(program: Program, at: int, name: str, which: NumPyArray, rows:
     away = torch.arange(keys)[None] - torch.arange(queries)[:, None]
     if max(queries, keys) < 3 or any(np.unique(which[away.numpy() == step]).size > 1 for step in range(-queries, keys)):
         return
-    mine = [at for at in _functions(away, rows, (128.0,)) if np.array_equal(at[1].numpy(), which)]
     yield Edit(f"{name}: distances have the other sign", "distances backwards", {at: _read(lambda one: one.T)})
     furthest = {32.0, 64.0, 128.0, 256.0, 512.0}
     for exact in (rows // 2, rows // 4):  # log(furthest / exact) is what stands in a program
@@ -126,12 +135,15 @@ def _of_distances(program: Program, at: int, name: str, which: NumPyArray, rows:
         if not any(np.array_equal(buckets.numpy(), one) for one in seen):
             seen.append(buckets.numpy())
             yield Edit(f"{name}: {text}", text, {at: _read(lambda _, buckets=buckets: buckets)})  # type: ignore[misc]
-    del mine
 
 
 def _functions(away: Tensor, rows: int, furthest: tuple[float, ...]) -> Iterator[tuple[str, Tensor]]:
     for both in (True, False):
-        way = "buckets are of distances both ways (bidirectional)" if both else "buckets are of distances one way (not bidirectional)"
+        way = (
+            "buckets are of distances both ways (bidirectional)"
+            if both
+            else "buckets are of distances one way (not bidirectional)"
+        )
         for far in furthest:
             number = rows // 2 if both else rows
             exact = number // 2

@@ -18,7 +18,9 @@ def edits(program: Program) -> Iterator[Edit]:
     for at in sorted(program.near):
         call = program.calls[at]
         if name_of(call) == "topk" and isinstance(call.args[0], Ref) and isinstance(call.args[1], int):
-            yield from _of_choice(program, at, call.args[1], program.recording.nodes[call.args[0].number].value.shape[-1])
+            yield from _of_choice(
+                program, at, call.args[1], program.recording.nodes[call.args[0].number].value.shape[-1]
+            )
             yield from _of_router(program, call.args[0].number)
 
 

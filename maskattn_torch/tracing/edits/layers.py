@@ -32,10 +32,8 @@ def _ends(program: Program, inside: Sequence[int]) -> tuple[int, int] | None:
     """What a layer is given, and the call whose result leaves it: both of the same shape."""
     made = {number for at in inside for number in program.calls[at].outputs if number is not None}
     among = set(inside)
-    leaving = [
-        at for at in inside
-        if any(reader not in among for number in program.calls[at].outputs if number is not None for reader in program.read_by.get(number, ()))
-    ]  # fmt: skip
+    outside = {number for at, taken in enumerate(program.taken) if at not in among for number in taken}
+    leaving = [at for at in inside if not outside.isdisjoint(program.calls[at].outputs)]
     if not leaving or len(program.calls[leaving[-1]].outputs) != 1:
         return None
     number = program.calls[leaving[-1]].outputs[0]
@@ -43,7 +41,11 @@ def _ends(program: Program, inside: Sequence[int]) -> tuple[int, int] | None:
     nodes = program.recording.nodes
     for at in inside:
         for given in program.taken[at]:
-            if given not in made and nodes[given].kind == "operation" and nodes[given].value.shape == nodes[number].value.shape:
+            if (
+                given not in made
+                and nodes[given].kind == "operation"
+                and nodes[given].value.shape == nodes[number].value.shape
+            ):
                 return given, leaving[-1]
     return None
 
@@ -82,9 +84,15 @@ def _weights(program: Program, name: str, inside: Sequence[int]) -> Iterator[Edi
         if theirs.keys() != mine.keys():
             continue
         places = {number: theirs[one] for one, number in mine.items()}
-        changes = {at: _with(program, at, places) for at in inside if any(number in places for number in refs(program.calls[at]))}
+        changes = {
+            at: _with(program, at, places)
+            for at in inside
+            if any(number in places for number in refs(program.calls[at]))
+        }
         if changes:
-            yield Edit(f"the weights of {other} are taken in the place of those of {name}", "weights of another layer", changes)
+            yield Edit(
+                f"the weights of {other} are taken in the place of those of {name}", "weights of another layer", changes
+            )
 
 
 def _others(program: Program) -> Iterator[Edit]:
@@ -107,7 +115,10 @@ def _with(program: Program, at: int, places: dict[int, int]) -> Change:
     tensors = {number: program.tensor(other) for number, other in places.items()}
 
     def change(operator: object, args: tuple[object, ...], kwargs: dict[str, object]) -> object:
-        given = [tensors.get(shown.number, one) if isinstance(shown, Ref) else one for shown, one in zip(call.args, args, strict=True)]
+        given = [
+            tensors.get(shown.number, one) if isinstance(shown, Ref) else one
+            for shown, one in zip(call.args, args, strict=True)
+        ]
         return operator(*given, **kwargs)  # type: ignore[operator]
 
     return change

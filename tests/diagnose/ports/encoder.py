@@ -13,7 +13,11 @@ def linear(p: Weights, name: str, bad: str = "") -> nnx.Linear:
     w, b = jnp.asarray(p[name if name in p else f"{name}.weight"]), jnp.asarray(p[f"{name}.bias"])
     kernel = w if bad == "kernel transposed" else w.T
     return nnx.Linear(
-        *kernel.shape, use_bias=bad != "bias missing", kernel_init=lambda *_: kernel, bias_init=lambda *_: b, rngs=nnx.Rngs(0)
+        *kernel.shape,
+        use_bias=bad != "bias missing",
+        kernel_init=lambda *_: kernel,
+        bias_init=lambda *_: b,
+        rngs=nnx.Rngs(0),
     )
 
 

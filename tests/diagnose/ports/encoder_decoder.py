@@ -1,4 +1,4 @@
-"""A port of T5 in Linen. `bad` names what is done otherwise in layer `at` (of the decoder, or as it says), or around."""
+"""A port of T5 in Linen. `bad` names what is done otherwise in a layer of the decoder or the encoder, or around."""
 
 from __future__ import annotations
 
@@ -85,7 +85,9 @@ class MLP(nn.Module):
         gate, up = dense("wi_0", 40)(x), dense("wi_1", 40)(x)
         if self.bad == "gate and up exchanged":
             gate, up = up, gate
-        act = {"exact gelu": lambda y: nn.gelu(y, approximate=False), "relu": nn.relu, "silu": nn.silu}.get(self.bad, nn.gelu)
+        act = {"exact gelu": lambda y: nn.gelu(y, approximate=False), "relu": nn.relu, "silu": nn.silu}.get(
+            self.bad, nn.gelu
+        )
         return dense("wo", WIDTH)(act(gate) * up)
 
 

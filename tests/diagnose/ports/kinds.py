@@ -36,7 +36,9 @@ def port(kind: str, bad: str = "", at: int = 1) -> Port:
             return vision(held, bad=bad, at=at)
         case _:
             of = "encoder" if bad.startswith("encoder: ") else "decoder"
-            return functools.partial(T5(bad.removeprefix("encoder: "), of).apply, jax.tree.map(jax.numpy.asarray, params(held)))
+            return functools.partial(
+                T5(bad.removeprefix("encoder: "), of).apply, jax.tree.map(jax.numpy.asarray, params(held))
+            )
 
 
 @cache

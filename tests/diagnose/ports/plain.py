@@ -1,4 +1,4 @@
-"""Ports in plain jnp: a decoder, and one with experts. `bad` names what is done otherwise in layer `at`, or around the layers."""
+"""Ports in plain jnp: a decoder, and one with experts. `bad` names what is done otherwise in layer `at`."""
 
 from __future__ import annotations
 
@@ -27,7 +27,9 @@ class Sizes(NamedTuple):
 def below(weights: Weights, prefix: str) -> dict[str, Array]:
     """The weights of a part, by the rest of their names."""
     start = prefix + "."
-    return {name.removeprefix(start).removesuffix(".weight"): one for name, one in weights.items() if name.startswith(start)}
+    return {
+        name.removeprefix(start).removesuffix(".weight"): one for name, one in weights.items() if name.startswith(start)
+    }
 
 
 def rms(x: Array, w: Array, eps: float, bad: str = "") -> Array:
@@ -90,7 +92,12 @@ def attention(p: Weights, x: Array, padding: Array, sizes: Sizes, bad: str = "")
     times = sizes.heads // sizes.groups
     k, v = (jnp.tile(t, (1, 1, times, 1)) if bad == "heads tiled" else jnp.repeat(t, times, 2) for t in (k, v))
     root = sizes.size**-0.5
-    scale = {"scale missing": 1.0, "scale 1/D": 1 / sizes.size, "scale twice": root**2, "scale by width": x.shape[-1] ** -0.5}
+    scale = {
+        "scale missing": 1.0,
+        "scale 1/D": 1 / sizes.size,
+        "scale twice": root**2,
+        "scale by width": x.shape[-1] ** -0.5,
+    }
     scores = jnp.einsum("blhd,bshd->bhls", q, k) * scale.get(bad, root)
     mask = seen(padding, sizes.window, bad)
     if bad == "mask inverted":
@@ -111,7 +118,11 @@ def attention(p: Weights, x: Array, padding: Array, sizes: Sizes, bad: str = "")
 def gated(gate: Array, up: Array, bad: str = "") -> Array:
     if bad == "gate and up exchanged":
         gate, up = up, gate
-    act = {"gelu for silu": jax.nn.gelu, "exact gelu for silu": lambda t: jax.nn.gelu(t, approximate=False), "relu for silu": jax.nn.relu}
+    act = {
+        "gelu for silu": jax.nn.gelu,
+        "exact gelu for silu": lambda t: jax.nn.gelu(t, approximate=False),
+        "relu for silu": jax.nn.relu,
+    }
     return act.get(bad, jax.nn.silu)(gate) * up
 
 

@@ -32,9 +32,17 @@ def decoder() -> nn.Module:
     return spread(
         hf.LlamaForCausalLM(
             hf.LlamaConfig(
-                hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=3, intermediate_size=44,
-                vocab_size=50, max_position_embeddings=64, rms_norm_eps=1e-5, attn_implementation="eager",
-                tie_word_embeddings=False, use_cache=False,
+                hidden_size=32,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                num_hidden_layers=3,
+                intermediate_size=44,
+                vocab_size=50,
+                max_position_embeddings=64,
+                rms_norm_eps=1e-5,
+                attn_implementation="eager",
+                tie_word_embeddings=False,
+                use_cache=False,
             )  # fmt: skip
         )
     )
@@ -45,8 +53,14 @@ def encoder() -> nn.Module:
     return spread(
         hf.BertModel(
             hf.BertConfig(
-                hidden_size=24, num_attention_heads=3, num_hidden_layers=2, intermediate_size=40, vocab_size=50,
-                max_position_embeddings=32, layer_norm_eps=1e-12, attn_implementation="sdpa",
+                hidden_size=24,
+                num_attention_heads=3,
+                num_hidden_layers=2,
+                intermediate_size=40,
+                vocab_size=50,
+                max_position_embeddings=32,
+                layer_norm_eps=1e-12,
+                attn_implementation="sdpa",
             )  # fmt: skip
         )
     )
@@ -57,8 +71,16 @@ def vision() -> nn.Module:
     return spread(
         hf.ViTForImageClassification(
             hf.ViTConfig(
-                hidden_size=24, num_attention_heads=3, num_hidden_layers=2, intermediate_size=40, image_size=16,
-                patch_size=4, num_channels=3, num_labels=9, layer_norm_eps=1e-12, attn_implementation="sdpa",
+                hidden_size=24,
+                num_attention_heads=3,
+                num_hidden_layers=2,
+                intermediate_size=40,
+                image_size=16,
+                patch_size=4,
+                num_channels=3,
+                num_labels=9,
+                layer_norm_eps=1e-12,
+                attn_implementation="sdpa",
             )  # fmt: skip
         )
     )
@@ -69,9 +91,20 @@ def encoder_decoder() -> nn.Module:
     return spread(
         hf.T5ForConditionalGeneration(
             hf.T5Config(
-                d_model=24, d_kv=8, num_heads=4, d_ff=40, num_layers=2, num_decoder_layers=2, vocab_size=50,
-                relative_attention_num_buckets=8, relative_attention_max_distance=16, feed_forward_proj="gated-gelu",
-                tie_word_embeddings=True, attn_implementation="eager", use_cache=False, decoder_start_token_id=0,
+                d_model=24,
+                d_kv=8,
+                num_heads=4,
+                d_ff=40,
+                num_layers=2,
+                num_decoder_layers=2,
+                vocab_size=50,
+                relative_attention_num_buckets=8,
+                relative_attention_max_distance=16,
+                feed_forward_proj="gated-gelu",
+                tie_word_embeddings=True,
+                attn_implementation="eager",
+                use_cache=False,
+                decoder_start_token_id=0,
                 pad_token_id=0,
             )  # fmt: skip
         ),
@@ -84,9 +117,20 @@ def experts() -> nn.Module:
     return spread(
         hf.MixtralForCausalLM(
             hf.MixtralConfig(
-                hidden_size=32, num_attention_heads=4, num_key_value_heads=2, num_hidden_layers=2, intermediate_size=28,
-                vocab_size=50, max_position_embeddings=64, num_local_experts=4, num_experts_per_tok=2, sliding_window=5,
-                rms_norm_eps=1e-5, attn_implementation="eager", tie_word_embeddings=False, use_cache=False,
+                hidden_size=32,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                num_hidden_layers=2,
+                intermediate_size=28,
+                vocab_size=50,
+                max_position_embeddings=64,
+                num_local_experts=4,
+                num_experts_per_tok=2,
+                sliding_window=5,
+                rms_norm_eps=1e-5,
+                attn_implementation="eager",
+                tie_word_embeddings=False,
+                use_cache=False,
                 head_dim=8,
             )  # fmt: skip
         )

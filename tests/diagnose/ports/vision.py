@@ -1,4 +1,4 @@
-"""A port of ViT in Equinox, written for one image. `bad` names what is done otherwise in layer `at`, or around the layers."""
+"""A port of ViT in Equinox, written for one image. `bad` names what is done otherwise in layer `at`."""
 
 from __future__ import annotations
 
@@ -41,7 +41,9 @@ class Attention(eqx.Module):
         q, k, v = split(self.q), split(self.k), split(self.v)
         if self.bad == "head order":
             q = jax.vmap(self.q)(x).reshape(x.shape[0], -1, self.heads).swapaxes(1, 2)
-        scale = {"scale missing": 1.0, "scale 1/D": 1 / q.shape[-1], "scale twice": 1 / q.shape[-1]}.get(self.bad, q.shape[-1] ** -0.5)
+        scale = {"scale missing": 1.0, "scale 1/D": 1 / q.shape[-1], "scale twice": 1 / q.shape[-1]}.get(
+            self.bad, q.shape[-1] ** -0.5
+        )
         scores = jnp.einsum("qhd,khd->hqk", q, k) * scale
         if self.bad == "causal":
             scores = jnp.where(jnp.tril(jnp.ones(scores.shape[1:], bool)), scores, -jnp.inf)
@@ -104,13 +106,16 @@ def vision(p: Weights, *, layers: int = 2, heads: int = 3, bad: str = "", at: in
     def layer(number: int) -> Layer:
         mine = bad if number == at else ""
         q = below(p, f"vit.layers.{number}")
-        of = lambda name: linear(q, f"attention.{name}_proj", "kernel transposed" if mine == f"{name} kernel transposed" else "")
+        of = lambda name: linear(
+            q, f"attention.{name}_proj", "kernel transposed" if mine == f"{name} kernel transposed" else ""
+        )
         names = ("q", "v", "k", "o") if mine == "key and value exchanged" else ("q", "k", "v", "o")
         attention = Attention(*map(of, names), heads, mine)
         norms = norm(q, "layernorm_before", 1e-5 if mine == "eps" else 1e-12), norm(q, "layernorm_after")
         return Layer(*norms, attention, linear(q, "mlp.fc1"), linear(q, "mlp.fc2"), mine)
 
+    token, positions = jnp.asarray(e["cls_token"][0]), jnp.asarray(e["position_embeddings"][0])
     return Vision(
-        patches, jnp.asarray(e["cls_token"][0]), jnp.asarray(e["position_embeddings"][0]), [layer(i) for i in range(layers)],
+        patches, token, positions, [layer(i) for i in range(layers)],
         norm(below(p, "vit"), "layernorm"), linear(p, "classifier"), bad,
     )  # fmt: skip
