@@ -165,13 +165,25 @@ class Comparison:
         if not unmatched:
             return None
         scores: list[tuple[int, Any]] = []
+        most = 0
         for edit in self.tracing.edits(program):
             score = self._score(program, edit, unmatched, last + BEHIND)
             if score:
                 scores.append((score, edit))
+            if score > most:
+                most = score
+                if self._explains_all(program, edit):
+                    return edit
         scores.sort(key=lambda one: -one[0])
         best = [edit for score, edit in scores[:SHORTLIST] if 2 * score >= scores[0][0]]
         return max(best, key=lambda edit: self._score(program, edit, unmatched, None), default=None)
+
+    def _explains_all(self, program: Any, edit: Any) -> bool:
+        """Whether the outputs agree with an edit: no other one can say more."""
+        try:
+            return self.error(program.applying(edit)) <= self.tolerance
+        except _IMPOSSIBLE:
+            return False
 
     def _score(self, program: Any, edit: Any, unmatched: Mapping[int, Rows], until: int | None) -> int:
         try:

@@ -26,8 +26,8 @@ FAMILIES: tuple[Edits, ...] = (
     experts.edits,
     embeddings.edits,
     linear.edits,
-    operands.edits,
     layers.edits,
+    operands.edits,
 )
 
 
