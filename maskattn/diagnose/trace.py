@@ -67,7 +67,7 @@ class Trace:
         nodes: all tensors, in the order in which they were made.
         outputs: names and numbers of what the program gave; names are paths in the structure that it returned.
         gradients: names of parameters and the numbers of their gradients, where they were asked for.
-        unread: parameters that no operation read.
+        buffers: those of the parameters that are not trained. computed: those of the buffers that no checkpoint holds.
         narrowed: places where float64 would have been rounded to fewer bits and was not, and to what.
         random: where random numbers were drawn.
     """
@@ -75,6 +75,8 @@ class Trace:
     nodes: list[Node] = field(default_factory=list)
     outputs: dict[str, int] = field(default_factory=dict)
     gradients: dict[str, int] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    computed: frozenset[str] = frozenset()
     narrowed: dict[str, str] = field(default_factory=dict)
     random: list[Where] = field(default_factory=list)
 
