@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from maskattn.diagnose.arrangement import PRECISIONS, Rows, Whole, apart, arranged, rounded, within
-from maskattn.diagnose.trace import Trace, live
+from maskattn.diagnose.matching import live
+from maskattn.diagnose.trace import Trace
 from maskattn.typing import NumPyArray
 
 

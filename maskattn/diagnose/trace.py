@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -115,8 +115,8 @@ _ROOTS = tuple(
 
 
 @lru_cache(maxsize=4096)
-def _of_program(code: CodeType, libraries: tuple[str, ...]) -> bool:
-    name = code.co_filename
+def of_program(name: str, libraries: tuple[str, ...]) -> bool:
+    """Whether a file is the program's own, or one of Python, of this library, or of these libraries."""
     if name.startswith("<"):
         return not name.startswith("<frozen")
     if any(f"{os.sep}{library}{os.sep}" in name for library in libraries):
@@ -137,7 +137,7 @@ def here(path: Callable[[object], str | None], libraries: tuple[str, ...], depth
     modules: list[str] = []
     while frame is not None:
         code = frame.f_code
-        if not line and _of_program(code, libraries):
+        if not line and of_program(code.co_filename, libraries):
             line, function = f"{os.path.basename(code.co_filename)}:{frame.f_lineno}", code.co_qualname
         if code.co_argcount:
             found = path(frame.f_locals.get(code.co_varnames[0]))

@@ -16,7 +16,7 @@ from jax._src import core, source_info_util
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from maskattn.diagnose.tables import sharpened
-from maskattn.diagnose.trace import Kind, Node, Trace, Where, here, numbers
+from maskattn.diagnose.trace import Kind, Node, Trace, Where, here, numbers, of_program
 from maskattn.typing import NumPyArray
 from maskattn_jax.tracing.evaluate import evaluate
 
@@ -35,9 +35,10 @@ class _Tape(core.EvalTrace):
         super().__init__()
         self.trace = Trace()
         self._paths = paths
-        self._wide = wide
+        self.wide = wide
         self._of: dict[int, int] = {}
         self._sharp: dict[int, jax.Array] = {}  # tables of more digits than they were stored with
+        self._modules: dict[str, str] = {}  # lines -> the module that ran there first
         self._kept: list[object] = []  # so that no id is given twice
 
     def add(self, array: object, node: Node) -> int:
@@ -52,8 +53,8 @@ class _Tape(core.EvalTrace):
         """An array that no primitive has made; `instead`: the numbers that it is taken to have."""
         value = _numbers(array)
         if instead is not None:
-            value, self._sharp[id(array)] = instead, jax.device_put(instead if self._wide else instead.astype(array.dtype))
-        elif self._wide and array.dtype == np.float32:
+            value, self._sharp[id(array)] = instead, jax.device_put(instead if self.wide else instead.astype(array.dtype))
+        elif self.wide and array.dtype == np.float32:
             sharp = sharpened(np.asarray(array))
             if not np.array_equal(sharp, value):
                 value, self._sharp[id(array)] = sharp, jax.device_put(sharp)
@@ -104,7 +105,7 @@ class _Tape(core.EvalTrace):
             return fun.call_wrapped(*tracers)
 
     def _result(self, primitive: Any, args: Sequence[Any], params: Any) -> Any:
-        if self._wide and all(
+        if self.wide and all(
             hasattr(one, "dtype") and not jnp.issubdtype(one.dtype, jax.dtypes.extended) for one in args
         ):
             made = evaluate(primitive.name, [np.asarray(one) for one in args], params)
@@ -115,7 +116,7 @@ class _Tape(core.EvalTrace):
 
     def leafed(self, array: Any) -> Any:
         """What is differentiated by in an array's place: the same node."""
-        made = self._sharp.get(id(array), jnp_wide(array) if self._wide else jnp.array(array))
+        made = self._sharp.get(id(array), jnp_wide(array) if self.wide else jnp.array(array))
         self._kept.append(made)
         self._of[id(made)] = self._of[id(array)]
         return made
@@ -129,7 +130,7 @@ class _Tape(core.EvalTrace):
     ) -> tuple[list[Any], Any]:
         """What a primitive is to be given; `where`: its place, to be noted where it would round to fewer bits."""
         taken = [self._sharp.get(id(one), one) for one in args]
-        if not self._wide or primitive.name == "bitcast_convert_type":
+        if not self.wide or primitive.name == "bitcast_convert_type":
             return taken, params
         narrow = {name: np.dtype("float64") for name in _DTYPES if name in params and _narrow(params[name])}
         if where is not None and narrow and any(getattr(one, "dtype", None) == np.float64 for one in args):
@@ -139,14 +140,16 @@ class _Tape(core.EvalTrace):
 
     def _where(self) -> Where:
         context = source_info_util._source_info_context.context
+        if context.traceback is None:
+            found = here(self._path, LIBRARIES, depth=3)
+            self._modules.setdefault(found.line, found.module)
+            return found
         backward = "transpose(" in str(context.name_stack)
-        if context.traceback is not None:
-            frame = source_info_util.user_frame(context.traceback)
-            if frame is not None:
+        for frame in source_info_util.user_frames(context.traceback):
+            if of_program(frame.file_name, LIBRARIES):
                 line = f"{os.path.basename(frame.file_name)}:{frame.start_line}"
-                return Where("", line, frame.function_name, backward)
-        found = here(self._path, LIBRARIES, depth=3)
-        return Where(found.module, found.line, found.function, backward)
+                return Where(self._modules.get(line, ""), line, frame.function_name, backward)
+        return Where(backward=backward)
 
     def _path(self, it: object) -> str | None:
         if id(it) in self._paths:
@@ -177,7 +180,8 @@ def jnp_wide(one: Any) -> Any:
     """Floating-point arrays in float64."""
     if getattr(one, "dtype", None) in _NARROW:
         if isinstance(one, core.Tracer):
-            return one.astype(np.float64)
+            with core.set_current_trace(one._trace):
+                return one.astype(np.float64)
         return jax.device_put(np.asarray(one).astype(np.float64))
     return one
 
@@ -276,6 +280,10 @@ class _Between(core.Trace):
         self._tape = tape
         self._instead = instead
 
+    def stage_value(self, val: Any) -> Any:
+        taken = self._taken([val])[0]
+        return self._below.stage_value(jnp_wide(taken) if self._tape.wide else taken)
+
     def process_primitive(self, primitive: Any, args: Sequence[Any], params: Any, /) -> Any:
         held = params.get("jaxpr", params.get("call_jaxpr"))
         if primitive.name in _HELD and held is not None:
@@ -283,7 +291,8 @@ class _Between(core.Trace):
             with core.set_current_trace(self):
                 return core.eval_jaxpr(inner, consts, *args)
         args, params = self._tape.widened(primitive, self._taken(args), params)
-        return primitive.bind_with_trace(self._below, tuple(args), params)
+        with core.set_current_trace(self._below):
+            return primitive.bind(*args, **params)
 
     def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, **params: Any) -> Any:
         return self._below.process_custom_jvp_call(primitive, fun, jvp, self._taken(tracers), **params)
