@@ -104,9 +104,7 @@ def compare(
             notes.append(f"the {side} side draws random numbers at {trace.random[0]}: switch dropout off")
     narrowed = {f"{at} to {what}": None for trace in (ours, theirs) for at, what in trace.narrowed.items()}
     named_errors = [(*names, each) for names, each in zip(outputs.pairs, errors, strict=True)]
-    return Report(
-        places, error, tolerance, tuple(named_errors), parameters, found, tuple(notes), tuple(narrowed)
-    )
+    return Report(places, error, tolerance, tuple(named_errors), parameters, found, tuple(notes), tuple(narrowed))
 
 
 @dataclass
@@ -166,7 +164,7 @@ class Comparison:
         recording, theirs = program.recording, self.theirs.trace
         ours = Keys(recording, self.theirs.kept)
         matches = match(ours, self.theirs, self.tolerance)
-        ends = self.outputs.numbers(recording, theirs) or list(zip(recording.outputs.values(), theirs.outputs.values()))
+        ends = self.outputs.numbers(recording, theirs)
         here = frontier(ours, matches.ours, [one for one, _ in ends])
         there = frontier(self.theirs, matches.theirs, [other for _, other in ends])
         if not here and not there:

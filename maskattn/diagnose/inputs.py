@@ -29,7 +29,11 @@ def sides(inputs: object) -> tuple[Inputs, Inputs]:
     Raises:
         TypeError: it is something else.
     """
-    if isinstance(inputs, tuple) and len(inputs) == 2 and all(isinstance(one, (Mapping, list, tuple)) for one in inputs):
+    if (
+        isinstance(inputs, tuple)
+        and len(inputs) == 2
+        and all(isinstance(one, (Mapping, list, tuple)) for one in inputs)
+    ):
         return inputs
     if isinstance(inputs, (Mapping, list, tuple)):
         return inputs, inputs
@@ -148,7 +152,8 @@ def unseen(function: Callable[..., object], given: Mapping[str, Any]) -> Iterato
         yield f"no padding: {whole[0]} leaves no token out, so that nothing shows of what is done with padding"
     elif not masks and any(name.endswith(("attention_mask", "padding_mask")) for name in known):
         yield "no padding: no mask is given, so that nothing shows of what is done with padding"
-    tokens = {name: one for name, one in arrays.items() if one.ndim == 2 and one.dtype.kind in "iu" and name not in masks}
+    whole_numbers = {name: one for name, one in arrays.items() if one.ndim == 2 and one.dtype.kind in "iu"}
+    tokens = {name: one for name, one in whole_numbers.items() if name not in masks}
     length = max((one.shape[1] for one in tokens.values()), default=None)
     batch = {one.shape[0] for one in arrays.values()}
     if batch == {1}:

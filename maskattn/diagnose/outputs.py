@@ -64,20 +64,20 @@ class Outputs:
         found = []
         if self.jax_only:
             shapes = (list(theirs.nodes[theirs.outputs[name]].value.shape) for name in self.jax_only)
-            named = (f"{name or 'an output'} {shape}" for name, shape in zip(self.jax_only, shapes, strict=True))
-            found.append(f"outputs of the JAX side without one of that size of PyTorch, not compared: {', '.join(named)}")
+            said = ", ".join(f"{name or 'one'} {shape}" for name, shape in zip(self.jax_only, shapes, strict=True))
+            found.append(f"outputs of the JAX side that are of the size of none of PyTorch's, not compared: {said}")
         if self.torch_only:
-            found.append(f"outputs of the PyTorch side only, not compared: {', '.join(map(str, self.torch_only))}")
+            found.append(f"outputs of the PyTorch side only, not compared: {', '.join(self.torch_only)}")
         for (name, _), (one, other) in zip(self.pairs, self.numbers(ours, theirs), strict=True):
             here, there = ours.nodes[one].value, theirs.nodes[other].value
             if apart(here, there) > tolerance and apart(np.sort(here, None), np.sort(there, None)) <= tolerance:
-                shapes = f"{list(here.shape)} and {list(there.shape)}"
-                found.append(f"the output {name} has the right numbers, arranged otherwise: shapes {shapes}".replace("  ", " "))
+                said = f"shapes {list(here.shape)} and {list(there.shape)}"
+                found.append(f"the output {name or 'of both'} has the right numbers, arranged otherwise: {said}")
         return found
 
 
 def apart(one: NumPyArray, other: NumPyArray, kept: Kept | None = None) -> float:
-    """The largest difference of two arrays, in units of the first one's largest number; inf where they cannot be paired."""
+    """The largest difference of two arrays in units of the first one's largest number; inf where none can be taken."""
     if one.size != other.size or not one.size:
         return float("inf")
     other = other.reshape(one.shape) if np.squeeze(one).shape == np.squeeze(other).shape else other

@@ -89,7 +89,8 @@ class Report:
             return f"equal: outputs{gradients} to {max(self.error, *(one.error for one in self.gradients), 0):.1e}"
         if self.error <= self.tolerance:
             worst = max(one.error for one in self.differing)
-            return f"gradients differ: {len(self.differing)} of {len(self.gradients)}, by up to {worst:.1e}; outputs are equal"
+            count = f"{len(self.differing)} of {len(self.gradients)}"
+            return f"gradients differ: {count}, by up to {worst:.1e}; outputs are equal"
         explained = len(self.diagnosis)
         found = f"{len(self.places)} places, {explained} explained" if self.places else "no place found"
         return f"different: outputs by {self.error:.1e} of their largest number; {found}"

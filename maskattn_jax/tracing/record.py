@@ -53,7 +53,8 @@ class _Tape(core.EvalTrace):
         """An array that no primitive has made; `instead`: the numbers that it is taken to have."""
         value = _numbers(array)
         if instead is not None:
-            value, self._sharp[id(array)] = instead, jax.device_put(instead if self.wide else instead.astype(array.dtype))
+            value = instead
+            self._sharp[id(array)] = jax.device_put(instead if self.wide else instead.astype(array.dtype))
         elif self.wide and array.dtype == np.float32:
             sharp = sharpened(np.asarray(array))
             if not np.array_equal(sharp, value):
@@ -247,7 +248,8 @@ def _backward(
     tape: _Tape, program: Callable[[], object], parameters: Mapping[str, Any], cotangents: Mapping[str, NumPyArray]
 ) -> None:
     """Runs a program and computes the gradients of its parameters, wherever it takes them from."""
-    leaves = {name: tape.leafed(array) for name, array in parameters.items() if jnp.issubdtype(array.dtype, jnp.floating)}
+    floating = {name: one for name, one in parameters.items() if jnp.issubdtype(one.dtype, jnp.floating)}
+    leaves = {name: tape.leafed(array) for name, array in floating.items()}
 
     def run(arrays: dict[str, Any]) -> dict[str, Any]:
         instead = {id(parameters[name]): one for name, one in arrays.items()}
