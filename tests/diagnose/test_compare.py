@@ -40,8 +40,8 @@ def test_a_right_port_is_equal_with_its_gradients():
     report = maskattn.compare(made.model(), port(), INPUTS, grads=True)
     state.cache_clear()
     assert state() == before
-    assert report.ok and not report.places and len(report.gradients) == 18
-    assert report.verdict.startswith("equal: outputs, and 18 gradients to ")
+    assert report.ok and not report.places and len(report.gradients) == 19
+    assert report.verdict.startswith("equal: outputs, and 19 gradients to ")
     assert report.notes == ()
     assert {pair.how for pair in report.parameters.pairs} == {"equal", "transposed", "part of"}
 
