@@ -83,14 +83,16 @@ def compare(
         theirs = other_side.record(jax_function, *its, wide=wide, instead=there)
     given = named(torch_module, first)
     compared = kept(given)
+    search = Comparison(tracing, tracing.Program(ours), Keys(theirs, compared), tolerance, outputs, progress)
+    ours = search.program.recording
     errors = outputs.errors(ours, theirs, compared)
     error = max(errors, default=float("inf"))
-    search = Comparison(tracing, tracing.Program(ours), Keys(theirs, compared), tolerance, outputs, progress)
     places = search.places()
     found: tuple[Gradient, ...] = ()
     if grads and error <= tolerance:
         progress("gradients of PyTorch")
         one, other = cotangents(outputs, ours, theirs, compared)
+        here |= {name: ours.nodes[number].value for name, number in ours.parameters.items() if number in ours.rounded}
         back = tracing.record(torch_module, *mine, wide=wide, instead=here, cotangents=one)
         progress("gradients of JAX")
         behind = other_side.record(jax_function, *its, wide=wide, instead=there, cotangents=other)
@@ -123,10 +125,12 @@ class Comparison:
     outputs: Outputs
     progress: Callable[[str], None] = lambda what: None
 
+    def __post_init__(self) -> None:
+        self.program = self._with_tables(self.program)
+
     def places(self) -> tuple[Place, ...]:
         """Looks for places until the outputs agree, or a place is not explained."""
         places: list[Place] = []
-        self.program = self._with_tables(self.program)
         while len(places) < MOST and self.error(self.program) > self.tolerance:
             self.progress(f"place {len(places) + 1}")
             place, edit = self.next_place(self.program)

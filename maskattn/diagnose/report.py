@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from maskattn.diagnose.parameters import Parameters
+from maskattn.diagnose.parameters import Parameters, listed
 
 
 @dataclass(frozen=True)
@@ -100,19 +100,26 @@ class Report:
         if not self.ok:
             yield from self.parameters.findings()
 
+    def gradients_said(self, most: int = 8) -> Iterator[str]:
+        """Gradients that differ, the first of them where they are many."""
+        for one in self.differing[:most]:
+            yield f"gradient of {one.torch} (JAX: {one.jax}): {one.error:.1e}"
+        if len(self.differing) > most:
+            yield f"... and {len(self.differing) - most} more gradients"
+
     def remarks(self) -> Iterator[str]:
         """What the comparison did, and could not see."""
         yield from self.notes
         yield from self.parameters.notes()
         if self.narrowed:
-            yield f"computed in float64 where the programs round to fewer bits: {'; '.join(self.narrowed)}"
+            yield f"computed in float64 where the programs round to fewer bits: {listed(self.narrowed, 4)}"
 
     def __str__(self) -> str:
         lines = [self.verdict]
         for number, place in enumerate(self.places, 1):
-            lines.append(f"{number}. {place.diagnosis or 'not explained'}{_share(place)}")
+            lines.append(f"{number}. {place.diagnosis or unexplained(place)}{_share(place)}")
             lines += [f"   {side}: {at}" for side, at in described(place)]
-        lines += [f"gradient of {one.torch} ({one.jax}): {one.error:.1e}" for one in self.differing[:8]]
+        lines += list(self.gradients_said())
         lines += [f"parameters: {one}" for one in self.findings()]
         lines += [f"note: {one}" for one in self.remarks()]
         return "\n".join(lines)
@@ -124,6 +131,11 @@ def described(place: Place, most: int = 3) -> Iterator[tuple[str, str]]:
         yield from ((side, one) for one in said[:most])
         if len(said) > most:
             yield side, f"... {len(said) - most} more"
+
+
+def unexplained(place: Place) -> str:
+    """What is said of a place that nothing explains."""
+    return "of the pass backward; forward all is equal" if place.backward else "not explained"
 
 
 def _share(place: Place) -> str:

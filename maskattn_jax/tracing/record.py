@@ -218,6 +218,8 @@ def record(
                 tape.leaf(array, "parameter", name, instead.get(name))
         given, spec = jax.tree.flatten((tuple(args), dict(kwargs)))
         arrays = [jnp.asarray(one) if hasattr(one, "__array__") else one for one in given]
+        if wide:  # else what is promoted to the inputs' dtype would seem to be rounded
+            arrays = [jnp_wide(one) for one in arrays]
         for name, one in zip(_paths((tuple(args), dict(kwargs))), arrays, strict=True):
             if isinstance(one, jax.Array):
                 tape.leaf(one, "input", name[2:] if name[:2] in ("0.", "1.") else name)

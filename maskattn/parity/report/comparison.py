@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from rich.console import Console
 
 from maskattn.diagnose import Place, Report
-from maskattn.diagnose.report import described
+from maskattn.diagnose.report import described, unexplained
 from maskattn.parity.report.environment import environment
 from maskattn.parity.report.page import page
 from maskattn.parity.report.table import print_table, say
@@ -24,8 +24,8 @@ def render(report: Report, console: Console, *, wide: bool = False) -> None:
     if report.places:
         lines = [line for number, place in enumerate(report.places, 1) for line in _lines(number, place)]
         print_table(console, _HEADINGS, lines, wide=wide, words=5)
-    for one in report.differing[:8]:
-        say(console, f"gradient of {one.torch} (JAX: {one.jax}): {one.error:.1e}", "red")
+    for line in report.gradients_said():
+        say(console, line, "red")
     for finding in report.findings():
         say(console, f"parameters: {finding}", "red")
     say(console, f"parameters: {parameters(report)}", "dim")
@@ -45,7 +45,7 @@ def parameters(report: Report) -> str:
 def _lines(number: int, place: Place) -> list[list[str]]:
     """A line of a table for each operation of a place."""
     left = f"{100 * (1 - place.share):.4g} %" if place.diagnosis else "-"
-    said = place.diagnosis or ("of the pass backward" if place.backward else "not explained")
+    said = place.diagnosis or unexplained(place)
     found = [[side, where] for side, where in described(place)] or [["-", "-"]]
     first = [[str(number), said, left, *found[0]]]
     return first + [["", "", "", *each] for each in found[1:]]
