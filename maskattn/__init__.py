@@ -19,6 +19,7 @@ _EXPORTS = {
     "AttentionConfig": "maskattn.config:AttentionConfig",
     "biases": "maskattn.biases",
     "checkpoints": "maskattn.checkpoints",
+    "compare": "maskattn.diagnose:compare",
     "convert_tensors": "maskattn.convert:convert_tensors",
     "corruption": "maskattn.corruption",
     "layouts": "maskattn.convert.layouts",

@@ -1,3 +1,7 @@
-from maskattn.diagnose.compare import Place, Report, compare
+"""Where a port of a model parts from the original, and what it does otherwise there."""
 
-__all__ = ["Place", "Report", "compare"]
+from maskattn.diagnose.compare import compare
+from maskattn.diagnose.parameters import Pair, Parameters
+from maskattn.diagnose.report import Gradient, Place, Report
+
+__all__ = ["Gradient", "Pair", "Parameters", "Place", "Report", "compare"]

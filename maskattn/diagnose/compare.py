@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
 import numpy as np
 
+from maskattn.diagnose.gradients import compared as gradients, cotangents, first_place
+from maskattn.diagnose.inputs import called, differing, kept, named, sides, unseen
 from maskattn.diagnose.matching import Keys, Matches, Rows, distance, frontier, match
+from maskattn.diagnose.outputs import Outputs
+from maskattn.diagnose.parameters import paired
+from maskattn.diagnose.report import Gradient, Place, Report
 from maskattn.diagnose.trace import Node, Trace
 from maskattn.typing import NumPyArray
 
@@ -29,55 +34,79 @@ BEFORE, BEHIND = 60, 40
 _IMPOSSIBLE = (RuntimeError, TypeError, IndexError, ValueError)
 
 
-@dataclass(frozen=True)
-class Place:
-    """A place where two programs part.
-
-    Attributes:
-        torch, jax: the operations, with their code; empty where a side has none of its own there.
-        diagnosis: what the JAX side does otherwise; "" where nothing that was tried explains it.
-        share: of the difference of the outputs that is left when PyTorch does the same, from 0 (all is explained) to 1.
-        also: further places where the same is done.
-    """
-
-    torch: tuple[str, ...]
-    jax: tuple[str, ...]
-    diagnosis: str = ""
-    share: float = 1.0
-    also: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Report:
-    """What a comparison found.
-
-    Attributes:
-        places: where the programs part, in the order in which they run.
-        error: the largest difference of the outputs, in units of their largest number.
-    """
-
-    places: tuple[Place, ...]
-    error: float
-    tolerance: float
-
-    @property
-    def ok(self) -> bool:
-        return self.error <= self.tolerance
-
-
 def compare(
-    torch_module: Callable[..., object], jax_function: Callable[..., object], inputs: Any, *, dtype: str = "float64"
+    torch_module: Callable[..., object],
+    jax_function: Callable[..., object],
+    inputs: Any,
+    *,
+    dtype: str = "float64",
+    grads: bool = False,
+    progress: Callable[[str], None] = lambda what: None,
 ) -> Report:
-    ours_inputs, theirs_inputs = inputs if isinstance(inputs, tuple) and len(inputs) == 2 else (inputs, inputs)
-    wide = dtype == "float64"
-    tracing = import_module("maskattn_torch.tracing")
-    ours = tracing.record(torch_module, *_called(ours_inputs), wide=wide)
-    theirs = import_module("maskattn_jax.tracing").record(jax_function, *_called(theirs_inputs), wide=wide)
-    return Comparison(tracing, tracing.Program(ours), Keys(theirs), TOLERANCE[dtype]).report()
+    """Compares a PyTorch program with a JAX program that should compute the same: where they part, and what the JAX
+    side does otherwise there. Nothing is written into either of them, and all settings are left as they were.
 
+    Args:
+        torch_module: a module in evaluation mode, or a function of tensors that holds one.
+        jax_function: a function of arrays, or a module of NNX, Equinox or Linen (bound to its variables). Its
+            parameters are found where it holds them: a `functools.partial`, a module, a closure.
+        inputs: what both are given, arrays of NumPy: by name, which where JAX's side does not know it goes by its
+            order, or a sequence; or a pair of those, PyTorch's and JAX's.
+        dtype: "float64", in which all that is floating-point is computed, whatever the programs ask for, or "float32".
+        grads: whether gradients of all parameters are compared too, where the outputs are equal.
+        progress: called with what is being done.
 
-def _called(inputs: Any) -> tuple[Sequence[object], Mapping[str, object]]:
-    return ((), inputs) if isinstance(inputs, Mapping) else (tuple(inputs), {})
+    Raises:
+        ValueError: a dtype that is neither, or a module in training mode.
+        TypeError: inputs that a side cannot take.
+
+    >>> report = compare(torch_model, functools.partial(port, params), {"tokens": tokens})  # doctest: +SKIP
+    >>> print(report)  # doctest: +SKIP
+    """
+    if dtype not in TOLERANCE:
+        raise ValueError(f"dtype: expected {' or '.join(map(repr, TOLERANCE))}, got {dtype!r}")
+    tolerance, wide = TOLERANCE[dtype], dtype == "float64"
+    tracing, other_side = import_module("maskattn_torch.tracing"), import_module("maskattn_jax.tracing")
+    first, second = sides(inputs)
+    mine, its = called(torch_module, first), called(jax_function, second)
+    progress("recording PyTorch")
+    ours = tracing.record(torch_module, *mine, wide=wide)
+    progress("recording JAX")
+    theirs = other_side.record(jax_function, *its, wide=wide)
+    outputs = Outputs.of(ours, theirs)
+    progress("pairing parameters")
+    parameters = paired(ours, theirs, outputs.numbers(ours, theirs))
+    here, there = parameters.instead(ours, theirs)
+    if here:
+        ours = tracing.record(torch_module, *mine, wide=wide, instead=here)
+    if there:
+        theirs = other_side.record(jax_function, *its, wide=wide, instead=there)
+    given = named(torch_module, first)
+    compared = kept(given)
+    search = Comparison(tracing, tracing.Program(ours), Keys(theirs, compared), tolerance, outputs, progress)
+    ours = search.program.recording
+    errors = outputs.errors(ours, theirs, compared)
+    error = max(errors, default=float("inf"))
+    places = search.places()
+    found: tuple[Gradient, ...] = ()
+    if grads and error <= tolerance:
+        progress("gradients of PyTorch")
+        one, other = cotangents(outputs, ours, theirs, compared)
+        here |= {name: ours.nodes[number].value for name, number in ours.parameters.items() if number in ours.rounded}
+        back = tracing.record(torch_module, *mine, wide=wide, instead=here, cotangents=one)
+        progress("gradients of JAX")
+        behind = other_side.record(jax_function, *its, wide=wide, instead=there, cotangents=other)
+        found = gradients(back, behind, parameters, dtype)
+        bad = [each for each in found if not each.error <= 10 * tolerance]
+        place = first_place(back, behind, bad, tolerance) if bad else None
+        places = places if place is None else (place,)
+    notes = [*differing(ours, theirs), *outputs.notes(ours, theirs, tolerance), *unseen(torch_module, given)]
+    for side, trace in (("PyTorch", ours), ("JAX", theirs)):
+        if trace.random:
+            notes.append(f"the {side} side draws random numbers at {trace.random[0]}: switch dropout off")
+    narrowed = {f"{at} to {what}": None for trace in (ours, theirs) for at, what in trace.narrowed.items()}
+    named_errors = [(*names, each) for names, each in zip(outputs.pairs, errors, strict=True)]
+    return Report(places, error, tolerance, tuple(named_errors), parameters, found, tuple(notes), tuple(narrowed))
 
 
 @dataclass
@@ -86,19 +115,24 @@ class Comparison:
 
     Attributes:
         tracing: what PyTorch's side is edited with. program: PyTorch's. theirs: JAX's.
+        outputs: which are compared. progress: called with what is being done.
     """
 
     tracing: Any
     program: Any
     theirs: Keys
     tolerance: float
+    outputs: Outputs
+    progress: Callable[[str], None] = lambda what: None
 
-    def report(self) -> Report:
+    def __post_init__(self) -> None:
+        self.program = self._with_tables(self.program)
+
+    def places(self) -> tuple[Place, ...]:
         """Looks for places until the outputs agree, or a place is not explained."""
         places: list[Place] = []
-        self.program = self._with_tables(self.program)
-        first = self.error(self.program)
         while len(places) < MOST and self.error(self.program) > self.tolerance:
+            self.progress(f"place {len(places) + 1}")
             place, edit = self.next_place(self.program)
             if place is None:
                 break
@@ -106,7 +140,7 @@ class Comparison:
             if edit is None:
                 break
             self.program = self.program.applying(edit)
-        return Report(tuple(places), first, self.tolerance)
+        return tuple(places)
 
     def _with_tables(self, program: Any) -> Any:
         """The program with the JAX side's numbers in tables that PyTorch keeps in float32 and JAX computes in float64."""
@@ -124,23 +158,19 @@ class Comparison:
                     found[number] = made.reshape(value.shape)
         return program.holding(found) if found else program
 
-    def outputs(self, trace: Trace) -> list[int]:
-        return list(trace.outputs.values())
-
     def error(self, program: Any) -> float:
         """How far the outputs are apart."""
-        nodes = program.recording.nodes
-        mine = [nodes[number].value for number in self.outputs(program.recording)]
-        its = [self.theirs.trace.nodes[number].value for number in self.outputs(self.theirs.trace)]
-        return max(min((_apart(one, other) for one in mine), default=np.inf) for other in its)
+        errors = self.outputs.errors(program.recording, self.theirs.trace, self.theirs.kept)
+        return max(errors, default=float("inf"))
 
     def next_place(self, program: Any) -> tuple[Place | None, Any]:
         """The first place where the programs part, and the edit that explains it."""
         recording, theirs = program.recording, self.theirs.trace
-        ours = Keys(recording)
+        ours = Keys(recording, self.theirs.kept)
         matches = match(ours, self.theirs, self.tolerance)
-        here = frontier(ours, matches.ours, self.outputs(recording))
-        there = frontier(self.theirs, matches.theirs, self.outputs(theirs))
+        ends = self.outputs.numbers(recording, theirs)
+        here = frontier(ours, matches.ours, [one for one, _ in ends])
+        there = frontier(self.theirs, matches.theirs, [other for _, other in ends])
         if not here and not there:
             return None, None
         at = Place(tuple(_said(recording.nodes[one]) for one in here), tuple(_said(theirs.nodes[one]) for one in there))
@@ -269,10 +299,3 @@ def _related(program: Any, here: Iterable[int], near: frozenset[int]) -> frozens
 
 def _said(node: Node) -> str:
     return f"{node.name} at {node.where}"
-
-
-def _apart(one: NumPyArray, other: NumPyArray) -> float:
-    if one.size != other.size or not one.size:
-        return float("inf")
-    size = max(float(np.abs(one).max()), 1e-30)
-    return float(np.abs(one.ravel() - other.ravel()).max()) / size

@@ -28,22 +28,27 @@ class Kept:
     """Which numbers are compared where inputs are padded: not those of tokens that a mask leaves out.
 
     Attributes:
-        tokens: bool [B, L], True = compared.
+        tokens: of each mask, bool [B, L], True = compared. Those of one shape leave out what one of them does.
     """
 
-    tokens: NumPyArray
+    tokens: tuple[NumPyArray, ...]
+
+    @cached_property
+    def _of_shape(self) -> dict[tuple[int, int], NumPyArray]:
+        found: dict[tuple[int, int], NumPyArray] = {}
+        for one in self.tokens:
+            found[one.shape] = one & found.get(one.shape, True)
+        return found
 
     def of(self, value: NumPyArray) -> NumPyArray:
         """The numbers of a tensor with these tokens along its axes, or along both as one; others whole."""
-        batch, length = self.tokens.shape
         shape = value.shape
-        if not shape:
-            return value
-        if shape[0] == batch * length and batch > 1:
-            return value[self.tokens.ravel()]
-        if shape[0] == batch and length in shape[1:]:
-            axis = 1 + shape[1:].index(length)
-            return np.moveaxis(value, axis, 1)[self.tokens]
+        for (batch, length), tokens in self._of_shape.items() if shape else ():
+            if shape[0] == batch * length and batch > 1:
+                return value[tokens.ravel()]
+            if shape[0] == batch and length in shape[1:]:
+                axis = 1 + shape[1:].index(length)
+                return np.moveaxis(value, axis, 1)[tokens]
         return value
 
 

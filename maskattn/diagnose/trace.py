@@ -8,7 +8,7 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
-from types import CodeType, FrameType
+from types import FrameType
 from typing import Literal, TypeAlias
 
 import numpy as np
@@ -67,7 +67,7 @@ class Trace:
         nodes: all tensors, in the order in which they were made.
         outputs: names and numbers of what the program gave; names are paths in the structure that it returned.
         gradients: names of parameters and the numbers of their gradients, where they were asked for.
-        unread: parameters that no operation read.
+        buffers: those of the parameters that are not trained. computed: those of the buffers that no checkpoint holds.
         narrowed: places where float64 would have been rounded to fewer bits and was not, and to what.
         random: where random numbers were drawn.
     """
@@ -75,6 +75,8 @@ class Trace:
     nodes: list[Node] = field(default_factory=list)
     outputs: dict[str, int] = field(default_factory=dict)
     gradients: dict[str, int] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    computed: frozenset[str] = frozenset()
     narrowed: dict[str, str] = field(default_factory=dict)
     random: list[Where] = field(default_factory=list)
 
@@ -113,8 +115,8 @@ _ROOTS = tuple(
 
 
 @lru_cache(maxsize=4096)
-def _of_program(code: CodeType, libraries: tuple[str, ...]) -> bool:
-    name = code.co_filename
+def of_program(name: str, libraries: tuple[str, ...]) -> bool:
+    """Whether a file is the program's own, or one of Python, of this library, or of these libraries."""
     if name.startswith("<"):
         return not name.startswith("<frozen")
     if any(f"{os.sep}{library}{os.sep}" in name for library in libraries):
@@ -135,7 +137,7 @@ def here(path: Callable[[object], str | None], libraries: tuple[str, ...], depth
     modules: list[str] = []
     while frame is not None:
         code = frame.f_code
-        if not line and _of_program(code, libraries):
+        if not line and of_program(code.co_filename, libraries):
             line, function = f"{os.path.basename(code.co_filename)}:{frame.f_lineno}", code.co_qualname
         if code.co_argcount:
             found = path(frame.f_locals.get(code.co_varnames[0]))

@@ -6,6 +6,7 @@ import functools
 import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import jax
@@ -15,7 +16,7 @@ from jax._src import core, source_info_util
 from jax.tree_util import keystr, tree_flatten_with_path
 
 from maskattn.diagnose.tables import sharpened
-from maskattn.diagnose.trace import Kind, Node, Trace, Where, here, numbers
+from maskattn.diagnose.trace import Kind, Node, Trace, Where, here, numbers, of_program
 from maskattn.typing import NumPyArray
 from maskattn_jax.tracing.evaluate import evaluate
 
@@ -34,9 +35,10 @@ class _Tape(core.EvalTrace):
         super().__init__()
         self.trace = Trace()
         self._paths = paths
-        self._wide = wide
+        self.wide = wide
         self._of: dict[int, int] = {}
         self._sharp: dict[int, jax.Array] = {}  # tables of more digits than they were stored with
+        self._modules: dict[str, str] = {}  # lines -> the module that ran there first
         self._kept: list[object] = []  # so that no id is given twice
 
     def add(self, array: object, node: Node) -> int:
@@ -47,10 +49,13 @@ class _Tape(core.EvalTrace):
         self._of[id(array)] = number
         return number
 
-    def leaf(self, array: Any, kind: Kind, name: str) -> int:
-        """An array that no primitive has made."""
+    def leaf(self, array: Any, kind: Kind, name: str, instead: NumPyArray | None = None) -> int:
+        """An array that no primitive has made; `instead`: the numbers that it is taken to have."""
         value = _numbers(array)
-        if self._wide and array.dtype == np.float32:
+        if instead is not None:
+            value = instead
+            self._sharp[id(array)] = jax.device_put(instead if self.wide else instead.astype(array.dtype))
+        elif self.wide and array.dtype == np.float32:
             sharp = sharpened(np.asarray(array))
             if not np.array_equal(sharp, value):
                 value, self._sharp[id(array)] = sharp, jax.device_put(sharp)
@@ -77,8 +82,7 @@ class _Tape(core.EvalTrace):
                 return core.eval_jaxpr(inner, consts, *args)
         where = self._where()
         inputs = tuple(number for number in map(self.number, args) if number is not None)
-        if self._wide:
-            args, params = self._widened(primitive, args, params, where)
+        args, params = self.widened(primitive, args, params, where)
         if primitive.name == "stage":
             out = args[0]
             if not isinstance(out, jax.Array):
@@ -102,7 +106,7 @@ class _Tape(core.EvalTrace):
             return fun.call_wrapped(*tracers)
 
     def _result(self, primitive: Any, args: Sequence[Any], params: Any) -> Any:
-        if self._wide and all(
+        if self.wide and all(
             hasattr(one, "dtype") and not jnp.issubdtype(one.dtype, jax.dtypes.extended) for one in args
         ):
             made = evaluate(primitive.name, [np.asarray(one) for one in args], params)
@@ -111,26 +115,42 @@ class _Tape(core.EvalTrace):
                 return arrays if primitive.multiple_results else arrays[0]
         return super().process_primitive(primitive, args, params)
 
-    def _widened(self, primitive: Any, args: Sequence[Any], params: Any, where: Where) -> tuple[list[Any], Any]:
-        wide = [self._sharp.get(id(one), jnp_wide(one)) for one in args]
-        if primitive.name == "bitcast_convert_type":
-            return list(args), params
+    def leafed(self, array: Any) -> Any:
+        """What is differentiated by in an array's place: the same node."""
+        made = self._sharp.get(id(array), jnp_wide(array) if self.wide else jnp.array(array))
+        self._kept.append(made)
+        self._of[id(made)] = self._of[id(array)]
+        return made
+
+    def known(self, array: object) -> int | None:
+        """Which node an array is, where it is one already."""
+        return self._of.get(id(array))
+
+    def widened(
+        self, primitive: Any, args: Sequence[Any], params: Any, where: Where | None = None
+    ) -> tuple[list[Any], Any]:
+        """What a primitive is to be given; `where`: its place, to be noted where it would round to fewer bits."""
+        taken = [self._sharp.get(id(one), one) for one in args]
+        if not self.wide or primitive.name == "bitcast_convert_type":
+            return taken, params
         narrow = {name: np.dtype("float64") for name in _DTYPES if name in params and _narrow(params[name])}
-        if narrow and any(getattr(one, "dtype", None) == np.float64 for one in args):
+        if where is not None and narrow and any(getattr(one, "dtype", None) == np.float64 for one in args):
             names = ", ".join(sorted({str(np.dtype(params[name])) for name in narrow}))
             self.trace.narrowed.setdefault(str(where), names)
-        return wide, {**params, **narrow} if narrow else params
+        return [jnp_wide(one) for one in taken], {**params, **narrow} if narrow else params
 
     def _where(self) -> Where:
         context = source_info_util._source_info_context.context
+        if context.traceback is None:
+            found = here(self._path, LIBRARIES, depth=3)
+            self._modules.setdefault(found.line, found.module)
+            return found
         backward = "transpose(" in str(context.name_stack)
-        if context.traceback is not None:
-            frame = source_info_util.user_frame(context.traceback)
-            if frame is not None:
+        for frame in source_info_util.user_frames(context.traceback):
+            if of_program(frame.file_name, LIBRARIES):
                 line = f"{os.path.basename(frame.file_name)}:{frame.start_line}"
-                return Where("", line, frame.function_name, backward)
-        found = here(self._path, LIBRARIES, depth=3)
-        return Where(found.module, found.line, found.function, backward)
+                return Where(self._modules.get(line, ""), line, frame.function_name, backward)
+        return Where(backward=backward)
 
     def _path(self, it: object) -> str | None:
         if id(it) in self._paths:
@@ -160,6 +180,9 @@ def _narrow(dtype: object) -> bool:
 def jnp_wide(one: Any) -> Any:
     """Floating-point arrays in float64."""
     if getattr(one, "dtype", None) in _NARROW:
+        if isinstance(one, core.Tracer):
+            with core.set_current_trace(one._trace):
+                return one.astype(np.float64)
         return jax.device_put(np.asarray(one).astype(np.float64))
     return one
 
@@ -169,7 +192,13 @@ def _numbers(array: Any) -> NumPyArray:
 
 
 def record(
-    function: Callable[..., object], args: Sequence[object], kwargs: Mapping[str, object], *, wide: bool
+    function: Callable[..., object],
+    args: Sequence[object],
+    kwargs: Mapping[str, object],
+    *,
+    wide: bool,
+    instead: Mapping[str, NumPyArray] = MappingProxyType({}),
+    cotangents: Mapping[str, NumPyArray] = MappingProxyType({}),
 ) -> Trace:
     """Runs a program and gives what it did.
 
@@ -177,31 +206,108 @@ def record(
         function: a module of NNX, Linen (bound) or Equinox, or a function of arrays.
         args, kwargs: NumPy arrays and other values, which it is called with.
         wide: whether what is floating-point is computed in float64, whatever the program asks for.
+        instead: other numbers for parameters, by name.
+        cotangents: names of outputs and what they are multiplied by, summed, before the gradients of all parameters
+            are computed; none: no gradients are.
     """
     names, modules = held(function)
     tape = _Tape(modules, wide)
     with jax.enable_x64(wide or jax.config.jax_enable_x64), jax.disable_jit(), jax.default_matmul_precision("highest"):
         for name, array in names:
             if id(array) not in tape._of:
-                tape.leaf(array, "parameter", name)
+                tape.leaf(array, "parameter", name, instead.get(name))
         given, spec = jax.tree.flatten((tuple(args), dict(kwargs)))
         arrays = [jnp.asarray(one) if hasattr(one, "__array__") else one for one in given]
-        paths = [
-            keystr(path[1:], simple=True, separator=".")
-            for path, _ in tree_flatten_with_path((tuple(args), dict(kwargs)))[0]
-        ]
-        for name, one in zip(paths, arrays, strict=True):
+        if wide:  # else what is promoted to the inputs' dtype would seem to be rounded
+            arrays = [jnp_wide(one) for one in arrays]
+        for name, one in zip(_paths((tuple(args), dict(kwargs))), arrays, strict=True):
             if isinstance(one, jax.Array):
-                tape.leaf(one, "input", name)
+                tape.leaf(one, "input", name[2:] if name[:2] in ("0.", "1.") else name)
         taken, named = jax.tree.unflatten(spec, arrays)
         with core.set_current_trace(tape):
+            if cotangents:
+                _backward(tape, lambda: function(*taken, **named), dict(names), cotangents)
+                return tape.trace
             out = function(*taken, **named)
-        for path, one in tree_flatten_with_path(out)[0]:
-            if hasattr(one, "dtype") and jnp.issubdtype(one.dtype, jnp.floating):
-                number = tape.number(one)
-                assert number is not None
-                tape.trace.outputs[keystr(path, simple=True, separator=".")] = number
+        for name, one in _outputs(out).items():
+            number = tape.number(one)
+            assert number is not None
+            tape.trace.outputs[name] = number
     return tape.trace
+
+
+def _paths(tree: object) -> list[str]:
+    return [keystr(path, simple=True, separator=".") for path, _ in tree_flatten_with_path(tree)[0]]
+
+
+def _outputs(out: object) -> dict[str, Any]:
+    """What a program returned that is floating-point, by its path."""
+    leaves = zip(_paths(out), jax.tree.leaves(out), strict=True)
+    return {name: one for name, one in leaves if hasattr(one, "dtype") and jnp.issubdtype(one.dtype, jnp.floating)}
+
+
+def _backward(
+    tape: _Tape, program: Callable[[], object], parameters: Mapping[str, Any], cotangents: Mapping[str, NumPyArray]
+) -> None:
+    """Runs a program and computes the gradients of its parameters, wherever it takes them from."""
+    floating = {name: one for name, one in parameters.items() if jnp.issubdtype(one.dtype, jnp.floating)}
+    leaves = {name: tape.leafed(array) for name, array in floating.items()}
+
+    def run(arrays: dict[str, Any]) -> dict[str, Any]:
+        instead = {id(parameters[name]): one for name, one in arrays.items()}
+        with core.set_current_trace(_Between(core.trace_ctx.trace, tape, instead)):
+            return {name: one for name, one in _outputs(program()).items() if name in cotangents}
+
+    outputs, pull = jax.vjp(run, leaves)
+    given = {}
+    for name, one in outputs.items():
+        given[name] = jnp.asarray(cotangents[name], one.dtype)
+        tape.trace.outputs[name] = tape.leaf(one, "operation", name) if tape.known(one) is None else tape.known(one)
+        tape.leaf(given[name], "input", f"cotangent of {name}".rstrip())
+    (gradients,) = pull(given)
+    for name, one in gradients.items():
+        number = tape.number(one)
+        assert number is not None
+        tape.trace.gradients[name] = number
+
+
+class _Between(core.Trace):
+    """Stands over a trace that differentiates: parameters are its own, and nothing is rounded to fewer bits.
+
+    Args:
+        below: what differentiates. tape: what writes down. instead: ids of parameters -> what is differentiated by.
+    """
+
+    def __init__(self, below: Any, tape: _Tape, instead: Mapping[int, Any]) -> None:
+        super().__init__()
+        self._below = below
+        self._tape = tape
+        self._instead = instead
+
+    def stage_value(self, val: Any) -> Any:
+        taken = self._taken([val])[0]
+        return self._below.stage_value(jnp_wide(taken) if self._tape.wide else taken)
+
+    def process_primitive(self, primitive: Any, args: Sequence[Any], params: Any, /) -> Any:
+        held = params.get("jaxpr", params.get("call_jaxpr"))
+        if primitive.name in _HELD and held is not None:
+            inner, consts = (held.jaxpr, held.consts) if hasattr(held, "consts") else (held, ())
+            with core.set_current_trace(self):
+                return core.eval_jaxpr(inner, consts, *args)
+        args, params = self._tape.widened(primitive, self._taken(args), params)
+        with core.set_current_trace(self._below):
+            return primitive.bind(*args, **params)
+
+    def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, **params: Any) -> Any:
+        return self._below.process_custom_jvp_call(primitive, fun, jvp, self._taken(tracers), **params)
+
+    def process_custom_vjp_call(
+        self, primitive: Any, fun: Any, fwd: Any, bwd: Any, tracers: Any, /, **params: Any
+    ) -> Any:
+        return self._below.process_custom_vjp_call(primitive, fun, fwd, bwd, self._taken(tracers), **params)
+
+    def _taken(self, args: Sequence[Any]) -> list[Any]:
+        return [self._instead.get(id(one), one) for one in args]
 
 
 # What a function holds ------------------------------------------------------------------------------------------------

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
+from types import FunctionType, MappingProxyType, MethodType
 from typing import NamedTuple, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -208,7 +212,7 @@ class _Tape(TorchDispatchMode):
             known = self._forward.get(node._sequence_nr(), Where())
             return Where(known.module, known.line, known.function, backward=True)
         found = here(self._path, LIBRARIES, depth=3)
-        self._forward.setdefault(torch._C._autograd._get_sequence_nr(), found)
+        self._forward.setdefault(torch._C._autograd._get_sequence_nr() - 1, found)  # of the node that was made last
         return found
 
     def _path(self, it: object) -> str | None:
@@ -233,7 +237,8 @@ def record(
     kwargs: Mapping[str, object],
     *,
     wide: bool,
-    grads: bool = False,
+    instead: Mapping[str, NumPyArray] = MappingProxyType({}),
+    cotangents: Mapping[str, NumPyArray] = MappingProxyType({}),
 ) -> Recording:
     """Runs a program and gives what it did.
 
@@ -241,18 +246,26 @@ def record(
         function: a module, or a function of tensors.
         args, kwargs: NumPy arrays and other values, which it is called with.
         wide: whether what is floating-point is computed in float64, whatever the program asks for.
-        grads: whether the gradients of the parameters are computed, of the sum of all outputs times `cotangent`.
+        instead: other numbers for parameters, by name. Nothing is written into a module.
+        cotangents: names of outputs and what they are multiplied by, summed, before the gradients of all parameters
+            are computed; none: no gradients are.
 
     Raises:
         ValueError: a module in training mode.
     """
-    modules = dict(function.named_modules(remove_duplicate=False)) if isinstance(function, nn.Module) else {}
-    if isinstance(function, nn.Module) and function.training:
+    modules = held(function)
+    if any(module.training for module in modules.values()):
         raise ValueError("torch_module: expected evaluation mode, got one that is training: call its eval() first")
-    tape = _Tape({id(module): name for name, module in modules.items()}, wide)
-    called, held = _parameters(function, grads)
-    for name, tensor in held.items():
-        tape.leaf(tensor, "parameter", name)
+    paths = {id(one): _below(name, path) for name, it in modules.items() for path, one in it.named_modules()}
+    tape = _Tape(paths, wide)
+    leaves = _Leaves()
+    for kind, name, tensor in _parameters(modules):
+        changed = name in instead or (cotangents and kind == "parameter")
+        tape.leaf(leaves.of(tensor, instead.get(name), wide) if changed else tensor, "parameter", name)
+        if kind != "parameter":
+            tape.recording.buffers |= {name}
+        if kind == "computed":
+            tape.recording.computed |= {name}
     given, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     names = _names((tuple(args), dict(kwargs)))
     tensors = [torch.tensor(one) if hasattr(one, "__array__") else one for one in given]
@@ -265,20 +278,106 @@ def record(
         if wide:
             torch.set_default_dtype(torch.float64)
             stack.callback(torch.set_default_dtype, default)
-        stack.enter_context(torch.enable_grad() if grads else torch.no_grad())
+        stack.enter_context(torch.enable_grad() if cotangents else torch.no_grad())
         stack.enter_context(tape)
-        out = called(*taken, **named)
+        with leaves if leaves.instead else nullcontext():
+            out = function(*taken, **named)
         outputs = {name: one for name, one in _tensors(out) if one.is_floating_point()}
         for name, one in outputs.items():
             tape.recording.outputs[name] = tape.number(one)
+        if cotangents:
+            _backward(tape, {name: outputs[name] for name in cotangents}, cotangents)
     return tape.recording
 
 
-def _parameters(function: Callable[..., object], grads: bool) -> tuple[Callable[..., object], dict[str, Tensor]]:
-    if not isinstance(function, nn.Module):
-        return function, {}
-    held: dict[str, Tensor] = dict(function.named_parameters()) | dict(function.named_buffers())
-    return function, held
+class _Leaves(TorchFunctionMode):
+    """Puts other tensors in the place of parameters, wherever a program names them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.instead: dict[int, Tensor] = {}
+
+    def of(self, tensor: Tensor, numbers: NumPyArray | None, wide: bool) -> Tensor:
+        """What stands in the place of a parameter: its numbers, or others."""
+        with torch.no_grad():
+            made = tensor.detach().clone() if numbers is None else torch.from_numpy(numbers).to(tensor.dtype)
+            made = made.to(torch.float64) if wide and made.dtype in _NARROW else made
+        self.instead[id(tensor)] = made.requires_grad_(made.is_floating_point())
+        return made
+
+    def __torch_function__(
+        self,
+        func: Callable[..., object],
+        types: Sequence[type],
+        args: Sequence[object] = (),
+        kwargs: Mapping[str, object] | None = None,
+    ) -> object:
+        def replaced(one: object) -> object:
+            return self.instead.get(id(one), one) if isinstance(one, Tensor) else one
+
+        taken, named = pytree.tree_map(replaced, (tuple(args), dict(kwargs or {})))
+        return func(*taken, **named)
+
+
+def _backward(tape: _Tape, outputs: Mapping[str, Tensor], cotangents: Mapping[str, NumPyArray]) -> None:
+    """Computes the gradients of what parameters there are; an output that depends on none has none."""
+    parameters = {name: tape.recording.held[number] for name, number in tape.recording.parameters.items()}
+    wanted = {name: one for name, one in parameters.items() if one.requires_grad}
+    ends = {name: one for name, one in outputs.items() if one.requires_grad}
+    given = [torch.from_numpy(cotangents[name]).to(one.dtype) for name, one in ends.items()]
+    for name, one in zip(ends, given, strict=True):
+        tape.leaf(one, "input", f"cotangent of {name}".rstrip())
+    if not ends or not wanted:
+        return
+    found = torch.autograd.grad(list(ends.values()), list(wanted.values()), given, allow_unused=True)
+    for name, gradient in zip(wanted, found, strict=True):
+        if gradient is not None:
+            tape.recording.gradients[name] = tape.number(gradient)
+
+
+# What a function holds ------------------------------------------------------------------------------------------------
+
+
+def held(function: object) -> dict[str, nn.Module]:
+    """Modules that a function holds: itself, or those that it names, by these names; one alone has the name ""."""
+    found: dict[int, tuple[str, nn.Module]] = {}
+
+    def look(it: object, name: str) -> None:
+        if isinstance(it, nn.Module):
+            found.setdefault(id(it), (name, it))
+        elif isinstance(it, functools.partial):
+            for at, one in enumerate((it.func, *it.args, *it.keywords.values())):
+                look(one, _below(name, str(at)))
+        elif isinstance(it, MethodType):
+            look(it.__self__, name)
+            look(it.__func__, name)
+        elif isinstance(it, FunctionType) and (it.__module__ or "").partition(".")[0] not in LIBRARIES:
+            for key, one in inspect.getclosurevars(it)._asdict().items():
+                if key in ("nonlocals", "globals"):
+                    for inner, value in one.items():
+                        if value is not it and isinstance(value, (nn.Module, functools.partial, MethodType)):
+                            look(value, _below(name, inner))
+
+    look(function, "")
+    modules = {name: module for name, module in found.values()}
+    return {"": next(iter(modules.values()))} if len(modules) == 1 else modules
+
+
+def _below(name: str, key: str) -> str:
+    return f"{name}.{key}" if name and key else name or key
+
+
+def _parameters(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, Tensor]]:
+    """Parameters and buffers, each once: "parameter", "saved" or, where no checkpoint has it, "computed"; the name."""
+    seen: set[int] = set()
+    for name, module in modules.items():
+        saved = module.state_dict(keep_vars=True)
+        buffers = (("saved" if key in saved else "computed", key, one) for key, one in module.named_buffers())
+        parameters = (("parameter", key, one) for key, one in module.named_parameters())
+        for kind, key, tensor in (*parameters, *buffers):
+            if id(tensor) not in seen:
+                seen.add(id(tensor))
+                yield kind, _below(name, key), tensor
 
 
 def _names(structure: object) -> list[str]:

@@ -1,0 +1,121 @@
+"""Whole comparisons: ports that are right, and ports that are not, outputs and gradients."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import maskattn
+from tests.diagnose import programs as made
+
+TOKENS = made.tokens()
+MASK = np.ones(TOKENS.shape, int)
+MASK[0, :3], MASK[1, 8:] = 0, 0
+INPUTS = {"tokens": TOKENS, "attention_mask": MASK}
+
+
+def port(dtype=jnp.float32, **changed):
+    return functools.partial(made.port, made.params(dtype), **changed)
+
+
+@functools.cache
+def state():
+    """What a comparison must leave as it is."""
+    model = made.model()
+    hooks = [hook for it in model.modules() for name, hook in vars(it).items() if name.endswith("hooks")]
+    settings = (
+        *(torch.get_default_dtype(), torch.is_grad_enabled(), jax.config.jax_enable_x64),
+        *(jax.config.jax_default_matmul_precision, jax.config.jax_disable_jit),
+    )
+    bytes_of = {name: one.numpy().tobytes() for name, one in model.state_dict().items()}
+    return settings, bytes_of, sum(map(len, hooks)), [one.grad for one in model.parameters()]
+
+
+def test_a_right_port_is_equal_with_its_gradients():
+    before = state()
+    report = maskattn.compare(made.model(), port(), INPUTS, grads=True)
+    state.cache_clear()
+    assert state() == before
+    assert report.ok and not report.places and len(report.gradients) == 19
+    assert report.verdict.startswith("equal: outputs, and 19 gradients to ")
+    assert report.notes == ()
+    assert {pair.how for pair in report.parameters.pairs} == {"equal", "transposed", "part of"}
+
+
+def test_settings_are_left_as_they_were_whatever_is_raised():
+    def fails(tokens):
+        raise RuntimeError("on purpose")
+
+    state.cache_clear()
+    before = state()
+    for sides in ((fails, port()), (made.model(), fails)):
+        with pytest.raises(RuntimeError, match="on purpose"):
+            maskattn.compare(*sides, {"tokens": TOKENS})
+    state.cache_clear()
+    assert state() == before
+
+
+def test_parameters_stored_in_bfloat16_are_said_and_are_no_fault():
+    report = maskattn.compare(made.model(), port(jnp.bfloat16), INPUTS)
+    assert report.ok, str(report)
+    assert "stored rounded to bfloat16 on the JAX side" in str(report)
+
+
+def test_padding_that_is_not_masked_is_found_where_it_counts():
+    report = maskattn.compare(made.model(), port(faults=("no padding mask",)), INPUTS)
+    assert not report.ok
+    assert any("programs.py" in at for at in report.places[0].torch)
+    unseen = maskattn.compare(made.model(), port(faults=("no padding mask",)), {"tokens": TOKENS})
+    assert unseen.ok and "no padding" in unseen.notes[0]
+
+
+def test_what_padded_tokens_hold_is_not_compared():
+    def other(p, tokens, attention_mask):
+        return made.port(p, tokens, attention_mask) * attention_mask[..., None]
+
+    assert maskattn.compare(made.model(), functools.partial(other, made.params()), INPUTS).ok
+
+
+@jax.custom_vjp
+def half(x, wb):
+    return made.linear(x, wb)
+
+
+half.defvjp(lambda x, wb: (half(x, wb), (x, wb)), lambda held, g: jax.vjp(made.linear, *held)[1](g * 0.5))
+
+
+def test_a_gradient_that_alone_is_wrong_is_found_at_its_place():
+    report = maskattn.compare(made.model(), port(up=half), INPUTS, grads=True)
+    assert report.error <= report.tolerance and not report.ok
+    (place,) = report.places
+    assert place.backward
+    assert any("backward of layers.0" in at for at in place.torch)
+    named = {one.torch for one in report.differing}
+    assert {"layers.0.up.weight", "embed.weight"} <= named
+    assert not named & {"layers.0.down.weight", "final.weight"}
+
+
+def test_parameters_are_found_in_modules_and_functions_that_hold_them():
+    from flax import nnx
+
+    linear = nn.Linear(8, 16)
+    theirs = nnx.Linear(8, 16, rngs=nnx.Rngs(0))
+    theirs.kernel[...], theirs.bias[...] = linear.weight.detach().numpy().T, linear.bias.detach().numpy()
+    x = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    held = {"w": theirs.kernel.get_value(), "b": theirs.bias.get_value()}
+    linear.eval()
+    for ours in (linear, lambda x: linear(x)):
+        for other in (theirs, lambda x: theirs(x), jax.jit(lambda x: x @ held["w"] + held["b"])):
+            report = maskattn.compare(ours, other, [x], grads=True)
+            assert report.ok and len(report.gradients) == 2, str(report)
+
+
+def test_bad_input_is_refused_by_name():
+    with pytest.raises(ValueError, match="dtype: expected 'float64' or 'float32', got 'bfloat16'"):
+        maskattn.compare(made.model(), port(), INPUTS, dtype="bfloat16")
+    with pytest.raises(ValueError, match="torch_module: expected evaluation mode"):
+        maskattn.compare(nn.Linear(2, 2).train(), port(), [np.zeros((2, 2))])
