@@ -143,7 +143,7 @@ class Comparison:
         return tuple(places)
 
     def _with_tables(self, program: Any) -> Any:
-        """The program with the JAX side's numbers in tables that PyTorch keeps in float32 and JAX computes in float64."""
+        """The program with JAX's numbers in tables that PyTorch keeps in float32 and JAX computes in float64."""
         nodes, ours = self.theirs.trace.nodes, Keys(program.recording)
         tables = [one for one in self.theirs.telling if nodes[one].kind == "operation"]
         found: dict[int, NumPyArray] = {}

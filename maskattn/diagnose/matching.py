@@ -94,7 +94,7 @@ class Keys:
 
 
 def distance(one: NumPyArray, other: NumPyArray) -> float:
-    """The largest difference of two lists of numbers in order, in units of the largest; inf of lists that are no pair."""
+    """The largest difference of two lists of numbers in order, in units of the largest; inf of no pair."""
     if one.shape != other.shape:
         return float("inf")
     finite = np.isfinite(one)

@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from functools import cache
 
 import jax
 from jax import Array
 
-from maskattn.diagnose import Report
-from maskattn.diagnose.compare import TOLERANCE, Comparison
-from maskattn.diagnose.matching import Keys
-from maskattn_jax import tracing as jax_tracing
-from maskattn_torch import tracing
+from maskattn.diagnose import Report, compare
 from tests.diagnose.ports import plain
 from tests.diagnose.ports.encoder import Encoder
 from tests.diagnose.ports.encoder_decoder import T5, params
@@ -41,13 +36,6 @@ def port(kind: str, bad: str = "", at: int = 1) -> Port:
             )
 
 
-@cache
-def recorded(kind: str) -> tracing.Program:
-    """PyTorch's side, recorded once."""
-    return tracing.Program(tracing.record(model(kind), (), inputs(kind)[0], wide=True))
-
-
 def compared(kind: str, function: Port) -> Report:
     """What `maskattn.compare` says of a port."""
-    theirs = jax_tracing.record(function, inputs(kind)[1], {}, wide=True)
-    return Comparison(tracing, recorded(kind), Keys(theirs), TOLERANCE["float64"]).report()
+    return compare(model(kind), function, inputs(kind))
