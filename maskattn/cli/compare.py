@@ -133,6 +133,9 @@ def _module(where: str) -> Any:
         path = Path(where)
         if not path.is_file():
             raise click.UsageError(f"there is no file {where}")
+        known = sys.modules.get(path.stem)
+        if known is not None and Path(getattr(known, "__file__", None) or "").resolve() == path.resolve():
+            return known  # both sides in one file are one program
         spec = importlib.util.spec_from_file_location(path.stem, path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)

@@ -98,7 +98,7 @@ def compare(
         behind = other_side.record(jax_function, *its, wide=wide, instead=there, cotangents=other)
         found = gradients(back, behind, parameters, dtype)
         bad = [each for each in found if not each.error <= 10 * tolerance]
-        place = first_place(back, behind, bad, tolerance) if bad else None
+        place = first_place(back, behind, bad, tolerance, compared) if bad else None
         places = places if place is None else (place,)
     notes = [*differing(ours, theirs), *outputs.notes(ours, theirs, tolerance), *unseen(torch_module, given)]
     for side, trace in (("PyTorch", ours), ("JAX", theirs)):

@@ -127,10 +127,12 @@ def _apart(here: NumPyArray, there: NumPyArray, least: float) -> float:
     return float(np.abs(here - there).max()) / size
 
 
-def first_place(ours: Trace, theirs: Trace, gradients: Sequence[Gradient], tolerance: float) -> Place | None:
+def first_place(
+    ours: Trace, theirs: Trace, gradients: Sequence[Gradient], tolerance: float, kept: Kept | None
+) -> Place | None:
     """Where the passes backward part first, of two runs that agree forward."""
     wanted = {name for one in gradients for name in (*one.torch.split(", "), *one.jax.split(", "))}
-    keys = Keys(ours), Keys(theirs)
+    keys = Keys(ours, kept), Keys(theirs, kept)
     matches = match(*keys, tolerance)
     said: list[tuple[str, ...]] = []
     for side, matched in zip(keys, (matches.ours, matches.theirs), strict=True):

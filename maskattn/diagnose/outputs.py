@@ -44,10 +44,9 @@ class Outputs:
                 take(name, name)
         for same in (shape, size):
             for other in list(its):
-                found = (name for name in mine if same(ours, mine[name]) == same(theirs, its[other]))
-                name = next(found, None)
-                if name is not None:
-                    take(name, other)
+                found = [name for name in mine if same(ours, mine[name]) == same(theirs, its[other])]
+                if found:
+                    take(found[0], other)
         return cls(tuple(pairs), tuple(mine), tuple(its))
 
     def numbers(self, ours: Trace, theirs: Trace) -> list[tuple[int, int]]:

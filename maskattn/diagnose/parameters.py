@@ -88,10 +88,10 @@ class Parameters:
             yield str(pair)
         for one, other in self.exchanged:
             yield f"exchanged, as their names have it: {one.torch} = {one.jax}, and {other.torch} = {other.jax}"
-        for one in self.alike:
-            if bool(one.torch) != bool(one.jax) and one.number:
-                side, names = ("PyTorch", one.torch) if one.torch else ("JAX", one.jax)
-                yield f"on the {side} side only, all {one.number:g}: {listed(names)}"
+        for each in self.alike:
+            if bool(each.torch) != bool(each.jax) and each.number:
+                where = "PyTorch" if each.torch else "JAX"
+                yield f"on the {where} side only, all {each.number:g}: {listed(each.torch or each.jax)}"
         for side, names in (("PyTorch", self.torch_only), ("JAX", self.jax_only)):
             if names:
                 yield f"on the {side} side only: {listed(names)}"
@@ -212,8 +212,7 @@ def _same(mine: dict[str, Whole], its: dict[str, Whole]) -> list[Pair]:
                 name, other = here[min(at, len(here) - 1)], there[min(at, len(there) - 1)]
                 finer = _finer(mine[name], its[other], precision)
                 if finer is not None:
-                    one, two = (rounded(whole.value, precision) for whole in (mine[name], its[other]))
-                    how, places = arranged(one, two)
+                    how, places = arranged(*(rounded(whole.value, precision) for whole in (mine[name], its[other])))
                     pairs.append(Pair(name, other, how, "", precision, finer, places))
     return pairs
 

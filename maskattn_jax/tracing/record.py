@@ -37,7 +37,9 @@ class _Tape(core.EvalTrace):
         self._paths = paths
         self.wide = wide
         self._of: dict[int, int] = {}
-        self._sharp: dict[int, jax.Array] = {}  # tables of more digits than they were stored with
+        self._sharp: dict[int | None, jax.Array] = {}  # tables of more digits than they were stored with
+        self._plain: dict[tuple[tuple[int, ...], int], int] = {}  # parameters that are arrays of NumPy
+        self._plain_of: dict[int, int] = {}  # the same by their nodes
         self._modules: dict[str, str] = {}  # lines -> the module that ran there first
         self._kept: list[object] = []  # so that no id is given twice
 
@@ -59,13 +61,29 @@ class _Tape(core.EvalTrace):
             sharp = sharpened(np.asarray(array))
             if not np.array_equal(sharp, value):
                 value, self._sharp[id(array)] = sharp, jax.device_put(sharp)
+        if kind == "parameter" and isinstance(array, np.ndarray) and array.size > 1:
+            self._plain.setdefault(_key(array), id(array))
+            self._plain_of[len(self.trace.nodes)] = id(array)
         return self.add(array, Node(kind, name, value))
+
+    def plain(self, array: Any) -> int | None:
+        """The id of the parameter, an array of NumPy, that JAX has made this array of; None: of none."""
+        if not self._plain or not isinstance(array, (jax.Array, np.ndarray)) or isinstance(array, core.Tracer):
+            return None
+        known = self._of.get(id(array))
+        if known is not None:
+            return self._plain_of.get(known)
+        return self._plain.get(_key(array)) if array.size > 1 and array.dtype.kind == "f" else None
 
     def number(self, array: object) -> int | None:
         """Which node an array is; None of what is no array, or a Python number."""
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             return None
         found = self._of.get(id(array))
+        held = self.plain(array) if found is None else None
+        if held is not None:
+            found = self._of[id(array)] = self._of[held]
+            self._kept.append(array)
         if found is None:
             if jnp.issubdtype(array.dtype, jax.dtypes.extended) or (
                 array.size < 2 and not isinstance(array, jax.Array)
@@ -130,7 +148,7 @@ class _Tape(core.EvalTrace):
         self, primitive: Any, args: Sequence[Any], params: Any, where: Where | None = None
     ) -> tuple[list[Any], Any]:
         """What a primitive is to be given; `where`: its place, to be noted where it would round to fewer bits."""
-        taken = [self._sharp.get(id(one), one) for one in args]
+        taken = [self._sharp.get(id(one), self._sharp.get(self.plain(one), one)) for one in args]
         if not self.wide or primitive.name == "bitcast_convert_type":
             return taken, params
         narrow = {name: np.dtype("float64") for name in _DTYPES if name in params and _narrow(params[name])}
@@ -185,6 +203,10 @@ def jnp_wide(one: Any) -> Any:
                 return one.astype(np.float64)
         return jax.device_put(np.asarray(one).astype(np.float64))
     return one
+
+
+def _key(array: Any) -> tuple[tuple[int, ...], int]:
+    return array.shape, hash(np.asarray(array, np.float64).tobytes())
 
 
 def _numbers(array: Any) -> NumPyArray:
@@ -254,7 +276,7 @@ def _backward(
     leaves = {name: tape.leafed(array) for name, array in floating.items()}
 
     def run(arrays: dict[str, Any]) -> dict[str, Any]:
-        instead = {id(parameters[name]): one for name, one in arrays.items()}
+        instead: dict[int | None, Any] = {id(parameters[name]): one for name, one in arrays.items()}
         with core.set_current_trace(_Between(core.trace_ctx.trace, tape, instead)):
             return {name: one for name, one in _outputs(program()).items() if name in cotangents}
 
@@ -278,7 +300,7 @@ class _Between(core.Trace):
         below: what differentiates. tape: what writes down. instead: ids of parameters -> what is differentiated by.
     """
 
-    def __init__(self, below: Any, tape: _Tape, instead: Mapping[int, Any]) -> None:
+    def __init__(self, below: Any, tape: _Tape, instead: Mapping[int | None, Any]) -> None:
         super().__init__()
         self._below = below
         self._tape = tape
@@ -307,7 +329,7 @@ class _Between(core.Trace):
         return self._below.process_custom_vjp_call(primitive, fun, fwd, bwd, self._taken(tracers), **params)
 
     def _taken(self, args: Sequence[Any]) -> list[Any]:
-        return [self._instead.get(id(one), one) for one in args]
+        return [self._instead.get(id(one), self._instead.get(self._tape.plain(one), one)) for one in args]
 
 
 # What a function holds ------------------------------------------------------------------------------------------------

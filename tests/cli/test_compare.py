@@ -1,6 +1,7 @@
 """`maskattn compare`: what it loads, what it says, what it writes, and how it ends."""
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -29,11 +30,18 @@ number = 3
 JAX = """
 import functools
 import jax.numpy as jnp
+import numpy as np, torch
 from original import linear
 def port(p, x, scale=0.25):
     return jnp.tanh((x @ p["w"] + p["b"]) * scale)
 params = {"w": jnp.asarray(linear.weight.detach().numpy().T), "b": jnp.asarray(linear.bias.detach().numpy())}
 right = functools.partial(port, params)
+drawn = torch.nn.Linear(8, 16).eval()  # two sides of one file share what it draws
+def torch_side():
+    return drawn, [np.ones((4, 8), np.float32)]
+def jax_side():
+    w, b = (jnp.asarray(one.detach().numpy()) for one in drawn.parameters())
+    return lambda x: x @ w.T + b
 wrong = functools.partial(port, params, scale=0.5)
 """
 
@@ -50,7 +58,9 @@ def run(tmp_path, monkeypatch):
         result = CliRunner().invoke(command, arguments)
         return result.exit_code, " ".join(result.output.split())
 
-    return call
+    yield call
+    for name in ("original", "theirs"):
+        sys.modules.pop(name, None)
 
 
 @pytest.mark.jax
@@ -62,12 +72,12 @@ def test_a_right_port_ends_with_0_and_a_wrong_one_with_1(run, tmp_path):
         "original.py:model", "theirs.py:wrong", "--inputs", "x.npz", "--json", "r.json", "--html", "r.html"
     )
     assert code == 1, said
-    assert "theirs.py:6 port" in said and "original.py:10 Model.forward" in said and "different: outputs by" in said
+    assert "theirs.py:7 port" in said and "original.py:10 Model.forward" in said and "different: outputs by" in said
     assert "one row only" not in said
     found = json.loads((tmp_path / "r.json").read_text())
     assert not found["ok"] and found["places"][0]["torch"] and found["parameters"][0]["how"] == "transposed"
     page = (tmp_path / "r.html").read_text()
-    assert "Where they part" in page and "theirs.py:6 port" in page and "linear.weight" in page
+    assert "Where they part" in page and "theirs.py:7 port" in page and "linear.weight" in page
 
 
 @pytest.mark.jax
