@@ -82,7 +82,9 @@ def _of_table(program: Program, at: int) -> Iterator[Edit]:
     if which.any():
         text = f"{name}: all are of type 0"
         yield Edit(text, text, {at: _read(torch.zeros_like)})
-    for factor in sorted({width**0.5, width**-0.5, *(one for one in program.constants if abs(one) not in (0.0, 1.0))}):
+    for factor in sorted(
+        {width**0.5, width**-0.5, *(one for one in program.constants if one != 1 and 1e-2 < abs(one) < 1e3)}
+    ):
         text = f"{name}: what is read is multiplied by {factor:.6g}"
         yield Edit(text, f"embedding times {factor:.6g}", {at: _scaled(factor)})
     if which.ndim == 2:
