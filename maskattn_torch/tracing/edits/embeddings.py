@@ -82,7 +82,9 @@ def _of_table(program: Program, at: int) -> Iterator[Edit]:
     if which.any():
         text = f"{name}: all are of type 0"
         yield Edit(text, text, {at: _read(torch.zeros_like)})
-    for factor in sorted({width**0.5, width**-0.5, *(one for one in program.constants if abs(one) not in (0.0, 1.0))}):
+    for factor in sorted(
+        {width**0.5, width**-0.5, *(one for one in program.constants if one != 1 and 1e-2 < abs(one) < 1e3)}
+    ):
         text = f"{name}: what is read is multiplied by {factor:.6g}"
         yield Edit(text, f"embedding times {factor:.6g}", {at: _scaled(factor)})
     if which.ndim == 2:
@@ -126,12 +128,13 @@ def _of_distances(program: Program, at: int, name: str, which: NumPyArray, rows:
     if max(queries, keys) < 3 or any(np.unique(which[away.numpy() == step]).size > 1 for step in range(-queries, keys)):
         return
     yield Edit(f"{name}: distances have the other sign", "distances backwards", {at: _read(lambda one: one.T)})
-    furthest = {32.0, 64.0, 128.0, 256.0, 512.0}
+    furthest = {8.0, 16.0, 20.0, 32.0, 64.0, 128.0, 256.0, 512.0}
     for exact in (rows // 2, rows // 4):  # log(furthest / exact) is what stands in a program
         furthest |= {exact * math.exp(one) for one in program.constants if 0 < one < 8}
     furthest |= {one for one in program.constants if 2 < one < 4096}
     seen = [which]
-    for text, buckets in _functions(away, rows, tuple(sorted(furthest))):
+    alike = lambda far: any(np.array_equal(one.numpy(), which) for _, one in _functions(away, rows, (far,)))  # noqa: E731
+    for text, buckets in _functions(away, rows, tuple(sorted(furthest, key=lambda far: (not alike(far), far)))):
         if not any(np.array_equal(buckets.numpy(), one) for one in seen):
             seen.append(buckets.numpy())
             yield Edit(f"{name}: {text}", text, {at: _read(lambda _, buckets=buckets: buckets)})  # type: ignore[misc]
