@@ -38,6 +38,7 @@ def edits(program: Program) -> Iterator[Edit]:
         }
         if what in ("factor", "divisor"):
             others |= {1 / one for one in others if one}
+            others = {one for one in others if 1e-4 < abs(one) < 1e4}  # the rest are eps and fills
         for other in sorted(others):
             if other != mine:
                 text = f"the {what} is {other:.6g}, not {mine:.6g}"
