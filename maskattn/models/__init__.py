@@ -45,6 +45,12 @@ def describe(config: object, names: Container[str] | None = None, tied: bool | N
     try:
         row = row_of(reading, ROWS, "model")
     except ValueError as error:
-        raise ValueError(f"{error}; docs/models.md says how a row is written for another") from None
+        raise ValueError(
+            f"{error}; docs/models.md#a-type-that-is-not-here says how a row is written for another"
+        ) from None
     check(row, reading)
-    return BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names, tied=tied).model()
+    try:
+        return BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names, tied=tied).model()
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        said = f"its table cannot read the configuration of {reading.model_type!r}: {type(error).__name__}: {error}"
+        raise ValueError(f"{reading.where}: {said}") from error

@@ -109,7 +109,7 @@ class Builder:
         """
         prefix = str(self.get("prefix", ""))
         table = f"{self.get('table') or self.get('patches')}.weight"
-        known = (prefix, "", "transformer.")
+        known = (prefix, prefix.partition(".")[2], "", "transformer.")
         return next((one for one in known if self.names is not None and one + table in self.names), prefix)
 
     def there(self, leaf: Leaf) -> bool:
@@ -373,9 +373,8 @@ class Builder:
 
     def _has_head(self) -> bool:
         """Whether a model whose head has no tensors of its own has one: by its class, or by the prefix of its names."""
-        classes = self.reading.get("architectures", default=None)
-        if classes:
-            named = str(classes[0])
+        named = self.reading.architecture
+        if named:
             return named.endswith("LMHeadModel") or not named.endswith(("Model", *LABELLED))
         return self.prefix == self.get("prefix", "")
 

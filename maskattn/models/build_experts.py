@@ -24,16 +24,21 @@ _INTO, _OUT_OF = ("embed", "mlp"), ("mlp", "embed")
 
 def router_of(given: Mapping[str, Value], width: int) -> Router:
     """The router of what a row says of experts."""
-    count = int(given["count"])
-    correction = given.get("correction")
+    count, groups, kept = (int(given.get(name, 1)) for name in ("count", "groups", "kept"))
+    correction, picked = given.get("correction"), int(given["picked"])
+    if count % groups or kept > groups or picked > count // groups * kept:
+        raise ValueError(
+            f"models.describe: experts must lie in equal groups, of which so many are kept that {picked} can be picked "
+            f"for a token, got {count} experts in {groups} groups, of which {kept} are kept"
+        )
     return Router(
         Linear(given["router"], width, count, bool(given.get("router_bias", False))),
-        int(given["picked"]),
+        picked,
         given.get("scores", "softmax"),
         bool(given.get("renormalized", False)),
         float(given.get("scale", 1.0)),
-        int(given.get("groups", 1)),
-        int(given.get("kept", 1)),
+        groups,
+        kept,
         None if correction is None else Array(correction, (count,), 0.0, trained=False),
         bool(given.get("wide", False)),
     )

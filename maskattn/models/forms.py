@@ -167,6 +167,10 @@ PUBLISHED: Mapping[str, tuple[Form, ...]] = {
     "dinov2": (_DINOV2,),
     "dinov2_with_registers": (_DINOV2,),
     "dinov3_vit": ((Rule(r"^model\.layer\.", "layer."),),),
+    "esm": tuple(
+        (Rule(r"rotary_embeddings\.inv_freq$", f"encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"),)
+        for layer in "*0"  # as transformers writes it; and the first layer's, whose numbers it reads
+    ),
     "gpt_neox": ((Rule(r"^lm_head\.", "embed_out."),),),
     "mixtral": ((*_renamed(mlp="block_sparse_moe"), *_experts("w1", "w3", "w2")),),
     "nomic_bert": (

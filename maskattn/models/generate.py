@@ -202,6 +202,14 @@ def written(
     prompt, mask, given = prompted(where, table, known, begin)
     ends = {**config, **generation}.get("eos_token_id") if ends is None else ends
     ids, kept, how, stops = checked(where, prompt, mask, new=new, ends=ends, **choice)
+    model: Any = table  # of one of the two kinds that write
+    places = model.tokens.positions
+    longest = int(kept.sum(-1).max()) + new - 1
+    if places is not None and longest > places.most:
+        raise ValueError(
+            f"{where}: the table of positions is for {places.most} tokens, got prompts and max_new_tokens that need "
+            f"{longest}"
+        )
     pad = config.get("pad_token_id")
     return Plan(writer(given), how, new, stops, pad if isinstance(pad, int) else 0).write(ids, kept)
 

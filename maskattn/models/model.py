@@ -10,6 +10,7 @@ from typing import Any, Generic
 from maskattn.masks import Global, KeyMask, Mask
 from maskattn.models.attention import Given
 from maskattn.models.block import Block, Stack
+from maskattn.models.check import check_inputs
 from maskattn.models.heads import Chosen, First, Vocabulary
 from maskattn.models.leaves import Leaf, Linear
 from maskattn.models.part import B, Part, Run, tokens_at
@@ -77,6 +78,9 @@ class Inputs(Generic[B]):
     valid: Traced = None
     logits_at: Traced = None
     hidden_states: bool = False
+
+    def __post_init__(self) -> None:
+        check_inputs(vars(self))
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,11 @@ def _is_sparse(reading: Reading) -> bool:
     kind = reading.get("attention_type", default="block_sparse")
     if kind not in ("block_sparse", "original_full"):
         raise ValueError(f"{reading.where}: attention_type must be block_sparse or original_full, got {kind!r}")
-    return kind == "block_sparse" and not reading.get("is_decoder", default=False)
+    if kind == "block_sparse" and reading.get("is_decoder", default=False):
+        raise ValueError(
+            f"{reading.where}: is_decoder with attention_type=block_sparse is refused: it sees later tokens"
+        )
+    return kind == "block_sparse"
 
 
 _DEBERTA_HEAD = {

@@ -166,6 +166,7 @@ FEATURES = {"pixel_values", "input_values", "input_features"}
 GIVEN: Mapping[str, str] = {
     "logits": "logits",
     "logits_per_image": "logits",
+    "prediction_logits": "logits",
     "last_hidden_state": "hidden",
     "encoder_last_hidden_state": "encoder_hidden",
     "pooler_output": "pooled",
