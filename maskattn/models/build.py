@@ -70,6 +70,8 @@ from maskattn.modules.parameters import parameters
 _HEADS = ("heads", "kv_heads", "kv_heads")
 #: How tables of positions begin that are saved, but not learned.
 _FIXED = {"halves": halves, "spread": spread}
+#: Layers: a file that says more was damaged, or is meant to take all memory.
+_MOST = 10_000
 _COUNT = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -244,6 +246,8 @@ class Builder:
         """All blocks, or some of them, and the norm behind them."""
         prefix = self.prefix
         layers = range(int(self.get("count") or self.reading.get(*_COUNT))) if layers is None else layers
+        if not 0 < len(layers) <= _MOST:
+            raise ValueError(f"{self.reading.where}: the number of layers must be in [1, {_MOST}], got {len(layers)}")
         each = [self.at(layer) for layer in layers]
         places = tuple(prefix + str(one.get("layers")).format(one.reading.layer).rstrip(".") for one in each)
         config = self.attention()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 import numpy as np
 import pytest
 
 from maskattn import models
+from maskattn.models.part import find
 from tests.models.test_files import BERT, LLAMA
 from tests.twin import twin
 
@@ -55,7 +57,7 @@ def test_all_that_is_wrong_is_said_at_once(twin: Any) -> None:
 
 @pytest.mark.parametrize("number", [-1, 37])
 def test_ids_that_no_row_has(twin: Any, number: int) -> None:
-    """PyTorch raises; in JAX, which cannot, their logits are NaN."""
+    """PyTorch raises; in JAX, which cannot, their logits are NaN, as are exact rows in both."""
     model = twin.models.Model(models.describe({**LLAMA, "num_hidden_layers": 1}))
     tokens = twin.array(np.array([[1, 2, number, 3]]))
     if twin.name == "torch":
@@ -63,6 +65,14 @@ def test_ids_that_no_row_has(twin: Any, number: int) -> None:
             model(tokens)
     else:
         assert np.isnan(twin.to_numpy(model(tokens).logits)[0, 2]).all()
+    if twin.name == "jax" or number < 0:
+        table = model.table.tokens.table
+        rows = (
+            importlib.import_module(f"maskattn_{twin.name}.models.exact")
+            .Exact()
+            .embed(table, find(model, table.name), tokens)
+        )
+        assert np.isnan(twin.to_numpy(rows)).all(-1).tolist() == [[False, False, True, False]]
 
 
 def test_texts_that_outgrow_the_table_of_positions(twin: Any) -> None:

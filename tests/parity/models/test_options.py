@@ -54,3 +54,17 @@ def test_what_is_refused_says_why() -> None:
         models.describe({"model_type": "gemma", "use_bidirectional_attention": True})
     with pytest.raises(ValueError, match="add_cross_attention=True is refused: layers with cross-attention"):
         models.describe({"model_type": "bert", "add_cross_attention": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [
+        ("big_bird", {"is_decoder": True, "attention_type": "block_sparse"}, "is_decoder with .* is refused"),
+        ("deepseek_v3", {"n_group": 3}, "equal groups.* got 8 experts in 3 groups"),
+        ("deepseek_v3", {"num_experts_per_tok": 5}, "so many are kept that 5 can be picked .* of which 2 are kept"),
+        ("deberta-v2", {"conv_kernel_size": 3, "conv_act": "mish"}, "activation must be one of .*, got 'mish'"),
+    ],
+)
+def test_what_transformers_alone_could_say_is_refused(name: str, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        models.describe({**TINY[name].config, "model_type": name, **more})
