@@ -76,13 +76,15 @@ _ONE_VOCABULARY = Key("share_encoder_decoder_embeddings", default=True)
 
 
 def _is_gated(reading: Reading, default: str = "relu") -> bool:
-    return str(reading.get("feed_forward_proj", default=default)).startswith("gated-")
+    said = str(reading.get("feed_forward_proj", default=default)).startswith("gated-")
+    return bool(reading.get("is_gated_act", default=said))
 
 
 def _activation(default: str) -> Merged:
     def of(reading: Reading) -> str:
         kind = str(reading.get("feed_forward_proj", default=default))
-        return "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+        said = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+        return str(reading.get("dense_act_fn", default=said))
 
     return Merged(of)
 
