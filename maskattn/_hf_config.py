@@ -102,9 +102,15 @@ class Reading:
         return self.kind
 
     def table(self, *names: str) -> dict[str, Value]:
-        """A dict that stands under one of `names`; empty where there is none."""
-        found = self.get(*names, default=None)
-        return dict(found) if isinstance(found, Mapping) else {}
+        """A dict that stands under one of `names`; empty where there is none.
+
+        Raises:
+            ValueError: something else does.
+        """
+        found = self.get(*names, default={})
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{self.where}: {' or '.join(names)} must be a dict, got {show(found)}")
+        return dict(found)
 
     def rope(self) -> dict[str, Value]:
         """Parameters of the rotary embedding of this layer, by the names of transformers 5: rope_theta, rope_type,

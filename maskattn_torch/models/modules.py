@@ -201,6 +201,10 @@ class Model(Group):
             dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on.
             deterministic: True applies no dropout; None: not while training.
             kernel: as in `attention`.
+
+        Raises:
+            TypeError, ValueError: lists the inputs that are of another kind or shape. An id that no row has raises in
+                PyTorch what PyTorch raises; in JAX, and with `kernel="exact"`, what reads it is NaN.
         """
         if deterministic is None:
             deterministic = not self.training

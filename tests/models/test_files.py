@@ -234,6 +234,7 @@ def test_a_new_model_is_saved_as_it_would_be_published(twin: Any, tmp_path: Path
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantized .gptq"),
         ({"architectures": []}, "names no model_type"),
         ({**LLAMA, "num_hidden_layers": 10**9}, "number of layers must be in .1, 10000., got 1000000000"),
+        ({**LLAMA, "rope_scaling": "linear"}, "rope_scaling must be a dict, got 'linear'"),
         ({**LLAMA, "num_attention_heads": 0}, "cannot read the configuration of 'llama': ZeroDivisionError"),
         ({**LLAMA, "architectures": ["GPT2LMHeadModel"]}, "contradicts itself"),
     ],

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from dataclasses import replace
 from functools import partial
@@ -76,7 +77,8 @@ def test_every_class_is_right_or_refused(kind, tmp_path):
             peer = Peer.of(kind, tiny)
             peer.model.save_pretrained(tmp_path / name)
             peer.model = type(peer.model).from_pretrained(tmp_path / name, attn_implementation=tiny.attention)
-            batch = peer.batch(tiny, *tiny.padding[:1] or ("",))
+            known = inspect.signature(peer.model.forward).parameters
+            batch = {key: x for key, x in peer.batch(tiny, *tiny.padding[:1] or ("",)).items() if key in known}
             theirs = peer.run(batch)[0]
         except Exception:  # no model of its own, or it reads something else
             continue
