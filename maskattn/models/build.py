@@ -104,12 +104,12 @@ class Builder:
 
     @property
     def prefix(self) -> str:
-        """Of all names but the head's; a model without a head is published without it, and some with one for a task
-        have another.
+        """Of all names but the head's; a model without a head is published without its first part, and some with one
+        for a task have another.
         """
         prefix = str(self.get("prefix", ""))
         table = f"{self.get('table') or self.get('patches')}.weight"
-        known = (prefix, "", "transformer.")
+        known = (prefix, prefix.partition(".")[2], "", "transformer.")
         return next((one for one in known if self.names is not None and one + table in self.names), prefix)
 
     def there(self, leaf: Leaf) -> bool:
