@@ -1,0 +1,228 @@
+"""A real model fine-tuned in both twins, step for step: how far apart losses and parameters are in the end.
+
+    python benchmarks/finetune.py [--json FILE] [--png FILE]
+
+all-MiniLM-L6-v2 learns which paragraph of Python's own language reference follows which: each of 16 paragraphs is to
+find the one behind it (`losses.contrastive` of the pooled vectors). AdamW by torch.optim and by optax, 20 steps, with
+dropout, the same key for each step. A third run, in float64, shows how much of the difference is rounding. Then each
+twin's model is saved, and read by both, by transformers, and by sentence-transformers where that is installed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import importlib.util
+import json
+import shutil
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from pydoc_data.topics import topics
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import matplotlib
+import measure
+import numpy as np
+import optax
+import torch
+from flax import nnx
+from transformers import AutoModel, AutoTokenizer
+
+import maskattn_jax
+import maskattn_torch
+from maskattn import rng
+from maskattn.parity.checkpoint.minilm import checkpoint_folder, quiet
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+STEPS, PAIRS, LENGTH, SEED = 20, 16, 64, 7
+# Powers of two, so that both libraries' rules for the decay round alike: docs/training.md says why.
+RATE, DECAY, EPSILON = 2.0**-15, 2.0**-6, 1e-8
+ROOT = Path(__file__).parent
+TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
+
+
+def pairs() -> list[tuple[str, str]]:
+    """The first two paragraphs of each topic that has two, as plain prose."""
+    found = []
+    for text in topics.values():
+        blocks = [" ".join(block.split()) for block in text.split("\n\n") if not block.startswith((" ", "*", "="))]
+        prose = [block for block in blocks if len(block) > 80 and "***" not in block]
+        found += [(prose[0], prose[1])] if len(prose) > 1 else []
+    return found
+
+
+def batches(folder: Path) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Tokens and attention masks, [2 * PAIRS, L] each: the first paragraphs, then those behind them."""
+    tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    every = pairs()
+    for step in range(STEPS):
+        chosen = [every[(step * PAIRS + at) % len(every)] for at in range(PAIRS)]
+        texts = [pair[side] for side in (0, 1) for pair in chosen]
+        made = tokenizer(texts, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="np")
+        yield made["input_ids"], made["attention_mask"]
+
+
+def key(step: int) -> np.ndarray:
+    """What each step's dropout draws from."""
+    return rng.fold_in(rng.key(SEED), step)
+
+
+def in_torch(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, list[float]]:
+    """The model after all steps, and the loss before each."""
+    model = maskattn_torch.models.load(folder, param_dtype=dtype).train()
+    rule = {"lr": RATE, "weight_decay": DECAY, "eps": EPSILON}
+    optimizer, found = torch.optim.AdamW(model.parameters(), **rule), []
+    for step, (tokens, mask) in enumerate(batches(folder)):
+        vectors = model(torch.tensor(tokens), torch.tensor(mask), dropout_key=key(step)).pooled
+        loss = maskattn_torch.losses.contrastive(vectors[:PAIRS], vectors[PAIRS:])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        found.append(loss.item())
+    return model.eval(), found
+
+
+def in_jax(folder: Path) -> tuple[nnx.Module, list[float]]:
+    """The same."""
+    model, found = maskattn_jax.models.load(folder), []
+    rule = optax.adamw(RATE, weight_decay=DECAY, eps=EPSILON)
+    optimizer = nnx.Optimizer(model, rule, wrt=nnx.Param)
+
+    @nnx.jit
+    def update(model: Any, optimizer: Any, tokens: Any, mask: Any, key: Any) -> jax.Array:
+        def loss(model: Any) -> jax.Array:
+            vectors = model(tokens, mask, dropout_key=key).pooled
+            return maskattn_jax.losses.contrastive(vectors[:PAIRS], vectors[PAIRS:])
+
+        value, gradient = nnx.value_and_grad(loss)(model)
+        optimizer.update(model, gradient)
+        return value
+
+    for step, (tokens, mask) in enumerate(batches(folder)):
+        found.append(float(update(model, optimizer, jnp.asarray(tokens), jnp.asarray(mask), jnp.asarray(key(step)))))
+    return model, found
+
+
+def numbers(folder: Path) -> dict[str, np.ndarray]:
+    """A saved model's parameters; key biases are left out, whose gradient is zero in exact arithmetic."""
+    from safetensors.numpy import load_file
+
+    found = load_file(folder / "model.safetensors")
+    return {name: x.astype(np.float64) for name, x in found.items() if x.dtype.kind == "f" and "key.bias" not in name}
+
+
+def apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, float]:
+    """The largest difference of a tensor, norm by norm, and of all tensors together."""
+    each = {name: np.linalg.norm(x - other[name]) / np.linalg.norm(other[name]) for name, x in one.items()}
+    total = np.sqrt(sum(np.linalg.norm(x - other[name]) ** 2 for name, x in one.items()))
+    whole = np.sqrt(sum(np.linalg.norm(x) ** 2 for x in other.values()))
+    return {"largest": float(max(each.values())), "all": float(total / whole)}
+
+
+def read_by(folder: Path, own: Any, tokens: np.ndarray, mask: np.ndarray, texts: list[str]) -> dict[str, float]:
+    """Largest differences of what others make of a saved folder from what its own twin made: hidden states, vectors."""
+    given = torch.tensor(tokens), torch.tensor(mask)
+    with torch.no_grad():
+        theirs = AutoModel.from_pretrained(folder, local_files_only=True).eval()(*given).last_hidden_state.numpy()
+        torch_pooled = maskattn_torch.models.load(folder)(*given).pooled.numpy()
+    jax_pooled = np.asarray(maskattn_jax.models.load(folder)(tokens, mask).pooled)
+    kept = mask[..., None] != 0
+    found = {
+        "transformers": float(np.abs((theirs - own.hidden) * kept).max()),
+        "maskattn_torch": float(np.abs(torch_pooled - own.pooled).max()),
+        "maskattn_jax": float(np.abs(jax_pooled - own.pooled).max()),
+    }
+    if importlib.util.find_spec("sentence_transformers"):
+        from sentence_transformers import SentenceTransformer
+
+        encoder = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
+        encoder.max_seq_length = LENGTH
+        found["sentence-transformers"] = float(np.abs(encoder.encode(texts) - own.pooled).max())
+    return found
+
+
+def draw(found: dict[str, Any], where: Path) -> None:
+    """The losses of both twins, and how far they are apart."""
+    results = found["results"]
+    losses, figure = results["losses"], plt.figure(figsize=(9, 3.4), layout="constrained")
+    left, right = figure.subplots(1, 2)
+    steps = range(1, len(losses["torch"]) + 1)
+    left.plot(steps, losses["torch"], color="#c8553d", marker="o", markersize=6, label="PyTorch")
+    left.plot(steps, losses["jax"], color="#3b6ea8", marker=".", markersize=4, label="JAX")
+    left.set_ylabel("loss")
+    left.set_ylim(bottom=0)
+    names = {"jax against torch": "JAX against PyTorch", "torch against float64": "PyTorch against float64"}
+    for (name, label), colour in zip(names.items(), ("#3b6ea8", "#c8553d"), strict=True):
+        right.semilogy(steps, results["differences"][name], color=colour, marker=".", label=label)
+    right.set_ylabel("relative difference of the loss")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.set_xticks([1, 5, 10, 15, 20])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    versions = f"jax {found['jax']}, optax {found['optax']}, torch {found['torch']}"
+    figure.suptitle(f"all-MiniLM-L6-v2, dropout on, AdamW; {found['processor']}, {versions}", fontsize=8)
+    figure.savefig(where, dpi=110)
+    plt.close(figure)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", metavar="FILE")
+    parser.add_argument("--png", metavar="FILE", default=ROOT.parent / "docs" / "finetune.png", type=Path)
+    arguments = parser.parse_args()
+    folder = checkpoint_folder()
+    with quiet(), tempfile.TemporaryDirectory() as kept:
+        runs = {"torch": in_torch(folder, torch.float32), "jax": in_jax(folder)}
+        runs["float64"] = in_torch(folder, torch.float64)
+        losses = {name: each for name, (_, each) in runs.items()}
+        places = {name: Path(kept) / name for name in runs}
+        for name, place in places.items():
+            twin = maskattn_jax if name == "jax" else maskattn_torch
+            twin.models.save(runs[name][0], place)
+            for file in TOKENIZER:
+                shutil.copy(folder / file, place)
+        held = {name: numbers(place) for name, place in places.items()}
+        two = {"jax against torch": ("jax", "torch")}
+        two |= {f"{name} against float64": (name, "float64") for name in ("torch", "jax")}
+        differences = {
+            said: [abs(x - y) / y for x, y in zip(losses[one], losses[other], strict=True)]
+            for said, (one, other) in two.items()
+        }
+        tokens, mask = next(batches(folder))
+        texts = [pair[side] for side in (0, 1) for pair in pairs()[:PAIRS]]
+        readers = {}
+        for name in ("torch", "jax"):
+            with torch.no_grad():
+                given = (torch.tensor(tokens), torch.tensor(mask)) if name == "torch" else (tokens, mask)
+                own = runs[name][0](*given)
+            own.hidden, own.pooled = np.asarray(own.hidden), np.asarray(own.pooled)
+            readers[name] = read_by(places[name], own, tokens, mask, texts)
+        results = {
+            "losses": losses,
+            "differences": differences,
+            "largest difference of losses": {said: max(each) for said, each in differences.items()},
+            "parameters": {said: apart(held[one], held[other]) for said, (one, other) in two.items()},
+            "moved": apart(held["torch"], numbers(folder)),
+            "read again": readers,
+        }
+    for name in ("largest difference of losses", "parameters", "moved", "read again"):
+        print(f"{name}: {json.dumps(results[name])}")
+    print("losses: " + ", ".join(f"{x:.4f}" for x in losses["torch"]))
+    packages = ("jax", "flax", "optax", "torch", "transformers", "sentence-transformers")
+    settings = {"steps": STEPS, "pairs": PAIRS, "length": LENGTH, "learning_rate": RATE, "weight_decay": DECAY}
+    date = datetime.date.today().isoformat()
+    found = measure.report(results, packages, date=date, **settings)
+    measure.write(arguments.json, found)
+    draw(found, arguments.png)
+
+
+if __name__ == "__main__":
+    with warnings.catch_warnings():
+        main()
