@@ -107,11 +107,13 @@ def in_jax(folder: Path) -> tuple[nnx.Module, list[float]]:
 
 
 def numbers(folder: Path) -> dict[str, np.ndarray]:
-    """A saved model's parameters; key biases are left out, whose gradient is zero in exact arithmetic."""
+    """A saved model's parameters, but for key biases, whose gradient is zero in exact arithmetic, and the pooler, which
+    nothing reads: optax lets it decay, and torch.optim leaves alone what has no gradient.
+    """
     from safetensors.numpy import load_file
 
-    found = load_file(folder / "model.safetensors")
-    return {name: x.astype(np.float64) for name, x in found.items() if x.dtype.kind == "f" and "key.bias" not in name}
+    found = {name: x for name, x in load_file(folder / "model.safetensors").items() if x.dtype.kind == "f"}
+    return {name: x.astype(np.float64) for name, x in found.items() if "key.bias" not in name and "pooler" not in name}
 
 
 def apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str, float]:

@@ -141,3 +141,13 @@ def test_the_figures_are_those_of_the_benchmarks():
     cost = json.loads((results / "exact_cost.json").read_text(encoding="utf-8"))["results"]
     ratios = [f"{cost[twin]['ratio']:.0f}" for twin in ("torch", "jax")]
     assert f"it takes {ratios[0]} times the time of `reference` in PyTorch and {ratios[1]} times in jitted JAX" in text
+
+
+def test_the_figures_of_fine_tuning_are_those_of_the_benchmark():
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "benchmarks/results/finetune.json").read_text(encoding="utf-8"))
+    results = found["results"]
+    for of, said in (("jax against torch", "JAX against PyTorch"), ("torch against float64", "PyTorch against float64")):
+        figures = results["largest difference of losses"][of], *results["parameters"][of].values()
+        assert f"| {said} | {' | '.join(f'{x:.1e}' for x in figures)} |" in page
+    assert f"Measured on {found['date']} ({found['processor']}" in page
