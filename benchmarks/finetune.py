@@ -14,8 +14,11 @@ from __future__ import annotations
 import argparse
 import datetime
 import importlib.util
+import itertools
 import json
 import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -39,6 +42,7 @@ from maskattn.parity.checkpoint.minilm import checkpoint_folder, quiet
 STEPS, PAIRS, BATCHES, LENGTH, SEED = 20, 8, 4, 48, 7
 # Powers of two, so that both libraries' rules for the decay round alike: docs/training.md says why.
 RATE, DECAY, EPSILON = 2.0**-15, 2.0**-6, 1e-8
+RUNS = ("jax", "torch", "float64")
 TOKENIZER = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "vocab.txt")
 
 
@@ -86,7 +90,7 @@ def in_torch(folder: Path, dtype: torch.dtype) -> tuple[torch.nn.Module, list[fl
 
 def in_jax(folder: Path) -> tuple[nnx.Module, list[float]]:
     """The same."""
-    model, found = maskattn_jax.models.load(folder), []
+    model, found = maskattn_jax.models.load(folder, scan_layers=True), []
     rule = optax.adamw(RATE, weight_decay=DECAY, eps=EPSILON)
     optimizer = nnx.Optimizer(model, rule, wrt=nnx.Param)
 
@@ -124,67 +128,75 @@ def apart(one: dict[str, np.ndarray], other: dict[str, np.ndarray]) -> dict[str,
     return {"largest": float(max(each.values())), "all": float(total / whole)}
 
 
-def read_by(folder: Path, own: Any, tokens: np.ndarray, mask: np.ndarray, texts: list[str]) -> dict[str, float]:
-    """Largest differences of what others make of a saved folder from what its own twin made: hidden states, vectors."""
+def read_by(folder: Path) -> dict[str, float]:
+    """Of a saved folder, how far both twins are from transformers' hidden states and sentence-transformers' vectors."""
+    tokens, mask = next(batches(folder))
     given = torch.tensor(tokens), torch.tensor(mask)
     with torch.no_grad():
         theirs = AutoModel.from_pretrained(folder, local_files_only=True).eval()(*given).last_hidden_state.numpy()
-        torch_pooled = maskattn_torch.models.load(folder)(*given).pooled.numpy()
-    jax_pooled = np.asarray(maskattn_jax.models.load(folder)(tokens, mask).pooled)
+        twins = {"maskattn_torch": maskattn_torch.models.load(folder)(*given)}
+    twins["maskattn_jax"] = maskattn_jax.models.load(folder)(tokens, mask)
     kept = mask[..., None] != 0
     found = {
-        "transformers": float(np.abs((theirs - own.hidden) * kept).max()),
-        "maskattn_torch": float(np.abs(torch_pooled - own.pooled).max()),
-        "maskattn_jax": float(np.abs(jax_pooled - own.pooled).max()),
+        f"{twin} from transformers": float(np.abs((out.hidden - theirs) * kept).max()) for twin, out in twins.items()
     }
     if importlib.util.find_spec("sentence_transformers"):
         from sentence_transformers import SentenceTransformer
 
         encoder = SentenceTransformer(str(folder), device="cpu", local_files_only=True)
         encoder.max_seq_length = LENGTH
-        found["sentence-transformers"] = float(np.abs(encoder.encode(texts) - own.pooled).max())
+        vectors = encoder.encode([pair[side] for side in (0, 1) for pair in pairs()[:PAIRS]])
+        for twin, out in twins.items():
+            found[f"{twin} from sentence-transformers"] = float(np.abs(np.asarray(out.pooled) - vectors).max())
     return found
+
+
+def trained(name: str, place: Path) -> None:
+    """One of the runs: its losses and its model go into a folder, with what else others read there."""
+    folder = checkpoint_folder()
+    if name == "jax":
+        model, losses = in_jax(folder)
+        maskattn_jax.models.save(model, place)
+    else:
+        model, losses = in_torch(folder, torch.float64 if name == "float64" else torch.float32)
+        maskattn_torch.models.save(model, place)
+    for file in TOKENIZER:
+        shutil.copy(folder / file, place)
+    (place / "losses.json").write_text(json.dumps(losses))
+
+
+def compared(places: dict[str, Path]) -> dict[str, Any]:
+    """What the runs, by their names, left in their folders."""
+    held = {name: numbers(place) for name, place in places.items()}
+    losses = {name: json.loads((place / "losses.json").read_text()) for name, place in places.items()}
+    two = {f"{one} against {other}": (one, other) for one, other in itertools.combinations(RUNS, 2)}
+    differences = {
+        said: [abs(x - y) / y for x, y in zip(losses[one], losses[other], strict=True)]
+        for said, (one, other) in two.items()
+    }
+    return {
+        "losses": losses,
+        "differences": differences,
+        "largest difference of losses": {said: max(each) for said, each in differences.items()},
+        "parameters": {said: apart(held[one], held[other]) for said, (one, other) in two.items()},
+        "moved": apart(held["torch"], numbers(checkpoint_folder())),
+        "read again": {name: read_by(places[name]) for name in ("torch", "jax")},
+    }
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--one", nargs=2, metavar=("RUN", "FOLDER"), help=argparse.SUPPRESS)
     parser.add_argument("--json", metavar="FILE")
     arguments = parser.parse_args()
-    folder = checkpoint_folder()
+    if arguments.one:
+        trained(arguments.one[0], Path(arguments.one[1]))
+        return
     with quiet(), tempfile.TemporaryDirectory() as kept:
-        runs = {"torch": in_torch(folder, torch.float32), "jax": in_jax(folder)}
-        runs["float64"] = in_torch(folder, torch.float64)
-        losses = {name: each for name, (_, each) in runs.items()}
-        places = {name: Path(kept) / name for name in runs}
+        places = {name: Path(kept) / name for name in RUNS}
         for name, place in places.items():
-            twin = maskattn_jax if name == "jax" else maskattn_torch
-            twin.models.save(runs[name][0], place)
-            for file in TOKENIZER:
-                shutil.copy(folder / file, place)
-        held = {name: numbers(place) for name, place in places.items()}
-        two = {"jax against torch": ("jax", "torch")}
-        two |= {f"{name} against float64": (name, "float64") for name in ("torch", "jax")}
-        differences = {
-            said: [abs(x - y) / y for x, y in zip(losses[one], losses[other], strict=True)]
-            for said, (one, other) in two.items()
-        }
-        tokens, mask = next(batches(folder))
-        texts = [pair[side] for side in (0, 1) for pair in pairs()[:PAIRS]]
-        readers = {}
-        for name in ("torch", "jax"):
-            with torch.no_grad():
-                given = (torch.tensor(tokens), torch.tensor(mask)) if name == "torch" else (tokens, mask)
-                own = runs[name][0](*given)
-            own.hidden, own.pooled = np.asarray(own.hidden), np.asarray(own.pooled)
-            readers[name] = read_by(places[name], own, tokens, mask, texts)
-        results = {
-            "losses": losses,
-            "differences": differences,
-            "largest difference of losses": {said: max(each) for said, each in differences.items()},
-            "parameters": {said: apart(held[one], held[other]) for said, (one, other) in two.items()},
-            "moved": apart(held["torch"], numbers(folder)),
-            "read again": readers,
-        }
+            subprocess.run([sys.executable, __file__, "--one", name, str(place)], check=True)
+        results = compared(places)
     for name in ("largest difference of losses", "parameters", "moved", "read again"):
         print(f"{name}: {json.dumps(results[name])}")
     packages = ("jax", "flax", "optax", "torch", "transformers", "sentence-transformers")
