@@ -147,7 +147,8 @@ def test_the_figures_of_fine_tuning_are_those_of_the_benchmark():
     page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
     found = json.loads((ROOT / "benchmarks/results/finetune.json").read_text(encoding="utf-8"))
     results = found["results"]
-    for of, said in (("jax against torch", "JAX against PyTorch"), ("torch against float64", "PyTorch against float64")):
+    lines = {"jax against torch": "JAX against PyTorch", "torch against float64": "PyTorch against float64"}
+    for of, said in lines.items():
         figures = results["largest difference of losses"][of], *results["parameters"][of].values()
         assert f"| {said} | {' | '.join(f'{x:.1e}' for x in figures)} |" in page
     assert f"Measured on {found['date']} ({found['processor']}" in page
