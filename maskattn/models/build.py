@@ -106,8 +106,8 @@ class Builder:
 
     @property
     def prefix(self) -> str:
-        """Of all names but the head's; a model without a head is published without it, and some with one for a task
-        have another.
+        """Of all names but the head's; a model without a head is published without its first part, and some with one
+        for a task have another.
         """
         prefix = str(self.get("prefix", ""))
         table = f"{self.get('table') or self.get('patches')}.weight"

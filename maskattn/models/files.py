@@ -45,6 +45,7 @@ UNREAD = tuple(
         r"^sop_classifier\.",
         r"^(mask|lm)_predictions\.",
         r"^(quantizer|project_hid|project_q)\.",
+        r"(^|\.)masked_spec_embed$",  # where the configuration masks nothing
         r"^model\.layers\.61\.",  # DeepSeek-V3's prediction of further tokens
     )
 )
