@@ -169,7 +169,7 @@ class Case:
     def judge(self, twin: Twin) -> Iterator[tuple[str, Cell]]:
         """(column, cell) of all that a twin gives."""
         ours, slopes = twin.run(self.batch, self.projections)
-        for name in self.theirs.keys() | (ours.keys() - MORE):
+        for name in (*self.theirs, *(ours.keys() - self.theirs.keys() - MORE)):
             if self.dtype != "float32" and name in self.theirs and self._vectors(name) < _FEW:
                 continue
             column = self.dtype if self.dtype in COLUMNS else "logits" if name == "logits" else "hidden"
