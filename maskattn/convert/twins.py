@@ -26,6 +26,8 @@ from maskattn.typing import KernelName, NumPyArray as Array, NumPyDType
 
 #: (published name of a tensor, what it is) -> its numbers, in the published order of axes.
 Numbers: TypeAlias = Callable[[str, Tensor], Array]
+#: `compiler_options` of `jax.jit` of what runs once or twice: compiling would take longer than running.
+HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
 
 
 class WithinLimits:
@@ -188,7 +190,7 @@ class TorchModel:
 
 
 class JaxModel:
-    """A whole model of JAX's twin: see `TorchModel`. Its operations run one after the other, as they come."""
+    """A whole model of JAX's twin, under jit but for the exact arithmetic: see `TorchModel`."""
 
     name = "jax"
 
@@ -214,10 +216,20 @@ class JaxModel:
         """See `TorchModel.__call__`."""
         import jax
         import jax.numpy as jnp
+        from flax import nnx
 
+        graph, state = nnx.split(self.model)
+        names: list[str] = []
+
+        def whole(state: Any, given: dict[str, Any]) -> tuple[Any, ...]:
+            made = self.called(nnx.merge(graph, state), given)
+            names[:] = made  # of which JAX would lose the order
+            return tuple(made.values())
+
+        run = whole if self.kernel == "exact" else jax.jit(whole, compiler_options=HURRY)
         with jax.default_matmul_precision("highest"):
-            made = self.called(self.model, {name: jnp.asarray(x) for name, x in given.items()})
-        return {name: to_numpy(x) for name, x in made.items()}
+            made = run(state, {name: jnp.asarray(x) for name, x in given.items()})
+        return {name: to_numpy(x) for name, x in zip(names, made, strict=True)}
 
     def called(self, model: object, given: dict[str, Any]) -> dict[str, Any]:
         """The same with JAX's arrays, of the model or one like it; may be traced."""
