@@ -310,11 +310,6 @@ def _largest(ours: Array, theirs: Array) -> tuple[float, float]:
     return float(np.abs(ours - theirs).max()), value("tier4.float32") * float(np.abs(theirs).max())
 
 
-def whole_model_share(ours: Array, theirs: Array, right: Array, dtype: DTypeLike) -> float:
-    """`whole_model_error`, as a share of its limit."""
-    return _share(*whole_model_error(ours, theirs, right, dtype))
-
-
 def whole_model_error(ours: Array, theirs: Array, right: Array, dtype: DTypeLike) -> tuple[float, float]:
     """Of a whole model: (how far `ours` is off, its limit); `theirs` is the peer's, `right` its float64 run.
 
@@ -330,11 +325,7 @@ def whole_model_error(ours: Array, theirs: Array, right: Array, dtype: DTypeLike
     own = _root_mean_square(theirs - right)
     limit = value("tier4.own") * own + value("layer.each") * eps(dtype) * _root_mean_square(right)
     both = (float(_root_mean_square(ours - theirs)), float(limit)), _largest(ours, theirs)
-    return max(both if limit else both[:1], key=lambda one: _share(*one))
-
-
-def _share(error: float, limit: float) -> float:
-    return float(share(np.asarray(error), limit))
+    return max(both if limit else both[:1], key=lambda one: float(share(*one)))
 
 
 def gradient_share(ours: Array, theirs: Array, right: Array, layer: float) -> float:

@@ -38,12 +38,10 @@ class Compared(WithinLimits):
     share: float
 
 
-def judged(name: str, ours: Array | None, theirs: Array, right: Array, dtype: str = "float32") -> Compared:
-    """One of the things that a model gives; `ours` of another shape, or None, is as far off as can be."""
-    if ours is None or ours.shape != theirs.shape:
-        return Compared(name, float("inf"), 0.0, float("inf"))
+def judged(name: str, ours: Array, theirs: Array, right: Array, dtype: str = "float32") -> Compared:
+    """One of the things that a model gives."""
     error, limit = standards.whole_model_error(ours, theirs, right, dtype)
-    return Compared(name, error, limit, standards.whole_model_share(ours, theirs, right, dtype))
+    return Compared(name, error, limit, float(standards.share(error, limit)))
 
 
 def absent() -> list[str]:
@@ -103,11 +101,13 @@ def compare(
 
 
 def compared(ours: Mapping[str, Array], theirs: Mapping[str, Array], right: Mapping[str, Array]) -> Iterator[Compared]:
-    """All that two runs gave, block by block."""
+    """All that two runs gave, block by block; what has another shape, or is missing, is as far off as can be."""
     blocks = any(name.startswith("before ") for name in theirs)
     for name, his in theirs.items():
-        if his.dtype.kind in "biu":  # which patches are seen
-            same = name in ours and np.array_equal(ours[name], his)
-            yield Compared(name, float(not same), 0.0, 0.0 if same else float("inf"))
-        elif not (blocks and "hidden_states." in name):
-            yield judged(name, ours.get(name), his, right[name])
+        if blocks and "hidden_states." in name:
+            continue
+        mine = ours.get(name)
+        if mine is None or mine.shape != his.shape or (his.dtype.kind in "biu" and not np.array_equal(mine, his)):
+            yield Compared(name, float("inf"), 0.0, float("inf"))
+        elif his.dtype.kind not in "biu":  # which patches are seen
+            yield judged(name, mine, his, right[name])

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import importlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from typing import Any, TypeAlias
 
@@ -246,15 +246,18 @@ def _applied(
         use = importlib.import_module(f"{twin}.models.ops").Plain(dtype)
     run: Run[Any] = Run(use, kernel, seen=[] if blocks else None)
     out = table.apply(model, Inputs(**given, hidden_states=True), run)
-    return dict(_seen(run.seen or [])) | named(out)
+    seen = run.seen or []
+    return dict(zip(numbered(path for path, _ in seen), (x for _, x in seen), strict=True)) | named(out)
 
 
-def _seen(seen: list[tuple[str, Any]]) -> Iterator[tuple[str, Any]]:
-    """With names that differ: blocks that share their parameters have one path."""
+def numbered(paths: Iterable[str]) -> list[str]:
+    """Paths of blocks, those of which there are several told apart: blocks that share their parameters."""
     times: dict[str, int] = {}
-    for path, x in seen:
+    made = []
+    for path in paths:
         times[path] = times.get(path, 0) + 1
-        yield path if times[path] == 1 else f"{path}, time {times[path]}", x
+        made.append(path if times[path] == 1 else f"{path}, time {times[path]}")
+    return made
 
 
 def named(out: Output[Any]) -> dict[str, Any]:

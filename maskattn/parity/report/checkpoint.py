@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from typing import Any
 
 import numpy as np
 from rich.console import Console
@@ -13,7 +12,7 @@ from rich.text import Text
 
 from maskattn.parity.checkpoint.result import CheckpointResult, Judged, LayerResult
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.table import mark, print_table, say, share_text
+from maskattn.parity.report.table import finite, mark, print_table, say, share_text
 
 
 def render(result: CheckpointResult, console: Console, *, wide: bool = False) -> None:
@@ -77,17 +76,7 @@ def as_json(result: CheckpointResult) -> str:
         "exit_code": result.exit_code,
         "environment": environment(),
     }
-    return json.dumps(_finite(data), indent=1)
-
-
-def _finite(data: object) -> Any:
-    if isinstance(data, dict):
-        return {name: _finite(value) for name, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    if isinstance(data, float) and data - data != 0:  # an infinity or NaN, for which JSON has no word
-        return None
-    return data
+    return json.dumps(finite(data), indent=1)
 
 
 def _labels(names: list[str]) -> tuple[str, list[str]]:

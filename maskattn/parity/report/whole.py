@@ -1,0 +1,92 @@
+"""A whole model out of a checkpoint: a line for each layer on the terminal, a page, and JSON."""
+
+from __future__ import annotations
+
+import dataclasses
+import html
+import json
+
+from rich.console import Console
+from rich.text import Text
+
+from maskattn.parity.checkpoint.whole import Layer, WholeResult
+from maskattn.parity.report.environment import environment
+from maskattn.parity.report.page import page
+from maskattn.parity.report.table import finite, mark, print_table, say, share_text
+
+HEADINGS = {"torch": "PyTorch", "jax": "JAX"}
+
+
+def render(result: WholeResult, console: Console, *, wide: bool = False) -> None:
+    """The table and the verdict, which names the first layer that differs."""
+    say(console, f"{result.checkpoint}, {result.model_type}\n{result.inputs}")
+    print_table(console, _headings(result), [_row(result, layer) for layer in result.layers], wide=wide)
+    say(console, about(result), "dim")
+    for note in result.notes:
+        say(console, note)
+    if result.against is not None:
+        said = result.against_difference
+        say(console, f"against {result.against}: {said or 'the same tensors, byte for byte'}", "red" if said else "green")
+    say(console, verdict(result), "bold red" if result.exit_code else "bold green")
+
+
+def about(result: WholeResult) -> str:
+    """What the figures are."""
+    return (
+        f"compared with {result.judge}; kernel {result.kernel}. PyTorch, JAX: how far the twin is off: the largest "
+        "difference or the root mean square of all, whichever is nearer to its limit. own: the root mean square of how "
+        "far what is compared with is off from its float64 run. limit, error/limit: of the twin that is farther off."
+    )
+
+
+def verdict(result: WholeResult) -> str:
+    """All in a line."""
+    if result.exit_code == 0:
+        return f"{len(result.layers)} layers and heads: all held"
+    return f"FAILED, first at {result.first_difference}" if result.layers else "FAILED: nothing was compared"
+
+
+def _headings(result: WholeResult) -> list[str]:
+    twins = result.layers[0].twins if result.layers else {}
+    exact = ["bits\ndiffer"] * (result.kernel == "exact")
+    return ["layer", *(HEADINGS[twin] for twin in twins), "own", "limit", "error/\nlimit", *exact, ""]
+
+
+def _row(result: WholeResult, layer: Layer) -> list[str | Text]:
+    farthest = max(layer.twins.values(), key=lambda each: each.share)
+    exact = ["-" if layer.differing is None else mark(f"{layer.differing:,}", not layer.differing)]
+    return [
+        layer.name,
+        *(mark(f"{each.error:.1e}", each.held) for each in layer.twins.values()),
+        f"{layer.own:.1e}",
+        f"{farthest.limit:.1e}",
+        share_text(farthest.share),
+        *(exact if result.kernel == "exact" else []),
+        "held" if layer.held else "FAILED",
+    ]
+
+
+def as_json(result: WholeResult) -> str:
+    """The same as data, with the machine and the versions; an error that is no number is null."""
+    data = dataclasses.asdict(result) | {
+        "first_difference": result.first_difference,
+        "exit_code": result.exit_code,
+        "environment": environment(),
+    }
+    return json.dumps(finite(data), indent=1)
+
+
+def as_html(result: WholeResult) -> str:
+    """The same as a page that needs nothing else."""
+    headings = "".join(f"<th>{html.escape(heading)}</th>" for heading in _headings(result))
+    lines = []
+    for layer in result.layers:
+        said = "held" if layer.held else "FAILED"
+        name, *figures, last = (html.escape(str(cell)) for cell in _row(result, layer))
+        cells = "".join(f"<td class=n>{figure}</td>" for figure in figures)
+        lines.append(f"<tr><td>{name}</td>{cells}<td class={said}>{last}</td></tr>")
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in (result.inputs, about(result), *result.notes))
+    body = f"{notes}<div class=wide><table><tr>{headings}</tr>{''.join(lines)}</table></div>"
+    failed = [result.first_difference] if result.first_difference else []
+    title = f"{html.escape(result.checkpoint)} ({html.escape(result.model_type)})"
+    return page(title, verdict(result), result.exit_code != 0, failed, body)
