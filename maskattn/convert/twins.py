@@ -151,8 +151,8 @@ class TorchModel:
         table: the model. numbers: of its tensors; each is asked for once.
         dtype: of the computation; None: that of the parameters.
         kernel: of attention; "exact" is of the whole model.
-        blocks: whether what each block gives is given too, by its path, in order, before all else; and what the first
-            of a stack reads, "before " and its path.
+        blocks: whether what each block gives, and the norm behind the last, is given too, by its path, in order, before
+            all else; and what the first of a stack reads, "before " and its path.
     """
 
     name = "torch"

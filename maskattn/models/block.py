@@ -179,5 +179,8 @@ class Stack(Part):
         last = h
         h = run.drop(run.norm(self.final, at, h), self.dropout_rate)
         h = h if self.project is None else run.linear(self.project, at, h)
+        behind = self.project or self.final
+        if behind is not None:
+            run.note(behind.name, h)
         given.note(last if self.bare else h)
         return h, None if caches is None else tuple(grown)

@@ -161,8 +161,8 @@ class Run(Generic[B]):
         use: the twin's arithmetic, fast or exact.
         kernel: of attention.
         key: of dropout; None where it is off.
-        seen: where it is asked for, (path, what the block there gave) of every block of every stack, in order, and
-            ("before " and the path of a stack's first block, what that read).
+        seen: where it is asked for, (path, what the block, or the norm behind the last, gave) of every stack, in order;
+            and ("before " and the path of a stack's first block, what that read).
     """
 
     use: Ops[B]

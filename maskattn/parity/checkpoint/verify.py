@@ -1,8 +1,4 @@
-"""A checkpoint proven on this machine: its attention layers in both twins, compared bit for bit and with a judge.
-
-``verify_checkpoint`` takes any checkpoint of a known layout and random inputs, with the float64 oracle as judge;
-``minilm`` takes a real model, real sentences and that model's own implementation as judge.
-"""
+"""A checkpoint whose model is not known: its attention layers in both twins, compared bit for bit and with an oracle."""
 
 from __future__ import annotations
 
@@ -82,27 +78,20 @@ def verify_checkpoint(
     )
 
 
-def examine_layer(
-    layer: str,
-    kind: Layout,
-    tensors: Mapping[str, Array],
-    config: AttentionConfig,
-    inputs: tuple[Array, ...],
-    lengths: Array,
-    right: Array,
-    limit: Array,
-    kernel: str,
+def _verify_layer(
+    prefix: str, kind: Layout, tensors: Mapping[str, Array], config: AttentionConfig, kernel: str, seed: int
 ) -> LayerResult:
-    """One layer in both twins.
-
-    Args:
-        layer: its prefix; kind: its layout; tensors: by their names without prefix; config: its sizes.
-        inputs: query [B, L, E] and, where they are others, key and value; all of the weights' dtype.
-        lengths: [B] integers: keys from there on are padding.
-        right, limit: the judge's output [B, L, out] and how far from it one may be, elementwise.
-        kernel: judged beside ``exact``.
-    """
-    canonical = canonical_layer(kind, tensors, config, layer)
+    """One layer in both twins; tensors by their names without prefix."""
+    canonical = canonical_layer(kind, tensors, config, prefix)
+    beside = list(kind.extras_of(tensors, config))
+    if beside:
+        raise ValueError(f"layer {prefix!r} holds {', '.join(beside)}: what is run here is attention without them")
+    dtype = canonical["query.kernel"].dtype
+    lengths = np.array(LENGTHS, np.int32)
+    inputs, others = random_inputs(config, LENGTHS, dtype, seed)
+    allowed = (np.arange(max(LENGTHS)) < lengths[:, None])[:, None, None, :]
+    right = standards.module_oracle(inputs[0], canonical, allowed, dtype.name, **others)
+    limit = standards.module_limit(inputs[0], canonical, allowed, dtype.name, **others)
     modules = both(tensors, kind.name, config)
     weights = []
     for module in modules:
@@ -122,7 +111,7 @@ def examine_layer(
         left, padded = (np.concatenate([x.reshape(-1) for x in part]) for part in (rows, together))
         alone.append(bits_equal("alone", f"{module.name}, alone = padded batch", "output", left, padded))
     twin = bits_equal("twins", "torch = jax", "output", exact["torch"], exact["jax"])
-    return LayerResult(layer, tuple(weights), twin, tuple(judged), tuple(alone))
+    return LayerResult(prefix, tuple(weights), twin, tuple(judged), tuple(alone))
 
 
 def _judge(twin: str, kernel: str, output: Array, right: Array, limit: Array) -> Judged:
@@ -131,19 +120,3 @@ def _judge(twin: str, kernel: str, output: Array, right: Array, limit: Array) ->
     share = standards.share(error, limit)
     at = int(np.argmax(np.nan_to_num(error, nan=np.inf)))
     return Judged(twin, kernel, float(error.flat[at]), float(limit.flat[at]), float(share.max(initial=0)))
-
-
-def _verify_layer(
-    prefix: str, kind: Layout, tensors: Mapping[str, Array], config: AttentionConfig, kernel: str, seed: int
-) -> LayerResult:
-    canonical = canonical_layer(kind, tensors, config, prefix)
-    beside = list(kind.extras_of(tensors, config))
-    if beside:
-        raise ValueError(f"layer {prefix!r} holds {', '.join(beside)}: what is run here is attention without them")
-    dtype = canonical["query.kernel"].dtype
-    lengths = np.array(LENGTHS, np.int32)
-    inputs, others = random_inputs(config, LENGTHS, dtype, seed)
-    allowed = (np.arange(max(LENGTHS)) < lengths[:, None])[:, None, None, :]
-    right = standards.module_oracle(inputs[0], canonical, allowed, dtype.name, **others)
-    limit = standards.module_limit(inputs[0], canonical, allowed, dtype.name, **others)
-    return examine_layer(prefix, kind, tensors, config, inputs, lengths, right, limit, kernel)
