@@ -310,13 +310,14 @@ def _largest(ours: Array, theirs: Array) -> tuple[float, float]:
     return float(np.abs(ours - theirs).max()), value("tier4.float32") * float(np.abs(theirs).max())
 
 
-def whole_model_error(ours: Array, theirs: Array, right: Array, dtype: DTypeLike) -> tuple[float, float]:
+def whole_model_error(ours: Array, theirs: Array, right: Array, dtype: DTypeLike, few: int = 0) -> tuple[float, float]:
     """Of a whole model: (how far `ours` is off, its limit); `theirs` is the peer's, `right` its float64 run.
 
     In float32 both hold, and what is nearer to its limit is given: the largest difference from the peer, as in
     `model_share`; and, since the largest of few roundings is chance, the root mean square of the difference by that of
     the peer's own error, and what functions err. In a narrower dtype that of the error by that of the peer's, each of
     the token in the middle: one for which a router chooses other experts by rounding is off by as much as it is.
+    Of no more than `few` numbers the peer's own error is chance too, and only the largest difference counts.
     """
     ours, theirs, right = (np.asarray(x).astype(np.float64) for x in (ours, theirs, right))
     if is_narrow(dtype):
@@ -325,6 +326,8 @@ def whole_model_error(ours: Array, theirs: Array, right: Array, dtype: DTypeLike
     own = _root_mean_square(theirs - right)
     limit = value("tier4.own") * own + value("layer.each") * eps(dtype) * _root_mean_square(right)
     both = (float(_root_mean_square(ours - theirs)), float(limit)), _largest(ours, theirs)
+    if right.size <= few:
+        return both[1]
     return max(both if limit else both[:1], key=lambda one: float(share(*one)))
 
 

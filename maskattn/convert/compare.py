@@ -19,6 +19,8 @@ from maskattn.typing import NumPyArray as Array, NumPyDType
 
 #: What is done now.
 Progress = Callable[[str], None]
+#: Of a few labels the root mean square is chance.
+FEW = 64
 NEEDED = ("torch", "jax", "flax")
 
 
@@ -38,9 +40,9 @@ class Compared(WithinLimits):
     share: float
 
 
-def judged(name: str, ours: Array, theirs: Array, right: Array, dtype: str = "float32") -> Compared:
-    """One of the things that a model gives."""
-    error, limit = standards.whole_model_error(ours, theirs, right, dtype)
+def judged(name: str, ours: Array, theirs: Array, right: Array, dtype: str = "float32", few: int = FEW) -> Compared:
+    """One of the things that a model gives; `few` as in `standards.whole_model_error`."""
+    error, limit = standards.whole_model_error(ours, theirs, right, dtype, few)
     return Compared(name, error, limit, float(standards.share(error, limit)))
 
 

@@ -78,7 +78,14 @@ def command(
     if reason:
         click.echo(f"attention layers alone are run, since the whole model is not known: {reason}")
     kernel = "reference" if kernel == "exact" else kernel  # exact is always judged too
-    prove(lambda **told: verify_checkpoint(path, against=against, **alone, **told), checkpoint, kernel, json_path, html_path, wide)
+    prove(
+        lambda **told: verify_checkpoint(path, against=against, **alone, **told),
+        checkpoint,
+        kernel,
+        json_path,
+        html_path,
+        wide,
+    )
 
 
 def prove(

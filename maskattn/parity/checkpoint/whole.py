@@ -12,7 +12,7 @@ import numpy as np
 from maskattn.arrays import dtype_named
 from maskattn.checkpoints import sha256
 from maskattn.convert import open_model
-from maskattn.convert.compare import Compared, compared, read
+from maskattn.convert.compare import FEW, Compared, compared, read
 from maskattn.convert.twins import JaxModel, TorchModel, numbered
 from maskattn.models import WholeModel, files
 from maskattn.models.encoder_decoder import EncoderDecoder
@@ -157,7 +157,7 @@ def _beside_transformers(job: _Job, table: WholeModel, given: dict[str, Array]) 
         return (), ""
     judge = f"transformers' {type(peer.model).__name__}, its numbers {how}"
     job.progress("transformers, in float32 and in float64")
-    case = Case(peer, batch_of(given, peer.config), "float32", False)
+    case = Case(peer, batch_of(given, peer.config), "float32", False, FEW)
     missing = peer.missing
     del peer
     ours = {twin.name: _run(job, twin, given) for twin in (TorchModel, JaxModel)}
@@ -174,7 +174,11 @@ def _beside_transformers(job: _Job, table: WholeModel, given: dict[str, Array]) 
 
 
 def _left_out(
-    table: WholeModel, missing: tuple[str, ...], theirs: Mapping[str, Array], ours: Mapping[str, Array], notes: list[str]
+    table: WholeModel,
+    missing: tuple[str, ...],
+    theirs: Mapping[str, Array],
+    ours: Mapping[str, Array],
+    notes: list[str],
 ) -> Iterator[str]:
     """What cannot be compared: what transformers makes of numbers that the file has none of."""
     if isinstance(table, TokenModel) and isinstance(table.pooler, Sentence):
@@ -194,7 +198,9 @@ def _twins_alone(job: _Job, given: dict[str, Array]) -> tuple[Layer, ...]:
     runs["torch"] = _run(job, TorchModel, given, right)
     runs["jax"] = _run(job, JaxModel, given, right)
     return tuple(
-        Layer(each.name, {"jax": each}, _own(runs["torch"][each.name], right[each.name]), _differing(job, each.name, runs))
+        Layer(
+            each.name, {"jax": each}, _own(runs["torch"][each.name], right[each.name]), _differing(job, each.name, runs)
+        )
         for each in compared(runs["jax"], runs["torch"], right)
     )
 

@@ -73,7 +73,9 @@ def _filled(path: Path) -> tuple[Any, list[str]]:
     import transformers
 
     with open_model(path) as source:
-        told = {name: value for name, value in source.config.items() if name not in ("model_type", "transformers_version")}
+        told = {
+            name: value for name, value in source.config.items() if name not in ("model_type", "transformers_version")
+        }
         config: Any = transformers.AutoConfig.for_model(source.config["model_type"], **told)
         config._attn_implementation = _attention(config)
         table, numbers = read(source)
@@ -83,7 +85,9 @@ def _filled(path: Path) -> tuple[Any, list[str]]:
     model = kind(config) if hasattr(kind, "base_model_prefix") else kind.from_config(config)
     model.float().load_state_dict(state, strict=False)
     model.tie_weights()
-    known = {parameter.data_ptr() for name, parameter in model.named_parameters(remove_duplicate=False) if name in state}
+    known = {
+        parameter.data_ptr() for name, parameter in model.named_parameters(remove_duplicate=False) if name in state
+    }
     every = model.named_parameters(remove_duplicate=False)
     return model, [name for name, parameter in every if name not in state and parameter.data_ptr() not in known]
 

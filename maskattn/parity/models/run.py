@@ -150,11 +150,12 @@ class Case:
 
     Args:
         gradients: whether they are compared too.
+        few: as in `standards.whole_model_error`.
     """
 
-    def __init__(self, peer: Peer, batch: Given, dtype: str, gradients: bool) -> None:
+    def __init__(self, peer: Peer, batch: Given, dtype: str, gradients: bool, few: int = 0) -> None:
         batch = {key: x.astype(dtype_named(dtype)) if key in FEATURES else x for key, x in batch.items()}
-        self.batch, self.dtype, self.projections = batch, dtype, None
+        self.batch, self.dtype, self.few, self.projections = batch, dtype, few, None
         if gradients:
             given = peer.run(batch)[0]
             self.projections = {name: _drawn(peer, batch, name, given[name].shape) for name in _ends(given)}
@@ -181,7 +182,7 @@ class Case:
                 yield Compared(name, float("inf"), 0.0, float("inf"))
             else:
                 sides = (x[name][self.keep[name]] for x in (ours, self.theirs, self.right))
-                yield judged(name, *sides, self.dtype)
+                yield judged(name, *sides, self.dtype, self.few)
 
     def _vectors(self, name: str) -> int:
         """How many there are of one of the things that a model gives."""

@@ -26,7 +26,11 @@ def render(result: WholeResult, console: Console, *, wide: bool = False) -> None
         say(console, note)
     if result.against is not None:
         said = result.against_difference
-        say(console, f"against {result.against}: {said or 'the same tensors, byte for byte'}", "red" if said else "green")
+        say(
+            console,
+            f"against {result.against}: {said or 'the same tensors, byte for byte'}",
+            "red" if said else "green",
+        )
     say(console, verdict(result), "bold red" if result.exit_code else "bold green")
 
 
