@@ -39,6 +39,7 @@ UNSEEN = (
     "what this cannot see: whether the table of the model is right, by which both sides compute; `maskattn parity "
     "checkpoint` compares with transformers"
 )
+CHANGED = "a step of the plan changes numbers, so that both frameworks run those of the file"
 UNSEEN_OF_ATTENTION = (
     "what this cannot see: whether the form is the right one (both sides read the source by the same table), rotary "
     "embeddings, norms of queries and keys, and all that is not attention; there, only the bytes are compared"
@@ -153,15 +154,20 @@ def _whole(
 ) -> bool:
     """Runs the whole model on both sides; False where it is not known, which the notes say."""
     config = config_json.beside(source.path) if config is None else config
+    moved = all(step.exact for step in plan.steps)
     try:
-        left, right = (model_of(reader, config, reader.path) for reader in (source, written))
+        left, right = (model_of(reader, config, reader.path) for reader in (source if moved else written, written))
         for side in (left, right):
             files.checked(side)
     except (ValueError, FileNotFoundError) as error:
         result.notes.append(f"attention alone was run, since the whole model is not known: {error}")
         return False
-    result.notes.append(UNSEEN)
-    told: Callable[[str], None] = lambda what: None if progress is None else progress(what, 0)
+    result.notes += [UNSEEN] if moved else [UNSEEN, CHANGED]
+
+    def told(what: str) -> None:
+        if progress is not None:
+            progress(what, 0)
+
     result.layers += compare_models(left, right, plan.dtype, partly=bool(plan.dropped), progress=told)
     return True
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -25,7 +26,7 @@ def command(kernel: str, json_path: Path | None, html_path: Path | None, wide: b
     from maskattn.parity.checkpoint.whole import WholeResult, verify_whole
     from maskattn.parity.report import whole
 
-    def verify(**told: object) -> WholeResult:
+    def verify(**told: Any) -> WholeResult:
         folder = checkpoint_folder()
         return verify_whole(folder, given=tokens(folder), **told)
 

@@ -1,4 +1,4 @@
-"""A checkpoint whose model is not known: its attention layers in both twins, compared bit for bit and with an oracle."""
+"""A checkpoint whose model is not known: its attention layers in both twins, bit for bit, and beside an oracle."""
 
 from __future__ import annotations
 

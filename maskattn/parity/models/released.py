@@ -69,7 +69,6 @@ def released(path: Path) -> tuple[Released, str]:
 
 def _filled(path: Path) -> tuple[Any, list[str]]:
     """A model with the numbers that are read here, and what the file has none of."""
-    import torch
     import transformers
 
     with open_model(path) as source:

@@ -181,8 +181,8 @@ class Case:
             if name not in self.theirs or name not in ours or ours[name].shape != self.theirs[name].shape:
                 yield Compared(name, float("inf"), 0.0, float("inf"))
             else:
-                sides = (x[name][self.keep[name]] for x in (ours, self.theirs, self.right))
-                yield judged(name, *sides, self.dtype, self.few)
+                mine, his, right = (x[name][self.keep[name]] for x in (ours, self.theirs, self.right))
+                yield judged(name, mine, his, right, self.dtype, self.few)
 
     def _vectors(self, name: str) -> int:
         """How many there are of one of the things that a model gives."""
