@@ -67,7 +67,7 @@ def command(
         except (ImportError, OSError) as error:
             raise _nothing(error) from error
     if reason is None:
-        from maskattn.parity.checkpoint.whole import verify_whole
+        from maskattn.parity.models.whole import verify_whole
         from maskattn.parity.report import whole
 
         prove(lambda **told: verify_whole(path, against=against, **told), whole, kernel, json_path, html_path, wide)

@@ -23,7 +23,7 @@ def command(kernel: str, json_path: Path | None, html_path: Path | None, wide: b
     Exit code 0: every layer held. 1: something differs. 2: nothing was proven.
     """
     from maskattn.parity.checkpoint.minilm import checkpoint_folder, tokens
-    from maskattn.parity.checkpoint.whole import WholeResult, verify_whole
+    from maskattn.parity.models.whole import WholeResult, verify_whole
     from maskattn.parity.report import whole
 
     def verify(**told: Any) -> WholeResult:

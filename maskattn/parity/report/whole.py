@@ -9,7 +9,7 @@ import json
 from rich.console import Console
 from rich.text import Text
 
-from maskattn.parity.checkpoint.whole import Layer, WholeResult
+from maskattn.parity.models.whole import Layer, WholeResult
 from maskattn.parity.report.environment import environment
 from maskattn.parity.report.page import page
 from maskattn.parity.report.table import finite, mark, print_table, say, share_text

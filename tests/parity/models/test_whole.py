@@ -9,8 +9,9 @@ from click.testing import CliRunner
 from maskattn import checkpoints
 from maskattn.cli.main import main
 from maskattn.convert import plan, run
-from maskattn.parity.checkpoint import minilm, whole
-from maskattn.parity.checkpoint.whole import verify_whole
+from maskattn.parity.checkpoint import minilm
+from maskattn.parity.models import whole
+from maskattn.parity.models.whole import verify_whole
 from tests.convert.saved_models import saved
 from tests.frameworks import in_both
 
