@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import click
@@ -53,53 +52,29 @@ def command(
 
     Exit code 0: every layer held. 1: something differs. 2: nothing was proven.
     """
-    alone: dict[str, Any] = {"layout": layout, "num_heads": heads, "num_kv_heads": kv_heads}
-    reason = "" if any(alone.values()) else None
-    if reason is None:
-        from maskattn.convert import open_model
-        from maskattn.models import files
-
-        try:
-            with open_model(path) as source:
-                files.checked(source)
-        except (FileNotFoundError, ValueError) as error:
-            reason = str(error)
-        except (ImportError, OSError) as error:
-            raise _nothing(error) from error
-    if reason is None:
-        from maskattn.parity.models.whole import verify_whole
-        from maskattn.parity.report import whole
-
-        prove(lambda **told: verify_whole(path, against=against, **told), whole, kernel, json_path, html_path, wide)
     from maskattn.parity.checkpoint.verify import verify_checkpoint
-    from maskattn.parity.report import checkpoint
+    from maskattn.parity.models.whole import unknown, verify_whole
 
+    alone: dict[str, Any] = {"layout": layout, "num_heads": heads, "num_kv_heads": kv_heads}
+    reason = "its layout or heads are given" if any(alone.values()) else None
+    try:
+        reason = reason or unknown(path)
+    except (ImportError, OSError) as error:
+        raise _nothing(error) from error
+    if reason is None:
+        prove(lambda **told: verify_whole(path, against=against, **told), kernel, json_path, html_path, wide)
+    click.echo(f"attention layers alone are run: {reason}")
     alone["layout"] = layout or "auto"
-    if reason:
-        click.echo(f"attention layers alone are run, since the whole model is not known: {reason}")
     kernel = "reference" if kernel == "exact" else kernel  # exact is always judged too
-    prove(
-        lambda **told: verify_checkpoint(path, against=against, **alone, **told),
-        checkpoint,
-        kernel,
-        json_path,
-        html_path,
-        wide,
-    )
+    prove(lambda **told: verify_checkpoint(path, against=against, **alone, **told), kernel, json_path, html_path, wide)
 
 
-def prove(
-    verify: Callable[..., Any],
-    report: ModuleType,
-    kernel: str,
-    json_path: Path | None,
-    html_path: Path | None,
-    wide: bool,
-) -> None:
+def prove(verify: Callable[..., Any], kernel: str, json_path: Path | None, html_path: Path | None, wide: bool) -> None:
     """Runs `verify(kernel=..., progress=...)`, prints what it gives, and ends with the exit code."""
     from rich.console import Console
 
     from maskattn.cli._progress import spinning
+    from maskattn.parity.report import checkpoint as report
     from maskattn.parity.report.page import write_text
 
     kernel, console = _options.known(kernel), Console()

@@ -23,11 +23,11 @@ def command(kernel: str, json_path: Path | None, html_path: Path | None, wide: b
     Exit code 0: every layer held. 1: something differs. 2: nothing was proven.
     """
     from maskattn.parity.checkpoint.minilm import checkpoint_folder, tokens
-    from maskattn.parity.models.whole import WholeResult, verify_whole
-    from maskattn.parity.report import whole
+    from maskattn.parity.checkpoint.result import CheckpointResult
+    from maskattn.parity.models.whole import verify_whole
 
-    def verify(**told: Any) -> WholeResult:
+    def verify(**told: Any) -> CheckpointResult:
         folder = checkpoint_folder()
         return verify_whole(folder, given=tokens(folder), **told)
 
-    prove(verify, whole, kernel, json_path, html_path, wide)
+    prove(verify, kernel, json_path, html_path, wide)

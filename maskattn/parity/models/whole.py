@@ -12,7 +12,7 @@ import numpy as np
 from maskattn.arrays import dtype_named
 from maskattn.checkpoints import sha256
 from maskattn.convert import open_model
-from maskattn.convert.compare import FEW, Compared, compared, read
+from maskattn.convert.compare import FEW, compared, read
 from maskattn.convert.twins import JaxModel, TorchModel, numbered
 from maskattn.models import WholeModel, files
 from maskattn.models.encoder_decoder import EncoderDecoder
@@ -20,72 +20,13 @@ from maskattn.models.model import TokenModel
 from maskattn.models.sample import sample
 from maskattn.models.tasks import Sentence
 from maskattn.models.towers import Towers
+from maskattn.parity.checkpoint.result import CheckpointResult, Layer
 from maskattn.parity.models.released import batch_of, released
 from maskattn.parity.models.run import Case
 from maskattn.typing import KernelName, NumPyArray as Array
 
 #: What each twin gave, by its name.
 Runs = Mapping[str, Mapping[str, Array]]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """What a layer gives, or a head.
-
-    Attributes:
-        name: the path of a block, or "hidden", "logits", "pooled", ...
-        twins: by the twin's name, how far it is off.
-        own: how far the judge's float32 run is off from its float64 run, the root mean square.
-        differing: of the numbers, how many differ between the twins by a bit; None where they may.
-    """
-
-    name: str
-    twins: Mapping[str, Compared]
-    own: float
-    differing: int | None = None
-
-    @property
-    def held(self) -> bool:
-        """Whether both twins are within their limits, and no bit differs that must not."""
-        return all(each.held for each in self.twins.values()) and not self.differing
-
-
-@dataclass(frozen=True)
-class WholeResult:
-    """A checkpoint.
-
-    Attributes:
-        judge: whom the twins are compared with. inputs: what they were given. notes: what is not compared, and why.
-        against, against_difference: another checkpoint, and the first tensor in which it differs.
-    """
-
-    checkpoint: str
-    model_type: str
-    judge: str
-    inputs: str
-    layers: tuple[Layer, ...]
-    notes: tuple[str, ...] = ()
-    against: str | None = None
-    against_difference: str | None = None
-    kernel: str = "auto"
-
-    @property
-    def first_difference(self) -> str | None:
-        """The first layer that differs, and how; None where all held."""
-        if self.against_difference is not None:
-            return self.against_difference
-        for layer in self.layers:
-            for twin, each in layer.twins.items():
-                if not each.held:
-                    return f"{layer.name}: {twin} is off by {each.error:.3g}, limit {each.limit:.3g}"
-            if layer.differing:
-                return f"{layer.name}: {layer.differing} numbers differ between the twins, kernel exact"
-        return None
-
-    @property
-    def exit_code(self) -> int:
-        """0 only if there was at least one layer and everything held."""
-        return 0 if self.layers and self.first_difference is None else 1
 
 
 @dataclass
@@ -96,6 +37,16 @@ class _Job:
     notes: list[str] = field(default_factory=list)
 
 
+def unknown(path: str | Path) -> str | None:
+    """Why a checkpoint is no whole model that a table describes; None where it is one."""
+    try:
+        with open_model(path) as source:
+            files.checked(source)
+    except (FileNotFoundError, ValueError) as error:
+        return f"the whole model is not known: {error}"
+    return None
+
+
 def verify_whole(
     path: str | Path,
     *,
@@ -104,7 +55,7 @@ def verify_whole(
     given: Mapping[str, Array] | None = None,
     seed: int = 0,
     progress: Callable[[str], None] = lambda what: None,
-) -> WholeResult:
+) -> CheckpointResult:
     """Runs a checkpoint in both twins, and in transformers where it is installed and has such a model, in float32.
 
     Transformers is judged by its own float64 run, and the twins by both; without it, JAX by PyTorch in the same way.
@@ -130,7 +81,7 @@ def verify_whole(
         judge = "the PyTorch twin"
         layers = _twins_alone(job, inputs)
     difference = None if against is None else _difference(path, against)
-    return WholeResult(
+    return CheckpointResult(
         str(path),
         table.model_type,
         judge,
