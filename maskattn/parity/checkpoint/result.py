@@ -29,14 +29,11 @@ class Layer:
     @property
     def first_difference(self) -> str | None:
         """The first thing that differs, and how; None where everything held."""
-        if self.wrong:
-            return f"{self.name}: {self.wrong}"
-        for twin, each in self.twins.items():
-            if not each.held:
-                return f"{self.name}: {twin} is off by {each.error:.3g}, limit {each.limit:.3g}"
-        return (
-            f"{self.name}: {self.differing} numbers differ between the twins, kernel exact" if self.differing else None
-        )
+        failed = {twin: each for twin, each in self.twins.items() if not each.held}
+        off = (f"{twin} is off by {each.error:.3g}, limit {each.limit:.3g}" for twin, each in failed.items())
+        bits = f"{self.differing} numbers differ between the twins, kernel exact" if self.differing else ""
+        said = self.wrong or next(off, bits)
+        return f"{self.name.rstrip('.')}: {said}" if said else None
 
 
 @dataclass(frozen=True)
