@@ -18,30 +18,8 @@ from maskattn.typing import NumPyArray as Array
 OWN = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
-class Released(Peer):
-    """A model that is large: its float64 run takes the place of the model."""
-
-    missing: tuple[str, ...] = ()
-
-    def to(self, dtype: str) -> Peer:
-        """The same model in another dtype, which it then has itself: see `Peer.to`."""
-        import torch
-
-        kept = {
-            name: buffer.clone()
-            for name, buffer in self.model.named_buffers()
-            if name not in self.model.state_dict() and name.endswith(("inv_freq", "embed_scale"))
-        }
-        self.model.to(getattr(torch, dtype))
-        for name, buffer in kept.items():
-            self.model.get_buffer(name).data = buffer
-        if hasattr(self.model, "set_experts_implementation"):
-            self.model.set_experts_implementation("eager")
-        return self
-
-
-def released(path: Path) -> tuple[Released, str]:
-    """The model of a checkpoint in float32, and how transformers came by its numbers.
+def released(path: Path) -> tuple[Peer, str, list[str]]:
+    """The model of a checkpoint in float32; how transformers came by its numbers; parameters that the file has none of.
 
     Raises:
         ImportError: transformers is not installed. ValueError: it cannot make such a model.
@@ -62,9 +40,7 @@ def released(path: Path) -> tuple[Released, str]:
         else:
             model, missing = _filled(path)
             how = "put into transformers' model as they are read here, since it has no such files"
-    made = Released(model.eval(), model.config, {})
-    made.missing = tuple(sorted(missing))
-    return made, how
+    return Peer(model.eval(), model.config, {}, large=True), how, sorted(missing)
 
 
 def _filled(path: Path) -> tuple[Any, list[str]]:

@@ -102,14 +102,13 @@ def _beside_transformers(job: _Job, table: WholeModel, given: dict[str, Array]) 
     """Every layer, and what the judge is called; no layer where transformers has no such model, which is noted."""
     job.progress("reading in transformers")
     try:
-        peer, how = released(job.path)
+        peer, how, missing = released(job.path)
     except (ValueError, KeyError, OSError, TypeError) as error:
         job.notes.append(f"transformers was not compared with: {type(error).__name__}: {error}")
         return (), ""
     judge = f"transformers' {type(peer.model).__name__}, its numbers {how}"
     job.progress("transformers, in float32 and in float64")
     case = Case(peer, batch_of(given, peer.config), "float32", False, FEW)
-    missing = peer.missing
     del peer
     ours = {twin.name: _run(job, twin, given) for twin in (TorchModel, JaxModel)}
     left = set(_left_out(table, missing, case.theirs, ours["torch"], job.notes))
@@ -126,7 +125,7 @@ def _beside_transformers(job: _Job, table: WholeModel, given: dict[str, Array]) 
 
 def _left_out(
     table: WholeModel,
-    missing: tuple[str, ...],
+    missing: list[str],
     theirs: Mapping[str, Array],
     ours: Mapping[str, Array],
     notes: list[str],
