@@ -156,7 +156,8 @@ def _whole(
     config = config_json.beside(source.path) if config is None else config
     moved = all(step.exact for step in plan.steps)
     try:
-        left, right = (model_of(reader, config, reader.path) for reader in (source if moved else written, written))
+        left = model_of(source if moved else written, config, source.path)
+        right = model_of(written, left.config, written.path)  # which may lie beside fewer files
         for side in (left, right):
             files.checked(side)
     except (ValueError, FileNotFoundError) as error:
