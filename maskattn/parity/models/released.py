@@ -3,6 +3,8 @@ numbers that are read from it."""
 
 from __future__ import annotations
 
+import contextlib
+import io
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +31,7 @@ def released(path: Path) -> tuple[Peer, str, list[str]]:
 
     packed = gguf.found(path)
     folder = path.parent if packed is not None and path.is_file() else path
-    with quiet():
+    with quiet(), contextlib.redirect_stderr(io.StringIO()):  # it shows how far it is, whatever it is told
         if packed is not None or (folder.is_dir() and any((folder / name).is_file() for name in OWN)):
             options: dict[str, Any] = {"local_files_only": True, **({"gguf_file": packed.name} if packed else {})}
             config = transformers.AutoConfig.from_pretrained(folder, **options)
