@@ -139,21 +139,30 @@ def open_model(path: str | os.PathLike[str]) -> Iterator[Source]:
         yield gguf.read(packed)
         return
     with checkpoints.open(where) as reader:
-        config = config_json.beside(reader.path)
-        said = _identity.said(config, reader.provenance)
-        _refuse(where, config, said)
-        folder = reader.path if reader.path.is_dir() else reader.path.parent
-        config = {**config, "model_type": said.model_type, **sentences.beside(folder)}
-        generation, to = _generation(reader.path), _target(reader, said, config)
-        if to is None and _is_tree(reader):
-            yield _Flax.of(reader, config, generation, str(where))
-            return
-        if to is not None:
-            way = plan(reader.infos, target=to or None, config=config, provenance=reader.provenance)
-            yield _Planned(reader, config, generation, str(where), way)
-            return
-        reader.read_into(checkpoints.KEPT)
-        yield _Read(reader, config, generation, str(where))
+        yield model_of(reader, config_json.beside(reader.path), where)
+
+
+def model_of(reader: Reader, config: Mapping[str, Any], where: Path) -> Source:
+    """An open file as `open_model` has it.
+
+    Args:
+        config: what its config.json says. where: what errors begin with.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_model`.
+    """
+    said = _identity.said(config, reader.provenance)
+    _refuse(where, config, said)
+    folder = reader.path if reader.path.is_dir() else reader.path.parent
+    config = {**config, "model_type": said.model_type, **sentences.beside(folder)}
+    generation, to = _generation(reader.path), _target(reader, said, config)
+    if to is None and _is_tree(reader):
+        return _Flax.of(reader, config, generation, str(where))
+    if to is not None:
+        way = plan(reader.infos, target=to or None, config=config, provenance=reader.provenance)
+        return _Planned(reader, config, generation, str(where), way)
+    reader.read_into(checkpoints.KEPT)
+    return _Read(reader, config, generation, str(where))
 
 
 def _refuse(where: Path, config: Mapping[str, Any], said: Said) -> None:

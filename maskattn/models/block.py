@@ -167,14 +167,20 @@ class Stack(Part):
         read, grown = h, list[Traced]()
         number = 0
         while number < len(self.places):
+            if number == 0:
+                run.note(f"before {self.places[0]}", h)
             block: Traced = find(at, self.places[number])
             h, cache = block(h, run, number, given, None if caches is None else caches[len(grown)])
             if number == 0 and self.local is not None:
                 h = self.local.apply(at, read, h, run, given.keep)
+            run.note(self.places[number], h)
             grown.append(cache)
             number += block.spans
         last = h
         h = run.drop(run.norm(self.final, at, h), self.dropout_rate)
         h = h if self.project is None else run.linear(self.project, at, h)
+        behind = self.project or self.final
+        if behind is not None:
+            run.note(behind.name, h)
         given.note(last if self.bare else h)
         return h, None if caches is None else tuple(grown)

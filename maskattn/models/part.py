@@ -161,11 +161,14 @@ class Run(Generic[B]):
         use: the twin's arithmetic, fast or exact.
         kernel: of attention.
         key: of dropout; None where it is off.
+        seen: where it is asked for, (path, what the block, or the norm behind the last, gave) of every stack, in order;
+            and ("before " and the path of a stack's first block, what that read).
     """
 
     use: Ops[B]
     kernel: KernelName = "auto"
     key: B | None = None
+    seen: list[tuple[str, B]] | None = None
     drawn: int = field(default=0, init=False)
 
     def linear(self, leaf: Linear, at: object, x: B) -> B:
@@ -211,7 +214,12 @@ class Run(Generic[B]):
 
     def within(self, number: Traced) -> Run[B]:
         """The run of a block, whose draws depend on its number alone."""
-        return Run(self.use, self.kernel, None if self.key is None else self.use.fold(self.key, number))
+        return Run(self.use, self.kernel, None if self.key is None else self.use.fold(self.key, number), self.seen)
+
+    def note(self, path: str, h: B) -> None:
+        """Keep what a block gave, or read, where that is asked for."""
+        if self.seen is not None:
+            self.seen.append((path, h))
 
 
 def tokens_at(h: Traced, places: Traced, run: Run[B]) -> B:
