@@ -13,7 +13,7 @@ import numpy as np
 
 from maskattn import checkpoints
 from maskattn.checkpoints import Reader, TensorInfo
-from maskattn.convert import _identity, _provenance, config_json, families
+from maskattn.convert import _identity, _provenance, config_json
 from maskattn.convert._identity import Said
 from maskattn.convert._match import matches
 from maskattn.convert._plan import Move, Plan, plan
@@ -185,7 +185,7 @@ def _is_tree(reader: Reader) -> bool:
 def _target(reader: Reader, said: Said, config: Mapping[str, Any]) -> str | None:
     """The form to bring a file into; "" for the one that it came from; None where its names are those already."""
     recorded, came_from = _provenance.recorded(reader.provenance), _provenance.origin(reader.provenance)
-    own = [name for name in said.families if families.get(name).style == "torch"]
+    own = [name for name in said.families if name.startswith("hf-")]
     if recorded is None:
         forms = [form for name in said.families for form in families.forms(families.get(name))]
         return own[0] if own and _is_tree(reader) and matches(reader.infos, config, forms) else None

@@ -1,29 +1,14 @@
-"""Half a model, or one whose parts do not fit together, is refused; the table of widths knows every model."""
+"""Half a model, or one whose parts do not fit together, is refused."""
 
 import numpy as np
 import pytest
 
 from maskattn.checkpoints import TensorInfo
-from maskattn.convert import families, plan
-from maskattn.convert._widths import _table
-from maskattn.convert.config_json import feed_forward
+from maskattn.convert import plan
+from maskattn.convert.config_json import as_hugging_face
 from tests.convert.test_plan import CONFIG, infos, llama
 
 PARAMS = {"dim": 20, "n_layers": 3, "n_heads": 4, "n_kv_heads": 2, "vocab_size": 13}
-
-
-def test_every_line_of_the_table_is_a_name_of_its_model_and_every_matrix_has_one():
-    by_model = {}
-    for family in families.all_families():
-        by_model.setdefault(family.model, set()).update(rule.canonical for rule in family.rules)
-    for model, table in _table().items():
-        lines = set(table) - {"config", "unless"}
-        known = by_model[model] | {name.removesuffix(".kernel").removesuffix(".embedding") for name in by_model[model]}
-        assert lines <= known, (model, lines - known)
-    assert set(by_model) == set(_table())
-    for family in families.all_families():
-        attention = {rule.canonical for rule in family.rules if rule.kind == "attention" and rule.required}
-        assert attention <= set(_table()[family.model])
 
 
 CHANGES = {
@@ -80,8 +65,9 @@ def test_half_a_model_is_refused_with_all_its_widths():
 
 def test_params_json_says_the_width_of_the_mlp():
     params = {"dim": 4096, "n_layers": 1, "n_heads": 32, "multiple_of": 256, "vocab_size": -1}
-    assert feed_forward(params) == 11008  # Llama 2 7B
-    assert feed_forward(params | {"n_kv_heads": 8, "multiple_of": 1024, "ffn_dim_multiplier": 1.3}) == 14336  # Llama 3
+    assert as_hugging_face(params)["intermediate_size"] == 11008  # Llama 2 7B
+    larger = params | {"n_kv_heads": 8, "multiple_of": 1024, "ffn_dim_multiplier": 1.3}
+    assert as_hugging_face(larger)["intermediate_size"] == 14336  # Llama 3
 
 
 def test_stages_grow_as_they_must():

@@ -1,0 +1,58 @@
+"""Every row of whole models: what transformers saves goes to another form and back, byte for byte."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from maskattn import checkpoints
+from maskattn.convert import families, open_model, plan, run
+from maskattn.models import ROWS
+from maskattn.parity.models.peer import Peer
+from maskattn.parity.models.tiny import TINY
+from tests.twin import same_tensors
+
+
+def converted(source: Path, target: str, there: Path, **options: Any) -> Any:
+    """Written in another form, with its config.json."""
+    config = json.loads((source / "config.json").read_bytes())
+    with checkpoints.open(source) as reader:
+        planned = plan(reader.infos, target=target, config=config, provenance=reader.provenance, **options)
+        run(planned, reader, there)
+    return planned
+
+
+def rows(*, variants: bool) -> list[Any]:
+    """The first row of each type, or all others."""
+    return [name for name in TINY if ("+" in name) is variants]
+
+
+@pytest.mark.parametrize(
+    "name", [*rows(variants=False), *(pytest.param(n, marks=pytest.mark.slow) for n in rows(variants=True))]
+)
+def test_a_row_goes_to_flax_and_back_and_is_the_same_model(name: str, tmp_path: Path) -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.utils.logging.disable_progress_bar()
+    source, there = tmp_path / "source", tmp_path / "there"
+    Peer.of(name, TINY[name]).model.save_pretrained(source)
+    there.mkdir()
+    planned = converted(source, "flax-nnx", there / "model.npz")
+    assert planned.exact and planned.source.startswith("hf-")
+    assert not [each for each in planned.outputs if each.endswith((".weight", "/weight"))]
+    with checkpoints.open(there / "model.npz") as middle, checkpoints.open(source) as first:
+        back = plan(middle.infos, provenance=middle.provenance)
+        found = back.evaluate({name: middle[name] for name in middle})
+        same_tensors({name: first[name] for name in sorted(first)}, {name: found[name] for name in sorted(found)})
+    (there / "config.json").write_bytes((source / "config.json").read_bytes())
+    with open_model(source) as one, open_model(there) as other:
+        names = sorted(one.infos)
+        same_tensors({name: one[name] for name in names}, {name: other[name] for name in names})
+        assert names == sorted(other.infos)
+
+
+def test_every_type_has_a_family_and_every_row_is_tried() -> None:
+    assert all(families.of_type(name)[0].startswith("hf-") for name in ROWS)
+    assert {name.partition("+")[0] for name in TINY} == set(ROWS)
