@@ -40,19 +40,19 @@ def mismatches(model: Model, about: About) -> list[str]:
     Where nothing says which must be equal, the model's notes say so.
     """
     family, missing = model.form.family, list[str]()
+    own = None if family.widths or family is about.own else sizes(family, about.said.model_type, about.config)
     if family.widths:
         seen, told = list(_by_words(model, family.widths)), _told(family.widths, about)
-    elif model.form.attention_only or family is about.own:
+    elif model.form.attention_only or own is None:
         unsaid = f"widths are not compared: no [widths] of {family.name} say which must be equal"
         model.notes += [] if model.form.attention_only else [unsaid]
         return []
     else:
-        own = sizes(family, about.said.model_type, about.config)
         seen, told = list(_by_row(model, own)), {(str(n), None): said for n, said in own.told.items() if said[0]}
         if own.whole:
             told = {one.word: (int(one.word[0]), "by the configuration") for one in seen} | told
-        held = {*model.tensors, *model.layers}
-        missing = [f"{name}: missing" for name in sorted(own.needed - held) if own.whole and not model.missing]
+            held = {*model.tensors, *model.layers}
+            missing = [f"{name}: missing" for name in sorted(own.needed - held) if not model.missing]
     alike: dict[tuple[str, Width, int], list[Seen]] = {}
     right = {word: told.get(word) or _usual(seen, word) for word in {one.word for one in seen}}
     for one in seen:

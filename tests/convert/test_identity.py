@@ -329,8 +329,8 @@ def test_one_shard_of_several_is_refused(tmp_path):
 def test_a_refusal_says_what_was_looked_for_in_20_lines():
     layers = [f"distilbert.transformer.layer.{i}.ffn.lin{j}.weight" for i in range(9) for j in (1, 2)]
     distil = dict.fromkeys(layers, TensorInfo((4, 4), FLOAT))
-    with pytest.raises(ValueError, match="^config.json says model_type distilbert") as error:
-        plan(distil, target="flax-linen", config={"model_type": "distilbert"})
+    with pytest.raises(ValueError, match="^config.json says model_type distilnet") as error:
+        plan(distil, target="flax-linen", config={"model_type": "distilnet"})
     assert "docs/converting.md#a-family-of-your-own" in str(error.value)
     tensors = llama() | {f"extra.{i}": np.ones(2) for i in range(12)} | {f"more.{i}": np.ones(2) for i in range(14)}
     with pytest.raises(

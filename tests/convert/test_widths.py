@@ -1,5 +1,7 @@
 """Half a model, or one whose parts do not fit together, is refused."""
 
+import re
+
 import numpy as np
 import pytest
 
@@ -59,7 +61,7 @@ def test_half_a_model_is_refused_with_all_its_widths():
         with pytest.raises(ValueError) as error:
             plan(half(whole), target="hf-llama", config=config)
         text = str(error.value)
-        assert "tok_embeddings.weight: hidden is 10" in text and "expected 20" in text
+        assert re.search(r"tok_embeddings.weight: \w+ is 10, expected 20", text)
         assert len(text.splitlines()) <= 20
 
 
@@ -87,12 +89,12 @@ def test_stages_grow_as_they_must():
     config = {"num_heads": [2, 2], "embed_dim": 4, "mlp_ratio": 2.75, "patch_size": 2, "depths": [1, 1]}
     plan(given, target="flax-linen", source="swin", config=config)
     for key, value, said in (
-        ("mlp_ratio", 4, r"mlp is 11 .* expected 16: embed_dim of the configuration, times mlp_ratio"),
-        ("patch_size", 4, "patch is 2 .* expected 4"),
+        ("mlp_ratio", 4, r"fc1.weight: width is 11, expected 16: by the configuration"),
+        ("patch_size", 4, r"patch_embed.proj.weight: patch_size is 2, expected 4: patch_size of the configuration"),
         ("depths", [1, 2], r"layers of layers.1.blocks.\*: depths is 2, found 1"),
     ):
         with pytest.raises(ValueError, match=said):
             plan(given, target="flax-linen", source="swin", config=config | {key: value})
     given["norm.bias"] = given["norm.weight"] = TensorInfo((4,), np.dtype(np.float32))
-    with pytest.raises(ValueError, match=r"norm.weight: stage is 4 .and 1 more alike., expected 8: that of "):
+    with pytest.raises(ValueError, match=r"norm.weight: width is 4, expected 8: by the configuration"):
         plan(given, target="flax-linen", source="swin", config=config)

@@ -14,6 +14,7 @@ hold. One of your own is a file like those here, given by its path.
 from __future__ import annotations
 
 import os
+import tomllib
 from collections.abc import Iterator, Mapping
 from functools import cache, lru_cache
 from pathlib import Path
@@ -48,9 +49,13 @@ __all__ = [
 
 @lru_cache(maxsize=1)
 def _tables() -> Mapping[str, Family]:
-    """The families of other libraries, by name."""
-    found = (read(path) for path in Path(__file__).parent.glob("*.toml"))
-    return {family.name: family for family in sorted(found, key=lambda family: family.name)}
+    """The families of other libraries, by name. `[also.name]` in a file is one more, with these keys instead."""
+    found: dict[str, Family] = {}
+    for path in sorted(Path(__file__).parent.glob("*.toml")):
+        data = tomllib.loads(path.read_text(encoding="utf-8"))
+        for name, more in {data["name"]: {}, **data.pop("also", {})}.items():
+            found[name] = parse({**data, **more, "name": name}, str(path))
+    return dict(sorted(found.items()))
 
 
 @cache
@@ -94,12 +99,11 @@ def model_of(name: str) -> str:
     return _tables()[name].model if name in _tables() else _names.model_of(name)
 
 
-def sizes(family: Family, model_type: str, config: Mapping[str, Any]) -> Sizes:
-    """What a configuration says of the tensors of a model that is stored as ``family``."""
-    own = next((name for name in of_type(model_type) if name in _names.table()), "")
-    if not own or model_of(own) != family.model:
-        own = next(name for name in _names.table() if model_of(name) == family.model)
-    return _rows.sizes(own, config)
+def sizes(family: Family, model_type: str, config: Mapping[str, Any]) -> Sizes | None:
+    """What a configuration says of the tensors of a model that is stored as ``family``; None where no row knows it."""
+    own = [name for name in (*of_type(model_type), *_names.table()) if model_of(name) == family.model]
+    rows = [name for name in own if name in _names.table()]
+    return _rows.sizes(rows[0], config) if rows else None
 
 
 def get(family: str | os.PathLike[str] | Family, config: Mapping[str, Any] | None = None) -> Family:

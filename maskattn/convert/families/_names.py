@@ -37,6 +37,10 @@ TOLD = (
 )
 #: Families that are one model for other libraries, and what they call as ViT does.
 _SHARED: Mapping[str, str] = {"hf-deit": "vit", "hf-dinov2": "vit"}
+_AS_SWIN: Form = (
+    Rule(r"(?<=[\d*]\.)intermediate\.dense", "mlp.fc1"),
+    Rule(r"(?<=[\d*]\.)output\.dense", "mlp.fc2"),
+)
 _AS_VIT: Form = (
     Rule(r"^encoder\.layer\.", "layers."),
     Rule(r"(?<![^.])norm1(?![^.])", "layernorm_before"),
@@ -87,4 +91,5 @@ def types_of(name: str) -> tuple[str, ...]:
 
 def canonical(base: str, name: str) -> str:
     """What all families of the model call a tensor, or a module, of one."""
-    return pieces(name, _AS_VIT)[0].file if base in _SHARED else name
+    shared = _AS_VIT if base in _SHARED else _AS_SWIN if base == "hf-swinv2" else ()
+    return pieces(name, shared)[0].file

@@ -16,6 +16,7 @@ from maskattn.convert.families._sample import SAMPLE, models, own_type, sized
 from maskattn.layer.from_hf import Every, Row, When
 from maskattn.models import ROWS
 from maskattn.models.build_tasks import HEADS as TASK_HEADS, TASKS
+from maskattn.models.heads import Vocabulary
 
 #: Layers of heads that no row has.
 _FURTHER = ("cls.seq_relationship", "multiple_choice_head.summary")
@@ -25,7 +26,11 @@ _BESIDE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
         "h.*.ln_cross_attn": {"kind": "norm"},
         "h.*.crossattention": {"kind": "attention", "layout": "hf-gpt2-cross", "heads": HEADS, "kv_heads": KV_HEADS},
     },
-    **{name: {"decoder.0": {"kind": "conv", "prefixed": False}} for name in ("hf-vit", "hf-swin", "hf-swinv2")},
+    **{name: {"decoder.0": {"kind": "conv", "prefixed": False}} for name in ("hf-vit", "hf-swin")},
+    "hf-swinv2": {
+        "decoder.0": {"kind": "conv", "prefixed": False},
+        "embeddings.position_embeddings": {"kind": "raw"},
+    },
     "hf-t5": {"decoder.block.*.layer.1.EncDecAttention.relative_attention_bias": {"kind": "embedding", "sparse": True}},
 }
 _COPIES = {f"{stack}.embed_tokens": {"kind": "embedding"} for stack in ("encoder", "decoder")}
@@ -108,10 +113,14 @@ def sizes(name: str, config: Mapping[str, Any]) -> Sizes:
     """The sizes of a model of a family, as far as a configuration says them."""
     (types, form), base = table()[name], base_of(name)
     model_type = own_type(config) if own_type(config) in types else types[0]
-    both, whole = sized(base, model_type, config)
+    both, headed, whole = sized(base, model_type, config)
     every, needed = Gathered(form, base), Gathered(form, base)
     every.add(both[0], ROWS[model_type], needed=False)
     needed.add(both[1], ROWS[model_type], needed=True)
+    head = getattr(headed, "head", None)
+    for path, leaf in head.leaves() if isinstance(head, Vocabulary) else ():
+        shapes = {f"{path}.{each.flax}" if part else path: each.flax_shape for part, each in leaf.tensors().items()}
+        every.shapes.update({full: shape for full, shape in shapes.items() if full not in every.shapes})
     said = {key: value for key, value in config.items() if type(value) is int}
     told = {value: (value, f"{key} of the configuration") for key, value in reversed(said.items())}
     if not whole:

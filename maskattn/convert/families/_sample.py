@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Container, Iterator, Mapping
 from typing import Any
@@ -88,16 +89,15 @@ def models(base: str, model_type: str, config: Mapping[str, Any]) -> Iterator[Bo
             yield _both(base, {**sample, **option, "model_type": model_type})
 
 
-def sized(base: str, model_type: str, config: Mapping[str, Any]) -> tuple[Both, bool]:
-    """The model that a configuration means, and whether it says all of it: else sizes are the sample's."""
+def sized(base: str, model_type: str, config: Mapping[str, Any]) -> tuple[Both, WholeModel, bool]:
+    """The model that a configuration means, the same with its head, and whether it says all of it: else sizes are the
+    sample's.
+    """
     said = {name: value for name, value in config.items() if name not in _SILENT}
-    if own_type(config) == model_type:
-        try:
-            return _both(base, {**said, "model_type": model_type}), True
-        except _WRONG:
-            pass
-    sample = {**SAMPLE, **_LISTED.get(model_type, {}), "model_type": model_type}
-    try:
-        return _both(base, {**said, **sample}), False
-    except _WRONG:
-        return _both(base, sample), False
+    sample = {**SAMPLE, **_LISTED.get(model_type, {})}
+    whole = [said] if own_type(config) in (model_type, "") else []
+    for given in (*whole, {**said, **sample}, sample):
+        with contextlib.suppress(*_WRONG):
+            own = {**given, "model_type": model_type}
+            return _both(base, own), describe(own, None, False), given is said
+    raise AssertionError(f"the sample describes no {model_type}")
