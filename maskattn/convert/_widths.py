@@ -52,7 +52,7 @@ def mismatches(model: Model, about: About) -> list[str]:
         if own.whole:
             told = {one.word: (int(one.word[0]), "by the configuration") for one in seen} | told
             held = {*model.tensors, *model.layers}
-            missing = [f"{name}: missing" for name in sorted(own.needed - held) if not model.missing]
+            missing = [f"{name}: missing" for name in sorted(own.needed - held) if family.unread and not model.missing]
     alike: dict[tuple[str, Width, int], list[Seen]] = {}
     right = {word: told.get(word) or _usual(seen, word) for word in {one.word for one in seen}}
     for one in seen:

@@ -32,7 +32,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(qwen, tmp_path):
     assert "hf-llama -> hf-llama as flax-linen, layers stacked" in text
     assert "all 27 names are accounted for" in text and "config.json says model_type qwen2" in text
     assert "q_proj.weight -> model/layers/self_attn/query/kernel" in text.replace("model.layers.1.self_attn.", "")
-    assert "transpose · stack 2 on axis 0; [2, 24, 37] bfloat16" in text
+    assert "transpose · stack 2 on axis 0; [2, 48, 44] bfloat16" in text
     assert re.search(r"15 tensors, [\d.]+ kB read, [\d.]+ kB written; peak memory about \d+ MB", text)
     assert "byte for byte" in text and not list(tmp_path.iterdir())
 
@@ -48,7 +48,7 @@ def test_converting_verifies_and_says_where_it_came_from(qwen, tmp_path):
     wide = CliRunner().invoke(main, ["inspect", str(tmp_path / "out.safetensors"), "--wide"])
     assert any(len(line) > 80 for line in wide.output.splitlines()) and " ".join(wide.output.split()) == told
     assert "form: hf-llama as flax-nnx" in told and "all finite, all equal to their SHA-256" in told
-    assert "2 layers: 24 wide, 6 heads, 2 key/value heads of 4" in told
+    assert "2 layers: 48 wide, 6 heads, 2 key/value heads of 8" in told
     import hashlib
 
     digest = hashlib.sha256((qwen / "model.safetensors").read_bytes()).hexdigest()

@@ -11,8 +11,8 @@ import pytest
 from maskattn import checkpoints
 from maskattn.convert import families, open_model, plan, run
 from maskattn.models import ROWS
-from maskattn.parity.models.peer import Peer
 from maskattn.parity.models.tiny import TINY
+from tests.convert.saved_models import saved
 from tests.twin import same_tensors
 
 
@@ -34,10 +34,7 @@ def rows(*, variants: bool) -> list[Any]:
     "name", [*rows(variants=False), *(pytest.param(n, marks=pytest.mark.slow) for n in rows(variants=True))]
 )
 def test_a_row_goes_to_flax_and_back_and_is_the_same_model(name: str, tmp_path: Path) -> None:
-    transformers = pytest.importorskip("transformers")
-    transformers.utils.logging.disable_progress_bar()
-    source, there = tmp_path / "source", tmp_path / "there"
-    Peer.of(name, TINY[name]).model.save_pretrained(source)
+    source, there = saved(name, "float32", tmp_path / "source")[0], tmp_path / "there"
     there.mkdir()
     planned = converted(source, "flax-nnx", there / "model.npz")
     assert planned.exact and planned.source.startswith("hf-")

@@ -80,13 +80,15 @@ def test_stages_grow_as_they_must():
         width |= {f"{at}.attn.qkv.weight": (3 * wide, wide), f"{at}.attn.qkv.bias": (3 * wide,)}
         width |= {f"{at}.attn.proj.weight": (wide, wide), f"{at}.attn.proj.bias": (wide,)}
         width |= {f"{at}.attn.relative_position_bias_table": (9, 2), f"{at}.attn.relative_position_index": (4, 4)}
-        width |= {f"{at}.mlp.fc1.weight": (11, wide), f"{at}.mlp.fc1.bias": (11,)}
-        width |= {f"{at}.mlp.fc2.weight": (wide, 11), f"{at}.mlp.fc2.bias": (wide,)}
+        inner = 11 * 2**stage
+        width |= {f"{at}.mlp.fc1.weight": (inner, wide), f"{at}.mlp.fc1.bias": (inner,)}
+        width |= {f"{at}.mlp.fc2.weight": (wide, inner), f"{at}.mlp.fc2.bias": (wide,)}
     width |= {"layers.0.downsample.norm.weight": (16,), "layers.0.downsample.norm.bias": (16,)}
     width |= {"layers.0.downsample.reduction.weight": (8, 16), "norm.weight": (8,), "norm.bias": (8,)}
     integer = {name: np.int64 for name in width if name.endswith("index")}
     given = {name: TensorInfo(shape, np.dtype(integer.get(name, np.float32))) for name, shape in width.items()}
     config = {"num_heads": [2, 2], "embed_dim": 4, "mlp_ratio": 2.75, "patch_size": 2, "depths": [1, 1]}
+    config |= {"image_size": 8, "window_size": 2}
     plan(given, target="flax-linen", source="swin", config=config)
     for key, value, said in (
         ("mlp_ratio", 4, r"fc1.weight: width is 11, expected 16: by the configuration"),

@@ -7,7 +7,7 @@ import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from typing import Any
+from typing import Any, TypeVar
 
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
@@ -26,6 +26,7 @@ from maskattn.models.leaves import Array, Conv, Embedding, Leaf, Linear, Norm, T
 from maskattn.models.model import WholeModel
 from maskattn.models.towers import Towers
 
+W = TypeVar("W", bound=WholeModel)
 Shape = tuple[int, ...]
 _DIGITS = re.compile(r"(?<![^.])\d+(?![^.])")
 
@@ -208,7 +209,7 @@ class Gathered:
             yield from _computed(pattern, module)
 
 
-def _headless(whole: WholeModel) -> WholeModel:
+def _headless(whole: W) -> W:
     """The model without what makes logits."""
     if isinstance(whole, Towers):
         return dataclasses.replace(whole, vision=_headless(whole.vision))
