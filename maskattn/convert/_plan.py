@@ -86,12 +86,6 @@ class Plan:
         return str(self.forms[0])
 
     @property
-    def foreign(self) -> str:
-        """The type of model that the source says it is, where it only has the names of its form's family."""
-        said = _identity.Said(str(self.record.get("model_type", "")))
-        return said.model_type if said.foreign(self.forms[0].family) else ""
-
-    @property
     def target(self) -> str:
         """The target's form, in words."""
         return str(self.forms[1])

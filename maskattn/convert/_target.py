@@ -71,11 +71,8 @@ def against(stored: Model, about: About) -> str:
 
 
 def bind(stored: Model, to: Form, source: str, about: About) -> tuple[str, str]:
-    """The type of model that the target is of, and what was overridden; notes what a person should know.
-
-    ValueError where the source says that it is another model than its names are of, and ``to`` is of another family.
-    """
-    said, family, by_provenance = about.said, stored.form.family, about.said.by == "its provenance"
+    """The type of model that the target is of, and what was overridden; notes what a person should know."""
+    said, family = about.said, stored.form.family
     if stored.form.attention_only:
         return said.model_type, ""
     if not said.model_type:
@@ -92,19 +89,10 @@ def bind(stored: Model, to: Form, source: str, about: About) -> tuple[str, str]:
         return said.model_type, ""
     if not said.foreign(family):
         return said.model_type, ""
-    if about.force or (source == family.name and not by_provenance):
-        how = "--force" if about.force else f"--from {source}"
-        overridden = f"{said}: taken for {family.name} all the same, by {how}"
-        stored.notes.append(f"warning: {overridden}")
-        return "", overridden
-    if to.family is not family:
-        how = "--force" if by_provenance else f"--from {family.name}"
-        raise ValueError(
-            f"{said}: it only has the names of {family.name}, so it is not converted to {to}: "
-            f"--to flax-linen or flax-nnx keeps its names; {how} takes it for {family.name} all the same"
-        )
-    stored.notes.append(f"{said}: it has the names of {family.name}, and keeps them")
-    return said.model_type, ""
+    how = "--force" if about.force else f"--from {source}"
+    overridden = f"{said}: taken for {family.name} all the same, by {how}"
+    stored.notes.append(f"warning: {overridden}")
+    return "", overridden
 
 
 def _first(
@@ -142,8 +130,6 @@ def _of_family(
 def _refuse_another_model(to: Family, origin: Form, about: About) -> None:
     if to.model != origin.family.model:
         described = f"describes {to.model}, but the source is {origin.family.model}"
-        if about.said.foreign(origin.family):
-            described += f" by its names, and {about.said}"
         raise ValueError(f"--to {to.name}: {described}; {_expected(about.known, origin)}")
 
 
