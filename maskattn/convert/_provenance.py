@@ -156,6 +156,14 @@ def config(provenance: Mapping[str, object]) -> dict[str, Any]:
 
 
 def config_as_json(model_config: Mapping[str, Any]) -> dict[str, Any]:
-    """What is kept of a configuration: not the names of labels, which may be many."""
+    """What is kept of a configuration: plain data, and not the names of labels, which may be many."""
     long = ("id2label", "label2id", "task_specific_params", "quantization_config")
-    return {name: value for name, value in model_config.items() if name not in long}
+    return {name: value for name, value in model_config.items() if name not in long and _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(each) for name, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float))
