@@ -110,17 +110,28 @@ class Sizes(NamedTuple):
 
 
 def sizes(name: str, config: Mapping[str, Any]) -> Sizes:
-    """The sizes of a model of a family, as far as a configuration says them."""
-    (types, form), base = table()[name], base_of(name)
-    model_type = own_type(config) if own_type(config) in types else types[0]
-    both, headed, whole = sized(base, model_type, config)
+    """The sizes of a model of a family, as far as a configuration says them; 0 of what its types have differently."""
+    types, own = table()[name][0], own_type(config)
+    one = len(types) == 1 and not own and not {"hidden_size", "embed_dim"}.isdisjoint(config)
+    found = [_sizes(name, each, config, whole=own == each or one) for each in ([own] if own in types else types)]
+    shapes: dict[str, tuple[int, ...]] = {}
+    for each in found:
+        for full, shape in each.shapes.items():
+            pairs = zip(shapes.get(full, shape), shape, strict=False)
+            shapes[full] = tuple(before if before == size else 0 for before, size in pairs)
+    return found[0]._replace(shapes=shapes)
+
+
+def _sizes(name: str, model_type: str, config: Mapping[str, Any], *, whole: bool) -> Sizes:
+    form, base = table()[name][1], base_of(name)
+    both, headed, whole = sized(base, model_type, config, whole=whole)
     every, needed = Gathered(form, base), Gathered(form, base)
     every.add(both[0], ROWS[model_type], needed=False)
     needed.add(both[1], ROWS[model_type], needed=True)
     head = getattr(headed, "head", None)
     for path, leaf in head.leaves() if isinstance(head, Vocabulary) else ():
-        shapes = {f"{path}.{each.flax}" if part else path: each.flax_shape for part, each in leaf.tensors().items()}
-        every.shapes.update({full: shape for full, shape in shapes.items() if full not in every.shapes})
+        for part, tensor in leaf.tensors().items():
+            every.shapes.setdefault(f"{path}.{tensor.flax}" if part else path, tensor.flax_shape)
     said = {key: value for key, value in config.items() if type(value) is int}
     told = {value: (value, f"{key} of the configuration") for key, value in reversed(said.items())}
     if not whole:

@@ -89,14 +89,13 @@ def models(base: str, model_type: str, config: Mapping[str, Any]) -> Iterator[Bo
             yield _both(base, {**sample, **option, "model_type": model_type})
 
 
-def sized(base: str, model_type: str, config: Mapping[str, Any]) -> tuple[Both, WholeModel, bool]:
-    """The model that a configuration means, the same with its head, and whether it says all of it: else sizes are the
-    sample's.
+def sized(base: str, model_type: str, config: Mapping[str, Any], *, whole: bool) -> tuple[Both, WholeModel, bool]:
+    """The model that a configuration means, the same with its head, and whether it says all of it, as it may where
+    ``whole``; else sizes are the sample's.
     """
     said = {name: value for name, value in config.items() if name not in _SILENT}
     sample = {**SAMPLE, **_LISTED.get(model_type, {})}
-    whole = [said] if own_type(config) in (model_type, "") else []
-    for given in (*whole, {**said, **sample}, sample):
+    for given in (*([said] if whole else []), {**said, **sample}, sample):
         with contextlib.suppress(*_WRONG):
             own = {**given, "model_type": model_type}
             return _both(base, own), describe(own, None, False), given is said
