@@ -13,7 +13,7 @@ import numpy as np
 
 from maskattn import checkpoints
 from maskattn.checkpoints import Reader, TensorInfo
-from maskattn.convert import _identity, _provenance, config_json
+from maskattn.convert import _identity, _provenance, config_json, families
 from maskattn.convert._identity import Said
 from maskattn.convert._match import matches
 from maskattn.convert._plan import Move, Plan, plan
@@ -187,12 +187,13 @@ def _target(reader: Reader, said: Said, config: Mapping[str, Any]) -> str | None
     recorded, came_from = _provenance.recorded(reader.provenance), _provenance.origin(reader.provenance)
     own = [name for name in said.families if name.startswith("hf-")]
     if recorded is None:
-        forms = [form for name in said.families for form in families.forms(families.get(name))]
-        return own[0] if own and _is_tree(reader) and matches(reader.infos, config, forms) else None
+        known = said.families if _is_tree(reader) else ()
+        forms = [form for name in known for form in families.forms(families.get(name, config))]
+        return own[0] if own and matches(reader.infos, config, forms) else None
     if recorded.name in own and recorded.layout is None and not recorded.scan:
         return None
-    known = came_from is not None and came_from.layout is None and not came_from.scan
-    if not own or (known and came_from is not None and came_from.name in own):
+    plain = came_from is not None and came_from.layout is None and not came_from.scan
+    if not own or (plain and came_from is not None and came_from.name in own):
         return ""
     return own[0]
 
