@@ -17,8 +17,6 @@ from maskattn.convert._model import Model
 from maskattn.convert.families import Sizes, sizes
 from maskattn.convert.families._family import WIDTH
 
-Width = tuple[str, int | None]
-"""A word of the table, and the stage it is of."""
 _LAYER = ("embed_dim", "kdim", "vdim", "out_dim", "head_dim", "v_head_dim", "num_heads", "num_kv_heads")
 _WIDTHS_OF_LAYER = 4
 """Of these, those that other tensors have too."""
@@ -27,7 +25,7 @@ _WIDTHS_OF_LAYER = 4
 class Seen(NamedTuple):
     """The width of one tensor: what it must be equal to, how wide it is, and where: its name, and its line."""
 
-    word: Width
+    word: str
     width: int
     times: int
     name: str
@@ -48,12 +46,12 @@ def mismatches(model: Model, about: About) -> list[str]:
         model.notes += [] if model.form.attention_only else [unsaid]
         return []
     else:
-        seen, told = list(_by_row(model, own)), {(str(n), None): said for n, said in own.told.items() if said[0]}
+        seen, told = list(_by_row(model, own)), {str(number): said for number, said in own.told.items() if said[0]}
         if own.whole:
-            told = {one.word: (int(one.word[0]), "by the configuration") for one in seen} | told
+            told = {one.word: (int(one.word), "by the configuration") for one in seen} | told
             held = {*model.tensors, *model.layers}
             missing = [f"{name}: missing" for name in sorted(own.needed - held) if family.unread and not model.missing]
-    alike: dict[tuple[str, Width, int], list[Seen]] = {}
+    alike: dict[tuple[str, str, int], list[Seen]] = {}
     right = {word: told.get(word) or _usual(seen, word) for word in {one.word for one in seen}}
     for one in seen:
         if one.width != right[one.word][0] * one.times:
@@ -63,17 +61,13 @@ def mismatches(model: Model, about: About) -> list[str]:
 
 def _said(group: list[Seen], wanted: int, because: str) -> str:
     first, more = group[0], f" (and {len(group) - 1} more alike)" if len(group) > 1 else ""
-    what = (
-        first.word[0]
-        if not first.word[0].isdigit()
-        else because.partition(" of the ")[0]
-        if " of the " in because
-        else "width"
-    )
+    what = first.word
+    if what.isdigit():  # of a row
+        what = because.partition(" of the ")[0] if " of the " in because else "width"
     return f"{first.name}: {what} is {first.width}{more}, expected {wanted * first.times}: {because}"
 
 
-def _usual(seen: list[Seen], word: Width) -> tuple[int, str]:
+def _usual(seen: list[Seen], word: str) -> tuple[int, str]:
     counts = Counter(one.width // one.times for one in seen if one.word == word)
     width, times = counts.most_common(1)[0]
     other = next(one for one in seen if one.word == word and one.width // one.times == width)
@@ -82,76 +76,51 @@ def _usual(seen: list[Seen], word: Width) -> tuple[int, str]:
 
 def _by_row(model: Model, own: Sizes) -> Iterator[Seen]:
     """The widths of all that the model's row knows."""
-    shapes = own.shapes if own.whole else _of_any_layer(own.shapes)
     for key, lazy in model.tensors.items():
-        line = _line(key)
-        for number, size in zip(shapes.get(key if own.whole else line, ()), lazy.shape, strict=False):
+        line = own.line(key)
+        for number, size in zip(own.shapes.get(line, ()), lazy.shape, strict=False):
             if own.whole or number in own.told:
-                yield Seen((str(number), None), size, 1, ", ".join(lazy.sources[:1]), line)
+                yield Seen(str(number), size, 1, ", ".join(lazy.sources[:1]), re.sub(r"\d+", "#", key))
     for key, layer in model.layers.items():
-        alike = [
-            config
-            for name, config in own.attention.items()
-            if name == key or (not own.whole and _line(name) == _line(key))
-        ]
+        alike = [config for name, config in own.attention.items() if own.line(name) == own.line(key)]
         for name in _LAYER if own.whole else _LAYER[:_WIDTHS_OF_LAYER]:
             numbers = {getattr(config, name) for config in alike}
             if len(numbers) == 1 and (own.whole or numbers <= own.told.keys()):
-                yield Seen((str(*numbers), None), getattr(layer.config, name), 1, layer.own_name, name)
-
-
-def _line(name: str) -> str:
-    return re.sub(r"\d+", "#", name)
-
-
-def _of_any_layer(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """By names without numbers: what is the same in all layers, 0 for what is not."""
-    made: dict[str, tuple[int, ...]] = {}
-    for name, shape in shapes.items():
-        line = _line(name)
-        before = made.setdefault(line, shape)
-        made[line] = tuple(a if a == b else 0 for a, b in zip(before, shape, strict=False))
-    return made
+                yield Seen(str(*numbers), getattr(layer.config, name), 1, layer.own_name, name)
 
 
 def _by_words(model: Model, table: Mapping[str, Any]) -> Iterator[Seen]:
     """The widths of all tensors and attention layers that a family's own table knows."""
-    last = max((layer.indices[0] for layer in model.layers.values() if len(layer.indices) > 1), default=0)
     for key, lazy in model.tensors.items():
         place = model.form.place(key, attention=False)
         if place is None:
             continue
-        rule, indices, part = place
+        rule, _, part = place
         words = str(table.get(rule.canonical, "")).split()
         shape = lazy.shape[-1:] if part == "bias" else lazy.shape
         for text, size in zip(reversed(words), reversed(shape), strict=False):
-            yield from _one(text, size, indices, last, ", ".join(lazy.sources[:1]), rule.canonical)
+            yield from _one(text, size, ", ".join(lazy.sources[:1]), rule.canonical)
     for layer in model.layers.values():
         line, config = layer.rule.canonical, layer.config
         for text in str(table.get(line, "")).split():
             for size in dict.fromkeys((config.embed_dim, config.kdim, config.vdim, config.out_dim)):
-                yield from _one(text, size, layer.indices, last, layer.own_name, line)
+                yield from _one(text, size, layer.own_name, line)
         if "head_dim" in table.get("config", {}):
-            yield Seen(("head_dim", None), config.head_dim, 1, layer.own_name, line)
+            yield Seen("head_dim", config.head_dim, 1, layer.own_name, line)
 
 
-def _one(text: str, size: int, indices: tuple[int, ...], last: int, name: str, line: str) -> Iterator[Seen]:
+def _one(text: str, size: int, name: str, line: str) -> Iterator[Seen]:
     match = WIDTH.match(text)
-    if match is None or text == "_":
-        return
-    stage: int | None = None
-    if "@" in text:
-        which, here = match[3], indices[0] if indices else 0
-        stage = {None: here, "+1": here + 1, "-1": last}.get(which, int(which) if which and which.isdigit() else 0)
-    yield Seen((match[2], stage), size, int(match[1] or 1), name, line)
+    if match is not None and text != "_":
+        yield Seen(match[2], size, int(match[1] or 1), name, line)
 
 
-def _told(table: Mapping[str, Any], about: About) -> dict[Width, tuple[int, str]]:
+def _told(table: Mapping[str, Any], about: About) -> dict[str, tuple[int, str]]:
     """The widths that the configuration says."""
-    told: dict[Width, tuple[int, str]] = {}
-    for text, path in table.get("config", {}).items():
-        value, (word, at, stage) = config_json.look_up(about.config, path), text.partition("@")
+    told: dict[str, tuple[int, str]] = {}
+    for word, path in table.get("config", {}).items():
+        value = config_json.look_up(about.config, path)
         if type(value) is int and value > 0:
             key = next(p for p in path.split("|") if config_json.look_up(about.config, p) == value)
-            told[word, int(stage or 0) if at else None] = value, f"{key} of the configuration"
+            told[word] = value, f"{key} of the configuration"
     return told

@@ -41,8 +41,8 @@ from maskattn.convert.config_json import HEADS, KV_HEADS
 KINDS = ("attention", "dense", "conv", "norm", "embedding", "raw", "buffer")
 SEPARATORS = {"torch": ".", "flax": "/"}
 SIZE_LIMIT = 1_000_000
-#: The word of a width, and the stage it is of: `hidden`, `stage@`, `4*stage@+1`; `_` for any.
-WIDTH = re.compile(r"(?:(\d+)\*)?(\w+?)(?:@(\+1|-1|\d+)?)?\Z")
+#: The word of a width, and how often: `hidden`, `4*hidden`; `_` for any.
+WIDTH = re.compile(r"(?:(\d+)\*)?(\w+)\Z")
 _WIDTHS_OF = {"attention": 1, "norm": 1, "dense": 2, "embedding": 2}
 _NAME = re.compile(r"[A-Za-z0-9_.\-/*+|]+\Z")
 #: What a field holds, in words; the values of some; and the kind of module that others belong to.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Container, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -97,7 +98,7 @@ class Sizes(NamedTuple):
     """What a configuration says of the tensors of a model, by the names that all forms of it share.
 
     Attributes:
-        shapes: as Flax has them. attention: of its layers. needed: what may not be missing.
+        shapes: as Flax has them, by lines. attention: of its layers. needed: what may not be missing.
         told: what numbers are, and where the configuration says so; where it says them ``whole``, those of shapes are
             the model's; else they stand for what must be equal.
     """
@@ -108,17 +109,21 @@ class Sizes(NamedTuple):
     told: Mapping[int, tuple[int, str]]
     whole: bool
 
+    def line(self, name: str) -> str:
+        """What stands for a tensor or a layer: where not all is told, for those of all layers."""
+        return name if self.whole else re.sub(r"\d+", "#", name)
+
 
 def sizes(name: str, config: Mapping[str, Any]) -> Sizes:
-    """The sizes of a model of a family, as far as a configuration says them; 0 of what its types have differently."""
+    """The sizes of a model of a family, as far as a configuration says them; 0 where layers or types differ."""
     types, own = table()[name][0], own_type(config)
     one = len(types) == 1 and not own and not {"hidden_size", "embed_dim"}.isdisjoint(config)
     found = [_sizes(name, each, config, whole=own == each or one) for each in ([own] if own in types else types)]
     shapes: dict[str, tuple[int, ...]] = {}
     for each in found:
         for full, shape in each.shapes.items():
-            pairs = zip(shapes.get(full, shape), shape, strict=False)
-            shapes[full] = tuple(before if before == size else 0 for before, size in pairs)
+            pairs = zip(shapes.get(each.line(full), shape), shape, strict=False)
+            shapes[each.line(full)] = tuple(before if before == size else 0 for before, size in pairs)
     return found[0]._replace(shapes=shapes)
 
 
