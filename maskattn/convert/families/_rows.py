@@ -137,10 +137,11 @@ def _sizes(name: str, model_type: str, config: Mapping[str, Any], *, whole: bool
     for path, leaf in head.leaves() if isinstance(head, Vocabulary) else ():
         for part, tensor in leaf.tensors().items():
             every.shapes.setdefault(f"{path}.{tensor.flax}" if part else path, tensor.flax_shape)
-    said = {key: value for key, value in config.items() if type(value) is int}
+    stand = {key: value for key, value in SAMPLE.items() if type(value) is int and value > _SMALL}
+    named = {*stand, "head_dim", "patch_size"}
+    said = {key: value for key, value in config.items() if type(value) is int and key in named}
     told = {value: (value, f"{key} of the configuration") for key, value in reversed(said.items())}
     if not whole:
-        stand = {key: value for key, value in SAMPLE.items() if type(value) is int and value > _SMALL}
         told = {value: (0, "") for value in stand.values()}
         told |= {value: (said[key], f"{key} of the configuration") for key, value in stand.items() if key in said}
     must = (needed.shapes.keys() - needed.computed) | needed.attention.keys()
