@@ -133,10 +133,12 @@ def checked(
     problems = Problems(where)
     ids = to_numpy(tokens)
     kept = np.ones(ids.shape, bool) if mask is None else to_numpy(mask) != 0
-    if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        problems.value(f"tokens must be integers [B, L], got {ids.dtype} {list(ids.shape)}")
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
+        problems.value(f"tokens must be integers [B, L] and not empty, got {ids.dtype} {list(ids.shape)}")
     elif kept.shape != ids.shape:
         problems.value(f"attention_mask must be {list(ids.shape)}, as tokens are, got {list(kept.shape)}")
+    elif mask is not None and to_numpy(mask).dtype.kind not in "biu":
+        problems.type(f"attention_mask must be bool or integers, 1 = keep, got {to_numpy(mask).dtype}")
     elif not kept.any(-1).all():
         problems.value("attention_mask must keep a token of every row")
     problems.integer("max_new_tokens", new, minimum=0)

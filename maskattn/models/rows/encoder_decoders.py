@@ -106,6 +106,7 @@ def _t5(default: str) -> Row:
     """T5 and what its MLP is by default."""
     return {
         "kind": "two",
+        "refused": {"is_decoder": "its encoder would be a decoder"},
         "end": 1,
         "sequence_head": END,
         "token_head": {**HEADS["token_head"], "rate": END["rate"]},
