@@ -226,8 +226,6 @@ ALLOWED = {
     "multihead.MultiHeadAttention: set_view only in maskattn_jax": "what nnx.view calls; PyTorch has train()",
     "rng.words: device only in maskattn_torch": DEVICE,
     "seed.Attention.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.Block.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.TaskModel.__init__: rngs only in maskattn_jax": RNGS,
     "testing.adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
 }
 

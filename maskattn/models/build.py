@@ -25,13 +25,14 @@ relative, local, frequencies
                  DeBERTa's table, {"table", "rows", "norm"}, and convolution, {"conv", "norm", "size", "groups",
                  "activation"}; `relative_dropout`; the path of frequencies of a rotary embedding that are held
 experts, latent  of layers that have them, in place of mlp and of attention (`models.build_experts`)
-parallel, residual, scales, normed_sum, dropout
-                 of the blocks (`models.block.Block`)
+parallel, residual, scales, normed_sum, dropout, drop_path, layerdrop
+                 of the blocks (`models.block.Block`); a rate of all branches, or two
 head             logits of the vocabulary: its path, or {"project", "bias", "dense", "norm", "activation"}; `tied`,
                  `head_bias`, `logit_scale`, `softcap`; `bias_buffer` where the bias is [1, rows], and is not trained
 pooler           a layer of the first token; `pooled` "last" or "end": a layer, if any, of the last one or of the one
                  that ends the text. `embeds`: a projection behind it, without a bias, to `embeds_width`
-refused          options that are refused where they are set, and why (`models.check`)
+refused          options that are refused where they are set, and why; `untrained` what is done in training alone, and
+                 here not: calls that draw anything are then refused (`models.model`)
 contacts         a layer of attention's weights, held and not computed
 
 and those of `models.build_tasks`.
@@ -209,10 +210,10 @@ class Builder:
         into, out_of = ("embed", "mlp"), ("mlp", "embed")
         down = self.linear(names[-1], inner, self.width, bias, out_of)
         activation = self.activation("activation", "gelu")
-        if self.get("halves", False):
-            return Halves(self.linear(names[0], self.width, 2 * inner, bias, into), down, activation)
-        ups = [self.linear(name, self.width, inner, bias, into) for name in names[:-1]]
         rate = float(self.get("inner_dropout", 0.0))
+        if self.get("halves", False):
+            return Halves(self.linear(names[0], self.width, 2 * inner, bias, into), down, activation, rate)
+        ups = [self.linear(name, self.width, inner, bias, into) for name in names[:-1]]
         return Gated(ups[0], ups[1], down, activation, rate) if len(ups) == 2 else Plain(ups[0], down, activation, rate)
 
     def activation(self, name: str, default: str) -> str:
@@ -238,9 +239,16 @@ class Builder:
             residual=float(self.get("residual", 1.0)),
             scales=() if scales is None else tuple(Array(name, (self.width,), 1.0) for name in scales),
             normed_sum=bool(self.get("normed_sum", False)),
-            dropout_rate=float(self.get("dropout", 0.0)),
-            depth_rate=float(self.get("drop_path", 0.0)),
+            dropout_rates=self.rates("dropout"),
+            depth_rates=self.rates("drop_path"),
+            layer_rate=float(self.get("layerdrop", 0.0)),
         )
+
+    def rates(self, name: str) -> tuple[float, float]:
+        """Of attention's branches and of the MLP's, of which one number may stand for both."""
+        found = self.get(name, 0.0)
+        both = found if isinstance(found, tuple) else (found, found)
+        return float(both[0]), float(both[1])
 
     def stack(self, layers: range | None = None) -> Stack:
         """All blocks, or some of them, and the norm behind them."""

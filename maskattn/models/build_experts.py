@@ -2,7 +2,7 @@
 
 `experts`, where a layer has them: count, width, picked; router (its path), scores, router_bias, renormalized, scale,
 groups, kept, correction, wide (`models.experts.Router`); up, down, turned, up_bias, down_bias, limit, sharpness; shared
-(the paths of gate, up and down), shared_width, shared_bias, weighed (`models.experts.Experts`).
+(the paths of gate, up and down), shared_width, shared_bias, weighed, jitter (`models.experts.Experts`).
 
 `latent`: query (one path, or three: a layer, a norm, a layer) and rank, the width between them; both, norm, grown, out;
 width, of the latent (`models.attention.Latent`).
@@ -76,6 +76,7 @@ def experts_of(given: Mapping[str, Value], width: int, activation: str) -> Exper
         float(given.get("sharpness", 1.0)),
         shared,
         None if weighed is None else Linear(weighed, width, 1, False),
+        float(given.get("jitter", 0.0)),
     )
 
 

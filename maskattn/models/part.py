@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from maskattn.attention import Framework
+from maskattn.config import AttentionConfig
 from maskattn.models.leaves import Conv, Embedding, Leaf, Linear, LoRA, Norm
 from maskattn.modules.run import Arithmetic
 from maskattn.typing import Array as AnyArray, KernelName, Traced
@@ -130,6 +131,8 @@ class Ops(Protocol[B]):
     def broadcast(self, x: B, shape: Sequence[int]) -> B: ...
 
 
+#: More than the places of a run that draw something: the keys of blocks are folded with numbers behind theirs.
+_PLACES = 2**16
 #: (path from the model, leaf) -> what stands in its place.
 Change: TypeAlias = Callable[[str, Leaf], Leaf]
 
@@ -198,7 +201,7 @@ class Run(Generic[B]):
         return find(at, leaf.name)
 
     def next_key(self) -> B | None:
-        """A key of its own for each place that drops something, in the order in which they come."""
+        """A key of its own for each place that draws something, in the order in which they come."""
         if self.key is None:
             return None
         self.drawn += 1
@@ -214,7 +217,8 @@ class Run(Generic[B]):
 
     def within(self, number: Traced) -> Run[B]:
         """The run of a block, whose draws depend on its number alone."""
-        return Run(self.use, self.kernel, None if self.key is None else self.use.fold(self.key, number), self.seen)
+        key = None if self.key is None else self.use.fold(self.key, _PLACES + number)
+        return Run(self.use, self.kernel, key, self.seen)
 
     def note(self, path: str, h: B) -> None:
         """Keep what a block gave, or read, where that is asked for."""
@@ -252,6 +256,17 @@ class Part:
         held = {each.name: getattr(self, each.name) for each in fields(self)}
         made = {name: _changed(value, change, prefix) for name, value in held.items()}
         return replace(self, **{name: value for name, value in made.items() if value is not held[name]})
+
+    def rates(self) -> Iterator[float]:
+        """How often it drops what, in training; not of the parts that it holds."""
+        for each in fields(self):
+            held = getattr(self, each.name)
+            if each.name.endswith(("_rate", "_rates", "_dropout")):
+                yield from held if isinstance(held, tuple) else (held,)
+            elif isinstance(held, Linear) and held.lora is not None:
+                yield held.lora.dropout_rate
+            elif isinstance(held, AttentionConfig):
+                yield held.dropout_rate
 
     def parts(self) -> Iterator[Part]:
         """Itself, and all parts that it holds."""

@@ -240,7 +240,8 @@ class Model(Group):
             TypeError, ValueError: lists the inputs that are of another kind or shape. An id that no row has raises in
                 PyTorch what PyTorch raises; in JAX, and with `kernel="exact"`, what reads it is NaN.
         """
-        key = None if deterministic or dropout_key is None else rng.words(dropout_key)
+        drawn = self.table.key_of(dropout_key, deterministic)
+        key = None if drawn is None else rng.words(drawn)
         use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
             if self.dtype is not None:

@@ -208,7 +208,8 @@ class Model(Group):
         """
         if deterministic is None:
             deterministic = not self.training
-        key = None if deterministic or dropout_key is None else rng.words(dropout_key, _device(self))
+        drawn = self.table.key_of(dropout_key, deterministic)
+        key = None if drawn is None else rng.words(drawn, _device(self))
         use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
             if self.dtype is not None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from maskattn._hf_config import Reading
 from maskattn.layer.from_hf import Every, Key, Merged, Row, When
 from maskattn.models.build_tasks import END, HEADS
+from maskattn.models.rows.sound import hides_frames
 
 
 def _both(text: str) -> Every:
@@ -54,6 +55,7 @@ BART: Row = {
     "activation": Key("activation_function", default="gelu"),
     "dropout": _DROPOUT,
     "inner_dropout": Key("activation_dropout", default=0.0),
+    "layerdrop": Key("{stack}_layerdrop", default=0.0),
     "head": {"project": "lm_head", "bias": "final_logits_bias"},
     "bias_buffer": True,
     "tied": _TIED,
@@ -189,6 +191,7 @@ ENCODER_DECODERS: dict[str, Row] = {
         "position_pad": Key("pad_token_id", default=1),
         "position_offset": Merged(lambda reading: reading.get("pad_token_id", default=1) + 1),
         "activation": Key("activation_function", default="relu"),
+        "layerdrop": Key("{stack}_layerdrop", default=0.05),
         "head": "lm_head",
         "shift": "",
     },
@@ -221,6 +224,7 @@ ENCODER_DECODERS: dict[str, Row] = {
         "position_offset": 0,
         "attention_bias": (True, False, True, True),
         "dropout": Key("dropout", default=0.0),
+        "untrained": hides_frames(False),
         "head": "proj_out",
         "shift": "",
     },

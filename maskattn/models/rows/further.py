@@ -52,6 +52,13 @@ def _is_sparse(reading: Reading) -> bool:
     return kind == "block_sparse"
 
 
+def _draws_blocks(reading: Reading) -> str | None:
+    count = reading.get("num_random_blocks", default=3)
+    return (
+        f"num_random_blocks={count} are drawn, and otherwise the first block" if _is_sparse(reading) and count else None
+    )
+
+
 _DEBERTA_HEAD = {
     "project": "lm_predictions.lm_head.decoder",
     "bias": "lm_predictions.lm_head.bias",
@@ -135,6 +142,7 @@ FURTHER: dict[str, Row] = {
             Merged(_is_sparse),
             {"size": Key("block_size", default=64), "random": Key("num_random_blocks", default=3)},
         ),
+        "untrained": Merged(_draws_blocks),
         "activation": Key("hidden_act", default="gelu_new"),
         "head_activation": Key("hidden_act", default="gelu_new"),
         "pooler": "pooler",
