@@ -55,17 +55,14 @@ def refusal(told: Mapping[str, Any]) -> str:
     try:
         reasons = files.planned(source).reasons
     except ValueError as error:
-        return str(error).partition("is refused: ")[2]
+        return str(error).partition("is refused: ")[2].partition(";")[0]
     return "a part of the model alone" if reasons else ""
 
 
 def status(told: Mapping[str, Any]) -> str:
     """What the table says of a class."""
     why = refusal(told)
-    given = told.get("outputs", {}) if not why else {}
-    if given and "ForNextSentencePrediction" in str(told["config"]["architectures"]):
-        given = {"seq_relationship_logits": given["logits"]}  # as its pretraining calls them
-    lost = [said for name, said in LOST.items() if name in given]
+    lost = [said for name, said in LOST.items() if name in told.get("outputs", {})]
     return f"refused: {why}" if why else ", ".join(["loads", *lost])
 
 

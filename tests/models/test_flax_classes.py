@@ -74,7 +74,6 @@ def held(name: str, twin: Any, folder: Path) -> Any:
     given = PEER.inputs(told["model_type"], name)
     out = run(twin, model, given)
     known = {key: each for key, each in told["outputs"].items() if key in OUTPUTS}
-    known = {} if "without" in PAGE.status(told) and list(known) == ["logits"] else known
     for key, each in known.items():
         found = np.asarray(OUTPUTS[key](out))
         assert found.shape == tuple(each["shape"]), (name, key)
