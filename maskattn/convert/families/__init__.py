@@ -76,13 +76,8 @@ def names() -> tuple[str, ...]:
 
 def types() -> tuple[str, ...]:
     """What a config.json may call the models that there are families of."""
-    listed = (*(each for name in _names.table() for each in _names.types_of(name)), *_types())
-    return tuple(dict.fromkeys(listed))
-
-
-def _types() -> Iterator[str]:
-    for family in _tables().values():
-        yield from family.model_types
+    listed = (*map(_names.types_of, _names.table()), *(family.model_types for family in _tables().values()))
+    return tuple(dict.fromkeys(each for several in listed for each in several))
 
 
 def of_type(model_type: str) -> tuple[str, ...]:
