@@ -35,7 +35,7 @@ def released(path: Path) -> tuple[Peer, str, list[str]]:
         if packed is not None or (folder.is_dir() and any((folder / name).is_file() for name in OWN)):
             options: dict[str, Any] = {"local_files_only": True, **({"gguf_file": packed.name} if packed else {})}
             config = transformers.AutoConfig.from_pretrained(folder, **options)
-            kind = _class(config)
+            kind = _class(config) if packed is None else transformers.AutoModelForCausalLM
             more = {"attn_implementation": _attention(config), "dtype": torch.float32, "output_loading_info": True}
             model, said = kind.from_pretrained(folder, config=config, **options, **more)
             missing, how = said["missing_keys"], "read by transformers itself"

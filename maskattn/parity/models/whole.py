@@ -109,9 +109,11 @@ def _beside_transformers(job: _Job, table: WholeModel, given: dict[str, Array]) 
     judge = f"transformers' {type(peer.model).__name__}, its numbers {how}"
     job.progress("transformers, in float32 and in float64")
     case = Case(peer, batch_of(given, peer.config), "float32", False, FEW)
+    named = type(peer.model).__name__
+    kind = "" if named in (getattr(peer.config, "architectures", None) or ()) else named
     del peer
     ours = {twin.name: _run(job, twin, given) for twin in (TorchModel, JaxModel)}
-    left = set(_left_out(table, missing, case.theirs, ours["torch"], job.notes))
+    left = set(_left_out(table, missing, kind, case.theirs, ours["torch"], job.notes))
     judged = {name: {each.name: each for each in case.compared(x)} for name, x in ours.items()}
     names = sorted((name for name in judged["torch"] | judged["jax"] if name not in left), key=_order)
     labels = _labels(table, names)
@@ -126,11 +128,13 @@ def _beside_transformers(job: _Job, table: WholeModel, given: dict[str, Array]) 
 def _left_out(
     table: WholeModel,
     missing: list[str],
+    kind: str,
     theirs: Mapping[str, Array],
     ours: Mapping[str, Array],
     notes: list[str],
 ) -> Iterator[str]:
-    """What cannot be compared: what transformers makes of numbers that the file has none of."""
+    """What cannot be compared: what transformers makes of numbers that the file has none of; logits, where the
+    configuration names no class that has some, and transformers' model is one without a head, `kind`."""
     if isinstance(table, TokenModel) and isinstance(table.pooler, Sentence):
         notes.append("pooled is the vector of a sentence, which transformers does not make: it is not compared")
         yield "pooled"
@@ -139,6 +143,9 @@ def _left_out(
         listed = ", ".join(missing[:3]) + (", ..." if len(missing) > 3 else "")
         notes.append(f"{', '.join(alone)}: not compared, since the file has no {listed}, which transformers draws anew")
     yield from alone
+    if kind and "logits" in ours and "logits" not in theirs:
+        notes.append(f"logits: not compared, since the configuration names no class, and transformers' {kind} has none")
+        yield "logits"
 
 
 def _twins_alone(job: _Job, given: dict[str, Array]) -> tuple[Layer, ...]:
