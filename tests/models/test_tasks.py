@@ -17,11 +17,11 @@ import maskattn_torch.models
 from maskattn import standards
 from maskattn.arrays import to_numpy
 from maskattn.models import ROWS, describe
-from maskattn.parity.models.peer import WORDS, Peer
+from maskattn.parity.models.peer import GIVEN, WORDS, Peer, given_by
 from maskattn.parity.models.run import examine
 from maskattn.parity.models.tiny import TINY
 from maskattn.parity.models.tiny.tasks import TASKS as ROWS_OF_TASKS, of
-from maskattn.parity.models.twins import Torch, outputs_of
+from maskattn.parity.models.twins import Torch
 
 pytest.importorskip("transformers")
 
@@ -88,7 +88,7 @@ def test_every_class_is_right_or_refused(kind, tmp_path):
             assert name in str(error)
             continue
         given = {WORDS[key]: torch.tensor(x) for key, x in batch.items() if key in WORDS}
-        ours = outputs_of(model(**given, hidden_states=True))
+        ours = given_by(model(**given, hidden_states=True), {name: name for name in GIVEN.values()})
         for what, x in theirs.items():
             keep = peer.kept(batch, what, x.shape)
             assert standards.model_share(to_numpy(ours[what].detach())[keep], x[keep]) <= 1, (name, what)
