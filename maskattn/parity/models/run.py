@@ -27,7 +27,7 @@ COLUMNS: Mapping[str, str] = {
 }
 #: What our models give also where the class of transformers keeps it for itself.
 MORE = {"hidden", "pooled"}
-#: Of fewer vectors than these, or of fewer numbers, transformers' own error is chance; what they are made of is compared.
+#: Of fewer vectors than these, or of fewer numbers, the error is chance; what they are made of is compared.
 _FEW = 8
 #: What `--dtype` runs.
 DTYPES: Mapping[str, tuple[str, ...]] = {"float32": ("hidden", "logits", "gradients"), "bfloat16": ("bfloat16",)}
