@@ -331,12 +331,16 @@ def whole_model_error(ours: Array, theirs: Array, right: Array, dtype: DTypeLike
     return max(both if limit else both[:1], key=lambda one: float(share(*one)))
 
 
-def gradient_share(ours: Array, theirs: Array, right: Array, layer: float) -> float:
+def gradient_share(ours: Array, theirs: Array, right: Array, layer: float, beside: float = 0.0) -> float:
     """Of the gradients of a parameter of a whole model, in float32; `layer` is the largest of the layer that it is in,
-    since some, such as those of the bias of keys, are nothing but rounding."""
+    since some, such as those of the bias of keys, are nothing but rounding. `beside` is the largest of the layers that
+    are in one module with it: softmax's gradient is a difference, and where nearly all of it cancels, that of queries
+    and keys is off by a few roundings of what was subtracted, as that of values shows it (tier2.base).
+    """
     largest = float(np.abs(right).max())
     largest = layer if largest <= value("tier4.float32") * layer else largest
     limit = max(value("tier4.gradient") * largest, value("tier4.own") * float(np.abs(theirs - right).max()))
+    limit = max(limit, value("tier2.base") * eps("float32") * beside)
     return float(share(np.asarray(np.abs(np.asarray(ours, np.float64) - theirs).max()), limit))
 
 

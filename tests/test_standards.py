@@ -53,3 +53,6 @@ def test_gradients_of_nothing_but_rounding_are_held_to_their_layers():
     assert standards.gradient_share(-theirs, theirs, right, 1.0) <= 1
     moved = theirs + 2 * standards.value("tier4.gradient")
     assert standards.gradient_share(moved, theirs, right, 1.0) > 1
+    values = standards.value("tier4.gradient") / standards.eps("float32") / 4  # of whose difference it is all the rest
+    assert standards.gradient_share(moved, theirs, right, 1.0, values) <= 1
+    assert standards.gradient_share(moved + 1, theirs, right, 1.0, values) > 1

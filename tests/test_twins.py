@@ -39,7 +39,6 @@ ALLOWED = {
     "'MultiHeadAttention', 'attention', 'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'mha', "
     "'models', 'optimizers', 'params', 'register', 'scaled_dot_product_attention'] in maskattn_torch": "see linen.py; "
     "JAX compiles everything; what stands in for each framework's own attention",
-    "models/grouped.py: only in maskattn_jax": LOOPS,
     "flax.py: only in maskattn_jax": STANDS_IN,
     **{
         f"multihead.MultiHeadAttention.{name} only in maskattn_jax": AS_FLAX

@@ -174,8 +174,8 @@ class Stack(Part):
             given.relative = self.relative.apply(at, h, run)
         if self.frequencies is not None:
             given.frequencies = run.array(self.frequencies, at)
-        read, grown = h, list[Traced]()
-        number = 0
+        read, number = h, 0
+        grown: list[Traced] = []
         while number < len(self.places):
             if number == 0:
                 run.note(f"before {self.places[0]}", h)

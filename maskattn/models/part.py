@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
@@ -301,13 +300,6 @@ def _changed(held: Traced, change: Change, prefix: str) -> Traced:
 
 def find(at: object, path: str) -> Traced:
     """What stands at a path from a module."""
-    return _getter(path)(at) if path else at
-
-
-_GETTERS: dict[str, Callable[[object], object]] = {}
-
-
-def _getter(path: str) -> Callable[[object], object]:
-    if path not in _GETTERS:
-        _GETTERS[path] = operator.attrgetter(path)
-    return _GETTERS[path]
+    for name in path.split(".") if path else ():
+        at = getattr(at, name)
+    return at

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint
 
 from maskattn import models
@@ -31,6 +32,8 @@ __all__ = ["Block", "Group", "Model", "Norm"]
 
 #: (published name, what it is) -> its numbers.
 Start = Callable[[str, leaves.Tensor], Array]
+
+_pytree.register_dataclass(Output, serialized_type_name="maskattn.models.Output")
 
 
 class Group(nn.Module):

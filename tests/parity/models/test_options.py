@@ -68,3 +68,25 @@ def test_what_is_refused_says_why() -> None:
 def test_what_transformers_alone_could_say_is_refused(name: str, more: dict[str, Any], words: str) -> None:
     with pytest.raises(ValueError, match=words):
         models.describe({**TINY[name].config, "model_type": name, **more})
+
+
+def test_t5_says_its_mlp_twice() -> None:
+    """`dense_act_fn` and `is_gated_act` count, where they are given."""
+    config = {**TINY["t5"].config, "model_type": "t5"}
+    for options, activation, gated in (
+        ({"feed_forward_proj": "gated-gelu"}, "gelu_tanh", True),
+        ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}, "gelu", True),
+        ({"feed_forward_proj": "relu", "is_gated_act": True}, "relu", True),
+        ({"feed_forward_proj": "silu"}, "silu", False),
+    ):
+        mlp = models.describe({**config, **options}).stacks()[0].blocks[0].mlp
+        assert (mlp.activation, type(mlp).__name__ == "Gated") == (activation, gated)
+
+
+def test_an_encoder_alone_is_no_decoder() -> None:
+    config = {**TINY["t5+encoder"].config, "model_type": "t5"}
+    whole = [f"{path}.{name}" for path, leaf in models.describe(config).leaves() for name in leaf.tensors()]
+    names = [name for name in whole if not name.startswith("decoder")]
+    assert models.describe(config, names).model_type == "t5"
+    with pytest.raises(ValueError, match="is_decoder=True is refused: there is an encoder alone"):
+        models.describe({**config, "is_decoder": True}, names)
