@@ -53,3 +53,17 @@ def test_a_row_goes_to_flax_and_back_and_is_the_same_model(name: str, tmp_path: 
 def test_every_type_has_a_family_and_every_row_is_tried() -> None:
     assert all(families.of_type(name)[0].startswith("hf-") for name in ROWS)
     assert {name.partition("+")[0] for name in TINY} == set(ROWS)
+
+
+def test_weight_norm_may_be_called_as_before_pytorch_2(tmp_path: Path) -> None:
+    folder, config = saved("wav2vec2", "float32", tmp_path / "source")
+    older = {"parametrizations.weight.original0": "weight_g", "parametrizations.weight.original1": "weight_v"}
+    with checkpoints.open(folder) as reader:
+        infos = {name: info for name, info in reader.infos.items()}
+    for now, before in older.items():
+        infos = {name.replace(now, before): info for name, info in infos.items()}
+    there = plan(infos, target="flax-linen", config=config)
+    assert [name for name in there.outputs if name.endswith(("/weight_g", "/weight_v"))]
+    form = {"form": there.source, "whole": True}
+    provenance = {"source": form, "target": {**form, "form": there.target}, **there.record}
+    assert plan(there.outputs, config=config, provenance=provenance).outputs == infos

@@ -36,6 +36,7 @@ _BESIDE: Mapping[str, Mapping[str, Mapping[str, Any]]] = {
 }
 _COPIES = {f"{stack}.embed_tokens": {"kind": "embedding"} for stack in ("encoder", "decoder")}
 """The table of tokens again, in files of models of two stacks."""
+_WEIGHT_NORM = "parametrizations.weight.original"
 _SMALL = 300
 """Sizes of the sample up to here may be others' by chance."""
 
@@ -49,6 +50,10 @@ def made(name: str, config: Mapping[str, Any]) -> Family:
             gathered.add(every, ROWS[each], needed=False)
             gathered.add(needed, ROWS[each], needed=True)
     rules = {rule.pattern: rule for rule in gathered.rules()}
+    for pattern in [pattern for pattern in rules if _WEIGHT_NORM in pattern]:  # called otherwise before PyTorch 2
+        older = pattern.replace(f"{_WEIGHT_NORM}0", "weight_g").replace(f"{_WEIGHT_NORM}1", "weight_v")
+        rules[pattern] = dataclasses.replace(rules[pattern], required=False)
+        rules[older] = dataclasses.replace(rules[pattern], pattern=older, canonical=older)
     embeddings = {rule.canonical for rule in rules.values() if rule.kind == "embedding"}
     for rule in (rule for each in types for rule in _heads(ROWS[each], base, embeddings)):
         for pattern in dict.fromkeys((moved(rule.pattern, form), rule.pattern)):
@@ -145,6 +150,7 @@ def _sizes(name: str, model_type: str, config: Mapping[str, Any], *, whole: bool
         told = {value: (0, "") for value in stand.values()}
         told |= {value: (said[key], f"{key} of the configuration") for key, value in stand.items() if key in said}
     must = (needed.shapes.keys() - needed.computed) | needed.attention.keys()
+    must = {full for full in must if _WEIGHT_NORM not in full}
     return Sizes(every.shapes, every.attention, frozenset(must), told, whole)
 
 
