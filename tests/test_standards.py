@@ -43,9 +43,9 @@ def test_whole_models_are_held_to_the_peer_and_to_its_error():
     assert share_of(off, narrow, right, "bfloat16") > 1
     assert not share_of(theirs * np.nan, theirs, right, "float32") <= 1
     chance = np.array([0.5, 2.0]), np.array([0.5, 2.0], np.float32), np.array([0.5, 2.0])
-    assert share_of(chance[0] * (1 + 1e-6), *chance[1:], "float32") > 1
-    assert share_of(chance[0] * (1 + 1e-6), *chance[1:], "float32", few=2) <= 1  # 1e-5 of the largest
-    assert share_of(chance[0] * (1 + 1e-4), *chance[1:], "float32", few=2) > 1
+    assert share_of(chance[0] * 1.000001, *chance[1:], "float32") > 1
+    assert share_of(chance[0] * 1.000001, *chance[1:], "float32", few=2) <= 1  # 1e-5 of the largest
+    assert share_of(chance[0] * 1.0001, *chance[1:], "float32", few=2) > 1
 
 
 def test_gradients_of_nothing_but_rounding_are_held_to_their_layers():

@@ -177,7 +177,7 @@ class Gathered:
             module.extras.setdefault(local, dataclasses.replace(extra, name=local))
         config = attention.config
         self.attention[self._canonical(name)] = config
-        plain = config.cosine is not None or math.isclose(config.scale, config.head_dim**-0.5)
+        plain = config.cosine is not None or config.scale in (config.head_dim**-0.5, 1 / math.sqrt(config.head_dim))
         module.scale = None if plain else config.scale
         module.turning |= config.rotary is not None
         held = {(role, each.part) for each in files.values() for role in each.roles}

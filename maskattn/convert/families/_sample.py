@@ -22,7 +22,7 @@ SAMPLE: Mapping[str, Any] = {
     **dict.fromkeys(("max_position_embeddings", "n_positions", "max_source_positions", "max_target_positions"), 5099),
     **dict.fromkeys(("max_encoder_position_embeddings", "max_decoder_position_embeddings"), 5099),
     **dict.fromkeys(("moe_intermediate_size", "shared_expert_intermediate_size"), 5333),
-    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 2),
+    **dict.fromkeys(("num_experts", "num_local_experts", "n_routed_experts"), 64),
     **{"vocab_size": 5003, "num_experts_per_tok": 1, "n_shared_experts": 1, "attention_window": 512, "d_kv": 504},
     **{"decoder_hidden_size": 3960, "decoder_intermediate_size": 5437, "num_mel_bins": 80, "projection_dim": 5021},
     **{"q_lora_rank": 1536, "kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128},
