@@ -6,7 +6,8 @@
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
 # make bench-gpu   attention on a GPU beside its peers, in 4 minutes, and the README's tables of it; with an installed
 #                  PyTorch and JAX: PYTHON=/path names the interpreter
-# make matrix   the pages of the matrices against other libraries, docs/against-*.md, and of all models, docs/models-table.md
+# make matrix   the pages of the matrices against other libraries, docs/against-*.md, of all models, docs/models-table.md, and
+#               the table of docs/coming-from-flax-transformers.md
 # make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
 # make lint     formatting, lint rules, types, and which way imports point
 #
@@ -71,6 +72,7 @@ bench: $(STAMP)
 	@$(RUN) benchmarks/mesh_step.py --json benchmarks/results/mesh_step.json
 	@$(RUN) benchmarks/models.py --json benchmarks/results/models.json
 	@$(RUN) benchmarks/loading.py --json benchmarks/results/loading.json
+	@$(RUN) benchmarks/finetune.py --json benchmarks/results/finetune.json
 	@$(RUN) benchmarks/plot.py
 
 bench-convert: $(STAMP)
@@ -85,6 +87,7 @@ matrix: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity against huggingface --page docs/against-huggingface.md
 	@$(RUN) -m maskattn.cli.main parity against libraries --page docs/against-libraries.md
 	@$(RUN) -m maskattn.cli.main parity models --page docs/models-table.md
+	@$(RUN) benchmarks/flax_classes.py
 
 drawings: $(STAMP)
 	@$(RUN) docs/drawings.py

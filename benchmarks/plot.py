@@ -1,4 +1,4 @@
-"""Draws what the benchmarks of attention found: docs/attention_speed.png and docs/attention_length.png.
+"""Draws what benchmarks found: docs/attention_speed.png, docs/attention_length.png and docs/finetune.png.
 
 python benchmarks/plot.py [--results DIR] [--out DIR]
 """
@@ -100,12 +100,35 @@ def length(found: dict[str, Any], where: Path) -> None:
     plt.close(figure)
 
 
+def finetune(found: dict[str, Any], where: Path) -> None:
+    """The losses of both twins, and how far they are apart."""
+    figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.4), layout="constrained")
+    results, steps = found["results"], range(1, found["steps"] + 1)
+    for twin, name, size in (("torch", "PyTorch", 7), ("jax", "JAX", 3)):
+        left.plot(steps, results["losses"][twin], color=COLOURS[twin], marker="o", markersize=size, label=name)
+    left.set_ylabel("loss")
+    left.set_ylim(bottom=0)
+    names = {"jax against torch": "JAX against PyTorch", "torch against float64": "PyTorch against float64"}
+    for (key, name), twin in zip(names.items(), COLOURS, strict=True):
+        right.semilogy(steps, results["differences"][key], color=COLOURS[twin], marker=".", label=name)
+    right.set_ylabel("relative difference of the loss")
+    for axes in (left, right):
+        axes.set_xlabel("step")
+        axes.set_xticks([1, 5, 10, 15, 20])
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, fontsize=8)
+    versions = f"jax {found['jax']}, optax {found['optax']}, torch {found['torch']}"
+    figure.suptitle(f"all-MiniLM-L6-v2, dropout on, AdamW; {found['processor']}, {versions}", fontsize=8)
+    figure.savefig(where, dpi=110)
+    plt.close(figure)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "results")
     parser.add_argument("--out", type=Path, default=ROOT.parent / "docs")
     arguments = parser.parse_args()
-    for name, draw in (("attention_grid", speed), ("attention_length", length)):
+    for name, draw in (("attention_grid", speed), ("attention_length", length), ("finetune", finetune)):
         file = arguments.results / f"{name}.json"
         picture = arguments.out / f"{name.replace('grid', 'speed')}.png"
         draw(json.loads(file.read_text(encoding="utf-8")), picture)

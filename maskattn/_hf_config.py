@@ -67,6 +67,12 @@ class Reading:
         """Whether the key is there, be it None."""
         return name in self.config if isinstance(self.config, Mapping) else hasattr(self.config, name)
 
+    @property
+    def architecture(self) -> str:
+        """The class of transformers that it names first; "" where it names none."""
+        classes = self.get("architectures", default=None)
+        return str(classes[0]) if isinstance(classes, (list, tuple)) and classes else ""
+
     def each(self, *names: str, default: Value = _MISSING) -> Value:
         """As `get`; of a list, its place of this layer."""
         found = self.get(*names, default=default)
@@ -96,9 +102,15 @@ class Reading:
         return self.kind
 
     def table(self, *names: str) -> dict[str, Value]:
-        """A dict that stands under one of `names`; empty where there is none."""
-        found = self.get(*names, default=None)
-        return dict(found) if isinstance(found, Mapping) else {}
+        """A dict that stands under one of `names`; empty where there is none.
+
+        Raises:
+            ValueError: something else does.
+        """
+        found = self.get(*names, default={})
+        if not isinstance(found, Mapping):
+            raise ValueError(f"{self.where}: {' or '.join(names)} must be a dict, got {show(found)}")
+        return dict(found)
 
     def rope(self) -> dict[str, Value]:
         """Parameters of the rotary embedding of this layer, by the names of transformers 5: rope_theta, rope_type,
@@ -109,7 +121,8 @@ class Reading:
         if any(isinstance(value, Mapping) for value in found.values()):
             if not isinstance(found.get(self.named_kind), Mapping):
                 raise ValueError(f"{self.where}: rope_parameters has none for layers of type {self.kind!r}")
-            found = dict(found[self.kind])
+            # transformers looks for "truncate" outside of the kinds of layers, and finds none
+            found = {name: value for name, value in found[self.kind].items() if name != "truncate"}
         if "type" in found:
             found.setdefault("rope_type", found.pop("type"))
         for name, others in _ROPE.items():
@@ -136,12 +149,9 @@ def row_of(reading: Reading, rows: Mapping[str, T], what: str) -> T:
     name = reading.model_type
     if name in rows:
         return rows[name]
-    inner = [part for part in PARTS if reading.get(part, default=None) is not None]
-    if inner:
-        raise ValueError(
-            f"{reading.where}: {name!r} is made of several models: give {' or '.join(f'config.{x}' for x in inner)}"
-        )
-    raise ValueError(f"{reading.where}: no {what} is known of model type {name!r}; {nearest(name, rows)}")
+    inner = [f"config.{part}" for part in PARTS if reading.get(part, default=None) is not None]
+    made = f", which is made of several models: give {' or '.join(inner)}" if inner else ""
+    raise ValueError(f"{reading.where}: no {what} is known of model type {name!r}{made}; {nearest(name, rows)}")
 
 
 def nearest(name: str, known: Iterable[str]) -> str:

@@ -302,33 +302,45 @@ def module_oracle(
 def model_share(ours: Array, theirs: Array, own: float = 0.0) -> float:
     """Of a whole model in float32: the difference of `ours` from `theirs`, the peer's, as a share of its limit; `own`
     is the peer's largest error against its float64 run, where that is known."""
-    largest = value("tier4.float32") * float(np.abs(theirs).max())
-    return float(np.abs(ours - theirs).max()) / max(largest, value("tier4.own") * own)
+    error, limit = _largest(ours, theirs)
+    return error / max(limit, value("tier4.own") * own)
 
 
-def whole_model_share(ours: Array, theirs: Array, right: Array, dtype: DTypeLike) -> float:
-    """Of a whole model: how far `ours` is off, by its limits; `theirs` is the peer's, `right` its float64 run.
+def _largest(ours: Array, theirs: Array) -> tuple[float, float]:
+    return float(np.abs(ours - theirs).max()), value("tier4.float32") * float(np.abs(theirs).max())
 
-    In float32 both hold: the largest difference from the peer by that of `model_share`; and, since the largest of few
-    roundings is chance, the root mean square of the difference by that of the peer's own error, and what functions err.
-    In a narrower dtype that of the error by that of the peer's, each of the token in the middle: one for which a router
-    chooses other experts by rounding is off by as much as it is.
+
+def whole_model_error(ours: Array, theirs: Array, right: Array, dtype: DTypeLike, few: int = 0) -> tuple[float, float]:
+    """Of a whole model: (how far `ours` is off, its limit); `theirs` is the peer's, `right` its float64 run.
+
+    In float32 both hold, and what is nearer to its limit is given: the largest difference from the peer, as in
+    `model_share`; and, since the largest of few roundings is chance, the root mean square of the difference by that of
+    the peer's own error, and what functions err. In a narrower dtype that of the error by that of the peer's, each of
+    the token in the middle: one for which a router chooses other experts by rounding is off by as much as it is.
+    Of no more than `few` numbers the peer's own error is chance too, and only the largest difference counts.
     """
     ours, theirs, right = (np.asarray(x).astype(np.float64) for x in (ours, theirs, right))
     if is_narrow(dtype):
         error, own = (np.sqrt(np.median(np.square(x - right).mean(-1))) for x in (ours, theirs))
-        return float(share(np.asarray(error), value("tier4.bfloat16") * own))
+        return float(error), value("tier4.bfloat16") * float(own)
     own = _root_mean_square(theirs - right)
     limit = value("tier4.own") * own + value("layer.each") * eps(dtype) * _root_mean_square(right)
-    return max(float(share(_root_mean_square(ours - theirs), limit)), model_share(ours, theirs) if limit else 0.0)
+    both = (float(_root_mean_square(ours - theirs)), float(limit)), _largest(ours, theirs)
+    if right.size <= few:
+        return both[1]
+    return max(both if limit else both[:1], key=lambda one: float(share(*one)))
 
 
-def gradient_share(ours: Array, theirs: Array, right: Array, layer: float) -> float:
+def gradient_share(ours: Array, theirs: Array, right: Array, layer: float, beside: float = 0.0) -> float:
     """Of the gradients of a parameter of a whole model, in float32; `layer` is the largest of the layer that it is in,
-    since some, such as those of the bias of keys, are nothing but rounding."""
+    since some, such as those of the bias of keys, are nothing but rounding. `beside` is the largest of the layers that
+    are in one module with it: softmax's gradient is a difference, and where nearly all of it cancels, that of queries
+    and keys is off by a few roundings of what was subtracted, as that of values shows it (tier2.base).
+    """
     largest = float(np.abs(right).max())
     largest = layer if largest <= value("tier4.float32") * layer else largest
     limit = max(value("tier4.gradient") * largest, value("tier4.own") * float(np.abs(theirs - right).max()))
+    limit = max(limit, value("tier2.base") * eps("float32") * beside)
     return float(share(np.asarray(np.abs(np.asarray(ours, np.float64) - theirs).max()), limit))
 
 

@@ -228,10 +228,18 @@ def _kept(rotary: Rotary, head_dim: int, dtype: DType) -> list[Array]:
     return []
 
 
-@torch.compiler.assume_constant_result
 def _table(rotary: Rotary, head_dim: int, length: int) -> Array:
     """`rotary.frequencies`, on the CPU."""
-    return torch.tensor(rotary.frequencies(head_dim, length), device="cpu")
+    if not torch.compiler.is_compiling():
+        return torch.tensor(rotary.frequencies(head_dim, length), device="cpu")
+    numbers = [float(number) for number in _numbers(rotary, head_dim, length).split()]
+    return torch.tensor(numbers, dtype=torch.float32, device="cpu")
+
+
+@torch.compiler.assume_constant_result
+def _numbers(rotary: Rotary, head_dim: int, length: int) -> str:
+    """The same as a text: of two tensors that are constants of a function a compiler takes only one."""
+    return " ".join(map(repr, rotary.frequencies(head_dim, length).tolist()))
 
 
 LAYER = Parts()

@@ -1,10 +1,8 @@
 """The README does what it says: its Python runs, and its commands exist."""
 
-import importlib.util
 import json
 import re
 import shlex
-import sys
 from pathlib import Path
 
 import click
@@ -15,6 +13,7 @@ from maskattn.cli.main import main
 from maskattn.parity.attention.cases import registry
 from maskattn.parity.attention.run import run_cases
 from tests.frameworks import in_both
+from tests.scripts import of_benchmarks
 
 ROOT = Path(__file__).parents[1]
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,14 +32,6 @@ def names():
     for block in code:
         exec(compile(block, "README.md", "exec"), namespace)
     return namespace
-
-
-def of_benchmarks(name):
-    """A file of benchmarks/ as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / f"benchmarks/{name}.py")
-    module = sys.modules[name] = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 def test_the_tables_of_gpus_are_those_of_the_figures():
@@ -150,3 +141,14 @@ def test_the_figures_are_those_of_the_benchmarks():
     cost = json.loads((results / "exact_cost.json").read_text(encoding="utf-8"))["results"]
     ratios = [f"{cost[twin]['ratio']:.0f}" for twin in ("torch", "jax")]
     assert f"it takes {ratios[0]} times the time of `reference` in PyTorch and {ratios[1]} times in jitted JAX" in text
+
+
+def test_the_figures_of_fine_tuning_are_those_of_the_benchmark():
+    page = (ROOT / "docs/training.md").read_text(encoding="utf-8")
+    found = json.loads((ROOT / "benchmarks/results/finetune.json").read_text(encoding="utf-8"))
+    results = found["results"]
+    lines = {"jax against torch": "JAX against PyTorch", "torch against float64": "PyTorch against float64"}
+    for of, said in lines.items():
+        figures = results["largest difference of losses"][of], *results["parameters"][of].values()
+        assert f"| {said} | {' | '.join(f'{x:.1e}' for x in figures)} |" in page
+    assert f"Measured on {found['date']} ({found['processor']}" in page

@@ -39,7 +39,6 @@ ALLOWED = {
     "'MultiHeadAttention', 'attention', 'compile_flex', 'corrupt', 'explain', 'losses', 'lower', 'merge', 'mha', "
     "'models', 'optimizers', 'params', 'register', 'scaled_dot_product_attention'] in maskattn_torch": "see linen.py; "
     "JAX compiles everything; what stands in for each framework's own attention",
-    "models/grouped.py: only in maskattn_jax": LOOPS,
     "flax.py: only in maskattn_jax": STANDS_IN,
     **{
         f"multihead.MultiHeadAttention.{name} only in maskattn_jax": AS_FLAX
@@ -226,8 +225,6 @@ ALLOWED = {
     "multihead.MultiHeadAttention: set_view only in maskattn_jax": "what nnx.view calls; PyTorch has train()",
     "rng.words: device only in maskattn_torch": DEVICE,
     "seed.Attention.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.Block.__init__: rngs only in maskattn_jax": RNGS,
-    "testing.models.TaskModel.__init__: rngs only in maskattn_jax": RNGS,
     "testing.adapter.Adapter.__init__: name = 'jax' in maskattn_jax, 'torch' in maskattn_torch": "each says who it is",
 }
 

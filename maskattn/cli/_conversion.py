@@ -59,7 +59,7 @@ def _several(names: tuple[str, ...]) -> str:
 
 
 def show_verification(result: Verification, console: Console) -> None:
-    """What was compared, and the errors of attention beside their limits."""
+    """What was compared, and the errors of each layer, or of attention, beside their limits."""
     for name, how in result.different.items():
         say(console, f"  differs: {name}: {how}")
     say(console, f"verified: {len(result.same)} tensors came back byte for byte, {len(result.different)} did not")
@@ -69,6 +69,15 @@ def show_verification(result: Verification, console: Console) -> None:
         say(console, f"  not carried over: {', '.join(result.absent[:_LISTED])}")
     for note in result.notes:
         say(console, f"  {note}")
+    if result.layers:
+        say(console, "the whole model, PyTorch on the source's weights and JAX on the file's:")
+    longest = max((len(each.name) for each in result.layers), default=0)
+    for each in result.layers:
+        figures = f"error {each.error:.2e}  limit {each.limit:.2e}  {'held' if each.held else 'FAILED'}"
+        say(console, f"  {each.name:{longest}}  {figures}")
+    first = next((each for each in result.layers if not each.held), None)
+    if first is not None:
+        say(console, f"differs first at {first.name}: error {first.error:.2e}, limit {first.limit:.2e}")
     layer = None
     for ran in result.ran:
         if ran.layer != layer:

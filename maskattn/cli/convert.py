@@ -70,7 +70,7 @@ class _Size(click.ParamType):
 @click.option("--clean", is_flag=True, help="Remove what killed runs left in DST's folder.")
 @click.option("--force", is_flag=True, help="DST may replace SRC; a converted file is read as another form.")
 @click.option("--dry-run", is_flag=True, help="Print the plan and write nothing.")
-@click.option("--verify", "check", is_flag=True, help="Read back, undo, compare every tensor, run attention on both.")
+@click.option("--verify", "check", is_flag=True, help="Read back, undo, compare every tensor, run both models.")
 @click.option("--verbose", is_flag=True, help="List every tensor of the plan, not one for all layers.")
 @click.option("--wide", is_flag=True, help="One line for each fact, however long.")
 def command(
@@ -150,7 +150,7 @@ def command(
             if not check:
                 return
             with bar(console, "verifying", planned.bytes_read) as progress, checkpoints.open(written) as back:
-                result = verify(planned, reader, back, progress=progress)
+                result = verify(planned, reader, back, config=config, progress=progress)
     _conversion.show_verification(result, console)
     raise SystemExit(0 if result.held else 1)
 
@@ -181,10 +181,16 @@ def refusing() -> Iterator[None]:
 
 @contextmanager
 def bar(console: Console, what: str, total: int) -> Iterator[Callable[[str, int], None]]:
-    """A progress bar of bytes and their rate, where there is a terminal."""
+    """A progress bar of bytes and their rate, where there is a terminal; what has none is said before it."""
     from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
-    columns = (TextColumn(what), BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+    )
     with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
         task = bar.add_task(what, total=total)
-        yield lambda name, count: bar.advance(task, count)
+        yield lambda name, count: bar.advance(task, count) if count else bar.update(task, description=name)

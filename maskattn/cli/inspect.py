@@ -92,8 +92,7 @@ def _form(reader: Reader, options: dict[str, Any], console: Console) -> bool:
         _conversion.say(console, f"  form: not settled: {error}")
         return False
     whole = not planned.forms[0].attention_only
-    form = f"{planned.foreign}, with the names of {planned.source}" if planned.foreign else planned.source
-    _conversion.say(console, f"  form: {form}" if whole else f"  form: attention of layout {planned.source}")
+    _conversion.say(console, f"  form: {planned.source}" if whole else f"  form: attention of layout {planned.source}")
     for line in planned.evidence:
         _conversion.say(console, f"    {line}")
     for line in planned.notes:

@@ -135,8 +135,7 @@ def hidden_by(infos: Mapping[str, TensorInfo], about: About) -> tuple[str, str, 
 
 def _form_of(infos: Mapping[str, TensorInfo], about: About) -> str:
     """The form that has exactly these names; empty where there is none."""
-    known = [about.known[name] for name in about.said.families if name in about.known]
-    models = matches(infos, about.config, about.forms([about.own] if about.own else known or about.known.values()))
+    models = matches(infos, about.config, about.forms([about.own] if about.own else about.told))
     return str(models[0].form) if models else ""
 
 

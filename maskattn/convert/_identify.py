@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+from maskattn._hf_config import nearest
 from maskattn.checkpoints import TensorInfo
 from maskattn.convert import _hints, families, layouts
 from maskattn.convert._identity import About
@@ -28,13 +29,15 @@ def identify(infos: Infos, source: str, about: About) -> Model:
         raise ValueError(f"config.json contradicts itself ({about.said.contradiction}): name the form with --from")
     if about.own is not None:
         return _of_ones_own(infos, about.own, about)
-    of_type = [about.known[name] for name in about.said.families if name in about.known]
-    models = matches(infos, about.config, about.forms(of_type or about.known.values()))
+    of_type = [about.known[name] for name in about.said.families]
+    if about.said.model_type and not of_type:
+        _refuse_unknown(about)
+    models = matches(infos, about.config, about.forms(about.told))
     if models:
         return _only(models, infos, about)
     if of_type:
         _other_model(infos, about)
-    return _incomplete(infos, of_type, about)
+    return _incomplete(infos, about)
 
 
 def _overridden(said: Recorded, source: str, about: About) -> bool:
@@ -48,14 +51,14 @@ def _as_asked(infos: Infos, source: str, about: About) -> Model:
     if source in about.known:
         return _named(infos, about.known[source], about)
     layout = layout_named("--from", source, about.known)
-    models = matches(infos, about.config, [form for form in about.forms(about.known.values()) if _stores(form, layout)])
+    models = matches(infos, about.config, [form for form in about.forms(about.told) if _stores(form, layout)])
     return _only(models, infos, about) if models else _alone(infos, layout, about)
 
 
 def _of_ones_own(infos: Infos, own: Family, about: About) -> Model:
     """A checkpoint of the user's own family; of another one of the same model, where it is not that."""
     models = matches(infos, about.config, about.forms([own]))
-    others = () if models else matches(infos, about.config, about.forms(families.all_families()))
+    others = () if models else matches(infos, about.config, about.forms(about.every))
     others = tuple(model for model in others if model.form.family.model == own.model)
     return _only(models or others, infos, about) if models or others else _named(infos, own, about)
 
@@ -110,7 +113,8 @@ def layout_named(option: str, name: str, known: Mapping[str, Family]) -> str:
 
 
 def _stores(form: Form, layout: str) -> bool:
-    return layout in (form.layout, *(rule.layout for rule in form.family.rules if form.layout is None))
+    rules = form.family.rules if form.layout is None else ()
+    return layout in (form.layout, *(layouts.get(rule.layout).name for rule in rules if rule.kind == "attention"))
 
 
 def _only(models: tuple[Model, ...], infos: Infos, about: About) -> Model:
@@ -124,9 +128,18 @@ def _only(models: tuple[Model, ...], infos: Infos, about: About) -> Model:
     return model
 
 
+def _refuse_unknown(about: About) -> None:
+    """Refuses a type of model that no table describes, whatever names its tensors have."""
+    raise ValueError(
+        f"{about.said}, and no table describes it; {nearest(about.said.model_type, families.types())}: "
+        f"docs/models.md#a-type-that-is-not-here says how a row is written; --from takes it for a family that has its "
+        f"names, or for a layout of attention; {_hints.ADVICE}"
+    )
+
+
 def _other_model(infos: Infos, about: About) -> None:
     """Refuses a checkpoint whose names are those of another model than it says it is."""
-    others = matches(infos, about.config, about.forms(about.known.values()))
+    others = matches(infos, about.config, about.forms(about.every))
     if others:
         name = others[0].form.family.name
         raise ValueError(
@@ -157,10 +170,9 @@ def _faulty(model: Model) -> str:
     return f"of its names {', '.join(said)}" if said else "all names are accounted for"
 
 
-def _incomplete(infos: Infos, of_type: list[Family], about: About) -> Model:
+def _incomplete(infos: Infos, about: About) -> Model:
     """No family accounts for every name exactly. One that knows most is reported; attention alone needs no family."""
-    candidates = of_type or list(about.known.values())
-    near = [_nearest(infos, about.forms([each]), about) for each in candidates] if infos else []
+    near = [_nearest(infos, about.forms([each]), about) for each in about.told] if infos else []
     within = sum(name.startswith(about.outer) for name in infos)
     near = [model for model in near if (model.layers or model.tensors) and _strange(model, about) * 2 < within]
     _hints.look_for_a_prefix(infos, about, min(map(_distance, near), default=len(infos)))
@@ -196,7 +208,7 @@ def _who(about: About) -> str:
     """What a checkpoint says it is, and that it is none that is known."""
     if about.said.families:
         return f"{about.said}, which is stored as {' or '.join(about.said.families)}, and its names are of neither"
-    return f"{about.said}, {about.said.differs}" if about.said.model_type else "no family has these names"
+    return "no family has these names"
 
 
 def _detected(outlines: Mapping[str, Lazy], about: About) -> str:

@@ -1,36 +1,21 @@
-"""Which model a checkpoint says that it is: by its config.json, by Meta's params.json, or by what we wrote in it.
-
-All that is known of types of models is data, in ``model_types.toml``.
-"""
+"""Which model a checkpoint says that it is: by its config.json, by Meta's params.json, or by what we wrote in it."""
 
 from __future__ import annotations
 
 import re
-import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import lru_cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
-from maskattn.convert import config_json, families, layouts
+from maskattn._hf_config import Reading
+from maskattn.convert import config_json, families
 from maskattn.convert._provenance import Recorded
 from maskattn.convert.families import Family, Form
+from maskattn.layer.from_hf import settled
+from maskattn.models import ROWS
 
 #: What follows the name of a model in that of a class of transformers.
 _TASK = re.compile(r"(For[A-Z]\w*|(LMHead|DoubleHeads|PreTrained|Encoder)?Model)$")
-
-
-@dataclass(frozen=True)
-class Identity:
-    """A type of model; the fields are told in ``model_types.toml``."""
-
-    model_type: str
-    families: tuple[str, ...] = ()
-    like: str = ""
-    differs: str = ""
-    tied: bool = False
-    head_dim: int | None = None
 
 
 @dataclass(frozen=True)
@@ -45,30 +30,37 @@ class Said:
     contradiction: str = ""
 
     @property
-    def known(self) -> Identity | None:
-        """What the table knows of it."""
-        return table().get(self.model_type)
-
-    @property
     def families(self) -> tuple[str, ...]:
         """The families that such a model is stored in."""
-        return self.known.families if self.known else ()
+        return families.of_type(self.model_type)
 
     def foreign(self, family: Family) -> bool:
         """Whether it says that it is another model than that of ``family``, one of the library's."""
-        return bool(self.model_type) and family.model not in {families.get(name).model for name in self.families}
+        return bool(self.model_type) and family.model not in map(families.model_of, self.families)
 
     def __str__(self) -> str:
         return f"{self.by} says model_type {self.model_type}"
 
-    @property
-    def differs(self) -> str:
-        """How its model differs from that of the family whose names it has."""
-        known = self.known
-        if known is None:
-            near, asks, _ = layouts.meant(self.model_type, table()).partition("?")
-            return "no family here describes it" + (f" ({near.removeprefix(': ')}?)" if asks else "")
-        return "no family here describes it" + (f": {known.differs}" if known.differs else "")
+
+class Known(Mapping[str, Family]):
+    """The library's families and the user's own, by name, as a configuration says what they hold."""
+
+    def __init__(self, config: Mapping[str, Any], own: Family | None = None) -> None:
+        self._config, self._made = config, {own.name: own} if own else {}
+        self._names = tuple(dict.fromkeys((*self._made, *families.names())))
+
+    def __getitem__(self, name: str) -> Family:
+        if name not in self._names:
+            raise KeyError(name)
+        if name not in self._made:
+            self._made[name] = families.get(name, self._config)
+        return self._made[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class About(NamedTuple):
@@ -76,6 +68,7 @@ class About(NamedTuple):
 
     Attributes:
       config: its config.json. said: the model it says it is. recorded: the form that its provenance says.
+      known: all families, by name.
       own: a family given by the user. outer: what stands before all names and is to be taken off.
       force: whether what it says of itself may be contradicted.
     """
@@ -83,28 +76,25 @@ class About(NamedTuple):
     config: Mapping[str, object]
     said: Said = Said()
     recorded: Recorded | None = None
+    known: Mapping[str, Family] = {}
     own: Family | None = None
     outer: str = ""
     force: bool = False
 
     @property
-    def known(self) -> dict[str, Family]:
-        """The library's families and the user's own, by name."""
-        known = {each.name: each for each in families.all_families()}
-        return known | ({self.own.name: self.own} if self.own else {})
+    def told(self) -> list[Family]:
+        """The families of its type, or where that is not known all that names alone tell."""
+        return [self.known[name] for name in self.said.families] or self.every
+
+    @property
+    def every(self) -> list[Family]:
+        """The families that names alone tell."""
+        own = [] if self.own is None else [self.own]
+        return own + [self.known[family.name] for family in families.all_families()]
 
     def forms(self, among: Iterable[Family]) -> list[Form]:
         """All forms of these families, with what stands before the names."""
         return [form for family in among for form in families.forms(family, self.outer)]
-
-
-@lru_cache(maxsize=1)
-def table() -> Mapping[str, Identity]:
-    """All types of models that are known, by what a config.json calls them."""
-    data = tomllib.loads(Path(__file__).with_name("model_types.toml").read_text(encoding="utf-8"))
-    return {
-        name: Identity(name, **(line | {"families": tuple(line.get("families", ()))})) for name, line in data.items()
-    }
 
 
 def said(model_config: Mapping[str, object], provenance: Mapping[str, object]) -> Said:
@@ -116,7 +106,7 @@ def said(model_config: Mapping[str, object], provenance: Mapping[str, object]) -
     named = [str(name) for name in classes] if isinstance(classes, list) else []
     of_class = next((model_type for model_type in map(_type_of, named) if model_type), "")
     if isinstance(told, str) and told:
-        apart = of_class and told in table() and _apart(table()[told], table()[of_class])
+        apart = of_class and told in families.types() and _apart(told, of_class)
         other = f"model_type {told}, but architectures of {of_class}" if apart else ""
         return Said(told, "config.json", other)
     if named:  # a class that the table does not have says that it is something else than those it has
@@ -125,22 +115,25 @@ def said(model_config: Mapping[str, object], provenance: Mapping[str, object]) -
 
 
 def lookalikes(family: Family) -> list[str]:
-    """Types of models without a family whose names are those of ``family``, or nearly."""
-    return [name for name, identity in table().items() if identity.like == family.name]
+    """Types of other models whose names are those of ``family``, or nearly."""
+    rows = [ROWS[name] for name in family.model_types if name in ROWS]
+    alike = [(row.get("table"), row.get("layers"), row.get("attention")) for row in rows]
+    named = {name: (row.get("table"), row.get("layers"), row.get("attention")) for name, row in ROWS.items()}
+    return [name for name, names in named.items() if names in alike and name not in family.model_types]
 
 
 def tied(model_config: Mapping[str, object], who: Said) -> bool:
     """Whether a configuration says that the head is the embedding; False where nothing says so."""
     told: Any = config_json.look_up(model_config, "tie_word_embeddings|text_config.tie_word_embeddings")
-    if isinstance(told, bool):
-        return told
-    return bool(model_config) and who.known is not None and who.known.tied
+    if isinstance(told, bool) or not model_config or who.model_type not in ROWS:
+        return told is True
+    return bool(settled(ROWS[who.model_type].get("tied", False), Reading(model_config, 0, "convert"), "decoder"))
 
 
 def _type_of(class_name: object) -> str:
     """The type of model that a class of transformers is of; empty where the table has none."""
     plain = re.sub(r"[^a-z0-9]", "", _plain_class(class_name))
-    return next((name for name in table() if re.sub(r"[^a-z0-9]", "", name.lower()) == plain), "")
+    return next((name for name in families.types() if re.sub(r"[^a-z0-9]", "", name.lower()) == plain), "")
 
 
 def _plain_class(class_name: object) -> str:
@@ -148,7 +141,7 @@ def _plain_class(class_name: object) -> str:
     return _TASK.sub("", str(class_name)).lower() or str(class_name)
 
 
-def _apart(one: Identity, other: Identity) -> bool:
+def _apart(one: str, other: str) -> bool:
     """Whether these are types of different models; clip_text_model is a part of clip."""
-    part = one.model_type.startswith(other.model_type) or other.model_type.startswith(one.model_type)
-    return not part and not set(one.families) & set(other.families)
+    part = one.startswith(other) or other.startswith(one)
+    return not part and not set(families.of_type(one)) & set(families.of_type(other))

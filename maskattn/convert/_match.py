@@ -34,6 +34,9 @@ def match(
         place = form.find(name)
         if place is not None and form.stacked(place[0]) and not _agrees(stacks, form, place, info):
             place = None
+        if place is None and form.unread(name):
+            model.unread.append(name)
+            continue
         if place is None:
             if strict:
                 return None
@@ -140,8 +143,9 @@ def _miscounted(form: Form, groups: Mapping[str, set[Indices]], model_config: Ma
         told = {before: config_json.look_up(model_config, path, before[0] if before else None) for before in numbers}
         wrong = [at for at, found in numbers.items() if isinstance(told[at], int) and found != told[at]]
         for before in wrong[:1]:
-            found = numbers[before]
-            faults.append(f"layers of {_numbered(pattern, before)}: {path} is {told[before]}, found {found}")
+            found, at = numbers[before], before[0] if before else None
+            key = next(key for key in path.split("|") if config_json.look_up(model_config, key, at) is not None)
+            faults.append(f"layers of {_numbered(pattern, before)}: {key} is {told[before]}, found {found}")
     for group, indices in groups.items():
         faults += _gaps(group, indices)
     return faults
@@ -208,7 +212,7 @@ def _meaning(model: Model) -> Hashable:
 def _may_hold(form: Form, plain: set[str]) -> bool:
     """Cheaply: whether every name, its numbers set aside, is one that the form has."""
     whole, within = form.plain_names
-    return all(name in whole or name.startswith(within) for name in plain)
+    return all(name in whole or name.startswith(within) or form.unread(name.replace("#", "0")) for name in plain)
 
 
 def _plain(name: str) -> str:

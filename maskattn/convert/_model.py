@@ -57,7 +57,8 @@ class Model:
       tensors: of modules, as Flax has them: `kernel` [in, out], `scale`, `embedding`.
       layers: the attention layers: in the layout of the form as it is found, in the canonical one when it was read.
       buffers: tensors that a model computes when it is built, by their names in the checkpoint.
-      left_over, missing: names that have no place in the form, and places without a name. faults: layers that are not
+      left_over, missing: names that have no place in the form, and places without a name. unread: those that no model
+        reads. faults: layers that are not
         as many as they must be.
       steps, checks: of all layers. dropped: tensors of the checkpoint that are not carried over, and why.
       tables: those of the dropped that a model computes, and whose bytes are kept for the way back.
@@ -71,6 +72,7 @@ class Model:
     layers: dict[str, Layer] = field(default_factory=dict)
     buffers: dict[str, tuple[Rule, Lazy]] = field(default_factory=dict)
     left_over: list[str] = field(default_factory=list)
+    unread: list[str] = field(default_factory=list)
     missing: list[str] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
     steps: dict[str, Step] = field(default_factory=dict)

@@ -11,7 +11,7 @@ import numpy as np
 
 from maskattn.checkpoints import TensorInfo
 from maskattn.config import AttentionConfig
-from maskattn.convert import _hints, _identity, _memory, _provenance, _tables, _widths, families
+from maskattn.convert import _hints, _identity, _memory, _provenance, _tables, _widths, config_json, families
 from maskattn.convert._canonical import ConfigOf, read, write
 from maskattn.convert._identify import identify
 from maskattn.convert._identity import About
@@ -84,12 +84,6 @@ class Plan:
     def source(self) -> str:
         """The source's form, in words."""
         return str(self.forms[0])
-
-    @property
-    def foreign(self) -> str:
-        """The type of model that the source says it is, where it only has the names of its form's family."""
-        said = _identity.Said(str(self.record.get("model_type", "")))
-        return said.model_type if said.foreign(self.forms[0].family) else ""
 
     @property
     def target(self) -> str:
@@ -194,13 +188,16 @@ def plan(
     cast = None if dtype is None else np.dtype(dtype)
     if cast is not None and cast not in DTYPES:
         raise ValueError(f"dtype must be one of {', '.join(map(str, DTYPES))}, got {cast}")
-    model_config, provenance = config or {}, provenance or {}
+    provenance = provenance or {}
+    model_config = config_json.as_hugging_face(config or _provenance.config(provenance))
     _hints.refuse_what_is_no_model(infos, model_config)
+    who, own = _identity.said(config or model_config, provenance), None if family is None else families.get(family)
     about = About(
         config=model_config,
-        said=_identity.said(model_config, provenance),
+        said=who,
         recorded=_provenance.recorded(provenance),
-        own=None if family is None else families.get(family),
+        known=_identity.Known({**model_config, "model_type": who.model_type}, own),
+        own=own,
         force=force,
     )
     about = about._replace(outer=_hints.outer(strip_prefix, infos, about))
@@ -239,6 +236,7 @@ def plan(
         "overridden": "; ".join(dict.fromkeys(text for text in (earlier, overridden, forced) if text)),
         "tied": planned.record["tied"],
         "tables": provenance.get("tables", {}),
+        "config": _provenance.config_as_json(model_config),
     }
     return replace(planned, record=record)
 
@@ -268,7 +266,7 @@ def assemble(
     if about is not None:
         model.reasons += _widths.mismatches(model, about)
         model.reasons += headless(model, about)
-    kept = [name for name in source.left_over if rest == "keep" or name in kept_before]
+    kept = [name for name in source.left_over if rest == "keep" or name in kept_before] + source.unread
     others = [name for name in source.left_over if name not in kept]
     if rest == "drop":
         model.dropped.update(dict.fromkeys(others, "no rule knows it"))

@@ -145,3 +145,25 @@ def tied(provenance: Mapping[str, object]) -> dict[str, tuple[str, ...]]:
     if not isinstance(told, Mapping) or not all(isinstance(made, list) for made in told.values()):
         raise ValueError("provenance: tied cannot be read")
     return {str(family): tuple(map(str, made)) for family, made in told.items()}
+
+
+def config(provenance: Mapping[str, object]) -> dict[str, Any]:
+    """The configuration that the source had, as far as it is kept."""
+    told = provenance.get("config") or {}
+    if not isinstance(told, Mapping):
+        raise ValueError(f"provenance: config cannot be read, got {type(told).__name__}")
+    return dict(told)
+
+
+def config_as_json(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """What is kept of a configuration: plain data, and not the names of labels, which may be many."""
+    long = ("id2label", "label2id", "task_specific_params", "quantization_config")
+    return {name: value for name, value in model_config.items() if name not in long and _is_plain(value)}
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, Mapping):
+        return all(isinstance(name, str) and _is_plain(each) for name, each in value.items())
+    if isinstance(value, (list, tuple)):
+        return all(map(_is_plain, value))
+    return value is None or isinstance(value, (str, int, float))

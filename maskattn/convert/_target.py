@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from maskattn.convert import families
 from maskattn.convert._identify import layout_named
 from maskattn.convert._identity import About, lookalikes
 from maskattn.convert._model import Model
@@ -70,11 +71,8 @@ def against(stored: Model, about: About) -> str:
 
 
 def bind(stored: Model, to: Form, source: str, about: About) -> tuple[str, str]:
-    """The type of model that the target is of, and what was overridden; notes what a person should know.
-
-    ValueError where the source says that it is another model than its names are of, and ``to`` is of another family.
-    """
-    said, family, by_provenance = about.said, stored.form.family, about.said.by == "its provenance"
+    """The type of model that the target is of, and what was overridden; notes what a person should know."""
+    said, family = about.said, stored.form.family
     if stored.form.attention_only:
         return said.model_type, ""
     if not said.model_type:
@@ -90,23 +88,11 @@ def bind(stored: Model, to: Form, source: str, about: About) -> tuple[str, str]:
             stored.notes.append(f"{said}, which is none of {family.name}'s ({', '.join(family.model_types)})")
         return said.model_type, ""
     if not said.foreign(family):
-        if to.family is not family and to.family is not about.own and to.family.name not in said.families:
-            usual = ", ".join(said.families)
-            stored.notes.append(f"{said}, which is usually stored as {usual}: written as {to.family.name}, as asked")
         return said.model_type, ""
-    if about.force or (source == family.name and not by_provenance):
-        how = "--force" if about.force else f"--from {source}"
-        overridden = f"{said}: taken for {family.name} all the same, by {how}"
-        stored.notes.append(f"warning: {overridden}")
-        return "", overridden
-    if to.family is not family:
-        how = "--force" if by_provenance else f"--from {family.name}"
-        raise ValueError(
-            f"{said}: {said.differs}. It only has the names of {family.name}, so it is not converted to {to}: "
-            f"--to flax-linen or flax-nnx keeps its names; {how} takes it for {family.name} all the same"
-        )
-    stored.notes.append(f"{said}: {said.differs}; it has the names of {family.name}, and keeps them")
-    return said.model_type, ""
+    how = "--force" if about.force else f"--from {source}"
+    overridden = f"{said}: taken for {family.name} all the same, by {how}"
+    stored.notes.append(f"warning: {overridden}")
+    return "", overridden
 
 
 def _first(
@@ -144,14 +130,17 @@ def _of_family(
 def _refuse_another_model(to: Family, origin: Form, about: About) -> None:
     if to.model != origin.family.model:
         described = f"describes {to.model}, but the source is {origin.family.model}"
-        if about.said.foreign(origin.family):
-            described += f" by its names, and {about.said}: {about.said.differs}"
         raise ValueError(f"--to {to.name}: {described}; {_expected(about.known, origin)}")
 
 
 def _expected(known: Mapping[str, Family], origin: Form) -> str:
-    others = [name for name, family in known.items() if family.model == origin.family.model]
+    others = [name for name in known if _model(name, known) == origin.family.model]
     return f"expected one of {', '.join([*others, *GENERIC])}"
+
+
+def _model(name: str, known: Mapping[str, Family]) -> str:
+    """What a family describes; the library's are not made for it."""
+    return families.model_of(name) if name in families.names() else known[name].model
 
 
 def _prefix(to: Family, origin: Form, prefixes: Mapping[str, str]) -> str:

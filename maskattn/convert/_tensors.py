@@ -114,8 +114,8 @@ def convert_model(
     """
     if not isinstance(tensors, Mapping):
         raise TypeError(f"tensors must be a mapping of names to arrays, got {type(tensors).__name__}")
-    known = {**GENERIC} | {family.name: family.style for family in families.all_families()}
-    flat = _flat(tensors, "." if known.get(source) == "torch" else "/")
+    style = families.get(source).style if source in families.names() else GENERIC.get(source)
+    flat = _flat(tensors, "." if style == "torch" else "/")
     strange = [name for name, array in flat.items() if not isinstance(array, np.ndarray)]
     if strange:
         kind = f"{type(flat[strange[0]]).__module__}.{type(flat[strange[0]]).__name__}"

@@ -1,34 +1,46 @@
-"""Whether a conversion lost anything: the file read back, undone and compared, then attention run on both sides.
+"""Whether a conversion lost anything: the file read back, undone and compared, then run on both sides.
 
 Every tensor of the source is made again from the file that was written, and its SHA-256 compared with that of the
-source; what the file has beside is made again from the source. Then, for each shape of attention layer, PyTorch runs
-one on the source's weights and JAX on those of the file, under a padding and a causal mask, and both are held to their
-limits (``maskattn.standards``): in float32 whatever they are stored in, since the limits of narrower dtypes at real
+source; what the file has beside is made again from the source. Then PyTorch runs the whole model of the source and JAX
+that of the file, and what every layer gives is compared (``maskattn.convert.compare``).
+
+Where no table describes the model, it is attention alone: for each shape of layer, PyTorch runs one on the source's
+weights and JAX on those of the file, under a padding and a causal mask, and both are held to their limits
+(``maskattn.standards``). All runs in float32 whatever it is stored in, since the limits of narrower dtypes at real
 widths are wider than any fault.
 """
 
 from __future__ import annotations
 
-import importlib.util
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from maskattn import masks, standards
 from maskattn.checkpoints import Reader, sha256
 from maskattn.config import AttentionConfig
+from maskattn.convert import config_json
 from maskattn.convert._plan import Move, Plan, back, in_order
 from maskattn.convert._run import each
+from maskattn.convert._whole import model_of
+from maskattn.convert.compare import Compared, absent, compare as compare_models
 from maskattn.convert.layouts import CANONICAL, DTYPES
 from maskattn.convert.twins import JaxTwin, TorchTwin, WithinLimits, random_inputs
+from maskattn.models import files
 from maskattn.typing import NumPyArray as Array, NumPyDType
 
 Progress = Callable[[str, int], None]
 
 LENGTHS = (9, 4, 1)
 UNSEEN = (
+    "what this cannot see: whether the table of the model is right, by which both sides compute; `maskattn parity "
+    "checkpoint` compares with transformers"
+)
+CHANGED = "a step of the plan changes numbers, so that both frameworks run those of the file"
+UNSEEN_OF_ATTENTION = (
     "what this cannot see: whether the form is the right one (both sides read the source by the same table), rotary "
     "embeddings, norms of queries and keys, and all that is not attention; there, only the bytes are compared"
 )
@@ -56,7 +68,8 @@ class Verification:
     Attributes:
       same: tensors that came back byte for byte. different: those that did not, and how.
       near: tensors that a step changed on the way, with their largest difference relative to the largest number.
-      absent: tensors of the source that are not carried over. ran: attention in both frameworks.
+      absent: tensors of the source that are not carried over.
+      layers: what a whole model gave in both frameworks, layer by layer. ran: attention, where no whole model was run.
       notes: what was not run, and why.
     """
 
@@ -64,22 +77,33 @@ class Verification:
     different: dict[str, str] = field(default_factory=dict)
     near: dict[str, float] = field(default_factory=dict)
     absent: list[str] = field(default_factory=list)
+    layers: list[Compared] = field(default_factory=list)
     ran: list[Ran] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
 
     @property
     def held(self) -> bool:
         """Whether every tensor came back and every layer kept its limit."""
-        return bool(self.same) and not self.different and all(ran.held for ran in self.ran)
+        return bool(self.same) and not self.different and all(each.held for each in (*self.layers, *self.ran))
 
 
 def verify(
-    plan: Plan, source: Reader, written: Reader, *, attention: bool = True, progress: Progress | None = None
+    plan: Plan,
+    source: Reader,
+    written: Reader,
+    *,
+    config: Mapping[str, Any] | None = None,
+    attention: bool = True,
+    progress: Progress | None = None,
 ) -> Verification:
     """Compares ``written``, which carrying out ``plan`` gave, with ``source``, which it was made from.
 
-    Under a cast, each tensor is compared with the source's cast in the same way. ``attention=False`` leaves the
-    frameworks out. ``progress`` is called with each tensor of the source that was compared, and its bytes.
+    Under a cast, each tensor is compared with the source's cast in the same way.
+
+    Args:
+        config: what config.json says of the model; None: the one beside the source.
+        attention: False leaves the frameworks out.
+        progress: called with each tensor of the source that was compared, and its bytes; then with what is run, and 0.
 
     Raises:
         ValueError: the file does not hold what was planned, or is damaged.
@@ -111,10 +135,42 @@ def verify(
     result.absent = [name for name in source.infos if name not in compared]
     not_said = [name for name in result.absent if name not in plan.dropped]
     result.different.update(dict.fromkeys(not_said, "cannot be made again from the file"))
-    if attention:
-        result.notes.append(UNSEEN)
+    missing = absent()
+    if attention and missing:
+        result.notes.append(f"nothing was run, only bytes are compared: {', '.join(missing)} not installed")
+    elif attention and not _whole(result, plan, source, written, config, progress):
+        result.notes.append(UNSEEN_OF_ATTENTION)
         result.ran += _attention(plan, undo, source, written, result.notes)
     return result
+
+
+def _whole(
+    result: Verification,
+    plan: Plan,
+    source: Reader,
+    written: Reader,
+    config: Mapping[str, Any] | None,
+    progress: Progress | None,
+) -> bool:
+    """Runs the whole model on both sides; False where it is not known, which the notes say."""
+    config = config_json.beside(source.path) if config is None else config
+    moved = all(step.exact for step in plan.steps)
+    try:
+        left = model_of(source if moved else written, config, source.path)
+        right = model_of(written, left.config, written.path)  # which may lie beside fewer files
+        for side in (left, right):
+            files.checked(side)
+    except (ValueError, FileNotFoundError) as error:
+        result.notes.append(f"attention alone was run, since the whole model is not known: {error}")
+        return False
+    result.notes += [UNSEEN] if moved else [UNSEEN, CHANGED]
+
+    def told(what: str) -> None:
+        if progress is not None:
+            progress(what, 0)
+
+    result.layers += compare_models(left, right, plan.dtype, partly=bool(plan.dropped), progress=told)
+    return True
 
 
 def _compare(original: Array, made: Array, operations: tuple[str, ...], exact: bool) -> str | float | None:
@@ -144,10 +200,6 @@ def _note(result: Verification, name: str, outcome: str | float | None) -> None:
 
 
 def _attention(plan: Plan, undo: Plan, source: Reader, written: Reader, notes: list[str]) -> Iterator[Ran]:
-    absent = [name for name in ("torch", "jax", "flax") if importlib.util.find_spec(name) is None]
-    if absent:
-        notes.append(f"attention was not run: {', '.join(absent)} not installed")
-        return
     seen: set[tuple[AttentionConfig, str]] = set()
     for name, layer in plan.layers.items():
         needed = CANONICAL.shapes(layer.config)

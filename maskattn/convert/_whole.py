@@ -15,10 +15,12 @@ from maskattn import checkpoints
 from maskattn.checkpoints import Reader, TensorInfo
 from maskattn.convert import _identity, _provenance, config_json, families
 from maskattn.convert._identity import Said
+from maskattn.convert._match import matches
 from maskattn.convert._plan import Move, Plan, plan
 from maskattn.convert._run import each
 from maskattn.models import gguf, sentences
 from maskattn.models.files import Source
+from maskattn.models.forms import of_flax
 from maskattn.typing import NumPyArray as Array
 
 
@@ -75,9 +77,45 @@ class _Planned(NamedTuple):
         each(chosen, self.plan.infos, self.reader, lambda move, read: work(move.target, _kept(move, read)))
 
 
+class _Flax(NamedTuple):
+    """A tree that a Flax class of transformers 4 wrote: its names are PyTorch's, but for the last part."""
+
+    reader: Reader
+    config: Mapping[str, Any]
+    generation: Mapping[str, Any]
+    where: str
+    infos: Mapping[str, TensorInfo]
+    files: Mapping[str, tuple[str, tuple[int, ...]]]
+
+    @classmethod
+    def of(cls, reader: Reader, config: Mapping[str, Any], generation: Mapping[str, Any], where: str) -> _Flax:
+        """What a file holds, by PyTorch's names: shapes and dtypes, the file's names, and which axes come first."""
+        infos, files = {}, {}
+        for file, info in reader.infos.items():
+            name, order = of_flax(file, len(info.shape))
+            infos[name] = TensorInfo(tuple(info.shape[axis] for axis in order), info.dtype)
+            files[name] = file, order
+        return cls(reader, config, generation, where, infos, files)
+
+    def __getitem__(self, name: str) -> Array:  # type: ignore[override]
+        file, order = self.files[name]
+        return _own(self.reader[file].transpose(order))
+
+    def part(self, name: str, index: tuple[slice, ...]) -> Array:
+        whole: Array = self.__getitem__(name)
+        return whole[index]
+
+    def each(self, names: Sequence[str], work: Callable[[str, Array], None]) -> None:
+        for name in names:
+            work(name, self.__getitem__(name))
+
+
 def _kept(move: Move, read: Callable[[str], Array]) -> Array:
     """The tensor, in memory of its own: what it was made of may be a part of something larger, or lent."""
-    made = move.array.evaluate(read)
+    return _own(move.array.evaluate(read))
+
+
+def _own(made: Array) -> Array:
     out = checkpoints.KEPT.empty(made.shape, made.dtype)
     np.copyto(out, made)
     return out
@@ -88,7 +126,8 @@ def open_model(path: str | os.PathLike[str]) -> Iterator[Source]:
     """The tensors of a model by the names that Hugging Face's files have, and its configuration.
 
     Args:
-        path: a folder as Hugging Face has them, whatever ``convert`` wrote, or a ``.gguf`` file.
+        path: a folder as Hugging Face has them (of the Flax classes of transformers 4, too), whatever ``convert``
+            wrote, or a ``.gguf`` file.
 
     Raises:
         FileNotFoundError: nothing is there, or no configuration beside it.
@@ -100,18 +139,30 @@ def open_model(path: str | os.PathLike[str]) -> Iterator[Source]:
         yield gguf.read(packed)
         return
     with checkpoints.open(where) as reader:
-        config = config_json.beside(reader.path)
-        said = _identity.said(config, reader.provenance)
-        _refuse(where, config, said)
-        folder = reader.path if reader.path.is_dir() else reader.path.parent
-        config = {**config, "model_type": said.model_type, **sentences.beside(folder)}
-        generation, to = _generation(reader.path), _target(reader, said)
-        if to is not None:
-            way = plan(reader.infos, target=to or None, config=config, provenance=reader.provenance)
-            yield _Planned(reader, config, generation, str(where), way)
-            return
-        reader.read_into(checkpoints.KEPT)
-        yield _Read(reader, config, generation, str(where))
+        yield model_of(reader, config_json.beside(reader.path), where)
+
+
+def model_of(reader: Reader, config: Mapping[str, Any], where: Path) -> Source:
+    """An open file as `open_model` has it.
+
+    Args:
+        config: what its config.json says. where: what errors begin with.
+
+    Raises:
+        FileNotFoundError, ValueError: see `open_model`.
+    """
+    said = _identity.said(config, reader.provenance)
+    _refuse(where, config, said)
+    folder = reader.path if reader.path.is_dir() else reader.path.parent
+    config = {**config, "model_type": said.model_type, **sentences.beside(folder)}
+    generation, to = _generation(reader.path), _target(reader, said, config)
+    if to is None and _is_tree(reader):
+        return _Flax.of(reader, config, generation, str(where))
+    if to is not None:
+        way = plan(reader.infos, target=to or None, config=config, provenance=reader.provenance)
+        return _Planned(reader, config, generation, str(where), way)
+    reader.read_into(checkpoints.KEPT)
+    return _Read(reader, config, generation, str(where))
 
 
 def _refuse(where: Path, config: Mapping[str, Any], said: Said) -> None:
@@ -127,16 +178,22 @@ def _refuse(where: Path, config: Mapping[str, Any], said: Said) -> None:
         raise ValueError(f"{where}: config.json names no model_type")
 
 
-def _target(reader: Reader, said: Said) -> str | None:
+def _is_tree(reader: Reader) -> bool:
+    return any("/" in name for name in reader.infos)
+
+
+def _target(reader: Reader, said: Said, config: Mapping[str, Any]) -> str | None:
     """The form to bring a file into; "" for the one that it came from; None where its names are those already."""
     recorded, came_from = _provenance.recorded(reader.provenance), _provenance.origin(reader.provenance)
-    own = [name for name in said.families if families.get(name).style == "torch"]
+    own = [name for name in said.families if name.startswith("hf-")]
     if recorded is None:
-        return own[0] if own and any("/" in name for name in reader.infos) else None
+        known = said.families if _is_tree(reader) else ()
+        forms = [form for name in known for form in families.forms(families.get(name, config))]
+        return own[0] if own and matches(reader.infos, config, forms) else None
     if recorded.name in own and recorded.layout is None and not recorded.scan:
         return None
-    known = came_from is not None and came_from.layout is None and not came_from.scan
-    if not own or (known and came_from is not None and came_from.name in own):
+    plain = came_from is not None and came_from.layout is None and not came_from.scan
+    if not own or (plain and came_from is not None and came_from.name in own):
         return ""
     return own[0]
 

@@ -53,16 +53,18 @@ def is_params(model_config: Mapping[str, object]) -> bool:
     return "model_type" not in model_config and all(type(model_config.get(n)) is int for n in ("dim", "n_layers"))
 
 
-def feed_forward(model_config: Mapping[str, object]) -> int | None:
-    """The width of the MLP as Meta's code makes it of a params.json; None where that does not say."""
-    dim, multiple = model_config.get("dim"), model_config.get("multiple_of")
-    factor = model_config.get("ffn_dim_multiplier")
-    if type(dim) is not int or type(multiple) is not int or multiple <= 0 or not is_params(model_config):
-        return None
-    width = int(8 * dim / 3)
-    if isinstance(factor, (int, float)):
-        width = int(factor * width)
-    return -(-width // multiple) * multiple
+def as_hugging_face(model_config: Mapping[str, Any]) -> dict[str, Any]:
+    """A params.json as the config.json of such a Llama; any other as it is."""
+    if not is_params(model_config):
+        return dict(model_config)
+    dim, vocabulary = model_config["dim"], model_config.get("vocab_size", 0)
+    named = {"n_layers": "num_hidden_layers", "n_heads": "num_attention_heads", "n_kv_heads": "num_key_value_heads"}
+    made = {"hidden_size": dim, **{key: model_config[name] for name, key in named.items() if name in model_config}}
+    made |= {"vocab_size": vocabulary} if vocabulary > 0 else {}
+    multiple, factor = model_config.get("multiple_of"), model_config.get("ffn_dim_multiplier") or 1
+    if type(multiple) is int and multiple > 0:
+        made["intermediate_size"] = -(-int(factor * int(8 * dim / 3)) // multiple) * multiple
+    return {**model_config, **made}
 
 
 def heads(model_config: Mapping[str, object]) -> tuple[int | None, int | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Container
+from dataclasses import replace
 
 from maskattn._hf_config import Reading, row_of
 from maskattn.models.build import Builder
@@ -45,6 +46,13 @@ def describe(config: object, names: Container[str] | None = None, tied: bool | N
     try:
         row = row_of(reading, ROWS, "model")
     except ValueError as error:
-        raise ValueError(f"{error}; docs/models.md says how a row is written for another") from None
+        raise ValueError(
+            f"{error}; docs/models.md#a-type-that-is-not-here says how a row is written for another"
+        ) from None
     check(row, reading)
-    return BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names, tied=tied).model()
+    builder = BUILDERS[str(row.get("kind", "tokens"))](row, reading, names=names, tied=tied)
+    try:
+        return replace(builder.model(), untrained=builder.get("untrained", ""))
+    except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
+        said = f"its table cannot read the configuration of {reading.model_type!r}: {type(error).__name__}: {error}"
+        raise ValueError(f"{reading.where}: {said}") from error

@@ -215,6 +215,10 @@ class Attention(Part):
     sparse: Sparse | None = None
     relative_dropout: float = 0.0
 
+    def __post_init__(self) -> None:
+        for name in ("shapes", "without_globals"):
+            getattr(self, name)  # kept from now on: in a call, a compiler does not see how
+
     def apply(self, at: object, x: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
         """x [B, L, E] -> [B, L, E], of self-attention, and the new cache where there is one."""
         inputs = self.inputs.apply(self.config, at, x, x, run)
@@ -246,7 +250,7 @@ class Attention(Part):
     @cached_property
     def without_globals(self) -> AttentionConfig:
         """The configuration where a batch has no global tokens."""
-        return self.config.replace(global_tokens=None)
+        return self.config if self.config.global_tokens is None else self.config.replace(global_tokens=None)
 
     def asked(
         self, x: B, run: Run[B], given: Given[B], mask: Mask | None, cache: Traced = None, lse: bool = False

@@ -44,8 +44,9 @@ class Block(Part):
         residual: what multiplies each branch before it is added.
         scales: learned factors of each channel, for the two branches; () has none.
         normed_sum: whether branches are added to what their first norm gave (BLOOM's option).
-        dropout_rate: of the branches.
-        depth_rate: how often a whole branch of a sequence is dropped (stochastic depth).
+        dropout_rates: of attention's branches, and of the MLP's, before their last norm.
+        depth_rates: how often such a whole branch of a sequence is dropped (stochastic depth).
+        layer_rate: how often the whole block is, for all sequences (Fan et al. 2019, LayerDrop).
     """
 
     attention: Attention
@@ -56,8 +57,9 @@ class Block(Part):
     residual: float = 1.0
     scales: tuple[Array, ...] = ()
     normed_sum: bool = False
-    dropout_rate: float = 0.0
-    depth_rate: float = 0.0
+    dropout_rates: tuple[float, float] = (0.0, 0.0)
+    depth_rates: tuple[float, float] = (0.0, 0.0)
+    layer_rate: float = 0.0
 
     def apply(self, at: object, h: B, run: Run[B], given: Given[B], cache: Traced = None) -> tuple[B, Traced]:
         """h [B, L, E] -> [B, L, E], and the new cache where there is one.
@@ -66,36 +68,44 @@ class Block(Part):
             cache: of a block with cross-attention a pair: its own, and key and value of the memory, [B, S, heads *
                 width], which the first step makes: it may be given its own alone.
         """
+        made, cache = self._computed(at, h, run, given, cache)
+        key = run.next_key() if self.layer_rate else None
+        if key is None:
+            return made, cache
+        drawn: Traced = run.use.uniform(key, (1, 1, 1))
+        return run.use.where(drawn >= self.layer_rate, made, h), cache
+
+    def _computed(self, at: object, h: B, run: Run[B], given: Given[B], cache: Traced) -> tuple[B, Traced]:
         use, norms = run.use, self.norms
         given.note(h)
         own, held = cache if isinstance(cache, tuple) else (cache, None)
         x = run.norm(norms.attention_in, at, h)
         attended, own = self.attention.apply(at, x, run, given, own)
-        attended = self._branch(0, at, run.norm(norms.attention_out, at, attended), run)
+        attended = self._branch(0, at, attended, norms.attention_out, run)
         if self.parallel:
             read = x if norms.mlp_in is None else run.norm(norms.mlp_in, at, h)
-            more = self._branch(1, at, run.norm(norms.mlp_out, at, self.mlp.apply(at, read, run)), run)
+            more = self._branch(1, at, self.mlp.apply(at, read, run), norms.mlp_out, run)
             return use.add(use.add(h, attended, self.residual), more, self.residual), own
         h = use.add(x if self.normed_sum else h, attended, self.residual)
         h = run.norm(norms.attention_sum, at, h)
         if self.cross is not None and (given.memory is not None or held is not None):
             read = run.norm(norms.cross_in, at, h)
             found, held = self.cross.across(at, read, run, given, held)
-            h = run.norm(norms.cross_sum, at, use.add(h, run.drop(found, self.dropout_rate)))
+            h = run.norm(norms.cross_sum, at, use.add(h, run.drop(found, self.dropout_rates[0])))
         x = run.norm(norms.mlp_in, at, h)
-        more = run.norm(norms.mlp_out, at, self.mlp.apply(at, x, run))
-        h = use.add(x if self.normed_sum else h, self._branch(1, at, more, run), self.residual)
+        more = self._branch(1, at, self.mlp.apply(at, x, run), norms.mlp_out, run)
+        h = use.add(x if self.normed_sum else h, more, self.residual)
         return run.norm(norms.mlp_sum, at, h), own if self.cross is None or cache is None else (own, held)
 
-    def _branch(self, place: int, at: object, x: B, run: Run[B]) -> B:
+    def _branch(self, place: int, at: object, x: B, norm: Norm | None, run: Run[B]) -> B:
+        x = run.norm(norm, at, run.drop(x, self.dropout_rates[place]))
         if self.scales:
             x = run.use.product(x, run.array(self.scales[place], at))
-        x = run.drop(x, self.dropout_rate)
-        if not self.depth_rate or run.key is None:
+        if not self.depth_rates[place] or run.key is None:
             return x
         first: Traced = x
         ones = run.use.arithmetic.zeros((first.shape[0], 1, 1), x) + 1
-        return run.use.product(x, run.drop(ones, self.depth_rate))
+        return run.use.product(x, run.drop(ones, self.depth_rates[place]))
 
 
 @dataclass(frozen=True)
@@ -164,17 +174,23 @@ class Stack(Part):
             given.relative = self.relative.apply(at, h, run)
         if self.frequencies is not None:
             given.frequencies = run.array(self.frequencies, at)
-        read, grown = h, list[Traced]()
-        number = 0
+        read, number = h, 0
+        grown: list[Traced] = []
         while number < len(self.places):
+            if number == 0:
+                run.note(f"before {self.places[0]}", h)
             block: Traced = find(at, self.places[number])
             h, cache = block(h, run, number, given, None if caches is None else caches[len(grown)])
             if number == 0 and self.local is not None:
                 h = self.local.apply(at, read, h, run, given.keep)
+            run.note(self.places[number], h)
             grown.append(cache)
             number += block.spans
         last = h
         h = run.drop(run.norm(self.final, at, h), self.dropout_rate)
         h = h if self.project is None else run.linear(self.project, at, h)
+        behind = self.project or self.final
+        if behind is not None:
+            run.note(behind.name, h)
         given.note(last if self.bare else h)
         return h, None if caches is None else tuple(grown)

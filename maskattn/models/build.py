@@ -25,13 +25,14 @@ relative, local, frequencies
                  DeBERTa's table, {"table", "rows", "norm"}, and convolution, {"conv", "norm", "size", "groups",
                  "activation"}; `relative_dropout`; the path of frequencies of a rotary embedding that are held
 experts, latent  of layers that have them, in place of mlp and of attention (`models.build_experts`)
-parallel, residual, scales, normed_sum, dropout
-                 of the blocks (`models.block.Block`)
+parallel, residual, scales, normed_sum, dropout, drop_path, layerdrop
+                 of the blocks (`models.block.Block`); a rate of all branches, or two
 head             logits of the vocabulary: its path, or {"project", "bias", "dense", "norm", "activation"}; `tied`,
                  `head_bias`, `logit_scale`, `softcap`; `bias_buffer` where the bias is [1, rows], and is not trained
 pooler           a layer of the first token; `pooled` "last" or "end": a layer, if any, of the last one or of the one
                  that ends the text. `embeds`: a projection behind it, without a bias, to `embeds_width`
-refused          options that are refused where they are set, and why (`models.check`)
+refused          options that are refused where they are set, and why; `untrained` what is done in training alone, and
+                 here not: calls that draw anything are then refused (`models.model`)
 contacts         a layer of attention's weights, held and not computed
 
 and those of `models.build_tasks`.
@@ -70,6 +71,8 @@ from maskattn.modules.parameters import parameters
 _HEADS = ("heads", "kv_heads", "kv_heads")
 #: How tables of positions begin that are saved, but not learned.
 _FIXED = {"halves": halves, "spread": spread}
+#: Layers: a file that says more was damaged, or is meant to take all memory.
+_MOST = 10_000
 _COUNT = ("num_hidden_layers", "n_layer", "n_layers", "num_layers")
 
 
@@ -104,12 +107,12 @@ class Builder:
 
     @property
     def prefix(self) -> str:
-        """Of all names but the head's; a model without a head is published without it, and some with one for a task
-        have another.
+        """Of all names but the head's; a model without a head is published without its first part, and some with one
+        for a task have another.
         """
         prefix = str(self.get("prefix", ""))
         table = f"{self.get('table') or self.get('patches')}.weight"
-        known = (prefix, "", "transformer.")
+        known = (prefix, prefix.partition(".")[2], "", "transformer.")
         return next((one for one in known if self.names is not None and one + table in self.names), prefix)
 
     def there(self, leaf: Leaf) -> bool:
@@ -207,10 +210,10 @@ class Builder:
         into, out_of = ("embed", "mlp"), ("mlp", "embed")
         down = self.linear(names[-1], inner, self.width, bias, out_of)
         activation = self.activation("activation", "gelu")
-        if self.get("halves", False):
-            return Halves(self.linear(names[0], self.width, 2 * inner, bias, into), down, activation)
-        ups = [self.linear(name, self.width, inner, bias, into) for name in names[:-1]]
         rate = float(self.get("inner_dropout", 0.0))
+        if self.get("halves", False):
+            return Halves(self.linear(names[0], self.width, 2 * inner, bias, into), down, activation, rate)
+        ups = [self.linear(name, self.width, inner, bias, into) for name in names[:-1]]
         return Gated(ups[0], ups[1], down, activation, rate) if len(ups) == 2 else Plain(ups[0], down, activation, rate)
 
     def activation(self, name: str, default: str) -> str:
@@ -236,14 +239,23 @@ class Builder:
             residual=float(self.get("residual", 1.0)),
             scales=() if scales is None else tuple(Array(name, (self.width,), 1.0) for name in scales),
             normed_sum=bool(self.get("normed_sum", False)),
-            dropout_rate=float(self.get("dropout", 0.0)),
-            depth_rate=float(self.get("drop_path", 0.0)),
+            dropout_rates=self.rates("dropout"),
+            depth_rates=self.rates("drop_path"),
+            layer_rate=float(self.get("layerdrop", 0.0)),
         )
+
+    def rates(self, name: str) -> tuple[float, float]:
+        """Of attention's branches and of the MLP's, of which one number may stand for both."""
+        found = self.get(name, 0.0)
+        both = found if isinstance(found, tuple) else (found, found)
+        return float(both[0]), float(both[1])
 
     def stack(self, layers: range | None = None) -> Stack:
         """All blocks, or some of them, and the norm behind them."""
         prefix = self.prefix
         layers = range(int(self.get("count") or self.reading.get(*_COUNT))) if layers is None else layers
+        if not 0 < len(layers) <= _MOST:
+            raise ValueError(f"{self.reading.where}: the number of layers must be in [1, {_MOST}], got {len(layers)}")
         each = [self.at(layer) for layer in layers]
         places = tuple(prefix + str(one.get("layers")).format(one.reading.layer).rstrip(".") for one in each)
         config = self.attention()
@@ -373,9 +385,8 @@ class Builder:
 
     def _has_head(self) -> bool:
         """Whether a model whose head has no tensors of its own has one: by its class, or by the prefix of its names."""
-        classes = self.reading.get("architectures", default=None)
-        if classes:
-            named = str(classes[0])
+        named = self.reading.architecture
+        if named:
             return named.endswith("LMHeadModel") or not named.endswith(("Model", *LABELLED))
         return self.prefix == self.get("prefix", "")
 

@@ -7,7 +7,6 @@ from typing import Protocol
 from maskattn._hf_config import Value
 from maskattn.models.disentangled import Local, Relative
 from maskattn.models.leaves import Conv, Embedding, Norm
-from maskattn.models.part import ACTIVATIONS
 
 
 class _Builder(Protocol):
@@ -17,6 +16,7 @@ class _Builder(Protocol):
     def width(self) -> int: ...
     def get(self, name: str, default: Value = None) -> Value: ...
     def norm(self, name: str | None, width: int | None = None) -> Norm | None: ...
+    def activation_of(self, found: str) -> str: ...
 
 
 def relative_of(builder: _Builder) -> Relative | None:
@@ -37,4 +37,4 @@ def local_of(builder: _Builder) -> Local | None:
     conv = Conv(builder.prefix + given["conv"], width, width, (size,), (1,), (size - 1) // 2, int(given["groups"]))
     norm = builder.norm(builder.prefix + given["norm"])
     assert norm is not None
-    return Local(conv, norm, ACTIVATIONS[given["activation"]], float(builder.get("dropout", 0.0)))
+    return Local(conv, norm, builder.activation_of(given["activation"]), float(builder.get("dropout", 0.0)))

@@ -2,7 +2,7 @@
 
 `experts`, where a layer has them: count, width, picked; router (its path), scores, router_bias, renormalized, scale,
 groups, kept, correction, wide (`models.experts.Router`); up, down, turned, up_bias, down_bias, limit, sharpness; shared
-(the paths of gate, up and down), shared_width, shared_bias, weighed (`models.experts.Experts`).
+(the paths of gate, up and down), shared_width, shared_bias, weighed, jitter (`models.experts.Experts`).
 
 `latent`: query (one path, or three: a layer, a norm, a layer) and rank, the width between them; both, norm, grown, out;
 width, of the latent (`models.attention.Latent`).
@@ -24,16 +24,21 @@ _INTO, _OUT_OF = ("embed", "mlp"), ("mlp", "embed")
 
 def router_of(given: Mapping[str, Value], width: int) -> Router:
     """The router of what a row says of experts."""
-    count = int(given["count"])
-    correction = given.get("correction")
+    count, groups, kept = (int(given.get(name, 1)) for name in ("count", "groups", "kept"))
+    correction, picked = given.get("correction"), int(given["picked"])
+    if count % groups or kept > groups or picked > count // groups * kept:
+        raise ValueError(
+            f"models.describe: experts must lie in equal groups, of which so many are kept that {picked} can be picked "
+            f"for a token, got {count} experts in {groups} groups, of which {kept} are kept"
+        )
     return Router(
         Linear(given["router"], width, count, bool(given.get("router_bias", False))),
-        int(given["picked"]),
+        picked,
         given.get("scores", "softmax"),
         bool(given.get("renormalized", False)),
         float(given.get("scale", 1.0)),
-        int(given.get("groups", 1)),
-        int(given.get("kept", 1)),
+        groups,
+        kept,
         None if correction is None else Array(correction, (count,), 0.0, trained=False),
         bool(given.get("wide", False)),
     )
@@ -71,6 +76,7 @@ def experts_of(given: Mapping[str, Value], width: int, activation: str) -> Exper
         float(given.get("sharpness", 1.0)),
         shared,
         None if weighed is None else Linear(weighed, width, 1, False),
+        float(given.get("jitter", 0.0)),
     )
 
 

@@ -97,7 +97,7 @@ class ImageBuilder(Builder):
             self.norm(self.named("front_norm")),
             bool(self.get("padded", False)),
             bool(self.get("fixed", False)),
-            float(self.get("dropout", 0.0)),
+            float(self.get("table_dropout", self.get("dropout", 0.0))),
         )
 
     def places(self, grid: Grid, before: int) -> Places | None:

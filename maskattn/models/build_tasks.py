@@ -86,9 +86,7 @@ def labels_of(builder: _Builder, width: int) -> Labels | None:
         ValueError: the class is known, and its head is not.
     """
     reading = builder.reading
-    named = str((reading.get("architectures", default=None) or ("",))[0])
-    if named.endswith("ForMultipleChoice"):
-        raise ValueError(f"{reading.where}: {named} is refused: heads that choose one of several texts are not known")
+    named = reading.architecture
     task = next((key for end, key in TASKS.items() if named.endswith(end)), None)
     if named and task is None:
         return None

@@ -20,6 +20,7 @@ from maskattn.masks import SlidingWindow
 from maskattn.models.attention import Attention
 from maskattn.models.block import Stack
 from maskattn.models.build import Builder
+from maskattn.models.check import check
 from maskattn.models.encoder_decoder import EncoderDecoder
 from maskattn.models.leaves import Array, Conv, Embedding
 from maskattn.models.model import WholeModel
@@ -84,6 +85,7 @@ class TwoStacks(Builder):
         stack = decoder.stack()
         known = self.names
         if known is not None and not sound and not any(f"{path}.weight" in known for path, _ in stack.leaves()):
+            check({"refused": {"is_decoder": "there is an encoder alone"}}, self.reading)
             return Builder.model(replace(encoder, row={**self.row, "head": None}))
         task = decoder.task(tokens.table)
         return EncoderDecoder(

@@ -129,8 +129,11 @@ class Exact(Generic[B]):
         return made[..., 0, :]
 
     def embed(self, leaf: Embedding, module: object, ids: B) -> B:
-        """Rows of the table, [..., width]."""
-        return self.exact.embed(self._held(leaf, module)[0], ids)
+        """Rows of the table, [..., width]; NaN where there is no such row."""
+        numbers: Traced = ids
+        made = self.exact.embed(self._held(leaf, module)[0], ids)
+        there = (numbers >= 0) & (numbers < leaf.rows)
+        return self.plain.where(there[..., None], made, self.plain.cast(self.plain.as_array(float("nan"), made), made))
 
     def logits(self, leaf: Embedding, module: object, x: B, bias: B | None) -> B:
         """x [..., width] by all rows of the table: [..., rows]."""

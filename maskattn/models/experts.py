@@ -84,6 +84,8 @@ class Experts(Part):
         limit: where given, gates and the rest lie in turn in `up`, gates are at most so large and the rest is between
             -limit and limit; then (rest + 1) * gate * sigmoid(sharpness * gate) is what `down` reads (gpt-oss).
         shared: the expert that reads all tokens. weighed: a layer whose sigmoid multiplies what it gives.
+        jitter_rate: in training each number of x is multiplied by one between 1 - rate and 1 + rate (Fedus et al. 2021,
+            Switch Transformers, appendix F).
     """
 
     inexact: ClassVar[str] = "experts have no exact form: which of them read a token hangs on a softmax"
@@ -99,10 +101,15 @@ class Experts(Part):
     sharpness: float = 1.0
     shared: Gated | None = None
     weighed: Linear | None = None
+    jitter_rate: float = 0.0
 
     def apply(self, at: object, x: B, run: Run[B]) -> B:
         """x [B, L, E] -> [B, L, E]."""
         use, width, picked = run.use, x.shape[-1], self.router.picked
+        key = run.next_key() if self.jitter_rate else None
+        if key is not None:
+            drawn: Traced = use.uniform(key, x.shape)
+            x = use.cast(use.product(x, drawn * (2 * self.jitter_rate) + (1 - self.jitter_rate)), x)
         flat: Traced = x.reshape((-1, width))
         factors, chosen = self.router.apply(at, flat, run)
         order, back, counts = use.groups(chosen, self.up.shape[0])

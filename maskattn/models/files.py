@@ -17,7 +17,7 @@ import numpy as np
 
 from maskattn import checkpoints
 from maskattn._contiguous import fill
-from maskattn._hf_config import Value
+from maskattn._hf_config import Reading, Value
 from maskattn.arrays import dtype_name, dtype_named
 from maskattn.checkpoints import TensorInfo, sha256
 from maskattn.models import ROWS, describe, sentences
@@ -45,6 +45,7 @@ UNREAD = tuple(
         r"^sop_classifier\.",
         r"^(mask|lm)_predictions\.",
         r"^(quantizer|project_hid|project_q)\.",
+        r"(^|\.)masked_spec_embed$",  # where the configuration masks nothing
         r"^model\.layers\.61\.",  # DeepSeek-V3's prediction of further tokens
     )
 )
@@ -173,7 +174,9 @@ def checked(source: Source) -> tuple[Loading, dict[str, NumPyArray]]:
     if loading.reasons:
         shown = loading.reasons[:_LISTED]
         more = [f"... and {len(loading.reasons) - _LISTED} more"] if len(loading.reasons) > _LISTED else []
-        raise ValueError("\n  ".join([f"{source.where} is not a whole {loading.table.model_type}:", *shown, *more]))
+        named = Reading(source.config, 0, source.where).architecture
+        whole = f"{source.where} is not a whole {loading.table.model_type}{f' ({named})' * bool(named)}:"
+        raise ValueError("\n  ".join([whole, *shown, *more]))
     return loading, held
 
 
@@ -308,10 +311,11 @@ def planned(source: Source, tied: bool | None = None) -> Loading:
 
 def _is_headed(config: Mapping[str, Value], table: WholeModel, loading: Loading) -> bool:
     """Whether a class is named whose models have a head of their own, and the file is no base model's."""
-    classes = config.get("architectures") or [""]
     prefix = str(ROWS[table.model_type].get("prefix", ""))
     based = not prefix or any(name.startswith(prefix) for name in loading.tensors)
-    return based and config.get("tie_word_embeddings") is False and str(classes[0]).endswith(_HEADED)
+    return (
+        based and config.get("tie_word_embeddings") is False and Reading(config, 0, "").architecture.endswith(_HEADED)
+    )
 
 
 def _faults(file: str, info: TensorInfo, several: list[tuple[Tensor, Piece]]) -> Iterable[str]:

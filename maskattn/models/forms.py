@@ -91,6 +91,16 @@ def published(model_type: str, name: str, shape: Sequence[int] | None = None) ->
     return pieces(name, PUBLISHED.get(model_type, ((),))[0], shape)
 
 
+def of_flax(name: str, axes: int) -> tuple[str, tuple[int, ...]]:
+    """A tensor of a tree that a Flax class of transformers 4 wrote: its name in PyTorch, and which of its axes come
+    first there. These classes have PyTorch's names, but for the last part.
+    """
+    module, _, last = name.rpartition("/")
+    order = (axes - 1, axes - 2, *range(axes - 2)) if last == "kernel" else tuple(range(axes))
+    last = "weight" if last in ("kernel", "embedding", "scale") else last
+    return ".".join((*module.split("/"), last)).lstrip("."), order
+
+
 def file_shape(piece: Piece, shape: Sequence[int]) -> tuple[int, ...]:
     """The shape of a file's tensor, as far as one of the pieces shows it, which has this shape in the model."""
     if piece.there:
@@ -167,6 +177,10 @@ PUBLISHED: Mapping[str, tuple[Form, ...]] = {
     "dinov2": (_DINOV2,),
     "dinov2_with_registers": (_DINOV2,),
     "dinov3_vit": ((Rule(r"^model\.layer\.", "layer."),),),
+    "esm": tuple(
+        (Rule(r"rotary_embeddings\.inv_freq$", f"encoder.layer.{layer}.attention.self.rotary_embeddings.inv_freq"),)
+        for layer in "*0"  # as transformers writes it; and the first layer's, whose numbers it reads
+    ),
     "gpt_neox": ((Rule(r"^lm_head\.", "embed_out."),),),
     "mixtral": ((*_renamed(mlp="block_sparse_moe"), *_experts("w1", "w3", "w2")),),
     "nomic_bert": (

@@ -133,10 +133,12 @@ def checked(
     problems = Problems(where)
     ids = to_numpy(tokens)
     kept = np.ones(ids.shape, bool) if mask is None else to_numpy(mask) != 0
-    if ids.ndim != 2 or ids.dtype.kind not in "iu":
-        problems.value(f"tokens must be integers [B, L], got {ids.dtype} {list(ids.shape)}")
+    if ids.ndim != 2 or ids.dtype.kind not in "iu" or not ids.size:
+        problems.value(f"tokens must be integers [B, L] and not empty, got {ids.dtype} {list(ids.shape)}")
     elif kept.shape != ids.shape:
         problems.value(f"attention_mask must be {list(ids.shape)}, as tokens are, got {list(kept.shape)}")
+    elif mask is not None and to_numpy(mask).dtype.kind not in "biu":
+        problems.type(f"attention_mask must be bool or integers, 1 = keep, got {to_numpy(mask).dtype}")
     elif not kept.any(-1).all():
         problems.value("attention_mask must keep a token of every row")
     problems.integer("max_new_tokens", new, minimum=0)
@@ -202,6 +204,14 @@ def written(
     prompt, mask, given = prompted(where, table, known, begin)
     ends = {**config, **generation}.get("eos_token_id") if ends is None else ends
     ids, kept, how, stops = checked(where, prompt, mask, new=new, ends=ends, **choice)
+    model: Any = table  # of one of the two kinds that write
+    places = model.tokens.positions
+    longest = int(kept.sum(-1).max()) + new - 1
+    if places is not None and longest > places.most:
+        raise ValueError(
+            f"{where}: the table of positions is for {places.most} tokens, got prompts and max_new_tokens that need "
+            f"{longest}"
+        )
     pad = config.get("pad_token_id")
     return Plan(writer(given), how, new, stops, pad if isinstance(pad, int) else 0).write(ids, kept)
 

@@ -47,9 +47,11 @@ class Halves(Part):
     both: Linear
     down: Linear
     activation: str
+    dropout_rate: float = 0.0
 
     def apply(self, at: object, x: B, run: Run[B]) -> B:
         """x [B, L, E] -> [B, L, E]."""
         half = self.both.outputs // 2
         gate, up = run.use.split(run.linear(self.both, at, x), (half, half), -1)
-        return run.linear(self.down, at, run.use.product(run.use.activate(gate, self.activation), up))
+        inner = run.use.product(run.use.activate(gate, self.activation), up)
+        return run.linear(self.down, at, run.drop(inner, self.dropout_rate))

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Generic
 
 from maskattn.masks import Global, KeyMask, Mask
 from maskattn.models.attention import Given
 from maskattn.models.block import Block, Stack
+from maskattn.models.check import check_inputs
 from maskattn.models.heads import Chosen, First, Vocabulary
 from maskattn.models.leaves import Leaf, Linear
 from maskattn.models.part import B, Part, Run, tokens_at
@@ -78,6 +80,9 @@ class Inputs(Generic[B]):
     logits_at: Traced = None
     hidden_states: bool = False
 
+    def __post_init__(self) -> None:
+        check_inputs(vars(self))
+
 
 @dataclass(frozen=True)
 class WholeModel(Part):
@@ -85,10 +90,41 @@ class WholeModel(Part):
 
     Attributes:
         model_type: as configurations call it.
+        untrained: what is done in training, and here not, with the option that asks for it; "" where there is nothing.
         unread: what a checkpoint holds and none of the outputs is made of.
     """
 
     model_type: str
+    untrained: str = field(default="", kw_only=True)
+
+    @cached_property
+    def drops(self) -> bool:
+        """Whether anything is dropped in training."""
+        return any(rate for part in self.parts() for rate in part.rates())
+
+    def key_of(self, key: Traced, deterministic: bool | None) -> Traced:
+        """What a call draws random numbers from; None where it draws none.
+
+        Args:
+            key: of dropout; None where none is given.
+            deterministic: True draws nothing; False needs a key, where anything is dropped; None: where there is one.
+
+        Raises:
+            ValueError: there is no key; or training does something that there is no part for.
+        """
+        if deterministic or (key is None and (deterministic is None or not self.drops)):
+            return None
+        if key is None:
+            raise ValueError(
+                f"Model: dropout_key must be given, since {self.model_type!r} is trained with dropout; "
+                "deterministic=True, or eval() in PyTorch, turns it off"
+            )
+        if self.untrained:
+            raise ValueError(
+                f"Model: a dropout_key is refused: in training {self.model_type!r} with {self.untrained}, and there is "
+                "no part for it: turn it off in the configuration, or give deterministic=True"
+            )
+        return key
 
     def stacks(self) -> tuple[Stack, ...]:
         """Its stacks of blocks, the one that writes, and has caches, last."""

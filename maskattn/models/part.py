@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import ClassVar, Generic, Protocol, Self, TypeAlias, TypeVar
 
 from maskattn.attention import Framework
+from maskattn.config import AttentionConfig
 from maskattn.models.leaves import Conv, Embedding, Leaf, Linear, LoRA, Norm
 from maskattn.modules.run import Arithmetic
 from maskattn.typing import Array as AnyArray, KernelName, Traced
@@ -130,6 +130,8 @@ class Ops(Protocol[B]):
     def broadcast(self, x: B, shape: Sequence[int]) -> B: ...
 
 
+#: More than the places of a run that draw something: the keys of blocks are folded with numbers behind theirs.
+_PLACES = 2**16
 #: (path from the model, leaf) -> what stands in its place.
 Change: TypeAlias = Callable[[str, Leaf], Leaf]
 
@@ -161,11 +163,14 @@ class Run(Generic[B]):
         use: the twin's arithmetic, fast or exact.
         kernel: of attention.
         key: of dropout; None where it is off.
+        seen: where it is asked for, (path, what the block, or the norm behind the last, gave) of every stack, in order;
+            and ("before " and the path of a stack's first block, what that read).
     """
 
     use: Ops[B]
     kernel: KernelName = "auto"
     key: B | None = None
+    seen: list[tuple[str, B]] | None = None
     drawn: int = field(default=0, init=False)
 
     def linear(self, leaf: Linear, at: object, x: B) -> B:
@@ -195,7 +200,7 @@ class Run(Generic[B]):
         return find(at, leaf.name)
 
     def next_key(self) -> B | None:
-        """A key of its own for each place that drops something, in the order in which they come."""
+        """A key of its own for each place that draws something, in the order in which they come."""
         if self.key is None:
             return None
         self.drawn += 1
@@ -211,7 +216,13 @@ class Run(Generic[B]):
 
     def within(self, number: Traced) -> Run[B]:
         """The run of a block, whose draws depend on its number alone."""
-        return Run(self.use, self.kernel, None if self.key is None else self.use.fold(self.key, number))
+        key = None if self.key is None else self.use.fold(self.key, _PLACES + number)
+        return Run(self.use, self.kernel, key, self.seen)
+
+    def note(self, path: str, h: B) -> None:
+        """Keep what a block gave, or read, where that is asked for."""
+        if self.seen is not None:
+            self.seen.append((path, h))
 
 
 def tokens_at(h: Traced, places: Traced, run: Run[B]) -> B:
@@ -244,6 +255,17 @@ class Part:
         held = {each.name: getattr(self, each.name) for each in fields(self)}
         made = {name: _changed(value, change, prefix) for name, value in held.items()}
         return replace(self, **{name: value for name, value in made.items() if value is not held[name]})
+
+    def rates(self) -> Iterator[float]:
+        """How often it drops what, in training; not of the parts that it holds."""
+        for each in fields(self):
+            held = getattr(self, each.name)
+            if each.name.endswith(("_rate", "_rates", "_dropout")):
+                yield from held if isinstance(held, tuple) else (held,)
+            elif isinstance(held, Linear) and held.lora is not None:
+                yield held.lora.dropout_rate
+            elif isinstance(held, AttentionConfig):
+                yield held.dropout_rate
 
     def parts(self) -> Iterator[Part]:
         """Itself, and all parts that it holds."""
@@ -278,13 +300,6 @@ def _changed(held: Traced, change: Change, prefix: str) -> Traced:
 
 def find(at: object, path: str) -> Traced:
     """What stands at a path from a module."""
-    return _getter(path)(at) if path else at
-
-
-_GETTERS: dict[str, Callable[[object], object]] = {}
-
-
-def _getter(path: str) -> Callable[[object], object]:
-    if path not in _GETTERS:
-        _GETTERS[path] = operator.attrgetter(path)
-    return _GETTERS[path]
+    for name in path.split(".") if path else ():
+        at = getattr(at, name)
+    return at

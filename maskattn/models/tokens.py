@@ -32,6 +32,13 @@ class Positions(Part):
         """Of a row."""
         return self.table.shape[1] if isinstance(self.table, Array) else self.table.width
 
+    @property
+    def most(self) -> int:
+        """How many tokens there may be."""
+        if isinstance(self.table, Sinusoids):
+            return self.table.positions
+        return (self.table.shape[0] if isinstance(self.table, Array) else self.table.rows) - self.offset
+
     def rows(self, tokens: B, keep: B | None, positions: B | None, run: Run[B]) -> B:
         """int [B or 1, L]: the row of each token [B, L]."""
         use = run.use
@@ -41,6 +48,8 @@ class Positions(Part):
             given = (given if given.ndim == 2 else given[None]) + self.offset
             return given if self.rule != "ids" else use.where(ids != self.pad, given, ids * 0 + self.offset - 1)
         if self.rule == "all" or (self.rule == "mask" and keep is None):
+            if ids.shape[1] > self.most:
+                raise ValueError(f"Model: the table of positions is for {self.most} tokens, got {ids.shape[1]}")
             made: Traced = use.arange(ids.shape[1], tokens)
             return made[None] + self.offset
         counts: Traced = ids != self.pad if self.rule == "ids" else keep

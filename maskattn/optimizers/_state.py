@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from maskattn._problems import Problems
 from maskattn.config import AttentionConfig
 from maskattn.typing import NumPyArray as Array
+
+if TYPE_CHECKING:
+    from maskattn.models import WholeModel
 
 Slots = Mapping[str, Mapping[str, Array]]
 
@@ -69,12 +72,14 @@ class OptimizerState:
 
 
 def convert(
-    state: OptimizerState, *, source: str, target: str, config: AttentionConfig, others: str = "error"
+    state: OptimizerState, *, source: str, target: str, config: AttentionConfig | WholeModel, others: str = "error"
 ) -> OptimizerState:
     """Moments of attention layers from one layout to another: ``convert_tensors`` of each slot.
 
     ``state`` are the moments. Arguments are those of ``convert_tensors``, except that ``source`` must be named. What
-    the target stores and does not train (buffers) has no moments and is left out.
+    the target stores and does not train (buffers) has no moments and is left out. Where ``config`` is the table of a
+    whole model (``model.table``), the moments are the model's, and its forms are those of ``maskattn.models.renamed``:
+    ``"maskattn-torch"``, ``"flax-nnx"``, ``"published"``.
 
     Raises:
         ValueError: as ``convert_tensors``; and where the conversion does more than move numbers, as when a scale is
@@ -82,6 +87,10 @@ def convert(
     """
     from maskattn.convert import convert_tensors, layouts
 
+    if not isinstance(config, AttentionConfig):
+        from maskattn.models.renamed import renamed
+
+        return state.map(lambda held: renamed(held, config, source, target))
     to = layouts.get(target)
     buffers = {buffer.name for buffer in to.buffers}
     problems = Problems(f"moments from {source} to {target}")

@@ -235,8 +235,13 @@ class Model(Group):
             dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on.
             deterministic: True applies no dropout; None: where no key is given.
             kernel: as in `attention`.
+
+        Raises:
+            TypeError, ValueError: lists the inputs that are of another kind or shape. An id that no row has raises in
+                PyTorch what PyTorch raises; in JAX, and with `kernel="exact"`, what reads it is NaN.
         """
-        key = None if deterministic or dropout_key is None else rng.words(dropout_key)
+        drawn = self.table.key_of(dropout_key, deterministic)
+        key = None if drawn is None else rng.words(drawn)
         use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
             if self.dtype is not None:

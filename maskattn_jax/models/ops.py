@@ -41,8 +41,8 @@ class Plain:
         return module(x)
 
     def embed(self, leaf: leaves.Embedding, module: Any, ids: Array) -> Array:
-        """Rows of the table, [..., width]."""
-        return module(ids)
+        """Rows of the table, [..., width]; NaN where there is no such row."""
+        return module(jnp.where(ids < 0, leaf.rows, ids))
 
     def logits(self, leaf: leaves.Embedding, module: Any, x: Array, bias: Array | None) -> Array:
         """x [..., width] by all rows of the table: [..., rows]."""
@@ -173,7 +173,7 @@ class Plain:
 
     def rows(self, table: Array, ids: Array) -> Array:
         """Rows of an array [rows, width]: [..., width]; NaN where there is no such row."""
-        return jnp.take(table, ids, axis=0)
+        return jnp.take(table, jnp.where(ids < 0, len(table), ids), axis=0)
 
     def sums(self, x: Array, ids: Array, count: int) -> Array:
         """Of x [B, L, E] those of each id of [B, L] summed: [B, count, E]; other ids are left out."""

@@ -11,20 +11,29 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
-from jax import Array
 
+import maskattn_jax
+from maskattn.models import files
+from maskattn.models.leaves import Tensor
 from maskattn.optimizers import OptimizerState
+from maskattn.parity.against.hurry import HURRY
 from maskattn.parity.training.tasks import Optimizer, Task
 from maskattn.typing import NumPyArray
 from maskattn_jax import optimizers, rng
-from maskattn_jax.testing.models import TaskModel
+from maskattn_jax.models import Model
+from maskattn_jax.models.held import Held, publish
+from maskattn_jax.types import Array
 
 __all__ = ["Trainer", "make_optimizer"]
 
 
-def make_optimizer(settings: Optimizer, model: TaskModel) -> nnx.Optimizer:
-    """The optimizer of optax with these settings, of all parameters of the model."""
-    return nnx.Optimizer(model, _rule(settings), wrt=nnx.Param)
+def make_optimizer(settings: Optimizer, model: Model) -> nnx.Optimizer:
+    """The optimizer of optax with these settings, of all parameters of the model that are trained."""
+    return nnx.Optimizer(model, _rule(settings), wrt=_trained(model.adapter))
+
+
+def _trained(adapter: object) -> type[nnx.Param]:
+    return nnx.Param if adapter is None else nnx.LoRAParam
 
 
 @functools.cache
@@ -42,32 +51,26 @@ class Trainer:
     Args:
         task: what is trained.
         settings: of the optimizer.
-        dtype: "float64" or "float32", of parameters, images and all arithmetic; `jax.enable_x64` is on for both.
+        dtype: "float64" or "float32", of parameters and all arithmetic; `jax.enable_x64` is on for both.
         kernel: of attention.
     """
 
-    name = "jax"
+    form = "flax-nnx"
 
     def __init__(self, task: Task, settings: Optimizer, dtype: str, kernel: str) -> None:
-        self.settings, self.dtype, self.kernel = settings, dtype, kernel
-        # Without its first numbers, which would be compiled and then replaced.
-        self.model = nnx.eval_shape(lambda: TaskModel(task, rngs=nnx.Rngs(params=0)))
+        self.task, self.settings, self.dtype, self.kernel = task, settings, dtype, kernel
         self.key = jax.random.key(0)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the parameters, by their names in this framework."""
-        return {name: tuple(parameter.shape) for name, parameter in self._parameters().items()}
-
     def load(self, tensors: Mapping[str, NumPyArray], moments: OptimizerState | None, key: NumPyArray) -> None:
-        """Begins, or goes on, from these parameters, what the optimizer remembers (None: nothing yet) and a key (uint32
-        [2]).
+        """Begins, or goes on, from these tensors of the model, as published, what the optimizer remembers (None:
+        nothing yet) and a key (uint32 [2]).
         """
-        held = self._parameters()
-        if tensors.keys() != held.keys():
-            raise ValueError(f"tensors: missing or left over: {sorted(tensors.keys() ^ held.keys())}")
+
+        def start(name: str, tensor: Tensor) -> Array:
+            return jnp.asarray(np.array(tensors[name], self.dtype).transpose(tensor.order))
+
         with self._settings():
-            for name, parameter in held.items():
-                parameter.set_value(jnp.array(np.array(tensors[name], self.dtype)))
+            self.model = Model(self.task.table, start, adapter=self.task.adapter)
             self.optimizer = make_optimizer(self.settings, self.model)
             if moments is not None:
                 optimizers.load(self.optimizer, moments)
@@ -77,22 +80,18 @@ class Trainer:
         """One update; the loss before it. The key is split: one half is the step's, the other is kept."""
         self.key, key = jax.random.split(self.key)
         with self._settings():
-            arrays = {name: jnp.asarray(self._narrow(array)) for name, array in batch.items()}
-            loss, gradient = _gradient(self.model, arrays, key, self.kernel)
+            arrays = {name: jnp.asarray(array) for name, array in batch.items()}
+            parts = nnx.split(self.model, _trained(self.task.adapter), ...)
+            loss, gradient = _gradient(*parts, arrays, key, self.task, self.kernel)
             _update(self.optimizer, self.model, gradient)
             return float(loss)
 
     def dump(self) -> tuple[dict[str, NumPyArray], OptimizerState, NumPyArray]:
-        """The parameters, what the optimizer remembers, and the key: what `load` takes."""
-        tensors = {name: np.array(parameter.get_value()) for name, parameter in self._parameters().items()}
-        return tensors, optimizers.dump(self.optimizer), np.array(rng.words(self.key))
-
-    def _narrow(self, array: NumPyArray) -> NumPyArray:
-        return array.astype(self.dtype) if array.dtype == np.float64 else array
-
-    def _parameters(self) -> dict[str, Any]:
-        nodes = nnx.iter_graph(self.model)
-        return {".".join(map(str, path)): node for path, node in nodes if isinstance(node, nnx.Param)}
+        """The tensors of the model, what the optimizer remembers, and the key: what `load` takes."""
+        held, moments = Held(self.model), optimizers.dump(self.optimizer)
+        known = files.tensors_of(self.task.table)
+        tensors = {name: np.array(publish(known[name], array)) for name, array in held.items()}
+        return tensors, moments, np.array(rng.words(self.key))
 
     def _settings(self) -> Any:
         """For float32 too: otherwise optax computes 1 - b2**count in float32, which loses digits in the first steps."""
@@ -100,11 +99,15 @@ class Trainer:
 
 
 def _compiled_gradient() -> Any:
-    """A compiled function (model, batch, key, kernel) -> (loss, gradient)."""
+    """A compiled function (graph, what is trained, the rest, batch, key, task, kernel) -> (loss, gradient)."""
 
-    @functools.partial(nnx.jit, static_argnums=3)
-    def gradient(model: object, batch: Mapping[str, Array], key: Array, kernel: str) -> tuple[Array, Any]:
-        return nnx.value_and_grad(lambda model: model(batch, key, kernel))(model)
+    @functools.partial(jax.jit, static_argnums=(0, 5, 6), compiler_options=HURRY)
+    def gradient(graph: Any, trained: Any, rest: Any, batch: Any, key: Array, task: Task, kernel: str) -> Any:
+        def loss(trained: Any) -> Array:
+            made: Array = task.loss(maskattn_jax, nnx.merge(graph, trained, rest), batch, key, kernel)
+            return made
+
+        return jax.value_and_grad(loss)(trained)
 
     return gradient
 

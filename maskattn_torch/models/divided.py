@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor, Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, ParallelStyle, RowwiseParallel, parallelize_module
 
 from maskattn._problems import Problems
-from maskattn.models import WholeModel
+from maskattn.models import Output, WholeModel
 from maskattn.models.attention import Attention, Fused, Separate
 from maskattn.models.axes import Rules, names_of, settled
 from maskattn.models.leaves import Embedding, Linear
@@ -127,6 +127,7 @@ class Places:
             parallelize_module(model, self.layers, dict(self._styles(model.table)))
             model.register_forward_pre_hook(_without_dropout, with_kwargs=True)
         if self.blocks is not None:
+            model.register_forward_hook(lambda module, given, out: _without_views(out))
             for path, _ in model.table.blocks():
                 fully_shard(model.get_submodule(path), mesh=self.blocks)
             fully_shard(model, mesh=self.blocks)
@@ -193,6 +194,15 @@ def _without_dropout(model: Model, given: Any, named: dict[str, Any]) -> None:
     """Each device would draw for its own heads what the first draws for its."""
     if named.get("dropout_key") is not None:
         raise ValueError("Model: no dropout is drawn where layers are divided over devices: dropout_key must be None")
+
+
+def _without_views(out: Traced) -> Traced:
+    """What a model gives, none of it a view: FSDP2's hooks hang on it, and whoever writes to a view loses them."""
+    if isinstance(out, torch.Tensor):
+        return out if out._base is None else out.clone()
+    if isinstance(out, Output):
+        return replace(out, **{each.name: _without_views(getattr(out, each.name)) for each in fields(out)})
+    return tuple(_without_views(one) for one in out) if type(out) is tuple else out
 
 
 def _parts(held: object) -> Iterator[Part]:

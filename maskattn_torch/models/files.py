@@ -39,7 +39,8 @@ def load(
     """A model out of a checkpoint, in evaluation mode: each tensor is read once, into the parameter that it becomes.
 
     Args:
-        path: a folder as Hugging Face has them, whatever `maskattn convert` wrote, or a .gguf file.
+        path: a folder as Hugging Face has them (of transformers' former Flax classes, too), whatever `maskattn convert`
+            wrote, or a .gguf file.
         dtype: of the computation; None: that of the parameters.
         param_dtype: of the parameters; None: as the file has them.
         mesh: of devices, each of which reads its part of every parameter, and no more where the file has the published

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils import _pytree
 from torch.utils.checkpoint import checkpoint
 
 from maskattn import models
@@ -31,6 +32,8 @@ __all__ = ["Block", "Group", "Model", "Norm"]
 
 #: (published name, what it is) -> its numbers.
 Start = Callable[[str, leaves.Tensor], Array]
+
+_pytree.register_dataclass(Output, serialized_type_name="maskattn.models.Output")
 
 
 class Group(nn.Module):
@@ -201,10 +204,15 @@ class Model(Group):
             dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on.
             deterministic: True applies no dropout; None: not while training.
             kernel: as in `attention`.
+
+        Raises:
+            TypeError, ValueError: lists the inputs that are of another kind or shape. An id that no row has raises in
+                PyTorch what PyTorch raises; in JAX, and with `kernel="exact"`, what reads it is NaN.
         """
         if deterministic is None:
             deterministic = not self.training
-        key = None if deterministic or dropout_key is None else rng.words(dropout_key, _device(self))
+        drawn = self.table.key_of(dropout_key, deterministic)
+        key = None if drawn is None else rng.words(drawn, _device(self))
         use: Any = OPS if self.dtype is None else Plain(self.dtype)
         if kernel == "exact":
             if self.dtype is not None:

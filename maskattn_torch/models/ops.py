@@ -14,6 +14,7 @@ from maskattn_torch import dropout, rng
 from maskattn_torch.functional import FRAMEWORK
 from maskattn_torch.kernels.merging import merge
 from maskattn_torch.layer import LAYER
+from maskattn_torch.models.grouped import grouped
 from maskattn_torch.types import Array, DType
 
 __all__ = ["OPS", "Plain"]
@@ -165,12 +166,12 @@ class Plain:
         """Places that bring equal numbers together, those that undo it, and how many of each there are."""
         flat = numbers.reshape(-1)
         order = flat.sort(stable=True).indices
-        return order, order.argsort(), flat.bincount(minlength=count).tolist()
+        counts = flat.new_zeros(count).scatter_add(0, flat, torch.ones_like(flat))  # bincount has a size of its own
+        return order, order.argsort(), counts
 
     def grouped(self, x: Array, weights: Array, counts: Any, turned: bool) -> Array:
         """Rows of x [N, in], sorted by group, each by the matrix of its group: [N, out]."""
-        pieces = zip(x.split(counts), weights.unbind(), strict=True)
-        return torch.cat([rows @ (each.T if turned else each) for rows, each in pieces if len(rows)])
+        return grouped(x, weights, counts, turned)
 
     def rows(self, table: Array, ids: Array) -> Array:
         """Rows of an array [rows, width]: [..., width]."""
@@ -211,11 +212,12 @@ _LARGE = 2**14
 
 def _linear(x: Array, weight: Array, bias: Array | None) -> Array:
     """x [..., in], weight [out, in] -> [..., out]."""
+    if torch.compiler.is_compiling():
+        return F.linear(x, weight, bias)
     cores, (outputs, inputs) = torch.get_num_threads(), weight.shape
     rows = x.numel() // inputs
     if (
-        torch.compiler.is_compiling()
-        or not 0 < rows <= _FEW
+        not 0 < rows <= _FEW
         or outputs * inputs < _LARGE
         or outputs % cores
         or cores == 1

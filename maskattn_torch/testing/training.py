@@ -7,19 +7,22 @@ from collections.abc import Mapping
 import numpy as np
 import torch
 
+import maskattn_torch
 from maskattn.arrays import to_numpy, to_torch
+from maskattn.models.leaves import Tensor
 from maskattn.optimizers import OptimizerState
 from maskattn.parity.training.tasks import Optimizer, Task
 from maskattn.typing import NumPyArray
 from maskattn_torch import optimizers, rng
-from maskattn_torch.testing.models import TaskModel
+from maskattn_torch.models import Model
+from maskattn_torch.types import Array
 
 __all__ = ["Trainer", "make_optimizer"]
 
 
-def make_optimizer(settings: Optimizer, model: TaskModel) -> torch.optim.Optimizer:
-    """The optimizer of PyTorch with these settings, of all parameters of the model."""
-    parameters = list(model.named_parameters())
+def make_optimizer(settings: Optimizer, model: Model) -> torch.optim.Optimizer:
+    """The optimizer of PyTorch with these settings, of all parameters of the model that are trained."""
+    parameters = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if settings.name == "sgd":
         return torch.optim.SGD(parameters, settings.learning_rate, settings.momentum)
     return torch.optim.AdamW(
@@ -37,27 +40,25 @@ class Trainer:
     Args:
         task: what is trained.
         settings: of the optimizer.
-        dtype: "float64" or "float32", of parameters, images and all arithmetic.
+        dtype: "float64" or "float32", of parameters and all arithmetic.
         kernel: of attention.
     """
 
-    name = "torch"
+    form = "maskattn-torch"
 
     def __init__(self, task: Task, settings: Optimizer, dtype: str, kernel: str) -> None:
-        self.settings, self.dtype, self.kernel = settings, dtype, kernel
-        self.model = TaskModel(task).to(getattr(torch, dtype))
+        self.task, self.settings, self.dtype, self.kernel = task, settings, dtype, kernel
         self.key = rng.key(0)
 
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of the parameters, by their names in this framework."""
-        return {name: tuple(parameter.shape) for name, parameter in self.model.named_parameters()}
-
     def load(self, tensors: Mapping[str, NumPyArray], moments: OptimizerState | None, key: NumPyArray) -> None:
-        """Begins, or goes on, from these parameters, what the optimizer remembers (None: nothing yet) and a key (uint32
-        [2]).
+        """Begins, or goes on, from these tensors of the model, as published, what the optimizer remembers (None:
+        nothing yet) and a key (uint32 [2]).
         """
-        state = {name: to_torch(np.array(array, self.dtype)) for name, array in tensors.items()}
-        self.model.load_state_dict(state, strict=True)
+
+        def start(name: str, tensor: Tensor) -> Array:
+            return to_torch(np.array(tensors[name], self.dtype))
+
+        self.model = Model(self.task.table, start, adapter=self.task.adapter)
         self.optimizer = make_optimizer(self.settings, self.model)
         if moments is not None:
             optimizers.load(self.optimizer, moments)
@@ -66,17 +67,14 @@ class Trainer:
     def step(self, batch: Mapping[str, NumPyArray]) -> float:
         """One update; the loss before it. The key is split: one half is the step's, the other is kept."""
         self.key, key = rng.split(self.key)
-        arrays = {name: to_torch(self._narrow(array)) for name, array in batch.items()}
+        arrays = {name: to_torch(array) for name, array in batch.items()}
         self.optimizer.zero_grad()
-        loss = self.model(arrays, key, self.kernel)
+        loss = self.task.loss(maskattn_torch, self.model, arrays, key, self.kernel)
         loss.backward()
         self.optimizer.step()
         return float(loss.item())
 
     def dump(self) -> tuple[dict[str, NumPyArray], OptimizerState, NumPyArray]:
-        """The parameters, what the optimizer remembers, and the key: what `load` takes."""
-        tensors = {name: np.array(to_numpy(parameter)) for name, parameter in self.model.named_parameters()}
+        """The tensors of the model, what the optimizer remembers, and the key: what `load` takes."""
+        tensors = {name: np.array(to_numpy(array)) for name, array in self.model.state_dict().items()}
         return tensors, optimizers.dump(self.optimizer), self.key.numpy().copy()
-
-    def _narrow(self, array: NumPyArray) -> NumPyArray:
-        return array.astype(self.dtype) if array.dtype == np.float64 else array

@@ -32,7 +32,7 @@ def test_a_dry_run_says_everything_and_writes_nothing(qwen, tmp_path):
     assert "hf-llama -> hf-llama as flax-linen, layers stacked" in text
     assert "all 27 names are accounted for" in text and "config.json says model_type qwen2" in text
     assert "q_proj.weight -> model/layers/self_attn/query/kernel" in text.replace("model.layers.1.self_attn.", "")
-    assert "transpose · stack 2 on axis 0; [2, 24, 37] bfloat16" in text
+    assert "transpose · stack 2 on axis 0; [2, 48, 44] bfloat16" in text
     assert re.search(r"15 tensors, [\d.]+ kB read, [\d.]+ kB written; peak memory about \d+ MB", text)
     assert "byte for byte" in text and not list(tmp_path.iterdir())
 
@@ -40,17 +40,15 @@ def test_a_dry_run_says_everything_and_writes_nothing(qwen, tmp_path):
 def test_converting_verifies_and_says_where_it_came_from(qwen, tmp_path):
     text = run("convert", qwen, tmp_path / "out.safetensors", "--to", "flax-nnx", "--verify")
     assert "verified: 27 tensors came back byte for byte, 0 did not" in text
-    rows = re.findall(
-        r"(padding|causal) +(torch|jax) +(?:the source's|the file's) +weights +error (\S+) +limit (\S+) +held",
-        text,
-    )
-    assert [row[:2] for row in rows] == [(m, t) for m in ("padding", "causal") for t in ("torch", "jax")]
-    assert all(0 <= float(error) < float(limit) for *_, error, limit in rows)
+    rows = re.findall(r"([a-z.\d ]+?) +error (\S+) +limit (\S+) +held", text.partition("on the file's:")[2])
+    layers = [f"model.layers.{number}" for number in range(2)]
+    assert [name.strip() for name, *_ in rows] == [f"before {layers[0]}", *layers, "model.norm", "hidden", "logits"]
+    assert all(0 <= float(error) < float(limit) for _, error, limit in rows)
     told = run("inspect", tmp_path / "out.safetensors")
     wide = CliRunner().invoke(main, ["inspect", str(tmp_path / "out.safetensors"), "--wide"])
     assert any(len(line) > 80 for line in wide.output.splitlines()) and " ".join(wide.output.split()) == told
     assert "form: hf-llama as flax-nnx" in told and "all finite, all equal to their SHA-256" in told
-    assert "2 layers: 24 wide, 6 heads, 2 key/value heads of 4" in told
+    assert "2 layers: 48 wide, 6 heads, 2 key/value heads of 8" in told
     import hashlib
 
     digest = hashlib.sha256((qwen / "model.safetensors").read_bytes()).hexdigest()
@@ -98,29 +96,43 @@ def test_values_that_are_not_finite_are_found(tmp_path):
 
 
 def damaged(path, name, change):
-    """The same file with one tensor changed, and no hashes that would tell."""
+    """The same file with one tensor changed, whose hashes are those of what it holds now."""
     with checkpoints.open(path) as reader:
-        tensors = dict(reader)
+        tensors, provenance, infos = dict(reader), reader.provenance, reader.infos
     tensors[name] = change(tensors[name])
-    checkpoints.save(path, tensors)
+    with checkpoints.create(path, infos, provenance=provenance) as writer:
+        writer.write_each(tensors.__getitem__)
 
 
-@pytest.mark.parametrize(("name", "change", "attention"), [
-    ("model.layers.1.self_attn.query.kernel", lambda x: x[:, ::-1], False),
-    ("model.layers.0.self_attn.key.kernel", lambda x: np.roll(x, 1, axis=-1), True),
-    ("model.layers.1.mlp.down_proj.kernel", lambda x: np.where(x == x[3, 5], -x, x), False),
-    ("model.norm.scale", lambda x: -x, False),
+@pytest.mark.parametrize(("name", "change", "layer"), [
+    ("model.layers.1.self_attn.query.kernel", lambda x: x[:, ::-1], None),
+    ("model.layers.0.self_attn.key.kernel", lambda x: np.roll(x, 1, axis=-1), None),
+    ("model.layers.1.mlp.down_proj.kernel", lambda x: np.where(x == x[3, 5], -x, x), "model.layers.1"),
+    ("model.norm.scale", lambda x: -x, None),
 ])  # fmt: skip
-def test_verify_sees_what_was_planted(name, change, attention, qwen, tmp_path):
+def test_verify_sees_what_was_planted(name, change, layer, qwen, tmp_path):
     config = json.loads((qwen / "config.json").read_text())
     with checkpoints.open(qwen) as source:
         planned = plan(source.infos, target="flax-nnx", config=config)
         written = carry_out(planned, source, tmp_path / "out.safetensors")
         damaged(written, name, change)
         with checkpoints.open(written) as reader:
-            result = verify(planned, source, reader, attention=attention)
-    assert not result.held and len(result.different) == 1
-    assert all(("jax" in ran.twin) is not ran.held for ran in result.ran) and bool(result.ran) is attention
+            result = verify(planned, source, reader, attention=layer is not None)
+    assert not result.held and len(result.different) == 1 and not result.ran
+    assert next((each.name for each in result.layers if not each.held), None) == layer
+
+
+def test_attention_alone_is_verified_where_nothing_says_what_the_model_is(qwen, tmp_path):
+    (tmp_path / "model.safetensors").write_bytes((qwen / "model.safetensors").read_bytes())
+    options = ("--to", "flax-nnx", "--heads", "6", "--kv-heads", "2", "--verify")
+    text = run("convert", tmp_path / "model.safetensors", tmp_path / "out.safetensors", *options)
+    assert "attention alone was run, since the whole model is not known" in text and "there is no config.json" in text
+    rows = re.findall(
+        r"(padding|causal) +(torch|jax) +(?:the source's|the file's) +weights +error (\S+) +limit (\S+) +held",
+        text,
+    )
+    assert [row[:2] for row in rows] == [(m, t) for m in ("padding", "causal") for t in ("torch", "jax")]
+    assert all(0 <= float(error) < float(limit) for *_, error, limit in rows)
 
 
 def test_a_probe_settles_what_names_leave_open(tmp_path):

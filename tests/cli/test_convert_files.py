@@ -166,7 +166,7 @@ def test_the_state_that_is_asked_for(bert, tmp_path):
         model = {name: torch.from_numpy(reader[name]) for name in reader}
     average = {name: tensor + 1 if tensor.is_floating_point() else tensor for name, tensor in model.items()}
     torch.save({"model": model, "ema": {"params": average}, "loss": torch.tensor(0.5)}, tmp_path / "last.ckpt")
-    arguments = ["convert", tmp_path / "last.ckpt", tmp_path / "b.npz", "--to", "flax-linen", "--heads", 5]
+    arguments = ["convert", tmp_path / "last.ckpt", tmp_path / "b.npz", "--to", "flax-linen", "--heads", 6]
     assert "took 'model'" in run(*arguments)
     with checkpoints.open(tmp_path / "b.npz") as reader:
         name = next(name for name in reader if name.endswith("word_embeddings/embedding"))
@@ -174,7 +174,7 @@ def test_the_state_that_is_asked_for(bert, tmp_path):
     run(*arguments, "--key", "ema/params")
     with checkpoints.open(tmp_path / "b.npz") as reader:
         assert np.array_equal(reader[name], before + 1)
-    assert "took 'ema/params'" in run("inspect", tmp_path / "last.ckpt", "--key", "ema/params", "--heads", 5)
+    assert "took 'ema/params'" in run("inspect", tmp_path / "last.ckpt", "--key", "ema/params", "--heads", 6)
 
 
 def test_flax_bert_is_written_as_transformers_flax_reads_it(bert, tmp_path):

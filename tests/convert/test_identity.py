@@ -11,11 +11,11 @@ from maskattn.checkpoints import TensorInfo
 from maskattn.cli.main import main
 from maskattn.convert import convert_model, convert_tensors, families, plan, refuse_a_shard, run
 from maskattn.convert._canonical import made
-from maskattn.convert._identity import said, table
+from maskattn.convert._identity import lookalikes, said
 from tests.convert.test_plan import CONFIG, _bert_infos, infos, llama
 from tests.twin import same_tensors
 
-ALIKE = [name for name, identity in table().items() if identity.like == "hf-llama"]
+ALIKE = lookalikes(families.get("hf-llama"))
 FLOAT = np.dtype(np.float32)
 
 
@@ -35,26 +35,28 @@ def convert(*arguments, code=0):
     return result.output
 
 
-def test_the_table_names_families_that_exist_and_every_family_has_a_type():
-    named = {name for identity in table().values() for name in identity.families}
-    assert named <= set(families.names()) and set(families.names()) - named == set()
-    likes = {identity.like for identity in table().values()} - {""}
-    assert likes <= set(families.names())
-    assert all(not identity.differs or not identity.families for identity in table().values())
+def test_every_type_of_another_library_s_family_is_one_of_hugging_face():
+    assert all(families.of_type(name)[0].startswith("hf-") for name in families.types())
+    assert len(ALIKE) > 12 and not set(ALIKE) & set(families.get("hf-llama").model_types)
 
 
-@pytest.mark.parametrize("model_type", [*ALIKE, "never-heard-of"])
+@pytest.mark.parametrize("model_type", ALIKE)
 def test_a_look_alike_is_no_llama(model_type):
     config = CONFIG | {"model_type": model_type}
     for target in ("meta-llama", "maxtext-llama"):
-        with pytest.raises(
-            ValueError, match=rf"^config.json says model_type {model_type}: .*only has the names of hf-"
-        ):
+        with pytest.raises(ValueError, match=r"describes llama, but the source is |its names are those of hf-llama"):
             plan(infos(llama()), target=target, config=config)
-    kept = plan(infos(llama()), target="flax-linen", config=config)
-    assert f"model_type {model_type}" in kept.notes[0] and kept.record["model_type"] == model_type
     forced = plan(infos(llama()), source="hf-llama", target="meta-llama", config=config)
     assert forced.notes[0].startswith("warning: ") and model_type in forced.record["overridden"]
+
+
+@pytest.mark.parametrize("target", ["flax-linen", "meta-llama"])
+def test_a_type_that_no_table_describes_is_refused_with_the_nearest_and_the_page(target):
+    config = CONFIG | {"model_type": "qwen9"}
+    told = r"qwen9, and no table describes it; the nearest are .*qwen.*docs/models.md#a-type-that-is-not-here"
+    with pytest.raises(ValueError, match=told):
+        plan(infos(llama()), target=target, config=config)
+    assert plan(infos(llama()), source="hf-llama", target=target, config=config).notes[0].startswith("warning: ")
 
 
 def test_what_says_nothing_is_taken_for_its_names_with_a_note():
@@ -68,7 +70,7 @@ def test_the_names_of_another_model_than_config_json_says_are_refused():
         plan(infos(llama()), target="flax-linen", config=CONFIG | {"model_type": "bert"})
     config = {"architectures": ["GemmaForCausalLM"], "num_attention_heads": 4, "num_key_value_heads": 2}
     assert said(config, {}).model_type == "gemma"
-    with pytest.raises(ValueError, match="says model_type gemma"):
+    with pytest.raises(ValueError, match="describes llama, but the source is gemma"):
         plan(infos(llama()), target="meta-llama", config=config)
     with pytest.raises(ValueError, match="contradicts itself"):
         plan(infos(llama()), target="meta-llama", config=CONFIG | {"architectures": ["GemmaForCausalLM"]})
@@ -102,14 +104,14 @@ def test_the_way_back_needs_no_flag(tmp_path):
 def test_a_look_alike_stays_one_on_its_way(tmp_path):
     checkpoints.save(tmp_path / "model.safetensors", llama())
     (tmp_path / "config.json").write_text(json.dumps(CONFIG | {"model_type": "gemma"}))
-    text = convert(tmp_path / "model.safetensors", tmp_path / "there.npz", "--to", "flax-linen")
-    assert "note: config.json says model_type gemma" in text
+    assert "hf-gemma" in convert(tmp_path / "model.safetensors", tmp_path / "there.npz", "--to", "flax-linen")
     told = CliRunner().invoke(main, ["inspect", str(tmp_path / "model.safetensors"), "--no-read"]).output
-    assert "form: gemma, with the names of hf-llama" in told
+    assert "form: hf-gemma" in told
     (tmp_path / "config.json").unlink()
+    (tmp_path / "there.npz.config.json").unlink()
     text = convert(tmp_path / "there.npz", tmp_path / "x.npz", "--to", "meta-llama", code=2)
-    assert "its provenance says model_type gemma" in text
-    convert(tmp_path / "there.npz", tmp_path / "x.npz", "--to", "meta-llama", "--force")
+    assert "describes llama, but the source is gemma" in text
+    convert(tmp_path / "there.npz", tmp_path / "x.npz", "--to", "meta-llama", "--from", "hf-llama", "--force")
     convert(tmp_path / "there.npz", tmp_path / "back.npz")
     with checkpoints.open(tmp_path / "back.npz") as back:
         same(llama(), back)
@@ -327,8 +329,8 @@ def test_one_shard_of_several_is_refused(tmp_path):
 def test_a_refusal_says_what_was_looked_for_in_20_lines():
     layers = [f"distilbert.transformer.layer.{i}.ffn.lin{j}.weight" for i in range(9) for j in (1, 2)]
     distil = dict.fromkeys(layers, TensorInfo((4, 4), FLOAT))
-    with pytest.raises(ValueError, match="^config.json says model_type distilbert") as error:
-        plan(distil, target="flax-linen", config={"model_type": "distilbert"})
+    with pytest.raises(ValueError, match="^config.json says model_type distilnet") as error:
+        plan(distil, target="flax-linen", config={"model_type": "distilnet"})
     assert "docs/converting.md#a-family-of-your-own" in str(error.value)
     tensors = llama() | {f"extra.{i}": np.ones(2) for i in range(12)} | {f"more.{i}": np.ones(2) for i in range(14)}
     with pytest.raises(

@@ -275,7 +275,7 @@ def test_a_family_of_ones_own_is_one_file(tmp_path):
 
 def test_the_page_on_converting_names_every_family_and_its_example_is_one():
     page = (Path(__file__).parents[2] / "docs" / "converting.md").read_text()
-    assert [name for name in families.names() if f"`{name}`" not in page] == []
+    assert [family.name for family in families.all_families() if f"`{family.name}`" not in page] == []
     example = page.split("```toml")[1].split("```")[0]
     mine = families.parse(tomllib.loads(example), "docs/converting.md")
     assert mine.name == "mine" and [rule.kind for rule in mine.rules][:2] == ["conv", "attention"]

@@ -92,3 +92,15 @@ def test_a_head_that_was_made_of_the_embedding_is_compared_too(tmp_path):
         checkpoints.save(tmp_path / "c.npz", tensors | {"output.weight": tensors["output.weight"] * 0})
         with checkpoints.open(tmp_path / "c.npz") as written:
             assert list(verify(planned, source, written, attention=False).different) == ["output.weight"]
+
+
+@in_both
+def test_both_run_the_file_where_a_step_changes_numbers(tmp_path):
+    checkpoints.save(tmp_path / "a.safetensors", llama(dtype=ml_dtypes.bfloat16))
+    config = CONFIG | {"vocab_size": 13, "hidden_size": 20, "intermediate_size": 31, "head_dim": 6}
+    with checkpoints.open(tmp_path / "a.safetensors") as source:
+        planned = plan(source.infos, target="maxtext-llama", config=config)
+        with checkpoints.open(run(planned, source, tmp_path / "b.npz")) as written:
+            result = verify(planned, source, written, config=config)
+    assert result.held and result.layers and len(result.near) == 3 and not result.ran
+    assert any("both frameworks run those of the file" in note for note in result.notes)

@@ -29,7 +29,7 @@ def test_rows_meet_the_matrix_of_their_group_alone(twin: Any, turned: bool) -> N
     of_weights = np.zeros_like(weights)
     np.add.at(of_weights, group, x[:, :, None] * given[:, None])
     weights[[1, 4]] = np.nan  # what no row is of is not read
-    counts = twin.array(np.array(COUNTS, np.int32)) if twin.name == "jax" else list(COUNTS)
+    counts = twin.array(np.array(COUNTS, np.int32))
     if turned:
         weights, of_weights = weights.swapaxes(1, 2).copy(), of_weights.swapaxes(1, 2)
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskattn import checkpoints, convert, models
+from maskattn import checkpoints, convert, models, standards
 from maskattn.models import files, forms
 from maskattn.parity.models.peer import Peer
 from maskattn.parity.models.tiny import TINY
@@ -122,6 +122,29 @@ def test_old_names_and_tables_that_nobody_reads_come_back(twin: Any, tmp_path: P
     assert tensors_in(tmp_path / "out") == tensors_in(tmp_path / "old")
 
 
+def test_frequencies_are_those_of_the_file(twin: Any, tmp_path: Path) -> None:
+    """ESM-2's files have them in each layer, some rounded to 16 bits; transformers reads the first layer's."""
+    peer = Peer.of("esm", TINY["esm"])
+    (name,) = (name for name in peer.tensors if name.endswith("inv_freq"))
+    drawn = peer.tensors.pop(name)
+    held = {f"esm.encoder.layer.{n}.attention.self.rotary_embeddings.inv_freq": drawn + n for n in range(2)}
+    source = written(tmp_path / "in", peer.config.to_dict(), {**peer.tensors, **held})
+    model, batch = twin.models.load(source), peer.batch(TINY["esm"])
+    theirs = peer.run(batch)[0]["logits"]
+    ours = model(*(twin.array(batch[key]) for key in ("input_ids", "attention_mask"))).logits
+    keep = peer.kept(batch, "logits", theirs.shape)
+    assert standards.model_share(twin.to_numpy(ours)[keep], theirs[keep]) <= 1
+    twin.models.save(model, tmp_path / "out")
+    assert tensors_in(tmp_path / "out") == tensors_in(source)
+
+
+@pytest.mark.parametrize("name", ["opt", "bert", "llama"])
+def test_a_base_model_is_published_without_its_prefix(name: str, tmp_path: Path) -> None:
+    peer = Peer.of(name, TINY[name])
+    peer.model.base_model.save_pretrained(tmp_path)
+    assert framework("torch").models.load(tmp_path).table.head is None
+
+
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "model.npz", "flax_model.msgpack"])
 def test_other_formats_are_read(name: str, tmp_path: Path) -> None:
     made = framework("torch").models
@@ -204,8 +227,15 @@ def test_a_new_model_is_saved_as_it_would_be_published(twin: Any, tmp_path: Path
     ("config", "words"),
     [
         ({"model_type": "lama"}, "no model is known of model type 'lama'; the nearest are llama.*docs/models.md"),
+        (
+            {"model_type": "llava", "text_config": {}},
+            "'llava', which is made of several models: give config.text_config",
+        ),
         ({"model_type": "llama", "quantization_config": {"quant_method": "gptq"}}, "quantized .gptq"),
         ({"architectures": []}, "names no model_type"),
+        ({**LLAMA, "num_hidden_layers": 10**9}, "number of layers must be in .1, 10000., got 1000000000"),
+        ({**LLAMA, "rope_scaling": "linear"}, "rope_scaling must be a dict, got 'linear'"),
+        ({**LLAMA, "num_attention_heads": 0}, "cannot read the configuration of 'llama': ZeroDivisionError"),
         ({**LLAMA, "architectures": ["GPT2LMHeadModel"]}, "contradicts itself"),
     ],
 )

@@ -127,7 +127,9 @@ def test_a_prompt_of_any_length_is_read_once() -> None:
     [
         ({"tokens": np.zeros((1, 2))}, "tokens must be integers"),
         ({"attention_mask": np.ones((1, 3))}, "attention_mask must be"),
-        ({"attention_mask": np.zeros((1, 2))}, "keep a token of every row"),
+        ({"attention_mask": np.zeros((1, 2))}, "attention_mask must be bool or integers, 1 = keep, got float64"),
+        ({"attention_mask": np.zeros((1, 2), int)}, "keep a token of every row"),
+        ({"tokens": np.zeros((0, 2), int)}, "tokens must be integers .* not empty"),
         ({"temperature": 1.0}, "key must be given"),
         ({"temperature": -1.0}, "temperature must be"),
         ({"top_p": 0.0}, "top_p must be"),

@@ -62,7 +62,7 @@ def test_all_tensors_are_held_and_files_say_what_configurations_say(name: str) -
 )
 def test_inputs_that_do_not_fit_are_named(config: dict[str, Any], given: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
-        of_torch(config)(**{name: torch.tensor(x) for name, x in given.items()})
+        of_torch(config).eval()(**{name: torch.tensor(x) for name, x in given.items()})
 
 
 def test_what_is_not_known_is_refused_by_name() -> None:

@@ -16,10 +16,10 @@ pytest.importorskip("transformers")
 
 
 def deep(name: str) -> tuple[Peer, models.TokenModel, dict[str, Any]]:
-    """A model of five layers, with dropout where it has some."""
+    """A model of five layers, with dropout."""
     tiny = TINY[name]
     count = "n_layer" if "n_layer" in tiny.config else "num_hidden_layers"
-    tiny = replace(tiny, config={**tiny.config, count: 5})
+    tiny = replace(tiny, config={**tiny.config, count: 5, "attention_dropout": 0.1})
     peer = Peer.of(name, tiny)
     return peer, models.describe(peer.config, peer.tensors), peer.batch(tiny, "left")
 
@@ -38,7 +38,7 @@ def test_scan(name: str, period: tuple[int, int, int]) -> None:
     from maskattn_jax.models import Model
 
     peer, table, batch = deep(name)
-    assert table.stack.period() == period
+    assert table.stack.period() == period and table.drops
 
     def built(**options: bool) -> Any:
         return Model(table, lambda key, x: jax.numpy.asarray(peer.tensors[key].transpose(x.order)), **options)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import importlib
+import inspect
 import json
+from dataclasses import replace
+from functools import partial
 
 import numpy as np
 import pytest
@@ -13,7 +17,7 @@ import maskattn_torch.models
 from maskattn import standards
 from maskattn.arrays import to_numpy
 from maskattn.models import ROWS, describe
-from maskattn.parity.models.peer import Peer
+from maskattn.parity.models.peer import GIVEN, WORDS, Peer, given_by
 from maskattn.parity.models.run import examine
 from maskattn.parity.models.tiny import TINY
 from maskattn.parity.models.tiny.tasks import TASKS as ROWS_OF_TASKS, of
@@ -49,6 +53,47 @@ def test_every_class_of_a_task(kind, task, tmp_path):
     assert maskattn_torch.models.load(tmp_path).table.task == describe(peer.config, peer.tensors).task
 
 
+def classes(kind):
+    """Of transformers, for a model type."""
+    from transformers import CONFIG_MAPPING, PreTrainedModel
+
+    config = CONFIG_MAPPING[kind]
+    module = importlib.import_module(config.__module__.replace("configuration_", "modeling_"))
+    for name, made in vars(module).items():
+        if isinstance(made, type) and issubclass(made, PreTrainedModel) and made.config_class is config:
+            if made.__module__ == module.__name__ and not name.lower().endswith("pretrainedmodel"):
+                yield name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [kind for kind in ROWS if kind in TINY])
+def test_every_class_is_right_or_refused(kind, tmp_path):
+    """A file of each: what is given is what transformers gives, or an error names the class."""
+    import transformers
+
+    for name in filter(partial(hasattr, transformers), classes(kind)):
+        tiny = replace(TINY[kind], model=name)
+        try:
+            peer = Peer.of(kind, tiny)
+            peer.model.save_pretrained(tmp_path / name)
+            peer.model = type(peer.model).from_pretrained(tmp_path / name, attn_implementation=tiny.attention)
+            known = inspect.signature(peer.model.forward).parameters
+            batch = {key: x for key, x in peer.batch(tiny, *tiny.padding[:1] or ("",)).items() if key in known}
+            theirs = peer.run(batch)[0]
+        except Exception:  # no model of its own, or it reads something else
+            continue
+        try:
+            model = maskattn_torch.models.load(tmp_path / name)
+        except ValueError as error:
+            assert name in str(error)
+            continue
+        given = {WORDS[key]: torch.tensor(x) for key, x in batch.items() if key in WORDS}
+        ours = given_by(model(**given, hidden_states=True), {name: name for name in GIVEN.values()})
+        for what, x in theirs.items():
+            keep = peer.kept(batch, what, x.shape)
+            assert standards.model_share(to_numpy(ours[what].detach())[keep], x[keep]) <= 1, (name, what)
+
+
 def test_without_a_class_the_names_say_what_the_head_is():
     for row, tiny in ROWS_OF_TASKS.items():
         peer = Peer.of(row, tiny)
@@ -66,10 +111,12 @@ def test_a_base_checkpoint_has_no_logits_whatever_its_class_is():
         assert table.head is None and table.task is None
 
 
-def test_multiple_choice_is_refused():
-    config = {**TINY["bert"].config, "model_type": "bert", "architectures": ["BertForMultipleChoice"]}
-    with pytest.raises(ValueError, match="BertForMultipleChoice is refused"):
-        describe(config)
+@pytest.mark.parametrize(
+    "name", ["BertForMultipleChoice", "BertForNextSentencePrediction", "JinaBertForMaskedLM", "BertBackbone", "Rerank"]
+)
+def test_a_class_that_is_not_known_is_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} is refused: it is no class of 'bert', or what its head computes"):
+        describe({**TINY["bert"].config, "model_type": "bert", "architectures": [name]})
 
 
 PLACES = (["mean"], ["cls"], ["lasttoken"], ["max"], ["mean", "cls"])

@@ -12,7 +12,7 @@ import pytest
 from flax import nnx
 from flax.core import meta
 
-from maskattn import models
+from maskattn import models, standards
 from maskattn.parity.against.hurry import HURRY
 from maskattn_jax.models import Model
 
@@ -78,3 +78,22 @@ def test_it_trains_under_jit(model: Model) -> None:
 
     first, second = (float(step(one, optimizer)) for _ in range(2))
     assert second < first
+
+
+@pytest.mark.slow
+def test_it_is_mapped_and_exported(model: Model) -> None:
+    """Over models whose numbers are stacked, and as a function that needs the library no longer."""
+    graph, state = nnx.split(model)
+
+    def run(state: Any, ids: Any) -> Any:
+        return nnx.merge(graph, state)(ids, hidden_states=True)
+
+    right = jax.jit(run, compiler_options=HURRY)(state, IDS)
+    two = jax.tree.map(lambda x: np.stack([x, -x]), state)
+    mapped = jax.jit(jax.vmap(run, in_axes=(0, None)), compiler_options=HURRY)(two, IDS)
+    exported = jax.export.export(jax.jit(run))(state, IDS).call(state, IDS)
+    assert isinstance(exported, models.Output)
+    for name in ("hidden", "logits"):
+        expected = np.asarray(getattr(right, name))
+        for found in (getattr(mapped, name)[0], getattr(exported, name)):
+            assert standards.model_share(np.asarray(found), expected) <= 1

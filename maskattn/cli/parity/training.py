@@ -20,7 +20,7 @@ __all__ = ["command"]
 @click.option("--png", "png_path", type=_options.NewFile(), help="Draw the losses here.")
 @_options.wide
 def command(pattern: str | None, kernel: str, json_path: Path | None, png_path: Path | None, wide: bool) -> None:
-    """Train four models in both frameworks, step for step.
+    """Train six models in both frameworks, step for step.
 
     Half way each run moves to the other framework too. --cases chooses among them, for example mlm/adamw/float32.
 

@@ -8,7 +8,7 @@ A file is TOML, so that a family from a stranger is data and never code. Its fir
     "lm_head" = { kind = "dense", canonical = "head", bias = "no", tied = "wte" }
 
 `[widths]` gives names their widths: `"ln_f" = "hidden"`, `"h.*.mlp.c_fc" = "hidden inner"`; those of one word must be
-equal, and to what `widths.config = { hidden = "hidden_size" }` finds in a config.json (all of it: `widths.toml`).
+equal, and to what `widths.config = { hidden = "hidden_size" }` finds in a config.json.
 
 Names are patterns in which `*` stands for an index (`*+1`: one more than the index of the layer it belongs to).
 
@@ -41,8 +41,8 @@ from maskattn.convert.config_json import HEADS, KV_HEADS
 KINDS = ("attention", "dense", "conv", "norm", "embedding", "raw", "buffer")
 SEPARATORS = {"torch": ".", "flax": "/"}
 SIZE_LIMIT = 1_000_000
-#: The word of a width, and the stage it is of: `hidden`, `stage@`, `4*stage@+1`; `_` for any.
-WIDTH = re.compile(r"(?:(\d+)\*)?(\w+?)(?:@(\+1|-1|\d+)?)?\Z")
+#: The word of a width, and how often: `hidden`, `4*hidden`; `_` for any.
+WIDTH = re.compile(r"(?:(\d+)\*)?(\w+)\Z")
 _WIDTHS_OF = {"attention": 1, "norm": 1, "dense": 2, "embedding": 2}
 _NAME = re.compile(r"[A-Za-z0-9_.\-/*+|]+\Z")
 #: What a field holds, in words; the values of some; and the kind of module that others belong to.
@@ -83,7 +83,7 @@ class Rule:
     pattern: str
     kind: str
     canonical: str
-    layout: str = ""
+    layout: str | layouts.Layout = ""
     maker: str = ""
     bias: str = "yes"
     required: bool = True
@@ -117,13 +117,14 @@ class Family:
       name: by which it is asked for. model: families of one model convert into each other.
       style: "torch" or "flax": how modules name and lay out their parts. separator: what joins names.
       layout: of its attention layers. prefixes: what may stand before all names of the body, the usual one first.
-      model_types: what a config.json calls it (of the library's own: ``model_types.toml``).
+      model_types: what a config.json calls it.
       layers: pattern of a layer -> the key of their number.
       heads, kv_heads: where a config.json says how many (`a.b|c`: b in a, else c; `width/64`: one for 64 features).
       scan: whether its layers are usually stacked. scan_axis: which axis of a stacked tensor counts layers.
-      widths: which widths of its tensors must be equal, as ``widths.toml`` says it of the library's models.
-      old_norms: files of it may call the parts of norms gamma and beta. leaves_out: canonical names that other families
-        of the model have, and why this one does without.
+      widths: which widths of its tensors must be equal, of a family of one's own.
+      old_norms: files of it may call the parts of norms gamma and beta. unread: files of it may hold tensors that no
+        model reads (`models.files.UNREAD`), which are kept under their names.
+      leaves_out: canonical names that other families of the model have, and why this one does without.
     """
 
     name: str
@@ -135,6 +136,7 @@ class Family:
     prefixes: tuple[str, ...] = ("",)
     model_types: tuple[str, ...] = ()
     old_norms: bool = False
+    unread: bool = False
     leaves_out: Mapping[str, str] = field(default_factory=dict)
     layers: Mapping[str, str] = field(default_factory=dict)
     widths: Mapping[str, Any] = field(default_factory=dict)

@@ -11,6 +11,7 @@ from typing import Any
 from maskattn.convert import layouts
 from maskattn.convert.families._family import Family, Rule
 from maskattn.convert.layouts import EXTRAS
+from maskattn.models.files import UNREAD
 
 GENERIC = {"flax-nnx": "flax", "flax-linen": "flax", "maskattn-torch": "torch", "torch-mha": "torch"}
 """Layouts that any family can be stored with, and the style its other modules then have."""
@@ -109,9 +110,19 @@ class Form:
 
     def _leaf(self, rule: Rule, part: str) -> str:
         """The name of a module's part, with the separator before it; empty for a tensor that is no module."""
-        if self.old_norms and rule.kind == "norm":
+        if self.old_norms and rule in self._old:
             return self.separator + OLD_NORMS[part]
         return self.separator + LEAVES[self.style][part] if part else ""
+
+    @cached_property
+    def _old(self) -> frozenset[Rule]:
+        """The norms that had older names: those called LayerNorm, where any are."""
+        norms = [rule for rule in self.family.rules if rule.kind == "norm"]
+        return frozenset([rule for rule in norms if "LayerNorm" in rule.pattern] or norms)
+
+    def unread(self, name: str) -> bool:
+        """Whether a tensor, which no rule knows, is one that no model reads."""
+        return self.family.unread and any(pattern.search(name.removeprefix(self.outer)) for pattern in UNREAD)
 
     def place(self, canonical: str, *, attention: bool) -> tuple[Rule, tuple[int, ...], str] | None:
         """Where a tensor or an attention layer goes, by its canonical name; as ``find``."""

@@ -123,12 +123,14 @@ def names() -> tuple[str, ...]:
     return tuple(layout.name for layout in _LAYOUTS)
 
 
-def get(name: str) -> Layout:
-    """The layout called ``name``, or one of whose aliases it is.
+def get(name: str | Layout) -> Layout:
+    """The layout called ``name``, or one of whose aliases it is; a layout itself is that.
 
     Raises:
         ValueError: there is none; lists the known ones.
     """
+    if isinstance(name, Layout):
+        return name
     for layout in _LAYOUTS:
         if name == layout.name or name in layout.aliases:
             return layout

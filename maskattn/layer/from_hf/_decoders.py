@@ -124,6 +124,7 @@ def _latent_scale(reading: Reading) -> float:
     """YaRN's factor of cosine and sine is for a part of a head: for the rest, its square is in the scale."""
     found = reading.rope()
     factor, grown = float(found.get("factor", 1.0)), found.get("mscale_all_dim")
+    grown = None if found.get("rope_type", "default") == "default" else grown
     more = 0.1 * grown * math.log(factor) + 1 if grown and factor > 1 else 1.0
     return float(_latent_width(reading) ** -0.5 * more**2)
 

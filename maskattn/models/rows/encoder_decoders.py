@@ -5,6 +5,7 @@ from __future__ import annotations
 from maskattn._hf_config import Reading
 from maskattn.layer.from_hf import Every, Key, Merged, Row, When
 from maskattn.models.build_tasks import END, HEADS
+from maskattn.models.rows.sound import hides_frames
 
 
 def _both(text: str) -> Every:
@@ -54,6 +55,7 @@ BART: Row = {
     "activation": Key("activation_function", default="gelu"),
     "dropout": _DROPOUT,
     "inner_dropout": Key("activation_dropout", default=0.0),
+    "layerdrop": Key("{stack}_layerdrop", default=0.0),
     "head": {"project": "lm_head", "bias": "final_logits_bias"},
     "bias_buffer": True,
     "tied": _TIED,
@@ -76,13 +78,15 @@ _ONE_VOCABULARY = Key("share_encoder_decoder_embeddings", default=True)
 
 
 def _is_gated(reading: Reading, default: str = "relu") -> bool:
-    return str(reading.get("feed_forward_proj", default=default)).startswith("gated-")
+    said = str(reading.get("feed_forward_proj", default=default)).startswith("gated-")
+    return bool(reading.get("is_gated_act", default=said))
 
 
 def _activation(default: str) -> Merged:
     def of(reading: Reading) -> str:
         kind = str(reading.get("feed_forward_proj", default=default))
-        return "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+        said = "gelu_new" if kind == "gated-gelu" else kind.removeprefix("gated-")
+        return str(reading.get("dense_act_fn", default=said))
 
     return Merged(of)
 
@@ -104,6 +108,7 @@ def _t5(default: str) -> Row:
     """T5 and what its MLP is by default."""
     return {
         "kind": "two",
+        "refused": {"is_decoder": "its encoder would be a decoder"},
         "end": 1,
         "sequence_head": END,
         "token_head": {**HEADS["token_head"], "rate": END["rate"]},
@@ -186,6 +191,7 @@ ENCODER_DECODERS: dict[str, Row] = {
         "position_pad": Key("pad_token_id", default=1),
         "position_offset": Merged(lambda reading: reading.get("pad_token_id", default=1) + 1),
         "activation": Key("activation_function", default="relu"),
+        "layerdrop": Key("{stack}_layerdrop", default=0.05),
         "head": "lm_head",
         "shift": "",
     },
@@ -218,6 +224,7 @@ ENCODER_DECODERS: dict[str, Row] = {
         "position_offset": 0,
         "attention_bias": (True, False, True, True),
         "dropout": Key("dropout", default=0.0),
+        "untrained": hides_frames(False),
         "head": "proj_out",
         "shift": "",
     },

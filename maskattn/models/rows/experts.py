@@ -97,7 +97,12 @@ EXPERTS: dict[str, Row] = {
     "mixtral": {
         **_PLAIN,
         "eps": Key("rms_norm_eps", default=1e-5),
-        "experts": {**_EXPERTS, "width": Key("intermediate_size"), "renormalized": True},
+        "experts": {
+            **_EXPERTS,
+            "width": Key("intermediate_size"),
+            "renormalized": True,
+            "jitter": Key("router_jitter_noise", default=0.0),
+        },
     },
     "qwen2_moe": _qwen(
         shared=_paths("mlp.shared_expert"),

@@ -45,7 +45,18 @@ def _is_sparse(reading: Reading) -> bool:
     kind = reading.get("attention_type", default="block_sparse")
     if kind not in ("block_sparse", "original_full"):
         raise ValueError(f"{reading.where}: attention_type must be block_sparse or original_full, got {kind!r}")
-    return kind == "block_sparse" and not reading.get("is_decoder", default=False)
+    if kind == "block_sparse" and reading.get("is_decoder", default=False):
+        raise ValueError(
+            f"{reading.where}: is_decoder with attention_type=block_sparse is refused: it sees later tokens"
+        )
+    return kind == "block_sparse"
+
+
+def _draws_blocks(reading: Reading) -> str | None:
+    count = reading.get("num_random_blocks", default=3)
+    return (
+        f"num_random_blocks={count} are drawn, and otherwise the first block" if _is_sparse(reading) and count else None
+    )
 
 
 _DEBERTA_HEAD = {
@@ -131,6 +142,7 @@ FURTHER: dict[str, Row] = {
             Merged(_is_sparse),
             {"size": Key("block_size", default=64), "random": Key("num_random_blocks", default=3)},
         ),
+        "untrained": Merged(_draws_blocks),
         "activation": Key("hidden_act", default="gelu_new"),
         "head_activation": Key("hidden_act", default="gelu_new"),
         "pooler": "pooler",

@@ -59,6 +59,14 @@ def _falcon_norms(reading: Reading) -> dict[str, str]:
     return {"attention_in": "ln_attn", "mlp_in": "ln_mlp"}
 
 
+def _falcon_drops(reading: Reading) -> str | None:
+    """Its two rates are of sums of branches, and of other places where branches are not parallel."""
+    on = [
+        f"{name}={rate}" for name in ("hidden_dropout", "attention_dropout") if (rate := reading.get(name, default=0))
+    ]
+    return f"{', '.join(on)} drops sums of branches" if on else None
+
+
 def _falcon_is_parallel(reading: Reading) -> bool:
     return bool(reading.get("new_decoder_architecture", default=False) or reading.get("parallel_attn", default=True))
 
@@ -142,6 +150,7 @@ GPT: dict[str, Row] = {
         "tied": _TIED,
         "dropout": Key("dropout", default=0.1),
         "table_dropout": 0.0,
+        "layerdrop": Key("layerdrop", default=0.0),
     },
     "bloom": {
         **_BRANCHES,
@@ -167,5 +176,6 @@ GPT: dict[str, Row] = {
         "parallel": Merged(_falcon_is_parallel),
         "mlp_bias": Key("bias", default=False),
         "activation": Key("activation", default="gelu"),
+        "untrained": Merged(_falcon_drops),
     },
 }

@@ -72,6 +72,7 @@ _DINO2: Row = {
     "activation": When(Key("use_swiglu_ffn", default=False), "silu", _ACT),
     "scales": ("layer_scale1.lambda1", "layer_scale2.lambda1"),
     "dropout": 0.0,
+    "table_dropout": _DROPOUT,
     "drop_path": Key("drop_path_rate", default=0.0),
     "classes_read": "both",
 }
@@ -140,7 +141,7 @@ _SWIN: Row = {
     "mlp_width": Merged(
         lambda reading: int(reading.get("mlp_ratio", default=4.0) * (reading.get("embed_dim") << _place(reading)[0]))
     ),
-    "drop_path": Merged(_drop_path),
+    "drop_path": (Merged(_drop_path), 0.0),
     "shift": Merged(_shift),
     "grows": True,
     "merge": "encoder.layers.{}.downsample",
@@ -148,6 +149,15 @@ _SWIN: Row = {
     "pooled": "mean",
     "classes_read": "pooled",
 }
+
+
+def _moves(reading: Reading) -> str | None:
+    """DINOv3's options that draw where patches are."""
+    options = ("pos_embed_shift", None), ("pos_embed_jitter", None), ("pos_embed_rescale", 2.0)
+    said = {name: reading.get(name, default=None) if reading.has(name) else default for name, default in options}
+    on = [f"{name}={value}" for name, value in said.items() if value is not None]
+    return f"{', '.join(on)} moves patches" if on else None
+
 
 #: What CLIP's and SigLIP's towers have in common.
 _TOWER: Row = {
@@ -270,6 +280,7 @@ IMAGES: dict[str, Row] = {
     },
     "dinov3_vit": {
         **_without(_DINO2, "positions", "classes"),
+        "untrained": Merged(_moves),
         "prefix": "",
         "patches": "embeddings.patch_embeddings",
         "mask_axes": 3,
@@ -301,6 +312,9 @@ IMAGES: dict[str, Row] = {
     "swinv2": {
         **_SWIN,
         "prefix": "swinv2.",
+        "dropout": (Key("attention_probs_dropout_prob", default=0.0), _DROPOUT),
+        "table_dropout": _DROPOUT,
+        "drop_path": Merged(_drop_path),
         "positions": Merged(_unplaced),
         "attention": (*(f"attention.self.{name}" for name in ("query", "key", "value")), "attention.output.dense"),
         "attention_bias": (Key("qkv_bias", default=True), False, Key("qkv_bias", default=True), True),

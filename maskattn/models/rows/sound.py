@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from maskattn.layer.from_hf import Key, Row, When
+from maskattn._hf_config import Reading
+from maskattn.layer.from_hf import Key, Merged, Row, When
 
 _STABLE = Key("do_stable_layer_norm", default=False)
 _HIDDEN_DROPOUT = Key("hidden_dropout", default=0.1)
@@ -11,6 +12,18 @@ _HIDDEN_DROPOUT = Key("hidden_dropout", default=0.1)
 def _without(*names: str) -> dict[str, str]:
     """Options that are refused."""
     return dict.fromkeys(names, "there is no part for it")
+
+
+def hides_frames(default: bool) -> Merged:
+    """Whether training hides frames or channels of features (SpecAugment)."""
+
+    def read(reading: Reading) -> str | None:
+        rates = ("mask_time_prob", 0.05), ("mask_feature_prob", 0.0)
+        on = reading.get("apply_spec_augment", default=default)
+        on = on and any(reading.get(name, default=rate) > 0 for name, rate in rates)
+        return "apply_spec_augment=True hides parts of what it hears (SpecAugment)" if on else None
+
+    return Merged(read)
 
 
 WAV2VEC2: Row = {
@@ -37,6 +50,8 @@ WAV2VEC2: Row = {
     "bare": True,
     "dropout": _HIDDEN_DROPOUT,
     "inner_dropout": Key("activation_dropout", default=0.1),
+    "layerdrop": Key("layerdrop", default=0.1),
+    "untrained": hides_frames(True),
     "project_norm": "feature_projection.layer_norm",
     "head": "lm_head",
 }

@@ -2,5 +2,6 @@
 
 from __future__ import annotations
 
-#: `compiler_options` of `jax.jit`.
-HURRY = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+from maskattn.convert.twins import HURRY
+
+__all__ = ["HURRY"]

@@ -1,72 +1,64 @@
-"""What verifying a checkpoint leaves: a result for each layer."""
+"""What proving a checkpoint leaves: a result for each layer."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from maskattn.convert import twins
-from maskattn.parity.findings import Finding
+from maskattn.convert.compare import Compared
 
 
 @dataclass(frozen=True)
-class Judged(twins.WithinLimits):
-    """One twin's output under one kernel: its largest error, the limit at that place, and the largest error / limit."""
-
-    twin: str
-    kernel: str
-    error: float
-    limit: float
-    share: float
-
-
-@dataclass(frozen=True)
-class LayerResult:
-    """One attention layer.
+class Layer:
+    """What a layer gives, or a head.
 
     Attributes:
-      layer: its prefix in the checkpoint.
-      weights: a finding per twin and canonical tensor: what the live module holds against what the file holds.
-      twins: the twins' outputs against each other, exact kernel, bit for bit.
-      judged: each twin and kernel against the judge.
-      alone: per twin, each sequence by itself without padding against its rows in the padded batch, exact kernel.
+        name: the path of a block, the prefix of an attention layer, or "hidden", "logits", "pooled", ...
+        twins: by the twin's name, how far it is off: of several kernels the one that is nearest to its limit.
+        own: how far the judge's float32 run is off from its float64 run, the root mean square; None: it is one.
+        differing: of the numbers, how many differ between the twins by a bit, in exact arithmetic; None: not counted.
+        wrong: what else is, in words.
     """
 
-    layer: str
-    weights: tuple[Finding, ...]
-    twins: Finding
-    judged: tuple[Judged, ...]
-    alone: tuple[Finding, ...]
+    name: str
+    twins: Mapping[str, Compared]
+    own: float | None = None
+    differing: int | None = None
+    wrong: str = ""
 
     @property
     def first_difference(self) -> str | None:
-        """The first tensor that differs, by its full name, and how; None where everything held."""
-        for finding in (*self.weights, self.twins, *self.alone):
-            if not finding.held:
-                return f"{self.layer}{finding.quantity}: {finding.message} ({finding.subject})"
-        for judged in self.judged:
-            if not judged.held:
-                return (
-                    f"{self.layer}output: {judged.twin} with kernel {judged.kernel} is off by {judged.error:.3g}, "
-                    f"limit {judged.limit:.3g}"
-                )
-        return None
+        """The first thing that differs, and how; None where everything held."""
+        failed = {twin: each for twin, each in self.twins.items() if not each.held}
+        off = (f"{twin} is off by {each.error:.3g}, limit {each.limit:.3g}" for twin, each in failed.items())
+        bits = f"{self.differing} numbers differ between the twins, kernel exact" if self.differing else ""
+        said = self.wrong or next(off, bits)
+        return f"{self.name.rstrip('.')}: {said}" if said else None
 
 
 @dataclass(frozen=True)
 class CheckpointResult:
-    """A checkpoint's layers and what judged them; where another checkpoint was given, the first difference from it."""
+    """A checkpoint.
+
+    Attributes:
+        kind: its model type, or the layout of its attention layers.
+        judge: whom the twins are compared with. inputs: what they were given. notes: what is not compared, and why.
+        against, against_difference: another checkpoint, and the first tensor in which it differs.
+    """
 
     checkpoint: str
-    layout: str
+    kind: str
     judge: str
     inputs: str
-    layers: tuple[LayerResult, ...]
+    layers: tuple[Layer, ...]
+    notes: tuple[str, ...] = ()
     against: str | None = None
     against_difference: str | None = None
+    kernel: str = "auto"
 
     @property
     def first_difference(self) -> str | None:
-        """The first layer and tensor that differ, in the order of the layers."""
+        """The first layer that differs, and how; None where all held."""
         differences = (layer.first_difference for layer in self.layers)
         return self.against_difference or next((difference for difference in differences if difference), None)
 

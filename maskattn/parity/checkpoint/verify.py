@@ -1,8 +1,4 @@
-"""A checkpoint proven on this machine: its attention layers in both twins, compared bit for bit and with a judge.
-
-``verify_checkpoint`` takes any checkpoint of a known layout and random inputs, with the float64 oracle as judge;
-``minilm`` takes a real model, real sentences and that model's own implementation as judge.
-"""
+"""A checkpoint whose model is not known: its attention layers in both twins, bit for bit, and beside an oracle."""
 
 from __future__ import annotations
 
@@ -15,11 +11,12 @@ import numpy as np
 from maskattn import checkpoints, standards
 from maskattn.config import AttentionConfig
 from maskattn.convert import config_json
+from maskattn.convert.compare import Compared
 from maskattn.convert.layouts import Layout
 from maskattn.convert.twins import both, random_inputs
 from maskattn.parity.checkpoint.against import compare
 from maskattn.parity.checkpoint.layers import canonical_layer, find
-from maskattn.parity.checkpoint.result import CheckpointResult, Judged, LayerResult
+from maskattn.parity.checkpoint.result import CheckpointResult, Layer
 from maskattn.parity.findings import bits_equal
 from maskattn.typing import NumPyArray as Array
 
@@ -27,6 +24,10 @@ Progress = Callable[[str], None]
 
 LENGTHS = (9, 4, 1)
 """Of the random sequences; the longest is the length they are padded to."""
+ABOUT = (
+    "compared too: that live modules hold the file's bytes; in exact arithmetic, which is judged as well, that both "
+    "twins give the same bits, and each sequence by itself, without padding, those of its rows in the padded batch"
+)
 
 
 def verify_checkpoint(
@@ -77,65 +78,17 @@ def verify_checkpoint(
         "float64 oracle",
         described,
         tuple(results),
+        (ABOUT,),
         None if against is None else str(against),
         difference,
+        kernel,
     )
-
-
-def examine_layer(
-    layer: str,
-    kind: Layout,
-    tensors: Mapping[str, Array],
-    config: AttentionConfig,
-    inputs: tuple[Array, ...],
-    lengths: Array,
-    right: Array,
-    limit: Array,
-    kernel: str,
-) -> LayerResult:
-    """One layer in both twins.
-
-    Args:
-        layer: its prefix; kind: its layout; tensors: by their names without prefix; config: its sizes.
-        inputs: query [B, L, E] and, where they are others, key and value; all of the weights' dtype.
-        lengths: [B] integers: keys from there on are padding.
-        right, limit: the judge's output [B, L, out] and how far from it one may be, elementwise.
-        kernel: judged beside ``exact``.
-    """
-    canonical = canonical_layer(kind, tensors, config, layer)
-    modules = both(tensors, kind.name, config)
-    weights = []
-    for module in modules:
-        held = module.dump()
-        subject = f"{module.name} module = checkpoint"
-        weights += [bits_equal("weights", subject, name, held[name], canonical[name]) for name in canonical]
-    exact, judged, alone = {}, [], []
-    for judged_kernel in dict.fromkeys((kernel, "exact")):
-        for module in modules:
-            output = module(inputs, lengths, judged_kernel)
-            judged.append(_judge(module.name, judged_kernel, output, right, limit))
-            if judged_kernel == "exact":
-                exact[module.name] = output
-    for module in modules:
-        rows = [module(tuple(x[b : b + 1, :n] for x in inputs), None, "exact") for b, n in enumerate(lengths)]
-        together = [exact[module.name][b : b + 1, :n] for b, n in enumerate(lengths)]
-        left, padded = (np.concatenate([x.reshape(-1) for x in part]) for part in (rows, together))
-        alone.append(bits_equal("alone", f"{module.name}, alone = padded batch", "output", left, padded))
-    twin = bits_equal("twins", "torch = jax", "output", exact["torch"], exact["jax"])
-    return LayerResult(layer, tuple(weights), twin, tuple(judged), tuple(alone))
-
-
-def _judge(twin: str, kernel: str, output: Array, right: Array, limit: Array) -> Judged:
-    error = np.abs(output.astype(np.float64) - right)
-    error = standards.beyond_rounding(error, right, output.dtype)
-    share = standards.share(error, limit)
-    at = int(np.argmax(np.nan_to_num(error, nan=np.inf)))
-    return Judged(twin, kernel, float(error.flat[at]), float(limit.flat[at]), float(share.max(initial=0)))
 
 
 def _verify_layer(
     prefix: str, kind: Layout, tensors: Mapping[str, Array], config: AttentionConfig, kernel: str, seed: int
-) -> LayerResult:
+) -> Layer:
+    """One layer in both twins; tensors by their names without prefix."""
     canonical = canonical_layer(kind, tensors, config, prefix)
     beside = list(kind.extras_of(tensors, config))
     if beside:
@@ -146,4 +99,34 @@ def _verify_layer(
     allowed = (np.arange(max(LENGTHS)) < lengths[:, None])[:, None, None, :]
     right = standards.module_oracle(inputs[0], canonical, allowed, dtype.name, **others)
     limit = standards.module_limit(inputs[0], canonical, allowed, dtype.name, **others)
-    return examine_layer(prefix, kind, tensors, config, inputs, lengths, right, limit, kernel)
+    modules = both(tensors, kind.name, config)
+    weights = []
+    for module in modules:
+        held = module.dump()
+        subject = f"{module.name} module = checkpoint"
+        weights += [bits_equal("weights", subject, name, held[name], canonical[name]) for name in canonical]
+    exact, judged, alone = {}, dict[str, Compared](), []
+    for judged_kernel in dict.fromkeys((kernel, "exact")):
+        for module in modules:
+            output = module(inputs, lengths, judged_kernel)
+            one = _judge(judged_kernel, output, right, limit)
+            judged[module.name] = max(judged.get(module.name, one), one, key=lambda each: each.share)
+            if judged_kernel == "exact":
+                exact[module.name] = output
+    for module in modules:
+        rows = [module(tuple(x[b : b + 1, :n] for x in inputs), None, "exact") for b, n in enumerate(lengths)]
+        together = [exact[module.name][b : b + 1, :n] for b, n in enumerate(lengths)]
+        left, padded = (np.concatenate([x.reshape(-1) for x in part]) for part in (rows, together))
+        alone.append(bits_equal("alone", f"{module.name}, alone = padded batch", "output", left, padded))
+    twin = bits_equal("twins", "torch = jax", "output", exact["torch"], exact["jax"])
+    failed = (each for each in (*weights, twin, *alone) if not each.held)
+    wrong = next((f"{each.quantity}: {each.message} ({each.subject})" for each in failed), "")
+    return Layer(prefix, judged, None, twin.differing, wrong)
+
+
+def _judge(kernel: str, output: Array, right: Array, limit: Array) -> Compared:
+    error = np.abs(output.astype(np.float64) - right)
+    error = standards.beyond_rounding(error, right, output.dtype)
+    share = standards.share(error, limit)
+    at = int(np.argmax(np.nan_to_num(error, nan=np.inf)))
+    return Compared(kernel, float(error.flat[at]), float(limit.flat[at]), float(share.max(initial=0)))

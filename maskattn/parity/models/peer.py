@@ -28,11 +28,13 @@ class Peer:
     Attributes:
         model: itself, in evaluation mode. config: its configuration.
         tensors: its state dict in NumPy.
+        large: whether it is itself what `to` makes of it, and no copy; then there are no tensors.
     """
 
     model: Any
     config: Any
     tensors: dict[str, Array]
+    large: bool = False
 
     @classmethod
     def of(cls, name: str, tiny: Tiny, seed: int = 0) -> Peer:
@@ -123,13 +125,18 @@ class Peer:
         model stays as it is; in float64 all that it computes in float32 is computed so too."""
         import torch
 
-        model = copy.deepcopy(self.model).to(getattr(torch, dtype))
+        model = self.model if self.large else copy.deepcopy(self.model)
+        state = model.state_dict()
+        buffers = {name: x for name, x in model.named_buffers() if name.endswith(("inv_freq", "embed_scale"))}
+        kept = {name: x.clone() for name, x in buffers.items() if name not in state}
+        del state, buffers
+        model.to(getattr(torch, dtype))
         if hasattr(model, "set_experts_implementation"):
             model.set_experts_implementation("eager")
-        for (name, buffer), before in zip(model.named_buffers(), self.model.buffers(), strict=True):
-            if name not in self.tensors and name.endswith(("inv_freq", "embed_scale")):
-                buffer.data = before
-        return Peer(model, model.config, {name: to_numpy(x) for name, x in model.state_dict().items()})
+        for name, x in kept.items():
+            model.get_buffer(name).data = x
+        tensors = {} if self.large else {name: to_numpy(x) for name, x in model.state_dict().items()}
+        return Peer(model, model.config, tensors, self.large)
 
     def run(
         self, batch: Mapping[str, Array], projections: Mapping[str, Array] | None = None
@@ -166,6 +173,7 @@ FEATURES = {"pixel_values", "input_values", "input_features"}
 GIVEN: Mapping[str, str] = {
     "logits": "logits",
     "logits_per_image": "logits",
+    "prediction_logits": "logits",
     "last_hidden_state": "hidden",
     "encoder_last_hidden_state": "encoder_hidden",
     "pooler_output": "pooled",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,6 +11,7 @@ import numpy as np
 
 from maskattn import models, standards
 from maskattn.arrays import dtype_named
+from maskattn.convert.compare import Compared, judged
 from maskattn.models import WholeModel
 from maskattn.parity.models.peer import FEATURES, Peer
 from maskattn.parity.models.tiny import TINY, Tiny
@@ -25,7 +27,7 @@ COLUMNS: Mapping[str, str] = {
 }
 #: What our models give also where the class of transformers keeps it for itself.
 MORE = {"hidden", "pooled"}
-#: Of fewer vectors than these the error in bfloat16 is chance; what they are made of is compared.
+#: Of fewer vectors than these, or of fewer numbers, the error is chance; what they are made of is compared.
 _FEW = 8
 #: What `--dtype` runs.
 DTYPES: Mapping[str, tuple[str, ...]] = {"float32": ("hidden", "logits", "gradients"), "bfloat16": ("bfloat16",)}
@@ -134,7 +136,7 @@ def examine(
         table = models.describe(theirs.config, theirs.tensors)
         made = [twin(change(table) if change else table, theirs.tensors, dtype, compiled) for twin in twins]
         for side in (tiny.padding or ("",))[:sides]:
-            case = Case(theirs, theirs.batch(tiny, side), dtype, "gradients" in asked)
+            case = Case(theirs, theirs.batch(tiny, side), dtype, "gradients" in asked, _FEW - 1)
             for twin in made:
                 for column, cell in case.judge(twin):
                     if column in asked:
@@ -148,55 +150,53 @@ class Case:
 
     Args:
         gradients: whether they are compared too.
+        few: as in `standards.whole_model_error`.
     """
 
-    def __init__(self, peer: Peer, batch: Given, dtype: str, gradients: bool) -> None:
+    def __init__(self, peer: Peer, batch: Given, dtype: str, gradients: bool, few: int = 0) -> None:
         batch = {key: x.astype(dtype_named(dtype)) if key in FEATURES else x for key, x in batch.items()}
-        self.peer, self.batch, self.dtype = peer, batch, dtype
-        wide = peer.to("float64")
-        given = wide.run(batch)[0] if gradients else {}
-        self.projections = {name: self._drawn(name, given) for name in _ends(given)} if gradients else None
+        self.batch, self.dtype, self.few, self.projections = batch, dtype, few, None
+        if gradients:
+            given = peer.run(batch)[0]
+            self.projections = {name: _drawn(peer, batch, name, given[name].shape) for name in _ends(given)}
+        self.groups = peer.aliases() if gradients else []
         self.theirs, self.slopes = peer.run(batch, self.projections)
-        self.right, self.right_slopes = wide.run(batch, self.projections)
-
-    def _drawn(self, name: str, given: Arrays) -> Array:
-        """Standard normal where it is compared, else 0; float32."""
-        x = given[name]
-        drawn: Array = np.asarray(np.random.default_rng(x.size).standard_normal(x.shape, np.float32))
-        drawn[~self.peer.kept(self.batch, name, x.shape)] = 0
-        return drawn
+        self.keep = {name: peer.kept(batch, name, x.shape) for name, x in self.theirs.items()}
+        self.right, self.right_slopes = peer.to("float64").run(batch, self.projections)
 
     def judge(self, twin: Twin) -> Iterator[tuple[str, Cell]]:
         """(column, cell) of all that a twin gives."""
         ours, slopes = twin.run(self.batch, self.projections)
-        for name in self.theirs.keys() | (ours.keys() - MORE):
-            if self.dtype != "float32" and name in self.theirs and self._vectors(name) < _FEW:
-                continue
-            column = self.dtype if self.dtype in COLUMNS else "logits" if name == "logits" else "hidden"
-            yield column, Cell(self._share(name, ours), name)
+        for each in self.compared(ours):
+            column = self.dtype if self.dtype in COLUMNS else "logits" if each.name == "logits" else "hidden"
+            yield column, Cell(each.share, each.name)
         if self.projections is not None:
             yield from self._gradients(slopes)
 
-    def _vectors(self, name: str) -> int:
-        """How many there are of one of the things that a model gives."""
-        x = self.theirs[name]
-        return int(np.prod(x[self.peer.kept(self.batch, name, x.shape)].shape[:-1]))
+    def compared(self, ours: Given) -> Iterator[Compared]:
+        """All that a twin gives, in order; what one side alone has is as far off as can be."""
+        for name in (*self.theirs, *sorted(ours.keys() - self.theirs.keys() - MORE)):
+            if self.dtype != "float32" and name in self.theirs and self._vectors(name) < _FEW:
+                continue
+            if name not in self.theirs or name not in ours or ours[name].shape != self.theirs[name].shape:
+                yield Compared(name, float("inf"), 0.0, float("inf"))
+            else:
+                mine, his, right = (x[name][self.keep[name]] for x in (ours, self.theirs, self.right))
+                yield judged(name, mine, his, right, self.dtype, self.few)
 
-    def _share(self, name: str, ours: Arrays) -> float:
-        """Of one of the things that a model gives."""
-        if name not in ours or name not in self.theirs or ours[name].shape != self.theirs[name].shape:
-            return float("inf")
-        keep = self.peer.kept(self.batch, name, ours[name].shape)
-        mine, his, right = (x[name][keep] for x in (ours, self.theirs, self.right))
-        return standards.whole_model_share(mine, his, right, self.dtype)
+    def _vectors(self, name: str) -> int:
+        """How many there are of one of the things that a model gives; or how many numbers each has, if these are fewer:
+        two logits of each token of BERT are off by 0.55 to 1.00 of the limit in bfloat16, by the seed."""
+        shape = self.theirs[name][self.keep[name]].shape
+        return min(int(np.prod(shape[:-1])), shape[-1])
 
     def _gradients(self, slopes: Arrays) -> Iterator[tuple[str, Cell]]:
         """Of every parameter; one that a twin has not must change nothing in transformers."""
-        groups = self.peer.aliases()
+        groups = self.groups
         largest: dict[str, float] = {}
         for name, x in self.slopes.items():
-            layer = name.rpartition(".")[0]
-            largest[layer] = max(largest.get(layer, 0.0), float(np.abs(x).max()))
+            for within in _around(name):
+                largest[within] = max(largest.get(within, 0.0), float(np.abs(x).max()))
         for name in slopes.keys() - {name for group in groups for name in group}:
             yield "gradients", Cell(float("inf"), f"{name}, which transformers has not")
         for group in groups:
@@ -206,8 +206,21 @@ class Case:
             if mine.shape != his.shape:
                 yield "gradients", Cell(float("inf"), f"{name}, of the shape {mine.shape}")
                 continue
-            share = standards.gradient_share(mine, his, right, largest[name.rpartition(".")[0]])
+            share = standards.gradient_share(mine, his, right, *(largest[within] for within in _around(name)))
             yield "gradients", Cell(share, name)
+
+
+def _drawn(peer: Peer, batch: Given, name: str, shape: tuple[int, ...]) -> Array:
+    """Standard normal where it is compared, else 0; float32."""
+    drawn: Array = np.asarray(np.random.default_rng(math.prod(shape)).standard_normal(shape, np.float32))
+    drawn[~peer.kept(batch, name, shape)] = 0
+    return drawn
+
+
+def _around(name: str) -> tuple[str, str]:
+    """The layer that a parameter is in, and what that layer is in."""
+    layer = name.rpartition(".")[0]
+    return layer, f"{layer.rpartition('.')[0]}."
 
 
 def _ends(given: Arrays) -> list[str]:

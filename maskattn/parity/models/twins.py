@@ -1,4 +1,5 @@
-"""The twins' models of a table, run on NumPy's arrays: what they give, and gradients by published names."""
+"""The twins' models of a table, run on what transformers' models are given: what they give, and gradients by published
+names."""
 
 from __future__ import annotations
 
@@ -8,11 +9,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from maskattn.arrays import to_numpy
-from maskattn.models import Output, WholeModel
+from maskattn.arrays import dtype_named, to_numpy, to_torch
+from maskattn.convert.twins import JaxModel, Numbers, TorchModel
+from maskattn.models import WholeModel
 from maskattn.models.leaves import Leaf, Linear, Tensor
 from maskattn.models.part import find
-from maskattn.parity.models.peer import GIVEN, WORDS, given_by
+from maskattn.parity.models.peer import WORDS
 from maskattn.typing import NumPyArray as Array
 
 #: What something gave, by its name.
@@ -35,71 +37,50 @@ class Twin(Protocol):
     def __init__(self, table: WholeModel, tensors: Given, dtype: str = "float32", compiled: bool = True) -> None: ...
 
     def run(self, batch: Given, projections: Given | None = None) -> tuple[Arrays, Arrays]:
-        """What the model makes of a batch; and, by published names, gradients of the sum of `projections` times what
-        has their names, where they are given."""
+        """What the model makes of a batch, by the names of `maskattn.convert.twins.named`; and, by published names,
+        gradients of the sum of `projections` times what has their names, where they are given."""
 
 
-class Torch:
+class Torch(TorchModel):
     """The model of the torch twin: see `Twin`."""
 
-    name = "torch"
-
     def __init__(self, table: WholeModel, tensors: Given, dtype: str = "float32", compiled: bool = True) -> None:
-        import torch
-
-        from maskattn_torch.models import Model
-        from maskattn_torch.testing.adapter import from_numpy
-
-        def start(name: str, tensor: Tensor) -> Any:
-            made = from_numpy(tensors[name])
-            return made.to(getattr(torch, dtype)) if made.is_floating_point() else made
-
-        self.table, self.model = table, Model(table, start).eval()
+        super().__init__(table, _cast(tensors, dtype))
 
     def run(self, batch: Given, projections: Given | None = None) -> tuple[Arrays, Arrays]:
         """See `Twin`."""
         import torch
 
-        from maskattn_torch.testing.adapter import from_numpy
-
-        given: dict[str, Any] = {WORDS[name]: from_numpy(x) for name, x in batch.items() if name in WORDS}
-        with torch.set_grad_enabled(projections is not None):
-            found = outputs_of(self.model(**given, hidden_states=True))
+        given = renamed(batch)
+        if projections is None:
+            return self(given), {}
+        found = self.called({name: to_torch(x) for name, x in given.items()}, None)
+        held = list(parameters(self.table))
+        numbers = [find(self.model, path) for path, *_ in held]
+        loss = sum((torch.tensor(x) * found[name]).sum() for name, x in projections.items())
+        made = torch.autograd.grad(loss, numbers, allow_unused=True, materialize_grads=True)
         gradients: Arrays = {}
-        if projections is not None:
-            held = list(parameters(self.table))
-            numbers = [find(self.model, path) for path, *_ in held]
-            loss = sum((torch.tensor(x) * found[name]).sum() for name, x in projections.items())
-            made = torch.autograd.grad(loss, numbers, allow_unused=True, materialize_grads=True)
-            for (path, leaf, _), x in zip(held, made, strict=True):
-                turned = isinstance(leaf, Linear) and leaf.turned and path.endswith("weight")
-                gradients[path] = to_numpy(x.T if turned else x)
+        for (path, leaf, _), x in zip(held, made, strict=True):
+            turned = isinstance(leaf, Linear) and leaf.turned and path.endswith("weight")
+            gradients[path] = to_numpy(x.T if turned else x)
         return {name: to_numpy(x.detach()) for name, x in found.items()}, gradients
 
 
-class Jax:
+class Jax(JaxModel):
     """The model of the NNX twin: see `Twin`."""
-
-    name = "jax"
 
     def __init__(self, table: WholeModel, tensors: Given, dtype: str = "float32", compiled: bool = True) -> None:
         import jax
-        import jax.numpy as jnp
         from flax import nnx
 
         from maskattn.parity.against.hurry import HURRY
-        from maskattn_jax.models import Model
 
-        def start(name: str, tensor: Tensor) -> Any:
-            made = jnp.asarray(tensors[name].transpose(tensor.order))
-            return made.astype(dtype) if jnp.issubdtype(made.dtype, jnp.floating) else made
-
-        self.table = table
-        parts: Any = nnx.split(Model(table, start), nnx.Param, ...)
+        super().__init__(table, _cast(tensors, dtype))
+        parts: Any = nnx.split(self.model, nnx.Param, ...)
         self.graph, self.trained, self.rest = parts
 
         def whole(trained: Any, given: dict[str, Any]) -> dict[str, Any]:
-            return outputs_of(nnx.merge(self.graph, trained, self.rest)(**given, hidden_states=True))
+            return self.called(nnx.merge(self.graph, trained, self.rest), given)
 
         def loss(trained: Any, given: dict[str, Any], by: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
             found = whole(trained, given)
@@ -113,7 +94,7 @@ class Jax:
         import jax.numpy as jnp
         from flax import nnx
 
-        given = {WORDS[name]: jnp.asarray(x) for name, x in batch.items() if name in WORDS}
+        given = {name: jnp.asarray(x) for name, x in renamed(batch).items()}
         gradients: Arrays = {}
         if projections is None:
             found = self.whole(self.trained, given)
@@ -131,9 +112,19 @@ class Jax:
 TWINS: tuple[type[Twin], ...] = (Torch, Jax)
 
 
-def outputs_of(out: Output[Any]) -> dict[str, Any]:
-    """What a model gave, by name: hidden states of each layer by number."""
-    return given_by(out, {name: name for name in GIVEN.values()})
+def _cast(tensors: Given, dtype: str) -> Numbers:
+    """Floating-point tensors in a dtype, in memory of their own."""
+
+    def numbers(name: str, tensor: Tensor) -> Array:
+        held = tensors[name]
+        return np.array(held, held.dtype if held.dtype.kind in "biu" else dtype_named(dtype), order="C")
+
+    return numbers
+
+
+def renamed(batch: Given) -> Arrays:
+    """Inputs by transformers' names as a twin's model is called with them."""
+    return {WORDS[name]: x for name, x in batch.items() if name in WORDS}
 
 
 def parameters(table: WholeModel) -> Iterator[tuple[str, Leaf, Tensor]]:

@@ -1,71 +1,84 @@
-"""The results of a checkpoint as a table, a line per layer, and as JSON."""
+"""The results of a checkpoint: a line for each layer on the terminal, a page, and JSON."""
 
 from __future__ import annotations
 
 import dataclasses
+import html
 import json
-import os
-from typing import Any
 
-import numpy as np
 from rich.console import Console
 from rich.text import Text
 
-from maskattn.parity.checkpoint.result import CheckpointResult, Judged, LayerResult
+from maskattn.parity.checkpoint.result import CheckpointResult, Layer
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.table import mark, print_table, say, share_text
+from maskattn.parity.report.page import page
+from maskattn.parity.report.table import finite, mark, print_table, say, share_text
+
+HEADINGS = {"torch": "PyTorch", "jax": "JAX"}
 
 
 def render(result: CheckpointResult, console: Console, *, wide: bool = False) -> None:
-    """The table and the verdict, which names the first layer and tensor that differ."""
-    pattern, labels = _labels([layer.layer for layer in result.layers])
-    say(console, f"{result.checkpoint}, layout {result.layout}, layers {pattern}*\n{result.inputs}")
-    errors = _errors(result.layers[0], wide) if result.layers else {}
-    headings = ["\nlayer", "bits\ndiffer", "alone\ndiffer", *errors, *["\nlimit"] * wide, "error/\nlimit", ""]
-    rows = [_row(layer, label, wide) for layer, label in zip(result.layers, labels, strict=True)]
-    print_table(console, headings, rows, wide=wide)
-    each = "under each kernel, and the lowest limit at those places (each number is held to its own)"
-    say(
-        console,
-        "bits differ: numbers in which the twins' outputs differ, exact kernel. alone: each sequence by itself, "
-        "without padding, gives the bits of its rows in the padded batch, exact kernel, both twins. torch, jax: the "
-        f"largest difference from the output of {result.judge}{', ' + each if wide else ' under any kernel'}. "
-        "error/limit: the largest as a share of its limit.",
-        "dim",
-    )
-    weights = [finding for layer in result.layers for finding in layer.weights]
-    same = sum(finding.held for finding in weights)
-    say(console, f"weights: {same} of {len(weights)} tensors in the live modules are the file's, byte for byte")
+    """The table and the verdict, which names the first layer that differs."""
+    say(console, f"{result.checkpoint}, {result.kind}\n{result.inputs}")
+    headings = _headings(result)
+    print_table(console, headings, [_row(headings, layer) for layer in result.layers], wide=wide)
+    say(console, about(result), "dim")
+    for note in result.notes:
+        say(console, note)
     if result.against is not None:
         said = result.against_difference
-        verdict = "the same tensors, byte for byte" if said is None else f"differs at {said}"
-        say(console, f"against {result.against}: {verdict}", "red" if said else "green")
+        say(
+            console,
+            f"against {result.against}: {said or 'the same tensors, byte for byte'}",
+            "red" if said else "green",
+        )
+    say(console, verdict(result), "bold red" if result.exit_code else "bold green")
+
+
+def about(result: CheckpointResult) -> str:
+    """What the figures are."""
+    said = (
+        f"compared with {result.judge}; kernel {result.kernel}. PyTorch, JAX: how far the twin is off: the largest "
+        "difference or the root mean square of all, whichever is nearer to its limit. limit, error/limit: of the twin "
+        "that is farther off."
+    )
+    if not any(layer.own is None for layer in result.layers):
+        said += " own: the root mean square of how far what is compared with is off from its float64 run."
+    return said
+
+
+def verdict(result: CheckpointResult) -> str:
+    """All in a line."""
     if result.exit_code == 0:
-        numbers = sum(layer.twins.elements for layer in result.layers)
-        said = f"{len(result.layers)} attention layers, {numbers:,} numbers of output bit-equal in both twins: all held"
-        say(console, said, "bold green")
-    else:
-        at = f", first at {result.first_difference}" if result.layers else ": no layer was compared"
-        say(console, f"FAILED{at}", "bold red")
+        return f"{len(result.layers)} layers and heads: all held"
+    return f"FAILED, first at {result.first_difference}" if result.layers else "FAILED: nothing was compared"
 
 
-def _errors(layer: LayerResult, wide: bool) -> dict[str, Text]:
-    """The largest error of each twin, by the heading of its column: under each kernel, or under any."""
-    kinds: dict[str, list[Judged]] = {}
-    for judged in layer.judged:
-        kinds.setdefault(f"{judged.twin}\n{judged.kernel}" if wide else f"\n{judged.twin}", []).append(judged)
-    return {name: mark(f"{np.max([j.error for j in of]):.1e}", all(j.held for j in of)) for name, of in kinds.items()}
-
-
-def _row(layer: LayerResult, label: str, wide: bool) -> list[str | Text]:
-    alone = sum(finding.differing for finding in layer.alone)
+def _headings(result: CheckpointResult) -> list[str]:
+    layers = result.layers
+    own = ["own"] * any(layer.own is not None for layer in layers)
+    exact = ["bits\ndiffer"] * any(layer.differing is not None for layer in layers)
     return [
-        label or "(root)",
-        mark(f"{layer.twins.differing:,}", layer.twins.held),
-        mark(f"{alone:,}", all(finding.held for finding in layer.alone)),
-        *_errors(layer, wide).values(),
-        *[f"{min(judged.limit for judged in layer.judged):.1e}"] * wide,
-        share_text(max(judged.share for judged in layer.judged)),
+        "layer",
+        *(HEADINGS[twin] for twin in (layers[0].twins if layers else ())),
+        *own,
+        "limit",
+        "error/\nlimit",
+        *exact,
+        "",
+    ]
+
+
+def _row(headings: list[str], layer: Layer) -> list[str | Text]:
+    farthest = max(layer.twins.values(), key=lambda each: each.share)
+    bits = "-" if layer.differing is None else mark(f"{layer.differing:,}", not layer.differing)
+    return [
+        layer.name,
+        *(mark(f"{each.error:.1e}", each.held) for each in layer.twins.values()),
+        *["-" if layer.own is None else f"{layer.own:.1e}"] * ("own" in headings),
+        f"{farthest.limit:.1e}",
+        share_text(farthest.share),
+        *[bits] * ("bits\ndiffer" in headings),
         "held" if layer.first_difference is None else "FAILED",
     ]
 
@@ -77,23 +90,20 @@ def as_json(result: CheckpointResult) -> str:
         "exit_code": result.exit_code,
         "environment": environment(),
     }
-    return json.dumps(_finite(data), indent=1)
+    return json.dumps(finite(data), indent=1)
 
 
-def _finite(data: object) -> Any:
-    if isinstance(data, dict):
-        return {name: _finite(value) for name, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [_finite(value) for value in data]
-    if isinstance(data, float) and data - data != 0:  # an infinity or NaN, for which JSON has no word
-        return None
-    return data
-
-
-def _labels(names: list[str]) -> tuple[str, list[str]]:
-    """What all names begin with, and the rest of each, without what all end with."""
-    if len(names) < 2:
-        return "", names
-    start = os.path.commonprefix(names)
-    end = os.path.commonprefix([name[len(start) :][::-1] for name in names])[::-1]
-    return start, [name[len(start) : len(name) - len(end)] for name in names]
+def as_html(result: CheckpointResult) -> str:
+    """The same as a page that needs nothing else."""
+    headings = _headings(result)
+    lines = []
+    for layer in result.layers:
+        name, *figures, last = (html.escape(str(cell)) for cell in _row(headings, layer))
+        cells = "".join(f"<td class=n>{figure}</td>" for figure in figures)
+        lines.append(f"<tr><td>{name}</td>{cells}<td class={last}>{last}</td></tr>")
+    heads = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
+    notes = "".join(f"<p>{html.escape(note)}</p>" for note in (result.inputs, about(result), *result.notes))
+    body = f"{notes}<div class=wide><table><tr>{heads}</tr>{''.join(lines)}</table></div>"
+    failed = [result.first_difference] if result.first_difference else []
+    title = f"{html.escape(result.checkpoint)} ({html.escape(result.kind)})"
+    return page(title, verdict(result), result.exit_code != 0, failed, body)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -63,3 +64,12 @@ def share_text(number: float) -> str:
 def say(console: Console, text: str, style: str | None = None) -> None:
     """Lines of text as they are, broken between words only: a name or path that is longer than a line stays whole."""
     console.print(wrapped(text, console.width, 0), style=style, highlight=False, markup=False, soft_wrap=True)
+
+
+def finite(data: object) -> Any:
+    """Data for JSON: an infinity, or what is no number, has no word there and becomes None."""
+    if isinstance(data, dict):
+        return {name: finite(value) for name, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and data - data != 0 else data

@@ -44,14 +44,16 @@ def passages(step: int, rows: int, length: int) -> dict[str, Array]:
 
 
 def digits(step: int, rows: int, side: int = 1) -> dict[str, Array]:
-    """images float64 [rows, 8 * side, 8 * side, 1], each of side * side digits, of 17 greys in [0, 1].
+    """images float64 [rows, 8 * side, 8 * side, 1], each of side * side digits, of 17 greys in [0, 1]; labels int32
+    [rows], which digit is the first.
 
     Raises:
         ImportError: scikit-learn, which brings the images, is not installed.
     """
-    images = _images()
-    chosen = images[_chosen(step, rows * side**2, len(images))].reshape(rows, side, side, 8, 8)
-    return {"images": chosen.swapaxes(2, 3).reshape(rows, 8 * side, 8 * side, 1)}
+    images, labels = _images()
+    chosen = _chosen(step, rows * side**2, len(images))
+    pieces = images[chosen].reshape(rows, side, side, 8, 8).swapaxes(2, 3)
+    return {"images": pieces.reshape(rows, 8 * side, 8 * side, 1), "labels": labels[chosen[:: side**2]]}
 
 
 def _chosen(step: int, rows: int, count: int) -> Array:
@@ -85,9 +87,10 @@ def _lines(longest: int) -> list[list[int]]:
 
 
 @functools.cache
-def _images() -> Array:
+def _images() -> tuple[Array, Array]:
     try:
         from sklearn.datasets import load_digits
     except ImportError as error:
         raise ImportError("the images are scikit-learn's digits: pip install scikit-learn") from error
-    return np.asarray(load_digits().images / 16.0)
+    found = load_digits()
+    return np.asarray(found.images / 16.0), found.target.astype(np.int32)

@@ -64,23 +64,21 @@ class _SameKeyTwice(_Wrong):
         return loss
 
 
-class _MomentsDropped(_Wrong):
+class _LosesOnLoad(_Wrong):
+    def __init__(self, trainer: Trainer, lose: Callable[..., tuple[OptimizerState | None, Array]]) -> None:
+        super().__init__(trainer)
+        self._lose = lose
+
     def load(self, tensors: Mapping[str, Array], moments: OptimizerState | None, key: Array) -> None:
-        self._trainer.load(tensors, None, key)
+        self._trainer.load(tensors, *self._lose(moments, key))
 
 
-class _CountDropped(_Wrong):
-    def load(self, tensors: Mapping[str, Array], moments: OptimizerState | None, key: Array) -> None:
-        self._trainer.load(tensors, None if moments is None else replace(moments, step=0), key)
+def _losing(lose: Callable[..., tuple[OptimizerState | None, Array]]) -> Callable[[Trainer], Any]:
+    return lambda trainer: _LosesOnLoad(trainer, lose)
 
 
-class _KeyDropped(_Wrong):
-    def load(self, tensors: Mapping[str, Array], moments: OptimizerState | None, key: Array) -> None:
-        self._trainer.load(tensors, moments, rng.key(0))
-
-
-def _unscaled(twin: str, operations: Any) -> Any:
-    return replace(operations, drop=lambda x, rate, key: operations.drop(x, rate, key) * (1.0 - rate))
+def _unscaled(twin: str, drop: Any) -> Callable[..., Any]:
+    return lambda x, rate, key: drop(x, rate, key) * (1.0 - rate)
 
 
 def _by_all_positions(twin: str, cross_entropy: Any) -> Callable[..., Any]:
@@ -112,17 +110,25 @@ def _coupled(twin: str, make_optimizer: Any) -> Callable[..., Any]:
 
 FAULTS: tuple[TrainingFault, ...] = (
     TrainingFault("key-twice", "a key serves two steps", trainer=_SameKeyTwice),
-    TrainingFault("moments-dropped", "the run goes on without its moments", trainer=_MomentsDropped),
-    TrainingFault("count-dropped", "the run goes on with its moments, from step 0", trainer=_CountDropped),
-    TrainingFault("key-dropped", "the run goes on with the key it began with", trainer=_KeyDropped),
+    TrainingFault(
+        "moments-dropped", "the run goes on without its moments", trainer=_losing(lambda moments, key: (None, key))
+    ),
+    TrainingFault(
+        "count-dropped",
+        "the run goes on with its moments, from step 0",
+        trainer=_losing(lambda moments, key: (moments and replace(moments, step=0), key)),
+    ),
+    TrainingFault(
+        "key-dropped",
+        "the run goes on with the key it began with",
+        trainer=_losing(lambda moments, key: (moments, rng.key(0))),
+    ),
     TrainingFault(
         "decay-coupled",
         "weight decay goes through the moments",
         patches=(("testing.training", "make_optimizer", _coupled),),
     ),
-    TrainingFault(
-        "dropout-unscaled", "what dropout keeps is not scaled", patches=(("testing.models", "OPERATIONS", _unscaled),)
-    ),
+    TrainingFault("dropout-unscaled", "what dropout keeps is not scaled", patches=(("dropout", "drop", _unscaled),)),
     TrainingFault(
         "ignored-counted",
         "the mean divides by ignored positions too",

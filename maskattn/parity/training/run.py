@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
 
+from maskattn.models import files
+from maskattn.models.leaves import Tensor
 from maskattn.numerics import rng
-from maskattn.optimizers import OptimizerState
+from maskattn.optimizers import OptimizerState, convert
 from maskattn.parity.draws import Draws
 from maskattn.parity.findings import Finding
-from maskattn.parity.training import names
 from maskattn.parity.training.tasks import OPTIMIZERS, TASKS
 from maskattn.standards import value
 from maskattn.typing import NumPyArray as Array
@@ -43,11 +44,11 @@ class Setting:
 
 @dataclass(frozen=True)
 class State:
-    """A run between two steps, in no framework: names are those of `names.to_canonical`.
+    """A run between two steps, in no framework: names and shapes are those that the model is published with.
 
     Attributes:
         step: updates made.
-        tensors: the parameters. moments: what the optimizer remembers; None before the first step.
+        tensors: of the model. moments: what the optimizer remembers; None before the first step.
         key: uint32 [2], from which the keys of the steps to come are split.
     """
 
@@ -58,12 +59,15 @@ class State:
 
 
 class Trainer(Protocol):
-    """One model and its optimizer in one framework, as the twins' `testing.training` have it: NumPy in, NumPy out."""
+    """One model and its optimizer in one framework, as the twins' `testing.training` have it: NumPy in, NumPy out.
 
-    name: str
+    Attributes:
+        form: how this framework names parameters, and so moments: see `maskattn.models.renamed`.
+    """
+
+    form: str
     key: Any
 
-    def shapes(self) -> dict[str, tuple[int, ...]]: ...
     def load(self, tensors: Mapping[str, Array], moments: OptimizerState | None, key: Array) -> None: ...
     def step(self, batch: Mapping[str, Array]) -> float: ...
     def dump(self) -> tuple[dict[str, Array], OptimizerState, Array]: ...
@@ -122,47 +126,32 @@ def trainer(twin: str, setting: Setting) -> Trainer:
 
 def train(trainer: Trainer, setting: Setting, state: State, *stops: int) -> tuple[list[float], list[State]]:
     """Goes on from `state` up to the last of `stops` without a break: the losses, and the state at each stop."""
-    task = TASKS[setting.task]
-    layers, moments = task.layers(), state.moments
+    task, moments, form = TASKS[setting.task], state.moments, trainer.form
     if moments is not None:
-        moments = moments.map(lambda held: names.from_canonical(held, trainer.name, layers))
-    trainer.load(names.from_canonical(state.tensors, trainer.name, layers), moments, state.key)
+        moments = convert(moments, source="published", target=form, config=task.table)
+    trainer.load(state.tensors, moments, state.key)
     losses, states = [], []
     for step in range(state.step, stops[-1]):
-        losses.append(trainer.step(task.batch(step)))
+        batch = {name: x.astype(setting.dtype) if x.dtype == float else x for name, x in task.batch(step).items()}
+        losses.append(trainer.step(batch))
         if step + 1 in stops:
             tensors, moments, key = trainer.dump()
-            moments = moments.map(lambda held: names.to_canonical(held, trainer.name, layers))
-            states.append(State(step + 1, names.to_canonical(tensors, trainer.name, layers), moments, key))
+            moments = convert(moments, source=form, target="published", config=task.table)
+            states.append(State(step + 1, tensors, moments, key))
     return losses, states
 
 
-def start(setting: Setting, trainers: Iterable[Trainer]) -> State:
-    """The parameters that both begin from, one NumPy draw by name.
-
-    Raises:
-        ValueError: the trainers' models have not the same parameters.
-    """
-    layers = TASKS[setting.task].layers()
-    shapes = []
-    for trainer in trainers:
-        zeros = {name: np.zeros(shape) for name, shape in trainer.shapes().items()}
-        canonical = names.to_canonical(zeros, trainer.name, layers)
-        shapes.append({name: array.shape for name, array in canonical.items()})
-    if any(other != shapes[0] for other in shapes):
-        raise ValueError(f"the models differ: {shapes}")
-    drawn: dict[str, Array] = {name: _draw(name, shape).astype(setting.dtype) for name, shape in shapes[0].items()}
-    return State(0, drawn, None, rng.key(0))
+def start(setting: Setting) -> State:
+    """What both begin from, one NumPy draw by name."""
+    tensors = files.tensors_of(TASKS[setting.task].table)
+    return State(0, {name: _draw(name, x).astype(setting.dtype) for name, x in tensors.items()}, None, rng.key(0))
 
 
-def _draw(name: str, shape: tuple[int, ...]) -> Array:
-    drawn: Array = Draws(name).normal(shape)
-    leaf = name.rpartition(".")[2]
-    if leaf == "kernel":
-        inputs = int(np.prod(shape[:-1])) if name.endswith("out.kernel") else shape[0]
-        return np.asarray(drawn / np.sqrt(inputs))
-    scales = {"scale": 0.1, "bias": 0.02}
-    return np.asarray(drawn * scales.get(leaf, 0.3) + (leaf == "scale"))
+def _draw(name: str, tensor: Tensor) -> Array:
+    drawn: Array = Draws(name).normal(tensor.shape)
+    if len(tensor.shape) > 1:
+        return np.asarray(drawn / np.sqrt(tensor.shape[-1]))
+    return np.asarray(drawn / 20 + (tensor.begins if isinstance(tensor.begins, float) else 0.0))
 
 
 def run_setting(
@@ -181,7 +170,7 @@ def run_setting(
     """
     try:
         trainers = {twin: make(twin, setting) for twin in TRAINERS}
-        begin, half = start(setting, trainers.values()), steps // 2
+        begin, half = start(setting), steps // 2
         curves: dict[str, Array] = {}
         middle: dict[str, State] = {}
         ends: dict[str, State] = {}
@@ -209,7 +198,7 @@ def distance(tensors: Mapping[str, Array], others: Mapping[str, Array]) -> tuple
     """
     norms, elements = [], []
     for name in tensors:
-        if name.endswith("key.bias"):
+        if name.endswith(("key.bias", "k_proj.bias")):
             continue
         a, b = (np.asarray(held[name], np.float64) for held in (tensors, others))
         norms.append(float(np.linalg.norm(a - b) / np.linalg.norm(b)))

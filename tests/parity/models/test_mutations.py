@@ -21,7 +21,8 @@ pytestmark = pytest.mark.torch
 #: What is broken each time: the other rows are marked slow.
 FEW = ("llama", "mpnet", "gemma2", "cohere", "opt", "bert+pooled", "modernbert", "mixtral")
 FEW += ("electra+replaced", "modernbert+sequence")
-#: Facts that may change nothing in a row, and why; each is caught in another, but for those that never do.
+#: Facts that may change nothing in a row, and why; each is caught in another, but for those that never do. A name and a
+#: colon: in that row alone.
 EQUAL: dict[str, str] = {
     "T5Table.max_distance [+-] 1": "no distance of so few tokens changes its bucket",
     "Rotary.restart flipped": "which says how positions are counted again in packed sequences",
@@ -54,6 +55,17 @@ EQUAL: dict[str, str] = {
     r"Fused.order .*": "with one key head both orders are the same",
     r"Norm\(.*\)\.plus_one flipped": "of OLMo, which has no scale",
     r"Slots.mlp_in as attention_in": "of OLMo, whose norms hold nothing",
+    r"esm: Rotary\.theta larger": "the frequencies are held, and count",
+    r"esm: Tokens\.scale larger": "there is a norm right behind it",
+    r"big_bird: (Attention\.sparse dropped|Sparse\.random [+-] 1)": "few tokens see all",
+    r"big_bird(\+full)?: (TokenModel\.pooler dropped|First\..*|Linear\(pooler\)\..*)": "it is kept inside",
+    r"(beit|swinv2|vit_mae): Patches\.(image dropped|(padded|fixed) flipped)": "images are as in training",
+    r"vit_mae: Places\.(before [+-] 1|smooth flipped)": "the grid is that of training; caught where it is not",
+    r"(beit|swinv2): (Classes\.skip [+-] 1|ImageModel\.axial flipped)": "not read: vectors are pooled, and not turned",
+    r"beit: Stack\.blocks turned round": "they differ in how often they are dropped",
+    r"swinv2: (Patches\.final as norm|Windowed\.grows flipped)": "no positions lie between; no grid is one window",
+    r"swinv2: (Windowed\.mask lifted|Cosine\.most larger)": "each call cuts anew; no scale is so large",
+    r"TokenModel\.unread dropped|Linear\(regression\)\.bias flipped": "nothing reads it",
 }
 
 
@@ -69,13 +81,13 @@ def judged(name, known=frozenset()):
         try:
             twin = Torch(made(later), peer.tensors)
             yield what, any(not cell.held for case in cases for _, cell in case.judge(twin))
-        except (ValueError, TypeError, KeyError, AttributeError, RuntimeError, IndexError, AssertionError):
+        except (ValueError, TypeError, LookupError, AttributeError, RuntimeError, ArithmeticError, AssertionError):
             yield what, None  # cannot be made or run: loud enough
 
 
-def _equal(what):
-    """Whether it may change nothing."""
-    return any(re.fullmatch(pattern, what) for pattern in EQUAL)
+def _equal(what, name=""):
+    """Whether it may change nothing, in a row."""
+    return any(re.fullmatch(pattern, said) for pattern in EQUAL for said in (what, f"{name}: {what}"))
 
 
 def test_a_broken_fact_is_caught():
@@ -92,7 +104,7 @@ def test_a_broken_fact_is_caught():
 @pytest.mark.slow
 @pytest.mark.parametrize("name", TINY)
 def test_a_broken_fact_of_any_row_is_caught(name):
-    assert not [what for what, caught in judged(name) if caught is False and not _equal(what)]
+    assert not [what for what, caught in judged(name) if caught is False and not _equal(what, name)]
 
 
 def test_untied_embeddings_are_caught():

@@ -54,3 +54,39 @@ def test_what_is_refused_says_why() -> None:
         models.describe({"model_type": "gemma", "use_bidirectional_attention": True})
     with pytest.raises(ValueError, match="add_cross_attention=True is refused: layers with cross-attention"):
         models.describe({"model_type": "bert", "add_cross_attention": True})
+
+
+@pytest.mark.parametrize(
+    ("name", "more", "words"),
+    [
+        ("big_bird", {"is_decoder": True, "attention_type": "block_sparse"}, "is_decoder with .* is refused"),
+        ("deepseek_v3", {"n_group": 3}, "equal groups.* got 8 experts in 3 groups"),
+        ("deepseek_v3", {"num_experts_per_tok": 5}, "so many are kept that 5 can be picked .* of which 2 are kept"),
+        ("deberta-v2", {"conv_kernel_size": 3, "conv_act": "mish"}, "activation must be one of .*, got 'mish'"),
+    ],
+)
+def test_what_transformers_alone_could_say_is_refused(name: str, more: dict[str, Any], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        models.describe({**TINY[name].config, "model_type": name, **more})
+
+
+def test_t5_says_its_mlp_twice() -> None:
+    """`dense_act_fn` and `is_gated_act` count, where they are given."""
+    config = {**TINY["t5"].config, "model_type": "t5"}
+    for options, activation, gated in (
+        ({"feed_forward_proj": "gated-gelu"}, "gelu_tanh", True),
+        ({"feed_forward_proj": "gated-gelu", "dense_act_fn": "gelu"}, "gelu", True),
+        ({"feed_forward_proj": "relu", "is_gated_act": True}, "relu", True),
+        ({"feed_forward_proj": "silu"}, "silu", False),
+    ):
+        mlp = models.describe({**config, **options}).stacks()[0].blocks[0].mlp
+        assert (mlp.activation, type(mlp).__name__ == "Gated") == (activation, gated)
+
+
+def test_an_encoder_alone_is_no_decoder() -> None:
+    config = {**TINY["t5+encoder"].config, "model_type": "t5"}
+    whole = [f"{path}.{name}" for path, leaf in models.describe(config).leaves() for name in leaf.tensors()]
+    names = [name for name in whole if not name.startswith("decoder")]
+    assert models.describe(config, names).model_type == "t5"
+    with pytest.raises(ValueError, match="is_decoder=True is refused: there is an encoder alone"):
+        models.describe({**config, "is_decoder": True}, names)

@@ -17,10 +17,11 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from maskattn.convert.compare import Compared
 from maskattn.parity.attention.cases import get
 from maskattn.parity.attention.fault_list import FAULTS
 from maskattn.parity.attention.result import CaseOutcome, Result
-from maskattn.parity.checkpoint.result import CheckpointResult, Judged, LayerResult
+from maskattn.parity.checkpoint.result import CheckpointResult, Layer
 from maskattn.parity.findings import Finding
 from maskattn.parity.report import cases, checkpoint, faults, training
 from maskattn.parity.report.table import say
@@ -46,16 +47,14 @@ def _cases():
 
 
 def _checkpoint():
-    finding = Finding("bits", "torch = jax", "output", True, elements=884_736)
-    differs = replace(finding, held=False, differing=884_736, message="884736 of 884736 differ")
-    kinds = [(twin, kernel) for kernel in ("reference", "exact") for twin in ("torch", "jax")]
-    judged = [Judged(*kind, 1.2e-6, 3.5e-4, 0.0036) for kind in kinds]
-    broken = [replace(one, error=np.nan, share=1.7e308) for one in judged]
-    held = LayerResult("model.layers.0.", (finding,), finding, tuple(judged), (finding,))
-    failed = LayerResult(f"model.layers.{NAME}.", (finding,), differs, tuple(broken), (differs, differs))
-    result = CheckpointResult("a.safetensors", "hf-llama", "float64 oracle", "random, padded", (held, failed), "b.npz")
-    figures = ["884,736", "1,769,472", "1.2e-06", "nan", "0.004", "2e+308", "held", "FAILED"]
-    return lambda **options: checkpoint.render(result, **options), figures, ["3.5e-04", "reference"]
+    judged = {twin: Compared("reference", 1.2e-6, 3.5e-4, 0.0036) for twin in ("torch", "jax")}
+    broken = {twin: replace(one, error=np.nan, share=1.7e308) for twin, one in judged.items()}
+    held = Layer("model.layers.0.", judged, 1.5e-7, 0)
+    failed = Layer(f"model.layers.{NAME}.", broken, None, 1_769_472, "output: 884736 of 884736 differ")
+    given = "a.safetensors", "hf-llama", "float64 oracle", "random, padded"
+    result = CheckpointResult(*given, (held, failed), ("a note",), "b.npz")
+    figures = ["1,769,472", "1.2e-06", "1.5e-07", "3.5e-04", "nan", "0.004", "2e+308", "held", "FAILED"]
+    return lambda **options: checkpoint.render(result, **options), figures, []
 
 
 def _training():
