@@ -20,7 +20,7 @@ def _left(allowed: NumPyArray) -> NumPyArray:
 
 def _some(allowed: NumPyArray) -> NumPyArray:
     """Keys that some query may attend to."""
-    found: NumPyArray = allowed.any(-2, keepdims=True)
+    found: NumPyArray = np.asarray(allowed.any(-2, keepdims=True))
     return found
 
 
@@ -56,6 +56,10 @@ def _to_the_left(allowed: NumPyArray) -> NumPyArray:
     return np.flip(np.logical_or.accumulate(np.flip(allowed, -1), -1), -1)
 
 
+def _diagonal(allowed: NumPyArray) -> NumPyArray:
+    return np.eye(allowed.shape[-2], allowed.shape[-1], dtype=bool)
+
+
 def _causal(allowed: NumPyArray) -> NumPyArray:
     rows, columns = allowed.shape[-2:]
     return np.tri(rows, columns, columns - rows, dtype=bool)
@@ -65,12 +69,12 @@ def _causal(allowed: NumPyArray) -> NumPyArray:
 MISTAKES: Mapping[str, Callable[[NumPyArray], NumPyArray]] = {
     "the mask is missing": np.ones_like,
     "the mask is inverted": np.logical_not,
-    "the mask is inverted, but for the diagonal": lambda a: ~a | np.eye(*a.shape[-2:], dtype=bool),
-    "padding is not masked": lambda a: _whole(a.any(0, keepdims=True), a),
+    "the mask is inverted, but for the diagonal": lambda a: ~a | _diagonal(a),
+    "padding is not masked": lambda a: _whole(np.asarray(a.any(0, keepdims=True)), a),
     "the mask is of padding alone: not causal, no window": lambda a: _whole(_some(a), a),
     "the mask is causal too": lambda a: a & _causal(a),
     "the mask is causal from the first key on, where there are more keys than queries": lambda a: np.broadcast_to(
-        np.tri(*a.shape[-2:], dtype=bool), a.shape
+        np.tri(a.shape[-2], a.shape[-1], dtype=bool), a.shape
     ),
     "the mask is causal up to the last key, where there are more keys than queries": lambda a: np.broadcast_to(
         _causal(a), a.shape

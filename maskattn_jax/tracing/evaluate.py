@@ -92,7 +92,7 @@ def _evaluate(name: str, args: Sequence[NumPyArray], params: Mapping[str, Any]) 
         return _REDUCED[name](x, axis=tuple(params["axes"]), **({"dtype": kept} if kept else {}))
     match name:
         case "not" if x.dtype.kind == "b":
-            return ~x
+            return np.logical_not(x)
         case "integer_pow" if x.dtype.kind == "f":
             return x ** params["y"]
         case "convert_element_type" if params["new_dtype"] != x.dtype:

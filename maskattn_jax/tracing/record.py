@@ -75,7 +75,7 @@ class _Tape(core.EvalTrace):
             return self._plain_of.get(known)
         return self._plain.get(_key(array)) if array.size > 1 and array.dtype.kind == "f" else None
 
-    def number(self, array: object) -> int | None:
+    def number(self, array: Any) -> int | None:
         """Which node an array is; None of what is no array, or a Python number."""
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             return None
@@ -158,7 +158,7 @@ class _Tape(core.EvalTrace):
         return [jnp_wide(one) for one in taken], {**params, **narrow} if narrow else params
 
     def _where(self) -> Where:
-        context = source_info_util._source_info_context.context
+        context: Any = source_info_util._source_info_context.context
         if context.traceback is None:
             found = here(self._path, LIBRARIES, depth=3)
             self._modules.setdefault(found.line, found.module)
@@ -234,7 +234,11 @@ def record(
     """
     names, modules = held(function)
     tape = _Tape(modules, wide)
-    with jax.enable_x64(wide or jax.config.jax_enable_x64), jax.disable_jit(), jax.default_matmul_precision("highest"):
+    with (
+        jax.enable_x64(wide or jax.dtypes.canonicalize_dtype(np.float64) == np.float64),
+        jax.disable_jit(),
+        jax.default_matmul_precision("highest"),
+    ):
         for name, array in names:
             if id(array) not in tape._of:
                 tape.leaf(array, "parameter", name, instead.get(name))
@@ -284,7 +288,8 @@ def _backward(
     given = {}
     for name, one in outputs.items():
         given[name] = jnp.asarray(cotangents[name], one.dtype)
-        tape.trace.outputs[name] = tape.leaf(one, "operation", name) if tape.known(one) is None else tape.known(one)
+        known = tape.known(one)
+        tape.trace.outputs[name] = tape.leaf(one, "operation", name) if known is None else known
         tape.leaf(given[name], "input", f"cotangent of {name}".rstrip())
     (gradients,) = pull(given)
     for name, one in gradients.items():

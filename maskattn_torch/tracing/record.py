@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
 from types import FunctionType, MappingProxyType, MethodType
-from typing import NamedTuple, TypeAlias
+from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
 import torch
@@ -207,7 +207,7 @@ class _Tape(TorchDispatchMode):
                     self.recording.shared |= {made, number, *inputs[:1]}
 
     def _where(self) -> Where:
-        node = torch._C._current_autograd_node()
+        node: Any = torch._C._current_autograd_node()
         if node is not None:
             known = self._forward.get(node._sequence_nr(), Where())
             return Where(known.module, known.line, known.function, backward=True)

@@ -27,11 +27,11 @@ def explained(case: Case, inputs: dict[str, Array], output: Array, limit: float)
     for text, changed in _mistakes(case, arrays, options):
         given = {**arrays, **options, **changed}
         behind, fill = given.pop("behind", False), given.pop("fill", 0.0)
-        taken = [given.pop(name) for name in arrays]
-        found = oracle.attention(*taken, **given)
+        query, key, value, allowed = (given.pop(name) for name in arrays)
+        found = oracle.attention(query, key, value, allowed, **given)
         other = found.output
         if behind:  # weights of all keys, of which the masked ones were left out
-            everything = oracle.attention(*taken[:3], None, **given)
+            everything = oracle.attention(query, key, value, None, **given)
             with np.errstate(all="ignore"):
                 other = other * np.exp(found.lse - everything.lse)[..., None]
         if other.shape != output.shape:
@@ -43,7 +43,7 @@ def explained(case: Case, inputs: dict[str, Array], output: Array, limit: float)
         )
         if float(error.max(initial=0)) <= limit + rounded:
             if right is None:
-                right = oracle.attention(*arrays.values(), **options).output
+                right = oracle.attention(**arrays, **options).output
             # a mistake that changes nothing here explains nothing
             if float(checks.errors(right, other).max(initial=0)) > 4 * limit:
                 return f"equals the oracle with: {text}"
