@@ -149,8 +149,9 @@ def uniform(
     """Random numbers in [minval, maxval), as `jax.random.uniform` returns them.
 
     JAX computes `u * (maxval - minval) + minval` under jit, where XLA rounds a float32 or float64 multiply-add once on
-    processors that can; so does this. In float16 and bfloat16 both round twice. Where `maxval - minval` is a power of
-    two the product is exact and the question does not arise.
+    processors that can; so does this. In float16 and bfloat16 both round twice, but for float16 on processors that
+    compute in it (AVX512-FP16), where XLA rounds once: the numbers here are the same on all machines. Where `maxval -
+    minval` is a power of two the product is exact and the question does not arise.
 
     Args:
         key: uint32 [2].

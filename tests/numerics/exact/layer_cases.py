@@ -46,6 +46,11 @@ def _x(draw, kind, *shape):
     return np.asarray(draw(shape)).astype(kind)
 
 
+def _fifth(x):
+    """x to the fifth by products: NumPy's own power has other bits on other processors."""
+    return x * x * x * x * x
+
+
 X = (2, 3, 4, 6)
 POSITIONS = np.array([[0, 7, 100_003]], np.int32)
 GRID = np.array([[[0, 3, 5], [1, 90, 2], [2, 8, 1000]]], np.int32)
@@ -163,7 +168,7 @@ CASES: dict[str, Case] = {
     ),
     "gate-tanh": Case(  # small numbers, too
         lambda e, *a: e.gate(*a, "tanh"),
-        lambda draw, kind: (_x(draw, kind, *X), _x(draw, kind, *X) ** 5),
+        lambda draw, kind: (_x(draw, kind, *X), _fifth(_x(draw, kind, *X)) / 128),
         lambda x, g: x * np.tanh(g),
     ),
     "sigmoid": Case(
