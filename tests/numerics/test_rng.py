@@ -70,7 +70,9 @@ def test_uniform_is_that_of_jax(dtype, x64):
         for low, high in BOUNDS:
             theirs = jax.random.uniform(key, (2**18 + 1,), dtype, low, high)
             ours = rng.uniform(words(key), 2**18 + 1, dtype, low, high)
-            same(_rounded_once(words(key), low, high) if dtype is np.float16 and _computes_in_float16() else ours, theirs)
+            same(
+                _rounded_once(words(key), low, high) if dtype is np.float16 and _computes_in_float16() else ours, theirs
+            )
 
 
 def _computes_in_float16() -> bool:

@@ -43,7 +43,9 @@ def explained(case: Case, inputs: dict[str, Array], output: Array, limit: float)
         )
         if float(error.max(initial=0)) <= limit + rounded:
             if right is None:
-                right = oracle.attention(**arrays, **options).output
+                right = oracle.attention(
+                    inputs["query"], inputs["key"], inputs["value"], inputs["mask"], **options
+                ).output
             # a mistake that changes nothing here explains nothing
             if float(checks.errors(right, other).max(initial=0)) > 4 * limit:
                 return f"equals the oracle with: {text}"
