@@ -6,12 +6,10 @@ import pytest
 
 from maskattn.parity.models.run import COLUMNS, examine
 from maskattn.parity.models.tiny import TINY
-from maskattn.parity.models.twins import Jax, Torch
 
 pytest.importorskip("transformers")
 
-#: What is run whole each time: the other rows' gradients, bfloat16, JAX's compiler are marked slow, and so are variants
-#: in JAX.
+#: Run whole each time: the other rows' gradients, bfloat16 and compiling by JAX are marked slow, and so are variants.
 FEW = ("llama", "gemma2", "nemotron", "gpt2", "bert+pooled", "albert", "falcon+groups")
 
 
@@ -19,10 +17,10 @@ def held(row):
     assert row.held and row.cells, {column: (cell.share, cell.what) for column, cell in row.cells.items() if cell}
 
 
-@pytest.mark.parametrize("name", TINY)
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if "+" in x else x for x in TINY])
 def test_every_row_gives_what_transformers_gives(name):
     many = name.startswith(("swin", "vit_mae", "longt5"))  # operations, each of which JAX compiles
-    held(examine(name, ("hidden", "logits"), compiled=many, twins=(Torch,) if "+" in name else (Torch, Jax)))
+    held(examine(name, ("hidden", "logits"), compiled=many))
 
 
 @pytest.mark.parametrize("name", [x if x in FEW else pytest.param(x, marks=pytest.mark.slow) for x in TINY])
