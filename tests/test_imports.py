@@ -247,8 +247,9 @@ def named(root):
                     target = node.value.partition(":")[0]
                     package = name.partition(".")[0]
                     above = {"maskattn": ("maskattn.cli", "maskattn.parity", *TWINS)}.get(package, {*TWINS} - {package})
-                    # _moved: old names for new ones; convert.twins: the one file of the core that calls the twins
+                    # _moved: old names for new ones; the others: the two files of the core that call the twins
                     free = ("maskattn.cli", "maskattn.parity", "maskattn._moved", "maskattn.convert.twins")
+                    free += ("maskattn.diagnose.compare",)
                     if within(target, *above) and not within(name, *free):
                         yield name, target
 

@@ -11,6 +11,20 @@ WORDS = {"rtol", "atol", "tol", "tolerance"}
 CLOSE = {"allclose", "approx", "assert_allclose", "assert_almost_equal", "assert_close", "isclose"}
 #: Small numbers that are no tolerance, and why.
 ALLOWED = {
+    ("maskattn/diagnose/compare.py", "0 < distance(key, its) <= ROUNDED"): "what rounding to float32 is",
+    ("maskattn/diagnose/matching.py", "np.count_nonzero(steps > 1e-06 * size) >= DISTINCT - 1"): "numbers that differ",
+    ("maskattn/diagnose/parameters.py", "np.ptp(moved) <= 1e-06 * float(np.abs(other.ordered).max())"): "all are one",
+    ("maskattn/diagnose/parameters.py", "np.ptp(ratio) <= 1e-06 * np.abs(ratio).max()"): "all are one",
+    (
+        "maskattn/diagnose/tables.py",
+        "np.allclose(exact, wide, rtol=2.0 ** (-22), atol=0)",
+    ): "what rounding to float32 is",
+    ("maskattn_torch/tracing/edits/attention.py", "abs(one - scale) > 1e-09 * scale"): "another scale",
+    ("maskattn_torch/tracing/edits/constants.py", "0 < abs(mine) < 0.01"): "what an eps is",
+    (
+        "tests/diagnose/test_parameters.py",
+        "np.testing.assert_allclose(whole[pair.places], part, rtol=0.01 if pair.rounded else 0)",
+    ): "what rounding to bfloat16 is",
     ("maskattn/numerics/exact/bits.py", "ops.absolute(x) < SMALLEST_FLOAT64"): "the smallest normal number",
     ("maskattn/numerics/rng.py", "chance < 2.0 ** (-126)"): "the smallest normal float32",
     ("maskattn_torch/rng.py", "chance < 2.0 ** (-126)"): "the smallest normal float32",

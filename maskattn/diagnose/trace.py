@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import sysconfig
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -102,16 +101,7 @@ def numbers(array: NumPyArray) -> NumPyArray:
 # Where code stands ----------------------------------------------------------------------------------------------------
 
 _OWN = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-_ROOTS = tuple(
-    os.path.join(path, "")
-    for path in {
-        sysconfig.get_paths()["stdlib"],
-        sysconfig.get_paths()["platstdlib"],
-        _OWN,
-        f"{_OWN}_torch",
-        f"{_OWN}_jax",
-    }
-)
+_ROOTS = tuple(os.path.join(path, "") for path in (os.path.dirname(os.__file__), _OWN, f"{_OWN}_torch", f"{_OWN}_jax"))
 
 
 @lru_cache(maxsize=4096)
