@@ -30,6 +30,8 @@ EQUAL: dict[str, str] = {
     "And.parts turned round": "the same pairs are allowed",
     r".*\.adapter flipped": "which says who brought a layer, and is not computed with",
     r".*dropout larger": "nothing is dropped",
+    r".*_rates? .*": "nothing is dropped",
+    r".*\.untrained .*": "which says what is refused in training",
     "EncoderDecoder.unused dropped": "nothing reads it",
     "Stack.bare flipped": "there is nothing behind the last block",
     r"EncoderDecoder.(pad|start) [+-] 1": "the decoder's tokens are given, or its own are no padding",
