@@ -4,7 +4,7 @@
 >>> families.get("openai-clip").model
 'clip'
 >>> families.of_type("clip")
-('hf-clip', 'openai-clip')
+('hf-clip', 'hf-clip-vision', 'openai-clip')
 
 Those of Hugging Face are made of the rows of `maskattn.models` (``_rows.py``); those of other libraries are tables in
 TOML, whose lines name the kinds of tensors by their names and never by their shapes; ``_family.py`` says what they may

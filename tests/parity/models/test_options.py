@@ -88,5 +88,5 @@ def test_an_encoder_alone_is_no_decoder() -> None:
     whole = [f"{path}.{name}" for path, leaf in models.describe(config).leaves() for name in leaf.tensors()]
     names = [name for name in whole if not name.startswith("decoder")]
     assert models.describe(config, names).model_type == "t5"
-    with pytest.raises(ValueError, match="is_decoder=True is refused: there is an encoder alone"):
+    with pytest.raises(ValueError, match="is_decoder=True is refused: its encoder would be a decoder"):
         models.describe({**config, "is_decoder": True}, names)
