@@ -133,13 +133,13 @@ class Comparison:
         places: list[Place] = []
         while len(places) < MOST and self.error(self.program) > self.tolerance:
             self.progress(f"place {len(places) + 1}")
-            place, edit = self.next_place(self.program)
+            place, changed = self.next_place(self.program)
             if place is None:
                 break
             places.append(place)
-            if edit is None:
+            if changed is None:
                 break
-            self.program = self.program.applying(edit)
+            self.program = changed
         return tuple(places)
 
     def _with_tables(self, program: Any) -> Any:
@@ -164,7 +164,7 @@ class Comparison:
         return max(errors, default=float("inf"))
 
     def next_place(self, program: Any) -> tuple[Place | None, Any]:
-        """The first place where the programs part, and the edit that explains it."""
+        """The first place where the programs part, and PyTorch's with the edit that explains it."""
         recording, theirs = program.recording, self.theirs.trace
         ours = Keys(recording, self.theirs.kept)
         matches = match(ours, self.theirs, self.tolerance)
@@ -179,8 +179,8 @@ class Comparison:
             return at, None
         before = self.error(program)
         edit, also = self.everywhere(program, edit)
-        after = self.error(program.applying(edit))
-        return replace(at, diagnosis=edit.text, share=after / before, also=also), edit
+        changed = program.applying(edit)
+        return replace(at, diagnosis=edit.text, share=self.error(changed) / before, also=also), changed
 
     def explained(self, program: Any, here: list[int], there: list[int], matches: Matches) -> Any:
         """The edit behind which most tensors of the JAX side are PyTorch's again."""

@@ -93,11 +93,10 @@ class _Tape(core.EvalTrace):
         return found
 
     def process_primitive(self, primitive: Any, args: Sequence[Any], params: Any, /) -> Any:
-        held = params.get("jaxpr", params.get("call_jaxpr"))
-        if primitive.name in _HELD and held is not None:
-            inner, consts = (held.jaxpr, held.consts) if hasattr(held, "consts") else (held, ())
+        held = _program(primitive, params)
+        if held is not None:
             with core.set_current_trace(self):
-                return core.eval_jaxpr(inner, consts, *args)
+                return core.eval_jaxpr(*held, *args)
         where = self._where()
         inputs = tuple(number for number in map(self.number, args) if number is not None)
         args, params = self.widened(primitive, args, params, where)
@@ -203,6 +202,14 @@ def jnp_wide(one: Any) -> Any:
                 return one.astype(np.float64)
         return jax.device_put(np.asarray(one).astype(np.float64))
     return one
+
+
+def _program(primitive: Any, params: Any) -> tuple[Any, Sequence[Any]] | None:
+    """The program that a primitive holds, and its constants; None of others."""
+    held = params.get("jaxpr", params.get("call_jaxpr"))
+    if primitive.name not in _HELD or held is None:
+        return None
+    return (held.jaxpr, held.consts) if hasattr(held, "consts") else (held, ())
 
 
 def _key(array: Any) -> tuple[tuple[int, ...], int]:
@@ -316,11 +323,10 @@ class _Between(core.Trace):
         return self._below.stage_value(jnp_wide(taken) if self._tape.wide else taken)
 
     def process_primitive(self, primitive: Any, args: Sequence[Any], params: Any, /) -> Any:
-        held = params.get("jaxpr", params.get("call_jaxpr"))
-        if primitive.name in _HELD and held is not None:
-            inner, consts = (held.jaxpr, held.consts) if hasattr(held, "consts") else (held, ())
+        held = _program(primitive, params)
+        if held is not None:
             with core.set_current_trace(self):
-                return core.eval_jaxpr(inner, consts, *args)
+                return core.eval_jaxpr(*held, *args)
         args, params = self._tape.widened(primitive, self._taken(args), params)
         with core.set_current_trace(self._below):
             return primitive.bind(*args, **params)

@@ -18,20 +18,6 @@ MASKED = -1e3
 #: What stands for minus infinity, without the NaN of a row that attends to nothing.
 FILL = -1e30
 _SDPA = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable")
-#: Operations that a tensor goes through unchanged, but for its shape.
-SHAPES = (
-    "view",
-    "_unsafe_view",
-    "expand",
-    "clone",
-    "_to_copy",
-    "reshape",
-    "contiguous",
-    "unsqueeze",
-    "squeeze.dim",
-    "slice.Tensor",
-    "alias",
-)
 
 
 def edits(program: Program) -> Iterator[Edit]:

@@ -87,14 +87,9 @@ def _site(program: Program, at: int) -> Site | None:
 
 
 def _turned(program: Program, site: Site, how: _How) -> Change:
-    cos, sin = (program.tensor(one) for one in (site.cos, site.sin))
-    x = program.tensor(site.x)
-    made = rotated(x, cos, sin, how)
-
-    def change(_: object, args: tuple[Tensor, ...], kwargs: object) -> Tensor:
-        return made
-
-    return change
+    """Computed when it is played: most edits are only listed."""
+    x, cos, sin = site.x, site.cos, site.sin
+    return lambda _, args, kwargs: rotated(program.tensor(x), program.tensor(cos), program.tensor(sin), how)
 
 
 def rotated(x: Tensor, cos: Tensor, sin: Tensor, how: _How) -> Tensor:
