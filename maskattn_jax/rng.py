@@ -197,6 +197,13 @@ def _uniform(key: Array, shape: tuple[int, ...], start: int, dtype: NumPyDType, 
     one = jnp.ones((), dtype)
     words = _bits(key, shape, start, drawn).astype(uint) >> uint(drawn - explicit)
     unit = jax.lax.bitcast_convert_type(words | jax.lax.bitcast_convert_type(one, uint), dtype) - one
+    if dtype == np.float16:
+        # Rounded twice on every processor: those that compute in float16 would fuse the two, and XLA takes a pair of
+        # conversions away. The product is therefore rounded within float32: to 10 bits, or to multiples of 2^-24.
+        wide = unit.astype(jnp.float32) * span.astype(jnp.float32)
+        small = (wide + jnp.float32(0.5)) - jnp.float32(0.5)
+        product = jnp.where(wide < 2.0**-14, small, jax.lax.reduce_precision(wide, 8, 10))
+        return jnp.maximum(low, (product + low.astype(jnp.float32)).astype(dtype))
     return jnp.maximum(low, unit * span + low)
 
 

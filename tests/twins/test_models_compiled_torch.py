@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from maskattn import models, standards
+from maskattn.convert.twins import named
 from maskattn.parity.models.peer import WORDS, Peer
 from maskattn.parity.models.tiny import TINY
-from maskattn.parity.models.twins import outputs_of
 from maskattn_torch.models import Model
 from maskattn_torch.testing.adapter import from_numpy
 
@@ -45,7 +45,7 @@ def near(found: Any, expected: Any) -> None:
 
 def results(model: Any, given: dict[str, Any], trained: dict[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     """What a model gives, and gradients of a sum of it all."""
-    found = outputs_of(model(**given))
+    found = named(model(**given))
     whole = sum(x.cos().sum() for x in found.values() if x.is_floating_point())
     made = torch.autograd.grad(whole, list(trained.values()), allow_unused=True, materialize_grads=True)
     return found, numbers(dict(zip(trained, made, strict=True)))
@@ -68,4 +68,4 @@ def test_it_is_exported(name: str) -> None:
     model, given = made(name)
     exported = torch.export.export(model, (), given)
     with torch.no_grad():
-        near(outputs_of(exported.module()(**given)), outputs_of(model(**given)))
+        near(named(exported.module()(**given)), named(model(**given)))
