@@ -4,7 +4,7 @@
 # make test-versions   the tests with the oldest and the newest JAX, NumPy, Flax and Python that are supported (an hour; not in CI)
 # make bench    attention beside its peers, what calls and compiling cost, schedules, exactness, importing: to benchmarks/results, docs
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
-# make bench-gpu   attention on a GPU beside its peers, in 4 minutes, and the README's tables of it; with an installed
+# make bench-gpu   attention on a GPU beside its peers, in 4 minutes, and the tables of docs/benchmarks.md; with an installed
 #                  PyTorch and JAX: PYTHON=/path names the interpreter
 # make matrix   the pages of the matrices against other libraries, docs/against-*.md, of all models, docs/models-table.md, and
 #               the table of docs/coming-from-flax-transformers.md

@@ -12,7 +12,6 @@ where that is installed.
 from __future__ import annotations
 
 import argparse
-import datetime
 import importlib.util
 import itertools
 import json
@@ -201,7 +200,7 @@ def main() -> None:
         print(f"{name}: {json.dumps(results[name])}")
     packages = ("jax", "flax", "optax", "torch", "transformers", "sentence-transformers")
     settings = {"steps": STEPS, "pairs": PAIRS, "batches": BATCHES, "length": LENGTH}
-    settings |= {"learning_rate": RATE, "weight_decay": DECAY, "date": datetime.date.today().isoformat()}
+    settings |= {"learning_rate": RATE, "weight_decay": DECAY}
     measure.write(arguments.json, measure.report(results, packages, **settings))
 
 

@@ -1,6 +1,6 @@
-"""What gpu.py found, as the README's tables, between its marks, and as docs/gpu_speed.png.
+"""What gpu.py found, as the tables of docs/benchmarks.md, between their marks, and as docs/gpu_speed.png.
 
-python benchmarks/gpu_table.py [--results FILE] [--readme FILE] [--picture FILE]
+python benchmarks/gpu_table.py [--results FILE] [--page FILE] [--picture FILE]
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
+PAGE = ROOT / "docs/benchmarks.md"
 MARKS = "<!-- made by benchmarks/gpu_table.py -->", "<!-- until here -->"
 MASKS = ("full", "causal", "window", "documents", "padding")
 #: Columns by their word in gpu.json, for each framework: this library first.
@@ -76,12 +77,12 @@ def table(found: dict[str, Any], framework: str, size: str) -> str:
     return "\n".join(rows)
 
 
-def readme(found: dict[str, Any]) -> str:
+def tables(found: dict[str, Any]) -> str:
     """What stands between the marks."""
     said = f"Measured on {found['date']} ({found.get('machine', machine(found))}), of the code of {found['code']}."
     said = textwrap.fill(" ".join([said, found.get("note", "")]).strip(), 120)
-    tables = [table(found, framework, size) for size in sizes(found) for framework in WHO]
-    return "\n\n".join([MARKS[0], said, *filter(None, tables), MARKS[1]])
+    made = [table(found, framework, size) for size in sizes(found) for framework in WHO]
+    return "\n\n".join([MARKS[0], said, *filter(None, made), MARKS[1]])
 
 
 def machine(found: dict[str, Any]) -> str:
@@ -140,17 +141,17 @@ def panel(axes: Any, found: dict[str, Any], framework: str, size: str) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--results", type=Path, default=ROOT / "benchmarks/results/gpu.json")
-    parser.add_argument("--readme", type=Path, default=ROOT / "README.md")
+    parser.add_argument("--page", type=Path, default=PAGE)
     parser.add_argument("--picture", type=Path, default=ROOT / "docs/gpu_speed.png")
     given = parser.parse_args()
     found = json.loads(given.results.read_text(encoding="utf-8"))
-    if found["dry"] and given.readme.resolve() == ROOT / "README.md":
+    if found["dry"] and given.page.resolve() == PAGE:
         raise SystemExit(f"gpu_table.py: the figures of {given.results} are of a dry run, and mean nothing")
-    text = given.readme.read_text(encoding="utf-8")
+    text = given.page.read_text(encoding="utf-8")
     before, rest = text.split(MARKS[0])
-    given.readme.write_text(before + readme(found) + rest.split(MARKS[1])[1], encoding="utf-8")
+    given.page.write_text(before + tables(found) + rest.split(MARKS[1])[1], encoding="utf-8")
     draw(found, given.picture)
-    print(f"{given.results} -> {given.readme}, {given.picture}")
+    print(f"{given.results} -> {given.page}, {given.picture}")
 
 
 if __name__ == "__main__":

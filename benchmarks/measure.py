@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import json
 import os
 import platform
@@ -55,13 +56,14 @@ def medians(times: Mapping[Name, list[float]]) -> dict[Name, float]:
 
 
 def report(results: Any, packages: tuple[str, ...] = ("numpy",), **settings: Any) -> dict[str, Any]:
-    """Results with what is needed to read them: settings, versions, machine and threads."""
+    """Results with what is needed to read them: settings, versions, the day, machine and threads."""
     found: dict[str, Any] = {**settings, "results": results, "python": platform.python_version()}
     for name in packages:
         try:
             found[name] = version(name)
         except PackageNotFoundError:
             continue
+    found["date"] = datetime.date.today().isoformat()
     found |= {"machine": platform.machine(), "processor": _processor(), "cores": os.cpu_count()}
     if "torch" in packages:
         import torch

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Container
+from collections.abc import Container, Mapping
 from dataclasses import replace
 
 from maskattn._hf_config import Reading, row_of
+from maskattn.layer import from_hf
+from maskattn.layer.from_hf import Row
+from maskattn.masks.interop import hugging_face_models
 from maskattn.models.build import Builder
 from maskattn.models.build_images import AutoencoderBuilder, ImageBuilder, TowersBuilder, WindowBuilder
 from maskattn.models.build_sound import Sound
@@ -15,7 +18,7 @@ from maskattn.models.leaves import first_numbers
 from maskattn.models.model import Configuration, Inputs, Output, TokenModel, WholeModel
 from maskattn.models.rows import ROWS
 
-__all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "WholeModel", "describe", "first_numbers"]
+__all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "WholeModel", "describe", "first_numbers", "register"]
 
 #: What the `kind` of a row says -> what reads the row.
 BUILDERS: dict[str, type[Builder]] = {
@@ -56,3 +59,24 @@ def describe(config: object, names: Container[str] | None = None, tied: bool | N
     except (ArithmeticError, AttributeError, LookupError, TypeError) as error:
         said = f"its table cannot read the configuration of {reading.model_type!r}: {type(error).__name__}: {error}"
         raise ValueError(f"{reading.where}: {said}") from error
+
+
+def register(model_type: str, row: Row, *, layer: Row, mask: Mapping[str, object]) -> None:
+    """Make both twins know an architecture of one's own: `describe`, `load` and `save`, `AttentionConfig.from_hf` and
+    `masks.for_hf`. docs/writing-an-architecture.md has one from its first line to its proof.
+
+    Args:
+        model_type: what its config.json says; a row that is known is replaced.
+        row: the tensors and what is computed with them: the keys are told in `models.build`.
+        layer: of an attention layer, fields of `AttentionConfig`, as in `layer.from_hf`.
+        mask: what a layer may attend to, such as {"mask": "causal"}: a row of
+            ``masks/interop/hugging_face_models.toml``, which tells its keys. True = may attend.
+
+    Raises:
+        ValueError: mask has no key "mask" (or "like", the type whose row it is).
+    """
+    if not {"mask", "like"} & mask.keys():
+        raise ValueError(f'models.register: mask must have the key "mask" or "like", got {dict(mask)!r}')
+    ROWS[model_type] = row
+    from_hf.register(model_type, layer)
+    hugging_face_models.register(model_type, mask)

@@ -74,6 +74,11 @@ def for_hf(config: object, layer: int, part: str | None = None, *, length: int |
     return _PATTERNS.get(row["mask"], _plain)(config, number, row, length)
 
 
+def register(model_type: str, row: Row) -> None:
+    """Make `for_hf` know a type of model by a row such as those of ``hugging_face_models.toml``, which tells its keys."""
+    _rows()[model_type] = dict(row)
+
+
 def _plain(config: object, layer: int, row: Row, length: int | None) -> Mask:
     unless = row.get("unless")
     if unless and _field(config, unless["field"]) == unless["value"]:
