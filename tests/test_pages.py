@@ -28,7 +28,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$|(?<=\n\n)((?:    [^\n]*\n)+)", re.DOT
 #: Pages that have no example: tables, or prose.
 PROSE = {"against-libraries", "benchmarks", "glossary", "models-table", "questions", "sharding"}
 #: The files that CONTRIBUTING.md shows are tried in a copy of the package: tests/test_contributing.py.
-WITH_EXAMPLES = [page for page in ALL if page.stem not in PROSE | {"CONTRIBUTING"}]
+WITH_EXAMPLES = [page for page in ALL if page.stem not in PROSE | {"CONTRIBUTING", "index"}]
 #: Commands that take minutes, and where they are tested.
 LONG = {"parity training": "tests/parity/training", "parity": "parity_tests"}
 
@@ -51,7 +51,7 @@ def commands(text: str) -> list[list[str]]:
 
 
 def test_a_page_without_an_example_is_known():
-    assert {page.stem for page in DOCS if first(page)[0] == ""} == PROSE
+    assert {page.stem for page in DOCS if first(page)[0] == ""} - {"index"} == PROSE
 
 
 @pytest.mark.parametrize(
@@ -125,6 +125,17 @@ def test_every_link_leads_somewhere(page):
         target = page.parent / place if place else page
         assert target.exists(), f"{page.name}: {link}"
         assert not anchor or anchor in anchors(target), f"{page.name}: {link}"
+
+
+def test_every_question_has_an_answer_and_every_page_is_within_two_clicks():
+    text = (ROOT / "docs/questions.md").read_text(encoding="utf-8")
+    questions = re.findall(r"^- (.*?)(?=^- |^## |\Z)", text, re.DOTALL | re.MULTILINE)
+    assert len(questions) > 50
+    for question in questions:
+        assert re.match(r"\*\*[^*]*[.?]\*\*|\*\*.*?\*\*", question) and links(question), question
+    shown = {link.partition("#")[0] for link in links(text)}
+    shown |= {link.removeprefix("docs/") for link in links((ROOT / "README.md").read_text(encoding="utf-8"))}
+    assert {page.name for page in DOCS} - shown <= {"index.md", "questions.md"}
 
 
 @in_both

@@ -29,7 +29,7 @@ def test_the_python_blocks_run_one_after_the_other_and_what_they_made_is_convert
 
 
 def test_it_is_short():
-    assert len(TEXT.splitlines()) < 125
+    assert len(TEXT.splitlines()) < 115
 
 
 def test_every_make_target_exists():

@@ -18,7 +18,18 @@ from maskattn.models.leaves import first_numbers
 from maskattn.models.model import Configuration, Inputs, Output, TokenModel, WholeModel
 from maskattn.models.rows import ROWS
 
-__all__ = ["ROWS", "Configuration", "Inputs", "Output", "TokenModel", "WholeModel", "describe", "first_numbers", "register"]
+__all__ = [
+    "ROWS",
+    "Configuration",
+    "Inputs",
+    "Output",
+    "TokenModel",
+    "WholeModel",
+    "describe",
+    "first_numbers",
+    "forget",
+    "register",
+]
 
 #: What the `kind` of a row says -> what reads the row.
 BUILDERS: dict[str, type[Builder]] = {
@@ -80,3 +91,14 @@ def register(model_type: str, row: Row, *, layer: Row, mask: Mapping[str, object
     ROWS[model_type] = row
     from_hf.register(model_type, layer)
     hugging_face_models.register(model_type, mask)
+
+
+def forget(model_type: str) -> None:
+    """Take back what `register` made known of a model type.
+
+    Raises:
+        KeyError: it was not registered.
+    """
+    del ROWS[model_type]
+    del from_hf.ROWS[model_type]
+    hugging_face_models.forget(model_type)

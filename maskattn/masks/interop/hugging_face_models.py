@@ -75,8 +75,13 @@ def for_hf(config: object, layer: int, part: str | None = None, *, length: int |
 
 
 def register(model_type: str, row: Row) -> None:
-    """Make `for_hf` know a type of model by a row such as those of ``hugging_face_models.toml``, which tells its keys."""
-    _rows()[model_type] = dict(row)
+    """Make `for_hf` know a type of model, by a row such as those of ``hugging_face_models.toml``."""
+    _rows()[model_type] = row
+
+
+def forget(model_type: str) -> None:
+    """Take back what `register` made known."""
+    del _rows()[model_type]
 
 
 def _plain(config: object, layer: int, row: Row, length: int | None) -> Mask:

@@ -1,0 +1,39 @@
+"""`models.register` makes a model type known everywhere that a configuration is read, and `forget` takes it back."""
+
+from __future__ import annotations
+
+import pytest
+
+from maskattn import AttentionConfig, masks, models
+from maskattn.layer import from_hf
+from maskattn.layer.from_hf import Key
+
+CONFIG = {"model_type": "mine", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1}
+CONFIG |= {"num_attention_heads": 2, "near": 3}
+
+
+def test_a_type_is_known_until_it_is_forgotten():
+    layer = {**from_hf.ROWS["llama"], "softcap": Key("cap", default=5.0)}
+    models.register("mine", {**models.ROWS["llama"], "layers": "blocks.{}"}, layer=layer, mask={"like": "mistral"})
+    try:
+        table = models.describe(CONFIG)
+        assert any(path.startswith("model.blocks.0.") for path, _ in table.leaves())
+        assert AttentionConfig.from_hf(CONFIG, 0).softcap == 5.0
+        assert masks.for_hf({**CONFIG, "sliding_window": 3}, 0) == masks.Causal() & masks.SlidingWindow(2, None)
+    finally:
+        models.forget("mine")
+    for read in (
+        models.describe,
+        lambda config: AttentionConfig.from_hf(config, 0),
+        lambda config: masks.for_hf(config, 0),
+    ):
+        with pytest.raises(ValueError, match="mine"):
+            read(CONFIG)
+    with pytest.raises(KeyError, match="mine"):
+        models.forget("mine")
+
+
+def test_a_mask_that_says_nothing_is_refused_and_nothing_is_registered():
+    with pytest.raises(ValueError, match=r'mask must have the key "mask" or "like", got {.window.: 3}'):
+        models.register("mine", models.ROWS["llama"], layer=from_hf.ROWS["llama"], mask={"window": 3})
+    assert "mine" not in models.ROWS
