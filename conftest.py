@@ -13,6 +13,9 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
+# What makes the site is Sphinx's to import, not pytest's.
+collect_ignore = ["docs/conf.py", "docs/_site"]
+
 pytest_plugins = ["tests.frameworks", "tests.twin"]
 
 

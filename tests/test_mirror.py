@@ -19,6 +19,7 @@ WHOLE = {
     "without",
     "mirror",
     "readme",
+    "site",
     "tolerances",
     "twins",
 }

@@ -13,7 +13,7 @@ class TableBias(Bias):
 
     A subclass defines `rows`, and declares `table` as `data("float", "[rows, H]")`. Lowered, the gradient of the table
     is summed in one stated order, so that it has the same bits in NumPy, JAX and PyTorch
-    (`maskattn.numerics.exact.table`).
+    (`maskattn/numerics/exact/table.py`).
     """
 
     table: Array

@@ -15,7 +15,8 @@ from typing import Any
 from maskattn.checkpoints._base import TensorInfo
 
 KEY = "maskattn"
-PENDING = "0" * 64  # as long as a digest: room for one that is not known yet
+PENDING = "0" * 64
+"""As long as a digest: room for one that is not known yet."""
 
 
 def compose(

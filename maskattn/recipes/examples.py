@@ -46,3 +46,4 @@ EXAMPLES: dict[str, Example] = {
     "speculative_tree": Example(speculative_tree(4, [-1, 0, 0, 1, 1, 2, 4]), 7, 11),
     "swin": Example(swin((6, 6), window=3, shift=1), 9, 9),
 }
+"""Each recipe by its name, small enough to be drawn: for the gallery, `maskattn show` and the parity suite."""

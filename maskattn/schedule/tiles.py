@@ -21,6 +21,7 @@ from maskattn.typing import NumPyArray as Array
 __all__ = ["EMPTY", "FULL", "MIXED", "Schedule", "Tiles", "Tiling", "pairs"]
 
 EMPTY, MIXED, FULL = 0, 1, 2
+"""What a tile is, as tables of tiles have it: none of its pairs is allowed, some are, or all."""
 
 #: a square that is neither empty nor full is divided into FAN x FAN squares
 _FAN = 8

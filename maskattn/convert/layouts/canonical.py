@@ -90,3 +90,4 @@ class Canonical(Layout):
 
 
 CANONICAL = Canonical()
+"""The layout that all others are converted from and to."""
