@@ -27,6 +27,8 @@ ALL = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *DOCS]
 BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$|(?<=\n\n)((?:    [^\n]*\n)+)", re.DOTALL | re.MULTILINE)
 #: Pages that have no example: tables, or prose.
 PROSE = {"against-libraries", "benchmarks", "glossary", "models-table", "questions", "sharding"}
+#: Pages of the site that show a file of the root.
+PROSE |= {"changelog", "contributing", "index"}
 #: The files that CONTRIBUTING.md shows are tried in a copy of the package: tests/test_contributing.py.
 WITH_EXAMPLES = [page for page in ALL if page.stem not in PROSE | {"CONTRIBUTING", "index"}]
 #: Commands that take minutes, and where they are tested.
