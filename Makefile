@@ -64,7 +64,7 @@ test-versions:
 	done
 
 dist: $(STAMP)
-	@$(RUN) -m pip show --quiet $(RELEASE) 2>/dev/null || \
+	@$(RUN) -c 'import build, twine' 2>/dev/null || \
 	  $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(RELEASE)
 	@$(RUN) release/dist.py
 
