@@ -19,6 +19,7 @@ WHOLE = {
     "without",
     "mirror",
     "readme",
+    "release",
     "tolerances",
     "twins",
 }
