@@ -35,6 +35,7 @@ def main() -> None:
     commit, tracked = _git("rev-parse", "HEAD").strip(), _git("ls-tree", "-r", "--name-only", "HEAD").splitlines()
     for line in _git("status", "--porcelain").splitlines():
         print(f"not committed, so left out: {line}")
+    print(f"building {commit[:12]} twice, and its sdist once more", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         places = [Path(folder) / name for name in ("one", "another")]
         for place, mode in zip(places, (0o022, 0o077), strict=True):

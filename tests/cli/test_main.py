@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -48,6 +49,14 @@ def test_every_command_has_help():
         result = CliRunner().invoke(main, [name, "--help"])
         assert result.exit_code == 0
         assert result.output.startswith(f"Usage: main {name}")
+
+
+@pytest.mark.parametrize("missing", ["jax", "torch"])
+def test_a_command_without_its_framework_says_what_to_install(missing):
+    run = [sys.executable, "tests/without.py", missing, "-m", "maskattn.cli.main", "parity", "faults"]
+    done = subprocess.run(run, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    assert done.returncode == 2 and done.stderr.startswith("Error: maskattn_"), done.stderr
+    assert done.stderr.rstrip().endswith(f": pip install 'maskattn[{missing}]'"), done.stderr
 
 
 def test_a_command_runs_without_loading_the_others(planted):
