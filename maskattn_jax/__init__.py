@@ -8,6 +8,14 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING
 
+try:
+    import flax as _flax  # noqa: F401
+    import jax as _jax  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"maskattn_jax needs JAX and Flax ({error}): pip install 'maskattn[jax]'", name=error.name
+    ) from error
+
 from maskattn_jax import linen, losses, lower, optimizers, params
 from maskattn_jax.corruption import corrupt
 from maskattn_jax.flax import attention_fn

@@ -8,6 +8,13 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Literal
 
+try:
+    import torch as _torch  # noqa: F401
+except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+        f"maskattn_torch needs PyTorch ({error}): pip install 'maskattn[torch]'", name=error.name
+    ) from error
+
 from maskattn_torch import losses, lower, mha, optimizers, params
 from maskattn_torch.corruption import corrupt
 from maskattn_torch.functional import attention, explain

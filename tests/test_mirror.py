@@ -21,6 +21,7 @@ WHOLE = {
     "browser",
     "readme",
     "site",
+    "release",
     "tolerances",
     "twins",
 }

@@ -10,6 +10,12 @@ from typing import Any
 import click
 
 
+class _Missing(click.ClickException):
+    """A package that is not installed: nothing ran."""
+
+    exit_code = 2
+
+
 class Commands(click.Group):
     """The modules of `package`, as commands: each holds a `click.Command` named `command`. A module is imported when it
     is called (or listed), so that one command never pays for the imports of another.
@@ -29,6 +35,14 @@ class Commands(click.Group):
             return None
         command: click.Command = importlib.import_module(f"{self.package}.{cmd_name}").command
         return command
+
+    def invoke(self, ctx: click.Context) -> Any:
+        try:
+            return super().invoke(ctx)
+        except ModuleNotFoundError as error:
+            if (error.name or "").partition(".")[0].startswith("maskattn"):
+                raise  # a fault of this package
+            raise _Missing(str(error)) from error
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]

@@ -14,6 +14,7 @@ from typing import Any
 import click
 
 from maskattn.cli import _written
+from maskattn.cli._progress import spinning
 
 __all__ = ["command"]
 
@@ -59,11 +60,8 @@ def command(
     """
     from rich.console import Console
 
-    from maskattn.cli._progress import spinning
-
     console = Console()
-    with spinning(Console(stderr=True)) as bar:
-        task = bar.add_task("loading")
+    with spinning("loading") as bar:
         try:
             from maskattn.diagnose import compare
             from maskattn.parity.report import comparison as results
@@ -78,7 +76,7 @@ def command(
                 inputs,
                 dtype=dtype,
                 grads=grads,
-                progress=lambda what: bar.update(task, description=what),
+                progress=bar.doing,
             )
         except click.ClickException:
             raise

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from maskattn.cli._progress import of_bytes, spinning
 from maskattn.cli._source import source_options
 
 if TYPE_CHECKING:
@@ -109,20 +110,23 @@ def command(
     """
     from rich.console import Console
 
-    from maskattn import checkpoints
-    from maskattn.arrays import dtype_named
-    from maskattn.cli import _conversion
-    from maskattn.convert import carry, config_json, plan, refuse_a_shard, run, verify
-
     console = Console(soft_wrap=wide)
-    with refusing():
-        refuse_a_shard(source)
+    with refusing(), ExitStack() as files:
+        with spinning("loading"):
+            from maskattn import checkpoints
+            from maskattn.arrays import dtype_named
+            from maskattn.cli import _conversion
+            from maskattn.convert import carry, config_json, plan, refuse_a_shard, run, verify
+
+            refuse_a_shard(source)
         _leftovers(target, console, clean=clean)
-        with checkpoints.open(source, key=key) as reader:
+        with spinning(f"opening {source}"):
+            reader = files.enter_context(checkpoints.open(source, key=key))
             config = config_json.beside(reader.path, config_path) or config_json.beside(source)
-            if probe is not None:
-                origin = _conversion.settle(reader, origin, probe, config, heads, kv_heads, console)
-            kept = DTYPES[dtype]
+        if probe is not None:
+            origin = _conversion.settle(reader, origin, probe, config, heads, kv_heads, console)
+        kept = DTYPES[dtype]
+        with spinning("planning"):
             planned = plan(
                 reader.infos,
                 source=origin,
@@ -138,19 +142,19 @@ def command(
                 strip_prefix=strip_prefix,
                 force=force,
             )
-            _conversion.show_plan(planned, reader, console, verbose=verbose, full=dry_run)
-            if dry_run:
-                return
-            options: dict[str, Any] = {"max_shard_size": max_shard_size, "force": force}
-            with bar(console, "writing", planned.bytes_written) as progress:
-                written = run(planned, reader, target, progress=progress, **options)
-            _conversion.say(console, f"wrote {written}")
-            for line in carry(reader.path, written, config_path):
-                _conversion.say(console, f"  {line}")
-            if not check:
-                return
-            with bar(console, "verifying", planned.bytes_read) as progress, checkpoints.open(written) as back:
-                result = verify(planned, reader, back, config=config, progress=progress)
+        _conversion.show_plan(planned, reader, console, verbose=verbose, full=dry_run)
+        if dry_run:
+            return
+        options: dict[str, Any] = {"max_shard_size": max_shard_size, "force": force}
+        with of_bytes("writing", planned.bytes_written) as bar:
+            written = run(planned, reader, target, progress=bar.moved, **options)
+        _conversion.say(console, f"wrote {written}")
+        for line in carry(reader.path, written, config_path):
+            _conversion.say(console, f"  {line}")
+        if not check:
+            return
+        with of_bytes("verifying", planned.bytes_read) as bar, checkpoints.open(written) as back:
+            result = verify(planned, reader, back, config=config, progress=bar.moved)
     _conversion.show_verification(result, console)
     raise SystemExit(0 if result.held else 1)
 
@@ -177,20 +181,3 @@ def refusing() -> Iterator[None]:
         raise Refused(str(error)) from error
     except KeyboardInterrupt:
         raise Stopped("stopped") from None
-
-
-@contextmanager
-def bar(console: Console, what: str, total: int) -> Iterator[Callable[[str, int], None]]:
-    """A progress bar of bytes and their rate, where there is a terminal; what has none is said before it."""
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-
-    columns = (
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-    )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
-        task = bar.add_task(what, total=total)
-        yield lambda name, count: bar.advance(task, count) if count else bar.update(task, description=name)

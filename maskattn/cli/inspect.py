@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 
+from maskattn.cli._progress import of_bytes, spinning
 from maskattn.cli._source import source_options
 
 if TYPE_CHECKING:
@@ -46,32 +48,33 @@ def command(
     """
     from rich.console import Console
 
-    from maskattn import checkpoints
-    from maskattn.cli import _conversion
-    from maskattn.cli.convert import bar, refusing
-    from maskattn.convert import config_json
+    from maskattn.cli.convert import refusing
 
     console = Console(soft_wrap=wide)
-    say = _conversion.say
-    with refusing():
-        with checkpoints.open(path, key=key) as reader:
-            config = config_json.beside(reader.path, config_path) or config_json.beside(path)
-            total = sum(info.nbytes for info in reader.infos.values())
-            say(console, f"{reader.path}: {len(reader)} tensors, {_conversion.size(total)}")
-            for note in reader.notes:
-                say(console, f"  note: {note}")
-            for dtype, count, nbytes in _dtypes(reader.infos):
-                say(console, f"  {dtype}: {count} tensors, {_conversion.size(nbytes)}")
-            options = {"family": family, "config": config, "num_heads": heads, "num_kv_heads": kv_heads}
-            settled = _form(reader, options | {"strip_prefix": strip_prefix}, console)
-            _provenance(reader, console)
-            if verbose:
-                for name, info in reader.infos.items():
-                    say(console, f"  {name}  {list(info.shape)} {info.dtype}")
-            strange = {}
-            if not no_read:
-                with bar(console, "reading", total) as progress:
-                    strange = _strange(reader, progress)
+    with refusing(), ExitStack() as files:
+        with spinning(f"opening {path}"):
+            from maskattn import checkpoints
+            from maskattn.cli import _conversion
+            from maskattn.convert import config_json
+
+            say, reader = _conversion.say, files.enter_context(checkpoints.open(path, key=key))
+        config = config_json.beside(reader.path, config_path) or config_json.beside(path)
+        total = sum(info.nbytes for info in reader.infos.values())
+        say(console, f"{reader.path}: {len(reader)} tensors, {_conversion.size(total)}")
+        for note in reader.notes:
+            say(console, f"  note: {note}")
+        for dtype, count, nbytes in _dtypes(reader.infos):
+            say(console, f"  {dtype}: {count} tensors, {_conversion.size(nbytes)}")
+        options = {"family": family, "config": config, "num_heads": heads, "num_kv_heads": kv_heads}
+        settled = _form(reader, options | {"strip_prefix": strip_prefix}, console)
+        _provenance(reader, console)
+        if verbose:
+            for name, info in reader.infos.items():
+                say(console, f"  {name}  {list(info.shape)} {info.dtype}")
+        strange = {}
+        if not no_read:
+            with of_bytes("reading", total) as bar:
+                strange = _strange(reader, bar.moved)
     for name, counts in strange.items():
         say(console, f"  not finite: {name}: {counts}")
     if not no_read:
@@ -87,7 +90,8 @@ def _form(reader: Reader, options: dict[str, Any], console: Console) -> bool:
 
     here = {key: value for key, value in reader.provenance.items() if key != "source"}  # where it came from aside
     try:
-        planned = plan(reader.infos, rest="keep", provenance=here, **options)
+        with spinning("looking for the form"):
+            planned = plan(reader.infos, rest="keep", provenance=here, **options)
     except ValueError as error:
         _conversion.say(console, f"  form: not settled: {error}")
         return False

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, ParamSpec, TypeVar
 import click
 
 from maskattn.cli import _terminal
+from maskattn.cli._progress import spinning
 
 if TYPE_CHECKING:
     from maskattn.masks import Mask
@@ -78,7 +79,8 @@ def command(
     if gallery is not None:
         from maskattn.cli._gallery import write_gallery
 
-        count = _or_say(write_gallery, gallery)
+        with spinning("drawing every mask"):
+            count = _or_say(write_gallery, gallery)
         click.echo(f"{gallery}: {count} masks, {gallery.stat().st_size // 1000} kB")
     if text is None:
         if gallery is None:
@@ -105,7 +107,8 @@ def command(
     if png is not None:
         from maskattn.show.picture import write_png
 
-        _or_say(write_png, mask, png, q_len, kv_len, batch=row, head=head)
+        with spinning("drawing"):
+            _or_say(write_png, mask, png, q_len, kv_len, batch=row, head=head)
         click.echo(f"\npicture: {png}")
 
 
@@ -114,7 +117,8 @@ def _print(mask: Mask, sizes: dict[str, int], row: int, head: int, tile: int, as
     from maskattn.show import drawing, statistics
 
     q_len, kv_len, batch, heads = sizes["q_len"], sizes["kv_len"], sizes["batch"], sizes["heads"]
-    figures = statistics(mask, q_len, kv_len, batch, heads, tile=(tile, tile))
+    with spinning("counting pairs and tiles"):
+        figures = statistics(mask, q_len, kv_len, batch, heads, tile=(tile, tile))
     title = repr(mask)
     space = _terminal.size()
     _terminal.echo(title if len(title) <= 400 else f"{title[:397]}...")

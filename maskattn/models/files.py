@@ -139,13 +139,17 @@ def tensors_of(table: WholeModel) -> dict[str, Tensor]:
 
 
 def load(
-    source: Source, make: Callable[[str, Tensor, NumPyArray], A], param_dtype: NumPyDType | None = None
+    source: Source,
+    make: Callable[[str, Tensor, NumPyArray], A],
+    param_dtype: NumPyDType | None = None,
+    progress: Callable[[str, int], None] | None = None,
 ) -> tuple[WholeModel, dict[str, A], Origin]:
     """Reads a model: each tensor once, the largest first.
 
     Args:
         source: the file. make: what a twin makes of a tensor, by its name, in the published order of axes.
         param_dtype: what `make` casts floating-point tensors to; None: nothing.
+        progress: called with the name and the bytes of each tensor that was taken out of the file, one at a time.
 
     Raises:
         ValueError: one error that lists every tensor that is missing, not known, of another shape or dtype; a model
@@ -153,7 +157,7 @@ def load(
     """
     loading, held = checked(source)
     users = _users(loading.where)
-    taking = _Taking(loading, users, make)
+    taking = _Taking(loading, users, make, progress)
     done = {*loading.copies, *held}
     for file in list(held):
         taking.take(file, held.pop(file))
@@ -200,8 +204,10 @@ class _Taking(Generic[A]):
         loading: Loading,
         users: Mapping[str, list[tuple[str, Piece]]],
         make: Callable[[str, Tensor, NumPyArray], A],
+        progress: Callable[[str, int], None] | None,
     ) -> None:
         self._loading, self._users, self._make, self._lock = loading, users, make, Lock()
+        self._progress = progress
         self._missing = {name: len(several) for name, several in loading.where.items()}
         self._parts: dict[str, NumPyArray] = {}
         self._seen: dict[str, NumPyArray] = {}
@@ -218,6 +224,9 @@ class _Taking(Generic[A]):
             whole = array if _is_whole(piece) else self._joined(name, piece, array)
             if whole is not None:
                 self.made[name] = self._make(name, self._loading.tensors[name], whole)
+        if self._progress is not None:
+            with self._lock:
+                self._progress(file, array.nbytes)
 
     def _joined(self, name: str, piece: Piece, array: NumPyArray) -> NumPyArray | None:
         """What a tensor of several pieces is, with the last of them."""

@@ -83,6 +83,7 @@ class Plan(Generic[Caches]):
     Attributes:
         new: tokens to write at most.
         ends: ids behind which a row is finished. pad: what a finished row has.
+        progress: called with the tokens int64 [B] of each step.
     """
 
     steps: Steps[Caches]
@@ -90,6 +91,7 @@ class Plan(Generic[Caches]):
     new: int
     ends: tuple[int, ...] = ()
     pad: int = 0
+    progress: Callable[[Array], None] | None = None
 
     def write(self, tokens: Array, mask: Array) -> Array:
         """The new tokens int64 [B, n], n at most `new`, of prompts int [B, L] where mask bool [B, L] is True."""
@@ -106,6 +108,8 @@ class Plan(Generic[Caches]):
             logits, caches = self.steps.step(given, valid, last, caches)
             chosen = np.where(open_rows, self.choice.tokens(logits, step), self.pad)
             written.append(chosen)
+            if self.progress is not None:
+                self.progress(chosen)
             open_rows &= ~np.isin(chosen, self.ends)
             if not open_rows.any():
                 break
@@ -187,6 +191,7 @@ def written(
     *,
     new: int,
     ends: Sequence[int] | int | None,
+    progress: Callable[[Array], None] | None = None,
     **choice: Any,
 ) -> Array:
     """The new tokens int64 [B, n] of `Model.generate`.
@@ -194,7 +199,7 @@ def written(
     Args:
         config, generation: what config.json and generation_config.json say; the latter of ends first.
         writer: what an encoder reads -> the model that writes. known, begin: as in `prompted`.
-        new, ends, choice: as in `checked`; ends None are those that the configuration says.
+        new, ends, choice: as in `checked`; ends None are those that the configuration says. progress: as in `Plan`.
 
     Raises:
         TypeError, ValueError: lists every argument at fault; the model has no logits, or reads later tokens.
@@ -213,7 +218,7 @@ def written(
             f"{longest}"
         )
     pad = config.get("pad_token_id")
-    return Plan(writer(given), how, new, stops, pad if isinstance(pad, int) else 0).write(ids, kept)
+    return Plan(writer(given), how, new, stops, pad if isinstance(pad, int) else 0, progress).write(ids, kept)
 
 
 def check_writes(where: str, table: WholeModel) -> None:

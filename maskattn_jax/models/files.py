@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ def load(
     scan_layers: bool = False,
     remat: bool = False,
     adapter: str | os.PathLike[str] | Adapter | None = None,
+    progress: Callable[[str, int], None] | None = None,
 ) -> Model:
     """A model out of a checkpoint: each tensor is read once, into the parameter that it becomes.
 
@@ -54,6 +55,8 @@ def load(
         scan_layers, remat: as in `Model`.
         adapter: a folder of PEFT, or `maskattn.models.adapters.new`: LoRA beside linear layers, whose parameters are
             `nnx.LoRAParam`, in float32 at least.
+        progress: called with the name and the bytes of each tensor that was taken out of the file; with a mesh, of each
+            parameter.
 
     Raises:
         FileNotFoundError: nothing is there, or no config.json beside it.
@@ -76,8 +79,8 @@ def load(
     with open_model(path) as opened:
         source = opened if found is None else found.beside(opened)
         if mesh is not None:
-            return _placed(Parts(source, wanted), mesh, rules, options)
-        table, arrays, origin = files.load(source, make, wanted)
+            return _placed(Parts(source, wanted), mesh, rules, progress, options)
+        table, arrays, origin = files.load(source, make, wanted, progress)
 
     def start(name: str, tensor: Tensor) -> Array:
         if name in arrays:
@@ -89,7 +92,13 @@ def load(
     return Model(table, start, origin.config, origin=origin, **options)
 
 
-def _placed(parts: Parts, mesh: Mesh, rules: Rules | None, options: dict[str, Any]) -> Model:
+def _placed(
+    parts: Parts,
+    mesh: Mesh,
+    rules: Rules | None,
+    progress: Callable[[str, int], None] | None,
+    options: dict[str, Any],
+) -> Model:
     """A model on a mesh."""
     found: Adapter | None = options["adapter"]
     table = parts.table if found is None else found.on(parts.table)
@@ -98,6 +107,8 @@ def _placed(parts: Parts, mesh: Mesh, rules: Rules | None, options: dict[str, An
     def start(name: str, tensor: Tensor) -> Array:
         if name in own:
             made = places.read(tensor, lambda index: parts.read(name, index))
+            if progress is not None:
+                progress(name, made.nbytes)
             return _of_dtype(name, made, parts.dtype(name))
         assert found is not None
         whole = adapters.start(found, name, tensor)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -35,6 +36,7 @@ def load(
     rules: Rules | None = None,
     remat: bool = False,
     adapter: str | os.PathLike[str] | Adapter | None = None,
+    progress: Callable[[str, int], None] | None = None,
 ) -> Model:
     """A model out of a checkpoint, in evaluation mode: each tensor is read once, into the parameter that it becomes.
 
@@ -50,6 +52,8 @@ def load(
         remat: as in `Model`.
         adapter: a folder of PEFT, or `maskattn.models.adapters.new`: LoRA beside linear layers, in float32 at least;
             its parameters alone are trained.
+        progress: called with the name and the bytes of each tensor that was taken out of the file; with a mesh, of each
+            parameter.
 
     Raises:
         FileNotFoundError: nothing is there, or no config.json beside it.
@@ -67,8 +71,8 @@ def load(
     with open_model(path) as opened:
         source = opened if found is None else found.beside(opened)
         if mesh is not None:
-            return _placed(Parts(source, wanted), mesh, rules, options)
-        table, arrays, origin = files.load(source, make, wanted)
+            return _placed(Parts(source, wanted), mesh, rules, progress, options)
+        table, arrays, origin = files.load(source, make, wanted, progress)
 
     def start(name: str, tensor: Tensor) -> Array:
         if name in arrays:
@@ -80,7 +84,13 @@ def load(
     return Model(table, start, origin.config, origin=origin, **options).eval()
 
 
-def _placed(parts: Parts, mesh: DeviceMesh, rules: Rules | None, options: dict[str, Any]) -> Model:
+def _placed(
+    parts: Parts,
+    mesh: DeviceMesh,
+    rules: Rules | None,
+    progress: Callable[[str, int], None] | None,
+    options: dict[str, Any],
+) -> Model:
     """A model on a mesh."""
     from maskattn_torch.models.divided import Places  # which imports torch.distributed
 
@@ -94,7 +104,10 @@ def _placed(parts: Parts, mesh: DeviceMesh, rules: Rules | None, options: dict[s
 
     def read(name: str, index: tuple[slice, ...]) -> Array:
         if name in own:
-            return to_torch(parts.read(name, index))
+            part = to_torch(parts.read(name, index))
+            if progress is not None:
+                progress(name, math.prod(own[name].shape) * part.itemsize)
+            return part
         assert found is not None
         return to_torch(adapters.start(found, name, known[name])[index])
 

@@ -20,7 +20,7 @@ from maskattn.models.block import Block as BlockTable
 from maskattn.models.exact import refuse
 from maskattn.models.files import Origin
 from maskattn.models.part import Run
-from maskattn.typing import KernelName
+from maskattn.typing import KernelName, NumPyArray
 from maskattn_torch import rng
 from maskattn_torch.cache import Cache
 from maskattn_torch.models.exact import Exact, added_to
@@ -254,6 +254,7 @@ class Model(Group):
         key: RandomKey | None = None,
         end_ids: Sequence[int] | int | None = None,
         kernel: KernelName = "auto",
+        progress: Callable[[NumPyArray], None] | None = None,
     ) -> Array:
         """Write behind prompts [B, L]: the new tokens int [B, n], n at most `max_new_tokens`. A model with an encoder
         and a decoder reads them, or sound, and its decoder writes.
@@ -271,6 +272,7 @@ class Model(Group):
             key: of the draws: a seed in [0, 2**31) or two uint32 words.
             end_ids: behind which a row is finished, and then padded; None: `eos_token_id` of the configuration.
             kernel: as in `attention`.
+            progress: called with the tokens int64 [B] of each step, NumPy's, as soon as they are chosen.
 
         Raises:
             TypeError, ValueError: lists every argument at fault; the model has no logits, or reads later tokens.
@@ -289,6 +291,7 @@ class Model(Group):
             top_k=top_k,
             top_p=top_p,
             key=words,
+            progress=progress,
         )
         return torch.as_tensor(written, device=_device(self))
 

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import click
 import pytest
@@ -48,6 +49,23 @@ def test_every_command_has_help():
         result = CliRunner().invoke(main, [name, "--help"])
         assert result.exit_code == 0
         assert result.output.startswith(f"Usage: main {name}")
+
+
+@pytest.mark.parametrize(
+    ("missing", "module", "code"),
+    [
+        ("jax", ["maskattn_jax.rng"], 1),
+        ("torch", ["maskattn_torch.rng"], 1),
+        ("torch", ["maskattn.cli.main", "parity", "faults"], 2),
+    ],
+)
+def test_without_its_framework_a_twin_or_a_command_says_what_to_install(missing, module, code):
+    run = [sys.executable, "tests/without.py", missing, "-m", *module]
+    done = subprocess.run(run, cwd=Path(__file__).parents[2], capture_output=True, text=True, check=False)
+    last = done.stderr.splitlines()[-1]
+    assert done.returncode == code, done.stderr
+    assert re.fullmatch(rf"\w*Error: maskattn_{missing} needs .*: pip install 'maskattn\[{missing}\]'", last), last
+    assert code == 1 or "Traceback" not in done.stderr, done.stderr
 
 
 def test_a_command_runs_without_loading_the_others(planted):

@@ -95,6 +95,12 @@ def test_what_is_wrong_is_said_at_once(twin: Any, tmp_path: Path) -> None:
         assert part in str(error.value)
 
 
+def test_loading_says_what_it_took(twin: Any, tmp_path: Path) -> None:
+    tensors, taken = drawn(LLAMA), []
+    twin.models.load(written(tmp_path, LLAMA, tensors), progress=lambda *one: taken.append(one))
+    assert sorted(taken) == sorted((name, x.nbytes) for name, x in tensors.items())
+
+
 def test_a_head_is_tied_where_its_numbers_are_the_tables(twin: Any, tmp_path: Path) -> None:
     config = {**LLAMA, "tie_word_embeddings": True}
     tensors = drawn(config)

@@ -78,7 +78,9 @@ def test_ids_that_no_row_has(twin: Any, number: int) -> None:
 
 def test_texts_that_outgrow_the_table_of_positions(twin: Any) -> None:
     model = twin.models.Model(models.describe(GPT2), config=GPT2)
-    assert model.generate(twin.array(IDS), max_new_tokens=2, end_ids=()).shape == (2, 2)
+    steps: list[Any] = []
+    found = twin.to_numpy(model.generate(twin.array(IDS), max_new_tokens=2, end_ids=(), progress=steps.append))
+    assert found.shape == (2, 2) and (np.stack(steps, 1) == found).all()
     with pytest.raises(
         ValueError, match="table of positions is for 6 tokens, got prompts and max_new_tokens that need 7"
     ):

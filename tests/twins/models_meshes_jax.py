@@ -187,8 +187,13 @@ def test_a_folder_is_loaded_by_parts_and_saved_whole():
         one = load(f"{folder}/one")
         whole = sum(read)
         read.clear()
-        model = load(f"{folder}/one", mesh=mesh(2, 2), adapter=adapters.new(["q_proj"]))
-        assert sum(read) == whole == sum(x.nbytes for x in jax.tree.leaves(nnx.state(one)))
+        taken: list[int] = []
+
+        def progress(name: str, count: int) -> None:
+            taken.append(count)
+
+        model = load(f"{folder}/one", mesh=mesh(2, 2), adapter=adapters.new(["q_proj"]), progress=progress)
+        assert sum(read) == whole == sum(taken) == sum(x.nbytes for x in jax.tree.leaves(nnx.state(one)))
         kernel = model.model.layers[0].self_attn.q_proj.kernel[...]
         assert kernel.addressable_shards[0].data.shape == (48, 24)
         assert (np.asarray(kernel) == np.asarray(one.model.layers[0].self_attn.q_proj.kernel[...])).all()

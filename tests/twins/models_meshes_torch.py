@@ -50,8 +50,11 @@ def spread(mesh, config, plain, reads):
             fill(self, name, to, at)
 
         patch.setattr(SafetensorsReader, "_fill", counted)
-        model = load(f"{folder}/one", mesh=mesh)
+        taken: dict[str, int] = {}
+        model = load(f"{folder}/one", mesh=mesh, progress=taken.__setitem__)
         patch.undo()
+        with checkpoints.open(f"{folder}/one") as first:
+            assert taken == {name: info.nbytes for name, info in first.infos.items()}
         save(model, f"{folder}/again")
         if dist.get_rank() == 0:
             with checkpoints.open(f"{folder}/one") as first, checkpoints.open(f"{folder}/again") as again:

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from maskattn.cli._progress import spinning
 from maskattn.cli.parity import _options
 
 if TYPE_CHECKING:
@@ -37,14 +38,12 @@ def command(library: str, pattern: str | None, page: Path | None, json_path: Pat
     """
     from rich.console import Console
 
-    from maskattn.cli._progress import spinning
     from maskattn.parity.report.table import say
 
     console = Console()
     try:
-        with spinning(console) as bar:
-            task = bar.add_task("loading")
-            made = _MADE[library](pattern, lambda name: bar.update(task, description=name))
+        with spinning("loading") as bar:
+            made = _MADE[library](pattern, bar.doing)
     except (ImportError, OSError, ValueError) as error:
         say(console, f"nothing was proven: {error}", "bold red")
         raise SystemExit(2) from error

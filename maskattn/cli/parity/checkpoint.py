@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from maskattn.cli._progress import spinning
 from maskattn.cli.parity import _options
 
 __all__ = ["command", "kernel_option", "outputs", "prove"]
@@ -52,13 +53,14 @@ def command(
 
     Exit code 0: every layer held. 1: something differs. 2: nothing was proven.
     """
-    from maskattn.parity.checkpoint.verify import verify_checkpoint
-    from maskattn.parity.models.whole import unknown, verify_whole
-
     alone: dict[str, Any] = {"layout": layout, "num_heads": heads, "num_kv_heads": kv_heads}
     reason = "its layout or heads are given" if any(alone.values()) else None
     try:
-        reason = reason or unknown(path)
+        with spinning("loading"):
+            from maskattn.parity.checkpoint.verify import verify_checkpoint
+            from maskattn.parity.models.whole import unknown, verify_whole
+
+            reason = reason or unknown(path)
     except (ImportError, OSError) as error:
         raise _nothing(error) from error
     if reason is None:
@@ -73,15 +75,14 @@ def prove(verify: Callable[..., Any], kernel: str, json_path: Path | None, html_
     """Runs `verify(kernel=..., progress=...)`, prints what it gives, and ends with the exit code."""
     from rich.console import Console
 
-    from maskattn.cli._progress import spinning
     from maskattn.parity.report import checkpoint as report
     from maskattn.parity.report.page import write_text
 
-    kernel, console = _options.known(kernel), Console()
+    console = Console()
     try:
-        with spinning(console) as bar:
-            task = bar.add_task("loading")
-            result = verify(kernel=kernel, progress=lambda what: bar.update(task, description=what))
+        with spinning("loading") as bar:
+            kernel = _options.known(kernel)
+            result = verify(kernel=kernel, progress=bar.doing)
     except (ImportError, OSError, ValueError) as error:
         raise _nothing(error) from error
     report.render(result, console, wide=wide)

@@ -26,19 +26,19 @@ def command(training: bool, wide: bool) -> None:
     """
     from rich.console import Console
 
-    from maskattn.parity.attention.adapters import TWINS
-    from maskattn.parity.report import faults as report
-
-    faults, caught, clean = _of_training() if training else _of_attention()
     console = Console()
-    seen: dict[str, list[list[str]]] = {twin: [] for twin in TWINS}
-    with counting(console) as bar:
-        task = bar.add_task("", total=len(faults) * len(seen))
+    with counting("with nothing planted" if training else "loading") as bar:
+        from maskattn.parity.attention.adapters import TWINS
+        from maskattn.parity.report import faults as report
+
+        faults, caught, clean = _of_training() if training else _of_attention()
+        seen: dict[str, list[list[str]]] = {twin: [] for twin in TWINS}
+        bar.expect(len(faults) * len(seen))
         for fault in faults:
             for twin, checks_of in seen.items():
-                bar.update(task, description=f"{fault.name} in {twin}")
+                bar.doing(f"{fault.name} in {twin}")
                 checks_of.append(caught(fault, twin))
-                bar.advance(task)
+                bar.advance()
     title = "planted faults in training" if training else "planted faults"
     described = {fault.name: fault.description for fault in faults}
     report.render(title, described, seen, console, wide=wide, unplanted=clean)

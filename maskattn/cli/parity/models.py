@@ -7,10 +7,13 @@ from typing import TYPE_CHECKING
 
 import click
 
+from maskattn.cli._progress import counting, spinning
 from maskattn.cli.parity import _options
 
 if TYPE_CHECKING:
     from rich.console import Console
+
+    from maskattn.parity.models.real import Fact
 
 __all__ = ["command"]
 
@@ -46,24 +49,24 @@ def command(
     """
     from rich.console import Console
 
-    from maskattn.cli._progress import counting
-    from maskattn.parity.models.run import COLUMNS, DTYPES, chosen, matrix
-    from maskattn.parity.report import models as report
-    from maskattn.parity.report.page import write_text
     from maskattn.parity.report.table import say
 
     console = Console()
     if real:
         raise SystemExit(_real(console, wide))
-    columns = tuple(COLUMNS) if dtype == "all" else DTYPES[dtype]
     rows = []
     try:
-        names = chosen(pattern)
-        with counting(console) as bar:
-            task = bar.add_task("loading", total=len(names))
-            for row in matrix(names, columns, lambda name: bar.update(task, description=name)):
+        with counting("loading") as bar:
+            from maskattn.parity.models.run import COLUMNS, DTYPES, chosen, matrix
+            from maskattn.parity.report import models as report
+            from maskattn.parity.report.page import write_text
+
+            columns = tuple(COLUMNS) if dtype == "all" else DTYPES[dtype]
+            names = chosen(pattern)
+            bar.expect(len(names))
+            for row in matrix(names, columns, bar.doing):
                 rows.append(row)
-                bar.advance(task)
+                bar.advance()
     except (ImportError, OSError, ValueError) as error:
         say(console, f"nothing was proven: {error}", "bold red")
         raise SystemExit(2) from error
@@ -82,15 +85,14 @@ def command(
 
 def _real(console: Console, wide: bool) -> int:
     """The exit code of two real models."""
-    from maskattn.cli._progress import spinning
-    from maskattn.parity.models.real import Fact, facts
     from maskattn.parity.report.table import Mark, print_table, say
 
     found: list[Fact] = []
     try:
-        with spinning(console) as bar:
-            task = bar.add_task("loading")
-            found += facts(lambda what: bar.update(task, description=what))
+        with spinning("loading") as bar:
+            from maskattn.parity.models.real import facts
+
+            found += facts(bar.doing)
     except (ImportError, OSError, ValueError) as error:
         say(console, f"nothing was proven: {error}", "bold red")
         return 2

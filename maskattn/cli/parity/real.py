@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from maskattn.cli._progress import spinning
 from maskattn.cli.parity.checkpoint import kernel_option, outputs, prove
 
 __all__ = ["command"]
@@ -22,9 +23,10 @@ def command(kernel: str, json_path: Path | None, html_path: Path | None, wide: b
 
     Exit code 0: every layer held. 1: something differs. 2: nothing was proven.
     """
-    from maskattn.parity.checkpoint.minilm import checkpoint_folder, tokens
-    from maskattn.parity.checkpoint.result import CheckpointResult
-    from maskattn.parity.models.whole import verify_whole
+    with spinning("loading"):
+        from maskattn.parity.checkpoint.minilm import checkpoint_folder, tokens
+        from maskattn.parity.checkpoint.result import CheckpointResult
+        from maskattn.parity.models.whole import verify_whole
 
     def verify(**told: Any) -> CheckpointResult:
         folder = checkpoint_folder()

@@ -62,24 +62,28 @@ def command(
     """
     from rich.console import Console
 
-    from maskattn.parity.attention.cases import select
-    from maskattn.parity.attention.run import run_cases
-    from maskattn.parity.attention.sample import SECONDS, sample
-    from maskattn.parity.report import cases as report
+    console = Console()
+    with counting("loading") as bar:
+        from maskattn.parity.attention.cases import select
+        from maskattn.parity.attention.run import run_cases
+        from maskattn.parity.attention.sample import SECONDS, sample
+        from maskattn.parity.report import cases as report
 
-    kernel = (kernel or "given") if specs else _options.known(kernel or "exact")
-    if every and device == "cpu":
-        raise click.UsageError("--all goes with --device gpu: on the CPU every case is run anyway")
-    sampled = device == "gpu" and pattern is None and not every
-    console, selected = Console(), sample() if sampled else select(pattern)
-    if not selected and not samples:
-        raise click.UsageError(f"--cases {pattern!r} matches none of the cases; `maskattn parity list` shows their ids")
-    implementations = _implementations(kernel, specs, device)
-    with counting(console) as bar:
-        task = bar.add_task("", total=len(selected))
+        kernel = (kernel or "given") if specs else _options.known(kernel or "exact")
+        if every and device == "cpu":
+            raise click.UsageError("--all goes with --device gpu: on the CPU every case is run anyway")
+        sampled = device == "gpu" and pattern is None and not every
+        selected = sample() if sampled else select(pattern)
+        if not selected and not samples:
+            raise click.UsageError(
+                f"--cases {pattern!r} matches none of the cases; `maskattn parity list` shows their ids"
+            )
+        implementations = _implementations(kernel, specs, device)
+        bar.expect(len(selected))
 
         def advance(case: Case, elements: int) -> None:
-            bar.update(task, advance=1, description=f"{elements:,} numbers · {case.id}")
+            bar.doing(f"{elements:,} numbers · {case.id}")
+            bar.advance()
 
         result = run_cases(
             selected,

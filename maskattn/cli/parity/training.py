@@ -28,22 +28,22 @@ def command(pattern: str | None, kernel: str, json_path: Path | None, png_path: 
     """
     from rich.console import Console
 
-    from maskattn.parity.report import training as report
-    from maskattn.parity.training import run
-
-    every = run.settings(_options.known(kernel))
-    selected = [s for s in every if pattern is None or pattern in s.id or fnmatchcase(s.id, pattern)]
-    if not selected:
-        raise click.UsageError(f"--cases {pattern!r} matches none of {', '.join(setting.id for setting in every)}")
     console, outcomes = Console(), []
-    with counting(console) as bar:
-        task = bar.add_task("", total=len(selected))
+    with counting("loading") as bar:
+        from maskattn.parity.report import training as report
+        from maskattn.parity.training import run
+
+        every = run.settings(_options.known(kernel))
+        selected = [s for s in every if pattern is None or pattern in s.id or fnmatchcase(s.id, pattern)]
+        if not selected:
+            raise click.UsageError(f"--cases {pattern!r} matches none of {', '.join(setting.id for setting in every)}")
+        bar.expect(len(selected))
         for setting in selected:
             try:
-                outcomes.append(run.run_setting(setting, progress=lambda text: bar.update(task, description=text)))
+                outcomes.append(run.run_setting(setting, progress=bar.doing))
             except ImportError as error:
                 raise click.ClickException(str(error)) from error
-            bar.advance(task)
+            bar.advance()
     report.render(outcomes, console, steps=run.STEPS, wide=wide)
     with _options.writing():
         if json_path is not None:
