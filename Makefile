@@ -45,7 +45,9 @@ parity: $(STAMP)
 	@$(RUN) -m maskattn.cli.main parity models --released
 
 # One thread for each test process: with one per core in each, PyTorch's workers mostly wait for one another.
-# Whoever has finished takes tests from the other, so that both end at the same time.
+# Whoever has finished takes tests from the other, so that both end at the same time. Python keeps what it has compiled:
+# dozens of tests start another, which would compile the packages anew.
+test test-all: export PYTHONDONTWRITEBYTECODE =
 test: $(STAMP)
 	@OMP_NUM_THREADS=1 $(RUN) -m pytest -n $(JOBS) --dist worksteal -m "not slow" $(PYTEST)
 

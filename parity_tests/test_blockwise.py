@@ -34,8 +34,14 @@ def test_every_case_in_jax():
     assert len(result.outcomes) - len(result.not_run) > len(chosen) // 2
 
 
+#: Those that keep the shape, which JAX compiles once, and packing; in JAX the others are left to slow tests.
+FEW = ("left_padding", "packed", "permutations", "same_mask", "masked_replaced")
+
+
 @pytest.mark.parametrize("twin", adapters.TWINS)
-@pytest.mark.parametrize("relation", RELATIONS)
+@pytest.mark.parametrize(
+    "relation", [pytest.param(x, marks=[pytest.mark.slow_in("jax")] * (x not in FEW)) for x in RELATIONS]
+)
 def test_relation(relation, twin):
     found = RELATIONS[relation](adapters.twin(twin, "blockwise"), 1)
     # what is not finite is kept from the tiles that may not attend to it, not from every query of a mixed tile

@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import functools
+
 import pytest
 
 from maskattn import standards
@@ -15,18 +17,32 @@ from maskattn.parity.attention.run import run_cases
 from tests.frameworks import MISSING
 
 SAMPLES = 600_000
+#: Options that others hold too: "all" and "dropout-all" these but one, "bias" the additive one.
+TOGETHER = ("scale", "softcap", "sinks", "additive", "empty-mean-sinks", "empty-error-none", "dropout")
+
+
+@functools.cache
+def _one_of_each_bias() -> dict[type, str]:
+    """The first case of each bias, by its class."""
+    return {type(case.bias): case.id for case in reversed(list(registry())) if case.family == "bias"}
 
 
 def _repeats(case) -> bool:
     """Whether what JAX would compile for it in exact mode, for seconds, others show already.
 
-    Every dtype on one shape, every shape in one dtype and every option in float32 stand for all; a recipe's mask is an
-    array to this kernel (`reference` takes every one), so that those of one shape stand for the others.
+    Every dtype on one shape and every shape in one dtype stand for all, and so does every option, in those cases that
+    have several; a recipe's mask and a bias are arrays to this kernel (`reference` takes every one), so that those of
+    one shape, and one case of each bias, stand for the others.
     """
+    name = case.id.split("/")[1]
     if case.family == "recipe":
         return (case.shape.batch, case.shape.q_len, case.shape.kv_len) != (2, LENGTH, LENGTH)
     if case.family == "options":
-        return case.dtype != "float32" and case.id.split("/")[1] in ("plain", "dropout")
+        return name in (TOGETHER if case.dtype == "float32" else ("plain", "dropout"))
+    if case.family == "bias":
+        return case.id != _one_of_each_bias()[type(case.bias)]
+    if case.family == "MultiHeadAttention":  # the module with dropout is that of float32 itself; the options are above
+        return case.dtype == "float32" and name in ("self", "softcap-sinks")
     return case.dtype != "float32" and case.shape in (SHAPES["wide"], SHAPES["tall"])
 
 

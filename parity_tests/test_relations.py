@@ -9,7 +9,7 @@ from maskattn.parity.attention.relations import RELATIONS
 from maskattn.parity.findings import failures
 
 #: NumPy stands for all in exact: the twins' exact bits are NumPy's, case by case, in test_parity. JAX compiles once a
-#: shape, so it is asked about those relations that keep the shape.
+#: shape, so it is asked about those relations that keep the shape, and in slow tests about all, in reference.
 SAME_SHAPE = ("left_padding", "permutations", "same_mask", "masked_replaced")
 
 
@@ -24,9 +24,17 @@ def test_relation(relation, twin, kernel):
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("kernel", ["exact", "reference"])
-def test_relations_in_jax(kernel):
-    for relation in SAME_SHAPE if kernel == "exact" else RELATIONS:
+@pytest.mark.parametrize(
+    ("kernel", "relations"),
+    [
+        ("exact", SAME_SHAPE),
+        ("reference", SAME_SHAPE),
+        pytest.param("reference", sorted(RELATIONS.keys() - SAME_SHAPE), marks=pytest.mark.slow),
+    ],
+    ids=["exact", "reference", "reference-others"],
+)
+def test_relations_in_jax(kernel, relations):
+    for relation in relations:
         found = RELATIONS[relation](adapters.twin("jax", kernel), 1)
         assert found
         assert not failures(found), "\n".join(map(str, failures(found)))

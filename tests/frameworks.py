@@ -5,6 +5,9 @@ that the helpers in tests/ it calls name; one over `twin`, of its twin; whoever 
 says so himself, with `pytest.mark.jax` or `pytest.mark.torch`. Without a framework, a test that has its marker is
 skipped, and one that needs it and has not fails.
 
+Where JAX compiles for seconds what another case shows too, `pytest.mark.slow_in("jax")` leaves a test over `twin`, or
+one of its parameters, to slow tests in that twin alone.
+
 Test files import frameworks plainly where every test needs them, and from here where some do not.
 """
 
@@ -204,6 +207,9 @@ def pytest_itemcollected(item):
         item.add_marker(pytest.mark.skip(reason=f"needs {', '.join(absent)}"))
     elif item.get_closest_marker("device") and not accelerators(item):
         item.add_marker(pytest.mark.skip(reason="needs an accelerator"))
+    twin = item.callspec.params.get("twin") if hasattr(item, "callspec") else None
+    if any(twin in mark.args for mark in item.iter_markers("slow_in")):
+        item.add_marker("slow")
 
 
 @pytest.hookimpl(tryfirst=True)

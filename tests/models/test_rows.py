@@ -11,13 +11,21 @@ pytest.importorskip("transformers")
 
 #: Run whole each time: the other rows' gradients, bfloat16 and compiling by JAX are marked slow, and so are variants.
 FEW = ("llama", "gemma2", "nemotron", "gpt2", "bert+pooled", "albert", "falcon+groups")
+#: What a row gives is left to slow tests where it is shown by the test of those `FEW`, or by another row of the same
+#: parts: a model of text and images has both towers, Mistral stands for Ministral, RoBERTa for those that name it.
+SAME_PARTS = (
+    *("ministral", "qwen2", "gemma", "cohere", "olmo", "xlm-roberta", "camembert", "electra", "qwen3_moe", "olmoe"),
+    *("deepseek_v2", "mbart", "pegasus", "mt5", "hubert", "deit", "dinov2"),
+    *("clip_text_model", "clip_vision_model", "siglip_text_model", "siglip_vision_model"),
+)
+SLOW = {name for name in TINY if "+" in name} | {*FEW} | {*SAME_PARTS}
 
 
 def held(row):
     assert row.held and row.cells, {column: (cell.share, cell.what) for column, cell in row.cells.items() if cell}
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if "+" in x else x for x in TINY])
+@pytest.mark.parametrize("name", [pytest.param(x, marks=pytest.mark.slow) if x in SLOW else x for x in TINY])
 def test_every_row_gives_what_transformers_gives(name):
     many = name.startswith(("swin", "vit_mae", "longt5"))  # operations, each of which JAX compiles
     held(examine(name, ("hidden", "logits"), compiled=many))

@@ -120,7 +120,9 @@ def test_the_same_bits_in_both_twins(name):
         assert np.asarray(gradient).tobytes() == np.asarray(other_parameters[parameter]).tobytes(), parameter
 
 
-@pytest.mark.parametrize("name", [pytest.param(x, marks=[pytest.mark.slow] * (n > 0)) for n, x in enumerate(LAYERS)])
+# It calls what the module of NNX calls: that a module of Linen has its bits is shown by tests/twins/test_multihead.py.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LAYERS)
 def test_the_same_bits_in_linen(name):
     config, mask, given = LAYERS[name]
     module = linen.MultiHeadAttention(config)

@@ -309,7 +309,7 @@ def quick(graph, inputs):
     return lambda *given: [torch.empty(x.shape, dtype=x.dtype, device="cuda") for x in made]
 
 
-@pytest.mark.parametrize("name", ["causal", "window", "documents", "other"])
+@pytest.mark.parametrize("name", ["causal", pytest.param("window", marks=pytest.mark.slow), "documents", "other"])
 def test_in_a_users_compiled_function_the_choices_are_the_same_and_the_graph_is_one(name):
     seen = []
 

@@ -55,13 +55,24 @@ def whole(twin, mask, bias=None, **options):
     return twin.to_numpy(twin.attention(*map(twin.array, (QUERY, KEY, VALUE)), mask, bias=bias, **options))
 
 
-@pytest.mark.parametrize("way", WAYS)
+#: In JAX the kernel is compiled for each length: with a bias, below, these two ways are walked there.
+WITH_BIAS = ("causal", "rolling")
+
+
+@pytest.mark.parametrize("way", [pytest.param(x, marks=[pytest.mark.slow_in("jax")] * (x in WITH_BIAS)) for x in WAYS])
 def test_step_by_step_is_the_whole_pass_bit_for_bit_in_exact(twin, way):
     mask, size, rolling, chunks = WAYS[way]
     same(steps(twin, mask, size, rolling, chunks, kernel="exact"), whole(twin, mask, kernel="exact"))
 
 
-@pytest.mark.parametrize("way, bias", [("causal", biases.ALiBi(H)), ("rolling", T5), ("causal", DENSE)])
+@pytest.mark.parametrize(
+    "way, bias",
+    [
+        ("causal", biases.ALiBi(H)),
+        ("rolling", T5),
+        pytest.param("causal", DENSE, marks=pytest.mark.slow_in("jax")),
+    ],
+)
 def test_biases_are_those_of_the_positions(twin, way, bias):
     mask, size, rolling, chunks = WAYS[way]
     found = steps(twin, mask, size, rolling, chunks, bias, kernel="exact")

@@ -96,7 +96,7 @@ def problem(dtype=np.float32):
     return [numbers.standard_normal(shape).astype(dtype) for shape in shapes]
 
 
-@pytest.mark.parametrize("shared", [(), ("batch", "heads")])
+@pytest.mark.parametrize("shared", [pytest.param((), marks=pytest.mark.slow_in("jax")), ("batch", "heads")])
 def test_attention_drops_what_the_oracle_drops(twin, shared):
     q, k, v, d = problem(np.float64)
     mask = masks.Causal(2)

@@ -138,7 +138,7 @@ def test_second_derivatives(name):
     assert torch.autograd.gradgradcheck(lambda x: module(x, kernel="reference", is_causal=True), (x,))
 
 
-@pytest.mark.parametrize("name", ["llama", "interleaved"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("interleaved", marks=pytest.mark.slow)])
 def test_compiled_whole_and_once_for_all_lengths(name):
     module = made(name)
     torch._dynamo.reset()

@@ -83,7 +83,9 @@ def check(twin, dtype, kernel, found, right, size):
     assert off(found, right) <= most, (kernel, off(found, right), most)
 
 
-@pytest.mark.parametrize("dtype", NARROW)
+@pytest.mark.parametrize(
+    "dtype", [pytest.param(x, marks=[pytest.mark.slow_in("jax")] * (x == "float32")) for x in NARROW]
+)
 def test_an_array_of_float32_is_not_rounded_to_the_inputs_dtype(twin, dtype):
     bias = np.concatenate([bias for bias, _ in ARRAYS.values()])
     right = results(twin, dtype, "reference", bias, times=len(ARRAYS))

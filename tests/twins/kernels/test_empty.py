@@ -21,7 +21,9 @@ SIZES = {
     "nothing": (0, 0, 0, 0, 0, 0),
 }
 every_size = pytest.mark.parametrize("sizes", SIZES.values(), ids=SIZES)
-every_kernel = pytest.mark.parametrize("kernel", ["auto", "reference", "exact", "blockwise", "fused"])
+#: That JAX's exact kernel gives nothing is in tests/twins/test_works_wherever_jax.py, in fewer sizes.
+EXACT = pytest.param("exact", marks=pytest.mark.slow_in("jax"))
+every_kernel = pytest.mark.parametrize("kernel", ["auto", "reference", EXACT, "blockwise", "fused"])
 
 
 def conditions(sizes):

@@ -61,7 +61,8 @@ def test_numpys_bits_in_torch(dtype):
 
 
 # The parity suite has every dtype, forward and backward in one program and without jit; here each is its own.
-@pytest.mark.parametrize("dtype", [pytest.param(x, marks=[pytest.mark.slow] * (x != "bfloat16")) for x in DTYPES])
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", DTYPES)
 def test_numpys_bits_in_jax(dtype):
     arrays, cotangents, mask = _problem(dtype)
     dropout = _dropped() if dtype == "bfloat16" else {}

@@ -43,7 +43,14 @@ def failures(twin, mask, cuts, **options):
     return judged.failures(case, lambda *given: results(twin, *given, mask, cuts, **options))
 
 
-@pytest.mark.parametrize(("mask", "cuts"), [("causal", "2"), *((mask, "3") for mask in MASKS)])
+#: JAX compiles each: two parts, and three with empty rows, which are of every kind of row, stand for all.
+@pytest.mark.parametrize(
+    ("mask", "cuts"),
+    [
+        ("causal", "2"),
+        *(pytest.param(x, "3", marks=[pytest.mark.slow_in("jax")] * (x != "empty rows")) for x in MASKS),
+    ],
+)
 def test_parts_of_the_keys_are_the_whole(mask, cuts, twin):
     assert not failures(twin, MASKS[mask], CUTS[cuts], kernel="blockwise", blocks=(8, 8))
 

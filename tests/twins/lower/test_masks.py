@@ -257,7 +257,7 @@ def moved(array):
 
 # Blockwise reads positions itself; to the others a mask is what `to_dense` made.
 @pytest.mark.parametrize("kernel", ["blockwise", pytest.param("reference", marks=pytest.mark.slow)])
-@pytest.mark.parametrize("x64", [False, True], ids=["x32", "x64"])
+@pytest.mark.parametrize("x64", [False, pytest.param(True, marks=pytest.mark.slow_in("jax"))], ids=["x32", "x64"])
 @pytest.mark.parametrize("dtype", NARROW)
 def test_positions_of_every_integer_dtype(twin, dtype, x64, kernel):
     with twin.x64(x64):
