@@ -107,7 +107,7 @@ def not_run(text):
 
 
 def test_the_python_of_all_pages_is_run():
-    """As doctests; the first example of a page by tests/test_pages.py, README and CONTRIBUTING by tests of their own."""
+    """As doctests; first examples by tests/test_pages.py, README and CONTRIBUTING by tests of their own."""
     found = {page: not_run(text) for page, text in pages().items() if page not in SKETCHES}
     assert {page: blocks for page, blocks in found.items() if blocks} == {}
 
