@@ -1,5 +1,5 @@
 # make parity   prove on this machine that both twins compute the same attention, masks and a real checkpoint included
-# make test     the tests: all but those marked slow
+# make test     the tests: all but those marked slow; those of pages need Chromium, and are skipped where it is missing
 # make test-all every test, slow ones too, and the twins' blockwise kernels on every parity case: before a release
 # make test-versions   the tests with the oldest and the newest JAX, NumPy, Flax and Python that are supported (an hour; not in CI)
 # make bench    attention beside its peers, what calls and compiling cost, schedules, exactness, importing: to benchmarks/results, docs
@@ -10,7 +10,7 @@
 #               the table of docs/coming-from-flax-transformers.md
 # make docs     the site of the documentation, in build/docs: snippets, links and names that the reference lacks are errors
 # make links    whether the addresses of other hosts that the pages name still answer (needs a network; not in CI)
-# make drawings the drawings of docs/life-of-a-call.md and docs/life-of-a-conversion.md, from the code
+# make drawings the pictures of docs/, from the code and from benchmarks/results; some photograph a page in Chromium
 # make lint     formatting, lint rules, types, and which way imports point
 #
 # Each builds .venv first if it is missing or older than pyproject.toml and constraints.txt. Needed: make, Python >= 3.11.
@@ -101,6 +101,11 @@ links: $(STAMP)
 
 drawings: $(STAMP)
 	@$(RUN) docs/drawings.py
+	@$(RUN) docs/pictures.py
+	@$(RUN) -m maskattn.cli.main show --gallery docs/gallery.png
+	@$(RUN) -m maskattn.cli.main show corruption --png docs/corruption.png
+	@$(RUN) benchmarks/plot.py
+	@$(RUN) benchmarks/gpu_table.py
 
 lint: $(STAMP)
 	@$(RUN) -m ruff check .

@@ -13,8 +13,8 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 
-# What makes the site is Sphinx's to import, not pytest's.
-collect_ignore = ["docs/conf.py", "docs/_site"]
+# What makes the site is Sphinx's to import; a program and its port, for a picture, are no modules of ours.
+collect_ignore = ["docs/conf.py", "docs/_site", "docs/port"]
 
 pytest_plugins = ["tests.frameworks", "tests.twin"]
 

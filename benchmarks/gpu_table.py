@@ -101,41 +101,43 @@ def draw(found: dict[str, Any], where: Path) -> None:
     import matplotlib.pyplot as plt
 
     all_sizes = sizes(found)
-    figure, panels = plt.subplots(
-        len(all_sizes), 2, figsize=(12, 3.4 * len(all_sizes)), layout="constrained", squeeze=False
-    )
-    for row, size in zip(panels, all_sizes, strict=True):
-        for axes, framework in zip(row, WHO, strict=True):
-            panel(axes, found, framework, size)
+    shown = [(size, framework) for size in all_sizes for framework in WHO]
+    figure, panels = plt.subplots(len(shown), figsize=(9, 2.6 * len(shown)), layout="constrained", squeeze=False)
+    for axes, (size, framework) in zip(panels[:, 0], shown, strict=True):
+        panel(axes, found, framework, size)
     title = f"forward, milliseconds, bfloat16, H = 16, D = 128; {found.get('machine', machine(found))}, {found['date']}"
-    figure.suptitle(f"{title}, of the code of {found['code']}", fontsize=9)
-    figure.savefig(where, dpi=110)
+    figure.suptitle(f"{title}, of the code of {found['code']}".replace("; ", "\n"), fontsize=9)
+    figure.savefig(where, dpi=120)
     plt.close(figure)
 
 
 def panel(axes: Any, found: dict[str, Any], framework: str, size: str) -> None:
     lines = speeds(found, framework, size)
     names = [who for who in WHO[framework] if any("forward_ms" in line for line in lines.get(who, {}).values())]
-    width = 0.8 / max(1, len(names))
+    masks = [mask for mask in MASKS if any("forward_ms" in lines[who].get(mask, {}) for who in names)]
+    width = 0.84 / max(1, len(names))
     for n, who in enumerate(names):
-        for at, mask in enumerate(MASKS):
+        for at, mask in enumerate(masks):
             line = lines[who].get(mask, {})
             if "forward_ms" in line:
                 x = at + (n - (len(names) - 1) / 2) * width
-                first = not any(mask in lines[who] and "forward_ms" in lines[who][mask] for mask in MASKS[:at])
+                first = not any(mask in lines[who] and "forward_ms" in lines[who][mask] for mask in masks[:at])
                 label = WHO[framework][who].strip("`") if first else None
-                axes.bar(x, line["forward_ms"], width * 0.92, color=SHADES[who], label=label)
+                axes.bar(x, line["forward_ms"], width * 0.92, color=SHADES[who], edgecolor="#444", lw=0.5, label=label)
                 axes.annotate(
-                    f"{line['forward_ms']:.2g}", (x, line["forward_ms"]), ha="center", va="bottom", fontsize=6
+                    f"{line['forward_ms']:.2g}", (x, line["forward_ms"]), ha="center", va="bottom", fontsize=6.5
                 )
-    axes.set_xticks(range(len(MASKS)), MASKS, fontsize=8)
-    axes.set_xlim(-0.6, len(MASKS) - 0.4)
+    axes.set_xticks(range(len(masks)), masks, fontsize=9)
+    axes.set_xlim(-0.5, max(1, len(masks)) - 0.5)
     axes.set_yscale("log")
     axes.yaxis.set_major_formatter("{x:g}")
-    axes.margins(y=0.3)
-    axes.set_title(f"{NAMES[framework]}, {size}", fontsize=9)
+    axes.yaxis.set_minor_formatter("")
+    axes.set_ylabel("milliseconds", fontsize=9)
+    axes.margins(y=0.15)
+    axes.set_title(f"{NAMES[framework]}, {size}", fontsize=10, weight="bold", loc="left")
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=7, ncols=3, loc="upper left")
+    # above the bars, at the right of the title
+    axes.legend(frameon=False, fontsize=8, ncols=6, loc="lower right", bbox_to_anchor=(1, 1), borderaxespad=0.2)
 
 
 def main() -> None:

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.frameworks import in_both
+
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 PAGES = ("glossary", "life-of-a-call", "life-of-a-conversion")
@@ -137,6 +139,30 @@ def texts(name):
         at += 12 + length
     (text,) = found
     return text
+
+
+@in_both
+def test_the_port_in_a_picture_has_the_faults_that_its_page_names(monkeypatch):
+    from click.testing import CliRunner
+
+    from maskattn.cli.compare import command
+
+    monkeypatch.chdir(DOCS / "port")
+    result = CliRunner().invoke(command, ["original.py:model", "port.py:model"])
+    said = " ".join(result.output.split())
+    assert result.exit_code == 1 and "4 places, 4 explained" in said, said
+    told = " ".join(page("comparing").split())
+    for where, fault in (("original.py:19", "0.176777, not 0.353553"), ("original.py:36", "gelu (tanh), not gelu")):
+        assert where in said and fault.split(", ")[0] in said and fault in told, (fault, said)
+
+
+def test_every_picture_is_shown_somewhere_and_loads_quickly():
+    texts_of_pages = [file.read_text(encoding="utf-8") for file in (ROOT / "README.md", *DOCS.glob("*.md"))]
+    pictures = sorted(DOCS.glob("*.png"))
+    assert len(pictures) > 5
+    for picture in pictures:
+        assert any(f"({picture.name})" in text or f'"{picture.name}"' in text for text in texts_of_pages), picture
+        assert picture.stat().st_size < 250_000, picture
 
 
 @pytest.mark.parametrize(("name", "boxes"), [("life-of-a-call", "CALL"), ("life-of-a-conversion", "CONVERSION")])

@@ -18,6 +18,7 @@ WHOLE = {
     "imports",
     "without",
     "mirror",
+    "browser",
     "readme",
     "site",
     "tolerances",

@@ -84,7 +84,7 @@ def _real(console: Console, wide: bool) -> int:
     """The exit code of two real models."""
     from maskattn.cli._progress import spinning
     from maskattn.parity.models.real import Fact, facts
-    from maskattn.parity.report.table import mark, print_table, say
+    from maskattn.parity.report.table import Mark, print_table, say
 
     found: list[Fact] = []
     try:
@@ -94,6 +94,6 @@ def _real(console: Console, wide: bool) -> int:
     except (ImportError, OSError, ValueError) as error:
         say(console, f"nothing was proven: {error}", "bold red")
         return 2
-    lines = [[each.model, each.what, mark(each.figure, each.held), "held" if each.held else "FAILED"] for each in found]
+    lines = [[each.model, each.what, Mark(each.figure, each.held), "held" if each.held else "FAILED"] for each in found]
     print_table(console, ["model", "what", "found", ""], lines, wide=wide)
     return 0 if all(each.held for each in found) else 1

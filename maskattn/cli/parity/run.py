@@ -94,9 +94,9 @@ def command(
         if json_path is not None:
             json_path.write_text(report.as_json(result))
         if html_path is not None:
-            from maskattn.parity.report import page
+            from maskattn.parity.report import cases_page
 
-            page.write(result, html_path)
+            cases_page.write(result, html_path)
     raise SystemExit(result.exit_code)
 
 

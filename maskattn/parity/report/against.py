@@ -11,14 +11,14 @@ from rich.console import Console
 from maskattn.parity.against.families import FAMILIES
 from maskattn.parity.against.run import COLUMNS, NOT_DECODED, Row
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.table import mark, print_table, say, share_text
+from maskattn.parity.report.table import Mark, print_table, say, share_text
 
 
 def render(rows: Sequence[Row], console: Console, *, wide: bool = False) -> None:
     """A line for each family, with the largest error of each cell by its limit; what failed; why cells differ."""
     lines = []
     for row in rows:
-        cells = ["-" if cell.share is None else mark(share_text(cell.share), cell.held) for cell in row.cells.values()]
+        cells = ["-" if cell.share is None else Mark(share_text(cell.share), cell.held) for cell in row.cells.values()]
         lines.append([row.family, *cells, "held" if row.held else "FAILED"])
     print_table(console, ["family", *COLUMNS, ""], lines, wide=wide)
     say(

@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 
 from rich.console import Console
-from rich.text import Text
 
 from maskattn.parity.checkpoint.result import CheckpointResult, Layer
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.page import page
-from maskattn.parity.report.table import finite, mark, print_table, say, share_text
+from maskattn.parity.report.page import page, table, text
+from maskattn.parity.report.table import Mark, finite, print_table, say, share_text
 
 HEADINGS = {"torch": "PyTorch", "jax": "JAX"}
 
@@ -69,12 +67,12 @@ def _headings(result: CheckpointResult) -> list[str]:
     ]
 
 
-def _row(headings: list[str], layer: Layer) -> list[str | Text]:
+def _row(headings: list[str], layer: Layer) -> list[str | Mark]:
     farthest = max(layer.twins.values(), key=lambda each: each.share)
-    bits = "-" if layer.differing is None else mark(f"{layer.differing:,}", not layer.differing)
+    bits = "-" if layer.differing is None else Mark(f"{layer.differing:,}", not layer.differing)
     return [
         layer.name,
-        *(mark(f"{each.error:.1e}", each.held) for each in layer.twins.values()),
+        *(Mark(f"{each.error:.1e}", each.held) for each in layer.twins.values()),
         *["-" if layer.own is None else f"{layer.own:.1e}"] * ("own" in headings),
         f"{farthest.limit:.1e}",
         share_text(farthest.share),
@@ -96,14 +94,17 @@ def as_json(result: CheckpointResult) -> str:
 def as_html(result: CheckpointResult) -> str:
     """The same as a page that needs nothing else."""
     headings = _headings(result)
-    lines = []
-    for layer in result.layers:
-        name, *figures, last = (html.escape(str(cell)) for cell in _row(headings, layer))
-        cells = "".join(f"<td class=n>{figure}</td>" for figure in figures)
-        lines.append(f"<tr><td>{name}</td>{cells}<td class={last}>{last}</td></tr>")
-    heads = "".join(f"<th>{html.escape(heading)}</th>" for heading in headings)
-    notes = "".join(f"<p>{html.escape(note)}</p>" for note in (result.inputs, about(result), *result.notes))
-    body = f"{notes}<div class=wide><table><tr>{heads}</tr>{''.join(lines)}</table></div>"
-    failed = [result.first_difference] if result.first_difference else []
-    title = f"{html.escape(result.checkpoint)} ({html.escape(result.kind)})"
-    return page(title, verdict(result), result.exit_code != 0, failed, body)
+    rows = [_row(headings, layer) for layer in result.layers]
+    said = (result.inputs, about(result), *result.notes)
+    if result.against is not None:
+        said += (f"against {result.against}: {result.against_difference or 'the same tensors, byte for byte'}",)
+    notes = "".join(f"<p>{text(note)}</p>" for note in said)
+    shares = [each.share for layer in result.layers for each in layer.twins.values()]
+    return page(
+        f"{result.checkpoint} ({result.kind})",
+        verdict(result),
+        "FAILED" if result.exit_code else "held",
+        f"<h2>By layer</h2>{notes}{table('By layer', headings, rows)}",
+        facts={"layers and heads": str(len(rows)), "largest error / limit": share_text(max(shares, default=0.0))},
+        failures=[each.first_difference for each in result.layers if each.first_difference],
+    )

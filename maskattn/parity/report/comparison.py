@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 from collections import Counter
-from collections.abc import Sequence
 
 from rich.console import Console
 
 from maskattn.diagnose import Place, Report
 from maskattn.diagnose.report import described, unexplained
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.page import page
-from maskattn.parity.report.table import print_table, say
+from maskattn.parity.report.page import folded, page, table, text
+from maskattn.parity.report.table import Mark, print_table, say
 
 _HEADINGS = ("", "what JAX does otherwise", "of the difference", "side", "where")
 
@@ -74,24 +72,50 @@ def as_json(report: Report) -> str:
 
 def as_html(report: Report) -> str:
     """The same as a page that needs nothing else."""
-    places = [line for number, place in enumerate(report.places, 1) for line in _lines(number, place)]
-    outputs = [[one or "-", other or "-", f"{error:.1e}"] for one, other, error in report.outputs]
-    gradients = [[one.torch, one.jax, f"{one.error:.1e}"] for one in report.gradients]
+    places = "".join(_place(number, place) for number, place in enumerate(report.places, 1))
+    outputs = [[one or "-", other or "-", _error(error, report.tolerance)] for one, other, error in report.outputs]
+    limit = 10 * report.tolerance
+    gradients = [[one.torch, one.jax, _error(one.error, limit)] for one in report.gradients]
+    off = [[one.torch, one.jax, _error(one.error, limit)] for one in report.differing]
     pairs = [[pair.torch, pair.jax, pair.how, pair.detail, pair.rounded] for pair in report.parameters.pairs]
-    notes = "".join(f"<p>{html.escape(one)}</p>" for one in report.remarks())
+    notes = "".join(f"<p>{text(one)}</p>" for one in report.remarks())
+    apart = ("PyTorch", "JAX", "largest difference")
+    matched = ("PyTorch", "JAX", "how", "where, by what", "rounded to")
     body = (
-        _table("Where they part", _HEADINGS, places)
+        (f'<h2>Where they part</h2><ol class="places">{places}</ol>' if places else "")
         + (f"<h2>What to know of it</h2>{notes}" if notes else "")
-        + _table("Outputs", ("PyTorch", "JAX", "largest difference"), outputs)
-        + _table("Gradients", ("PyTorch", "JAX", "largest difference"), gradients)
-        + _table("Parameters", ("PyTorch", "JAX", "how", "where, by what", "rounded to"), pairs)
+        + (f"<h2>Outputs</h2>{table('Outputs', apart, outputs, words=2)}" if outputs else "")
+        + (f"<h2>Gradients that differ</h2>{table('Gradients that differ', apart, off, words=2)}" if off else "")
+        + (folded("Gradients", len(gradients), table("Gradients", apart, gradients, words=2)) if gradients else "")
+        + (folded("Parameters", len(pairs), table("Parameters", matched, pairs, words=5)) if pairs else "")
     )
-    return page("maskattn compare", report.verdict, not report.ok, list(report.findings()), body)
+    facts = {
+        "largest difference": f"{report.error:.1e}",
+        "tolerance": f"{report.tolerance:.0e}",
+        "places": str(len(report.places)),
+        "explained": str(len(report.diagnosis)),
+    }
+    return page(
+        "maskattn compare",
+        report.verdict,
+        "held" if report.ok else "FAILED",
+        body,
+        about=f"A PyTorch program and a JAX program on the same inputs. Parameters: {parameters(report)}.",
+        facts=facts | ({"gradients that differ": str(len(report.differing))} if report.gradients else {}),
+        failures=list(report.findings()),
+        failed="Parameters that differ",
+    )
 
 
-def _table(title: str, headings: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    if not lines:
-        return ""
-    head = "".join(f"<th>{heading}</th>" for heading in headings)
-    rows = "".join(f"<tr>{''.join(f'<td>{html.escape(cell)}</td>' for cell in line)}</tr>" for line in lines)
-    return f'<h2>{title}</h2><div class="wide"><table><tr>{head}</tr>{rows}</table></div>'
+def _error(error: float, limit: float) -> Mark:
+    return Mark(f"{error:.1e}", error <= limit)
+
+
+def _place(number: int, place: Place) -> str:
+    """What is done otherwise, how much of the difference it is, and the code of both sides."""
+    share = f"{100 * place.share:.3g} %" if place.share > 1e-6 else "Nothing"
+    left = f"<p>{share} of the difference of the outputs is left when PyTorch does the same.</p>"
+    said = f"<h3>{number}. {text(place.diagnosis or unexplained(place))}</h3>"
+    said += left if place.diagnosis and not place.backward else ""
+    sides = "".join(f"<dt>{side}</dt><dd><code>{text(at)}</code></dd>" for side, at in described(place))
+    return f'<li class="card">{said}<dl class="sides">{sides}</dl></li>'

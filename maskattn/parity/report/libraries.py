@@ -11,7 +11,7 @@ from maskattn.parity.against.libraries.cases import PEERS
 from maskattn.parity.against.libraries.differences import Difference
 from maskattn.parity.against.libraries.run import COLUMNS, Row
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.table import mark, print_table, say, share_text
+from maskattn.parity.report.table import Mark, print_table, say, share_text
 
 
 def render(
@@ -20,7 +20,7 @@ def render(
     """A line for each case, with the largest error of each cell by its limit; then what is known to differ."""
     lines = []
     for row in rows:
-        cells = ["-" if cell is None else mark(share_text(cell[0]), cell[0] <= 1) for cell in row.cells.values()]
+        cells = ["-" if cell is None else Mark(share_text(cell[0]), cell[0] <= 1) for cell in row.cells.values()]
         lines.append([_named(row.case.peer), row.case.name, *cells, "held" if row.held else "FAILED"])
     print_table(console, ["peer", "argument", *COLUMNS, ""], lines, wide=wide)
     say(console, "each figure: the largest error as a share of its limit, over output and gradients", "dim")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import html
 import json
 from collections.abc import Sequence
 
@@ -11,22 +10,27 @@ from rich.console import Console
 
 from maskattn.parity.models.run import COLUMNS, Row
 from maskattn.parity.report.environment import environment
-from maskattn.parity.report.page import page
-from maskattn.parity.report.table import mark, print_table, say, share_text
+from maskattn.parity.report.page import page, table, text
+from maskattn.parity.report.table import Mark, print_table, say, share_text
 
 
 def render(rows: Sequence[Row], columns: Sequence[str], console: Console, *, wide: bool = False) -> None:
     """A line for each model, with the largest error of each cell by its limit; then what failed, and where."""
-    lines = []
-    for row in rows:
-        cells = (row.cells.get(column) for column in columns)
-        figures = ["-" if cell is None else mark(share_text(cell.share), cell.held) for cell in cells]
-        lines.append([row.name, *figures, "held" if row.held else "FAILED"])
-    print_table(console, ["model", *columns, ""], lines, wide=wide)
+    print_table(console, _headings(columns), [_line(row, columns) for row in rows], wide=wide)
     say(console, ABOUT, "dim")
     for failure in failures(rows):
         say(console, failure, "bold red")
     say(console, verdict(rows), "bold green" if _held(rows) else "bold red")
+
+
+def _headings(columns: Sequence[str]) -> list[str]:
+    return ["model", *columns, ""]
+
+
+def _line(row: Row, columns: Sequence[str]) -> list[str | Mark]:
+    cells = (row.cells.get(column) for column in columns)
+    figures = ["-" if cell is None else Mark(share_text(cell.share), cell.held) for cell in cells]
+    return [row.name, *figures, "held" if row.held else "FAILED"]
 
 
 #: What the figures are.
@@ -70,19 +74,18 @@ def as_json(rows: Sequence[Row]) -> str:
 
 def as_html(rows: Sequence[Row], columns: Sequence[str]) -> str:
     """The same as a page that needs nothing else."""
-    lines = []
-    for row in rows:
-        cells = "".join(
-            "<td class=n>-</td>"
-            if cell is None
-            else f'<td class="n {"held" if cell.held else "FAILED"}">{share_text(cell.share)}</td>'
-            for cell in (row.cells.get(column) for column in columns)
-        )
-        said = "held" if row.held else "FAILED"
-        lines.append(f"<tr><td>{html.escape(row.name)}</td>{cells}<td class={said}>{said}</td></tr>")
-    headings = "".join(f"<th>{column}</th>" for column in ("model", *columns, ""))
-    listed = "".join(f"<p><b>{column}</b>: {html.escape(COLUMNS[column])}</p>" for column in columns)
-    body = (
-        f"<p>{html.escape(ABOUT)}</p>{listed}<div class=wide><table><tr>{headings}</tr>{''.join(lines)}</table></div>"
+    listed = "".join(f"<p><b>{column}</b>: {text(COLUMNS[column])}</p>" for column in columns)
+    shares = [cell.share for row in rows for cell in row.cells.values() if cell is not None]
+    lines = [_line(row, columns) for row in sorted(rows, key=lambda row: row.held)]
+    return page(
+        "maskattn parity models",
+        verdict(rows),
+        "held" if _held(rows) else "FAILED",
+        f"<h2>By model</h2><p>{text(ABOUT)}</p>{listed}{table('By model', _headings(columns), lines)}",
+        facts={
+            "models": str(len(rows)),
+            "failed": str(sum(not row.held for row in rows)),
+            "largest error / limit": share_text(max(shares, default=0.0)),
+        },
+        failures=failures(rows),
     )
-    return page("maskattn parity models", verdict(rows), not _held(rows), failures(rows), body)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich import box
 from rich.console import Console
@@ -17,10 +17,17 @@ _STYLES = {"held": "green", "caught": "green", "FAILED": "bold red", "MISSED": "
 _WORD = 12  # how narrow a column of words may become
 
 
+class Mark(NamedTuple):
+    """A figure, and whether it kept its limit."""
+
+    figure: str
+    held: bool
+
+
 def print_table(
     console: Console,
     headings: Sequence[str],
-    rows: Sequence[Sequence[str | Text]],
+    rows: Sequence[Sequence[str | Mark]],
     *,
     wide: bool,
     words: int = 1,
@@ -35,25 +42,27 @@ def print_table(
         total: whether the last row sums up the others.
     """
     table = Table(header_style="bold", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), pad_edge=False)
-    cells = list(zip(*rows, strict=True)) or [()] * len(headings)
+    lines = [[_text(cell) for cell in row] for row in rows]
+    cells = list(zip(*lines, strict=True)) or [()] * len(headings)
     longest = [max(map(len, (*heading.split("\n"), *column))) for heading, column in zip(headings, cells, strict=True)]
     for heading, length in zip(headings[:words], longest, strict=False):
         table.add_column(heading, overflow="fold", min_width=min(length, _WORD))
     for heading, length in zip(headings[words:], longest[words:], strict=True):
         table.add_column(heading, justify="right", no_wrap=True, min_width=length)
-    for number, row in enumerate(rows):
-        if total and number == len(rows) - 1:
+    for number, line in enumerate(lines):
+        if total and number == len(lines) - 1:
             table.add_section()
-        table.add_row(*(Text(cell, _STYLES.get(cell, "")) if isinstance(cell, str) else cell for cell in row))
+        table.add_row(*line)
     needed = Measurement.get(console, console.options.update(max_width=10_000), table).maximum
     least = needed - sum(max(length - _WORD, 0) for length in longest[:words])
     table.width = needed if wide else max(least, min(needed, console.width))
     console.print(table, crop=False)
 
 
-def mark(figure: str, held: bool) -> Text:
-    """A figure that says by its colour whether it kept its limit."""
-    return Text(figure, "green" if held else "bold red")
+def _text(cell: str | Mark) -> Text:
+    if isinstance(cell, str):
+        return Text(cell, _STYLES.get(cell, ""))
+    return Text(cell.figure, "green" if cell.held else "bold red")
 
 
 def share_text(number: float) -> str:
