@@ -79,8 +79,12 @@ def found() -> str:
     return path
 
 
-def wrong(files: Iterable[Path]) -> list[str]:
-    """What is wrong with each of these pages on this disk, and in which setting first; [] where nothing is."""
+def wrong(files: Iterable[Path], quickly: Iterable[Path] = ()) -> list[str]:
+    """What is wrong with each of these pages on this disk, and in which setting first; [] where nothing is.
+
+    Args:
+        quickly: further pages, which axe does not judge: it takes seconds for a long one.
+    """
     from playwright.sync_api import sync_playwright
 
     # As root, Chromium runs without its sandbox or not at all; it is given pages of our own.
@@ -90,9 +94,9 @@ def wrong(files: Iterable[Path]) -> list[str]:
         browser = driver.chromium.launch(executable_path=found(), args=root, timeout=180_000)
         try:
             page, heard = _listening(browser)
-            for file in files:
+            for file, wholly in [*((file, True) for file in files), *((file, False) for file in quickly)]:
                 page.goto(file.resolve().as_uri())
-                said += [f"{file.name}: {what}" for what in dict.fromkeys([*_seen(page), *heard])]
+                said += [f"{file.name}: {what}" for what in dict.fromkeys([*_seen(page, wholly), *heard])]
                 heard.clear()
         finally:
             browser.close()
@@ -118,11 +122,12 @@ def _listening(browser: Any) -> tuple[Any, list[str]]:
     return page, heard
 
 
-def _seen(page: Any) -> Iterator[str]:
+def _seen(page: Any, wholly: bool) -> Iterator[str]:
     from axe_playwright_python.base import AXE_SCRIPT
 
-    page.evaluate(AXE_SCRIPT)
     yield from _keyboard(page)
+    if wholly:
+        page.evaluate(AXE_SCRIPT)
     seen: set[str] = set()
     for size, (width, height) in SIZES.items():
         page.set_viewport_size({"width": width, "height": height})
@@ -130,8 +135,9 @@ def _seen(page: Any) -> Iterator[str]:
             page.emulate_media(color_scheme=scheme)
             first = scheme == SCHEMES[0]  # colours apart, a page is the same in both
             rules = {"type": "tag", "values": TAGS} if first else {"type": "rule", "values": ["color-contrast"]}
-            judged = page.evaluate("o => axe.run(document, o)", {"resultTypes": ["violations"], "runOnly": rules})
-            for what in [*(page.evaluate(LOOK) if first else ()), *map(_axe, judged["violations"])]:
+            options = {"resultTypes": ["violations"], "runOnly": rules}
+            judged = page.evaluate("o => axe.run(document, o)", options)["violations"] if wholly else ()
+            for what in [*(page.evaluate(LOOK) if first else ()), *map(_axe, judged)]:
                 if what not in seen:
                     seen.add(what)
                     yield f"{size}, {scheme}: {what}"

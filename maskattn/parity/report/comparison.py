@@ -73,10 +73,10 @@ def as_json(report: Report) -> str:
 def as_html(report: Report) -> str:
     """The same as a page that needs nothing else."""
     places = "".join(_place(number, place) for number, place in enumerate(report.places, 1))
-    outputs = [[one or "-", other or "-", _error(error, report.tolerance)] for one, other, error in report.outputs]
+    outputs = [_apart(one or "-", other or "-", error, report.tolerance) for one, other, error in report.outputs]
     limit = 10 * report.tolerance
-    gradients = [[one.torch, one.jax, _error(one.error, limit)] for one in report.gradients]
-    off = [[one.torch, one.jax, _error(one.error, limit)] for one in report.differing]
+    gradients = [_apart(one.torch, one.jax, one.error, limit) for one in report.gradients]
+    off = [_apart(one.torch, one.jax, one.error, limit) for one in report.differing]
     pairs = [[pair.torch, pair.jax, pair.how, pair.detail, pair.rounded] for pair in report.parameters.pairs]
     notes = "".join(f"<p>{text(one)}</p>" for one in report.remarks())
     apart = ("PyTorch", "JAX", "largest difference")
@@ -107,8 +107,8 @@ def as_html(report: Report) -> str:
     )
 
 
-def _error(error: float, limit: float) -> Mark:
-    return Mark(f"{error:.1e}", error <= limit)
+def _apart(torch: str, jax: str, error: float, limit: float) -> list[str | Mark]:
+    return [torch, jax, Mark(f"{error:.1e}", error <= limit)]
 
 
 def _place(number: int, place: Place) -> str:
