@@ -83,7 +83,7 @@ def comparing(where: Path) -> None:
 
 def parity(where: Path) -> None:
     """What `maskattn parity` writes of both twins in exact arithmetic, of the square cases of every mask."""
-    _photograph(("parity", "--kernel", "exact", "--cases", "*/square/*", "--html"), where, ROOT, ends=0, height=980)
+    _photograph(("parity", "--kernel", "exact", "--cases", "*/square/*", "--html"), where, ROOT, ends=0, height=896)
 
 
 def _photograph(arguments: Sequence[str], where: Path, folder: Path, ends: int, height: int) -> None:
