@@ -98,7 +98,7 @@ def test_titles_in_the_navigation_are_short():
 
 
 def not_run(text):
-    """The python blocks of a page that are no doctests, but for its first example; and examples that no fence holds."""
+    """The python blocks of a page that are no doctests, but for its first example; and examples outside of fences."""
     blocks = [block for block in FENCED.finditer(text) if block["language"].strip() not in ("", "{toctree}")]
     rest = [block for block in blocks if block["language"].strip() == "python" and ">>> " not in block["code"]]
     found = [block["code"] for block in rest if block is not blocks[0]]
@@ -107,7 +107,7 @@ def not_run(text):
 
 
 def test_the_python_of_all_pages_is_run():
-    """As doctests; first examples by tests/test_pages.py, README and CONTRIBUTING by tests of their own."""
+    """As doctests, and a page's first example by tests/test_pages.py; README and CONTRIBUTING by tests of their own."""
     found = {page: not_run(text) for page, text in pages().items() if page not in SKETCHES}
     assert {page: blocks for page, blocks in found.items() if blocks} == {}
 
