@@ -112,7 +112,7 @@ docs: $(STAMP)
 	@echo "Built: build/docs/index.html"
 
 links: $(STAMP)
-	@OMP_NUM_THREADS=1 $(RUN) -m sphinx -b linkcheck -E -q -d build/doctrees docs build/links
+	@OMP_NUM_THREADS=1 $(RUN) -m sphinx -b linkcheck -E -q -D nb_execution_mode=off -d build/linktrees docs build/links
 
 drawings: $(STAMP)
 	@$(RUN) docs/drawings.py

@@ -158,11 +158,11 @@ def public() -> dict[object, str]:
     return {thing: name for name, thing in reversed(exported().items()) if inspect.isclass(thing)}
 
 
-def set_dashes(app: Sphinx, domain: str, kind: str, content: Element) -> None:
+def set_dashes(app: Sphinx, doctree: Element) -> None:
     """Between an argument and its text a dash, for which Sphinx writes `--`."""
     from docutils.nodes import Text
 
-    for text in [node for node in content.findall(Text) if node == " -- "]:
+    for text in [node for node in doctree.findall(Text) if node == " -- "]:
         text.parent.replace(text, Text(" \N{EN DASH} "))
 
 
@@ -175,5 +175,5 @@ def setup(app: Sphinx) -> dict[str, bool]:
         if field.name == "variable":
             field.label = "Attributes"  # Sphinx says Variables
     app.connect("autodoc-process-docstring", add_types, priority=800)
-    app.connect("object-description-transform", set_dashes)
+    app.connect("doctree-read", set_dashes)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
