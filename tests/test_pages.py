@@ -1,6 +1,6 @@
 """The pages of docs/ and the README: first examples run as printed, commands exist, links lead somewhere.
 
-Python with prompts runs as a doctest, page by page (`--doctest-glob`); what has none, and shell, is run here.
+Python with prompts runs as a doctest, page by page (`--doctest-glob`); files without (```py) and shell are run here.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def test_a_page_without_an_example_is_known():
 def test_the_first_example_runs_as_printed(page, tmp_path, monkeypatch):
     language, code = first(page)
     monkeypatch.chdir(tmp_path)
-    if language == "python":
+    if language in ("python", "py"):
         if not code.startswith(">>>"):  # else a doctest, with nothing before it
             exec(compile(code, page.name, "exec"), {"__name__": page.stem})
     else:
