@@ -202,7 +202,7 @@ def _uniform(key: Array, shape: tuple[int, ...], start: int, dtype: NumPyDType, 
         # conversions away. The product is therefore rounded within float32: to 10 bits, or to multiples of 2^-24.
         wide = unit.astype(jnp.float32) * span.astype(jnp.float32)
         small = (wide + jnp.float32(0.5)) - jnp.float32(0.5)
-        product = jnp.where(wide < 2.0**-14, small, jax.lax.reduce_precision(wide, 8, 10))
+        product = jnp.where(wide < jnp.finfo(dtype).smallest_normal, small, jax.lax.reduce_precision(wide, 8, 10))
         return jnp.maximum(low, (product + low.astype(jnp.float32)).astype(dtype))
     return jnp.maximum(low, unit * span + low)
 
