@@ -11,7 +11,7 @@ import numpy as np
 
 from maskattn.diagnose.gradients import compared as gradients, cotangents, first_place
 from maskattn.diagnose.inputs import called, differing, kept, named, sides, unseen
-from maskattn.diagnose.matching import Keys, Matches, Rows, distance, frontier, match
+from maskattn.diagnose.matching import Keys, Matches, Rows, distance, drawn, frontier, match
 from maskattn.diagnose.outputs import Outputs
 from maskattn.diagnose.parameters import paired
 from maskattn.diagnose.report import Gradient, Place, Report
@@ -28,7 +28,8 @@ MOST = 24
 SHORTLIST = 12
 #: How many calls around the first difference are tried to be changed, before it and behind.
 BEFORE, BEHIND = 60, 40
-
+#: How many times less an edit must leave of the difference of the outputs, where nothing else speaks for it.
+LESS = 100
 
 #: What PyTorch says to an edit that cannot be computed.
 _IMPOSSIBLE = (RuntimeError, TypeError, IndexError, ValueError)
@@ -103,7 +104,8 @@ def compare(
     notes = [*differing(ours, theirs), *outputs.notes(ours, theirs, tolerance), *unseen(torch_module, given)]
     for side, trace in (("PyTorch", ours), ("JAX", theirs)):
         if trace.random:
-            notes.append(f"the {side} side draws random numbers at {trace.random[0]}: switch dropout off")
+            at = trace.nodes[trace.random[0]].where
+            notes.append(f"the {side} side draws random numbers at {at}: switch dropout off")
     narrowed = {f"{at} to {what}": None for trace in (ours, theirs) for at, what in trace.narrowed.items()}
     named_errors = [(*names, each) for names, each in zip(outputs.pairs, errors, strict=True)]
     return Report(places, error, tolerance, tuple(named_errors), parameters, found, tuple(notes), tuple(narrowed))
@@ -171,12 +173,16 @@ class Comparison:
         ends = self.outputs.numbers(recording, theirs)
         here = frontier(ours, matches.ours, [one for one, _ in ends])
         there = frontier(self.theirs, matches.theirs, [other for _, other in ends])
-        if not here and not there:
-            return None, None
+        if not here and not there:  # the same numbers, arranged otherwise
+            errors = self.outputs.errors(recording, theirs, self.theirs.kept)
+            wrong = [pair for pair, error in zip(ends, errors, strict=True) if error > self.tolerance]
+            here, there = [one for one, _ in wrong], [other for _, other in wrong]
         at = Place(tuple(_said(recording.nodes[one]) for one in here), tuple(_said(theirs.nodes[one]) for one in there))
         edit = self.explained(program, here, there, matches)
         if edit is None:
-            return at, None
+            random = drawn(theirs, there)
+            said = "" if random is None else f"random numbers are drawn (dropout is on): {random}"
+            return replace(at, diagnosis=said), None
         before = self.error(program)
         edit, also = self.everywhere(program, edit)
         changed = program.applying(edit)
@@ -184,16 +190,17 @@ class Comparison:
 
     def explained(self, program: Any, here: list[int], there: list[int], matches: Matches) -> Any:
         """The edit behind which most tensors of the JAX side are PyTorch's again."""
-        anchor = [program.made_by[one] for one in here if one in program.made_by]
+        met = here or [one for other in self._met(there, matches) for one in matches.theirs[other]]
+        anchor = [program.made_by[one] for one in met if one in program.made_by]
         if not anchor:
             return None
         first, last = min(anchor), max(anchor)
         near = frozenset(range(max(0, first - BEFORE), min(len(program.calls), last + BEHIND)))
-        near = _related(program, here, near)
+        near = _related(program, met, near)
         program = replace(program, near=near, constants=self._constants(there))
         unmatched = self._open(there, matches)
         if not unmatched:
-            return None
+            return self._by_outputs(program, last)
         scores: list[tuple[int, Any]] = []
         most = 0
         for edit in self.tracing.edits(program):
@@ -204,18 +211,56 @@ class Comparison:
                 most = score
                 if self._explains_all(program, edit):
                     return edit
+        if not scores:
+            return self._by_outputs(program, last)
         scores.sort(key=lambda one: -one[0])
         best = [edit for score, edit in scores[:SHORTLIST] if 2 * score >= scores[0][0]]
         return max(best, key=lambda edit: self._score(program, edit, unmatched, None), default=None)
 
+    def _by_outputs(self, program: Any, last: int) -> Any:
+        """The edit behind which the outputs agree best, where no tensor tells; None where none helps much.
+
+        Args:
+            last: the number of a call; outputs that are made far behind it are not computed with each edit.
+        """
+        ends = [program.made_by.get(one, 0) for one, _ in self.outputs.numbers(program.recording, self.theirs.trace)]
+        if max(ends, default=0) > last + 2 * BEHIND:
+            return None
+        least, found = self.error(program) / LESS, None
+        for edit in self.tracing.edits(program):
+            error = self._left(program, edit)
+            if error < least:
+                least, found = error, edit
+                if error <= self.tolerance:
+                    break
+        return found
+
+    def _met(self, there: list[int], matches: Matches) -> list[int]:
+        """The last tensors of the JAX side that PyTorch's has too, in front of these."""
+        found: list[int] = []
+        todo = list(there)
+        while todo:
+            for number in self.theirs.trace.nodes[todo.pop()].inputs:
+                if number in matches.theirs:
+                    found.append(number)
+                elif self.theirs.trace.nodes[number].kind == "operation":
+                    todo.append(number)
+        return found
+
     def _explains_all(self, program: Any, edit: Any) -> bool:
         """Whether the outputs agree with an edit: no other one can say more."""
+        return self._left(program, edit) <= self.tolerance
+
+    def _left(self, program: Any, edit: Any) -> float:
+        """How far the outputs are apart with an edit; inf where it cannot be computed."""
         try:
-            return self.error(program.applying(edit)) <= self.tolerance
+            return self.error(program.applying(edit))
         except _IMPOSSIBLE:
-            return False
+            return float("inf")
 
     def _score(self, program: Any, edit: Any, unmatched: Mapping[int, Rows], until: int | None) -> int:
+        if until is not None:
+            until = max(until, max(edit.changes) + BEHIND)
         try:
             made = program.play([edit], until=until)
         except _IMPOSSIBLE:
@@ -230,11 +275,7 @@ class Comparison:
             return edit, ()
         changes = {at: change for one in alike for at, change in one.changes.items()} | dict(edit.changes)
         every = replace(edit, changes=changes)
-        single = self.error(program.applying(edit))
-        try:
-            all_of_them = self.error(program.applying(every))
-        except _IMPOSSIBLE:
-            return edit, ()
+        single, all_of_them = self._left(program, edit), self._left(program, every)
         if all_of_them <= self.tolerance or all_of_them < 0.5 * single:
             where = [str(program.calls[min(one.changes)].where) for one in alike]
             return every, tuple(dict.fromkeys(where))

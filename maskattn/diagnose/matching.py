@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from maskattn.diagnose.trace import Node, Trace
+from maskattn.diagnose.trace import Node, Trace, Where
 from maskattn.typing import NumPyArray
 
 #: Tensors with fewer numbers, or fewer different ones, are no evidence.
@@ -218,3 +218,25 @@ def frontier(keys: Keys, matched: Mapping[int, Sequence[int]], outputs: Iterable
         for number in sorted(telling & live(trace, outputs))
         if given[number] and not same[number] and settled[number] and trace.nodes[number].kind == "operation"
     ]
+
+
+def drawn(trace: Trace, first: Sequence[int], most: int = 40) -> Where | None:
+    """Where a program uses random numbers close behind these nodes; None: it does not.
+
+    Args:
+        most: how many operations behind the first of them count as close, without those that make random numbers.
+    """
+    random = set(trace.random)
+    behind, count = set(first), 0
+    for number, node in enumerate(trace.nodes):
+        reads = not behind.isdisjoint(node.inputs)
+        if number in behind or reads:
+            behind.add(number)
+            count += 1
+            if not random.isdisjoint(node.inputs):
+                return node.where
+        elif not random.isdisjoint(node.inputs):
+            random.add(number)
+        if count > most:
+            break
+    return None

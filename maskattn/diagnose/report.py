@@ -139,6 +139,6 @@ def unexplained(place: Place) -> str:
 
 
 def _share(place: Place) -> str:
-    if not place.diagnosis or place.backward:
+    if not place.diagnosis or place.backward or place.share == 1.0:
         return ""
     return f" (leaves {100 * place.share:.2g} % of the difference)" if place.share > 1e-6 else " (leaves nothing)"

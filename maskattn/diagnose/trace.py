@@ -68,7 +68,7 @@ class Trace:
         gradients: names of parameters and the numbers of their gradients, where they were asked for.
         buffers: those of the parameters that are not trained. computed: those of the buffers that no checkpoint holds.
         narrowed: places where float64 would have been rounded to fewer bits and was not, and to what.
-        random: where random numbers were drawn.
+        random: numbers of the nodes that were drawn at random.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -77,7 +77,7 @@ class Trace:
     buffers: frozenset[str] = frozenset()
     computed: frozenset[str] = frozenset()
     narrowed: dict[str, str] = field(default_factory=dict)
-    random: list[Where] = field(default_factory=list)
+    random: list[int] = field(default_factory=list)
 
     @property
     def parameters(self) -> dict[str, int]:

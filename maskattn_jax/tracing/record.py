@@ -106,12 +106,13 @@ class _Tape(core.EvalTrace):
                 out = super().process_primitive(primitive, args, params)
         else:
             out = self._result(primitive, args, params)
-        if primitive.name.startswith("random_bits") or primitive.name == "threefry2x32":
-            self.trace.random.append(where)
+        random = primitive.name.startswith("random_bits") or primitive.name == "threefry2x32"
         for one in out if primitive.multiple_results else [out]:
             if isinstance(one, jax.Array) and not jnp.issubdtype(one.dtype, jax.dtypes.extended):
                 if id(one) not in self._of:
-                    self.add(one, Node("operation", primitive.name, _numbers(one), inputs, where))
+                    number = self.add(one, Node("operation", primitive.name, _numbers(one), inputs, where))
+                    if random:
+                        self.trace.random.append(number)
         return out
 
     def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, **_: Any) -> Any:

@@ -21,6 +21,7 @@ from maskattn.arrays import to_numpy
 from maskattn.diagnose.tables import sharpened
 from maskattn.diagnose.trace import Node, Trace, Where, here, numbers
 from maskattn.typing import NumPyArray
+from maskattn_torch.tracing.parts import WIDER, Wider, taken_apart
 
 #: What is not the program's own code.
 LIBRARIES = ("torch",)
@@ -33,41 +34,6 @@ class Ref(NamedTuple):
     """A tensor of a recorded program, in the place of an argument."""
 
     number: int
-
-
-@dataclass(frozen=True)
-class Wider:
-    """An operator that takes no float64, done by others that do."""
-
-    operator: torch._ops.OpOverload
-    function: Callable[..., Tensor]
-
-    def __call__(self, *args: object, **kwargs: object) -> Tensor:
-        return self.function(*args, **kwargs)
-
-    def __str__(self) -> str:
-        return str(self.operator)
-
-    @property
-    def __name__(self) -> str:
-        return self.operator.__name__
-
-    @property
-    def _schema(self) -> object:
-        return self.operator._schema
-
-
-def _grouped(rows: Tensor, kernels: Tensor, ends: Tensor, *_: object, **__: object) -> Tensor:
-    """Rows [R, D] in groups that end at `ends`, each times its kernel [G, D, F]; rows behind the last are 0."""
-    out = rows.new_zeros(rows.shape[0], kernels.shape[-1])
-    start = 0
-    for group, end in enumerate(ends.tolist()):
-        out[start:end] = rows[start:end] @ kernels[group]
-        start = end
-    return out
-
-
-WIDER: Mapping[str, Callable[..., Tensor]] = {"aten._grouped_mm.default": _grouped}
 
 
 @dataclass(eq=False)
@@ -181,7 +147,7 @@ class _Tape(TorchDispatchMode):
         if writes:
             self._written([one for one in given if isinstance(one, Tensor)], inputs, where)
         if "rand" in func.__name__ or "dropout" in func.__name__ or "bernoulli" in func.__name__:
-            self.recording.random.append(where)
+            self.recording.random += [number for number in outputs if number is not None]
         return out
 
     def _seen(self, tensor: Tensor) -> int:
@@ -280,6 +246,7 @@ def record(
             stack.callback(torch.set_default_dtype, default)
         stack.enter_context(torch.enable_grad() if cotangents else torch.no_grad())
         stack.enter_context(tape)
+        stack.enter_context(taken_apart())
         with leaves if leaves.instead else nullcontext():
             out = function(*taken, **named)
         outputs = {name: one for name, one in _tensors(out) if one.is_floating_point()}

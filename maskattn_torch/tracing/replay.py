@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol, TypeAlias
 
@@ -52,12 +52,15 @@ class Program:
         near: numbers of the calls that edits are wanted of.
         constants: numbers that the other program uses near the same place, for scales, eps and fills.
         applied: edits that are part of the program already.
+        playing: nodes that are computed anew while the program is played, for changes that read others than they are
+            given; empty otherwise. Programs made of each other share it.
     """
 
     recording: Recording
     near: frozenset[int] = frozenset()
     constants: tuple[float, ...] = ()
     applied: tuple[Edit, ...] = ()
+    playing: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def calls(self) -> list[Called]:
@@ -86,6 +89,10 @@ class Program:
         """The numbers of a node."""
         return torch.from_numpy(self.recording.nodes[number].value.copy())
 
+    def now(self, number: int) -> Tensor:
+        """The numbers of a node in the program as it is being played: for changes."""
+        return self._taken(number, self.playing)
+
     def maker(self, number: int) -> Called | None:
         """The call that made a node; None of what no operation made."""
         at = self.made_by.get(number)
@@ -100,9 +107,20 @@ class Program:
             until: the number of the call to stop before; None: none.
             leaves: nodes whose numbers have changed.
         """
-        changes = {at: change for edit in (*self.applied, *edits) for at, change in edit.changes.items()}
-        fresh = {number: self.tensor(number) for number in leaves}
-        shared = self.recording.shared
+        changes: dict[int, Change] = {}
+        for edit in (*self.applied, *edits):
+            for at, change in edit.changes.items():
+                changes[at] = _both(changes[at], change) if at in changes else change
+        self.playing.update({number: self.tensor(number) for number in leaves})
+        try:
+            self._played(changes, until)
+            found = {number: _numbers(tensor) for number, tensor in self.playing.items()}
+        finally:
+            self.playing.clear()
+        return found | {number: found[before] for number, before in self.recording.again.items() if before in found}
+
+    def _played(self, changes: Mapping[int, Change], until: int | None) -> None:
+        fresh, shared = self.playing, self.recording.shared
         for at, call in enumerate(self.calls[:until]):
             known = not any(number in fresh or number in shared for number in self.taken[at])
             if known and at not in changes and shared.isdisjoint(call.outputs):
@@ -117,8 +135,6 @@ class Program:
             for number, one in zip(call.outputs, pytree.tree_leaves(out), strict=True):
                 if number is not None:
                     fresh[number] = one
-        found = {number: _numbers(tensor) for number, tensor in fresh.items()}
-        return found | {number: found[before] for number, before in self.recording.again.items() if before in found}
 
     def applying(self, edit: Edit) -> Program:
         """The program with an edit that is part of it from now on."""
@@ -151,6 +167,11 @@ class Program:
                 return found
             fresh[number] = found
         return fresh[number]
+
+
+def _both(first: Change, second: Change) -> Change:
+    """Two changes of one call: the second takes what the first makes of the operator for the operator."""
+    return lambda operator, args, kwargs: second(lambda *a, **k: first(operator, a, k), args, kwargs)
 
 
 def name_of(call: Called) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 
+import torch
 from torch import Tensor
 
 from maskattn_torch.tracing.record import Ref
@@ -28,6 +29,7 @@ def edits(program: Program) -> Iterator[Edit]:
             if program.calls[at].args[2] is not None:
                 yield Edit("the bias of the convolution is left out", "no bias", {at: _convolution_no_bias})
             yield from _turned_kernel(program, at, 1)
+            yield from _of_padding(program, at)
         elif name in _VIEWS:
             yield from _arranged(program, at)
 
@@ -44,6 +46,36 @@ def _convolution_no_bias(
     operator: Callable[..., Tensor], args: tuple[Tensor, ...], kwargs: dict[str, object]
 ) -> Tensor:
     return operator(args[0], args[1], None, *args[3:], **kwargs)
+
+
+def _of_padding(program: Program, at: int) -> Iterator[Edit]:
+    """Zeros around what a convolution is of: more behind than in front, as "SAME" has them; in front alone; none."""
+    strides, padding, dilation, transposed = program.calls[at].args[3:7]
+    kernel = program.calls[at].args[1]
+    if transposed or not isinstance(padding, (list, tuple)) or not isinstance(kernel, Ref):
+        return
+    sizes = program.recording.nodes[kernel.number].value.shape[2:]
+    each = [1] * len(sizes)
+    strides, dilation = (list(one) if isinstance(one, (list, tuple)) else each for one in (strides, dilation))
+    reach = [(size - 1) * step for size, step in zip(sizes, dilation, strict=True)]
+    same = [max(all_of - stride + 1, 0) for all_of, stride in zip(reach, strides, strict=True)]
+    for text, pads in {
+        "as SAME has them": [(one // 2, one - one // 2) for one in same],
+        "as SAME has them where nothing is over": [(one // 2, one - one // 2) for one in reach],
+        "in front alone (causal)": [(one, 0) for one in reach],
+        "none": [(0, 0) for _ in reach],
+    }.items():
+        if pads != [(one, one) for one in padding]:
+            said = f"zeros around the convolution's input are {pads}, {text}"
+            yield Edit(said, f"zeros {text}", {at: _padded(pads)})
+
+
+def _padded(pads: list[tuple[int, int]]) -> Change:
+    def change(operator: Callable[..., Tensor], args: tuple[Tensor, ...], kwargs: dict[str, object]) -> Tensor:
+        wide = torch.nn.functional.pad(args[0], [one for pair in reversed(pads) for one in pair])
+        return operator(wide, *args[1:4], [0] * len(pads), *args[5:], **kwargs)
+
+    return change
 
 
 def _turned_kernel(program: Program, at: int, place: int) -> Iterator[Edit]:
@@ -93,6 +125,31 @@ def _arranged(program: Program, at: int) -> Iterator[Edit]:
             if axis >= 2:
                 text = "heads are not moved back behind the positions before they are joined"
                 yield Edit(text, "heads not moved back", {at: _not_moved(axis, after)})
+                yield from _ordered(at, axis, before[axis])
+
+
+def _ordered(at: int, axis: int, heads: int) -> Iterator[Edit]:
+    """Heads in another order: backwards, one further, odd ones behind even ones, and the other way round."""
+    usual = list(range(heads))
+    orders = {
+        "backwards": usual[::-1],
+        "one late": [*usual[1:], usual[0]],
+        "one early": [usual[-1], *usual[:-1]],
+        "even ones first": [*usual[::2], *usual[1::2]],
+        "halves between each other": [half + step for step in range(heads // 2) for half in (0, heads // 2)],
+    }
+    seen = [usual]
+    for text, order in orders.items():
+        if sorted(order) == usual and order not in seen:
+            seen.append(order)
+            yield Edit(f"heads are joined in another order: {text}", f"heads {text}", {at: _in_order(axis, order)})
+
+
+def _in_order(axis: int, order: list[int]) -> Change:
+    def change(operator: Callable[..., Tensor], args: tuple[Tensor, ...], kwargs: dict[str, object]) -> Tensor:
+        return operator(args[0].index_select(axis, torch.tensor(order)), *args[1:], **kwargs)
+
+    return change
 
 
 def _split(axis: int, shape: tuple[int, ...]) -> Change:

@@ -159,11 +159,11 @@ def weights(kind: str) -> dict[str, NumPyArray]:
 
 @cache
 def inputs(kind: str) -> tuple[dict[str, NumPyArray], list[NumPyArray]]:
-    """What PyTorch's side is called with, and the port: the second row is padded where there are tokens."""
+    """What PyTorch's side is called with, and the port: the second row of tokens is padded, a decoder's in front."""
     draw = np.random.default_rng(3)
     ids = draw.integers(3, 50, (2, 12))
     padding = np.ones((2, 12), np.int64)
-    padding[1, 9:] = 0
+    padding[1, slice(3) if kind == "decoder" else slice(9, None)] = 0  # at the end a causal mask hides it anyway
     if kind == "encoder":
         types = np.arange(12)[None] // 5 % 2 + np.zeros((2, 1), np.int64)
         given = {"input_ids": ids, "attention_mask": padding, "token_type_ids": types}
