@@ -178,11 +178,12 @@ class Comparison:
             wrong = [pair for pair, error in zip(ends, errors, strict=True) if error > self.tolerance]
             here, there = [one for one, _ in wrong], [other for _, other in wrong]
         at = Place(tuple(_said(recording.nodes[one]) for one in here), tuple(_said(theirs.nodes[one]) for one in there))
+        random = drawn(theirs, there)
+        if random is not None:  # nothing can be said of what is computed from them
+            return replace(at, diagnosis=f"random numbers are drawn (dropout is on): {random}"), None
         edit = self.explained(program, here, there, matches)
         if edit is None:
-            random = drawn(theirs, there)
-            said = "" if random is None else f"random numbers are drawn (dropout is on): {random}"
-            return replace(at, diagnosis=said), None
+            return at, None
         before = self.error(program)
         edit, also = self.everywhere(program, edit)
         changed = program.applying(edit)
@@ -203,14 +204,19 @@ class Comparison:
             return self._by_outputs(program, last)
         scores: list[tuple[int, Any]] = []
         most = 0
+        whole = None
         for edit in self.tracing.edits(program):
+            if whole is not None and whole.changes.keys().isdisjoint(edit.changes):
+                continue
             score = self._score(program, edit, unmatched, last + BEHIND)
             if score:
                 scores.append((score, edit))
             if score > most:
                 most = score
-                if self._explains_all(program, edit):
-                    return edit
+                if self._left(program, edit) <= self.tolerance:  # no edit of other calls can say more
+                    whole = edit
+        if whole is not None:
+            return whole
         if not scores:
             return self._by_outputs(program, last)
         scores.sort(key=lambda one: -one[0])
@@ -246,10 +252,6 @@ class Comparison:
                 elif self.theirs.trace.nodes[number].kind == "operation":
                     todo.append(number)
         return found
-
-    def _explains_all(self, program: Any, edit: Any) -> bool:
-        """Whether the outputs agree with an edit: no other one can say more."""
-        return self._left(program, edit) <= self.tolerance
 
     def _left(self, program: Any, edit: Any) -> float:
         """How far the outputs are apart with an edit; inf where it cannot be computed."""

@@ -32,9 +32,9 @@ def _masks(allowed: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fills(program: Program) -> list[float]:
-    common = {0.0, -1.0, -10.0, -100.0, -1e3, -1e4}
-    used = (sign * abs(one) for one in program.constants if 0 < abs(one) < 1e5 for sign in (1, -1))
-    return sorted(common.union(used))
+    common = [0.0, -1.0, -10.0, -100.0, -1e3, -1e4]
+    used = {sign * abs(one) for one in program.constants if 1e-3 < abs(one) < 1e5 for sign in (1, -1)}
+    return [*common, *sorted(used.difference(common))]
 
 
 @dataclass(frozen=True)

@@ -67,7 +67,7 @@ def _of_cap(program: Program, at: int) -> Iterator[Edit]:
         return
     scale = divided.args[1]
     inverse = 1 / cap if name_of(divided) == "mul.Tensor" else cap
-    if not isinstance(scale, (int, float)) or abs(scale - inverse) > 1e-6 * abs(inverse):
+    if not isinstance(scale, (int, float)) or round(scale / inverse, 6) != 1:
         return
     text = f"there is no cap of {cap:g}"
     x = _number(divided.args[0])
