@@ -11,11 +11,12 @@ import numpy as np
 
 from maskattn.diagnose.gradients import compared as gradients, cotangents, first_place
 from maskattn.diagnose.inputs import called, differing, kept, named, sides, unseen
-from maskattn.diagnose.matching import Keys, Matches, Rows, distance, drawn, frontier, match
+from maskattn.diagnose.matching import Keys, Matches, Rows, distance, drawn, frontier, key_of, match
 from maskattn.diagnose.outputs import Outputs
 from maskattn.diagnose.parameters import paired
+from maskattn.diagnose.precision import roundings, suspected
 from maskattn.diagnose.report import Gradient, Place, Report
-from maskattn.diagnose.trace import Node, Trace
+from maskattn.diagnose.trace import Node
 from maskattn.typing import NumPyArray
 
 #: Of the largest number: what two right programs may differ by, computed in float64, and in float32.
@@ -89,6 +90,16 @@ def compare(
     errors = outputs.errors(ours, theirs, compared)
     error = max(errors, default=float("inf"))
     places = search.places()
+    coarse: tuple[Place, ...] = ()
+    rounding: tuple[str, ...] = ()
+    if wide and (suspected(ours) or suspected(theirs)):
+        progress("rounding")
+        matches = match(Keys(search.program.recording, compared), search.theirs, tolerance)
+        runs = (
+            lambda: tracing.record(torch_module, *mine, wide=False, instead=here),
+            lambda: other_side.record(jax_function, *its, wide=False, rounded=True, instead=there),
+        )
+        coarse, rounding = roundings(search.program.recording, theirs, runs, matches, outputs.pairs)
     found: tuple[Gradient, ...] = ()
     if grads and error <= tolerance:
         progress("gradients of PyTorch")
@@ -101,7 +112,8 @@ def compare(
         bad = [each for each in found if not each.error <= 10 * tolerance]
         place = first_place(back, behind, bad, tolerance, compared) if bad else None
         places = places if place is None else (place,)
-    notes = [*differing(ours, theirs), *outputs.notes(ours, theirs, tolerance), *unseen(torch_module, given)]
+    places += coarse
+    notes = [*rounding, *differing(ours, theirs), *outputs.notes(ours, theirs, tolerance), *unseen(torch_module, given)]
     for side, trace in (("PyTorch", ours), ("JAX", theirs)):
         if trace.random:
             at = trace.nodes[trace.random[0]].where
@@ -311,14 +323,15 @@ class Comparison:
 
     def _again(self, made: Mapping[int, NumPyArray], unmatched: Mapping[int, Rows]) -> int:
         """How many tensors of the JAX side are among those that were made."""
-        trace = Trace([Node("operation", "", value) for value in made.values()])
-        keys = Keys(trace, self.theirs.kept)
+        kept = self.theirs.kept
         hit: set[tuple[int, int]] = set()
-        for number, node in enumerate(trace.nodes):
-            if node.value.size in unmatched or self.theirs.kept is not None:
-                key = keys[number]
-                if key is not None and key.size in unmatched:
-                    hit |= {(key.size, row) for row in unmatched[key.size].like(key, self.tolerance)}
+        for value in made.values():
+            one = value if kept is None else kept.of(value)
+            rows = unmatched.get(one.size)
+            if rows is not None and rows.may_hold(one, self.tolerance):
+                key = key_of(one)
+                if key is not None:
+                    hit |= {(key.size, row) for row in rows.like(key, self.tolerance)}
         return len(hit)
 
 

@@ -72,25 +72,29 @@ class Keys:
         return self.made[number]
 
     def _key(self, node: Node) -> NumPyArray | None:
-        value = node.value
-        if value.dtype.kind != "f" or value.size < FEWEST:
+        if node.value.dtype.kind != "f" or node.value.size < FEWEST:
             return None
-        if self.kept is not None:
-            value = self.kept.of(value)
-        key = np.sort(np.asarray(value, np.float64), axis=None)
-        key[key <= -HUGE] = -np.inf
-        key[key >= HUGE] = np.inf
-        finite = key[np.isfinite(key)]
-        if not finite.size:
-            return None
-        size = np.abs(finite).max() or 1.0
-        steps = np.diff(finite)
-        return key if np.count_nonzero(steps > 1e-6 * size) >= DISTINCT - 1 else None
+        return key_of(node.value if self.kept is None else self.kept.of(node.value))
 
     @cached_property
     def telling(self) -> list[int]:
         """Nodes that are evidence."""
         return [number for number in range(len(self.trace.nodes)) if self[number] is not None]
+
+
+def key_of(value: NumPyArray) -> NumPyArray | None:
+    """The numbers of an array in order, those of a mask's fill as infinities; None where it is no evidence."""
+    if value.dtype.kind != "f" or value.size < DISTINCT:
+        return None
+    key = np.sort(np.asarray(value, np.float64), axis=None)
+    key[key <= -HUGE] = -np.inf
+    key[key >= HUGE] = np.inf
+    finite = key[np.isfinite(key)]
+    if not finite.size:
+        return None
+    size = np.abs(finite).max() or 1.0
+    steps = np.diff(finite)
+    return key if np.count_nonzero(steps > 1e-6 * size) >= DISTINCT - 1 else None
 
 
 def distance(one: NumPyArray, other: NumPyArray) -> float:
@@ -129,6 +133,17 @@ class Rows:
     @cached_property
     def _middles(self) -> NumPyArray:
         return np.array([_middle(key) for key in self.keys])
+
+    def may_hold(self, value: NumPyArray, tolerance: float) -> bool:
+        """Whether a tensor of an array's numbers, in whatever order, may be among them: told by the mean alone."""
+        if value.dtype.kind != "f":
+            return False
+        with np.errstate(invalid="ignore"):
+            finite = value[np.abs(value) < HUGE]
+        if not finite.size:
+            return False
+        size = max(float(np.abs(finite).max()), 1e-300)
+        return bool((np.abs(self._middles - float(finite.mean())) <= 3 * tolerance * size).any())
 
     def like(self, key: NumPyArray, tolerance: float) -> list[int]:
         """Which of them match a key."""

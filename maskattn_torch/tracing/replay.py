@@ -101,27 +101,29 @@ class Program:
     def play(
         self, edits: Iterable[Edit] = (), until: int | None = None, leaves: Iterable[int] = ()
     ) -> dict[int, NumPyArray]:
-        """What the nodes are that depend on these edits, and on those applied: computed anew, in float64.
+        """What the nodes are that depend on these edits: computed anew, in float64, with what is applied already.
 
         Args:
             until: the number of the call to stop before; None: none.
             leaves: nodes whose numbers have changed.
         """
+        new = {at: change for edit in edits for at, change in edit.changes.items()}
         changes: dict[int, Change] = {}
-        for edit in (*self.applied, *edits):
-            for at, change in edit.changes.items():
-                changes[at] = _both(changes[at], change) if at in changes else change
+        for at, change in (*(pair for edit in self.applied for pair in edit.changes.items()), *new.items()):
+            changes[at] = _both(changes[at], change) if at in changes else change
         self.playing.update({number: self.tensor(number) for number in leaves})
+        first = 0 if self.recording.shared or self.playing else min(new, default=len(self.calls))
         try:
-            self._played(changes, until)
+            self._played(changes, first, len(self.calls) if until is None else min(until, len(self.calls)))
             found = {number: _numbers(tensor) for number, tensor in self.playing.items()}
         finally:
             self.playing.clear()
         return found | {number: found[before] for number, before in self.recording.again.items() if before in found}
 
-    def _played(self, changes: Mapping[int, Change], until: int | None) -> None:
+    def _played(self, changes: Mapping[int, Change], first: int, until: int) -> None:
         fresh, shared = self.playing, self.recording.shared
-        for at, call in enumerate(self.calls[:until]):
+        for at in range(first, until):
+            call = self.calls[at]
             known = not any(number in fresh or number in shared for number in self.taken[at])
             if known and at not in changes and shared.isdisjoint(call.outputs):
                 continue

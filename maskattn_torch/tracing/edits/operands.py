@@ -9,8 +9,13 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from maskattn_torch.tracing.record import Ref
-from maskattn_torch.tracing.replay import Change, Edit, Program, name_of, refs
+from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
 
+#: Operators that change no number.
+_MOVES = frozenset(
+    ("view", "_unsafe_view", "reshape", "t", "transpose.int", "permute", "expand", "clone", "detach", "alias")
+    + ("_to_copy", "unsqueeze", "squeeze.dim", "slice.Tensor", "select.int", "split.Tensor", "unbind.int", "copy_")
+)
 _BINARY = ("add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor")
 _SYMMETRIC = ("add.Tensor", "mul.Tensor", "maximum", "minimum")
 
@@ -19,28 +24,43 @@ def edits(program: Program) -> Iterator[Edit]:
     """Operands left out; other tensors of the same shape, near by, in the place of each; two exchanged."""
     yield from _exchanged(program)
     yield from _left_out(program)
+    yield from _elsewhere(program)
+
+
+def _elsewhere(program: Program) -> Iterator[Edit]:
+    """Other tensors in the place of each operand that is a number of the program, not a view of one.
+
+    Of tensors with the same numbers one is tried. A view's operand is exchanged where the view is read; kernels are by
+    `layers`.
+    """
+    nodes = program.recording.nodes
+    alike: dict[tuple[tuple[int, ...], bool], dict[bytes, int]] = {}
+    digests: dict[int, bytes] = {}
     near = sorted(program.near)
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for at in near:
-        for number in (*refs(program.calls[at]), *program.calls[at].outputs):
-            if number is not None:
-                node = program.recording.nodes[number]
-                if node.value.dtype.kind == "f" and node.value.size >= 2:
-                    found = shapes.setdefault(node.value.shape, [])
-                    if number not in found:
-                        found.append(number)
-    for number in program.recording.parameters.values():
-        value = program.recording.nodes[number].value
-        if value.dtype.kind == "f" and number not in shapes.setdefault(value.shape, []):
-            shapes[value.shape].append(number)
+    made = {number: None for at in near for number in (*program.taken[at], *program.calls[at].outputs)}
+    known = [number for number in made if number is not None]
+    for number in (*known, *program.recording.parameters.values()):
+        value = nodes[number].value
+        if value.dtype.kind == "f" and value.size >= 2 and number not in digests:
+            digests[number] = value.tobytes()
+            alike.setdefault((value.shape, _stored(program, number)), {}).setdefault(digests[number], number)
     for at in near:
         call = program.calls[at]
-        for number in dict.fromkeys(refs(call)):
-            value = program.recording.nodes[number].value
-            for other in shapes.get(value.shape, ()):
-                if other != number and other not in call.outputs and (program.made_by.get(other, -1) < at):
+        if name_of(call) in _MOVES:
+            continue
+        for number in dict.fromkeys(program.taken[at]):
+            stored = _stored(program, number)
+            if number not in digests or (stored and nodes[number].value.ndim > 1):
+                continue
+            for digest, other in alike[nodes[number].value.shape, stored].items():
+                if digest != digests[number] and other not in call.outputs and program.made_by.get(other, -1) < at:
                     text = f"{said(program, other)} is taken in the place of {said(program, number)}"
                     yield Edit(text, f"operand {number}->{other}", {at: _swapped(program, {number: other}, call)})
+
+
+def _stored(program: Program, number: int) -> bool:
+    """Whether a node is a parameter."""
+    return program.recording.nodes[number].kind == "parameter"
 
 
 def _exchanged(program: Program) -> Iterator[Edit]:

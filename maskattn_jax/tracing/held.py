@@ -1,0 +1,120 @@
+"""What a JAX program holds: arrays and modules, by name."""
+
+from __future__ import annotations
+
+import functools
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.tree_util import keystr, tree_flatten_with_path
+
+#: What is not the program's own code.
+LIBRARIES = ("jax", "flax", "equinox", "haiku", "jaxtyping")
+
+
+@functools.cache
+def module_types() -> tuple[type, ...]:
+    """Classes of modules of the libraries that are there."""
+    known = (("flax.nnx", "Module"), ("flax.linen", "Module"), ("equinox", "Module"), ("haiku", "Module"))
+    return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
+
+
+def held(function: object) -> tuple[list[tuple[str, Any]], dict[int, str]]:
+    """Arrays that a function or module holds, with their names, and the modules among them, by id, with their paths."""
+    arrays: list[tuple[str, Any]] = []
+    modules: dict[int, str] = {}
+    seen: set[int] = set()
+
+    def look(it: Any, name: str) -> None:
+        if id(it) in seen:
+            return
+        seen.add(id(it))
+        if isinstance(it, (jax.Array, np.ndarray)):
+            arrays.append((name, it))
+        elif isinstance(it, functools.partial):
+            look(it.func, name)
+            for at, one in enumerate(it.args):
+                look(one, below(name, str(at)) if len(it.args) > 1 else name)
+            for key, one in it.keywords.items():
+                look(one, below(name, key))
+        elif hasattr(it, "__self__") and hasattr(it, "__func__"):
+            look(it.__self__, name)
+        elif hasattr(it, "__wrapped__") and callable(it) and not isinstance(it, module_types()):
+            look(it.__wrapped__, name)
+        elif hasattr(it, "__code__") and hasattr(it, "__globals__"):
+            if not _of_library(it):
+                cells = it.__closure__ or ()
+                for key, cell in zip(it.__code__.co_freevars, cells, strict=True):
+                    if _filled(cell):
+                        look(cell.cell_contents, below(name, key))
+                for key in it.__code__.co_names:
+                    if key in it.__globals__:
+                        look(it.__globals__[key], below(name, key))
+        elif isinstance(it, module_types()):
+            modules[id(it)] = name
+            _inside(it, name, arrays, modules, seen, look)
+        elif isinstance(it, Mapping):
+            for key, one in it.items():
+                look(one, below(name, str(key)))
+        elif isinstance(it, (list, tuple)):
+            for at, one in enumerate(it):
+                look(one, below(name, str(at)))
+        elif type(it) not in _PLAIN and not isinstance(it, type) and jax.tree_util.all_leaves([it]) is False:
+            for path, one in tree_flatten_with_path(it)[0]:
+                look(one, below(name, keystr(path, simple=True, separator=".")))
+
+    look(function, "")
+    return arrays, modules
+
+
+_PLAIN = (int, float, str, bool, bytes, type(None))
+
+
+def _of_library(function: Any) -> bool:
+    return function.__module__.partition(".")[0] in (*LIBRARIES, "numpy", "maskattn_jax")
+
+
+def _filled(cell: Any) -> bool:
+    try:
+        _ = cell.cell_contents
+    except ValueError:
+        return False
+    return True
+
+
+def below(name: str, key: str) -> str:
+    """A path within another one."""
+    return f"{name}.{key}" if name else key
+
+
+def _inside(
+    it: Any, name: str, arrays: list[tuple[str, Any]], modules: dict[int, str], seen: set[int], look: Any
+) -> None:
+    """What a module holds."""
+    if "flax.nnx" in sys.modules:
+        nnx = sys.modules["flax.nnx"]
+        if isinstance(it, nnx.Module):
+            for path, one in nnx.iter_graph(it):
+                where = below(name, ".".join(map(str, path))) if path else name
+                if isinstance(one, nnx.Variable):
+                    value = one.get_value()
+                    if (
+                        hasattr(value, "dtype")
+                        and not jnp.issubdtype(value.dtype, jax.dtypes.extended)
+                        and id(value) not in seen
+                    ):
+                        seen.add(id(value))
+                        arrays.append((where, value))
+                elif isinstance(one, nnx.Module):
+                    modules.setdefault(id(one), where)
+            return
+    if "flax.linen" in sys.modules and isinstance(it, sys.modules["flax.linen"].Module):
+        if it.scope is not None:
+            look(it.variables, name)
+        return
+    for field, one in vars(it).items():
+        look(one, below(name, field))
