@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -54,6 +54,8 @@ def held(function: object) -> tuple[list[tuple[str, Any]], dict[int, str]]:
                 for key in it.__code__.co_names:
                     if key in it.__globals__:
                         look(it.__globals__[key], below(name, key))
+        elif wraps(it):
+            look(it.__wrapped__, name)
         elif isinstance(it, module_types()):
             modules[id(it)] = name
             _inside(it, name, arrays, modules, seen, look)
@@ -76,6 +78,32 @@ _PLAIN = (int, float, str, bool, bytes, type(None))
 
 def _of_library(function: Any) -> bool:
     return function.__module__.partition(".")[0] in (*LIBRARIES, "numpy", "maskattn_jax")
+
+
+def wraps(it: object) -> bool:
+    """Whether a module is one of Equinox's own around a function: `filter_jit`, `filter_vmap`, a bound method."""
+    return type(it).__module__.startswith("equinox._") and isinstance(getattr(type(it), "__wrapped__", None), property)
+
+
+def home(it: Any, names: Callable[[Any], str | None]) -> str | None:
+    """The path of a module that was made anew, as `jit` and `vmap` of libraries do, by an array that it holds.
+
+    Args:
+        names: the name of an array where it is a parameter, else None.
+    """
+    held = vars(it) if hasattr(it, "__dict__") else {}
+    for field, one in held.items():
+        value = one.get_value() if hasattr(one, "get_value") else one
+        name = names(value) if isinstance(value, jax.Array) else None
+        if name is not None and name.endswith(field):
+            return name.removesuffix(field).removesuffix(".")
+    for field, one in held.items():
+        for at, inner in enumerate(one) if isinstance(one, (list, tuple)) else [("", one)]:
+            if isinstance(inner, module_types()):
+                path, end = home(inner, names), f"{field}.{at}".removesuffix(".")
+                if path is not None and (path == end or path.endswith(f".{end}")):
+                    return path.removesuffix(end).removesuffix(".")
+    return None
 
 
 def _filled(cell: Any) -> bool:

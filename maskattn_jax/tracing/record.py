@@ -17,7 +17,7 @@ from maskattn.diagnose.tables import sharpened
 from maskattn.diagnose.trace import Kind, Node, Trace, Where, here, numbers, of_program
 from maskattn.typing import NumPyArray
 from maskattn_jax.tracing.evaluate import evaluate
-from maskattn_jax.tracing.held import LIBRARIES, held, module_types
+from maskattn_jax.tracing.held import LIBRARIES, held, home, module_types, wraps
 from maskattn_jax.tracing.rounding import rounded as rounded_to_its_dtypes
 
 _NARROW = tuple(np.dtype(name) for name in ("float32", "bfloat16", "float16"))
@@ -43,6 +43,7 @@ class _Tape(core.EvalTrace):
         self._sharp: dict[int | None, jax.Array] = {}  # tables of more digits than they were stored with
         self._plain: dict[tuple[tuple[int, ...], int], int] = {}  # parameters that are arrays of NumPy
         self._plain_of: dict[int, int] = {}  # the same by their nodes
+        self._homes: dict[int, str] = {}  # paths of modules that were made anew
         self._modules: dict[str, str] = {}  # lines -> the module that ran there first
         self._kept: list[object] = []  # so that no id is given twice
 
@@ -181,12 +182,22 @@ class _Tape(core.EvalTrace):
     def _path(self, it: object) -> str | None:
         if id(it) in self._paths:
             return self._paths[id(it)]
-        if not isinstance(it, module_types()):
+        if not isinstance(it, module_types()) or wraps(it):
             return None
         path = getattr(it, "path", None)
         if isinstance(path, tuple):  # Linen, bound
             return "/".join(map(str, path))
-        return f"<{type(it).__name__}>"
+        if id(it) not in self._homes:
+            found = home(it, self._parameter)
+            self._homes[id(it)] = f"<{type(it).__name__}>" if found is None else found
+            self._kept.append(it)
+        return self._homes[id(it)]
+
+    def _parameter(self, array: object) -> str | None:
+        """The name of an array that is a parameter."""
+        number = self._of.get(id(array))
+        node = None if number is None else self.trace.nodes[number]
+        return node.name if node is not None and node.kind == "parameter" else None
 
 
 def _narrow(dtype: object) -> bool:

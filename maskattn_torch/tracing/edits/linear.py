@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -10,6 +11,9 @@ from torch import Tensor
 from maskattn_torch.tracing.record import Ref
 from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
 
+_SPLITS = ("split.Tensor", "split_with_sizes", "split.sizes", "chunk", "unbind.int")
+#: More parts than these are no few tensors in one.
+_MOST_PARTS = 6
 _VIEWS = ("view", "_unsafe_view", "reshape")
 
 
@@ -32,6 +36,53 @@ def edits(program: Program) -> Iterator[Edit]:
             yield from _of_padding(program, at)
         elif name in _VIEWS:
             yield from _arranged(program, at)
+        elif name in _SPLITS:
+            yield from _parts_exchanged(program, at)
+    yield from _slices_exchanged(program)
+
+
+def _parts_exchanged(program: Program, at: int) -> Iterator[Edit]:
+    """Two parts that one call cuts a tensor into: gate and up, queries and keys."""
+    call = program.calls[at]
+    shapes = [None if one is None else program.recording.nodes[one].value.shape for one in call.outputs]
+    for one, other in itertools.combinations(range(len(shapes)), 2):
+        if shapes[one] == shapes[other] and len(shapes) <= _MOST_PARTS:
+            text = f"parts {one + 1} and {other + 1} of {len(shapes)} are exchanged: {_cut(program, at)}"
+            yield Edit(text, f"parts {one} and {other} exchanged", {at: _order(one, other)})
+
+
+def _slices_exchanged(program: Program) -> Iterator[Edit]:
+    """The same, cut by two slices of one tensor."""
+    slices: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+    for at in sorted(program.near):
+        call = program.calls[at]
+        if name_of(call) == "slice.Tensor" and isinstance(call.args[0], Ref) and call.outputs[0] is not None:
+            shape = program.recording.nodes[call.outputs[0]].value.shape
+            if shape != program.recording.nodes[call.args[0].number].value.shape:
+                slices.setdefault((call.args[0].number, shape), []).append(at)
+    for places in slices.values():
+        for one, other in itertools.combinations(places[:_MOST_PARTS], 2):
+            text = f"two slices are exchanged: {_cut(program, one)}"
+            changes = {at: _slice(program.calls[by].args[1:]) for at, by in ((one, other), (other, one))}
+            yield Edit(text, "slices exchanged", changes)
+
+
+def _cut(program: Program, at: int) -> str:
+    call = program.calls[at]
+    return f"{name_of(call)} at {call.where}"
+
+
+def _order(one: int, other: int) -> Change:
+    def change(operator: Callable[..., Sequence[Tensor]], args: object, kwargs: dict[str, object]) -> list[Tensor]:
+        made = list(operator(*args, **kwargs))  # type: ignore[misc]
+        made[one], made[other] = made[other], made[one]
+        return made
+
+    return change
+
+
+def _slice(rest: tuple[object, ...]) -> Change:
+    return lambda operator, args, kwargs: operator(args[0], *rest)
 
 
 def _no_bias(_: object, args: tuple[Tensor, ...], kwargs: object) -> Tensor:
