@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from types import FunctionType
 
 import torch
 from torch import Tensor
@@ -86,6 +87,18 @@ def _repeated(x: Tensor, times: int) -> Tensor:
     return x.unsqueeze(-3).expand(*batch, heads, times, length, size).reshape(*batch, heads * times, length, size)
 
 
+def _by_name(function: FunctionType) -> FunctionType:
+    """A function of PyTorch's that calls its attention by name, which a mode does not see: it calls this one."""
+    names = {**function.__globals__, "scaled_dot_product_attention": attention}
+    return FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
+
+
+INSTEAD: Mapping[Callable[..., object], Callable[..., object]] = {
+    functional.scaled_dot_product_attention: attention,
+    functional.multi_head_attention_forward: _by_name(functional.multi_head_attention_forward),
+}
+
+
 class _Apart(TorchFunctionMode):
     def __torch_function__(
         self,
@@ -94,8 +107,7 @@ class _Apart(TorchFunctionMode):
         args: Sequence[object] = (),
         kwargs: Mapping[str, object] | None = None,
     ) -> object:
-        found = attention if func is functional.scaled_dot_product_attention else func
-        return found(*args, **(kwargs or {}))  # type: ignore[arg-type]
+        return INSTEAD.get(func, func)(*args, **(kwargs or {}))
 
 
 @contextmanager
