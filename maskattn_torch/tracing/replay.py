@@ -44,6 +44,18 @@ class Edits(Protocol):
 
 
 @dataclass(eq=False)
+class Playing:
+    """What is being played.
+
+    Attributes:
+        program: which; None: none. fresh: nodes that are computed anew.
+    """
+
+    program: Program | None = None
+    fresh: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
 class Program:
     """A recorded program, as edits see it.
 
@@ -52,15 +64,14 @@ class Program:
         near: numbers of the calls that edits are wanted of.
         constants: numbers that the other program uses near the same place, for scales, eps and fills.
         applied: edits that are part of the program already.
-        playing: nodes that are computed anew while the program is played, for changes that read others than they are
-            given; empty otherwise. Programs made of each other share it.
+        playing: what is being played, which programs made of each other share.
     """
 
     recording: Recording
     near: frozenset[int] = frozenset()
     constants: tuple[float, ...] = ()
     applied: tuple[Edit, ...] = ()
-    playing: dict[int, Tensor] = field(default_factory=dict)
+    playing: Playing = field(default_factory=lambda: Playing())
 
     @property
     def calls(self) -> list[Called]:
@@ -91,7 +102,8 @@ class Program:
 
     def now(self, number: int) -> Tensor:
         """The numbers of a node in the program as it is being played: for changes."""
-        return self._taken(number, self.playing)
+        program = self.playing.program or self
+        return program._taken(number, self.playing.fresh)
 
     def maker(self, number: int) -> Called | None:
         """The call that made a node; None of what no operation made."""
@@ -111,17 +123,20 @@ class Program:
         changes: dict[int, Change] = {}
         for at, change in (*(pair for edit in self.applied for pair in edit.changes.items()), *new.items()):
             changes[at] = _both(changes[at], change) if at in changes else change
-        self.playing.update({number: self.tensor(number) for number in leaves})
-        first = 0 if self.recording.shared or self.playing else min(new, default=len(self.calls))
+        fresh = self.playing.fresh
+        fresh.update({number: self.tensor(number) for number in leaves})
+        first = 0 if self.recording.shared or fresh else min(new, default=len(self.calls))
+        self.playing.program = self
         try:
             self._played(changes, first, len(self.calls) if until is None else min(until, len(self.calls)))
-            found = {number: _numbers(tensor) for number, tensor in self.playing.items()}
+            found = {number: _numbers(tensor) for number, tensor in fresh.items()}
         finally:
-            self.playing.clear()
+            fresh.clear()
+            self.playing.program = None
         return found | {number: found[before] for number, before in self.recording.again.items() if before in found}
 
     def _played(self, changes: Mapping[int, Change], first: int, until: int) -> None:
-        fresh, shared = self.playing, self.recording.shared
+        fresh, shared = self.playing.fresh, self.recording.shared
         for at in range(first, until):
             call = self.calls[at]
             known = not any(number in fresh or number in shared for number in self.taken[at])

@@ -48,7 +48,7 @@ CASES = {
         lambda: gpt("unbiased variance", "exact gelu"),
         ("divided by n - 1", "divided by n - 1", r"gelu, not gelu \(tanh\)"),
     ),
-    "keys first": ("fused", lambda: gpt("keys first"), ("another order: 2, 1, 3",)),
+    "keys first": ("fused", lambda: gpt("keys first"), ("parts 1 and 2 of 3 are exchanged",)),
     "head by head": ("fused", lambda: gpt("head by head"), ("head by head, not one behind the other",)),
     "in parallel": ("fused", lambda: gpt("in parallel"), ("in the place of|is left out",)),
     "log_softmax": ("fused", lambda: gpt("log_softmax"), ("the output logits has log_softmax behind it",)),

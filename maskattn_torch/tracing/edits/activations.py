@@ -85,7 +85,7 @@ def _written_out(program: Program, at: int) -> tuple[str, int] | None:
 
 
 def _of(program: Program, x: int, function: Callable[[Tensor], Tensor]) -> Change:
-    return lambda *_: function(program.tensor(x))
+    return lambda *_: function(program.now(x))
 
 
 def _by(function: Callable[[Tensor], Tensor]) -> Change:
