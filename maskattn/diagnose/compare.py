@@ -220,7 +220,7 @@ class Comparison:
         for edit in self.tracing.edits(program):
             if whole is not None and whole.changes.keys().isdisjoint(edit.changes):
                 continue
-            score = self._score(program, edit, unmatched, last + BEHIND)
+            score = self._score(program, edit, unmatched, first)
             if score:
                 scores.append((score, edit))
             if score > most:
@@ -272,9 +272,8 @@ class Comparison:
         except _IMPOSSIBLE:
             return float("inf")
 
-    def _score(self, program: Any, edit: Any, unmatched: Mapping[int, Rows], until: int | None) -> int:
-        if until is not None:
-            until = max(until, max(edit.changes) + BEHIND)
+    def _score(self, program: Any, edit: Any, unmatched: Mapping[int, Rows], behind: int | None) -> int:
+        until = None if behind is None else max(behind, *edit.changes) + BEHIND
         try:
             made = program.play([edit], until=until)
         except _IMPOSSIBLE:

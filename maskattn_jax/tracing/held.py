@@ -16,11 +16,17 @@ from jax.tree_util import keystr, tree_flatten_with_path
 LIBRARIES = ("jax", "flax", "equinox", "haiku", "jaxtyping")
 
 
-@functools.cache
+_MODULES = (("flax.nnx", "Module"), ("flax.linen", "Module"), ("equinox", "Module"), ("haiku", "Module"))
+
+
 def module_types() -> tuple[type, ...]:
     """Classes of modules of the libraries that are there."""
-    known = (("flax.nnx", "Module"), ("flax.linen", "Module"), ("equinox", "Module"), ("haiku", "Module"))
-    return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
+    return _types(tuple(known for known in _MODULES if known[0] in sys.modules))
+
+
+@functools.cache
+def _types(known: tuple[tuple[str, str], ...]) -> tuple[type, ...]:
+    return tuple(getattr(sys.modules[module], name) for module, name in known)
 
 
 def held(function: object) -> tuple[list[tuple[str, Any]], dict[int, str]]:

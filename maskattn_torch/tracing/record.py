@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
@@ -51,6 +52,17 @@ class Called:
     outputs: tuple[int | None, ...]
     where: Where
     writes: bool = False
+
+    @functools.cached_property
+    def flat(self) -> tuple[list[object], pytree.TreeSpec]:
+        """The arguments in a row, and how they are arranged."""
+        return pytree.tree_flatten((self.args, self.kwargs), is_leaf=lambda one: isinstance(one, Ref))
+
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether no argument holds others."""
+        held = (*self.args, *self.kwargs.values())
+        return not any(isinstance(one, (list, tuple, dict)) and not isinstance(one, Ref) for one in held)
 
 
 @dataclass(eq=False)

@@ -129,7 +129,7 @@ class Program:
         self.playing.program = self
         try:
             self._played(changes, first, len(self.calls) if until is None else min(until, len(self.calls)))
-            found = {number: _numbers(tensor) for number, tensor in fresh.items()}
+            found = {number: _values(tensor) for number, tensor in fresh.items()}
         finally:
             fresh.clear()
             self.playing.program = None
@@ -149,7 +149,8 @@ class Program:
                 out = operator(*args, **kwargs)
             else:  # kernels of PyTorch ask for a last axis without gaps
                 out = pytree.tree_map_only(Tensor, torch.Tensor.contiguous, change(operator, args, kwargs))
-            for number, one in zip(call.outputs, pytree.tree_leaves(out), strict=True):
+            made = [out] if isinstance(out, Tensor) else pytree.tree_leaves(out)
+            for number, one in zip(call.outputs, made, strict=True):
                 if number is not None:
                     fresh[number] = one
 
@@ -170,7 +171,10 @@ class Program:
         return replace(self, recording=replace(self.recording, nodes=nodes))
 
     def _given(self, call: Called, fresh: dict[int, Tensor]) -> tuple[Sequence[object], dict[str, object]]:
-        leaves, spec = pytree.tree_flatten((call.args, call.kwargs), is_leaf=lambda one: isinstance(one, Ref))
+        if call.plain:  # most are
+            given = lambda one: self._taken(one.number, fresh) if isinstance(one, Ref) else one  # noqa: E731
+            return tuple(map(given, call.args)), {name: given(one) for name, one in call.kwargs.items()}
+        leaves, spec = call.flat
         taken = [self._taken(one.number, fresh) if isinstance(one, Ref) else one for one in leaves]
         args, kwargs = pytree.tree_unflatten(taken, spec)
         return args, kwargs
@@ -186,6 +190,11 @@ class Program:
         return fresh[number]
 
 
+def _values(tensor: Tensor) -> NumPyArray:
+    """The numbers of a tensor that nothing writes into any more: its own memory, where that is float64."""
+    return tensor.numpy() if tensor.dtype in (torch.float64, torch.int64, torch.bool) else _numbers(tensor)
+
+
 def _both(first: Change, second: Change) -> Change:
     """Two changes of one call: the second takes what the first makes of the operator for the operator."""
     return lambda operator, args, kwargs: second(lambda *a, **k: first(operator, a, k), args, kwargs)
@@ -198,5 +207,4 @@ def name_of(call: Called) -> str:
 
 def refs(call: Called) -> list[int]:
     """Numbers of the tensors that a call takes."""
-    leaves = pytree.tree_leaves((call.args, call.kwargs), is_leaf=lambda one: isinstance(one, Ref))
-    return [one.number for one in leaves if isinstance(one, Ref)]
+    return [one.number for one in call.flat[0] if isinstance(one, Ref)]
