@@ -281,18 +281,30 @@ class Comparison:
         return self._again(made, unmatched)
 
     def everywhere(self, program: Any, edit: Any) -> tuple[Any, tuple[str, ...]]:
-        """The edit at every place where the same can be done, if that explains more."""
+        """The edit at all places of its module, its layer, its stack or the program where the same can be done.
+
+        The first of these that explains all counts, else the one that explains most, where that is a lot.
+        """
         wide = replace(program, near=frozenset(range(len(program.calls))))
         alike = [one for one in self.tracing.edits(wide) if one.kind == edit.kind]
-        if len(alike) < 2:
-            return edit, ()
-        changes = {at: change for one in alike for at, change in one.changes.items()} | dict(edit.changes)
-        every = replace(edit, changes=changes)
-        single, all_of_them = self._left(program, edit), self._left(program, every)
-        if all_of_them <= self.tolerance or all_of_them < 0.5 * single:
-            where = [str(program.calls[min(one.changes)].where) for one in alike]
-            return every, tuple(dict.fromkeys(where))
-        return edit, ()
+        module = program.calls[min(edit.changes)].where.module.split(".")
+        least, found = 0.5 * self._left(program, edit), (edit, ())
+        tried = {frozenset(edit.changes)}
+        for depth in reversed(range(len(module) + 1)):
+            start = module[:depth]
+            same = [one for one in alike if _module(program, one).split(".")[:depth] == start]
+            changes = {at: change for one in same for at, change in one.changes.items()} | dict(edit.changes)
+            if frozenset(changes) in tried:
+                continue
+            tried.add(frozenset(changes))
+            every = replace(edit, changes=changes)
+            left = self._left(program, every)
+            if left < least or left <= self.tolerance:
+                where = tuple(dict.fromkeys(str(program.calls[min(one.changes)].where) for one in same))
+                least, found = left, (every, where)
+                if left <= self.tolerance:
+                    break
+        return found
 
     def _constants(self, there: list[int]) -> tuple[float, ...]:
         """Numbers that the JAX side uses around its first difference."""
@@ -350,6 +362,11 @@ def _related(program: Any, here: Iterable[int], near: frozenset[int]) -> frozens
             found.add(at)
     add_makers()
     return frozenset(found & near)
+
+
+def _module(program: Any, edit: Any) -> str:
+    module: str = program.calls[min(edit.changes)].where.module
+    return module
 
 
 def _said(node: Node) -> str:
