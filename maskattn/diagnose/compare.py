@@ -210,7 +210,8 @@ class Comparison:
         first, last = min(anchor), max(anchor)
         near = frozenset(range(max(0, first - BEFORE), min(len(program.calls), last + BEHIND)))
         near = _related(program, met, near)
-        program = replace(program, near=near, constants=self._constants(there))
+        constants = self._constants(there)
+        program = replace(program, near=near, constants=constants, known=frozenset(matches.ours))
         unmatched = self._open(there, matches)
         if not unmatched:
             return self._by_outputs(program, last)
@@ -288,7 +289,8 @@ class Comparison:
         wide = replace(program, near=frozenset(range(len(program.calls))))
         alike = [one for one in self.tracing.edits(wide) if one.kind == edit.kind]
         module = program.calls[min(edit.changes)].where.module.split(".")
-        least, found = 0.5 * self._left(program, edit), (edit, ())
+        least = 0.5 * self._left(program, edit)
+        found: tuple[Any, tuple[str, ...]] = (edit, ())
         tried = {frozenset(edit.changes)}
         for depth in reversed(range(len(module) + 1)):
             start = module[:depth]

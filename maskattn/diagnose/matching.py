@@ -142,7 +142,7 @@ class Rows:
             finite = value[np.abs(value) < HUGE]
         if not finite.size:
             return False
-        size = max(float(np.abs(finite).max()), 1e-300)
+        size = float(np.abs(finite).max())
         return bool((np.abs(self._middles - float(finite.mean())) <= 3 * tolerance * size).any())
 
     def like(self, key: NumPyArray, tolerance: float) -> list[int]:

@@ -63,6 +63,7 @@ class Program:
         recording: the run.
         near: numbers of the calls that edits are wanted of.
         constants: numbers that the other program uses near the same place, for scales, eps and fills.
+        known: nodes that the other program has too; where none is given, no tensor is taken from elsewhere.
         applied: edits that are part of the program already.
         playing: what is being played, which programs made of each other share.
     """
@@ -70,6 +71,7 @@ class Program:
     recording: Recording
     near: frozenset[int] = frozenset()
     constants: tuple[float, ...] = ()
+    known: frozenset[int] = frozenset()
     applied: tuple[Edit, ...] = ()
     playing: Playing = field(default_factory=lambda: Playing())
 

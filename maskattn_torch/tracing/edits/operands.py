@@ -28,31 +28,34 @@ def edits(program: Program) -> Iterator[Edit]:
 
 
 def _elsewhere(program: Program) -> Iterator[Edit]:
-    """Other tensors in the place of each operand that is a number of the program, not a view of one.
+    """Other tensors that both programs have, in the place of each operand of a call whose result one alone has.
 
     Of tensors with the same numbers one is tried. A view's operand is exchanged where the view is read; kernels are by
     `layers`.
     """
+    if not program.known:
+        return
     nodes = program.recording.nodes
     alike: dict[tuple[tuple[int, ...], bool], dict[bytes, int]] = {}
     digests: dict[int, bytes] = {}
     near = sorted(program.near)
     made = {number: None for at in near for number in (*program.taken[at], *program.calls[at].outputs)}
-    known = [number for number in made if number is not None]
-    for number in (*known, *program.recording.parameters.values()):
+    numbers = [number for number in made if number is not None]
+    for number in (*numbers, *program.recording.parameters.values()):
         value = nodes[number].value
         if value.dtype.kind == "f" and value.size >= 2 and number not in digests:
             digests[number] = value.tobytes()
-            alike.setdefault((value.shape, _stored(program, number)), {}).setdefault(digests[number], number)
+            if number in program.known or _stored(program, number):
+                alike.setdefault((value.shape, _stored(program, number)), {}).setdefault(digests[number], number)
     for at in near:
         call = program.calls[at]
-        if name_of(call) in _MOVES:
+        if name_of(call) in _MOVES or not program.known.isdisjoint(call.outputs):
             continue
         for number in dict.fromkeys(program.taken[at]):
             stored = _stored(program, number)
             if number not in digests or (stored and nodes[number].value.ndim > 1):
                 continue
-            for digest, other in alike[nodes[number].value.shape, stored].items():
+            for digest, other in alike.get((nodes[number].value.shape, stored), {}).items():
                 if digest != digests[number] and other not in call.outputs and program.made_by.get(other, -1) < at:
                     text = f"{said(program, other)} is taken in the place of {said(program, number)}"
                     yield Edit(text, f"operand {number}->{other}", {at: _swapped(program, {number: other}, call)})
