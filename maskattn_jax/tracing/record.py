@@ -137,9 +137,9 @@ class _Tape(core.EvalTrace):
                 arrays = [jax.device_put(one) for one in made]
                 return arrays if primitive.multiple_results else arrays[0]
         if self._rounded:
-            arrays = rounded_to_its_dtypes(primitive, args, params)
-            if arrays is not None:
-                return arrays if primitive.multiple_results else arrays[0]
+            narrow = rounded_to_its_dtypes(primitive, args, params)
+            if narrow is not None:
+                return narrow if primitive.multiple_results else narrow[0]
         return super().process_primitive(primitive, args, params)
 
     def leafed(self, array: Any) -> Any:

@@ -30,7 +30,7 @@ def rounded(primitive: Any, args: Sequence[Any], params: Any) -> list[Any] | Non
     return [_array(one, aval) for one, aval in zip(made, shaped, strict=True)]
 
 
-def _floating(dtype: object) -> bool:
+def _floating(dtype: Any) -> bool:
     return dtype is not None and jnp.issubdtype(dtype, jnp.floating)
 
 
