@@ -41,11 +41,15 @@ class Kept:
         return found
 
     def of(self, value: NumPyArray) -> NumPyArray:
-        """The numbers of a tensor with these tokens along its axes, or along both as one; others whole."""
+        """The numbers of a tensor with these tokens along its axes, or along both as one, or twice, as queries and as
+        keys; others whole.
+        """
         shape = value.shape
         for (batch, length), tokens in self._of_shape.items() if shape else ():
             if shape[0] == batch * length and batch > 1:
                 return value[tokens.ravel()]
+            if shape[0] == batch and len(shape) > 2 and shape[-2:] == (length, length):  # queries and keys
+                return np.moveaxis(value, (-2, -1), (1, 2))[tokens[:, :, None] & tokens[:, None]]
             if shape[0] == batch and length in shape[1:]:
                 axis = 1 + shape[1:].index(length)
                 return np.moveaxis(value, axis, 1)[tokens]
@@ -255,3 +259,12 @@ def drawn(trace: Trace, first: Sequence[int], most: int = 40) -> Where | None:
         if count > most:
             break
     return None
+
+
+def not_numbers(trace: Trace) -> Where | None:
+    """Where the NaN of a program's outputs began; None: they have none."""
+    spoiled = [node.value.dtype.kind == "f" and bool(np.isnan(node.value).any()) for node in trace.nodes]
+    if not any(spoiled[number] for number in trace.outputs.values()):
+        return None
+    first = (node for node, has in zip(trace.nodes, spoiled, strict=True) if has)
+    return next(first).where

@@ -46,7 +46,7 @@ CASES = {
     "norm and activation": (
         "fused",
         lambda: gpt("unbiased variance", "exact gelu"),
-        ("divided by n - 1", "divided by n - 1", r"gelu, not gelu \(tanh\)"),
+        ("divided by n - 1", r"gelu, not gelu \(tanh\)"),
     ),
     "keys first": ("fused", lambda: gpt("keys first"), ("parts 1 and 2 of 3 are exchanged",)),
     "head by head": ("fused", lambda: gpt("head by head"), ("head by head, not one behind the other",)),

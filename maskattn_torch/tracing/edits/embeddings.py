@@ -155,7 +155,7 @@ def _of_added(program: Program, at: int) -> Iterator[Edit]:
             side = math.isqrt(length - first)
             if side > 1 and side * side == length - first:
                 turned = [first + row + side * column for row in range(side) for column in range(side)]
-                text = f"{node.name}: positions are by columns, not by rows"
+                text = f"{node.name}: positions are by columns, not by rows (or what they are added to is)"
                 yield Edit(text, text, {at: _rows(place, [*usual[:first], *turned])})
 
 

@@ -45,6 +45,7 @@ def mlp(p: Weights, x: Array, bad: frozenset[str]) -> Array:
 
 def model(weights: Weights, ids: Array, padding: Array, *, bad: frozenset[str] = frozenset(), at: int = 1) -> Array:
     """The port, with several faults at once in layer `at`, or around the layers."""
+    weights = {name: jnp.asarray(one) for name, one in weights.items()}
     p = below(weights, "transformer")
     x = p["wte"][ids] + p["wpe"][jnp.arange(ids.shape[1])]
     for number in range(LAYERS):

@@ -179,13 +179,12 @@ def weights(kind: str) -> dict[str, NumPyArray]:
 
 @cache
 def inputs(kind: str) -> tuple[dict[str, NumPyArray], list[NumPyArray]]:
-    """What PyTorch's side is called with, and the port: the second row of tokens is padded, a decoder's in front."""
+    """What PyTorch's side is called with, and the port: the second row of tokens is padded."""
     draw = np.random.default_rng(3)
     ids = draw.integers(3, 50, (2, 12))
     padding = np.ones((2, 12), np.int64)
-    padding[1, slice(3) if kind in ("decoder", "fused") else slice(9, None)] = (
-        0  # at the end a causal mask hides it anyway
-    )
+    # at the end a causal mask hides it anyway; in front there would be rows that attend to nothing
+    padding[1, slice(1, 4) if kind in ("decoder", "fused") else slice(9, None)] = 0
     if kind == "encoder":
         types = np.arange(12)[None] // 5 % 2 + np.zeros((2, 1), np.int64)
         given = {"input_ids": ids, "attention_mask": padding, "token_type_ids": types}
