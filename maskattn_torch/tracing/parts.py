@@ -87,8 +87,9 @@ def _repeated(x: Tensor, times: int) -> Tensor:
     return x.unsqueeze(-3).expand(*batch, heads, times, length, size).reshape(*batch, heads * times, length, size)
 
 
-def _by_name(function: FunctionType) -> FunctionType:
+def _by_name(function: Callable[..., object]) -> FunctionType:
     """A function of PyTorch's that calls its attention by name, which a mode does not see: it calls this one."""
+    assert isinstance(function, FunctionType)
     names = {**function.__globals__, "scaled_dot_product_attention": attention}
     return FunctionType(function.__code__, names, function.__name__, function.__defaults__, function.__closure__)
 

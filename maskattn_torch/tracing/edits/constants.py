@@ -74,7 +74,7 @@ def _of_cap(program: Program, at: int) -> Iterator[Edit]:
     yield Edit(text, "no cap", {readers[0]: lambda _, args, kwargs: program.now(x)})
     for other in {30.0, 50.0, *(one for one in program.constants if 1 < one < 1e3)} - {float(cap)}:
         text = f"the cap is {other:g}, not {cap:g}"
-        yield Edit(text, text, {readers[0]: lambda _, args, kwargs, by=other: torch.tanh(program.now(x) / by) * by})  # type: ignore[misc]
+        yield Edit(text, text, {readers[0]: lambda _, args, kwargs, by=other: torch.tanh(program.now(x) / by) * by})
 
 
 def _number(one: object) -> int:

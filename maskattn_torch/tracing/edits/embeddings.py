@@ -123,12 +123,13 @@ def _number(one: object) -> int:
 
 
 def _mean_pooled(_: object, args: tuple[Tensor, ...], kwargs: object) -> tuple[Tensor, Tensor]:
-    made = torch.nn.functional.avg_pool2d(args[0], *args[1:4])  # type: ignore[arg-type]
+    made: Tensor = torch.ops.aten.avg_pool2d(*args[:4])
     return made, torch.zeros_like(made, dtype=torch.int64)
 
 
 def _largest_pooled(_: object, args: tuple[Tensor, ...], kwargs: object) -> Tensor:
-    return torch.nn.functional.max_pool2d(args[0], *args[1:4])  # type: ignore[arg-type]
+    made: Tensor = torch.ops.aten.max_pool2d(*args[:4])
+    return made
 
 
 def _of_all(function: Callable[[Tensor], Tensor], program: Program, at: int) -> Change:

@@ -205,7 +205,7 @@ def _turned(program: Program, site: Site, how: _How) -> Change:
 
     def change(_: object, args: object, kwargs: object) -> Tensor:
         parts = [program.now(one) for one in site.x]
-        x = parts[0] if len(parts) == 1 else _joined(*parts, site.neighbours)
+        x = parts[0] if len(parts) == 1 else _joined(parts[0], parts[1], site.neighbours)
         made = _rotated(program, site, x, how)
         number = program.calls[site.at].outputs[0]
         assert number is not None
