@@ -19,7 +19,10 @@ ALLOWED = {
         "maskattn/diagnose/tables.py",
         "np.allclose(exact, wide, rtol=2.0 ** (-22), atol=0)",
     ): "what rounding to float32 is",
-    ("maskattn_torch/tracing/edits/attention.py", "abs(one - scale) > 1e-09 * scale"): "another scale",
+    (
+        "maskattn_torch/tracing/edits/activations.py",
+        "float((function(x) - torch.from_numpy(y)).abs().max()) <= _SAME * float(x.abs().max())",
+    ): "one function, computed in two ways",
     ("maskattn_torch/tracing/edits/constants.py", "0 < abs(mine) < 0.01"): "what an eps is",
     (
         "tests/diagnose/test_parameters.py",

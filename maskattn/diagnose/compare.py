@@ -2,36 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable
 from importlib import import_module
 from typing import Any
 
-import numpy as np
-
 from maskattn.diagnose.gradients import compared as gradients, cotangents, first_place
 from maskattn.diagnose.inputs import called, differing, kept, named, sides, unseen
-from maskattn.diagnose.matching import Keys, Matches, Rows, distance, frontier, match
+from maskattn.diagnose.matching import Keys, match, not_numbers
 from maskattn.diagnose.outputs import Outputs
 from maskattn.diagnose.parameters import paired
+from maskattn.diagnose.precision import roundings, suspected
 from maskattn.diagnose.report import Gradient, Place, Report
-from maskattn.diagnose.trace import Node, Trace
-from maskattn.typing import NumPyArray
+from maskattn.diagnose.search import Comparison
 
 #: Of the largest number: what two right programs may differ by, computed in float64, and in float32.
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
-#: What rounding to float32 moves a number by, with some room.
-ROUNDED = 2.0**-22
-#: How many places are looked for.
-MOST = 24
-#: How many edits are looked at to the end of the program.
-SHORTLIST = 12
-#: How many calls around the first difference are tried to be changed, before it and behind.
-BEFORE, BEHIND = 60, 40
-
-
-#: What PyTorch says to an edit that cannot be computed.
-_IMPOSSIBLE = (RuntimeError, TypeError, IndexError, ValueError)
 
 
 def compare(
@@ -88,6 +73,16 @@ def compare(
     errors = outputs.errors(ours, theirs, compared)
     error = max(errors, default=float("inf"))
     places = search.places()
+    coarse: tuple[Place, ...] = ()
+    rounding: tuple[str, ...] = ()
+    if wide and (suspected(ours) or suspected(theirs)):
+        progress("rounding")
+        matches = match(Keys(search.program.recording, compared), search.theirs, tolerance)
+        runs = (
+            lambda: tracing.record(torch_module, *mine, wide=False, instead=here),
+            lambda: other_side.record(jax_function, *its, wide=False, rounded=True, instead=there),
+        )
+        coarse, rounding = roundings(search.program.recording, theirs, runs, matches, outputs.pairs)
     found: tuple[Gradient, ...] = ()
     if grads and error <= tolerance:
         progress("gradients of PyTorch")
@@ -100,202 +95,15 @@ def compare(
         bad = [each for each in found if not each.error <= 10 * tolerance]
         place = first_place(back, behind, bad, tolerance, compared) if bad else None
         places = places if place is None else (place,)
-    notes = [*differing(ours, theirs), *outputs.notes(ours, theirs, tolerance), *unseen(torch_module, given)]
+    places += coarse
+    notes = [*rounding, *differing(ours, theirs), *outputs.notes(ours, theirs, tolerance), *unseen(torch_module, given)]
     for side, trace in (("PyTorch", ours), ("JAX", theirs)):
         if trace.random:
-            notes.append(f"the {side} side draws random numbers at {trace.random[0]}: switch dropout off")
+            at = trace.nodes[trace.random[0]].where
+            notes.append(f"the {side} side draws random numbers at {at}: switch dropout off")
+        spoiled = not_numbers(trace)
+        if spoiled is not None:
+            notes.append(f"the {side} side gives NaN, first at {spoiled}: of a row that attends to nothing, or 0 / 0")
     narrowed = {f"{at} to {what}": None for trace in (ours, theirs) for at, what in trace.narrowed.items()}
     named_errors = [(*names, each) for names, each in zip(outputs.pairs, errors, strict=True)]
     return Report(places, error, tolerance, tuple(named_errors), parameters, found, tuple(notes), tuple(narrowed))
-
-
-@dataclass
-class Comparison:
-    """Two recorded programs.
-
-    Attributes:
-        tracing: what PyTorch's side is edited with. program: PyTorch's. theirs: JAX's.
-        outputs: which are compared. progress: called with what is being done.
-    """
-
-    tracing: Any
-    program: Any
-    theirs: Keys
-    tolerance: float
-    outputs: Outputs
-    progress: Callable[[str], None] = lambda what: None
-
-    def __post_init__(self) -> None:
-        self.program = self._with_tables(self.program)
-
-    def places(self) -> tuple[Place, ...]:
-        """Looks for places until the outputs agree, or a place is not explained."""
-        places: list[Place] = []
-        while len(places) < MOST and self.error(self.program) > self.tolerance:
-            self.progress(f"place {len(places) + 1}")
-            place, changed = self.next_place(self.program)
-            if place is None:
-                break
-            places.append(place)
-            if changed is None:
-                break
-            self.program = changed
-        return tuple(places)
-
-    def _with_tables(self, program: Any) -> Any:
-        """The program with JAX's numbers in tables that PyTorch keeps in float32 and JAX computes in float64."""
-        nodes, ours = self.theirs.trace.nodes, Keys(program.recording)
-        tables = [one for one in self.theirs.telling if nodes[one].kind == "operation"]
-        found: dict[int, NumPyArray] = {}
-        for number in program.recording.rounded:
-            key = ours[number]
-            for other in tables if key is not None else ():
-                its = self.theirs[other]
-                if its is not None and key is not None and 0 < distance(key, its) <= ROUNDED:
-                    value = program.recording.nodes[number].value
-                    made = np.empty(value.size)
-                    made[np.argsort(value, axis=None, kind="stable")] = np.sort(nodes[other].value, axis=None)
-                    found[number] = made.reshape(value.shape)
-        return program.holding(found) if found else program
-
-    def error(self, program: Any) -> float:
-        """How far the outputs are apart."""
-        errors = self.outputs.errors(program.recording, self.theirs.trace, self.theirs.kept)
-        return max(errors, default=float("inf"))
-
-    def next_place(self, program: Any) -> tuple[Place | None, Any]:
-        """The first place where the programs part, and PyTorch's with the edit that explains it."""
-        recording, theirs = program.recording, self.theirs.trace
-        ours = Keys(recording, self.theirs.kept)
-        matches = match(ours, self.theirs, self.tolerance)
-        ends = self.outputs.numbers(recording, theirs)
-        here = frontier(ours, matches.ours, [one for one, _ in ends])
-        there = frontier(self.theirs, matches.theirs, [other for _, other in ends])
-        if not here and not there:
-            return None, None
-        at = Place(tuple(_said(recording.nodes[one]) for one in here), tuple(_said(theirs.nodes[one]) for one in there))
-        edit = self.explained(program, here, there, matches)
-        if edit is None:
-            return at, None
-        before = self.error(program)
-        edit, also = self.everywhere(program, edit)
-        changed = program.applying(edit)
-        return replace(at, diagnosis=edit.text, share=self.error(changed) / before, also=also), changed
-
-    def explained(self, program: Any, here: list[int], there: list[int], matches: Matches) -> Any:
-        """The edit behind which most tensors of the JAX side are PyTorch's again."""
-        anchor = [program.made_by[one] for one in here if one in program.made_by]
-        if not anchor:
-            return None
-        first, last = min(anchor), max(anchor)
-        near = frozenset(range(max(0, first - BEFORE), min(len(program.calls), last + BEHIND)))
-        near = _related(program, here, near)
-        program = replace(program, near=near, constants=self._constants(there))
-        unmatched = self._open(there, matches)
-        if not unmatched:
-            return None
-        scores: list[tuple[int, Any]] = []
-        most = 0
-        for edit in self.tracing.edits(program):
-            score = self._score(program, edit, unmatched, last + BEHIND)
-            if score:
-                scores.append((score, edit))
-            if score > most:
-                most = score
-                if self._explains_all(program, edit):
-                    return edit
-        scores.sort(key=lambda one: -one[0])
-        best = [edit for score, edit in scores[:SHORTLIST] if 2 * score >= scores[0][0]]
-        return max(best, key=lambda edit: self._score(program, edit, unmatched, None), default=None)
-
-    def _explains_all(self, program: Any, edit: Any) -> bool:
-        """Whether the outputs agree with an edit: no other one can say more."""
-        try:
-            return self.error(program.applying(edit)) <= self.tolerance
-        except _IMPOSSIBLE:
-            return False
-
-    def _score(self, program: Any, edit: Any, unmatched: Mapping[int, Rows], until: int | None) -> int:
-        try:
-            made = program.play([edit], until=until)
-        except _IMPOSSIBLE:
-            return 0  # what cannot be computed was not done
-        return self._again(made, unmatched)
-
-    def everywhere(self, program: Any, edit: Any) -> tuple[Any, tuple[str, ...]]:
-        """The edit at every place where the same can be done, if that explains more."""
-        wide = replace(program, near=frozenset(range(len(program.calls))))
-        alike = [one for one in self.tracing.edits(wide) if one.kind == edit.kind]
-        if len(alike) < 2:
-            return edit, ()
-        changes = {at: change for one in alike for at, change in one.changes.items()} | dict(edit.changes)
-        every = replace(edit, changes=changes)
-        single = self.error(program.applying(edit))
-        try:
-            all_of_them = self.error(program.applying(every))
-        except _IMPOSSIBLE:
-            return edit, ()
-        if all_of_them <= self.tolerance or all_of_them < 0.5 * single:
-            where = [str(program.calls[min(one.changes)].where) for one in alike]
-            return every, tuple(dict.fromkeys(where))
-        return edit, ()
-
-    def _constants(self, there: list[int]) -> tuple[float, ...]:
-        """Numbers that the JAX side uses around its first difference."""
-        nodes = self.theirs.trace.nodes
-        around = set(there)
-        for _ in range(5):
-            around |= {before for one in around for before in nodes[one].inputs}
-        first = min(there, default=0)
-        found = {float(nodes[one].value.ravel()[0]) for one in around if nodes[one].value.size == 1}
-        later = range(first, min(len(nodes), first + 60))
-        found |= {float(nodes[one].value.ravel()[0]) for one in later if nodes[one].value.size == 1}
-        return tuple(sorted(one for one in found if np.isfinite(one)))
-
-    def _open(self, there: list[int], matches: Matches) -> dict[int, Rows]:
-        """Tensors of the JAX side behind its first difference, by their sizes."""
-        trace = self.theirs.trace
-        behind = set(there)
-        for number in range(min(there, default=0), len(trace.nodes)):
-            if any(before in behind for before in trace.nodes[number].inputs):
-                behind.add(number)
-        found: dict[int, list[NumPyArray]] = {}
-        for number in sorted(behind & set(self.theirs.telling)):
-            key = self.theirs[number]
-            if number not in matches.theirs and key is not None:
-                found.setdefault(key.size, []).append(key)
-        return {size: Rows(np.stack(keys)) for size, keys in found.items()}
-
-    def _again(self, made: Mapping[int, NumPyArray], unmatched: Mapping[int, Rows]) -> int:
-        """How many tensors of the JAX side are among those that were made."""
-        trace = Trace([Node("operation", "", value) for value in made.values()])
-        keys = Keys(trace, self.theirs.kept)
-        hit: set[tuple[int, int]] = set()
-        for number, node in enumerate(trace.nodes):
-            if node.value.size in unmatched or self.theirs.kept is not None:
-                key = keys[number]
-                if key is not None and key.size in unmatched:
-                    hit |= {(key.size, row) for row in unmatched[key.size].like(key, self.tolerance)}
-        return len(hit)
-
-
-def _related(program: Any, here: Iterable[int], near: frozenset[int]) -> frozenset[int]:
-    """Of the calls near by those that lead to the first difference, or from it, and those that meet it there."""
-    found = {program.made_by[one] for one in here if one in program.made_by}
-
-    def add_makers() -> None:
-        for at in sorted(near, reverse=True):
-            made = [number for number in program.calls[at].outputs if number is not None]
-            if any(reader in found for number in made for reader in program.read_by.get(number, ())):
-                found.add(at)
-
-    add_makers()
-    for at in sorted(near):
-        if any(program.made_by.get(number) in found for number in program.taken[at]):
-            found.add(at)
-    add_makers()
-    return frozenset(found & near)
-
-
-def _said(node: Node) -> str:
-    return f"{node.name} at {node.where}"

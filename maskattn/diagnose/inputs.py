@@ -152,6 +152,9 @@ def unseen(function: Callable[..., object], given: Mapping[str, Any]) -> Iterato
         yield f"no padding: {whole[0]} leaves no token out, so that nothing shows of what is done with padding"
     elif not masks and any(name.endswith(("attention_mask", "padding_mask")) for name in known):
         yield "no padding: no mask is given, so that nothing shows of what is done with padding"
+    for name, padded in masks.items():
+        if not padded.all() and (np.diff(padded.astype(int), axis=1) <= 0).all():
+            yield f"{name} pads at the end alone: a causal mask hides it, whatever is done with padding"
     whole_numbers = {name: one for name, one in arrays.items() if one.ndim == 2 and one.dtype.kind in "iu"}
     tokens = {name: one for name, one in whole_numbers.items() if name not in masks}
     length = max((one.shape[1] for one in tokens.values()), default=None)

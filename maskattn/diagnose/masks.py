@@ -72,12 +72,11 @@ MISTAKES: Mapping[str, Callable[[NumPyArray], NumPyArray]] = {
     "the mask is inverted, but for the diagonal": lambda a: ~a | _diagonal(a),
     "padding is not masked": lambda a: _whole(np.asarray(a.any(0, keepdims=True)), a),
     "the mask is of padding alone: not causal, no window": lambda a: _whole(_some(a), a),
+    "there is no window": lambda a: _to_the_left(a) & _some(a),
     "the mask is causal too": lambda a: a & _causal(a),
+    "the mask is causal alone: no padding, no window": lambda a: np.broadcast_to(_causal(a), a.shape),
     "the mask is causal from the first key on, where there are more keys than queries": lambda a: np.broadcast_to(
         np.tri(a.shape[-2], a.shape[-1], dtype=bool), a.shape
-    ),
-    "the mask is causal up to the last key, where there are more keys than queries": lambda a: np.broadcast_to(
-        _causal(a), a.shape
     ),
     "a query sees one key more behind (causal, one late)": lambda a: (a | _behind(a)) & _some(a),
     "a query sees one key more behind, padding too (causal, one late)": lambda a: a | _right(a),
@@ -89,14 +88,15 @@ MISTAKES: Mapping[str, Callable[[NumPyArray], NumPyArray]] = {
     "a query sees one key less at the start (a window too narrow by one)": lambda a: a & _behind(a),
     "the mask is shifted by one key": _right,
     "the mask is shifted by one key to the left": _left,
-    "there is no window": lambda a: _to_the_left(a) & _some(a),
     "queries and keys of the mask are exchanged": lambda a: np.swapaxes(a, -1, -2) if a.shape[-1] == a.shape[-2] else a,
 }
 
 
 def mistakes(allowed: NumPyArray) -> Iterator[tuple[str, NumPyArray]]:
     """Other masks than this one, bool [B, H, L, S], each once, and what is wrong with each."""
+    seen = [allowed]
     for text, change in MISTAKES.items():
         other = change(allowed)
-        if not np.array_equal(other, allowed):
+        if not any(np.array_equal(other, one) for one in seen):
+            seen.append(other)
             yield text, other

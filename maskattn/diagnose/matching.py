@@ -13,7 +13,7 @@ from functools import cached_property
 
 import numpy as np
 
-from maskattn.diagnose.trace import Node, Trace
+from maskattn.diagnose.trace import Node, Trace, Where
 from maskattn.typing import NumPyArray
 
 #: Tensors with fewer numbers, or fewer different ones, are no evidence.
@@ -41,11 +41,15 @@ class Kept:
         return found
 
     def of(self, value: NumPyArray) -> NumPyArray:
-        """The numbers of a tensor with these tokens along its axes, or along both as one; others whole."""
+        """The numbers of a tensor with these tokens along its axes, or along both as one, or twice, as queries and as
+        keys; others whole.
+        """
         shape = value.shape
         for (batch, length), tokens in self._of_shape.items() if shape else ():
             if shape[0] == batch * length and batch > 1:
                 return value[tokens.ravel()]
+            if shape[0] == batch and len(shape) > 2 and shape[-2:] == (length, length):  # queries and keys
+                return np.moveaxis(value, (-2, -1), (1, 2))[tokens[:, :, None] & tokens[:, None]]
             if shape[0] == batch and length in shape[1:]:
                 axis = 1 + shape[1:].index(length)
                 return np.moveaxis(value, axis, 1)[tokens]
@@ -72,25 +76,29 @@ class Keys:
         return self.made[number]
 
     def _key(self, node: Node) -> NumPyArray | None:
-        value = node.value
-        if value.dtype.kind != "f" or value.size < FEWEST:
+        if node.value.dtype.kind != "f" or node.value.size < FEWEST:
             return None
-        if self.kept is not None:
-            value = self.kept.of(value)
-        key = np.sort(np.asarray(value, np.float64), axis=None)
-        key[key <= -HUGE] = -np.inf
-        key[key >= HUGE] = np.inf
-        finite = key[np.isfinite(key)]
-        if not finite.size:
-            return None
-        size = np.abs(finite).max() or 1.0
-        steps = np.diff(finite)
-        return key if np.count_nonzero(steps > 1e-6 * size) >= DISTINCT - 1 else None
+        return key_of(node.value if self.kept is None else self.kept.of(node.value))
 
     @cached_property
     def telling(self) -> list[int]:
         """Nodes that are evidence."""
         return [number for number in range(len(self.trace.nodes)) if self[number] is not None]
+
+
+def key_of(value: NumPyArray) -> NumPyArray | None:
+    """The numbers of an array in order, those of a mask's fill as infinities; None where it is no evidence."""
+    if value.dtype.kind != "f" or value.size < DISTINCT:
+        return None
+    key = np.sort(np.asarray(value, np.float64), axis=None)
+    key[key <= -HUGE] = -np.inf
+    key[key >= HUGE] = np.inf
+    finite = key[np.isfinite(key)]
+    if not finite.size:
+        return None
+    size = np.abs(finite).max() or 1.0
+    steps = np.diff(finite)
+    return key if np.count_nonzero(steps > 1e-6 * size) >= DISTINCT - 1 else None
 
 
 def distance(one: NumPyArray, other: NumPyArray) -> float:
@@ -129,6 +137,17 @@ class Rows:
     @cached_property
     def _middles(self) -> NumPyArray:
         return np.array([_middle(key) for key in self.keys])
+
+    def may_hold(self, value: NumPyArray, tolerance: float) -> bool:
+        """Whether a tensor of an array's numbers, in whatever order, may be among them: told by the mean alone."""
+        if value.dtype.kind != "f":
+            return False
+        with np.errstate(invalid="ignore"):
+            finite = value[np.abs(value) < HUGE]
+        if not finite.size:
+            return False
+        size = float(np.abs(finite).max())
+        return bool((np.abs(self._middles - float(finite.mean())) <= 3 * tolerance * size).any())
 
     def like(self, key: NumPyArray, tolerance: float) -> list[int]:
         """Which of them match a key."""
@@ -218,3 +237,34 @@ def frontier(keys: Keys, matched: Mapping[int, Sequence[int]], outputs: Iterable
         for number in sorted(telling & live(trace, outputs))
         if given[number] and not same[number] and settled[number] and trace.nodes[number].kind == "operation"
     ]
+
+
+def drawn(trace: Trace, first: Sequence[int], most: int = 40) -> Where | None:
+    """Where a program uses random numbers close behind these nodes; None: it does not.
+
+    Args:
+        most: how many operations behind the first of them count as close, without those that make random numbers.
+    """
+    random = set(trace.random)
+    behind, count = set(first), 0
+    for number, node in enumerate(trace.nodes):
+        reads = not behind.isdisjoint(node.inputs)
+        if number in behind or reads:
+            behind.add(number)
+            count += 1
+            if not random.isdisjoint(node.inputs):
+                return node.where
+        elif not random.isdisjoint(node.inputs):
+            random.add(number)
+        if count > most:
+            break
+    return None
+
+
+def not_numbers(trace: Trace) -> Where | None:
+    """Where the NaN of a program's outputs began; None: they have none."""
+    spoiled = [node.value.dtype.kind == "f" and bool(np.isnan(node.value).any()) for node in trace.nodes]
+    if not any(spoiled[number] for number in trace.outputs.values()):
+        return None
+    first = (node for node, has in zip(trace.nodes, spoiled, strict=True) if has)
+    return next(first).where

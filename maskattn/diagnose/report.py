@@ -18,6 +18,7 @@ class Place:
         share: of the difference of the outputs that is left when PyTorch does the same, from 0 (all is explained) to 1.
         also: further places where the same is done.
         backward: whether it is a place of the pass backward.
+        rounding: whether all is equal in float64 there, and the JAX side computes in fewer bits.
     """
 
     torch: tuple[str, ...]
@@ -26,6 +27,7 @@ class Place:
     share: float = 1.0
     also: tuple[str, ...] = ()
     backward: bool = False
+    rounding: bool = False
 
 
 @dataclass(frozen=True)
@@ -54,7 +56,7 @@ class Report:
         parameters: which parameter is which.
         gradients: of each parameter, where they were asked for and the outputs are equal.
         notes: whether the inputs are the same, and what they could not show.
-        narrowed: what would have been rounded to fewer bits than float64, and was not: the place, and to what.
+        narrowed: where fewer bits than float32 are asked for, and float64 was used: the place, and what is asked for.
     """
 
     places: tuple[Place, ...]
@@ -68,8 +70,13 @@ class Report:
 
     @property
     def ok(self) -> bool:
-        """Whether outputs, and gradients where they were asked for, are equal to the tolerance."""
-        return self.error <= self.tolerance and not self.differing
+        """Whether outputs, and gradients where asked for, are equal to the tolerance, and JAX rounds no more."""
+        return self.error <= self.tolerance and not self.differing and not self.roundings
+
+    @property
+    def roundings(self) -> tuple[Place, ...]:
+        """Places where the JAX side computes in fewer bits."""
+        return tuple(place for place in self.places if place.rounding)
 
     @property
     def differing(self) -> tuple[Gradient, ...]:
@@ -87,6 +94,9 @@ class Report:
         gradients = f", and {len(self.gradients)} gradients" if self.gradients else ""
         if self.ok:
             return f"equal: outputs{gradients} to {max(self.error, *(one.error for one in self.gradients), 0):.1e}"
+        if self.error <= self.tolerance and not self.differing:
+            count = f"at {len(self.roundings)} place{'s' * (len(self.roundings) > 1)}"
+            return f"different: JAX computes in fewer bits {count}; in float64 outputs{gradients} are equal"
         if self.error <= self.tolerance:
             worst = max(one.error for one in self.differing)
             count = f"{len(self.differing)} of {len(self.gradients)}"
@@ -112,7 +122,7 @@ class Report:
         yield from self.notes
         yield from self.parameters.notes()
         if self.narrowed:
-            yield f"computed in float64 where the programs round to fewer bits: {listed(self.narrowed, 4)}"
+            yield f"computed in float64 where the programs ask for fewer bits: {listed(self.narrowed, 4)}"
 
     def __str__(self) -> str:
         lines = [self.verdict]
@@ -139,6 +149,6 @@ def unexplained(place: Place) -> str:
 
 
 def _share(place: Place) -> str:
-    if not place.diagnosis or place.backward:
+    if not place.diagnosis or place.backward or place.rounding or place.share == 1.0:
         return ""
     return f" (leaves {100 * place.share:.2g} % of the difference)" if place.share > 1e-6 else " (leaves nothing)"

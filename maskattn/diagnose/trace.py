@@ -49,6 +49,7 @@ class Node:
         value: its numbers; floating-point ones as float64 where that holds them.
         inputs: numbers of the nodes that it was made from, each smaller than its own.
         where: which code made it.
+        dtype: that the program has it in; of an operation that was computed in float64 instead, that one.
     """
 
     kind: Kind
@@ -56,6 +57,7 @@ class Node:
     value: NumPyArray
     inputs: tuple[int, ...] = ()
     where: Where = Where()
+    dtype: str = ""
 
 
 @dataclass(eq=False)
@@ -67,8 +69,8 @@ class Trace:
         outputs: names and numbers of what the program gave; names are paths in the structure that it returned.
         gradients: names of parameters and the numbers of their gradients, where they were asked for.
         buffers: those of the parameters that are not trained. computed: those of the buffers that no checkpoint holds.
-        narrowed: places where float64 would have been rounded to fewer bits and was not, and to what.
-        random: where random numbers were drawn.
+        narrowed: places where fewer bits than float32 are asked for and float64 was used, and what is asked for.
+        random: numbers of the nodes that were drawn at random.
     """
 
     nodes: list[Node] = field(default_factory=list)
@@ -77,7 +79,7 @@ class Trace:
     buffers: frozenset[str] = frozenset()
     computed: frozenset[str] = frozenset()
     narrowed: dict[str, str] = field(default_factory=dict)
-    random: list[Where] = field(default_factory=list)
+    random: list[int] = field(default_factory=list)
 
     @property
     def parameters(self) -> dict[str, int]:
@@ -125,16 +127,16 @@ def here(path: Callable[[object], str | None], libraries: tuple[str, ...], depth
     frame: FrameType | None = sys._getframe(depth)
     line = function = ""
     modules: list[str] = []
-    while frame is not None:
+    placed = False
+    while frame is not None and not (placed and line):
         code = frame.f_code
         if not line and of_program(code.co_filename, libraries):
             line, function = f"{os.path.basename(code.co_filename)}:{frame.f_lineno}", code.co_qualname
-        if code.co_argcount:
+        if code.co_argcount and not placed:
             found = path(frame.f_locals.get(code.co_varnames[0]))
             if found is not None and (not modules or modules[-1] != found):
                 modules.append(found)
-                if found and not found.startswith("<"):
-                    break
+                placed = bool(found) and not found.startswith("<")
         frame = frame.f_back
     return Where(_joined(modules), line, function)
 

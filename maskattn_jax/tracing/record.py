@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import functools
 import os
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
@@ -19,9 +17,9 @@ from maskattn.diagnose.tables import sharpened
 from maskattn.diagnose.trace import Kind, Node, Trace, Where, here, numbers, of_program
 from maskattn.typing import NumPyArray
 from maskattn_jax.tracing.evaluate import evaluate
+from maskattn_jax.tracing.held import LIBRARIES, held, home, module_types, wraps
+from maskattn_jax.tracing.rounding import rounded as rounded_to_its_dtypes
 
-#: What is not the program's own code.
-LIBRARIES = ("jax", "flax", "equinox", "haiku", "jaxtyping")
 _NARROW = tuple(np.dtype(name) for name in ("float32", "bfloat16", "float16"))
 _DTYPES = ("new_dtype", "dtype", "preferred_element_type")
 #: Operations that hold a program: it is gone through.
@@ -29,10 +27,15 @@ _HELD = ("jit", "pjit", "closed_call", "core_call", "remat2", "remat", "checkpoi
 
 
 class _Tape(core.EvalTrace):
-    """Writes down each primitive. With `wide`, floating-point numbers are float64 throughout."""
+    """Writes down each primitive.
 
-    def __init__(self, paths: Mapping[int, str], wide: bool) -> None:
+    With `wide`, floating-point numbers are float64 throughout; with `rounded`, each result is computed in float64 and
+    rounded to the dtype that the program has it in.
+    """
+
+    def __init__(self, paths: Mapping[int, str], wide: bool, rounded: bool = False) -> None:
         super().__init__()
+        self._rounded = rounded
         self.trace = Trace()
         self._paths = paths
         self.wide = wide
@@ -40,6 +43,7 @@ class _Tape(core.EvalTrace):
         self._sharp: dict[int | None, jax.Array] = {}  # tables of more digits than they were stored with
         self._plain: dict[tuple[tuple[int, ...], int], int] = {}  # parameters that are arrays of NumPy
         self._plain_of: dict[int, int] = {}  # the same by their nodes
+        self._homes: dict[int, str] = {}  # paths of modules that were made anew
         self._modules: dict[str, str] = {}  # lines -> the module that ran there first
         self._kept: list[object] = []  # so that no id is given twice
 
@@ -64,7 +68,7 @@ class _Tape(core.EvalTrace):
         if kind == "parameter" and isinstance(array, np.ndarray) and array.size > 1:
             self._plain.setdefault(_key(array), id(array))
             self._plain_of[len(self.trace.nodes)] = id(array)
-        return self.add(array, Node(kind, name, value))
+        return self.add(array, Node(kind, name, value, dtype=str(array.dtype)))
 
     def plain(self, array: Any) -> int | None:
         """The id of the parameter, an array of NumPy, that JAX has made this array of; None: of none."""
@@ -80,9 +84,9 @@ class _Tape(core.EvalTrace):
         if not hasattr(array, "shape") or not hasattr(array, "dtype"):
             return None
         found = self._of.get(id(array))
-        held = self.plain(array) if found is None else None
-        if held is not None:
-            found = self._of[id(array)] = self._of[held]
+        parameter = self.plain(array) if found is None else None
+        if parameter is not None:
+            found = self._of[id(array)] = self._of[parameter]
             self._kept.append(array)
         if found is None:
             if jnp.issubdtype(array.dtype, jax.dtypes.extended) or (
@@ -93,10 +97,10 @@ class _Tape(core.EvalTrace):
         return found
 
     def process_primitive(self, primitive: Any, args: Sequence[Any], params: Any, /) -> Any:
-        held = _program(primitive, params)
-        if held is not None:
+        inner = _program(primitive, params)
+        if inner is not None:
             with core.set_current_trace(self):
-                return core.eval_jaxpr(*held, *args)
+                return core.eval_jaxpr(*inner, *args)
         where = self._where()
         inputs = tuple(number for number in map(self.number, args) if number is not None)
         args, params = self.widened(primitive, args, params, where)
@@ -106,12 +110,14 @@ class _Tape(core.EvalTrace):
                 out = super().process_primitive(primitive, args, params)
         else:
             out = self._result(primitive, args, params)
-        if primitive.name.startswith("random_bits") or primitive.name == "threefry2x32":
-            self.trace.random.append(where)
+        random = primitive.name.startswith("random_bits") or primitive.name == "threefry2x32"
         for one in out if primitive.multiple_results else [out]:
             if isinstance(one, jax.Array) and not jnp.issubdtype(one.dtype, jax.dtypes.extended):
                 if id(one) not in self._of:
-                    self.add(one, Node("operation", primitive.name, _numbers(one), inputs, where))
+                    node = Node("operation", primitive.name, _numbers(one), inputs, where, str(one.dtype))
+                    number = self.add(one, node)
+                    if random:
+                        self.trace.random.append(number)
         return out
 
     def process_custom_jvp_call(self, primitive: Any, fun: Any, jvp: Any, tracers: Any, /, **_: Any) -> Any:
@@ -130,6 +136,10 @@ class _Tape(core.EvalTrace):
             if made is not None:
                 arrays = [jax.device_put(one) for one in made]
                 return arrays if primitive.multiple_results else arrays[0]
+        if self._rounded:
+            narrow = rounded_to_its_dtypes(primitive, args, params)
+            if narrow is not None:
+                return narrow if primitive.multiple_results else narrow[0]
         return super().process_primitive(primitive, args, params)
 
     def leafed(self, array: Any) -> Any:
@@ -151,9 +161,9 @@ class _Tape(core.EvalTrace):
         if not self.wide or primitive.name == "bitcast_convert_type":
             return taken, params
         narrow = {name: np.dtype("float64") for name in _DTYPES if name in params and _narrow(params[name])}
-        if where is not None and narrow and any(getattr(one, "dtype", None) == np.float64 for one in args):
-            names = ", ".join(sorted({str(np.dtype(params[name])) for name in narrow}))
-            self.trace.narrowed.setdefault(str(where), names)
+        fewer = sorted({str(np.dtype(params[name])) for name in narrow} - {"float32"})
+        if where is not None and fewer and any(getattr(one, "dtype", None) == np.float64 for one in args):
+            self.trace.narrowed.setdefault(str(where), ", ".join(fewer))
         return [jnp_wide(one) for one in taken], {**params, **narrow} if narrow else params
 
     def _where(self) -> Where:
@@ -172,19 +182,22 @@ class _Tape(core.EvalTrace):
     def _path(self, it: object) -> str | None:
         if id(it) in self._paths:
             return self._paths[id(it)]
-        if not isinstance(it, _modules()):
+        if not isinstance(it, module_types()) or wraps(it):
             return None
         path = getattr(it, "path", None)
         if isinstance(path, tuple):  # Linen, bound
             return "/".join(map(str, path))
-        return f"<{type(it).__name__}>"
+        if id(it) not in self._homes:
+            found = home(it, self._parameter)
+            self._homes[id(it)] = f"<{type(it).__name__}>" if found is None else found
+            self._kept.append(it)
+        return self._homes[id(it)]
 
-
-@functools.cache
-def _modules() -> tuple[type, ...]:
-    """Classes of modules of the libraries that are there."""
-    known = (("flax.nnx", "Module"), ("flax.linen", "Module"), ("equinox", "Module"), ("haiku", "Module"))
-    return tuple(getattr(sys.modules[module], name) for module, name in known if module in sys.modules)
+    def _parameter(self, array: object) -> str | None:
+        """The name of an array that is a parameter."""
+        number = self._of.get(id(array))
+        node = None if number is None else self.trace.nodes[number]
+        return node.name if node is not None and node.kind == "parameter" else None
 
 
 def _narrow(dtype: object) -> bool:
@@ -206,10 +219,10 @@ def jnp_wide(one: Any) -> Any:
 
 def _program(primitive: Any, params: Any) -> tuple[Any, Sequence[Any]] | None:
     """The program that a primitive holds, and its constants; None of others."""
-    held = params.get("jaxpr", params.get("call_jaxpr"))
-    if primitive.name not in _HELD or held is None:
+    program = params.get("jaxpr", params.get("call_jaxpr"))
+    if primitive.name not in _HELD or program is None:
         return None
-    return (held.jaxpr, held.consts) if hasattr(held, "consts") else (held, ())
+    return (program.jaxpr, program.consts) if hasattr(program, "consts") else (program, ())
 
 
 def _key(array: Any) -> tuple[tuple[int, ...], int]:
@@ -226,6 +239,7 @@ def record(
     kwargs: Mapping[str, object],
     *,
     wide: bool,
+    rounded: bool = False,
     instead: Mapping[str, NumPyArray] = MappingProxyType({}),
     cotangents: Mapping[str, NumPyArray] = MappingProxyType({}),
 ) -> Trace:
@@ -235,12 +249,13 @@ def record(
         function: a module of NNX, Linen (bound) or Equinox, or a function of arrays.
         args, kwargs: NumPy arrays and other values, which it is called with.
         wide: whether what is floating-point is computed in float64, whatever the program asks for.
+        rounded: whether, where it is not, results are float64's rounded to the program's dtypes: nothing is compiled.
         instead: other numbers for parameters, by name.
         cotangents: names of outputs and what they are multiplied by, summed, before the gradients of all parameters
             are computed; none: no gradients are.
     """
     names, modules = held(function)
-    tape = _Tape(modules, wide)
+    tape = _Tape(modules, wide, rounded)
     with (
         jax.enable_x64(wide or jax.dtypes.canonicalize_dtype(np.float64) == np.float64),
         jax.disable_jit(),
@@ -323,10 +338,10 @@ class _Between(core.Trace):
         return self._below.stage_value(jnp_wide(taken) if self._tape.wide else taken)
 
     def process_primitive(self, primitive: Any, args: Sequence[Any], params: Any, /) -> Any:
-        held = _program(primitive, params)
-        if held is not None:
+        inner = _program(primitive, params)
+        if inner is not None:
             with core.set_current_trace(self):
-                return core.eval_jaxpr(*held, *args)
+                return core.eval_jaxpr(*inner, *args)
         args, params = self._tape.widened(primitive, self._taken(args), params)
         with core.set_current_trace(self._below):
             return primitive.bind(*args, **params)
@@ -341,102 +356,3 @@ class _Between(core.Trace):
 
     def _taken(self, args: Sequence[Any]) -> list[Any]:
         return [self._instead.get(id(one), self._instead.get(self._tape.plain(one), one)) for one in args]
-
-
-# What a function holds ------------------------------------------------------------------------------------------------
-
-
-def held(function: object) -> tuple[list[tuple[str, Any]], dict[int, str]]:
-    """Arrays that a function or module holds, with their names, and the modules among them, by id, with their paths."""
-    arrays: list[tuple[str, Any]] = []
-    modules: dict[int, str] = {}
-    seen: set[int] = set()
-
-    def look(it: Any, name: str) -> None:
-        if id(it) in seen:
-            return
-        seen.add(id(it))
-        if isinstance(it, (jax.Array, np.ndarray)):
-            arrays.append((name, it))
-        elif isinstance(it, functools.partial):
-            look(it.func, name)
-            for at, one in enumerate(it.args):
-                look(one, _below(name, str(at)) if len(it.args) > 1 else name)
-            for key, one in it.keywords.items():
-                look(one, _below(name, key))
-        elif hasattr(it, "__self__") and hasattr(it, "__func__"):
-            look(it.__self__, name)
-        elif hasattr(it, "__wrapped__") and callable(it) and not isinstance(it, _modules()):
-            look(it.__wrapped__, name)
-        elif hasattr(it, "__code__") and hasattr(it, "__globals__"):
-            if not _of_library(it):
-                cells = it.__closure__ or ()
-                for key, cell in zip(it.__code__.co_freevars, cells, strict=True):
-                    if _filled(cell):
-                        look(cell.cell_contents, _below(name, key))
-                for key in it.__code__.co_names:
-                    if key in it.__globals__:
-                        look(it.__globals__[key], _below(name, key))
-        elif isinstance(it, _modules()):
-            modules[id(it)] = name
-            _inside(it, name, arrays, modules, seen, look)
-        elif isinstance(it, Mapping):
-            for key, one in it.items():
-                look(one, _below(name, str(key)))
-        elif isinstance(it, (list, tuple)):
-            for at, one in enumerate(it):
-                look(one, _below(name, str(at)))
-        elif type(it) not in _PLAIN and not isinstance(it, type) and jax.tree_util.all_leaves([it]) is False:
-            for path, one in tree_flatten_with_path(it)[0]:
-                look(one, _below(name, keystr(path, simple=True, separator=".")))
-
-    look(function, "")
-    return arrays, modules
-
-
-_PLAIN = (int, float, str, bool, bytes, type(None))
-
-
-def _of_library(function: Any) -> bool:
-    return function.__module__.partition(".")[0] in (*LIBRARIES, "numpy", "maskattn_jax")
-
-
-def _filled(cell: Any) -> bool:
-    try:
-        _ = cell.cell_contents
-    except ValueError:
-        return False
-    return True
-
-
-def _below(name: str, key: str) -> str:
-    return f"{name}.{key}" if name else key
-
-
-def _inside(
-    it: Any, name: str, arrays: list[tuple[str, Any]], modules: dict[int, str], seen: set[int], look: Any
-) -> None:
-    """What a module holds."""
-    if "flax.nnx" in sys.modules:
-        nnx = sys.modules["flax.nnx"]
-        if isinstance(it, nnx.Module):
-            for path, one in nnx.iter_graph(it):
-                where = _below(name, ".".join(map(str, path))) if path else name
-                if isinstance(one, nnx.Variable):
-                    value = one.get_value()
-                    if (
-                        hasattr(value, "dtype")
-                        and not jnp.issubdtype(value.dtype, jax.dtypes.extended)
-                        and id(value) not in seen
-                    ):
-                        seen.add(id(value))
-                        arrays.append((where, value))
-                elif isinstance(one, nnx.Module):
-                    modules.setdefault(id(one), where)
-            return
-    if "flax.linen" in sys.modules and isinstance(it, sys.modules["flax.linen"].Module):
-        if it.scope is not None:
-            look(it.variables, name)
-        return
-    for field, one in vars(it).items():
-        look(one, _below(name, field))

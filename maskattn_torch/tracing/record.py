@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import functools
-import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, nullcontext
 from dataclasses import dataclass, field
-from types import FunctionType, MappingProxyType, MethodType
+from types import MappingProxyType
 from typing import Any, NamedTuple, TypeAlias
 
 import numpy as np
@@ -21,9 +20,9 @@ from maskattn.arrays import to_numpy
 from maskattn.diagnose.tables import sharpened
 from maskattn.diagnose.trace import Node, Trace, Where, here, numbers
 from maskattn.typing import NumPyArray
+from maskattn_torch.tracing.held import LIBRARIES, below, held, names, parameters, tensors
+from maskattn_torch.tracing.parts import WIDER, Wider, taken_apart
 
-#: What is not the program's own code.
-LIBRARIES = ("torch",)
 _NARROW = (torch.float32, torch.bfloat16, torch.float16)
 
 Argument: TypeAlias = object
@@ -33,41 +32,6 @@ class Ref(NamedTuple):
     """A tensor of a recorded program, in the place of an argument."""
 
     number: int
-
-
-@dataclass(frozen=True)
-class Wider:
-    """An operator that takes no float64, done by others that do."""
-
-    operator: torch._ops.OpOverload
-    function: Callable[..., Tensor]
-
-    def __call__(self, *args: object, **kwargs: object) -> Tensor:
-        return self.function(*args, **kwargs)
-
-    def __str__(self) -> str:
-        return str(self.operator)
-
-    @property
-    def __name__(self) -> str:
-        return self.operator.__name__
-
-    @property
-    def _schema(self) -> object:
-        return self.operator._schema
-
-
-def _grouped(rows: Tensor, kernels: Tensor, ends: Tensor, *_: object, **__: object) -> Tensor:
-    """Rows [R, D] in groups that end at `ends`, each times its kernel [G, D, F]; rows behind the last are 0."""
-    out = rows.new_zeros(rows.shape[0], kernels.shape[-1])
-    start = 0
-    for group, end in enumerate(ends.tolist()):
-        out[start:end] = rows[start:end] @ kernels[group]
-        start = end
-    return out
-
-
-WIDER: Mapping[str, Callable[..., Tensor]] = {"aten._grouped_mm.default": _grouped}
 
 
 @dataclass(eq=False)
@@ -88,6 +52,17 @@ class Called:
     outputs: tuple[int | None, ...]
     where: Where
     writes: bool = False
+
+    @functools.cached_property
+    def flat(self) -> tuple[list[object], pytree.TreeSpec]:
+        """The arguments in a row, and how they are arranged."""
+        return pytree.tree_flatten((self.args, self.kwargs), is_leaf=lambda one: isinstance(one, Ref))
+
+    @functools.cached_property
+    def plain(self) -> bool:
+        """Whether no argument holds others."""
+        held = (*self.args, *self.kwargs.values())
+        return not any(isinstance(one, (list, tuple, dict)) and not isinstance(one, Ref) for one in held)
 
 
 @dataclass(eq=False)
@@ -137,7 +112,7 @@ class _Tape(TorchDispatchMode):
             sharp = sharpened(to_numpy(tensor.detach()))
             if not np.array_equal(sharp, value):
                 value, self._sharp[id(tensor)] = sharp, torch.from_numpy(sharp)
-        number = self.add(tensor, Node(kind, name, value))  # type: ignore[arg-type]
+        number = self.add(tensor, Node(kind, name, value, dtype=_dtype(tensor)))  # type: ignore[arg-type]
         self.recording.held[number] = tensor
         if tensor.dtype == torch.float32 and not isinstance(tensor, nn.Parameter) and kind != "input":
             self.recording.rounded.append(number)
@@ -163,7 +138,7 @@ class _Tape(TorchDispatchMode):
             given = [self._sharp.get(id(one), _widened(one)) for one in given]
         taken, named = pytree.tree_unflatten(given, spec)
         if self._wide and named.get("dtype") in _NARROW:
-            if any(isinstance(one, Tensor) and one.dtype == torch.float64 for one in given):
+            if named["dtype"] != torch.float32 and any(isinstance(one, Tensor) for one in given):
                 self.recording.narrowed.setdefault(str(where), str(named["dtype"]).removeprefix("torch."))
             named["dtype"] = torch.float64
         if self._wide and str(func) in WIDER:
@@ -181,7 +156,7 @@ class _Tape(TorchDispatchMode):
         if writes:
             self._written([one for one in given if isinstance(one, Tensor)], inputs, where)
         if "rand" in func.__name__ or "dropout" in func.__name__ or "bernoulli" in func.__name__:
-            self.recording.random.append(where)
+            self.recording.random += [number for number in outputs if number is not None]
         return out
 
     def _seen(self, tensor: Tensor) -> int:
@@ -192,7 +167,7 @@ class _Tape(TorchDispatchMode):
 
     def _made(self, tensor: Tensor, func: torch._ops.OpOverload, inputs: tuple[int, ...], where: Where) -> int:
         name = str(func).removeprefix("aten.").removesuffix(".default")
-        return self.add(tensor, Node("operation", name, _numbers(tensor), inputs, where))
+        return self.add(tensor, Node("operation", name, _numbers(tensor), inputs, where, _dtype(tensor)))
 
     def _written(self, given: Sequence[Tensor], inputs: tuple[int, ...], where: Where) -> None:
         """What else lies in the memory that was written into is another tensor now."""
@@ -202,7 +177,9 @@ class _Tape(TorchDispatchMode):
             if number not in inputs and tensor.untyped_storage().data_ptr() in places:
                 value = _numbers(tensor)
                 if not np.array_equal(value, self.recording.nodes[number].value, equal_nan=value.dtype.kind == "f"):
-                    made = self.add(tensor, Node("operation", "written", value, (number, *inputs), where))
+                    made = self.add(
+                        tensor, Node("operation", "written", value, (number, *inputs), where, _dtype(tensor))
+                    )
                     self.recording.again[made] = number
                     self.recording.shared |= {made, number, *inputs[:1]}
 
@@ -224,6 +201,10 @@ class _Tape(TorchDispatchMode):
 def _widened(one: object) -> object:
     """Floating-point tensors in float64."""
     return one.to(torch.float64) if isinstance(one, Tensor) and one.dtype in _NARROW else one
+
+
+def _dtype(tensor: Tensor) -> str:
+    return str(tensor.dtype).removeprefix("torch.")
 
 
 def _numbers(tensor: Tensor) -> NumPyArray:
@@ -256,10 +237,10 @@ def record(
     modules = held(function)
     if any(module.training for module in modules.values()):
         raise ValueError("torch_module: expected evaluation mode, got one that is training: call its eval() first")
-    paths = {id(one): _below(name, path) for name, it in modules.items() for path, one in it.named_modules()}
+    paths = {id(one): below(name, path) for name, it in modules.items() for path, one in it.named_modules()}
     tape = _Tape(paths, wide)
     leaves = _Leaves()
-    for kind, name, tensor in _parameters(modules):
+    for kind, name, tensor in parameters(modules):
         changed = name in instead or (cotangents and kind == "parameter")
         tape.leaf(leaves.of(tensor, instead.get(name), wide) if changed else tensor, "parameter", name)
         if kind != "parameter":
@@ -267,12 +248,12 @@ def record(
         if kind == "computed":
             tape.recording.computed |= {name}
     given, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    names = _names((tuple(args), dict(kwargs)))
-    tensors = [torch.tensor(one) if hasattr(one, "__array__") else one for one in given]
-    for name, one in zip(names, tensors, strict=True):
+    paths_given = names((tuple(args), dict(kwargs)))
+    arrays = [torch.tensor(one) if hasattr(one, "__array__") else one for one in given]
+    for name, one in zip(paths_given, arrays, strict=True):
         if isinstance(one, Tensor):
             tape.leaf(one, "input", name)
-    taken, named = pytree.tree_unflatten(tensors, spec)
+    taken, named = pytree.tree_unflatten(arrays, spec)
     with ExitStack() as stack:
         default = torch.get_default_dtype()
         if wide:
@@ -280,9 +261,10 @@ def record(
             stack.callback(torch.set_default_dtype, default)
         stack.enter_context(torch.enable_grad() if cotangents else torch.no_grad())
         stack.enter_context(tape)
+        stack.enter_context(taken_apart())
         with leaves if leaves.instead else nullcontext():
             out = function(*taken, **named)
-        outputs = {name: one for name, one in _tensors(out) if one.is_floating_point()}
+        outputs = {name: one for name, one in tensors(out) if one.is_floating_point()}
         for name, one in outputs.items():
             tape.recording.outputs[name] = tape.number(one)
         if cotangents:
@@ -321,8 +303,8 @@ class _Leaves(TorchFunctionMode):
 
 def _backward(tape: _Tape, outputs: Mapping[str, Tensor], cotangents: Mapping[str, NumPyArray]) -> None:
     """Computes the gradients of what parameters there are; an output that depends on none has none."""
-    parameters = {name: tape.recording.held[number] for name, number in tape.recording.parameters.items()}
-    wanted = {name: one for name, one in parameters.items() if one.requires_grad}
+    leaves = {name: tape.recording.held[number] for name, number in tape.recording.parameters.items()}
+    wanted = {name: one for name, one in leaves.items() if one.requires_grad}
     ends = {name: one for name, one in outputs.items() if one.requires_grad}
     given = [torch.from_numpy(cotangents[name]).to(one.dtype) for name, one in ends.items()]
     for name, one in zip(ends, given, strict=True):
@@ -333,73 +315,3 @@ def _backward(tape: _Tape, outputs: Mapping[str, Tensor], cotangents: Mapping[st
     for name, gradient in zip(wanted, found, strict=True):
         if gradient is not None:
             tape.recording.gradients[name] = tape.number(gradient)
-
-
-# What a function holds ------------------------------------------------------------------------------------------------
-
-
-def held(function: object) -> dict[str, nn.Module]:
-    """Modules that a function holds: itself, or those that it names, by these names; one alone has the name ""."""
-    found: dict[int, tuple[str, nn.Module]] = {}
-
-    def look(it: object, name: str) -> None:
-        if isinstance(it, nn.Module):
-            found.setdefault(id(it), (name, it))
-        elif isinstance(it, functools.partial):
-            for at, one in enumerate((it.func, *it.args, *it.keywords.values())):
-                look(one, _below(name, str(at)))
-        elif isinstance(it, MethodType):
-            look(it.__self__, name)
-            look(it.__func__, name)
-        elif isinstance(it, FunctionType) and (it.__module__ or "").partition(".")[0] not in LIBRARIES:
-            for key, one in inspect.getclosurevars(it)._asdict().items():
-                if key in ("nonlocals", "globals"):
-                    for inner, value in one.items():
-                        if value is not it and isinstance(value, (nn.Module, functools.partial, MethodType)):
-                            look(value, _below(name, inner))
-
-    look(function, "")
-    modules = {name: module for name, module in found.values()}
-    return {"": next(iter(modules.values()))} if len(modules) == 1 else modules
-
-
-def _below(name: str, key: str) -> str:
-    return f"{name}.{key}" if name and key else name or key
-
-
-def _parameters(modules: Mapping[str, nn.Module]) -> Iterator[tuple[str, str, Tensor]]:
-    """Parameters and buffers, each once: "parameter", "saved" or, where no checkpoint has it, "computed"; the name."""
-    seen: set[int] = set()
-    for name, module in modules.items():
-        saved = module.state_dict(keep_vars=True)
-        buffers = (("saved" if key in saved else "computed", key, one) for key, one in module.named_buffers())
-        parameters = (("parameter", key, one) for key, one in module.named_parameters())
-        for kind, key, tensor in (*parameters, *buffers):
-            if id(tensor) not in seen:
-                seen.add(id(tensor))
-                yield kind, _below(name, key), tensor
-
-
-def _names(structure: object) -> list[str]:
-    """Paths of the leaves of arguments: names of keyword arguments, numbers of others."""
-    return [_path(path) for path, _ in pytree.tree_flatten_with_path(structure)[0]]
-
-
-def _path(path: Sequence[object]) -> str:
-    return ".".join(str(getattr(key, "key", getattr(key, "idx", getattr(key, "name", key)))) for key in path[1:])
-
-
-def _tensors(out: object) -> list[tuple[str, Tensor]]:
-    """What a program returned: tensors with their paths; a dataclass, a mapping or a sequence is looked into."""
-    if isinstance(out, Tensor):
-        return [("", out)]
-    if isinstance(out, Mapping):
-        items = [(str(name), one) for name, one in out.items()]
-    elif isinstance(out, (tuple, list)):
-        fields = getattr(out, "_fields", range(len(out)))
-        items = [(str(name), one) for name, one in zip(fields, out, strict=True)]
-    elif hasattr(out, "__dataclass_fields__"):
-        items = [(name, getattr(out, name)) for name in out.__dataclass_fields__]
-    else:
-        return []
-    return [(f"{name}.{rest}".rstrip("."), one) for name, each in items for rest, one in _tensors(each)]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Protocol, TypeAlias
 
@@ -44,6 +44,18 @@ class Edits(Protocol):
 
 
 @dataclass(eq=False)
+class Playing:
+    """What is being played.
+
+    Attributes:
+        program: which; None: none. fresh: nodes that are computed anew.
+    """
+
+    program: Program | None = None
+    fresh: dict[int, Tensor] = field(default_factory=dict)
+
+
+@dataclass(eq=False)
 class Program:
     """A recorded program, as edits see it.
 
@@ -51,13 +63,17 @@ class Program:
         recording: the run.
         near: numbers of the calls that edits are wanted of.
         constants: numbers that the other program uses near the same place, for scales, eps and fills.
+        known: nodes that the other program has too; where none is given, no tensor is taken from elsewhere.
         applied: edits that are part of the program already.
+        playing: what is being played, which programs made of each other share.
     """
 
     recording: Recording
     near: frozenset[int] = frozenset()
     constants: tuple[float, ...] = ()
+    known: frozenset[int] = frozenset()
     applied: tuple[Edit, ...] = ()
+    playing: Playing = field(default_factory=lambda: Playing())
 
     @property
     def calls(self) -> list[Called]:
@@ -86,6 +102,11 @@ class Program:
         """The numbers of a node."""
         return torch.from_numpy(self.recording.nodes[number].value.copy())
 
+    def now(self, number: int) -> Tensor:
+        """The numbers of a node in the program as it is being played: for changes."""
+        program = self.playing.program or self
+        return program._taken(number, self.playing.fresh)
+
     def maker(self, number: int) -> Called | None:
         """The call that made a node; None of what no operation made."""
         at = self.made_by.get(number)
@@ -94,16 +115,32 @@ class Program:
     def play(
         self, edits: Iterable[Edit] = (), until: int | None = None, leaves: Iterable[int] = ()
     ) -> dict[int, NumPyArray]:
-        """What the nodes are that depend on these edits, and on those applied: computed anew, in float64.
+        """What the nodes are that depend on these edits: computed anew, in float64, with what is applied already.
 
         Args:
             until: the number of the call to stop before; None: none.
             leaves: nodes whose numbers have changed.
         """
-        changes = {at: change for edit in (*self.applied, *edits) for at, change in edit.changes.items()}
-        fresh = {number: self.tensor(number) for number in leaves}
-        shared = self.recording.shared
-        for at, call in enumerate(self.calls[:until]):
+        new = {at: change for edit in edits for at, change in edit.changes.items()}
+        changes: dict[int, Change] = {}
+        for at, change in (*(pair for edit in self.applied for pair in edit.changes.items()), *new.items()):
+            changes[at] = _both(changes[at], change) if at in changes else change
+        fresh = self.playing.fresh
+        fresh.update({number: self.tensor(number) for number in leaves})
+        first = 0 if self.recording.shared or fresh else min(new, default=len(self.calls))
+        self.playing.program = self
+        try:
+            self._played(changes, first, len(self.calls) if until is None else min(until, len(self.calls)))
+            found = {number: _values(tensor) for number, tensor in fresh.items()}
+        finally:
+            fresh.clear()
+            self.playing.program = None
+        return found | {number: found[before] for number, before in self.recording.again.items() if before in found}
+
+    def _played(self, changes: Mapping[int, Change], first: int, until: int) -> None:
+        fresh, shared = self.playing.fresh, self.recording.shared
+        for at in range(first, until):
+            call = self.calls[at]
             known = not any(number in fresh or number in shared for number in self.taken[at])
             if known and at not in changes and shared.isdisjoint(call.outputs):
                 continue
@@ -114,11 +151,10 @@ class Program:
                 out = operator(*args, **kwargs)
             else:  # kernels of PyTorch ask for a last axis without gaps
                 out = pytree.tree_map_only(Tensor, torch.Tensor.contiguous, change(operator, args, kwargs))
-            for number, one in zip(call.outputs, pytree.tree_leaves(out), strict=True):
+            made = [out] if isinstance(out, Tensor) else pytree.tree_leaves(out)
+            for number, one in zip(call.outputs, made, strict=True):
                 if number is not None:
                     fresh[number] = one
-        found = {number: _numbers(tensor) for number, tensor in fresh.items()}
-        return found | {number: found[before] for number, before in self.recording.again.items() if before in found}
 
     def applying(self, edit: Edit) -> Program:
         """The program with an edit that is part of it from now on."""
@@ -137,7 +173,10 @@ class Program:
         return replace(self, recording=replace(self.recording, nodes=nodes))
 
     def _given(self, call: Called, fresh: dict[int, Tensor]) -> tuple[Sequence[object], dict[str, object]]:
-        leaves, spec = pytree.tree_flatten((call.args, call.kwargs), is_leaf=lambda one: isinstance(one, Ref))
+        if call.plain:  # most are
+            given = lambda one: self._taken(one.number, fresh) if isinstance(one, Ref) else one  # noqa: E731
+            return tuple(map(given, call.args)), {name: given(one) for name, one in call.kwargs.items()}
+        leaves, spec = call.flat
         taken = [self._taken(one.number, fresh) if isinstance(one, Ref) else one for one in leaves]
         args, kwargs = pytree.tree_unflatten(taken, spec)
         return args, kwargs
@@ -153,6 +192,16 @@ class Program:
         return fresh[number]
 
 
+def _values(tensor: Tensor) -> NumPyArray:
+    """The numbers of a tensor that nothing writes into any more: its own memory, where that is float64."""
+    return tensor.numpy() if tensor.dtype in (torch.float64, torch.int64, torch.bool) else _numbers(tensor)
+
+
+def _both(first: Change, second: Change) -> Change:
+    """Two changes of one call: the second takes what the first makes of the operator for the operator."""
+    return lambda operator, args, kwargs: second(lambda *a, **k: first(operator, a, k), args, kwargs)
+
+
 def name_of(call: Called) -> str:
     """What PyTorch calls an operator: "mul.Tensor", "bmm"."""
     return str(call.operator).removeprefix("aten.").removesuffix(".default")
@@ -160,5 +209,4 @@ def name_of(call: Called) -> str:
 
 def refs(call: Called) -> list[int]:
     """Numbers of the tensors that a call takes."""
-    leaves = pytree.tree_leaves((call.args, call.kwargs), is_leaf=lambda one: isinstance(one, Ref))
-    return [one.number for one in leaves if isinstance(one, Ref)]
+    return [one.number for one in call.flat[0] if isinstance(one, Ref)]

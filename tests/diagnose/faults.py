@@ -25,6 +25,8 @@ _ATTENTION = r"layers?\.1\.(self_attn|attention)"
 _MLP = r"layers?\.1\.mlp"
 _ROTARY = r"rotary_emb|layers\.1\.self_attn"
 _SCALE = r"scale|factor"
+#: The code of the whole model has no path.
+_POOLED = r"^\S* at (vit|classifier|modeling_vit)"
 
 DECODER = [
     ("scale 1/D", _ATTENTION, rf"({_SCALE}).*0\.125"),
@@ -76,7 +78,8 @@ ENCODER = [
     ("scale by width", _ATTENTION, rf"({_SCALE}).*0\.204"),
     ("padding forgotten", _ATTENTION, r"(mask|padding).*(left out|missing|not|forgotten)|no mask"),
     ("padding inverted", _ATTENTION, r"mask.*(invert|opposite|negat)"),
-    ("padding of queries", _ATTENTION, r"mask.*(quer|transpos)"),
+    # queries of padded tokens are not compared: all others see all keys
+    ("padding of queries", _ATTENTION, r"mask.*(quer|transpos|missing)"),
     ("causal", _ATTENTION, r"causal"),
     ("fill", _ATTENTION, r"(fill|filled|masked).*\b0\b"),
     ("dropout", _ATTENTION, r"dropout|random"),
@@ -92,7 +95,7 @@ ENCODER = [
     ("relu", r"layer\.1\.intermediate", r"relu, not gelu"),
     ("eps", r"layer\.1\.attention\.output", r"eps.*1e-05"),
     ("bias of the norm missing", r"layer\.1\.attention\.output", r"bias.*left out|left out.*bias|without.*bias"),
-    ("norm before", r"layer\.1", r"norm.*before|norm.*(first|placed|input)"),
+    ("norm before", r"layer\.1", r"norm.*(before|in front of)"),
     ("residual missing", r"layer\.1\.output", r"left out|residual"),
     ("types missing", r"embeddings", r"token_type.*left out|left out.*token_type|without.*type"),
     ("types all zero", r"embeddings", r"(token_)?type.*(0|zero)"),
@@ -124,8 +127,8 @@ VISION = [
     ("positions missing", r"embeddings", r"position.*left out|left out.*position"),
     ("positions one late", r"embeddings", r"position.*(1|one|shift)"),
     ("final norm missing", r"vit\.layernorm|classifier", r"norm.*(left out|missing|skipped)|left out.*norm"),
-    ("pooled mean", r"^\S* at (vit|classifier|\()|classifier", r"mean"),
-    ("pooled last", r"^\S* at (vit|classifier|\()|classifier", r"token.*(last|16|-1)|last token"),
+    ("pooled mean", _POOLED, r"mean"),
+    ("pooled last", _POOLED, r"last token"),
 ]
 ENCODER_DECODER = [
     ("scores scaled", r"decoder\.block\.1\.layer\.0", rf"({_SCALE}|multiplied).*0\.353"),

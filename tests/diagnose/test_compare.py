@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import maskattn
+from maskattn_jax.tracing import record
 from tests.diagnose import programs as made
 
 TOKENS = made.tokens()
@@ -121,3 +122,32 @@ def test_bad_input_is_refused_by_name():
         maskattn.compare(made.model(), port(), INPUTS, dtype="bfloat16")
     with pytest.raises(ValueError, match="torch_module: expected evaluation mode"):
         maskattn.compare(nn.Linear(2, 2).train(), port(), [np.zeros((2, 2))])
+
+
+def test_modules_that_equinox_makes_anew_keep_their_paths():
+    eqx = pytest.importorskip("equinox")
+
+    class Rows(eqx.Module):
+        layers: list
+        out: eqx.nn.Linear
+
+        def row(self, x):
+            for layer in self.layers:
+                x = jax.nn.relu(layer(x))
+            return self.out(x)
+
+        def __call__(self, x):
+            return jax.vmap(self.row)(x)
+
+    first, second, out = (eqx.nn.Linear(8, 8, key=jax.random.key(at)) for at in range(3))
+    model, x = Rows([first, second], out), np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
+    paths = {"layers.0", "layers.1", "out"}
+    for function, root in (
+        (model, ""),
+        (eqx.filter_jit(model), ""),
+        (eqx.filter_vmap(lambda x: model.row(x)), "model."),
+    ):
+        trace = record(function, [x], {}, wide=True)
+        assert {node.where.module for node in trace.nodes} >= {root + path for path in paths}
+        assert not any("<" in node.where.module for node in trace.nodes)
+        assert f"{root}layers.1.weight" in trace.parameters

@@ -46,6 +46,7 @@ def test_padded_tokens_do_not_count():
         assert found.of(np.arange(6).reshape(2, 3)).tolist() == [0, 1, 3, 4, 5]
         assert found.of(np.arange(12).reshape(2, 2, 3)).shape == (5, 2)
         assert found.of(np.arange(8).reshape(2, 4)).shape == (2, 4)
+    assert found.of(np.arange(36).reshape(2, 2, 3, 3)).shape == (4 + 9, 2)  # of queries and of keys
     both = Kept((mask.astype(bool), np.array([[True] * 4, [False] + [True] * 3])))
     assert both.of(np.zeros((2, 4, 8))).shape == (7, 8)
 
@@ -71,6 +72,7 @@ def test_what_inputs_could_not_show_is_said():
     assert "no padding: no mask is given" in said(tokens=TOKENS)
     assert "attention_mask leaves no token out" in said(tokens=TOKENS, attention_mask=ones)
     assert "padding" not in said(tokens=TOKENS, attention_mask=half)
+    assert "attention_mask pads at the end alone" in said(tokens=TOKENS, attention_mask=half[:, ::-1])
     assert "one row only" in said(tokens=TOKENS[:1])
     assert "5 tokens only" in said(tokens=TOKENS[:, :5])
     positions = np.tile(np.arange(12), (2, 1))

@@ -42,7 +42,7 @@ def parameters(report: Report) -> str:
 
 def _lines(number: int, place: Place) -> list[list[str]]:
     """A line of a table for each operation of a place."""
-    left = f"{100 * (1 - place.share):.4g} %" if place.diagnosis else "-"
+    left = f"{100 * (1 - place.share):.4g} %" if place.diagnosis and not place.rounding else "-"
     said = place.diagnosis or unexplained(place)
     found = [[side, where] for side, where in described(place)] or [["-", "-"]]
     first = [[str(number), said, left, *found[0]]]

@@ -8,10 +8,12 @@ from maskattn_torch.tracing.edits import (
     constants,
     embeddings,
     experts,
+    fused,
     layers,
     linear,
     norms,
     operands,
+    outputs,
     rotary,
 )
 from maskattn_torch.tracing.replay import Edit, Edits, Program
@@ -26,6 +28,8 @@ FAMILIES: tuple[Edits, ...] = (
     experts.edits,
     embeddings.edits,
     linear.edits,
+    fused.edits,
+    outputs.edits,
     layers.edits,
     operands.edits,
 )

@@ -24,18 +24,68 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 _NAMES = {"gelu": "gelu", "silu": "silu", "relu": "relu", "tanh": "tanh", "sigmoid": "sigmoid"}
 
 
+#: Fewer numbers may be an activation's by chance.
+_FEWEST = 16
+#: What an activation that is written out ends with, and how many operators it may have.
+_LAST = ("mul.Tensor", "mul.Scalar", "div.Tensor", "square", "pow.Tensor_Scalar")
+_LONGEST = 10
+#: What two ways to compute the same differ by at most, of the largest number.
+_SAME = 1e-9
+
+
 def edits(program: Program) -> Iterator[Edit]:
-    """Each function in the place of each activation."""
+    """Each function in the place of each activation: of one operator, or of several that give its numbers."""
     for at in sorted(program.near):
         call = program.calls[at]
         mine = _NAMES.get(name_of(call))
-        if mine is None:
-            continue
         if mine == "gelu" and call.kwargs.get("approximate", "none") == "tanh":
             mine = "gelu (tanh)"
+        if mine is not None:
+            for name, function in _others(mine):
+                yield Edit(_said(name, mine), f"{name} for {mine}", {at: _by(function)})
+        elif name_of(call) in _LAST:
+            found = _written_out(program, at)
+            if found is not None:
+                mine, x = found
+                for name, function in _others(mine):
+                    yield Edit(_said(name, mine), f"{name} for {mine}", {at: _of(program, x, function)})
+
+
+def _others(mine: str) -> Iterator[tuple[str, Callable[[Tensor], Tensor]]]:
+    yield from ((name, function) for name, function in FUNCTIONS.items() if name != mine)
+
+
+def _said(name: str, mine: str) -> str:
+    return f"the activation is {name}, not {mine}"
+
+
+def _written_out(program: Program, at: int) -> tuple[str, int] | None:
+    """Which activation a call ends, and of which node, told by its numbers."""
+    nodes, made = program.recording.nodes, program.calls[at].outputs[0]
+    assert made is not None
+    y = nodes[made].value
+    if y.dtype.kind != "f" or y.size < _FEWEST:
+        return None
+    todo, seen = [(number, 1) for number in program.taken[at]], set()
+    while todo:
+        number, steps = todo.pop(0)
+        if number in seen or nodes[number].value.shape != y.shape or nodes[number].value.dtype.kind != "f":
+            continue
+        seen.add(number)
+        x = program.tensor(number)
         for name, function in FUNCTIONS.items():
-            if name != mine:
-                yield Edit(f"the activation is {name}, not {mine}", f"{name} for {mine}", {at: _by(function)})
+            if name != "no activation" and float((function(x) - torch.from_numpy(y)).abs().max()) <= _SAME * float(
+                x.abs().max()
+            ):
+                return name, number
+        above = program.made_by.get(number)
+        if above is not None and steps < _LONGEST:
+            todo += [(one, steps + 1) for one in program.taken[above]]
+    return None
+
+
+def _of(program: Program, x: int, function: Callable[[Tensor], Tensor]) -> Change:
+    return lambda *_: function(program.now(x))
 
 
 def _by(function: Callable[[Tensor], Tensor]) -> Change:

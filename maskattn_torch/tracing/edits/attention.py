@@ -17,16 +17,12 @@ from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
 MASKED = -1e3
 #: What stands for minus infinity, without the NaN of a row that attends to nothing.
 FILL = -1e30
-_SDPA = ("_scaled_dot_product_flash_attention_for_cpu", "_scaled_dot_product_fused_attention_overrideable")
 
 
 def edits(program: Program) -> Iterator[Edit]:
-    """Of each softmax that is near, and of each call of PyTorch's attention."""
+    """Of each softmax that is near."""
     for at in sorted(program.near):
-        name = name_of(program.calls[at])
-        if name in _SDPA:
-            yield from _of_sdpa(program, at)
-        elif name == "_softmax":
+        if name_of(program.calls[at]) == "_softmax":
             yield from _of_softmax(program, at)
 
 
@@ -36,11 +32,9 @@ def _masks(allowed: Tensor) -> Iterator[tuple[str, Tensor]]:
 
 
 def _fills(program: Program) -> list[float]:
-    common = {-1.0, -10.0, -100.0, -1e3, -1e4}
-    return sorted(common | {-abs(one) for one in program.constants if 0 < abs(one) < 1e5})
-
-
-# A softmax by itself --------------------------------------------------------------------------------------------------
+    common = [0.0, -1.0, -10.0, -100.0, -1e3, -1e4]
+    used = {sign * abs(one) for one in program.constants if 1e-3 < abs(one) < 1e5 for sign in (1, -1)}
+    return [*common, *sorted(used.difference(common))]
 
 
 @dataclass(frozen=True)
@@ -48,12 +42,20 @@ class Masking:
     """The call that masks scores: scores [..., L, S] and who may attend.
 
     Attributes:
-        at: its number. place: which argument the scores are.
+        at: its number. place: which argument the scores are. added: whether the other one is added to them.
     """
 
     at: int
     place: int
     allowed: Tensor
+    added: bool = False
+
+    def scores(self, args: tuple[Tensor, ...]) -> Tensor:
+        """Scores without the mask; a bias of positions may be in one tensor with the mask."""
+        if not self.added:
+            return args[self.place]
+        other = args[1 - self.place]
+        return args[self.place] + torch.where(other > MASKED, other, 0.0)
 
 
 def _of_softmax(program: Program, at: int) -> Iterator[Edit]:
@@ -62,26 +64,32 @@ def _of_softmax(program: Program, at: int) -> Iterator[Edit]:
     if scores.ndim < 3 or call.args[1] not in (-1, scores.ndim - 1):
         return
     yield Edit("the softmax is over the queries, not the keys", "softmax axis", {at: _axis(-2)})
-    yield Edit("the softmax is over the heads, not the keys", "softmax over heads", {at: _axis(1)})
+    if scores.ndim > 3 and scores.shape[1] > 1:
+        yield Edit("the softmax is over the heads, not the keys", "softmax over heads", {at: _axis(1)})
     yield Edit("sigmoid stands in the place of the softmax", "sigmoid", {at: lambda _, args, kwargs: args[0].sigmoid()})
     yield Edit("the softmax has 1 more in its denominator", "softmax1", {at: _sink})
     mask = _masking(program, at)
-    allowed = torch.ones(scores.shape, dtype=torch.bool) if mask is None else mask.allowed
-    where, place = (at, 0) if mask is None else (mask.at, mask.place)
-    for text, other in _masks(allowed):
-        if mask is None:
+    if mask is None:
+        for text, other in _masks(torch.ones(scores.shape, dtype=torch.bool)):
             yield Edit(text, text, {at: _masked_softmax(other)})
-        else:
-            yield Edit(text, text, {where: _masked(place, other, FILL)})
-    if mask is not None and not bool(allowed.all()):
-        for fill in _fills(program):
-            text = f"what is masked out gets {fill:g} added, not minus infinity"
-            yield Edit(text, text, {where: _added(place, allowed, fill)})
-            text = f"what is masked out is {fill:g}, not minus infinity"
-            yield Edit(text, text, {where: _masked(place, allowed, fill)})
-        text = "the mask is applied behind the softmax"
-        yield Edit(text, text, {where: _plain(place), at: _behind(allowed)})
+    else:
+        for text, other in _masks(mask.allowed):
+            yield Edit(text, text, {mask.at: _masked(mask, other, FILL)})
+        if not bool(mask.allowed.all()):
+            yield from _of_fill(program, at, mask)
     yield from _of_groups(program, at)
+
+
+def _of_fill(program: Program, softmax: int, mask: Masking) -> Iterator[Edit]:
+    for fill in _fills(program):
+        if fill:
+            text = f"what is masked out gets {fill:g} added, not minus infinity"
+            yield Edit(text, text, {mask.at: _added(mask, fill)})
+        text = f"what is masked out is {fill:g}, not minus infinity"
+        yield Edit(text, text, {mask.at: _masked(mask, mask.allowed, fill)})
+    text = "the mask is applied behind the softmax"
+    plain: Change = lambda _, args, kwargs: mask.scores(args)  # noqa: E731
+    yield Edit(text, text, {mask.at: plain, softmax: _behind(mask.allowed)})
 
 
 def _ref(one: object) -> int:
@@ -117,7 +125,7 @@ def _mask_of(program: Program, at: int, call: Called, name: str) -> Masking | No
             if isinstance(other, Ref) and isinstance(call.args[place], Ref):
                 mask = program.tensor(other.number)
                 if (mask <= MASKED).any() and bool(((mask <= MASKED) | (mask.abs() < 100)).all()):
-                    return Masking(at, place, (mask > MASKED).broadcast_to(made.shape))
+                    return Masking(at, place, (mask > MASKED).broadcast_to(made.shape), added=True)
         return None
     if name == "where.self":
         return Masking(at, 1, program.tensor(_ref(call.args[0])).bool().broadcast_to(made.shape))
@@ -133,16 +141,12 @@ def _sink(_: object, args: tuple[Tensor, ...], kwargs: object) -> Tensor:
     return torch.softmax(more, -1)[..., :-1]
 
 
-def _masked(place: int, allowed: Tensor, fill: float) -> Change:
-    return lambda _, args, kwargs: torch.where(allowed, args[place], fill)
+def _masked(mask: Masking, allowed: Tensor, fill: float) -> Change:
+    return lambda _, args, kwargs: torch.where(allowed, mask.scores(args), fill)
 
 
-def _added(place: int, allowed: Tensor, fill: float) -> Change:
-    return lambda _, args, kwargs: args[place] + fill * (~allowed)
-
-
-def _plain(place: int) -> Change:
-    return lambda _, args, kwargs: args[place]
+def _added(mask: Masking, fill: float) -> Change:
+    return lambda _, args, kwargs: mask.scores(args) + fill * (~mask.allowed)
 
 
 def _behind(allowed: Tensor) -> Change:
@@ -175,83 +179,3 @@ def _tiled(operator: Callable[..., Tensor], args: tuple[Tensor, ...], kwargs: di
     x = args[0]
     turned = x.transpose(1, 2).reshape(x.shape)
     return operator(turned, *args[1:], **kwargs)
-
-
-# PyTorch's attention --------------------------------------------------------------------------------------------------
-
-
-def _of_sdpa(program: Program, at: int) -> Iterator[Edit]:
-    call = program.calls[at]
-    query, key = (program.recording.nodes[_ref(one)].value for one in call.args[:2])
-    length, keys, size = query.shape[-2], key.shape[-2], query.shape[-1]
-    causal = bool(call.args[4]) if len(call.args) > 4 else False
-    mask = call.kwargs.get("attn_mask")
-    allowed = torch.ones(query.shape[0], query.shape[1], length, keys, dtype=torch.bool)
-    if causal:
-        allowed &= torch.ones(length, keys, dtype=torch.bool).tril()
-    bias: Tensor | None = None
-    if isinstance(mask, Ref):
-        given = program.tensor(mask.number)
-        allowed = allowed & (given if given.dtype == torch.bool else given > MASKED)
-        bias = None if given.dtype == torch.bool else torch.where(given > MASKED, given, 0.0)
-    mine = call.kwargs.get("scale")
-    scale = float(mine) if isinstance(mine, (int, float)) else size**-0.5
-    for text, other in _masks(allowed):
-        yield Edit(text, text, {at: Attend(other, bias, scale)})
-    if not bool(allowed.all()):
-        for fill in _fills(program):
-            text = f"what is masked out gets {fill:g} added, not minus infinity"
-            yield Edit(text, text, {at: Attend(allowed, bias, scale, soft=fill)})
-        yield Edit(
-            "the mask is applied behind the softmax", "mask behind", {at: Attend(allowed, bias, scale, behind=True)}
-        )
-    heads = query.shape[1]
-    for other_scale in {1.0, scale * scale, scale**0.5, (size * heads) ** -0.5, *program.constants}:
-        for one in {other_scale, 1 / other_scale if other_scale else 1.0, scale * other_scale}:
-            if one > 0 and abs(one - scale) > 1e-9 * scale:
-                text = f"the scale is {one:.6g}, not {scale:.6g}"
-                yield Edit(text, text, {at: Attend(allowed, bias, one)})
-    yield Edit(
-        "the softmax is over the queries, not the keys", "softmax axis", {at: Attend(allowed, bias, scale, axis=-2)}
-    )
-    if bias is not None:
-        yield Edit("the bias of positions is left out", "no bias", {at: Attend(allowed, None, scale)})
-    if key.shape[1] != heads:
-        yield Edit(
-            "heads of keys and values are tiled, not repeated",
-            "tiled heads",
-            {at: Attend(allowed, bias, scale, tiled=True)},
-        )
-    yield from _of_groups(program, at)
-
-
-@dataclass(frozen=True, eq=False)
-class Attend:
-    """Attention by its definition (Vaswani et al. 2017, section 3.2.1), with what may be otherwise."""
-
-    allowed: Tensor
-    bias: Tensor | None
-    scale: float
-    axis: int = -1
-    soft: float | None = None
-    behind: bool = False
-    tiled: bool = False
-
-    def __call__(self, _: object, args: tuple[Tensor, ...], kwargs: dict[str, object]) -> tuple[Tensor, Tensor]:
-        query, key, value = args[:3]
-        groups = query.shape[1] // key.shape[1]
-        if groups > 1:
-            key, value = (
-                (x.repeat(1, groups, 1, 1) if self.tiled else x.repeat_interleave(groups, 1)) for x in (key, value)
-            )
-        scores = query @ key.transpose(-1, -2) * self.scale
-        if self.bias is not None:
-            scores = scores + self.bias
-        if self.soft is not None:
-            scores = scores + self.soft * (~self.allowed)
-        elif not self.behind:
-            scores = torch.where(self.allowed, scores, FILL)
-        weights = torch.softmax(scores, self.axis)
-        if self.behind:
-            weights = weights * self.allowed
-        return weights @ value, torch.logsumexp(scores, -1)

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import torch
+
+from maskattn_torch.tracing.record import Ref
 from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
 
 #: Operators -> which of their arguments is a number, and what it is.
@@ -14,6 +17,10 @@ PLACES = {
     "add.Tensor": (1, "number added"),
     "pow.Tensor_Scalar": (1, "power"),
     "native_layer_norm": (4, "eps of the norm"),
+    "native_group_norm": (7, "eps of the norm"),
+    "native_batch_norm": (7, "eps of the norm"),
+    "_native_batch_norm_legit_no_training": (6, "eps of the norm"),
+    "_fused_rms_norm": (3, "eps of the norm"),
     "masked_fill.Scalar": (2, "fill of the mask"),
 }
 _COMMON = (1e-12, 1e-8, 1e-6, 1e-5, 1e-3)
@@ -24,7 +31,9 @@ def edits(program: Program) -> Iterator[Edit]:
     for at in sorted(program.near):
         call = program.calls[at]
         name = name_of(call)
-        if name not in PLACES:
+        if name == "tanh":
+            yield from _of_cap(program, at)
+        if name not in PLACES or len(call.args) <= PLACES[name][0]:
             continue
         place, what = PLACES[name]
         mine = call.args[place]
@@ -43,6 +52,33 @@ def edits(program: Program) -> Iterator[Edit]:
             if other != mine:
                 text = f"the {what} is {other:.6g}, not {mine:.6g}"
                 yield Edit(text, f"{what} {other:.6g} for {mine:.6g}", {at: _with(place, other)})
+
+
+def _of_cap(program: Program, at: int) -> Iterator[Edit]:
+    """c * tanh(x / c): another cap, or none (Gemma 2: Gemma Team 2024, section 2)."""
+    source = program.made_by.get(_number(program.calls[at].args[0]))
+    number = program.calls[at].outputs[0]
+    readers = program.read_by.get(number, []) if number is not None else []
+    if source is None or len(readers) != 1:
+        return
+    divided, times = program.calls[source], program.calls[readers[0]]
+    cap = times.args[1] if name_of(times) == "mul.Tensor" else None
+    if name_of(divided) not in ("div.Tensor", "mul.Tensor") or not isinstance(cap, (int, float)):
+        return
+    scale = divided.args[1]
+    inverse = 1 / cap if name_of(divided) == "mul.Tensor" else cap
+    if not isinstance(scale, (int, float)) or round(scale / inverse, 6) != 1:
+        return
+    text = f"there is no cap of {cap:g}"
+    x = _number(divided.args[0])
+    yield Edit(text, "no cap", {readers[0]: lambda _, args, kwargs: program.now(x)})
+    for other in {30.0, 50.0, *(one for one in program.constants if 1 < one < 1e3)} - {float(cap)}:
+        text = f"the cap is {other:g}, not {cap:g}"
+        yield Edit(text, text, {readers[0]: lambda _, args, kwargs, by=other: torch.tanh(program.now(x) / by) * by})
+
+
+def _number(one: object) -> int:
+    return one.number if isinstance(one, Ref) else -1
 
 
 def _with(place: int, number: float) -> Change:

@@ -24,6 +24,16 @@ def edits(program: Program) -> Iterator[Edit]:
             yield from _of_table(program, at)
         elif name == "select.int" and isinstance(call.args[0], Ref):
             yield from _of_one(program, at)
+        elif name == "mean.dim" and isinstance(call.args[0], Ref):
+            yield from _of_mean(program, at)
+        elif name == "div.Tensor":
+            yield from _of_kept(program, at)
+        elif name == "max_pool2d_with_indices":
+            yield Edit("the mean is pooled, not the largest", "mean pooled", {at: _mean_pooled})
+        elif name == "avg_pool2d":
+            yield Edit("the largest is pooled, not the mean", "largest pooled", {at: _largest_pooled})
+        elif name == "add.Tensor":
+            yield from _of_added(program, at)
         elif name == "cat" and len(call.args[0]) == 2:  # type: ignore[arg-type]
             first, second = (said(program, one.number) for one in call.args[0])  # type: ignore[attr-defined]
             text = f"two parts are joined in another order: {second} first, {first} last"
@@ -60,12 +70,102 @@ def _of_one(program: Program, at: int) -> Iterator[Edit]:
             yield Edit(text, text, {at: _taken(other)})
     text = f"the mean of all tokens is taken, not token {mine}"
     yield Edit(text, text, {at: lambda _, args, kwargs: args[0].mean(args[1])})
+    if last > 1:
+        text = f"the mean of all tokens but the first is taken, not token {mine}"
+        yield Edit(text, text, {at: lambda _, args, kwargs: args[0].narrow(axis, 1, last).mean(axis)})
     text = f"the largest of all tokens is taken, not token {mine}"
     yield Edit(text, text, {at: lambda _, args, kwargs: args[0].amax(args[1])})
 
 
 def _taken(token: int) -> Change:
     return lambda _, args, kwargs: args[0].select(args[1], token)
+
+
+def _of_mean(program: Program, at: int) -> Iterator[Edit]:
+    """The mean of all tokens of a row: one of them, their sum, their largest."""
+    source, axes = program.calls[at].args[:2]
+    assert isinstance(source, Ref)
+    shape = program.recording.nodes[source.number].value.shape
+    if not isinstance(axes, (list, tuple)):
+        return
+    if len(axes) > 1:
+        text = "the largest of all places is taken, not their mean"
+        yield Edit(text, text, {at: _of_all(lambda x: x.amax(tuple(axes)), program, at)})
+    if len(axes) != 1 or axes[0] % len(shape) in (0, len(shape) - 1):
+        return
+    (axis,) = axes
+    for text, function in {
+        "the first token is taken": lambda x: x.select(axis, 0),
+        "the last token is taken": lambda x: x.select(axis, -1),
+        "the mean of all tokens but the first is taken": lambda x: x.narrow(axis, 1, x.shape[axis] - 1).mean(axis),
+        "the sum of all tokens is taken": lambda x: x.sum(axis),
+        "the largest of all tokens is taken": lambda x: x.amax(axis),
+    }.items():
+        yield Edit(f"{text}, not the mean of all", text, {at: _of_all(function, program, at)})
+
+
+def _of_kept(program: Program, at: int) -> Iterator[Edit]:
+    """The mean of the tokens that a mask keeps, sum(x * keep) / sum(keep): of all."""
+    summed = program.maker(_number(program.calls[at].args[0]))
+    product = program.maker(_number(summed.args[0])) if summed is not None and "sum" in name_of(summed) else None
+    if summed is None or product is None or name_of(product) != "mul.Tensor" or len(summed.args) < 2:
+        return
+    axes = summed.args[1]
+    for one in product.args[:2]:
+        number = _number(one)
+        if number >= 0 and program.recording.nodes[number].value.ndim > 1 and isinstance(axes, (list, tuple)):
+            text = "the mean is of all tokens, of padding too"
+            yield Edit(text, text, {at: _of_all(lambda _, x=number: program.now(x).mean(axes[0]), program, at)})  # type: ignore[misc]
+
+
+def _number(one: object) -> int:
+    return one.number if isinstance(one, Ref) else -1
+
+
+def _mean_pooled(_: object, args: tuple[Tensor, ...], kwargs: object) -> tuple[Tensor, Tensor]:
+    made: Tensor = torch.ops.aten.avg_pool2d(*args[:4])
+    return made, torch.zeros_like(made, dtype=torch.int64)
+
+
+def _largest_pooled(_: object, args: tuple[Tensor, ...], kwargs: object) -> Tensor:
+    made: Tensor = torch.ops.aten.max_pool2d(*args[:4])
+    return made
+
+
+def _of_all(function: Callable[[Tensor], Tensor], program: Program, at: int) -> Change:
+    """The function's result in the shape of the call's own."""
+    number = program.calls[at].outputs[0]
+    assert number is not None
+    shape = program.recording.nodes[number].value.shape
+    return lambda _, args, kwargs: function(args[0]).reshape(shape)
+
+
+def _of_added(program: Program, at: int) -> Iterator[Edit]:
+    """A table of positions [..., L, D] that is added as it is: its rows in another order."""
+    for place, one in enumerate(program.calls[at].args[:2]):
+        node = program.recording.nodes[one.number] if isinstance(one, Ref) else None
+        if node is None or node.kind != "parameter" or node.value.ndim < 2 or node.value.shape[-2] < 3:
+            continue
+        length = node.value.shape[-2]
+        usual = list(range(length))
+        for step in (1, -1, 2, -2):
+            text = f"{node.name}: positions are {step:+d}"
+            yield Edit(text, text, {at: _rows(place, [(number + step) % length for number in usual])})
+        yield Edit(f"{node.name}: positions are backwards", "backwards", {at: _rows(place, usual[::-1])})
+        for first in (0, 1, 2):  # tokens of a class and the like come first
+            side = math.isqrt(length - first)
+            if side > 1 and side * side == length - first:
+                turned = [first + row + side * column for row in range(side) for column in range(side)]
+                text = f"{node.name}: positions are by columns, not by rows (or what they are added to is)"
+                yield Edit(text, text, {at: _rows(place, [*usual[:first], *turned])})
+
+
+def _rows(place: int, order: list[int]) -> Change:
+    def change(operator: Callable[..., Tensor], args: tuple[Tensor, ...], kwargs: dict[str, object]) -> Tensor:
+        given = [one[..., order, :] if number == place else one for number, one in enumerate(args)]
+        return operator(*given, **kwargs)
+
+    return change
 
 
 def _of_table(program: Program, at: int) -> Iterator[Edit]:

@@ -51,8 +51,7 @@ def _ends(program: Program, inside: Sequence[int]) -> tuple[int, int] | None:
 
 
 def _instead(program: Program, number: int) -> Change:
-    tensor = program.tensor(number)
-    return lambda *_: tensor
+    return lambda *_: program.now(number)
 
 
 def _twice(program: Program, inside: Sequence[int], start: int, last: int) -> Change:

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
-from torch.nn import functional
 
 from maskattn_torch.tracing.record import Called, Ref
 from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
@@ -50,6 +48,12 @@ def _of(program: Program, site: Site) -> Iterator[Edit]:
         if (weight == "weight" and mean == site.mean and bias) or (not bias and site.bias is None):
             continue
         yield Edit(text, text, {site.at: _norm(program, site, weight, mean, bias)})
+    for text, spread in {
+        "the norm's variance is divided by n - 1, not by n": _unbiased,
+        "the norm's eps is added behind the square root": _outside,
+    }.items():
+        if site.mean or spread is not _unbiased:
+            yield Edit(text, text, {site.at: _norm(program, site, "weight", site.mean, True, spread)})
     yield Edit("the norm is left out", "norm left out", {site.at: _plain(program, site)})
     yield from _of_place(program, site)
 
@@ -66,11 +70,62 @@ def _of_place(program: Program, site: Site) -> Iterator[Edit]:
                 ("the norm is behind the sum, not in front of the branch", _sum(norm)),
             ):
                 yield Edit(text, text, {site.at: _plain(program, site), at: behind})
-            return
-    before = program.maker(site.x)
-    if before is not None and name_of(before) == "add.Tensor":
-        text = "the norm is in front of the branch, not behind the sum"
-        yield Edit(text, text, {site.at: _plain(program, site)})
+            break
+    else:
+        yield from _before(program, site, norm)
+    yield from _in_turn(program, site, norm)
+
+
+def _in_turn(program: Program, site: Site, norm: Change) -> Iterator[Edit]:
+    """Two branches of the same that are summed: the second may be of the sum with the first (GPT-J: both at once)."""
+    for at in program.read_by.get(site.x, ()):
+        call = program.calls[at]
+        if at < site.at or name_of(call) != "add.Tensor":
+            continue
+        ends = [one.number for one in call.args[:2] if isinstance(one, Ref) and one.number != site.x]
+        while ends:  # the branches are summed first
+            number = ends.pop()
+            made = program.maker(number)
+            if made is not None and name_of(made) == "add.Tensor":
+                ends += [one.number for one in made.args[:2] if isinstance(one, Ref)]
+            elif program.made_by.get(number, site.at) < site.at:
+                text = "the norm is of the sum with the branch before it, not in parallel"
+                yield Edit(text, text, {site.at: _of_sum(program, site, norm, number)})
+
+
+def _of_sum(program: Program, site: Site, norm: Change, branch: int) -> Change:
+    def change(_: object, args: object, kwargs: object) -> object:
+        made = norm(None, (), {}, program.now(site.x) + program.now(branch))
+        return made if len(program.calls[site.at].outputs) == 1 else (made, *_rest(program, site))
+
+    return change
+
+
+def _before(program: Program, site: Site, norm: Change) -> Iterator[Edit]:
+    """A norm behind the sum of a branch and what the branch was made of: it may be in front of the branch."""
+    summed = program.made_by.get(site.x)
+    if summed is None or name_of(program.calls[summed]) != "add.Tensor":
+        return
+    for one in program.calls[summed].args[:2]:
+        if isinstance(one, Ref) and program.recording.nodes[one.number].kind != "parameter":
+            starts = [at for at in program.read_by[one.number] if at < summed]
+            if starts:
+                text = "the norm is in front of the branch, not behind the sum"
+                changes = {at: _normed(program, at, one.number, norm) for at in starts}
+                yield Edit(text, text, {site.at: _plain(program, site), **changes})
+
+
+def _normed(program: Program, at: int, number: int, norm: Change) -> Change:
+    """The call of the norm of a node, in the place of the node."""
+
+    def change(operator: Callable[..., object], args: tuple[object, ...], kwargs: dict[str, object]) -> object:
+        shown = program.calls[at].args
+        return operator(
+            *(norm(None, (), {}, one) if it == Ref(number) else one for it, one in zip(shown, args, strict=True)),
+            **kwargs,
+        )
+
+    return change
 
 
 def _layer_norm(program: Program, at: int) -> Site | None:
@@ -136,23 +191,38 @@ def _number(one: object) -> int:
     return one.number
 
 
-def _norm(program: Program, site: Site, how: str, mean: bool, bias: bool) -> Change:
+def _spread(x: Tensor, eps: float) -> Tensor:
+    """What numbers with the mean 0, or of which no mean is taken, are divided by."""
+    return (x.square().mean(-1, keepdim=True) + eps).sqrt()
+
+
+def _unbiased(x: Tensor, eps: float) -> Tensor:
+    return (x.square().sum(-1, keepdim=True) / (x.shape[-1] - 1) + eps).sqrt()
+
+
+def _outside(x: Tensor, eps: float) -> Tensor:
+    return x.square().mean(-1, keepdim=True).sqrt() + eps
+
+
+def _norm(
+    program: Program,
+    site: Site,
+    how: str,
+    mean: bool,
+    bias: bool,
+    spread: Callable[[Tensor, float], Tensor] = _spread,
+) -> Change:
     """The norm, of the node that it is of or, given a tensor, of that."""
     weight = None if site.weight is None else program.tensor(site.weight)
-    scale = {"weight": weight, "": None, "1 + weight": None if weight is None else 1 + weight}.get(how)
-    if how == "weight - 1" and weight is not None:
-        scale = weight - 1
+    scale = None if weight is None else {"weight": weight, "1 + weight": 1 + weight, "weight - 1": weight - 1}.get(how)
     shift = program.tensor(site.bias) if bias and site.bias is not None else None
-    own = program.tensor(site.x)
 
     def change(_: object, args: object, kwargs: object, of: Tensor | None = None) -> object:
-        x = own if of is None else of
-        if mean:
-            made = functional.layer_norm(x, x.shape[-1:], scale, shift, site.eps)
-        else:
-            made = x * torch.rsqrt(x.square().mean(-1, keepdim=True) + site.eps)
-            made = made if scale is None else made * scale
-            made = made if shift is None else made + shift
+        x = program.now(site.x) if of is None else of
+        x = x - x.mean(-1, keepdim=True) if mean else x
+        made = x / spread(x, site.eps)
+        made = made if scale is None else made * scale
+        made = made if shift is None else made + shift
         single = len(program.calls[site.at].outputs) == 1 or of is not None
         return made if single else (made, *_rest(program, site))
 
@@ -164,9 +234,8 @@ def _rest(program: Program, site: Site) -> list[Tensor]:
 
 
 def _plain(program: Program, site: Site) -> Change:
-    x = program.tensor(site.x)
     single = len(program.calls[site.at].outputs) == 1
-    return lambda _, args, kwargs: x if single else (x, *_rest(program, site))
+    return lambda _, args, kwargs: program.now(site.x) if single else (program.now(site.x), *_rest(program, site))
 
 
 def _branch(norm: Change, place: int) -> Change:

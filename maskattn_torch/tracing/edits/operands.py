@@ -2,65 +2,106 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from maskattn_torch.tracing.record import Ref
-from maskattn_torch.tracing.replay import Change, Edit, Program, name_of, refs
+from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
 
+#: Operators that change no number.
+_MOVES = frozenset(
+    ("view", "_unsafe_view", "reshape", "t", "transpose.int", "permute", "expand", "clone", "detach", "alias")
+    + ("_to_copy", "unsqueeze", "squeeze.dim", "slice.Tensor", "select.int", "split.Tensor", "unbind.int", "copy_")
+)
 _BINARY = ("add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor")
+_SYMMETRIC = ("add.Tensor", "mul.Tensor", "maximum", "minimum")
 
 
 def edits(program: Program) -> Iterator[Edit]:
     """Operands left out; other tensors of the same shape, near by, in the place of each; two exchanged."""
     yield from _exchanged(program)
     yield from _left_out(program)
+    yield from _elsewhere(program)
+
+
+def _elsewhere(program: Program) -> Iterator[Edit]:
+    """Other tensors that both programs have, in the place of each operand of a call whose result one alone has.
+
+    Of tensors with the same numbers one is tried. A view's operand is exchanged where the view is read; kernels are by
+    `layers`.
+    """
+    if not program.known:
+        return
+    nodes = program.recording.nodes
+    alike: dict[tuple[tuple[int, ...], bool], dict[bytes, int]] = {}
+    digests: dict[int, bytes] = {}
     near = sorted(program.near)
-    shapes: dict[tuple[int, ...], list[int]] = {}
-    for at in near:
-        for number in (*refs(program.calls[at]), *program.calls[at].outputs):
-            if number is not None:
-                node = program.recording.nodes[number]
-                if node.value.dtype.kind == "f" and node.value.size >= 2:
-                    found = shapes.setdefault(node.value.shape, [])
-                    if number not in found:
-                        found.append(number)
-    for number in program.recording.parameters.values():
-        value = program.recording.nodes[number].value
-        if value.dtype.kind == "f" and number not in shapes.setdefault(value.shape, []):
-            shapes[value.shape].append(number)
+    made = {number: None for at in near for number in (*program.taken[at], *program.calls[at].outputs)}
+    numbers = [number for number in made if number is not None]
+    for number in (*numbers, *program.recording.parameters.values()):
+        value = nodes[number].value
+        if value.dtype.kind == "f" and value.size >= 2 and number not in digests:
+            digests[number] = value.tobytes()
+            if number in program.known or _stored(program, number):
+                alike.setdefault((value.shape, _stored(program, number)), {}).setdefault(digests[number], number)
     for at in near:
         call = program.calls[at]
-        for number in dict.fromkeys(refs(call)):
-            value = program.recording.nodes[number].value
-            for other in shapes.get(value.shape, ()):
-                if other != number and other not in call.outputs and (program.made_by.get(other, -1) < at):
+        if name_of(call) in _MOVES or not program.known.isdisjoint(call.outputs):
+            continue
+        for number in dict.fromkeys(program.taken[at]):
+            stored = _stored(program, number)
+            if number not in digests or (stored and nodes[number].value.ndim > 1):
+                continue
+            for digest, other in alike.get((nodes[number].value.shape, stored), {}).items():
+                if digest != digests[number] and other not in call.outputs and program.made_by.get(other, -1) < at:
                     text = f"{said(program, other)} is taken in the place of {said(program, number)}"
                     yield Edit(text, f"operand {number}->{other}", {at: _swapped(program, {number: other}, call)})
 
 
+def _stored(program: Program, number: int) -> bool:
+    """Whether a node is a parameter."""
+    return program.recording.nodes[number].kind == "parameter"
+
+
 def _exchanged(program: Program) -> Iterator[Edit]:
-    """Two parameters of one module, each in the place of the other."""
+    """Two parameters, or all of two modules side by side, each in the place of the other; two operands of a call."""
     nodes = program.recording.nodes
-    near = [(at, number) for at in sorted(program.near) for number in program.taken[at]]
-    held = [(at, number) for at, number in near if nodes[number].kind == "parameter"]
-    for place, (at, number) in enumerate(held):
-        for other_at, other in held[place + 1 :]:
-            alike = nodes[number].value.shape == nodes[other].value.shape and number != other
-            if alike and _owner(nodes[number].name) == _owner(nodes[other].name):
-                text = f"{nodes[number].name} and {nodes[other].name} are exchanged"
-                changes = {
-                    at: _swapped(program, {number: other}, program.calls[at]),
-                    other_at: _swapped(program, {other: number}, program.calls[other_at]),
-                }
-                yield Edit(text, "exchanged", changes)
+    readers: dict[int, list[int]] = {}
+    for at in sorted(program.near):
+        for number in dict.fromkeys(program.taken[at]):
+            if nodes[number].kind == "parameter":
+                readers.setdefault(number, []).append(at)
+    modules: dict[str, dict[str, int]] = {}
+    for number in readers:
+        module, _, name = nodes[number].name.rpartition(".")
+        modules.setdefault(module, {})[name] = number
+    for (one, mine), (other, its) in itertools.combinations(modules.items(), 2):
+        shapes, others = ({name: nodes[at].value.shape for name, at in held.items()} for held in (mine, its))
+        if shapes == others and one.rpartition(".")[0] == other.rpartition(".")[0]:
+            each = [{name: (mine[name], its[name])} for name in mine] if len(mine) > 1 else []
+            for held in ({name: (mine[name], its[name]) for name in mine}, *each):
+                swap = {a: b for pair in held.values() for a, b in (pair, pair[::-1])}
+                changes = {at: _swapped(program, swap, program.calls[at]) for number in swap for at in readers[number]}
+                names = (one, other) if len(held) == len(mine) else (nodes[number].name for number in swap)
+                yield Edit(f"{' and '.join(names)} are exchanged", "exchanged", changes)
+    yield from _of_one_call(program)
 
 
-def _owner(name: str) -> str:
-    """The module above the one that a parameter is in."""
-    return name.rpartition(".")[0].rpartition(".")[0]
+def _of_one_call(program: Program) -> Iterator[Edit]:
+    """Two operands of a call, where it matters which is which."""
+    nodes = program.recording.nodes
+    for at in sorted(program.near):
+        call = program.calls[at]
+        if name_of(call) in _SYMMETRIC:
+            continue
+        for one, other in itertools.combinations(dict.fromkeys(program.taken[at]), 2):
+            first, second = nodes[one].value, nodes[other].value
+            if first.shape == second.shape and first.dtype == second.dtype:
+                text = f"{said(program, one)} and {said(program, other)} are exchanged"
+                yield Edit(text, "operands exchanged", {at: _swapped(program, {one: other, other: one}, call)})
 
 
 def _left_out(program: Program) -> Iterator[Edit]:
@@ -94,9 +135,8 @@ def _one(place: int) -> Change:
 
 
 def _swapped(program: Program, places: dict[int, int], call: object) -> Change:
-    tensors = {number: program.tensor(other) for number, other in places.items()}
-
     def change(operator: object, args: object, kwargs: object) -> object:
+        tensors = {number: program.now(other) for number, other in places.items()}
         shown, spec = pytree.tree_flatten((call.args, call.kwargs), is_leaf=lambda one: isinstance(one, Ref))  # type: ignore[attr-defined]
         given = pytree.tree_leaves((args, kwargs), is_leaf=lambda one: isinstance(one, Tensor) or one is None)
         taken = [

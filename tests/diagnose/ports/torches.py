@@ -1,4 +1,4 @@
-"""Five PyTorch models of transformers, tiny: what ports of them are compared with."""
+"""PyTorch models of transformers, tiny: what ports of them are compared with."""
 
 from __future__ import annotations
 
@@ -137,12 +137,32 @@ def experts() -> nn.Module:
     )
 
 
+def fused() -> nn.Module:
+    """Causal, one product for queries, keys and values, positions learned, LayerNorm before, biases."""
+    return spread(
+        hf.GPT2LMHeadModel(
+            hf.GPT2Config(
+                n_embd=24,
+                n_head=3,
+                n_layer=2,
+                vocab_size=50,
+                n_positions=20,
+                attn_implementation="sdpa",
+                use_cache=False,
+                bos_token_id=1,
+                eos_token_id=2,
+            )  # fmt: skip
+        )
+    )
+
+
 MODELS = {
     "decoder": decoder,
     "encoder": encoder,
     "vision": vision,
     "encoder-decoder": encoder_decoder,
     "experts": experts,
+    "fused": fused,
 }
 
 
@@ -159,11 +179,12 @@ def weights(kind: str) -> dict[str, NumPyArray]:
 
 @cache
 def inputs(kind: str) -> tuple[dict[str, NumPyArray], list[NumPyArray]]:
-    """What PyTorch's side is called with, and the port: the second row is padded where there are tokens."""
+    """What PyTorch's side is called with, and the port: the second row of tokens is padded."""
     draw = np.random.default_rng(3)
     ids = draw.integers(3, 50, (2, 12))
     padding = np.ones((2, 12), np.int64)
-    padding[1, 9:] = 0
+    # at the end a causal mask hides it anyway; in front there would be rows that attend to nothing
+    padding[1, slice(1, 4) if kind in ("decoder", "fused") else slice(9, None)] = 0
     if kind == "encoder":
         types = np.arange(12)[None] // 5 % 2 + np.zeros((2, 1), np.int64)
         given = {"input_ids": ids, "attention_mask": padding, "token_type_ids": types}

@@ -1,0 +1,83 @@
+"""What may be done otherwise where one product gives several tensors: queries, keys and values; gate and up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+
+from torch import Tensor
+
+from maskattn_torch.tracing.record import Ref
+from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
+
+_VIEWS = ("view", "_unsafe_view", "reshape")
+_SPLITS = ("split.Tensor", "split_with_sizes", "chunk", "unbind.int")
+
+
+def edits(program: Program) -> Iterator[Edit]:
+    """Of splits into parts of one size that are near: the order of the parts, and of heads among them."""
+    for at in sorted(program.near):
+        call = program.calls[at]
+        parts = call.outputs
+        if (
+            name_of(call) not in _SPLITS
+            or not 2 <= len(parts) <= 3
+            or None in parts
+            or not isinstance(call.args[0], Ref)
+        ):
+            continue
+        shapes = {program.recording.nodes[number].value.shape for number in parts if number is not None}
+        if len(shapes) != 1:
+            continue
+        for order in ((1, 2, 0), (2, 0, 1)) if len(parts) == 3 else ():  # `linear` exchanges two
+            which = ", ".join(str(number + 1) for number in order)
+            text = f"the {len(parts)} parts of {call.where} are taken in another order: {which}"
+            yield Edit(text, f"parts {which}", {at: _in_order(order)})
+        yield from _of_heads(program, at, len(parts))
+
+
+def _in_order(order: Sequence[int]) -> Change:
+    def change(
+        operator: Callable[..., Sequence[Tensor]], args: tuple[object, ...], kwargs: dict[str, object]
+    ) -> object:
+        made = operator(*args, **kwargs)
+        return [made[number] for number in order]
+
+    return change
+
+
+def _of_heads(program: Program, at: int, parts: int) -> Iterator[Edit]:
+    """Parts that lie one behind the other may be taken head by head, and the other way round."""
+    call = program.calls[at]
+    source = call.args[0]
+    assert isinstance(source, Ref)
+    shape = program.recording.nodes[source.number].value.shape
+    number = call.outputs[0]
+    assert number is not None
+    for reader in program.read_by.get(number, ()):
+        after = program.recording.nodes[program.calls[reader].outputs[0] or 0].value.shape
+        if name_of(program.calls[reader]) in _VIEWS and len(after) == len(shape) + 1 and shape[-1] % parts == 0:
+            heads = after[-2]
+            if 1 < heads and shape[-1] == parts * heads * after[-1]:
+                text = f"the {parts} parts of {call.where} are taken head by head, not one behind the other"
+                yield Edit(text, "head by head", {at: _rearranged((heads, parts))})
+            break
+    above = program.made_by.get(source.number)
+    if above is None or name_of(program.calls[above]) not in _VIEWS:
+        return
+    given = program.calls[above].args[0]
+    before = program.recording.nodes[given.number].value.shape if isinstance(given, Ref) else ()
+    if len(shape) == len(before) + 1 and shape[-2] > 1 and shape[-1] % parts == 0:
+        text = f"the {parts} parts of {call.where} are taken one behind the other, not head by head"
+        yield Edit(text, "one behind the other", {at: _rearranged((parts, shape[-2]), joined=True)})
+
+
+def _rearranged(sizes: tuple[int, int], joined: bool = False) -> Change:
+    """The last axis, or with `joined` the last two as one, taken as these two axes and a rest, and these exchanged."""
+
+    def change(operator: Callable[..., object], args: tuple[Tensor, ...], kwargs: dict[str, object]) -> object:
+        x = args[0]
+        flat = x.flatten(-2) if joined else x
+        turned = flat.unflatten(-1, (*sizes, -1)).transpose(-2, -3).reshape(x.shape)
+        return operator(turned, *args[1:], **kwargs)
+
+    return change
