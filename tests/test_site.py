@@ -24,8 +24,6 @@ DOCS = ROOT / "docs"
 WIDEST = 32
 #: Pages about what is inside, which show what nobody else has to import.
 INSIDE = {"architecture", "life-of-a-call", "life-of-a-conversion"}
-#: Pages whose Python shows interfaces, which do not run.
-SKETCHES = {"architecture"}
 TOCTREE = re.compile(r"^```\{toctree\}\n(?P<options>(?::[^\n]*\n)*)\n?(?P<entries>.*?)^```$", re.MULTILINE | re.DOTALL)
 FENCED = re.compile(r"^(?P<fence>`{3,})(?P<language>[^\n`]*)\n(?P<code>.*?)^(?P=fence)$", re.MULTILINE | re.DOTALL)
 ADDRESS = re.compile(r"\b[a-z][a-z+]*://[^\s<>\"'`|\\]*")
@@ -108,7 +106,7 @@ def not_run(text):
 
 def test_the_python_of_all_pages_is_run():
     """As doctests, and a page's first example by tests/test_pages.py; README and CONTRIBUTING by tests of their own."""
-    found = {page: not_run(text) for page, text in pages().items() if page not in SKETCHES}
+    found = {page: not_run(text) for page, text in pages().items()}
     assert {page: blocks for page, blocks in found.items() if blocks} == {}
 
 
