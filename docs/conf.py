@@ -38,6 +38,7 @@ extensions = [
     "sphinx_copybutton",
     "_site.annotations",
     "_site.aliases",
+    "_site.code",
     "_site.complete",
     "_site.constants",
     "_site.docstrings",

@@ -35,7 +35,7 @@ def site():
     sys.path.insert(0, str(DOCS))
     yield {
         name: importlib.import_module(f"_site.{name}")
-        for name in ("aliases", "annotations", "complete", "docstrings", "links", "names")
+        for name in ("aliases", "annotations", "code", "complete", "docstrings", "links", "names")
     }
     sys.path.remove(str(DOCS))
 
@@ -281,3 +281,14 @@ def test_each_argument_attribute_and_error_has_a_field_of_its_own(site):
         *(":param a: both.", ":param c: alone.", ":param b: both."),
         *(":raises ValueError: none.", ":raises TypeError, KeyError: other."),
     ]
+
+
+@in_both
+def test_code_in_pages_leads_to_the_one_public_name_that_it_can_mean(site):
+    public = site["code"].public
+    assert public("masks.Causal") == public("Causal()") == public("maskattn.masks.Causal(2)") == "maskattn.masks.Causal"
+    assert public("recipes.mistral(4096)") == "maskattn.recipes.mistral"
+    assert public("lower.to_block_mask") == "maskattn_torch.lower.to_block_mask"
+    # both twins have one; a word of everybody's; a shape; an argument; code
+    for text in ("models.load", "MultiHeadAttention", "attention", "[B, L]", "kernel=", "x = masks.Causal()", ""):
+        assert public(text) == "", text
