@@ -134,9 +134,10 @@ def main() -> int:
             bar.update(task, description=f"{row.name}, {row.python}")
             row, said = tried(row, wheels[0], given.torch)
             done.append(row)
-            console.print(f"{row.name}: {row.result}", highlight=False)
+            had = f" ({row.versions})" if row.versions else ""
+            console.print(f"{row.name}, {Path(row.python).name}: {row.result}{had}", highlight=False, soft_wrap=True)
             if said:
-                console.print(said, markup=False, highlight=False)
+                console.print(said, markup=False, highlight=False, soft_wrap=True)
     table = Table("versions", "with", "Python", "installed", "smoke test", "seconds")
     for row in done:
         table.add_row(row.age, row.kind, Path(row.python).name, row.versions, row.result, f"{row.seconds:.0f}")
