@@ -85,11 +85,12 @@ def found() -> str:
     return path
 
 
-def wrong(files: Iterable[Path], quickly: Iterable[Path] = ()) -> list[str]:
+def wrong(files: Iterable[Path], quickly: Iterable[Path] = (), without: Iterable[str] = ()) -> list[str]:
     """What is wrong with each of these pages on this disk, and in which setting first; [] where nothing is.
 
     Args:
         quickly: further pages, which axe does not judge: it takes seconds for a long one.
+        without: rules of axe that are not asked for.
     """
     from playwright.sync_api import sync_playwright
 
@@ -102,7 +103,7 @@ def wrong(files: Iterable[Path], quickly: Iterable[Path] = ()) -> list[str]:
             page, heard = _listening(browser)
             for file, wholly in [*((file, True) for file in files), *((file, False) for file in quickly)]:
                 page.goto(file.resolve().as_uri())
-                said += [f"{file.name}: {what}" for what in dict.fromkeys([*_seen(page, wholly), *heard])]
+                said += [f"{file.name}: {what}" for what in dict.fromkeys([*_seen(page, wholly, without), *heard])]
                 heard.clear()
         finally:
             browser.close()
@@ -128,9 +129,10 @@ def _listening(browser: Any) -> tuple[Any, list[str]]:
     return page, heard
 
 
-def _seen(page: Any, wholly: bool) -> Iterator[str]:
+def _seen(page: Any, wholly: bool, without: Iterable[str]) -> Iterator[str]:
     from axe_playwright_python.base import AXE_SCRIPT
 
+    off = {rule: {"enabled": False} for rule in without}
     yield from _keyboard(page)
     if wholly:
         page.evaluate(AXE_SCRIPT)
@@ -141,7 +143,7 @@ def _seen(page: Any, wholly: bool) -> Iterator[str]:
             page.emulate_media(color_scheme=scheme)
             first = scheme == SCHEMES[0]  # colours apart, a page is the same in both
             rules = {"type": "tag", "values": TAGS} if first else {"type": "rule", "values": ["color-contrast"]}
-            options = {"resultTypes": ["violations"], "runOnly": rules, "preload": False}
+            options = {"resultTypes": ["violations"], "runOnly": rules, "rules": off, "preload": False}
             judged = page.evaluate("o => axe.run(document, o)", options)["violations"] if wholly else ()
             for what in [*(page.evaluate(LOOK) if first else ()), *map(_axe, judged)]:
                 if what not in seen:
