@@ -71,7 +71,7 @@ LOOK = """() => {
 def found() -> str:
     """The browser; where there is none, or nothing to drive it with, the test is skipped, and says so.
 
-    MASKATTN_BROWSER names one, and then nothing is skipped.
+    MASKATTN_BROWSER names one, and then nothing is skipped, for want of the site neither.
     """
     named = os.environ.get("MASKATTN_BROWSER")
     if named:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -84,7 +85,7 @@ def test_every_page_of_results_can_be_read_on_a_phone_and_in_the_dark(tmp_path):
 def test_every_page_of_the_site_can_be_read_on_a_phone_and_in_the_dark():
     browser.found()
     pages = sorted(page for page in SITE.rglob("*.html") if page.name not in INDEXES)
-    if not pages:
+    if not pages and "MASKATTN_BROWSER" not in os.environ:
         pytest.skip("no site: make docs")
     judged = [page for page in pages if str(page.relative_to(SITE)) in OF_EACH_KIND]
     assert len(judged) == len(OF_EACH_KIND)
