@@ -91,7 +91,7 @@ def _photograph(arguments: Sequence[str], where: Path, folder: Path, ends: int, 
     from PIL import Image
     from playwright.sync_api import sync_playwright
 
-    browser = os.environ.get("MASKATTN_BROWSER") or shutil.which("chromium")
+    browser = shutil.which(os.environ.get("MASKATTN_BROWSER", "chromium"))
     if browser is None:
         raise SystemExit("no browser: apt-get install chromium, or name one by MASKATTN_BROWSER")
     with tempfile.TemporaryDirectory() as made, sync_playwright() as driver:

@@ -75,8 +75,9 @@ def found() -> str:
     """
     named = os.environ.get("MASKATTN_BROWSER")
     if named:
-        assert shutil.which(named), f"MASKATTN_BROWSER: there is no program {named}"
-        return named
+        program = shutil.which(named)
+        assert program, f"MASKATTN_BROWSER: there is no program {named}"
+        return program
     pytest.importorskip("playwright")
     pytest.importorskip("axe_playwright_python")
     path = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")

@@ -145,6 +145,8 @@ def test_a_browser_that_is_named_is_demanded(monkeypatch):
     monkeypatch.setenv("MASKATTN_BROWSER", "no-such-program")
     with pytest.raises(AssertionError, match="no program no-such-program"):
         browser.found()
+    monkeypatch.setenv("MASKATTN_BROWSER", "sh")
+    assert Path(browser.found()).is_absolute()
     monkeypatch.delenv("MASKATTN_BROWSER")
     monkeypatch.setattr(browser.shutil, "which", lambda name: None)
     pytest.importorskip("playwright")
