@@ -99,6 +99,7 @@ WRONG = {
     "cut": ("<div style='overflow:hidden'><table style='width:600px'><tr><th>a</th></tr></table></div>", "cut off"),
     "narrow": ("<table><tr><th>a</th><td style='max-width:90px'>" + "word " * 20 + "</td></tr></table>", "a sentence"),
     "headless": ("<table><tr><td>a</td></tr></table>", "no cell is a heading"),
+    "heads-without-words": ("<table><tr><th></th></tr><tr><td>a</td></tr></table>", "no cell is a heading"),
     "small": ("<p style='font-size:9px'>x</p>", "text of 9 pixels"),
     "faint": ("<p style='color:#999;background:#fff'>some words</p>", "color-contrast"),
     "faint-in-the-dark": (
