@@ -27,14 +27,16 @@ def _one_of_each_bias() -> dict[type, str]:
     return {type(case.bias): case.id for case in reversed(list(registry())) if case.family == "bias"}
 
 
-def _repeats(case) -> bool:
-    """Whether what JAX would compile for it in exact mode, for seconds, others show already.
+def _repeats(case, kernel: str) -> bool:
+    """Whether what JAX would compile for it, in exact mode for seconds, others show already.
 
     Every dtype on one shape and every shape in one dtype stand for all, and so does every option, in those cases that
     have several; a recipe's mask and a bias are arrays to this kernel (`reference` takes every one), so that those of
     one shape, and one case of each bias, stand for the others.
     """
     name = case.id.split("/")[1]
+    if kernel == "reference" and case.family not in ("options", "bias", "MultiHeadAttention"):
+        return False
     if case.family == "recipe":
         return (case.shape.batch, case.shape.q_len, case.shape.kv_len) != (2, LENGTH, LENGTH)
     if case.family == "options":
@@ -69,15 +71,15 @@ def _skip_if_none_ran(result, parity_impls: list) -> None:
 
 def test_cases(group, kernel, parity_impls):
     implementations = _implementations(parity_impls, kernel)
-    if parity_impls or kernel != "exact":
+    if parity_impls or kernel not in ("exact", "reference"):
         result = run_cases(group, implementations, kernel=kernel)
         _skip_if_none_ran(result, parity_impls)
         _assert_held(result, expect_all=not parity_impls)
     else:
         without_jax = [adapter for adapter in implementations if adapter.name != "jax"]
         for repeated, chosen in ((False, implementations), (True, without_jax)):
-            part = [case for case in group if _repeats(case) == repeated]
-            if part:
+            part = [case for case in group if _repeats(case, kernel) == repeated]
+            if part and chosen:
                 result = run_cases(part, chosen, kernel=kernel)
                 _assert_held(result)
                 assert {outcome.case.id for outcome in result.outcomes if outcome.findings} == {c.id for c in part}
@@ -85,9 +87,11 @@ def test_cases(group, kernel, parity_impls):
 
 @pytest.mark.slow
 @pytest.mark.jax
-def test_cases_that_repeat_others_in_jax():
-    chosen = [case for case in registry() if _repeats(case)]
-    _assert_held(run_cases(chosen, [adapters.twin("jax", "exact"), adapters.NumpyExact()], kernel="exact"))
+@pytest.mark.parametrize("kernel", ["exact", "reference"])
+def test_cases_that_repeat_others_in_jax(kernel):
+    chosen = [case for case in registry() if _repeats(case, kernel)]
+    implementations = [adapters.twin("jax", kernel)] + [adapters.NumpyExact()] * (kernel == "exact")
+    _assert_held(run_cases(chosen, implementations, kernel=kernel))
 
 
 @pytest.mark.parametrize("stream", [0, pytest.param(1, marks=pytest.mark.slow)])

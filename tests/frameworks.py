@@ -8,6 +8,9 @@ skipped, and one that needs it and has not fails.
 Where JAX compiles for seconds what another case shows too, `pytest.mark.slow_in("jax")` leaves a test over `twin`, or
 one of its parameters, to slow tests in that twin alone.
 
+XLA takes half the time where it does not optimize: `pytestmark = pytest.mark.hurried` says that a file's tests do not
+look at what it makes of a program. That exact results are the same bits in optimized ones is in parity_tests/.
+
 Test files import frameworks plainly where every test needs them, and from here where some do not.
 """
 
@@ -56,6 +59,7 @@ CAN_LINK = pytest.mark.skipif(" " in PLACE, reason="inductor cannot link PyTorch
 #: What writes and reads files of these formats.
 FORMATS = {".orbax": "jax", ".pt": "torch"}
 _collecting = True
+_hurried = False
 
 
 def in_both(test: object) -> object:
@@ -216,6 +220,20 @@ def pytest_itemcollected(item):
 def pytest_collection_finish():
     global _collecting
     _collecting = False
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item):
+    """A test that is `hurried` has the options of `maskattn.convert.twins.HURRY`, and leaves no program to others."""
+    global _hurried
+    wanted = item.get_closest_marker("hurried") is not None
+    if wanted != _hurried and "jax" not in MISSING:
+        jax = importlib.import_module("jax")
+        jax.config.update("jax_disable_most_optimizations", wanted)
+        if not wanted:
+            jax.clear_caches()
+        _hurried = wanted
+    return (yield)
 
 
 def accelerators(item: pytest.Item) -> bool:

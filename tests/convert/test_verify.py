@@ -12,6 +12,8 @@ from maskattn.convert.layouts import CANONICAL
 from tests.convert.test_plan import CONFIG, llama
 from tests.frameworks import in_both
 
+pytestmark = pytest.mark.hurried
+
 WIDE = AttentionConfig(2048, 16, qkv_bias=False, out_bias=False)
 
 

@@ -18,6 +18,8 @@ from maskattn.models.part import Run
 from maskattn.parity.models.peer import WORDS, Peer
 from maskattn.parity.models.tiny import TINY
 
+pytestmark = pytest.mark.hurried
+
 #: type -> what the adapter is.
 ADAPTERS: dict[str, dict[str, Any]] = {
     "llama": {

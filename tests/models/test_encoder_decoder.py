@@ -13,6 +13,8 @@ from maskattn.parity.against.hurry import HURRY
 from maskattn.parity.models.peer import WORDS, Peer
 from maskattn.parity.models.tiny import TINY
 
+pytestmark = pytest.mark.hurried
+
 DRAWS = np.random.default_rng(3)
 TOKENS, DECODED = DRAWS.integers(7, 90, (2, 14)), DRAWS.integers(7, 90, (2, 6))
 KEEP = np.arange(14) < np.array([[14], [11]])

@@ -16,6 +16,8 @@ from maskattn.parity.models.peer import Peer
 from maskattn.parity.models.tiny import TINY
 from tests.twin import load as framework, twin
 
+pytestmark = pytest.mark.hurried
+
 __all__ = ["twin"]
 
 LLAMA: dict[str, Any] = {

@@ -13,6 +13,8 @@ from maskattn.numerics import rng
 from maskattn.parity.models.peer import Peer
 from maskattn.parity.models.tiny import TINY
 
+pytestmark = pytest.mark.hurried
+
 NEW = 7
 #: One for each way in which positions are counted.
 WRITERS = ("llama", "mistral", "gpt2", "opt", "bloom")

@@ -17,6 +17,8 @@ from maskattn.parity.models.tiny.images import IMAGES
 torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.hurried
+
 VIT = {**IMAGES["vit"].config, "model_type": "vit"}
 BEIT = {**IMAGES["beit"].config, "model_type": "beit", "drop_path_rate": 0.5}
 SWIN = {**IMAGES["swin"].config, "model_type": "swin"}

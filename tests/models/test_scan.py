@@ -14,6 +14,8 @@ from maskattn.parity.models.tiny import TINY
 
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.hurried
+
 
 def deep(name: str) -> tuple[Peer, models.TokenModel, dict[str, Any]]:
     """A model of five layers, with dropout."""

@@ -25,6 +25,8 @@ from maskattn.parity.models.twins import Torch
 
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.hurried
+
 REFUSED = {"BigBirdForQuestionAnswering"}
 TASKS = ("SEQUENCE_CLASSIFICATION", "TOKEN_CLASSIFICATION", "QUESTION_ANSWERING")
 KINDS = [kind for kind in ROWS if kind in TINY and ROWS[kind].get("kind", "two") == "two"]

@@ -16,6 +16,8 @@ from maskattn.parity.models.peer import WORDS, Peer
 from maskattn.parity.models.tiny import TINY
 from tests.frameworks import in_both
 
+pytestmark = pytest.mark.hurried
+
 TOKENS = np.arange(1, 13).reshape(2, 6)
 SMALL = {"vocab_size": 40, "num_hidden_layers": 2, "num_attention_heads": 4, "hidden_size": 16, "dropout": 0.0}
 OPT = SMALL | {"model_type": "opt", "ffn_dim": 20, "word_embed_proj_dim": 16, "max_position_embeddings": 12}

@@ -9,6 +9,8 @@ from maskattn.parity.against.hurry import HURRY
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, nnx, optional, torch
 from tests.modules.test_run import LAYERS, _config, weights
 
+pytestmark = pytest.mark.hurried
+
 linen = optional("maskattn_jax.linen")
 caches = {"torch": optional("maskattn_torch.cache"), "jax": optional("maskattn_jax.cache")}
 

@@ -31,6 +31,8 @@ from maskattn.parity.against.hurry import HURRY
 from maskattn.parity.layers.oracle import Call, judge
 from tests.frameworks import jax, maskattn_jax, maskattn_torch, nnx, optional, torch
 
+pytestmark = pytest.mark.hurried
+
 linen = optional("maskattn_jax.linen")
 
 RNG = np.random.default_rng(3)

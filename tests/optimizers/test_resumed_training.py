@@ -10,6 +10,8 @@ from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, nnx, optax, torch
 
+pytestmark = pytest.mark.hurried
+
 CONFIG = AttentionConfig(10, 6, num_kv_heads=2, head_dim=5, v_head_dim=3, out_dim=7)
 DRAW = np.random.default_rng(0)
 X, Y = DRAW.standard_normal((2, 4, 10)), DRAW.standard_normal((2, 4, 7))

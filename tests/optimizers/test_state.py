@@ -13,6 +13,8 @@ from maskattn.optimizers import OptimizerState
 from tests.frameworks import equinox, jax, jnp, maskattn_jax, maskattn_torch, nnx, optax, torch
 from tests.twin import same
 
+pytestmark = pytest.mark.hurried
+
 CONFIG = AttentionConfig(10, 6, num_kv_heads=2, head_dim=5, v_head_dim=3, out_dim=7)
 TORCH_SHAPES = layouts.get("maskattn-torch").shapes(CONFIG)
 LINEN_SHAPES = layouts.get("flax-linen").shapes(CONFIG)

@@ -10,6 +10,8 @@ import pytest
 from maskattn import AttentionConfig, biases, masks, standards
 from tests.twin import same
 
+pytestmark = pytest.mark.hurried
+
 B, N, H, K, D, V = 2, 11, 4, 2, 8, 6
 RNG = np.random.default_rng(0)
 QUERY = RNG.standard_normal((B, N, H, D)).astype(np.float32)

@@ -8,6 +8,8 @@ from maskattn.numerics import dropout, oracle, rng
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, torch, torch_dropout
 from tests.twin import load
 
+pytestmark = pytest.mark.hurried
+
 ATTENTION = {"jax": maskattn_jax.attention, "torch": maskattn_torch.attention}
 KEY = rng.fold_in(rng.key(11), 2**31 + 9)
 SIZES = (3, 5, 37, 41)

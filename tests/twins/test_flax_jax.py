@@ -13,6 +13,8 @@ from maskattn import masks, standards
 from maskattn_jax import attention_fn
 from tests.twins.peers import limits, within
 
+pytestmark = pytest.mark.hurried
+
 B, L, H, D, E = 2, 6, 4, 4, 16
 X = jax.random.normal(jax.random.key(0), (B, L, E))
 KEEP = jnp.asarray(np.tril(np.random.default_rng(0).random((B, 1, L, L)) > 0.3)).at[..., 0].set(True)

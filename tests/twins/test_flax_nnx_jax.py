@@ -9,6 +9,8 @@ from flax import nnx
 from maskattn import masks, standards
 from maskattn_jax import flax_nnx
 
+pytestmark = pytest.mark.hurried
+
 RNG = np.random.default_rng(0)
 X = RNG.standard_normal((2, 3, 7, 12), np.float32)
 MEMORY = RNG.standard_normal((2, 3, 5, 10), np.float32)
@@ -98,17 +100,17 @@ def test_decoding_token_by_token_and_in_chunks():
         module.init_cache(X.shape)
     keep = RNG.random((7, 2, 3, 1, 1, 7)) > 0.2
     keep[..., 0] = True
-    for at in range(5):
+    for at in range(2):
         token = X[..., at : at + 1, :]
         close(theirs(token, mask=keep[at]), ours(token, mask=keep[at]))
-    assert int(ours.cache_index[...]) == 5
+    assert int(ours.cache_index[...]) == 2
     close(theirs.cached_key[...], ours.cached_key[...])
-    rest = ours(X[..., 5:, :])
+    rest = ours(X[..., 2:, :])
     whole = ours(X, decode=False, is_causal=True)
     fresh = flax_nnx.MultiHeadAttention(4, 12, num_kv_heads=2, decode=True, rngs=nnx.Rngs(params=1))
     fresh.set_view(batch_size=(2, 3), max_length=7)
     close(fresh(X), whole)
-    assert rest.shape == (2, 3, 2, 12)
+    assert rest.shape == (2, 3, 5, 12)
     with pytest.raises(ValueError, match="8"):
         ours(X[..., :1, :])
     with pytest.raises(ValueError, match=r"leading axes \(2, 3\), but the input has \(2,\)"):

@@ -10,6 +10,8 @@ from maskattn import biases, masks, standards
 from maskattn.attention import Call, check_attention, choose, refuse_empty_rows
 from tests.frameworks import CAN_LINK, jax, jnp, maskattn_jax, maskattn_torch, torch
 
+pytestmark = pytest.mark.hurried
+
 RNG = np.random.default_rng(0)
 QUERY = RNG.standard_normal((2, 3, 4, 5)).astype(np.float32)
 KEY = RNG.standard_normal((2, 6, 2, 5)).astype(np.float32)

@@ -16,6 +16,8 @@ from maskattn import models, standards
 from maskattn.parity.against.hurry import HURRY
 from maskattn_jax.models import Model
 
+pytestmark = pytest.mark.hurried
+
 CONFIG = {"model_type": "llama", "vocab_size": 61, "hidden_size": 24, "intermediate_size": 20}
 CONFIG |= {"num_hidden_layers": 2, "num_attention_heads": 4, "num_key_value_heads": 2}
 IDS = np.arange(1, 13).reshape(2, 6)

@@ -21,6 +21,8 @@ from tests.frameworks import (
     torch_params,
 )
 
+pytestmark = pytest.mark.hurried
+
 linen = optional("maskattn_jax.linen")
 
 CONFIG = AttentionConfig(12, 3, dropout_rate=0.3, out_dropout_rate=0.2)

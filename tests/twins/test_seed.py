@@ -8,6 +8,8 @@ from maskattn.config import AttentionConfig
 from maskattn.convert import layouts
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, nnx, optional, torch
 
+pytestmark = pytest.mark.hurried
+
 linen = optional("maskattn_jax.linen")
 
 RNG = np.random.default_rng(0)

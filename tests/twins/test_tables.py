@@ -11,6 +11,8 @@ from maskattn.numerics import exact
 from maskattn.numerics.exact import table as exact_table
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, torch
 
+pytestmark = pytest.mark.hurried
+
 RNG = np.random.default_rng(0)
 B, H, K, D = 2, 4, 2, 3
 #: name -> (length, the bias from its table, the table)

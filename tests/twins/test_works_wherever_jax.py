@@ -21,6 +21,8 @@ from maskattn.numerics import oracle, rng
 from tests.frameworks import jax, jnp, linen, maskattn_jax, nnx, optional
 from tests.twin import same
 
+pytestmark = pytest.mark.hurried
+
 jax_linen, losses = optional("maskattn_jax.linen"), optional("maskattn_jax.losses")
 export, P = optional("jax.export"), optional("jax.sharding.PartitionSpec")
 KERNELS = ["auto", "reference", "fused", "blockwise", "exact"]

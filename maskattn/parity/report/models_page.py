@@ -114,8 +114,8 @@ beside both twins, and writes this page (`--page`). What it compares:
 
 The limits are those of `maskattn.standards` (tier4). The first two are of the same inputs; where tokens or sound are
 padded they are padded on either side, and what is padding is not compared. The last column is of hidden states and
-logits, which `make test` compares of every row, of variants in PyTorch alone; gradients and bfloat16 it compares of
-some, and `make test-all` all of all.
+logits, which `make test` compares of every type, in PyTorch alone where another has the same parts; variants, gradients
+and bfloat16 it compares of some, and `make test-all` all of all.
 
 | model | given | norms | attention | MLP | both twins |
 | --- | --- | --- | --- | --- | --- |

@@ -7,6 +7,8 @@ from maskattn.parity.attention.cases import get
 from maskattn.parity.attention.fault_list import FAULTS
 from maskattn.parity.attention.faults import Faulty
 
+pytestmark = pytest.mark.hurried
+
 EXPECTED = {
     "causal-late": "one late",
     "causal-early": "one early",

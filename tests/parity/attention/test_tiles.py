@@ -13,6 +13,8 @@ from maskattn.parity.attention.cases import SHAPES, get
 from maskattn.parity.attention.run import run_cases
 from tests.frameworks import in_both, optional
 
+pytestmark = pytest.mark.hurried
+
 in_jax = optional("maskattn_jax.kernels.blockwise")
 in_torch = optional("maskattn_torch.kernels.blockwise.walk")
 

@@ -21,6 +21,8 @@ from maskattn.parity.checkpoint.verify import verify_checkpoint
 from maskattn.parity.report import checkpoint as report
 from tests.frameworks import in_both
 
+pytestmark = pytest.mark.hurried
+
 PREFIX = "encoder.layer.{}.attention."
 GROUPED = AttentionConfig(30, 6, num_kv_heads=2, head_dim=7, v_head_dim=3, out_dim=11)
 PLAIN = AttentionConfig(35, 5)

@@ -18,6 +18,8 @@ from maskattn.parity.training.tasks import TASKS
 from maskattn.standards import value
 from tests.frameworks import in_both
 
+pytestmark = pytest.mark.hurried
+
 STEPS = 12
 
 

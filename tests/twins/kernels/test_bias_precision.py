@@ -9,6 +9,8 @@ import pytest
 from maskattn import biases, masks, standards
 from tests.twin import load
 
+pytestmark = pytest.mark.hurried
+
 LENGTH = 32
 PADDED = masks.KeyPadding(np.array([LENGTH - 9, 0]))  # row 1 is padding only
 LEAST = float(np.finfo(np.float32).min)

@@ -8,7 +8,7 @@ from tests.frameworks import jax, maskattn_torch, torch
 from tests.twin import load
 
 # PyTorch's forward mode makes scripts of its decompositions when it is first used, and then warns of it.
-pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")
+pytestmark = [pytest.mark.hurried, pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")]
 
 L, S = 5, 6
 LIMIT = standards.value("same.second") * standards.eps("float64")

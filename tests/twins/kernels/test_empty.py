@@ -8,6 +8,8 @@ from maskattn.attention import KernelCannot
 from maskattn.config import AttentionConfig
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, nnx, optional, torch
 
+pytestmark = pytest.mark.hurried
+
 linen = optional("maskattn_jax.linen")
 
 #: (B, L, S, H, K, Dv)

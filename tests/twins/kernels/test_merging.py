@@ -11,6 +11,8 @@ from maskattn import masks, standards
 from maskattn.parity.attention.cases import Case, Shape
 from tests.twins.kernels import judged
 
+pytestmark = pytest.mark.hurried
+
 SHAPE = Shape(3, 24, 40, 4, 2, 8, 5)
 CUTS = {"2": (0, 17, 40), "3": (0, 9, 10, 40)}
 LENGTHS = np.array([40, 0, 12])

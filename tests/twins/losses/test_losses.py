@@ -7,6 +7,8 @@ from maskattn import standards
 from tests.frameworks import F, jax, jnp, maskattn_jax, maskattn_torch, optax, torch
 from tests.twins.losses.loss_cases import JAX, TORCH, Case, cases, jax_step, judge, limit, oracle, run, torch_step
 
+pytestmark = pytest.mark.hurried
+
 CASES = list(cases())
 EACH = pytest.mark.parametrize("case", CASES, ids=str)
 LOSSES = {JAX: maskattn_jax.losses, TORCH: maskattn_torch.losses}

@@ -11,6 +11,8 @@ from maskattn.parity.attention.cases.mask_table import families
 from maskattn.parity.draws import Draws
 from tests.frameworks import jax, jnp, maskattn_jax, maskattn_torch, optional, torch
 
+pytestmark = pytest.mark.hurried
+
 splash = optional("jax.experimental.pallas.ops.tpu.splash_attention.splash_attention_mask")
 create_block_mask = optional("torch.nn.attention.flex_attention.create_block_mask")
 flex_attention = optional("torch.nn.attention.flex_attention.flex_attention")

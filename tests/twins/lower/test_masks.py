@@ -12,6 +12,8 @@ from tests.frameworks import _pytree, jax, jnp, maskattn_jax, maskattn_torch, to
 from tests.masks.pattern_definitions import Draws, Sizes
 from tests.twin import load
 
+pytestmark = pytest.mark.hurried
+
 SIZES = (2, 3, 6, 6)
 
 
