@@ -19,6 +19,14 @@ FakeTensorMode = optional("torch._subclasses").FakeTensorMode if torch else None
 KERNELS = ["auto", "reference", "fused", "blockwise", "exact"]
 every_kernel = pytest.mark.parametrize("kernel", KERNELS)
 
+
+def each_with(names, few):
+    """Every kernel with each of `names`; to those that are given the entries of a mask, `few` stand for all."""
+    pairs = [(kernel, name, kernel in ("auto", "blockwise") or name in few) for kernel in KERNELS for name in names]
+    params = [pytest.param(*pair, marks=[pytest.mark.slow] * (not quick)) for *pair, quick in pairs]
+    return pytest.mark.parametrize(("kernel", "mask"), params)
+
+
 MASKS = {
     "nothing": lambda q, k: None,
     "causal": lambda q, k: masks.Causal(),
@@ -106,8 +114,7 @@ def graphs_of(function, calls):
     return count
 
 
-@every_kernel
-@pytest.mark.parametrize("mask", OF_INTS)
+@each_with(OF_INTS, few=("window", "list"))
 def test_ints_that_change(kernel, mask):
     given = qkv()
 
@@ -191,8 +198,7 @@ def test_masks_as_arguments(kernel):
     assert graphs_of(function, calls) <= 3
 
 
-@every_kernel
-@pytest.mark.parametrize("mask", MASKS)
+@each_with(MASKS, few=("nothing", "window", "causal and lengths"))
 @pytest.mark.parametrize("lengths", ["one", "two"])
 def test_export_of_a_range(kernel, mask, lengths):
     if kernel == "exact" and mask not in ("nothing", "window"):
