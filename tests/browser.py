@@ -40,7 +40,8 @@ LOOK = """() => {
       (wide.length ? name(wide[wide.length - 1]) : 'nobody knows why'))
   }
   for (const table of document.querySelectorAll('table')) {
-    if (![...table.querySelectorAll('th')].some(e => e.textContent.trim())) said.push('no cell is a heading: ' + name(table))
+    const heads = [...table.querySelectorAll('th')]
+    if (!heads.some(e => e.textContent.trim())) said.push('no cell is a heading: ' + name(table))
     let right = table.getBoundingClientRect().right
     for (let p = table.parentElement; p; p = p.parentElement) {
       const edge = p === document.documentElement ? width : p.getBoundingClientRect().right

@@ -54,7 +54,11 @@ def resolve(app: Sphinx, env: BuildEnvironment, node: pending_xref, contnode: El
     target, domain = node["reftarget"], env.domains.python_domain
     name = own(target) if "." in target else alone(target, str(node.get("py:module")))
     known = next((each for each in same(name) if each in domain.objects), "")
-    return domain.resolve_xref(env, node.get("refdoc", env.docname), app.builder, "obj", known, node, contnode) if known else None
+    return (
+        domain.resolve_xref(env, node.get("refdoc", env.docname), app.builder, "obj", known, node, contnode)
+        if known
+        else None
+    )
 
 
 def same(name: str) -> list[str]:
