@@ -362,10 +362,17 @@ def _begin(name: str, tensor: leaves.Tensor) -> Array:
 def _place(root: nnx.Module, path: str, module: Any) -> None:
     *parents, last = path.split(".")
     for name in parents:
-        if not hasattr(root, name):
+        if not isinstance(getattr(root, name, None), nnx.Module):
+            _free(root, path, name)
             setattr(root, name, Group())
         root = getattr(root, name)
+    _free(root, path, last)
     setattr(root, last, module)
+
+
+def _free(root: nnx.Module, path: str, name: str) -> None:
+    if hasattr(root, name):
+        raise ValueError(f"{path}: a model in Flax has {name!r} for something else; give the tensors another name")
 
 
 def _loop(stack: Stack, start: Start, remat: bool, where: Places | None) -> Loop:

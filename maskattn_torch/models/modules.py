@@ -316,9 +316,16 @@ def _place(root: nn.Module, path: str, module: nn.Module) -> None:
     *parents, last = path.split(".")
     for name in parents:
         if name not in root._modules:
+            _free(root, path, name)
             root.add_module(name, Group())
         root = root._modules[name]  # type: ignore[assignment]
+    _free(root, path, last)
     root.add_module(last, module)
+
+
+def _free(root: nn.Module, path: str, name: str) -> None:
+    if hasattr(root, name):
+        raise ValueError(f"{path}: a model in PyTorch has {name!r} for something else; give the tensors another name")
 
 
 def _hold(root: nn.Module, path: str, leaf: leaves.Leaf, start: Start) -> None:

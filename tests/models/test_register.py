@@ -37,3 +37,17 @@ def test_a_mask_that_says_nothing_is_refused_and_nothing_is_registered():
     with pytest.raises(ValueError, match=r'mask must have the key "mask" or "like", got {.window.: 3}'):
         models.register("mine", models.ROWS["llama"], layer=from_hf.ROWS["llama"], mask={"window": 3})
     assert "mine" not in models.ROWS
+
+
+@pytest.mark.parametrize(
+    ("twin", "word"), [("jax", "places"), ("jax", "config"), ("torch", "train"), ("torch", "config")]
+)
+def test_a_tensor_may_not_be_called_as_what_a_model_has(twin, word):
+    modules = pytest.importorskip(f"maskattn_{twin}.models")
+    row = {**models.ROWS["llama"], "prefix": "", "table": word}
+    models.register("mine", row, layer=from_hf.ROWS["llama"], mask={"like": "llama"})
+    try:
+        with pytest.raises(ValueError, match=f"{word}: a model in .* has '{word}' for something else"):
+            modules.Model(models.describe(CONFIG))
+    finally:
+        models.forget("mine")
