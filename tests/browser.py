@@ -21,6 +21,12 @@ SIZES = {"phone": (390, 844), "desk": (1280, 900)}
 SCHEMES = ("light", "dark")
 #: WCAG 2.2 at level AA, and what axe's authors hold to be good practice.
 TAGS = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
+_CONTRAST = {"type": "rule", "values": ["color-contrast"]}
+#: What axe is asked for, and when: contrast takes most of its time, and is looked for once in each scheme.
+RULES = {
+    ("phone", "light"): {"type": "tag", "values": TAGS},
+    ("desk", "dark"): _CONTRAST,
+}
 #: What the page is not asked to keep out: itself.
 OWN = ("file", "data", "blob", "about")
 
@@ -141,11 +147,10 @@ def _seen(page: Any, wholly: bool, without: Iterable[str]) -> Iterator[str]:
         page.set_viewport_size({"width": width, "height": height})
         for scheme in SCHEMES if wholly else SCHEMES[:1]:
             page.emulate_media(color_scheme=scheme)
-            first = scheme == SCHEMES[0]  # colours apart, a page is the same in both
-            rules = {"type": "tag", "values": TAGS} if first else {"type": "rule", "values": ["color-contrast"]}
+            rules = RULES.get((size, scheme)) if wholly else None
             options = {"resultTypes": ["violations"], "runOnly": rules, "rules": off, "preload": False}
-            judged = page.evaluate("o => axe.run(document, o)", options)["violations"] if wholly else ()
-            for what in [*(page.evaluate(LOOK) if first else ()), *map(_axe, judged)]:
+            judged = page.evaluate("o => axe.run(document, o)", options)["violations"] if rules else ()
+            for what in [*page.evaluate(LOOK), *map(_axe, judged)]:
                 if what not in seen:
                     seen.add(what)
                     yield f"{size}, {scheme}: {what}"
