@@ -64,16 +64,22 @@ class Comparison:
         return tuple(places)
 
     def _with_tables(self, program: Any) -> Any:
-        """The program with JAX's numbers in tables that PyTorch keeps in float32 and JAX computes in float64."""
+        """The program with JAX's numbers in tables that PyTorch keeps in float32 and JAX computes in float64, and in
+        single numbers.
+        """
         nodes, ours = self.theirs.trace.nodes, Keys(program.recording)
+        single = [float(node.value.item()) for node in nodes if node.value.size == 1 and node.value.dtype.kind == "f"]
         tables = [one for one in self.theirs.telling if nodes[one].kind == "operation"]
         found: dict[int, NumPyArray] = {}
         for number in program.recording.rounded:
-            key = ours[number]
+            key, value = ours[number], program.recording.nodes[number].value
+            if value.size == 1:
+                near = [one for one in single if 0 < abs(one - value.item()) <= ROUNDED * abs(value.item())]
+                if near:
+                    found[number] = np.full(value.shape, near[0])
             for other in tables if key is not None else ():
                 its = self.theirs[other]
                 if its is not None and key is not None and 0 < distance(key, its) <= ROUNDED:
-                    value = program.recording.nodes[number].value
                     made = np.empty(value.size)
                     made[np.argsort(value, axis=None, kind="stable")] = np.sort(nodes[other].value, axis=None)
                     found[number] = made.reshape(value.shape)
@@ -125,7 +131,7 @@ class Comparison:
         near = _related(program, met, near)
         constants = self._constants(there)
         program = replace(program, near=near, constants=constants, known=frozenset(matches.ours))
-        unmatched = self._open(there, matches)
+        unmatched, reach = self._open(there, matches), _reach(program, first)
         if not unmatched:
             return self._by_outputs(program, last)
         scores: list[tuple[int, Any]] = []
@@ -134,7 +140,7 @@ class Comparison:
         for edit in self.tracing.edits(program):
             if whole is not None and whole.changes.keys().isdisjoint(edit.changes):
                 continue
-            score = self._score(program, edit, unmatched, first)
+            score = self._score(program, edit, unmatched, reach)
             if score:
                 scores.append((score, edit))
             if score > most:
@@ -211,8 +217,8 @@ class Comparison:
         except _IMPOSSIBLE:
             return float("inf")
 
-    def _score(self, program: Any, edit: Any, unmatched: Mapping[int, Rows], behind: int | None) -> int:
-        until = None if behind is None else max(behind, *edit.changes) + BEHIND
+    def _score(self, program: Any, edit: Any, unmatched: Mapping[int, Rows], reach: int | None) -> int:
+        until = None if reach is None else max(reach, max(edit.changes) + BEHIND)
         try:
             made = program.play([edit], until=until)
         except _IMPOSSIBLE:
@@ -286,6 +292,17 @@ class Comparison:
                 if key is not None:
                     hit |= {(key.size, row) for row in rows.like(key, self.tolerance)}
         return len(hit)
+
+
+def _reach(program: Any, first: int) -> int:
+    """The call behind the first few that depend on a call: masks may be made in between."""
+    found = {first}
+    for at in range(first + 1, len(program.calls)):
+        if any(program.made_by.get(number) in found for number in program.taken[at]):
+            found.add(at)
+        if len(found) > BEHIND:
+            return at
+    return len(program.calls)
 
 
 def _related(program: Any, here: Iterable[int], near: frozenset[int]) -> frozenset[int]:
