@@ -11,7 +11,7 @@ WORDS = {"rtol", "atol", "tol", "tolerance"}
 CLOSE = {"allclose", "approx", "assert_allclose", "assert_almost_equal", "assert_close", "isclose"}
 #: Small numbers that are no tolerance, and why.
 ALLOWED = {
-    ("maskattn/diagnose/search.py", "0 < distance(key, its) <= ROUNDED"): "what rounding to float32 is",
+    ("maskattn/diagnose/search.py", "0 < error <= ROUNDED"): "what rounding to float32 is",
     ("maskattn/diagnose/matching.py", "np.count_nonzero(steps > 1e-06 * size) >= DISTINCT - 1"): "numbers that differ",
     ("maskattn/diagnose/parameters.py", "np.ptp(moved) <= 1e-06 * float(np.abs(other.ordered).max())"): "all are one",
     ("maskattn/diagnose/parameters.py", "np.ptp(ratio) <= 1e-06 * np.abs(ratio).max()"): "all are one",

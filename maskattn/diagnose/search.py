@@ -74,12 +74,12 @@ class Comparison:
         for number in program.recording.rounded:
             key, value = ours[number], program.recording.nodes[number].value
             if value.size == 1:
-                near = [one for one in single if 0 < abs(one - value.item()) <= ROUNDED * abs(value.item())]
+                near = [one for one in single if value.item() and _by_rounding(abs(one / value.item() - 1))]
                 if near:
                     found[number] = np.full(value.shape, near[0])
             for other in tables if key is not None else ():
                 its = self.theirs[other]
-                if its is not None and key is not None and 0 < distance(key, its) <= ROUNDED:
+                if its is not None and key is not None and _by_rounding(distance(key, its)):
                     made = np.empty(value.size)
                     made[np.argsort(value, axis=None, kind="stable")] = np.sort(nodes[other].value, axis=None)
                     found[number] = made.reshape(value.shape)
@@ -292,6 +292,11 @@ class Comparison:
                 if key is not None:
                     hit |= {(key.size, row) for row in rows.like(key, self.tolerance)}
         return len(hit)
+
+
+def _by_rounding(error: float) -> bool:
+    """Whether rounding to float32 makes such a relative difference."""
+    return 0 < error <= ROUNDED
 
 
 def _reach(program: Any, first: int) -> int:

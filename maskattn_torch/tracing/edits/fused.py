@@ -62,22 +62,25 @@ def _of_heads(program: Program, at: int, parts: int) -> Iterator[Edit]:
                 yield Edit(text, "head by head", {at: _rearranged((heads, parts))})
             break
     above = program.made_by.get(source.number)
+    while above is not None and name_of(program.calls[above]) in ("transpose.int", "permute"):
+        given = program.calls[above].args[0]
+        above = program.made_by.get(given.number) if isinstance(given, Ref) else None
     if above is None or name_of(program.calls[above]) not in _VIEWS:
         return
-    given = program.calls[above].args[0]
+    given, made = program.calls[above].args[0], program.calls[above].outputs[0]
     before = program.recording.nodes[given.number].value.shape if isinstance(given, Ref) else ()
-    if len(shape) == len(before) + 1 and shape[-2] > 1 and shape[-1] % parts == 0:
+    after = program.recording.nodes[made].value.shape if made is not None else ()
+    if len(after) == len(before) + 1 and after[-2] > 1 and after[-1] % parts == 0:
         text = f"the {parts} parts of {call.where} are taken one behind the other, not head by head"
-        yield Edit(text, "one behind the other", {at: _rearranged((parts, shape[-2]), joined=True)})
+        yield Edit(text, "one behind the other", {above: _rearranged((parts, after[-2]))})
 
 
-def _rearranged(sizes: tuple[int, int], joined: bool = False) -> Change:
-    """The last axis, or with `joined` the last two as one, taken as these two axes and a rest, and these exchanged."""
+def _rearranged(sizes: tuple[int, int]) -> Change:
+    """The last axis taken as these two axes and a rest, and these exchanged."""
 
     def change(operator: Callable[..., object], args: tuple[Tensor, ...], kwargs: dict[str, object]) -> object:
         x = args[0]
-        flat = x.flatten(-2) if joined else x
-        turned = flat.unflatten(-1, (*sizes, -1)).transpose(-2, -3).reshape(x.shape)
+        turned = x.unflatten(-1, (*sizes, -1)).transpose(-2, -3).reshape(x.shape)
         return operator(turned, *args[1:], **kwargs)
 
     return change

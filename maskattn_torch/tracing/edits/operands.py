@@ -16,6 +16,7 @@ _MOVES = frozenset(
     ("view", "_unsafe_view", "reshape", "t", "transpose.int", "permute", "expand", "clone", "detach", "alias")
     + ("_to_copy", "unsqueeze", "squeeze.dim", "slice.Tensor", "select.int", "split.Tensor", "unbind.int", "copy_")
 )
+_RESHAPED = ("view", "_unsafe_view", "reshape", "clone", "detach", "alias", "_to_copy")
 _BINARY = ("add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor")
 _SYMMETRIC = ("add.Tensor", "mul.Tensor", "maximum", "minimum")
 
@@ -120,7 +121,11 @@ def _left_out(program: Program) -> Iterator[Edit]:
 
 
 def said(program: Program, number: int) -> str:
-    """A node in words."""
+    """A node in words; of one that is another in another shape, that one."""
+    made = program.maker(number)
+    while made is not None and name_of(made) in _RESHAPED and isinstance(made.args[0], Ref):
+        number = made.args[0].number
+        made = program.maker(number)
     node = program.recording.nodes[number]
     if node.kind != "operation":
         return node.name or "a constant"
