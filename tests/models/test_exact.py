@@ -25,6 +25,8 @@ from tests.twin import same
 
 pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.hurried
+
 #: An encoder whose table is tied, with erf; a decoder with one layer for all of attention, whose MLP reads beside it.
 QUICK = ("bert",)
 ROWS = [pytest.param(name, marks=[] if name in QUICK else pytest.mark.slow) for name in TINY]

@@ -12,6 +12,8 @@ from maskattn.models.experts import Router
 from maskattn.models.leaves import Linear
 from maskattn.models.part import Run
 
+pytestmark = pytest.mark.hurried
+
 #: Rows of each of six groups: some have none, one has more than a block of rows.
 COUNTS = (3, 0, 11, 1, 0, 6)
 

@@ -17,6 +17,8 @@ from maskattn.parity.models.peer import WORDS
 from tests.scripts import of_benchmarks
 from tests.twin import load, twin
 
+pytestmark = pytest.mark.hurried
+
 __all__ = ["twin"]
 
 PAGE = of_benchmarks("flax_classes")

@@ -15,6 +15,8 @@ from tests.twin import twin
 __all__ = ["twin"]
 
 gguf = pytest.importorskip("gguf")
+
+pytestmark = pytest.mark.hurried
 CONFIG = {
     "model_type": "llama",
     "vocab_size": 64,

@@ -13,6 +13,8 @@ from maskattn.models.part import find
 from tests.models.test_files import BERT, LLAMA
 from tests.twin import twin
 
+pytestmark = pytest.mark.hurried
+
 __all__ = ["twin"]
 
 IDS = np.arange(10).reshape(2, 5)

@@ -12,6 +12,8 @@ from maskattn.checkpoints import TensorInfo
 from maskattn.models.forms import Piece
 from maskattn.models.parts import Parts
 
+pytestmark = pytest.mark.hurried
+
 WHOLE = np.arange(3 * 4 * 5, dtype=np.float32).reshape(3, 4, 5)
 #: Where the tensor lies: whole; rows of a larger one; each entry by itself, in two pieces.
 PLACES = {
