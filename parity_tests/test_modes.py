@@ -17,18 +17,29 @@ CASES = {"eager": ["options/all/float32"], "jit-mask": ["options/plain/float32"]
 TINY = Shape(batch=1, q_len=2, kv_len=2, heads=2, kv_heads=1, head_dim=2, v_head_dim=2)
 
 
-def cases(mode):
+#: Left to slow tests.
+MORE = {"eager": ["options/plain/float64"]}
+
+
+def cases(mode, names):
     if mode != "disable_jit":
-        return [get(name) for name in CASES[mode]]
+        return [get(name) for name in names]
     names = "options/dropout-all/float32", "options/plain/bfloat16"
     return [replace(get(name), shape=TINY, mask=masks.Causal(-1)) for name in names]
 
 
 @pytest.mark.jax
-@pytest.mark.parametrize("mode", [*CASES, pytest.param("disable_jit", marks=pytest.mark.slow)])
-def test_exact_in_every_mode_of_jax(mode):
+@pytest.mark.parametrize(
+    ("mode", "names"),
+    [
+        *CASES.items(),
+        *(pytest.param(*more, marks=pytest.mark.slow) for more in MORE.items()),
+        pytest.param("disable_jit", [], marks=pytest.mark.slow),
+    ],
+)
+def test_exact_in_every_mode_of_jax(mode, names):
     jax = adapters.twin("jax", "exact", mode=mode)
-    result = run_cases(cases(mode), [adapters.NumpyExact(), jax], kernel="exact")
+    result = run_cases(cases(mode, names), [adapters.NumpyExact(), jax], kernel="exact")
     assert not result.failures, "\n".join(result.failures)
     assert not result.not_run
     assert result.elements > 50
