@@ -77,6 +77,23 @@ def test_what_a_page_names_is_there(name):
     assert len(PLACES.findall(text)) >= 10
 
 
+def astray(tree):
+    """What lies in a package and is not in the tree of architecture.md, and files of the tree that are nowhere."""
+    named = set(re.findall(r"[\w.]+(?=/)|\w+\.py\b", tree))
+    there = [file for package in ("maskattn", *TWINS) for file in (ROOT / package).iterdir()]
+    rooms = {file.name for file in there if file.suffix == ".py" or (file / "__init__.py").exists()}
+    files = {
+        file.name for folder in ("maskattn*", "release", "docs", "tests") for file in ROOT.glob(f"{folder}/**/*.py")
+    }
+    return sorted(rooms - named), sorted(name for name in named - files if name.endswith(".py"))
+
+
+def test_the_tree_of_the_architecture_has_what_there_is():
+    (tree,) = re.findall(r"^```\n(maskattn/\n.*?)^```$", page("architecture"), re.MULTILINE | re.DOTALL)
+    assert astray(tree) == ([], [])
+    assert astray(tree.replace(" _text.py ", " _txet.py ")) == (["_text.py"], ["_txet.py"])
+
+
 @pytest.mark.parametrize(
     ("text", "found"),
     [
