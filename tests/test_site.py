@@ -205,6 +205,25 @@ def test_figures_are_given_with_their_machine_and_date():
     assert list(unsaid(text, results)) == [f"decode: {results['decode']['date']}"]
 
 
+#: What is measured: a time, or one in terms of another; and what says where and when, or leads there.
+MEASURED = re.compile(r"\d (?:ms|us)\b|(?:\d|twice|half) (?:times )?(?:as (?:fast|long)|the time\b)")
+SAID = re.compile(r"20\d\d-\d\d-\d\d|benchmarks\.md")
+
+
+def undated(text):
+    """The figures of sections that neither say a day nor lead to the benchmarks, which do."""
+    for section in re.split(r"^#+ .*$", text, flags=re.MULTILINE):
+        if not SAID.search(section):
+            yield from MEASURED.findall(section)
+
+
+def test_no_section_has_a_figure_without_its_day():
+    texts = {**pages(), **{file.name: file.read_text(encoding="utf-8") for file in ROOT.glob("*.md")}}
+    assert {page: figures for page, text in texts.items() if (figures := list(undated(text)))} == {}
+    text = "# 2020-02-02\n\nIt takes 8 ms.\n\n# B\n\n3.1 times as long, on 2020-02-02\n\n# C\n\ntwice as fast: 64 MB"
+    assert list(undated(text)) == ["8 ms", "twice as fast"]
+
+
 def rewritten(site, text, depth="", repository=""):
     links = site["links"]
     return links._LINK.sub(lambda match: links.outside(match, depth, repository), text)
