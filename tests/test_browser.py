@@ -104,7 +104,7 @@ WRONG = {
     "faint": ("<p style='color:#999;background:#fff'>some words</p>", "color-contrast"),
     "faint-in-the-dark": (
         "<style>@media(prefers-color-scheme:dark){p{color:#444;background:#111}}</style><p>some words</p>",
-        "phone, dark: color-contrast",
+        "desk, dark: color-contrast",
     ),
     "picture": ("<img src='data:image/gif;base64,R0lGODlhAQABAAAAACw='>", "image-alt"),
     "no-picture": ("<img alt='x' src='none.png'>", "not drawn"),
