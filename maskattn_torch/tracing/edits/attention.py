@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,9 +21,23 @@ FILL = -1e30
 
 def edits(program: Program) -> Iterator[Edit]:
     """Of each softmax that is near."""
-    for at in sorted(program.near):
-        if name_of(program.calls[at]) == "_softmax":
-            yield from _of_softmax(program, at)
+    softmaxes = [at for at, call in enumerate(program.calls) if name_of(call) == "_softmax"]
+    near = [at for at in softmaxes if at in program.near]
+    others = list(_others(program, softmaxes)) if near else []
+    for at in near:
+        yield from _of_softmax(program, at, others)
+
+
+def _others(program: Program, softmaxes: Iterable[int]) -> Iterator[tuple[str, Tensor]]:
+    """Masks of a program, each once, with where it is used first: layers may have different ones."""
+    seen: set[tuple[tuple[int, ...], bytes]] = set()
+    for at in softmaxes:
+        mask = _masking(program, at)
+        if mask is not None:
+            key = tuple(mask.allowed.shape), mask.allowed.contiguous().numpy().tobytes()
+            if key not in seen:
+                seen.add(key)
+                yield f"the mask is that of {program.calls[at].where.module}", mask.allowed
 
 
 def _masks(allowed: Tensor) -> Iterator[tuple[str, Tensor]]:
@@ -58,7 +72,7 @@ class Masking:
         return args[self.place] + torch.where(other > MASKED, other, 0.0)
 
 
-def _of_softmax(program: Program, at: int) -> Iterator[Edit]:
+def _of_softmax(program: Program, at: int, others: Sequence[tuple[str, Tensor]]) -> Iterator[Edit]:
     call = program.calls[at]
     scores = program.recording.nodes[_ref(call.args[0])].value
     if scores.ndim < 3 or call.args[1] not in (-1, scores.ndim - 1):
@@ -73,8 +87,10 @@ def _of_softmax(program: Program, at: int) -> Iterator[Edit]:
         for text, other in _masks(torch.ones(scores.shape, dtype=torch.bool)):
             yield Edit(text, text, {at: _masked_softmax(other)})
     else:
-        for text, other in _masks(mask.allowed):
-            yield Edit(text, text, {mask.at: _masked(mask, other, FILL)})
+        alike = ((text, one) for text, one in others if one.shape == mask.allowed.shape)
+        for text, other in (*_masks(mask.allowed), *alike):
+            if not torch.equal(other, mask.allowed):
+                yield Edit(text, text, {mask.at: _masked(mask, other, FILL)})
         if not bool(mask.allowed.all()):
             yield from _of_fill(program, at, mask)
     yield from _of_groups(program, at)
