@@ -68,8 +68,9 @@ def _of_heads(program: Program, at: int, parts: int) -> Iterator[Edit]:
     if above is None or name_of(program.calls[above]) not in _VIEWS:
         return
     given, made = program.calls[above].args[0], program.calls[above].outputs[0]
-    before = program.recording.nodes[given.number].value.shape if isinstance(given, Ref) else ()
-    after = program.recording.nodes[made].value.shape if made is not None else ()
+    if not isinstance(given, Ref) or made is None:
+        return
+    before, after = (program.recording.nodes[number].value.shape for number in (given.number, made))
     if len(after) == len(before) + 1 and after[-2] > 1 and after[-1] % parts == 0:
         text = f"the {parts} parts of {call.where} are taken one behind the other, not head by head"
         yield Edit(text, "one behind the other", {above: _rearranged((parts, after[-2]))})
