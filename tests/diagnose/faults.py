@@ -178,7 +178,7 @@ ENCODER_DECODER = [
     ("not shifted", r"decoder", r"shift"),
     ("shifted by two", r"decoder", r"shift"),
     ("causal missing", r"decoder\.block\.0\.layer\.0", r"(mask|causal).*(left out|missing|not)|no mask"),
-    ("scale of the output missing", r"lm_head|^\S* at \(|decoder", rf"({_SCALE}).*(\b1\b|left out)"),
+    ("scale of the output missing", r"lm_head|^\S* at modeling_t5|decoder", rf"({_SCALE}).*(\b1\b|left out)"),
 ]
 EXPERTS = [
     ("window one longer", _ATTENTION, r"window too wide by one|one key more before"),

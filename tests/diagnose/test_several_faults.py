@@ -55,7 +55,7 @@ CASES = {
     "eps in a loop": ("decoder", lambda: decoder("eps"), ("eps of the norm is 0.001",)),
     "pairs in a loop": ("decoder", lambda: decoder("rotary pairs"), ("pairs are neighbours",)),
 }
-QUICK = ("scale and mask",)
+QUICK = ("keys first",)
 
 
 @pytest.mark.jax
