@@ -87,6 +87,28 @@ def _repeated(x: Tensor, times: int) -> Tensor:
     return x.unsqueeze(-3).expand(*batch, heads, times, length, size).reshape(*batch, heads * times, length, size)
 
 
+def _convolution(axes: int) -> Callable[..., Tensor]:
+    """`conv1d`, `conv2d`, `conv3d` without their question whether input and kernel are of one dtype: see `Wider`."""
+    own: Callable[..., Tensor] = (functional.conv1d, functional.conv2d, functional.conv3d)[axes - 1]
+
+    def convolution(
+        input: Tensor,
+        weight: Tensor,
+        bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] | str = 0,
+        dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> Tensor:
+        if isinstance(padding, str) or input.dim() != axes + 2 or input.dtype == weight.dtype:
+            return own(input, weight, bias, stride, padding, dilation, groups)
+        each = [[one] * axes if isinstance(one, int) else list(one) for one in (stride, padding, dilation)]
+        made: Tensor = torch.ops.aten.convolution(input, weight, bias, *each, False, [0] * axes, groups)
+        return made
+
+    return convolution
+
+
 def _by_name(function: Callable[..., object]) -> FunctionType:
     """A function of PyTorch's that calls its attention by name, which a mode does not see: it calls this one."""
     assert isinstance(function, FunctionType)
@@ -96,6 +118,9 @@ def _by_name(function: Callable[..., object]) -> FunctionType:
 
 INSTEAD: Mapping[Callable[..., object], Callable[..., object]] = {
     functional.scaled_dot_product_attention: attention,
+    functional.conv1d: _convolution(1),
+    functional.conv2d: _convolution(2),
+    functional.conv3d: _convolution(3),
     functional.multi_head_attention_forward: _by_name(functional.multi_head_attention_forward),
 }
 

@@ -43,3 +43,15 @@ def test_parts_are_recorded_and_settings_are_left_as_they_were():
         names = {node.name for node in record(function, (draw.standard_normal((2, 5, 16)),), {}, wide=True).nodes}
         assert "_softmax" in names and not any("attention" in name or "transformer" in name for name in names)
     assert torch.backends.mha.get_fastpath_enabled() == fast
+
+
+@pytest.mark.torch
+def test_convolutions_one_behind_the_other_are_recorded():
+    """Numbers are float64 behind the first, kernels are float32: PyTorch refuses that before it dispatches."""
+    model = torch.nn.Sequential(torch.nn.Conv1d(3, 4, 3), torch.nn.Conv1d(4, 5, 2, stride=2, padding=1)).eval()
+    x = draw.standard_normal((2, 3, 9)).astype(np.float32)
+    found = record(model, (x,), {}, wide=True)
+    (number,) = found.outputs.values()
+    with torch.no_grad():
+        right = model.double()(torch.from_numpy(x).double()).numpy()
+    assert np.abs(found.nodes[number].value - right).max() <= TOLERANCE["float64"] * np.abs(right).max()
