@@ -144,13 +144,18 @@ def within(part: NumPyArray, fused: NumPyArray, rows: Sequence[Rows], nth: int =
             places = np.empty(part.size, np.int64)
             for at, number in zip(range(len(mine.rows)), found, strict=True):
                 one, other, where = mine.rows[at], its.rows[number], its.places[number]
-                if not np.array_equal(one, other):
-                    order = np.empty_like(where)
-                    order[np.argsort(one, kind="stable")] = where[np.argsort(other, kind="stable")]
-                    where = order
+                if not np.array_equal(one, other):  # axes in another order, or at the least the same numbers
+                    where = where[arranged(_slab(part, mine, at), _slab(fused, its, int(number)))[1]]
                 places[mine.places[at]] = where
             return _said(found, its, len(its.rows)), places
     return _run(part, fused)
+
+
+def _slab(value: NumPyArray, rows: Rows, number: int) -> NumPyArray:
+    """A row in the shape that it has in its array, where it has one."""
+    if rows.axis is not None:
+        return np.take(value, number, rows.axis)
+    return value if rows.rows.shape[1] == value.size else rows.rows[number]
 
 
 def _run(part: NumPyArray, fused: NumPyArray) -> tuple[str, NumPyArray] | None:

@@ -11,6 +11,7 @@ import numpy as np
 
 from maskattn.diagnose.matching import Keys, Matches, Rows, distance, drawn, frontier, key_of, match
 from maskattn.diagnose.outputs import Outputs
+from maskattn.diagnose.reading import reads
 from maskattn.diagnose.report import Place
 from maskattn.diagnose.trace import Node
 from maskattn.typing import NumPyArray
@@ -26,6 +27,8 @@ BEFORE, BEHIND = 60, 40
 #: How many times less an edit must leave of the difference of the outputs, where nothing else speaks for it.
 LESS = 100
 
+#: An edit that leaves more than this of the difference is less than what the operations themselves read.
+_LITTLE = 0.5
 #: What PyTorch says to an edit that cannot be computed.
 _IMPOSSIBLE = (RuntimeError, TypeError, IndexError, ValueError)
 
@@ -113,9 +116,11 @@ class Comparison:
         if random is not None:  # nothing can be said of what is computed from them
             return replace(at, diagnosis=f"random numbers are drawn (dropout is on): {random}"), None
         edit = self.explained(program, here, there, matches) or self._without(program, here, there, matches)
-        if edit is None:
-            return at, None
         before = self.error(program)
+        if edit is None or not edit.kind.startswith("operand"):
+            read = reads(Keys(recording, self.theirs.kept), self.theirs, here, there, matches, self.tolerance)
+            if edit is None or (read and self._left(program, edit) > _LITTLE * before):
+                return replace(at, diagnosis=read), None
         edit, also = self.everywhere(program, edit)
         changed = program.applying(edit)
         return replace(at, diagnosis=edit.text, share=self.error(changed) / before, also=also), changed
@@ -131,7 +136,7 @@ class Comparison:
         near = _related(program, met, near)
         constants = self._constants(there)
         program = replace(program, near=near, constants=constants, known=frozenset(matches.ours))
-        unmatched, reach = self._open(there, matches), _reach(program, first)
+        unmatched = self._open(there, matches)
         if not unmatched:
             return self._by_outputs(program, last)
         scores: list[tuple[int, Any]] = []
@@ -140,7 +145,7 @@ class Comparison:
         for edit in self.tracing.edits(program):
             if whole is not None and whole.changes.keys().isdisjoint(edit.changes):
                 continue
-            score = self._score(program, edit, unmatched, reach)
+            score = self._score(program, edit, unmatched, BEHIND)
             if score:
                 scores.append((score, edit))
             if score > most:
@@ -217,10 +222,9 @@ class Comparison:
         except _IMPOSSIBLE:
             return float("inf")
 
-    def _score(self, program: Any, edit: Any, unmatched: Mapping[int, Rows], reach: int | None) -> int:
-        until = None if reach is None else max(reach, max(edit.changes) + BEHIND)
+    def _score(self, program: Any, edit: Any, unmatched: Mapping[int, Rows], most: int | None) -> int:
         try:
-            made = program.play([edit], until=until)
+            made = program.play([edit], most=most)
         except _IMPOSSIBLE:
             return 0  # what cannot be computed was not done
         return self._again(made, unmatched)
@@ -297,17 +301,6 @@ class Comparison:
 def _by_rounding(error: float) -> bool:
     """Whether rounding to float32 makes such a relative difference."""
     return 0 < error <= ROUNDED
-
-
-def _reach(program: Any, first: int) -> int:
-    """The call behind the first few that depend on a call: masks may be made in between."""
-    found = {first}
-    for at in range(first + 1, len(program.calls)):
-        if any(program.made_by.get(number) in found for number in program.taken[at]):
-            found.add(at)
-        if len(found) > BEHIND:
-            return at
-    return len(program.calls)
 
 
 def _related(program: Any, here: Iterable[int], near: frozenset[int]) -> frozenset[int]:

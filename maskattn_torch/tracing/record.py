@@ -105,14 +105,14 @@ class _Tape(TorchDispatchMode):
         self._of[id(tensor)] = number
         return number
 
-    def leaf(self, tensor: Tensor, kind: str, name: str) -> int:
-        """A tensor that no operator has made."""
+    def leaf(self, tensor: Tensor, kind: str, name: str, dtype: str = "") -> int:
+        """A tensor that no operator has made; `dtype`: that the program has it in, where that is another one."""
         value = _numbers(tensor)
         if self._wide and tensor.dtype == torch.float32:
             sharp = sharpened(to_numpy(tensor.detach()))
             if not np.array_equal(sharp, value):
                 value, self._sharp[id(tensor)] = sharp, torch.from_numpy(sharp)
-        number = self.add(tensor, Node(kind, name, value, dtype=_dtype(tensor)))  # type: ignore[arg-type]
+        number = self.add(tensor, Node(kind, name, value, dtype=dtype or _dtype(tensor)))  # type: ignore[arg-type]
         self.recording.held[number] = tensor
         if tensor.dtype == torch.float32 and not isinstance(tensor, nn.Parameter) and kind != "input":
             self.recording.rounded.append(number)
@@ -209,7 +209,7 @@ def _dtype(tensor: Tensor) -> str:
 
 def _numbers(tensor: Tensor) -> NumPyArray:
     with torch.utils._python_dispatch._disable_current_modes():
-        return numbers(to_numpy(tensor.detach()))
+        return numbers(to_numpy(tensor.detach().resolve_conj().resolve_neg()))
 
 
 def record(
@@ -241,8 +241,9 @@ def record(
     tape = _Tape(paths, wide)
     leaves = _Leaves()
     for kind, name, tensor in parameters(modules):
-        changed = name in instead or (cotangents and kind == "parameter")
-        tape.leaf(leaves.of(tensor, instead.get(name), wide) if changed else tensor, "parameter", name)
+        # operators may ask for one dtype before they are seen here; buffers are told by theirs
+        changed = name in instead or (kind == "parameter" and (wide or bool(cotangents)))
+        tape.leaf(leaves.of(tensor, instead.get(name), wide) if changed else tensor, "parameter", name, _dtype(tensor))
         if kind != "parameter":
             tape.recording.buffers |= {name}
         if kind == "computed":
@@ -250,6 +251,8 @@ def record(
     given, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
     paths_given = names((tuple(args), dict(kwargs)))
     arrays = [torch.tensor(one) if hasattr(one, "__array__") else one for one in given]
+    if wide:  # operators that are differentiated ask for one dtype before they are seen here
+        arrays = [_widened(one) for one in arrays]
     for name, one in zip(paths_given, arrays, strict=True):
         if isinstance(one, Tensor):
             tape.leaf(one, "input", name)
@@ -282,8 +285,8 @@ class _Leaves(TorchFunctionMode):
     def of(self, tensor: Tensor, numbers: NumPyArray | None, wide: bool) -> Tensor:
         """What stands in the place of a parameter: its numbers, or others."""
         with torch.no_grad():
-            made = tensor.detach().clone() if numbers is None else torch.from_numpy(numbers).to(tensor.dtype)
-            made = made.to(torch.float64) if wide and made.dtype in _NARROW else made
+            made = tensor.detach().clone() if numbers is None else torch.from_numpy(numbers)
+            made = made.to(torch.float64 if wide and tensor.dtype in _NARROW else tensor.dtype)
         self.instead[id(tensor)] = made.requires_grad_(made.is_floating_point())
         return made
 

@@ -98,6 +98,15 @@ class Program:
         """Of each call the nodes that it takes."""
         return [refs(call) for call in self.calls]
 
+    @cached_property
+    def learned(self) -> frozenset[int]:
+        """Nodes that depend on parameters."""
+        found: set[int] = set()
+        for number, node in enumerate(self.recording.nodes):
+            if node.kind == "parameter" or not found.isdisjoint(node.inputs):
+                found.add(number)
+        return frozenset(found)
+
     def tensor(self, number: int) -> Tensor:
         """The numbers of a node."""
         return torch.from_numpy(self.recording.nodes[number].value.copy())
@@ -113,12 +122,12 @@ class Program:
         return None if at is None else self.calls[at]
 
     def play(
-        self, edits: Iterable[Edit] = (), until: int | None = None, leaves: Iterable[int] = ()
+        self, edits: Iterable[Edit] = (), most: int | None = None, leaves: Iterable[int] = ()
     ) -> dict[int, NumPyArray]:
         """What the nodes are that depend on these edits: computed anew, in float64, with what is applied already.
 
         Args:
-            until: the number of the call to stop before; None: none.
+            most: how many calls are computed behind the last one that the edits change; None: all.
             leaves: nodes whose numbers have changed.
         """
         new = {at: change for edit in edits for at, change in edit.changes.items()}
@@ -130,20 +139,25 @@ class Program:
         first = 0 if self.recording.shared or fresh else min(new, default=len(self.calls))
         self.playing.program = self
         try:
-            self._played(changes, first, len(self.calls) if until is None else min(until, len(self.calls)))
+            self._played(changes, new, first, most)
             found = {number: _values(tensor) for number, tensor in fresh.items()}
         finally:
             fresh.clear()
             self.playing.program = None
         return found | {number: found[before] for number, before in self.recording.again.items() if before in found}
 
-    def _played(self, changes: Mapping[int, Change], first: int, until: int) -> None:
+    def _played(self, changes: Mapping[int, Change], new: Mapping[int, Change], first: int, most: int | None) -> None:
+        """Computes the calls from the first one that depend on new changes, each with all of its changes."""
         fresh, shared = self.playing.fresh, self.recording.shared
-        for at in range(first, until):
+        last, count = max(new, default=0), 0
+        for at in range(first, len(self.calls)):
             call = self.calls[at]
             known = not any(number in fresh or number in shared for number in self.taken[at])
-            if known and at not in changes and shared.isdisjoint(call.outputs):
+            if known and at not in new and shared.isdisjoint(call.outputs):
                 continue
+            count += at > last
+            if most is not None and count > most:
+                break
             args, kwargs = self._given(call, fresh)
             change = changes.get(at)
             operator = _VIEWS.get(name_of(call), call.operator)

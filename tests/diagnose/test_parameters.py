@@ -99,6 +99,18 @@ def test_parts_of_a_fused_parameter_are_found(fuse, dtype):
         assert [(pair.jax, pair.how) for pair in pairs(theirs, ours).pairs] == [(name, "holds") for name in "qkv"]
 
 
+def test_equal_numbers_in_a_part_do_not_confuse_its_arrangement():
+    w = drawn(3, 12, 16)
+    w[1, 2, 3] = w[1, 7, 5]
+    for other in (w.swapaxes(1, 2), w.transpose(1, 2, 0)):
+        ours = side(**{f"layers__{at}__w": w[at] for at in range(3)})
+        each = [pair.places for pair in pairs(ours, side(w=other)).pairs]
+        mark = np.arange(w.size).reshape(w.shape)
+        there = mark.swapaxes(1, 2) if other.shape[0] == 3 else mark.transpose(1, 2, 0)
+        for at, places in enumerate(each):
+            np.testing.assert_array_equal(there.ravel()[places], mark[at].ravel())
+
+
 def test_parts_of_a_fused_bias_are_found():
     q, k = drawn(16), drawn(8)
     found = pairs(side(q=q, k=k), side(b=np.concatenate([q, k]), stacked=drawn(2, 16)))

@@ -64,7 +64,7 @@ def _written_out(program: Program, at: int) -> tuple[str, int] | None:
     nodes, made = program.recording.nodes, program.calls[at].outputs[0]
     assert made is not None
     y = nodes[made].value
-    if y.dtype.kind != "f" or y.size < _FEWEST:
+    if y.dtype.kind != "f" or y.size < _FEWEST or made not in program.learned:
         return None
     todo, seen = [(number, 1) for number in program.taken[at]], set()
     while todo:

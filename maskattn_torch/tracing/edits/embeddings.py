@@ -179,7 +179,7 @@ def _of_table(program: Program, at: int) -> Iterator[Edit]:
         if 0 <= which.min() + step and which.max() + step < rows:
             text = f"{name}: positions are {step:+d}"
             yield Edit(text, text, {at: _read(lambda one, by=step: one + by)})  # type: ignore[misc]
-    if which.any():
+    if which.any() and not _by_distance(which):
         text = f"{name}: all are of type 0"
         yield Edit(text, text, {at: _read(torch.zeros_like)})
     for factor in sorted(
@@ -221,13 +221,26 @@ def _scaled(factor: float) -> Change:
 # Positions of which only the distance counts (T5: Raffel et al. 2020, section 2.1) ------------------------------------
 
 
+def _by_distance(which: NumPyArray) -> bool:
+    """Whether indices depend on the distance of a key from its query alone."""
+    if which.ndim != 2 or max(which.shape) < 3:
+        return False
+    queries, keys = which.shape
+    away = np.arange(keys)[None] - np.arange(queries)[:, None]
+    return not any(np.unique(which[away == step]).size > 1 for step in range(-queries, keys))
+
+
 def _of_distances(program: Program, at: int, name: str, which: NumPyArray, rows: int) -> Iterator[Edit]:
     """Where indices are a function of the distance of a key from its query: other functions."""
+    if not _by_distance(which):
+        return
     queries, keys = which.shape
     away = torch.arange(keys)[None] - torch.arange(queries)[:, None]
-    if max(queries, keys) < 3 or any(np.unique(which[away.numpy() == step]).size > 1 for step in range(-queries, keys)):
-        return
-    yield Edit(f"{name}: distances have the other sign", "distances backwards", {at: _read(lambda one: one.T)})
+    yield Edit(
+        f"{name}: distances are backwards, those of queries from keys",
+        "distances backwards",
+        {at: _read(lambda one: one.T)},
+    )
     furthest = {8.0, 16.0, 20.0, 32.0, 64.0, 128.0, 256.0, 512.0}
     for exact in (rows // 2, rows // 4):  # log(furthest / exact) is what stands in a program
         furthest |= {exact * math.exp(one) for one in program.constants if 0 < one < 8}
