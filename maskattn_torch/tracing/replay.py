@@ -49,10 +49,12 @@ class Playing:
 
     Attributes:
         program: which; None: none. fresh: nodes that are computed anew.
+        writes: whether what is written into memory that several nodes share is written again.
     """
 
     program: Program | None = None
     fresh: dict[int, Tensor] = field(default_factory=dict)
+    writes: bool = False
 
 
 @dataclass(eq=False)
@@ -136,19 +138,31 @@ class Program:
             changes[at] = _both(changes[at], change) if at in changes else change
         fresh = self.playing.fresh
         fresh.update({number: self.tensor(number) for number in leaves})
-        first = 0 if self.recording.shared or fresh else min(new, default=len(self.calls))
+        self.playing.writes = bool(fresh) or self._writes(new)
+        first = 0 if self.playing.writes else min(new, default=len(self.calls))
         self.playing.program = self
         try:
             self._played(changes, new, first, most)
             found = {number: _values(tensor) for number, tensor in fresh.items()}
         finally:
             fresh.clear()
-            self.playing.program = None
+            self.playing.program, self.playing.writes = None, False
         return found | {number: found[before] for number, before in self.recording.again.items() if before in found}
+
+    def _writes(self, new: Mapping[int, Change]) -> bool:
+        """Whether what depends on new changes is written into memory that several nodes share, or is such memory."""
+        shared, found = self.recording.shared, set[int]()
+        for at in range(min(new, default=len(self.calls)), len(self.calls)) if shared else ():
+            if at in new or not found.isdisjoint(self.taken[at]):
+                made = [number for number in self.calls[at].outputs if number is not None]
+                if self.calls[at].writes or not shared.isdisjoint(made):
+                    return True
+                found.update(made)
+        return False
 
     def _played(self, changes: Mapping[int, Change], new: Mapping[int, Change], first: int, most: int | None) -> None:
         """Computes the calls from the first one that depend on new changes, each with all of its changes."""
-        fresh, shared = self.playing.fresh, self.recording.shared
+        fresh, shared = self.playing.fresh, self.recording.shared if self.playing.writes else frozenset[int]()
         last, count = max(new, default=0), 0
         for at in range(first, len(self.calls)):
             call = self.calls[at]
@@ -196,11 +210,11 @@ class Program:
         return args, kwargs
 
     def _taken(self, number: int, fresh: dict[int, Tensor]) -> Tensor:
-        while number in self.recording.again and number not in fresh:
+        while self.playing.writes and number in self.recording.again and number not in fresh:
             number = self.recording.again[number]
         if number not in fresh:
             found = self.tensor(number)
-            if number not in self.recording.shared:
+            if not self.playing.writes or number not in self.recording.shared:
                 return found
             fresh[number] = found
         return fresh[number]

@@ -151,3 +151,31 @@ def test_modules_that_equinox_makes_anew_keep_their_paths():
         assert {node.where.module for node in trace.nodes} >= {root + path for path in paths}
         assert not any("<" in node.where.module for node in trace.nodes)
         assert f"{root}layers.1.weight" in trace.parameters
+
+
+def test_gradients_of_convolutions_and_of_complex_numbers():
+    class Waves(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm, self.conv = nn.LayerNorm(8), nn.Conv1d(6, 4, 1)
+
+        def forward(self, x):
+            y = self.conv(self.norm(x)).contiguous()
+            turned = torch.view_as_complex(y.view(*y.shape[:-1], -1, 2)) * torch.polar(torch.ones(4), torch.arange(4.0))
+            return torch.view_as_real(turned).flatten(-2)
+
+    torch.manual_seed(0)
+    model = Waves().eval()
+    nn.init.normal_(model.norm.weight), nn.init.normal_(model.norm.bias)
+    held = {name: jnp.asarray(one.numpy()) for name, one in model.state_dict().items()}
+
+    def waves(p, x):
+        y = made.norm(x, (p["norm.weight"], p["norm.bias"]))
+        y = jnp.einsum("ocz,bcl->bol", p["conv.weight"], y) + p["conv.bias"][:, None]
+        a, b, turn = y[..., ::2], y[..., 1::2], jnp.arange(4.0)
+        real, imaginary = a * jnp.cos(turn) - b * jnp.sin(turn), a * jnp.sin(turn) + b * jnp.cos(turn)
+        return jnp.stack((real, imaginary), -1).reshape(y.shape)
+
+    x = np.random.default_rng(0).standard_normal((2, 6, 8)).astype(np.float32)
+    report = maskattn.compare(model, functools.partial(waves, held), {"x": x}, grads=True)
+    assert report.ok and len(report.gradients) == 4, str(report)

@@ -241,13 +241,14 @@ def _of_distances(program: Program, at: int, name: str, which: NumPyArray, rows:
         "distances backwards",
         {at: _read(lambda one: one.T)},
     )
-    furthest = {8.0, 16.0, 20.0, 32.0, 64.0, 128.0, 256.0, 512.0}
+    furthest = {*map(float, range(2, 65)), 128.0, 256.0, 512.0}
     for exact in (rows // 2, rows // 4):  # log(furthest / exact) is what stands in a program
         furthest |= {exact * math.exp(one) for one in program.constants if 0 < one < 8}
     furthest |= {one for one in program.constants if 2 < one < 4096}
     seen = [which]
     alike = lambda far: any(np.array_equal(one.numpy(), which) for _, one in _functions(away, rows, (far,)))  # noqa: E731
-    for text, buckets in _functions(away, rows, tuple(sorted(furthest, key=lambda far: (not alike(far), far)))):
+    likely = tuple(sorted(furthest, key=lambda far: (not alike(far), far % 4, far)))
+    for text, buckets in _functions(away, rows, likely):
         if not any(np.array_equal(buckets.numpy(), one) for one in seen):
             seen.append(buckets.numpy())
             yield Edit(f"{name}: {text}", text, {at: _read(lambda _, buckets=buckets: buckets)})  # type: ignore[misc]
