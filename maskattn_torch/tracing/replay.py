@@ -102,10 +102,11 @@ class Program:
 
     @cached_property
     def learned(self) -> frozenset[int]:
-        """Nodes that depend on parameters."""
+        """Nodes that depend on parameters, or on inputs that are no tokens."""
         found: set[int] = set()
         for number, node in enumerate(self.recording.nodes):
-            if node.kind == "parameter" or not found.isdisjoint(node.inputs):
+            given = node.kind == "parameter" or (node.kind == "input" and node.value.dtype.kind == "f")
+            if given or not found.isdisjoint(node.inputs):
                 found.add(number)
         return frozenset(found)
 
