@@ -41,7 +41,8 @@ class Pairwise(Spec):
             if axis == "batch_multiple":
                 if size is not None and size % expected:
                     reasons.append(f"{self!r} expects a batch that is a multiple of {expected}, got {size}")
-            elif size not in (None, expected):
+            # not by `in`: Dynamo then holds an open size to be unlike a number that it equals
+            elif size is not None and size != expected:
                 reasons.append(f"{self!r} expects {axis} {expected}, got {size}")
         return reasons
 

@@ -174,7 +174,7 @@ def _four_axes(query: Array, key: Array, value: Array, lead: torch.Size) -> tupl
     few = math.lcm(*(x.shape[-3] if x.dim() > 2 else 1 for x in (key, value)))
 
     def shaped(x: Array, n: int) -> Array:
-        if x.dim() > 2 and x.shape[-3] not in (1, n):
+        if x.dim() > 2 and x.shape[-3] != 1 and x.shape[-3] != n:
             x = x.repeat_interleave(n // x.shape[-3], -3)
         return x.expand(*rows, n, *x.shape[-2:]).reshape(math.prod(rows), n, *x.shape[-2:])
 
@@ -204,7 +204,7 @@ def _of_scores(array: Array, whole: tuple[int, ...]) -> Array:
     shape = array.shape
     if len(shape) == len(whole) == 4:
         return array
-    if len(shape) > len(whole) or any(n not in (1, m) for n, m in zip(shape[::-1], whole[::-1], strict=False)):
+    if len(shape) > len(whole) or any(n != 1 and n != m for n, m in zip(shape[::-1], whole[::-1], strict=False)):
         raise _refused(f"attn_mask must broadcast to [..., L, S] = {whole}", f"shape {tuple(shape)}")
     if len(whole) <= 4:
         return array.reshape(*[1] * (4 - len(shape)), *shape)

@@ -170,7 +170,7 @@ def _bools(problems: Problems, name: str, value: Array, of: Array, owner: str, r
 
 def _leading(problems: Problems, name: str, value: Array, shape: Sequence[int], owner: str) -> None:
     got = tuple(value.shape)
-    if len(got) > len(shape) or any(n not in (1, m) for n, m in zip(got, shape, strict=False)):
+    if len(got) > len(shape) or any(n != 1 and n != m for n, m in zip(got, shape, strict=False)):
         problems.value(f"{name} must have leading axes of {owner} {list(shape)} (or 1 for one), got {list(got)}")
 
 

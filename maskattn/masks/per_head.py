@@ -102,8 +102,9 @@ class PerHead(Mask):
 
     def conflicts(self, sizes: Mapping[str, int | None]) -> list[str]:
         faults = super().conflicts(sizes)
-        if sizes["heads"] not in (None, len(self.parts)):
-            faults.append(f"{self!r} expects heads {len(self.parts)}, got {sizes['heads']}")
+        heads = sizes["heads"]
+        if heads is not None and heads != len(self.parts):
+            faults.append(f"{self!r} expects heads {len(self.parts)}, got {heads}")
         return faults
 
     @classmethod

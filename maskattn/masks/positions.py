@@ -229,8 +229,9 @@ def _unlike(mask: Mask, sizes: Mapping[str, int | None], of_queries: Array, of_k
     faults = []
     for given, names in ((of_queries, ("batch", "q_len")), (of_keys, ("batch", "kv_len"))):
         for axis, expected in zip(names, given.shape, strict=True):
-            if sizes[axis] not in (None, expected) and not (axis == "batch" and expected == 1):
-                faults.append(f"{mask!r} expects {axis} {expected}, got {sizes[axis]}")
+            size = sizes[axis]
+            if size is not None and size != expected and not (axis == "batch" and expected == 1):
+                faults.append(f"{mask!r} expects {axis} {expected}, got {size}")
     return faults
 
 

@@ -187,6 +187,22 @@ def test_a_tensor_given_twice_in_compiled_training(kernel, call):
         close(one, other)
 
 
+@pytest.mark.parametrize(
+    "mask", [masks.KeyMask, lambda keep: masks.Causal().with_positions(keep.long().cumsum(-1), keep.long().cumsum(-1))]
+)
+def test_a_length_that_is_open_in_one_tensor_alone_is_no_conflict(mask):
+    """After calls of several lengths compiled code may have one length as a number, a mask's as an open one."""
+    query, keep = torch.randn(2, 24, 2, 8), torch.arange(24) < torch.tensor([[24], [9]])
+    torch._dynamo.reset()
+    torch._dynamo.mark_static(query, 1)
+    torch._dynamo.maybe_mark_dynamic(keep, 1)
+
+    def function(query, keep):
+        return maskattn_torch.attention(query, query, query, mask(keep), kernel="reference")
+
+    close(torch.compile(function, fullgraph=True, backend="eager")(query, keep), function(query, keep))
+
+
 @every_kernel
 def test_masks_as_arguments(kernel):
     given = qkv()
