@@ -131,6 +131,12 @@ def spellings(provenance: Mapping[str, object]) -> dict[str, Spelling]:
         raise ValueError(f"provenance: spellings cannot be read ({error!r})") from None
 
 
+def unwrapped(provenance: Mapping[str, object]) -> dict[str, object]:
+    """The same without what wrappers had put before the names, and was taken off: a model of its own has none of it."""
+    told = {name: ["", spelling.old_norms] for name, spelling in spellings(provenance).items()}
+    return {**provenance, "spellings": told}
+
+
 def names(provenance: Mapping[str, object], key: str) -> tuple[str, ...]:
     """A list of names: ``kept``, tensors that no rule knew."""
     told = provenance.get(key) or []

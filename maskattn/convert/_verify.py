@@ -156,7 +156,8 @@ def _whole(
     config = config_json.beside(source.path) if config is None else config
     moved = all(step.exact for step in plan.steps)
     try:
-        left = model_of(source if moved else written, config, source.path)
+        outer = plan.forms[0].outer if moved else ""
+        left = model_of(source if moved else written, config, source.path, outer)
         right = model_of(written, left.config, written.path)  # which may lie beside fewer files
         for side in (left, right):
             files.checked(side)

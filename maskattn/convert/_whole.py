@@ -142,11 +142,12 @@ def open_model(path: str | os.PathLike[str]) -> Iterator[Source]:
         yield model_of(reader, config_json.beside(reader.path), where)
 
 
-def model_of(reader: Reader, config: Mapping[str, Any], where: Path) -> Source:
+def model_of(reader: Reader, config: Mapping[str, Any], where: Path, outer: str = "") -> Source:
     """An open file as `open_model` has it.
 
     Args:
         config: what its config.json says. where: what errors begin with.
+        outer: what a wrapper put before all names, such as ``"module."``.
 
     Raises:
         FileNotFoundError, ValueError: see `open_model`.
@@ -155,11 +156,13 @@ def model_of(reader: Reader, config: Mapping[str, Any], where: Path) -> Source:
     _refuse(where, config, said)
     folder = reader.path if reader.path.is_dir() else reader.path.parent
     config = {**config, "model_type": said.model_type, **sentences.beside(folder)}
-    generation, to = _generation(reader.path), _target(reader, said, config)
+    generation, to = _generation(reader.path), _target(reader, said, config, outer)
     if to is None and _is_tree(reader):
         return _Flax.of(reader, config, generation, str(where))
     if to is not None:
-        way = plan(reader.infos, target=to or None, config=config, provenance=reader.provenance)
+        provenance = _provenance.unwrapped(reader.provenance)
+        rest = "drop" if outer else "error"  # what stands beside a wrapped model is none of it
+        way = plan(reader.infos, target=to or None, config=config, rest=rest, provenance=provenance, strip_prefix=outer)
         return _Planned(reader, config, generation, str(where), way)
     reader.read_into(checkpoints.KEPT)
     return _Read(reader, config, generation, str(where))
@@ -182,10 +185,12 @@ def _is_tree(reader: Reader) -> bool:
     return any("/" in name for name in reader.infos)
 
 
-def _target(reader: Reader, said: Said, config: Mapping[str, Any]) -> str | None:
+def _target(reader: Reader, said: Said, config: Mapping[str, Any], outer: str) -> str | None:
     """The form to bring a file into; "" for the one that it came from; None where its names are those already."""
     recorded, came_from = _provenance.recorded(reader.provenance), _provenance.origin(reader.provenance)
     own = [name for name in said.families if name.startswith("hf-")]
+    if outer:
+        return own[0] if own else ""
     if recorded is None:
         known = said.families if _is_tree(reader) else ()
         forms = [form for name in known for form in families.forms(families.get(name, config))]

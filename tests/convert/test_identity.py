@@ -9,7 +9,7 @@ from click.testing import CliRunner
 from maskattn import checkpoints
 from maskattn.checkpoints import TensorInfo
 from maskattn.cli.main import main
-from maskattn.convert import convert_model, convert_tensors, families, plan, refuse_a_shard, run
+from maskattn.convert import convert_model, convert_tensors, families, open_model, plan, refuse_a_shard, run
 from maskattn.convert._canonical import made
 from maskattn.convert._identity import lookalikes, said
 from tests.convert.test_plan import CONFIG, _bert_infos, infos, llama
@@ -186,6 +186,19 @@ def test_a_prefix_is_seen_and_taken_off_when_asked(prefix, tmp_path):
     convert(tmp_path / "there.npz", tmp_path / "back.npz")
     with checkpoints.open(tmp_path / "back.npz") as back:
         same(tensors, back)
+
+
+def test_a_model_is_read_without_the_prefix_that_was_taken_off(tmp_path):
+    tensors = {f"module.{name}": array for name, array in llama().items()}
+    checkpoints.save(tmp_path / "wrapped.pt", tensors)
+    sizes = {"vocab_size": 13, "hidden_size": 20, "intermediate_size": 31, "head_dim": 6}
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG | sizes | {"architectures": ["LlamaForCausalLM"]}))
+    for target, more in {"flax-nnx": ["--verify"], "hf-llama": []}.items():
+        there = tmp_path / target / "model.safetensors"
+        output = convert(tmp_path / "wrapped.pt", there, "--to", target, "--strip-prefix", "module.", *more)
+        assert not more or "the whole model, PyTorch on the source's weights" in output, output
+        with open_model(there.parent) as source:
+            same(llama(), {name: source[name] for name in source.infos})
 
 
 def test_what_stands_beside_the_model_behind_a_prefix_is_named():
