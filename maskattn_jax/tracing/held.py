@@ -83,7 +83,7 @@ _PLAIN = (int, float, str, bool, bytes, type(None))
 
 
 def _of_library(function: Any) -> bool:
-    return function.__module__.partition(".")[0] in (*LIBRARIES, "numpy", "maskattn_jax")
+    return (function.__module__ or "").partition(".")[0] in (*LIBRARIES, "numpy", "maskattn_jax")
 
 
 def wraps(it: object) -> bool:

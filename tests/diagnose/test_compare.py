@@ -11,6 +11,7 @@ from torch import nn
 
 import maskattn
 from maskattn_jax.tracing import record
+from maskattn_jax.tracing.held import held
 from tests.diagnose import programs as made
 
 TOKENS = made.tokens()
@@ -107,14 +108,21 @@ def test_parameters_are_found_in_modules_and_functions_that_hold_them():
     theirs = nnx.Linear(8, 16, rngs=nnx.Rngs(0))
     theirs.kernel[...], theirs.bias[...] = linear.weight.detach().numpy().T, linear.bias.detach().numpy()
     x = np.random.default_rng(0).standard_normal((4, 8)).astype(np.float32)
-    held = {"w": theirs.kernel.get_value(), "b": theirs.bias.get_value()}
+    kept = {"w": theirs.kernel.get_value(), "b": theirs.bias.get_value()}
     linear.eval()
-    plain = {name: np.asarray(one) for name, one in held.items()}
-    others = (theirs, lambda x: theirs(x), jax.jit(lambda x: x @ held["w"] + held["b"]))
+    plain = {name: np.asarray(one) for name, one in kept.items()}
+    others = (theirs, lambda x: theirs(x), jax.jit(lambda x: x @ kept["w"] + kept["b"]))
     for ours in (linear, lambda x: linear(x)):
         for other in (*others, lambda x: jnp.dot(x, plain["w"]) + plain["b"]):
             report = maskattn.compare(ours, other, [x], grads=True)
             assert report.ok and len(report.gradients) == 2, str(report)
+
+
+def test_a_function_that_belongs_to_no_module_holds_what_it_reads():
+    namespace = {"w": jnp.ones(3)}  # without a __name__, as doctest and exec may have it
+    exec("def program(x):\n    return x * w", namespace)
+    assert namespace["program"].__module__ is None
+    assert [name for name, _ in held(namespace["program"])[0]] == ["w"]
 
 
 def test_bad_input_is_refused_by_name():
