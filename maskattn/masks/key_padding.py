@@ -70,7 +70,7 @@ class KeyPadding(Mask):
             if isinstance(kv_len, int) and high > kv_len:
                 fault = f"{self!r} expects lengths up to kv_len {kv_len}, got {high}"
                 if self.lengths.size == 1:
-                    fault += f"; Global({high}) & Causal() has the first {high} keys (attention sinks) at every length"
+                    fault += f"; PrefixLM({high}).at(-2**30) has the first {high} at every length (attention sinks)"
                 faults.append(fault)
         return faults
 

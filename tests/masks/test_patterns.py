@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pytest
 from hypothesis import given, settings, strategies as st
@@ -225,3 +227,11 @@ def test_every_mask_of_the_library_has_examples():
                 for mask in cls.examples(shape, Draws(1)):
                     assert mask.dense(shape.q_len, shape.kv_len, shape.batch, shape.heads).shape == shape.scores
     assert masks.Mask.examples(SMALL, Draws(0)) == []
+
+
+def test_the_error_of_padding_names_a_mask_of_the_first_keys_at_every_length():
+    (fault,) = masks.KeyPadding([9]).conflicts({"batch": 1, "heads": 1, "q_len": 4, "kv_len": 4})
+    advised = re.search(r"PrefixLM\(9\)\S*", fault)[0]
+    first = eval(advised, {"PrefixLM": masks.PrefixLM})
+    for length in (4, 20):
+        assert (first.dense(20, length)[0, 0] == (np.arange(length) < 9)).all()
