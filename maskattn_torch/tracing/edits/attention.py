@@ -91,6 +91,9 @@ def _of_softmax(program: Program, at: int, others: Sequence[tuple[str, Tensor]])
         for text, other in (*_masks(mask.allowed), *alike):
             if not torch.equal(other, mask.allowed):
                 yield Edit(text, text, {mask.at: _masked(mask, other, FILL)})
+                if not bool(other.any(-1).all()):
+                    said = f"{text}; rows that attend to nothing are NaN"
+                    yield Edit(said, said, {mask.at: _masked(mask, other, float("-inf"))})
         if not bool(mask.allowed.all()):
             yield from _of_fill(program, at, mask)
     yield from _of_groups(program, at)

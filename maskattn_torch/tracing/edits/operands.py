@@ -82,6 +82,10 @@ def _exchanged(program: Program) -> Iterator[Edit]:
     for (one, mine), (other, its) in itertools.combinations(modules.items(), 2):
         shapes, others = ({name: nodes[at].value.shape for name, at in held.items()} for held in (mine, its))
         if shapes == others and one.rpartition(".")[0] == other.rpartition(".")[0]:
+            for a, of_a, b, of_b in ((one, mine, other, its), (other, its, one, mine)) if len(mine) > 1 else ():
+                instead = {of_b[name]: of_a[name] for name in of_a}
+                places = {at: _swapped(program, instead, program.calls[at]) for by in instead for at in readers[by]}
+                yield Edit(f"{a} is taken in the place of {b}", "module elsewhere", places)
             each = [{name: (mine[name], its[name])} for name in mine] if len(mine) > 1 else []
             for held in ({name: (mine[name], its[name]) for name in mine}, *each):
                 swap = {a: b for pair in held.values() for a, b in (pair, pair[::-1])}
