@@ -28,7 +28,7 @@ BLOCK = re.compile(r"^```(\w*)\n(.*?)^```$|(?<=\n\n)((?:    [^\n]*\n)+)", re.DOT
 #: Pages that have no example: tables, or prose.
 PROSE = {"against-libraries", "benchmarks", "glossary", "models-table", "questions", "sharding", "versioning"}
 #: Pages of the site that show a file of the root.
-PROSE |= {"changelog", "contributing", "index"}
+PROSE |= {"changelog", "contributing", "index", "security"}
 #: The files that CONTRIBUTING.md shows are tried in a copy of the package: tests/test_contributing.py.
 WITH_EXAMPLES = [page for page in ALL if page.stem not in PROSE | {"CONTRIBUTING", "index"}]
 #: Commands that take minutes, and where they are tested.
@@ -137,7 +137,13 @@ def test_every_question_has_an_answer_and_every_page_is_within_two_clicks():
         assert re.match(r"\*\*[^*]*[.?]\*\*|\*\*.*?\*\*", question) and links(question), question
     shown = {link.partition("#")[0] for link in links(text)}
     shown |= {link.removeprefix("docs/") for link in links((ROOT / "README.md").read_text(encoding="utf-8"))}
-    assert {page.name for page in DOCS} - shown <= {"index.md", "questions.md", "changelog.md", "contributing.md"}
+    assert {page.name for page in DOCS} - shown <= {
+        "index.md",
+        "questions.md",
+        "changelog.md",
+        "contributing.md",
+        "security.md",
+    }
 
 
 @in_both

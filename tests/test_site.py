@@ -135,6 +135,11 @@ def test_addresses_of_other_hosts_are_addresses():
     ]
 
 
+def test_texts_outside_of_the_folder_that_pages_lead_to_are_pages_too(site):
+    named = {name for text in pages().values() for name in re.findall(r"\]\((?:\.\./)+([A-Z]+\.md)\b", text)}
+    assert named == set(site["links"].SHOWN)
+
+
 def reference():
     """The pages of the reference, one after the other."""
     return "".join(text for page, text in pages().items() if page.startswith("reference/"))

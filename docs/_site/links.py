@@ -1,8 +1,8 @@
 """Links that lead out of this folder, and pages whose text lies outside of it.
 
-The README, the guide for contributors and the list of changes stand in the root of the repository, where people and
-tools look for them; the site has them as pages too. A link that works where the repository is browsed works here: to
-such a page, or to a file of the repository.
+The README, the guide for contributors, the list of changes and what is promised of security stand in the root of the
+repository, where people and tools look for them; the site has them as pages too. A link that works where the repository
+is browsed works here: to such a page, or to a file of the repository.
 """
 
 from __future__ import annotations
@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parents[2]
 #: Pages of the site by the files of the root that they show.
-SHOWN = {"README.md": "index", "CONTRIBUTING.md": "contributing", "CHANGELOG.md": "changelog"}
+SHOWN = {
+    "README.md": "index",
+    "CONTRIBUTING.md": "contributing",
+    "CHANGELOG.md": "changelog",
+    "SECURITY.md": "security",
+}
 #: Where a page shows such a file: a link to it by its name, on a line of its own.
 _SHOW = re.compile(r"^\[([A-Z]+\.md)\]\(\.\./\1\)$", re.MULTILINE)
 #: The end of a link or image, [text](path#anchor); those with a scheme are no paths.
