@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -142,7 +142,9 @@ class Comparison:
         scores: list[tuple[int, Any]] = []
         most = 0
         whole = None
+        tried: list[Any] = []
         for edit in self.tracing.edits(program):
+            tried.append(edit)
             if whole is not None and whole.changes.keys().isdisjoint(edit.changes):
                 continue
             score = self._score(program, edit, unmatched, BEHIND)
@@ -155,10 +157,26 @@ class Comparison:
         if whole is not None:
             return whole
         if not scores:
-            return self._by_outputs(program, last)
+            return self._together(program, tried, unmatched) or self._by_outputs(program, last)
         scores.sort(key=lambda one: -one[0])
         best = [edit for score, edit in scores[:SHORTLIST] if 2 * score >= scores[0][0]]
         return max(best, key=lambda edit: self._score(program, edit, unmatched, None), default=None)
+
+    def _together(self, program: Any, edits: Sequence[Any], unmatched: Mapping[int, Rows]) -> Any:
+        """The edit that explains tensors where all of a module that are alike are done: of queries and keys, say."""
+        groups: dict[tuple[object, ...], list[Any]] = {}
+        for edit in edits:
+            made = program.calls[min(edit.changes)].outputs[0]
+            shape = None if made is None else program.recording.nodes[made].value.shape
+            for key in ((), (shape,)):  # a split of queries is also alike one of products, whose shape is another
+                groups.setdefault((edit.kind, _module(program, edit), *key), []).append(edit)
+        scores = []
+        for alike in groups.values():
+            if len(alike) > 1:
+                every = replace(alike[0], changes={at: it for one in alike for at, it in one.changes.items()})
+                scores.append((self._score(program, every, unmatched, BEHIND), every))
+        most = max(scores, key=lambda one: one[0], default=(0, None))
+        return most[1] if most[0] else None
 
     def _without(self, program: Any, here: list[int], there: list[int], matches: Matches) -> Any:
         """An edit that makes of the first difference what the JAX side has already, and behind which another edit

@@ -17,6 +17,8 @@ def edits(program: Program) -> Iterator[Edit]:
     """Of splits into parts of one size that are near: the order of the parts, and of heads among them."""
     for at in sorted(program.near):
         call = program.calls[at]
+        if name_of(call) in _VIEWS:
+            yield from _of_three(program, at)
         parts = call.outputs
         if (
             name_of(call) not in _SPLITS
@@ -74,6 +76,23 @@ def _of_heads(program: Program, at: int, parts: int) -> Iterator[Edit]:
     if len(after) == len(before) + 1 and after[-2] > 1 and after[-1] % parts == 0:
         text = f"the {parts} parts of {call.where} are taken one behind the other, not head by head"
         yield Edit(text, "one behind the other", {above: _rearranged((parts, after[-2]))})
+
+
+def _of_three(program: Program, at: int) -> Iterator[Edit]:
+    """The last axis viewed as parts, heads and a rest, or as heads, parts and a rest: the other way round."""
+    call = program.calls[at]
+    given, made = call.args[0], call.outputs[0]
+    if not isinstance(given, Ref) or made is None:
+        return
+    before, after = (program.recording.nodes[number].value.shape for number in (given.number, made))
+    if len(after) != len(before) + 2 or after[:-3] != before[:-1] or 1 in after[-3:-1]:
+        return
+    first, second = after[-3:-1]
+    ways = ((first, "head by head", "one behind the other"), (second, "one behind the other", "head by head"))
+    for parts, how, usual in ways:
+        if parts in (2, 3):
+            text = f"the {parts} parts of {call.where} are taken {how}, not {usual}"
+            yield Edit(text, how, {at: _rearranged((second, first))})
 
 
 def _rearranged(sizes: tuple[int, int]) -> Change:
