@@ -49,7 +49,7 @@ def commands(text: str) -> list[list[str]]:
     """The lines of the shell of a page, and commands within its text, as words."""
     lines = [line for language, code in blocks(text) if language == "sh" for line in code.splitlines()]
     lines += re.findall(r"`(maskattn (?:compare|convert|inspect|parity|show)\b[^`]*)`", text)
-    return [words for line in lines if (words := shlex.split(line.removeprefix("PYTHONPATH=. "), comments=True))]
+    return [words for line in lines if (words := shlex.split(line, comments=True))]
 
 
 def test_a_page_without_an_example_is_known():

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
@@ -117,7 +120,8 @@ def _implementations(kernel: str, specs: tuple[str, ...], device: str) -> list[A
         # JAX would otherwise take three quarters of the memory, from PyTorch too
         os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     try:
-        found = [adapters.load(spec) for spec in specs] if specs else adapters.standard(kernel, device)
+        with _found_here():
+            found = [adapters.load(spec) for spec in specs] if specs else adapters.standard(kernel, device)
     except (ImportError, AttributeError, ValueError, TypeError) as error:
         hint = "" if specs else _alone(error)
         raise click.ClickException(f"cannot load an implementation: {error}{hint}") from error
@@ -127,6 +131,16 @@ def _implementations(kernel: str, specs: tuple[str, ...], device: str) -> list[A
         if missing:
             raise click.ClickException(f"--device gpu: {'; '.join(missing)}")
     return found
+
+
+@contextlib.contextmanager
+def _found_here() -> Iterator[None]:
+    """Modules of the folder in which the command is run are found, as `python -m` finds them."""
+    sys.path.insert(0, here := str(Path.cwd()))
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def _placed(adapter: Any, device: str) -> Adapter:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -119,6 +120,15 @@ def test_command_refuses_what_matches_nothing_or_cannot_be_loaded():
     assert found.exit_code == 2 and "`maskattn parity list` shows their ids" in " ".join(found.output.split())
     found = _invoke("--impl", "no.such.module:X")
     assert found.exit_code == 1 and "cannot load" in found.output
+
+
+def test_an_adapter_is_found_in_the_folder_where_the_command_is_run(tmp_path, monkeypatch):
+    text = "from maskattn.parity.attention.adapters import NumpyExact\n\nADAPTER = NumpyExact\n"
+    (tmp_path / "adapter_of_this_folder.py").write_text(text)
+    monkeypatch.chdir(tmp_path)
+    before = list(sys.path)
+    found = _invoke("--impl", "adapter_of_this_folder:ADAPTER", "--cases", "Causal/square/float32/0")
+    assert found.exit_code == 0 and sys.path == before, found.output
 
 
 def test_command_lists_cases():
