@@ -7,6 +7,7 @@ from pathlib import Path
 from click.testing import CliRunner
 
 from maskattn.cli.main import main
+from maskattn.models import ROWS
 from tests.frameworks import in_both
 from tests.test_pages import blocks
 
@@ -39,6 +40,10 @@ def test_every_make_target_exists():
         text = (ROOT / file).read_text(encoding="utf-8")
         named |= set(re.findall(r"(?:^ *|`)make ([a-z]+)", text, re.MULTILINE))
     assert {"parity", "test", "lint"} <= named <= targets
+
+
+def test_the_types_of_models_are_counted():
+    assert f"[{len(ROWS)} types](docs/models-table.md)" in TEXT
 
 
 def test_every_kernel_has_its_line():
