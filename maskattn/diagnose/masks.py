@@ -74,6 +74,9 @@ MISTAKES: Mapping[str, Callable[[NumPyArray], NumPyArray]] = {
     "the mask is of padding alone: not causal, no window": lambda a: _whole(_some(a), a),
     "there is no window": lambda a: _to_the_left(a) & _some(a),
     "the mask is causal too": lambda a: a & _causal(a),
+    "the mask is causal up to the last key, where there are more keys than queries": lambda a: (
+        np.broadcast_to(_causal(a), a.shape) if a.shape[-2] < a.shape[-1] else a
+    ),
     "the mask is causal alone: no padding, no window": lambda a: np.broadcast_to(_causal(a), a.shape),
     "the mask is causal from the first key on, where there are more keys than queries": lambda a: np.broadcast_to(
         np.tri(a.shape[-2], a.shape[-1], dtype=bool), a.shape

@@ -198,7 +198,10 @@ def test_a_framework_refuses_the_arrays_of_the_other(twin):
     "mask, message",
     [
         (masks.KeyPadding([1, 7]), r"KeyPadding.* expects lengths up to kv_len 6, got 7"),
-        (masks.KeyPadding([7]), r"up to kv_len 6, got 7; Global\(7\) & Causal\(\) has the first 7 keys"),
+        (
+            masks.KeyPadding([7]),
+            r"up to kv_len 6, got 7; PrefixLM\(7\)\.at\(-2\*\*30\) has the first 7 at every length",
+        ),
         (masks.KeyMask(np.ones((2, 5), bool)), r"KeyMask.* expects kv_len 5, got 6"),
         (masks.Dense(np.ones((4, 1, 1), bool)), r"Dense.* expects heads 4, got 3"),
         (masks.ShiftedWindow((4, 9), (2, 3), 1), r"expects a batch that is a multiple of 6, got 2"),
