@@ -121,7 +121,8 @@ class Comparison:
             read = reads(Keys(recording, self.theirs.kept), self.theirs, here, there, matches, self.tolerance)
             if edit is None or (read and self._left(program, edit) > _LITTLE * before):
                 return replace(at, diagnosis=read), None
-        edit, also = self.everywhere(program, edit)
+        edit, places = self.everywhere(program, edit)
+        also = tuple(where for where in places if not any(said.endswith(f" at {where}") for said in at.torch))
         changed = program.applying(edit)
         return replace(at, diagnosis=edit.text, share=self.error(changed) / before, also=also), changed
 
@@ -254,7 +255,8 @@ class Comparison:
         The first of these that explains all counts, else the one that explains most, where that is a lot.
         """
         wide = replace(program, near=frozenset(range(len(program.calls))))
-        alike = [one for one in self.tracing.edits(wide) if one.kind == edit.kind]
+        done = {at for one in program.applied if one.kind == edit.kind for at in one.changes}
+        alike = [one for one in self.tracing.edits(wide) if one.kind == edit.kind and done.isdisjoint(one.changes)]
         module = program.calls[min(edit.changes)].where.module.split(".")
         least = 0.5 * self._left(program, edit)
         found: tuple[Any, tuple[str, ...]] = (edit, ())
