@@ -139,7 +139,7 @@ class Comparison:
         program = replace(program, near=near, constants=constants, known=frozenset(matches.ours))
         unmatched = self._open(there, matches)
         if not unmatched:
-            return self._by_outputs(program, last)
+            return self._by_outputs(program, self.tracing.edits(program), last)
         scores: list[tuple[int, Any]] = []
         most = 0
         whole = None
@@ -158,7 +158,7 @@ class Comparison:
         if whole is not None:
             return whole
         if not scores:
-            return self._together(program, tried, unmatched) or self._by_outputs(program, last)
+            return self._together(program, tried, unmatched) or self._by_outputs(program, tried, last)
         scores.sort(key=lambda one: -one[0])
         best = [edit for score, edit in scores[:SHORTLIST] if 2 * score >= scores[0][0]]
         return max(best, key=lambda edit: self._score(program, edit, unmatched, None), default=None)
@@ -174,7 +174,7 @@ class Comparison:
         scores = []
         for alike in groups.values():
             if len(alike) > 1:
-                every = replace(alike[0], changes={at: it for one in alike for at, it in one.changes.items()})
+                every = replace(alike[0], changes=_changes(alike))
                 scores.append((self._score(program, every, unmatched, BEHIND), every))
         most = max(scores, key=lambda one: one[0], default=(0, None))
         return most[1] if most[0] else None
@@ -204,7 +204,7 @@ class Comparison:
                     return edit
         return None
 
-    def _by_outputs(self, program: Any, last: int) -> Any:
+    def _by_outputs(self, program: Any, edits: Iterable[Any], last: int) -> Any:
         """The edit behind which the outputs agree best, where no tensor tells; None where none helps much.
 
         Args:
@@ -214,7 +214,7 @@ class Comparison:
         if max(ends, default=0) > last + 2 * BEHIND:
             return None
         least, found = self.error(program) / LESS, None
-        for edit in self.tracing.edits(program):
+        for edit in edits:
             error = self._left(program, edit)
             if error < least:
                 least, found = error, edit
@@ -265,7 +265,7 @@ class Comparison:
         scopes = [[one for one in alike if within(one, depth)] for depth in range(len(module), -1, -1)]
         beside = [one for one in alike if _numberless(_module(program, one)) == _numberless(".".join(module))]
         for same in (scopes[0], beside, *scopes[1:]):
-            changes = {at: change for one in same for at, change in one.changes.items()} | dict(edit.changes)
+            changes = _changes(same) | dict(edit.changes)
             if frozenset(changes) in tried:
                 continue
             tried.add(frozenset(changes))
@@ -349,6 +349,11 @@ def _numberless(module: str) -> str:
 def _module(program: Any, edit: Any) -> str:
     module: str = program.calls[min(edit.changes)].where.module
     return module
+
+
+def _changes(edits: Iterable[Any]) -> dict[int, Any]:
+    """What several edits change, by the numbers of the calls."""
+    return {at: change for edit in edits for at, change in edit.changes.items()}
 
 
 def _said(node: Node) -> str:
