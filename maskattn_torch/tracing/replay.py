@@ -33,8 +33,10 @@ class Edit:
     changes: Mapping[int, Change]
 
 
+#: Names of operators that give the same numbers in another shape.
+VIEWS = ("view", "_unsafe_view", "reshape")
 #: Views that ask for strides, which an edit may have changed.
-_VIEWS: Mapping[str, Callable[..., Tensor]] = {"view": torch.reshape, "_unsafe_view": torch.reshape}
+_REPLAYED: Mapping[str, Callable[..., Tensor]] = {"view": torch.reshape, "_unsafe_view": torch.reshape}
 
 
 class Edits(Protocol):
@@ -175,7 +177,7 @@ class Program:
                 break
             args, kwargs = self._given(call, fresh)
             change = changes.get(at)
-            operator = _VIEWS.get(name_of(call), call.operator)
+            operator = _REPLAYED.get(name_of(call), call.operator)
             if change is None:
                 out = operator(*args, **kwargs)
             else:  # kernels of PyTorch ask for a last axis without gaps

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from maskattn.diagnose.masks import mistakes
 from maskattn_torch.tracing.record import Called, Ref
-from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
+from maskattn_torch.tracing.replay import VIEWS, Change, Edit, Program, name_of
 
 #: What is at least this low is masked out.
 MASKED = -1e3
@@ -182,7 +182,7 @@ def _of_groups(program: Program, softmax: int) -> Iterator[Edit]:
     module = program.calls[softmax].where.module
     for at in sorted(program.near):
         call = program.calls[at]
-        if call.where.module == module and name_of(call) in ("clone", "view", "_unsafe_view", "reshape"):
+        if call.where.module == module and name_of(call) in ("clone", *VIEWS):
             source = program.maker(_ref(call.args[0])) if isinstance(call.args[0], Ref) else None
             if source is not None and name_of(source) == "expand":
                 before = program.recording.nodes[_ref(source.args[0])].value.shape

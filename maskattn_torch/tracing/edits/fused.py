@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Sequence
 from torch import Tensor
 
 from maskattn_torch.tracing.record import Ref
-from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
+from maskattn_torch.tracing.replay import VIEWS, Change, Edit, Program, name_of
 
-_VIEWS = ("view", "_unsafe_view", "reshape")
 _SPLITS = ("split.Tensor", "split_with_sizes", "chunk", "unbind.int")
 
 
@@ -17,7 +16,7 @@ def edits(program: Program) -> Iterator[Edit]:
     """Of splits into parts of one size that are near: the order of the parts, and of heads among them."""
     for at in sorted(program.near):
         call = program.calls[at]
-        if name_of(call) in _VIEWS:
+        if name_of(call) in VIEWS:
             yield from _of_three(program, at)
         parts = call.outputs
         if (
@@ -57,7 +56,7 @@ def _of_heads(program: Program, at: int, parts: int) -> Iterator[Edit]:
     assert number is not None
     for reader in program.read_by.get(number, ()):
         after = program.recording.nodes[program.calls[reader].outputs[0] or 0].value.shape
-        if name_of(program.calls[reader]) in _VIEWS and len(after) == len(shape) + 1 and shape[-1] % parts == 0:
+        if name_of(program.calls[reader]) in VIEWS and len(after) == len(shape) + 1 and shape[-1] % parts == 0:
             heads = after[-2]
             if 1 < heads and shape[-1] == parts * heads * after[-1]:
                 text = f"the {parts} parts of {call.where} are taken head by head, not one behind the other"
@@ -67,7 +66,7 @@ def _of_heads(program: Program, at: int, parts: int) -> Iterator[Edit]:
     while above is not None and name_of(program.calls[above]) in ("transpose.int", "permute"):
         given = program.calls[above].args[0]
         above = program.made_by.get(given.number) if isinstance(given, Ref) else None
-    if above is None or name_of(program.calls[above]) not in _VIEWS:
+    if above is None or name_of(program.calls[above]) not in VIEWS:
         return
     given, made = program.calls[above].args[0], program.calls[above].outputs[0]
     if not isinstance(given, Ref) or made is None:

@@ -9,12 +9,11 @@ import torch
 from torch import Tensor
 
 from maskattn_torch.tracing.record import Ref
-from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
+from maskattn_torch.tracing.replay import VIEWS, Change, Edit, Program, name_of
 
 _SPLITS = ("split.Tensor", "split_with_sizes", "split.sizes", "chunk", "unbind.int")
 #: More parts than these are no few tensors in one.
 _MOST_PARTS = 6
-_VIEWS = ("view", "_unsafe_view", "reshape")
 
 
 def edits(program: Program) -> Iterator[Edit]:
@@ -34,7 +33,7 @@ def edits(program: Program) -> Iterator[Edit]:
                 yield Edit("the bias of the convolution is left out", "no bias", {at: _convolution_no_bias})
             yield from _turned_kernel(program, at, 1)
             yield from _of_padding(program, at)
-        elif name in _VIEWS:
+        elif name in VIEWS:
             yield from _arranged(program, at)
         elif name in _SPLITS:
             yield from _parts_exchanged(program, at)

@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from maskattn_torch.tracing.record import Ref
-from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
+from maskattn_torch.tracing.replay import VIEWS, Change, Edit, Program, name_of
 
 #: Operators that change no number.
 _MOVES = frozenset(
-    ("view", "_unsafe_view", "reshape", "t", "transpose.int", "permute", "expand", "clone", "detach", "alias")
+    (*VIEWS, "t", "transpose.int", "permute", "expand", "clone", "detach", "alias")
     + ("_to_copy", "unsqueeze", "squeeze.dim", "slice.Tensor", "select.int", "split.Tensor", "unbind.int", "copy_")
 )
-_RESHAPED = ("view", "_unsafe_view", "reshape", "clone", "detach", "alias", "_to_copy")
+_RESHAPED = (*VIEWS, "clone", "detach", "alias", "_to_copy")
 _BINARY = ("add.Tensor", "mul.Tensor", "sub.Tensor", "div.Tensor")
 _SYMMETRIC = ("add.Tensor", "mul.Tensor", "maximum", "minimum")
 

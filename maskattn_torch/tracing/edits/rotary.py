@@ -10,10 +10,9 @@ import torch
 from torch import Tensor
 
 from maskattn_torch.tracing.record import Called, Ref
-from maskattn_torch.tracing.replay import Change, Edit, Program, name_of
+from maskattn_torch.tracing.replay import VIEWS, Change, Edit, Program, name_of
 
 _THETAS = (100.0, 1e3, 1e4, 2e4, 1e5, 1.6e5, 5e5, 1e6)
-_VIEWS = ("view", "_unsafe_view", "reshape")
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ def _of_others(program: Program, module: str, sites: Sequence[Site]) -> Iterator
         if call.where.module != module or number is None or number in busy or at > first:
             continue
         site = sizes.get(nodes[number].value.shape)
-        if site is not None and name_of(call) in ("transpose.int", "permute", *_VIEWS):
+        if site is not None and name_of(call) in ("transpose.int", "permute", *VIEWS):
             if any(reader > first for reader in program.read_by.get(number, ())):
                 text = "rotary embedding: what is not turned is turned too (values)"
                 yield Edit(text, text, {at: _turned_too(program, site)})
@@ -161,7 +160,7 @@ def _of_whole(program: Program, at: int) -> Site | None:
     (x, cos), (turned, sin) = products  # type: ignore[misc]
     half = program.maker(turned)
     neighbours = False
-    if half is not None and name_of(half) in _VIEWS:
+    if half is not None and name_of(half) in VIEWS:
         half, neighbours = program.maker(_number(half.args[0])), True
     if half is None or name_of(half) != ("stack" if neighbours else "cat"):
         return None
