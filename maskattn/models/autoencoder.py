@@ -32,14 +32,15 @@ class Decoder(Part):
     def apply(self, at: object, h: B, places: B, run: Run[B]) -> B:
         """h [B, 1 + kept, E]; places int [B, patches], where the patches are among those kept and then the others ->
         [B, patches, pixels]."""
-        use, narrow = run.use, run.linear(self.embed, at, h)
-        known: Traced = narrow
+        use = run.use
+        known: Traced = run.linear(self.embed, at, h)
         index: Traced = places
         batch, patches = index.shape
         missing = (batch, patches + 1 - known.shape[1], known.shape[-1])
         masks = use.broadcast(run.array(self.mask, at), missing)
-        whole = use.take(use.concatenate([known[:, 1:], masks], 1), places)
-        x = use.concatenate([known[:, :1], whole], 1)
+        first, seen = use.split(known, (1, known.shape[1] - 1), 1)
+        whole = use.take(use.concatenate([seen, masks], 1), places)
+        x = use.concatenate([first, whole], 1)
         x = use.add(x, self.positions.apply(at, (1, patches), x, run))
         x, _ = self.stack.apply(at, x, run, Given())
         pixels: Traced = run.linear(self.predict, at, x)
@@ -73,13 +74,14 @@ class Autoencoder(WholeModel):
         x, grid = self.patches.embed(at, inputs.images, run)
         assert self.patches.positions is not None
         rows: Traced = self.patches.positions.apply(at, grid, x, run)
-        x = use.add(x, rows[:, 1:])
+        before, behind = use.split(rows, (1, rows.shape[1] - 1), 1)
+        x = use.add(x, behind)
         order: Traced = use.order(self._noise(x, grid, inputs, run))
         places: Traced = use.order(order)
         kept = int(order.shape[1] * (1 - self.hidden))
         x = self.patches.lead(at, use.take(x, order[:, :kept]), run)
         zeros = use.arithmetic.zeros((1, kept, rows.shape[-1]), rows)
-        x = use.add(x, use.concatenate([rows[:, :1], zeros], 1))
+        x = use.add(x, use.concatenate([before, zeros], 1))
         states: list[B] | None = [] if inputs.hidden_states else None
         h, _ = self.stack.apply(at, x, run, Given(states=states))
         logits = None if self.decoder is None else self.decoder.apply(at, h, places, run.within(len(self.stack.blocks)))

@@ -8,13 +8,15 @@ order in which the arrays were read.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import fields, replace
 from typing import Generic
 
 import numpy as np
 
 from maskattn.attention import Framework, KernelCannot
 from maskattn.models.leaves import Conv, Embedding, Leaf, Linear, Norm
+from maskattn.models.model import Output
 from maskattn.models.part import B, Ops, Part
 from maskattn.modules.exact import ExactParts
 from maskattn.numerics.exact.activation import ACTIVATIONS
@@ -23,7 +25,7 @@ from maskattn.typing import Traced
 __all__ = ["Exact", "refuse"]
 
 #: What rounds nothing, and is the twin's own.
-_PLAIN: tuple[str, ...] = ("fold", "first_of", "arange", "as_array", "concatenate", "where", "broadcast", "split")
+_PLAIN: tuple[str, ...] = ("fold", "first_of", "arange", "as_array", "concatenate", "where", "split")
 _PLAIN += ("order", "take", "uniform", "cast")
 #: What a layer must be, since its numbers are read and it is not called.
 PLAIN_LAYER = "it computes from the layer's weight, so use another kernel, or merge or remove what was added"
@@ -110,6 +112,17 @@ class Exact(Generic[B]):
         entries.append((x, scope, rest))
         return first
 
+    def outputs(self, out: Output[B]) -> Output[B]:
+        """What a model gives, each array for one reading more; but for caches, and what has no gradient."""
+
+        def read(x: Traced) -> Traced:
+            if isinstance(x, Output):
+                return self.outputs(x)
+            return tuple(map(self.once, x)) if isinstance(x, tuple) else self.once(x)
+
+        found = {each.name: getattr(out, each.name) for each in fields(out) if each.name not in ("cache", "masked")}
+        return replace(out, **{name: read(x) for name, x in found.items() if x is not None})
+
     # The rest is written once ----------------------------------------------------------------------------------------
 
     def _held(self, leaf: Leaf, module: Traced) -> tuple[Traced, Traced]:
@@ -171,6 +184,11 @@ class Exact(Generic[B]):
         if name not in ACTIVATIONS:
             raise KernelCannot("exact", [f"the activation {name} has no exact form"])
         return x if name == "linear" else self.exact.activate(self.once(x), name)
+
+    def broadcast(self, x: B, shape: Sequence[int]) -> B:
+        """x of a larger shape; its gradient is one sum."""
+        whole = self.plain.as_array(np.ones(tuple(shape), np.float32), x)
+        return self.product(x, self.plain.cast(whole, x)) if self.is_followed(x) else self.plain.broadcast(x, shape)
 
     def products(self, x: B, y: B) -> B:
         """x [..., width] by all rows of y [rows, width]: [..., rows]."""

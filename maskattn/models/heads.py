@@ -62,7 +62,7 @@ class First(Part):
 
     def apply(self, at: object, h: B, run: Run[B], tokens: B | None = None) -> B:
         """h [B, L, E] -> [B, E]."""
-        whole: Traced = h
+        whole: Traced = run.use.once(h)
         first = run.norm(self.norm, at, whole[:, 0])
         return first if self.dense is None else run.use.activate(run.linear(self.dense, at, first), self.activation)
 
@@ -80,8 +80,8 @@ class Chosen(Part):
 
     def apply(self, at: object, h: B, run: Run[B], tokens: B | None = None) -> B:
         """h [B, L, E], tokens int [B, L] -> [B, E]."""
-        whole: Traced = h
         if self.end is None:
+            whole: Traced = run.use.once(h)
             chosen: B = whole[:, -1]
         else:
             ids: Traced = tokens
@@ -99,7 +99,7 @@ class Mean(Part):
 
     def apply(self, at: object, h: B, run: Run[B]) -> B:
         """h [B, L, E] -> [B, E]."""
-        whole: Traced = h
+        whole: Traced = run.use.once(h)
         return run.norm(self.norm, at, run.use.mean(whole[:, self.skip :]))
 
 
@@ -122,16 +122,22 @@ class Classes(Part):
     def apply(self, at: object, h: B, pooled: B | None, run: Run[B]) -> B:
         """h [B, L, E], pooled [B, E] -> [B, classes], or [B, patches, classes]."""
         use = run.use
-        whole: Traced = h
+
+        def read(index: int | slice) -> B:
+            whole: Traced = use.once(h)
+            part: B = whole[:, index]
+            return part
+
+        patches = slice(self.skip, None)
         if self.read == "first":
-            vectors: list[B] = [whole[:, place] for place in range(len(self.layers))]
+            vectors = [read(place) for place in range(len(self.layers))]
         elif self.read == "pooled":
             assert pooled is not None
             vectors = [pooled]
         elif self.read == "patches":
-            vectors = [run.norm(self.norm, at, whole[:, self.skip :])]
+            vectors = [run.norm(self.norm, at, read(patches))]
         else:
-            mean = use.mean(whole[:, self.skip :])
-            vectors = [use.concatenate([whole[:, 0], mean], 1) if self.read == "both" else mean]
+            mean = use.mean(read(patches))
+            vectors = [use.concatenate([read(0), mean], 1) if self.read == "both" else mean]
         each = [run.linear(layer, at, vector) for layer, vector in zip(self.layers, vectors, strict=True)]
         return each[0] if len(each) == 1 else use.scaled(use.add(each[0], each[1]), 0.5)

@@ -146,7 +146,8 @@ class Patches(Part):
             h = run.use.add(h, self.positions.apply(at, grid, h, run))
         if self.registers is not None:
             more = run.use.broadcast(run.array(self.registers, at), (h.shape[0], *self.registers.shape[1:]))
-            h = run.use.concatenate([h[:, :1], more, h[:, 1:]], 1)
+            first, patches = run.use.split(h, (1, h.shape[1] - 1), 1)
+            h = run.use.concatenate([first, more, patches], 1)
         return run.drop(run.norm(self.final, at, h), self.dropout_rate), grid
 
     def _check(self, shape: tuple[int, ...]) -> None:

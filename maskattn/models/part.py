@@ -126,6 +126,9 @@ class Ops(Protocol[B]):
     def split(self, x: B, sizes: Sequence[int], axis: int) -> Sequence[B]:
         """x cut along an axis."""
 
+    def once(self, x: B) -> B:
+        """x, for reading a part of it where the rest is read too: see `maskattn.models.exact`."""
+
     def where(self, condition: B, x: B, y: B) -> B: ...
     def broadcast(self, x: B, shape: Sequence[int]) -> B: ...
 
@@ -227,7 +230,8 @@ class Run(Generic[B]):
 
 def tokens_at(h: Traced, places: Traced, run: Run[B]) -> B:
     """The tokens of h [B, L, E] at places int [B]: [B, E]."""
-    found: B = h[run.use.arange(h.shape[0], h), places]
+    whole: Traced = run.use.once(h)
+    found: B = whole[run.use.arange(h.shape[0], h), places]
     return found
 
 

@@ -17,14 +17,15 @@ def vector(read: str, h: B, keep: Traced, run: Run[B]) -> B:
         keep: bool [B, L], True = no padding, or None.
     """
     use = run.use
-    whole: Traced = h
     if read == "mean":
         return use.mean(h, keep)
+    whole: Traced = h
     if read == "max":
         least: Traced = whole if keep is None else use.where(keep[..., None], whole, use.cast(whole * 0 - 1e30, whole))
         found: Traced = use.pick(least.swapaxes(1, 2), least.argmax(1)[..., None])
         return found[..., 0]
     if keep is None:
+        whole = use.once(h)
         return whole[:, 0 if read == "first" else -1]
     kept: Traced = keep * 1
     return tokens_at(h, (kept if read == "first" else kept.cumsum(1) * kept).argmax(1), run)
@@ -94,7 +95,8 @@ class Labels(Part):
             assert pooled is not None
             return pooled
         if self.read in ("each", "front"):
-            return h if self.read == "each" else h[:, 0]
+            whole: Traced = run.use.once(h)
+            return h if self.read == "each" else whole[:, 0]
         if self.read == "mean":
             return vector("mean", h, keep, run)
         if self.token is None:

@@ -267,7 +267,8 @@ class Model(Group):
             logits_at,
             hidden_states,
         )
-        return self.table.apply(self, given, Run(use, kernel, key))
+        out = self.table.apply(self, given, Run(use, kernel, key))
+        return use.outputs(out) if isinstance(use, Exact) else out
 
     def generate(
         self,
