@@ -61,6 +61,8 @@ class Peer:
                 spread = 0.3 if each.ndim < 2 or each.shape[-1] <= 40 else 0.2
                 spread *= 0.2 if tiny.small and key.endswith(tiny.small) else 1.0
                 each.copy_(each + 0.3 * drawn if each.ndim < 2 else drawn * spread)
+                if key.endswith("self.logit_scale"):
+                    each[0] = 5.0  # of Swin v2, which counts log(100) where it is larger
         return cls(model, config, {key: to_numpy(x) for key, x in model.state_dict().items()})
 
     def batch(self, tiny: Tiny, side: str = "right", seed: int = 7) -> dict[str, Array]:
@@ -101,8 +103,9 @@ class Peer:
         """bool, which of the first axes of a result of `run` are no padding: all others mean nothing."""
         two = getattr(self.config, "is_encoder_decoder", False) and "decoder_input_ids" in batch
         mask = batch.get("decoder_attention_mask" if two and not what.startswith("encoder") else "attention_mask")
-        if what == "pooled" and mask is not None and mask.ndim == 2:
-            return mask[:, 0] != 0  # the first token's
+        first = what == "pooled" or (what == "logits" and len(shape) == 2 and getattr(self.config, "is_decoder", False))
+        if first and mask is not None and mask.ndim == 2:
+            return mask[:, 0] != 0  # the first token's, which sees nothing in a decoder where it is padding
         sound = "input_values" in batch
         if mask is None or len(shape) < 2 or shape[1] == 1 or not (sound or shape[:2] == mask.shape):
             return np.ones(shape[:1], bool)

@@ -19,6 +19,8 @@ SILENT |= {"out_dim", "qkv_bias", "out_bias", "sinks", "project", "buckets", "he
 #: What a text may be instead.
 WORDS = [("blocks", "groups"), ("softmax", "sigmoid", "picked"), ("all", "mask", "ids"), ("half", "interleaved")]
 WORDS += [("layer", "rms"), ("front", "mean", "each")]
+#: Of one class, where words have another meaning.
+OWN = {("Classes", "read"): ("first", "pooled", "mean", "both", "patches")}
 
 
 def mutants(table: Any) -> Iterator[tuple[str, Any]]:
@@ -30,7 +32,7 @@ def mutants(table: Any) -> Iterator[tuple[str, Any]]:
     for name, value in given.items():
         if name in SILENT and not is_dataclass(value):
             continue
-        for done, other in changed(value, name):
+        for done, other in changed(value, name, OWN.get((type(table).__name__, name), ())):
             yield f"{kind}.{name} {done}" if "." not in done else done, Later(table, {name: other})
     parts = {name: value for name, value in given.items() if is_dataclass(value) and not isinstance(value, Mask)}
     for one, x in given.items():
@@ -61,8 +63,8 @@ def made(value: Any) -> Any:
     return tuple(map(made, value)) if isinstance(value, tuple) else value
 
 
-def changed(value: Any, name: str) -> Iterator[tuple[str, Any]]:
-    """(what was done, another value)."""
+def changed(value: Any, name: str, words: tuple[str, ...] = ()) -> Iterator[tuple[str, Any]]:
+    """(what was done, another value); `words`: what a text may be."""
     if isinstance(value, bool):
         yield "flipped", not value
     elif isinstance(value, int):
@@ -75,7 +77,7 @@ def changed(value: Any, name: str) -> Iterator[tuple[str, Any]]:
     elif name in ("scale", "softcap") and value is None:
         yield "given", 0.3 if name == "scale" else 2.0
     elif isinstance(value, str):
-        names = next((words for words in WORDS if value in words), ())
+        names = words or next((each for each in WORDS if value in each), ())
         if name.endswith("activation") and value in ACTIVATIONS.values():
             names = ("gelu", "gelu_tanh", "relu", "silu", "linear")
         yield from ((f"{value} made {other}", other) for other in names if other != value)
