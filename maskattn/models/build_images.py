@@ -207,6 +207,8 @@ class AutoencoderBuilder(ImageBuilder):
     def model(self) -> WholeModel:
         """The whole."""
         hidden = float(self.reading.get("mask_ratio", default=0.75))
+        if not 0 <= hidden <= 1:
+            raise ValueError(f"{self.reading.where}: mask_ratio must be a share from 0 to 1, got {hidden}")
         return Autoencoder(self.reading.model_type, self.patches(), self.stack(), hidden, self.decoder())
 
     def decoder(self) -> Decoder | None:
