@@ -178,14 +178,21 @@ def root_of(value: object) -> str:
     return str(getattr(value, "__module__", None) or type(value).__module__).split(".")[0]
 
 
-def of_file(path: Path) -> set[str]:
-    """The frameworks that a file imports when it is imported."""
+@functools.cache
+def of_file(path: Path) -> frozenset[str]:
+    """The frameworks that a file imports when it is imported, and those of the files of tests that it imports."""
     found = {name for name in PACKAGES if named(path, name)}
     for statement in ast.parse(path.read_text(encoding="utf-8")).body:
         names = [alias.name for alias in statement.names] if isinstance(statement, ast.Import) else []
         names += [statement.module or ""] if isinstance(statement, ast.ImportFrom) and not statement.level else []
         found |= {FRAMEWORK[name.split(".")[0]] for name in names if name.split(".")[0] in FRAMEWORK}
-    return found
+        found = found.union(*(of_file(each) for name in names if (each := of_tests(name)).is_file()))
+    return frozenset(found)
+
+
+def of_tests(module: str) -> Path:
+    """The file of a module of the tests; of another, where there is none."""
+    return Path(__file__).parents[1] / f"{module.replace('.', '/')}.py" if module.startswith("tests.") else Path()
 
 
 class Absent(pytest.File):
