@@ -374,7 +374,9 @@ def refuse(reasons: list[str], forms: tuple[Form, Form], evidence: tuple[str, ..
     if not headline:
         headline = f"{what} cannot be converted from {origin} to {to}"
         if str(origin) == str(to):
-            headline = f"{what} cannot be converted: it is not a whole {origin}"
+            untold = all(": num_heads is needed" in reason for reason in reasons)
+            why = "what its tensors do not show must be given" if untold else f"it is not a whole {origin}"
+            headline = f"{what} cannot be converted: {why}"
     reasons = list(dict.fromkeys(reasons))
     more = [f"... and {len(reasons) - _LISTED} more"] if len(reasons) > _LISTED else []
     hints = [*(f"({line})" for line in evidence), *_advice(reasons, origin, bool(evidence))]

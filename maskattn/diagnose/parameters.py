@@ -112,8 +112,9 @@ class Parameters:
             for finer, side in (("torch", "JAX"), ("jax", "PyTorch")):
                 names = [one.torch for one in self.pairs if (one.rounded, one.finer) == (precision, finer)]
                 if names:
-                    text = f"{len(names)} parameters are stored rounded to {precision} on the {side} side: both sides "
-                    yield text + f"were run with the rounded numbers ({listed(names, 3)})"
+                    what = "1 parameter is" if len(names) == 1 else f"{len(names)} parameters are"
+                    text = f"{what} stored rounded to {precision} on the {side} side: both sides were run with the "
+                    yield f"{text}rounded numbers ({listed(names, 3)})"
         for one in self.alike:
             if len(one.torch) > 1 or len(one.jax) > 1:
                 count = f"{len(one.torch)} parameters of PyTorch and {len(one.jax)} of JAX are all {one.number:g}"

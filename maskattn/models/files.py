@@ -176,6 +176,12 @@ def checked(source: Source) -> tuple[Loading, dict[str, NumPyArray]]:
     """
     loading, held = _settled(source)
     if loading.reasons:
+        prefix = _prefix(loading, source.infos)
+        if prefix:
+            raise ValueError(
+                f"{source.where}: names begin with {prefix!r}, and are those of a {loading.table.model_type} without "
+                f"it: `maskattn convert` with --strip-prefix {prefix} writes them so"
+            )
         shown = loading.reasons[:_LISTED]
         more = [f"... and {len(loading.reasons) - _LISTED} more"] if len(loading.reasons) > _LISTED else []
         named = Reading(source.config, 0, source.where).architecture
@@ -351,6 +357,18 @@ def _left_over(file: str, info: TensorInfo, loading: Loading) -> None:
         near = difflib.get_close_matches(file, dict.fromkeys((*known, *loading.tensors)), n=1, cutoff=0.75)
         said = f"; the nearest that it has is {near[0]}" if near else ""
         loading.reasons.append(f"{file}: a {loading.table.model_type} has no such tensor{said}")
+
+
+def _prefix(loading: Loading, infos: Mapping[str, TensorInfo]) -> str:
+    """What all names that are missing have in front of them in the file; empty where there is no such thing."""
+    missing = [
+        file
+        for name in loading.tensors
+        if name not in loading.where and name not in loading.computed
+        for file in [published(loading.table.model_type, name)[0].file]
+    ]
+    ends = [name.removesuffix(missing[0]) for name in infos if name.endswith(f".{missing[0]}")] if missing else []
+    return next((end for end in ends if all(f"{end}{file}" in infos for file in missing)), "")
 
 
 def _original(file: str, loading: Loading) -> str | None:

@@ -82,6 +82,14 @@ def test_every_row_comes_back_byte_for_byte(twin: Any, tmp_path: Path, variants:
         shutil.rmtree(folder)
 
 
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.language_model."])
+def test_names_behind_a_prefix_are_told_from_what_is_missing(twin: Any, tmp_path: Path, prefix: str) -> None:
+    tensors = {f"{prefix}{name}": array for name, array in drawn(LLAMA).items()}
+    tensors["step"] = np.ones(1, np.float32)
+    with pytest.raises(ValueError, match=f"names begin with '{prefix}'.*llama.*--strip-prefix {prefix} writes"):
+        twin.models.load(written(tmp_path / "a", LLAMA, tensors))
+
+
 def test_what_is_wrong_is_said_at_once(twin: Any, tmp_path: Path) -> None:
     tensors = drawn(LLAMA)
     del tensors["model.layers.0.mlp.up_proj.weight"]
