@@ -57,6 +57,7 @@ def test_every_command_has_help():
         ("jax", ["maskattn_jax.rng"], 1),
         ("torch", ["maskattn_torch.rng"], 1),
         ("torch", ["maskattn.cli.main", "parity", "faults"], 2),
+        ("torch", ["maskattn.cli.main", "parity", "training", "--cases", "mlm/adamw/float32"], 2),
     ],
 )
 def test_without_its_framework_a_twin_or_a_command_says_what_to_install(missing, module, code):

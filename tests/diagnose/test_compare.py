@@ -64,7 +64,7 @@ def test_settings_are_left_as_they_were_whatever_is_raised():
 def test_parameters_stored_in_bfloat16_are_said_and_are_no_fault():
     report = maskattn.compare(made.model(), port(jnp.bfloat16), INPUTS)
     assert report.ok, str(report)
-    assert "stored rounded to bfloat16 on the JAX side" in str(report)
+    assert "parameters are stored rounded to bfloat16 on the JAX side" in str(report)
 
 
 def test_padding_that_is_not_masked_is_found_where_it_counts():

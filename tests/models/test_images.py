@@ -74,6 +74,8 @@ def test_what_is_not_known_is_refused_by_name() -> None:
         models.describe({**SWIN, "model_type": "swinv2", "use_absolute_embeddings": True})
     with pytest.raises(ValueError, match="a table for each layer and one for all"):
         models.describe({**BEIT, "use_shared_relative_position_bias": True})
+    with pytest.raises(ValueError, match="mask_ratio must be a share from 0 to 1, got 1.2"):
+        models.describe({**MAE, "mask_ratio": 1.2})
 
 
 @pytest.mark.parametrize("smooth", [False, True])
