@@ -61,8 +61,6 @@ class Peer:
                 spread = 0.3 if each.ndim < 2 or each.shape[-1] <= 40 else 0.2
                 spread *= 0.2 if tiny.small and key.endswith(tiny.small) else 1.0
                 each.copy_(each + 0.3 * drawn if each.ndim < 2 else drawn * spread)
-                if key.endswith("self.logit_scale"):
-                    each[0] = 5.0  # of Swin v2, which counts log(100) where it is larger
         return cls(model, config, {key: to_numpy(x) for key, x in model.state_dict().items()})
 
     def batch(self, tiny: Tiny, side: str = "right", seed: int = 7) -> dict[str, Array]:

@@ -70,7 +70,7 @@ IMAGES: dict[str, Tiny] = {
     "beit+codes": _of("BeitForMaskedImageModeling", {**_BEIT, "use_mask_token": True, "vocab_size": 11}),
     "beit+places": _of("BeitModel", {**_VIT, "use_absolute_position_embeddings": True}, _OTHER),
     "swin": _of("SwinForImageClassification", {**_SWIN, "num_labels": 5}, (3, 44, 44)),
-    "swin+size": _of("SwinModel", {**_SWIN, "use_absolute_embeddings": True}, (3, 31, 45), **_ASKED),
+    "swin+size": _of("SwinModel", {**_SWIN, "use_absolute_embeddings": True}, (3, 32, 46), **_ASKED),
     "swinv2": _of("Swinv2ForImageClassification", {**_SWIN, "num_labels": 5}, (3, 44, 44)),
     "swinv2+size": _of("Swinv2Model", {**_SWIN, "pretrained_window_sizes": [6, 6, 3]}, (3, 41, 54)),
     "dinov2": _of("Dinov2ForImageClassification", {**_DINO, "num_labels": 5}),
