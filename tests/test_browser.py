@@ -82,11 +82,24 @@ def test_every_page_of_results_can_be_read_on_a_phone_and_in_the_dark(tmp_path):
     assert browser.wrong(sorted(tmp_path.glob("*.html"))) == []
 
 
-def test_every_page_of_the_site_can_be_read_on_a_phone_and_in_the_dark():
+def _of_the_site() -> list[Path]:
+    """Its pages; without a site the test is skipped, but where a browser is demanded."""
     browser.found()
     pages = sorted(page for page in SITE.rglob("*.html") if page.name not in INDEXES)
     if not pages and "MASKATTN_BROWSER" not in os.environ:
         pytest.skip("no site: make docs")
+    return pages
+
+
+@pytest.mark.slow  # axe takes seconds for each page
+def test_every_page_of_the_site_is_judged_wholly():
+    pages = _of_the_site()
+    assert pages
+    assert browser.wrong(pages, (), OF_THE_THEME) == []
+
+
+def test_every_page_of_the_site_can_be_read_on_a_phone_and_in_the_dark():
+    pages = _of_the_site()
     judged = [page for page in pages if str(page.relative_to(SITE)) in OF_EACH_KIND]
     assert len(judged) == len(OF_EACH_KIND)
     assert browser.wrong(judged, [page for page in pages if page not in judged], OF_THE_THEME) == []
