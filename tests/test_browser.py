@@ -25,6 +25,7 @@ OF_EACH_KIND = {"index.html", "modes.html", "reference/show.html"}
 #: What axe finds in every page of Sphinx and of the theme, which no style can mend.
 OF_THE_THEME = {
     "aria-required-attr": "captions of the navigation have a role, and no level",
+    "definition-list": "the arguments of a long signature stand in a list without terms",
     "empty-table-header": "the corner of a table that has headings above and at its left",
     "landmark-unique": "what stands at the left and at the right have no names",
     "scrollable-region-focusable": "code and tables have no tabindex; browsers reach what scrolls without one",

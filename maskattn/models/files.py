@@ -1,4 +1,4 @@
-"""A model's numbers out of a file, and into one: which tensor goes where, known before a number is read.
+"""A model's numbers out of a file: which tensor goes where, known before a number is read; into one: `saving`.
 
 A twin makes parameters of arrays, and arrays of parameters; all else is here.
 """
@@ -8,8 +8,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, field
 from threading import Lock
 from typing import Generic, NamedTuple, Protocol, TypeVar
 
@@ -18,9 +17,8 @@ import numpy as np
 from maskattn import checkpoints
 from maskattn._contiguous import fill
 from maskattn._hf_config import Reading, Value
-from maskattn.arrays import dtype_name, dtype_named
 from maskattn.checkpoints import TensorInfo, sha256
-from maskattn.models import ROWS, describe, sentences
+from maskattn.models import ROWS, describe
 from maskattn.models.forms import Names, Piece, file_shape, published
 from maskattn.models.leaves import Tensor, first_numbers
 from maskattn.models.model import WholeModel
@@ -156,7 +154,7 @@ def load(
             type without a row.
     """
     loading, held = checked(source)
-    users = _users(loading.where)
+    users = users_of(loading.where)
     taking = _Taking(loading, users, make, progress)
     done = {*loading.copies, *held}
     for file in list(held):
@@ -194,7 +192,7 @@ def origin_from(
     source: Source, loading: Loading, unread: Mapping[str, NumPyArray], param_dtype: NumPyDType | None
 ) -> Origin:
     """What a model is loaded from."""
-    every = _users(loading.where) | {file: [(name, Piece(file))] for file, name in loading.copies.items()}
+    every = users_of(loading.where) | {file: [(name, Piece(file))] for file, name in loading.copies.items()}
     stored = {file: Stored(info.shape, tuple(every[file])) for file, info in source.infos.items() if file in every}
     config = dict(source.config)
     if param_dtype is not None:
@@ -212,7 +210,7 @@ class _Taking(Generic[A]):
         make: Callable[[str, Tensor, NumPyArray], A],
         progress: Callable[[str, int], None] | None,
     ) -> None:
-        self._loading, self._users, self._make, self._lock = loading, users, make, Lock()
+        self._loading, self.users_of, self._make, self._lock = loading, users, make, Lock()
         self._progress = progress
         self._missing = {name: len(several) for name, several in loading.where.items()}
         self._parts: dict[str, NumPyArray] = {}
@@ -222,12 +220,12 @@ class _Taking(Generic[A]):
 
     def take(self, file: str, array: NumPyArray) -> None:
         """One tensor of the file."""
-        if file not in self._users:
+        if file not in self.users_of:
             with self._lock:
                 known = f"{sha256(array)} {array.shape} {array.dtype}"
                 self.unread[file] = self._seen.setdefault(known, array)
-        for name, piece in self._users.get(file, ()):
-            whole = array if _is_whole(piece) else self._joined(name, piece, array)
+        for name, piece in self.users_of.get(file, ()):
+            whole = array if is_whole(piece) else self._joined(name, piece, array)
             if whole is not None:
                 self.made[name] = self._make(name, self._loading.tensors[name], whole)
         if self._progress is not None:
@@ -246,12 +244,13 @@ class _Taking(Generic[A]):
             return None if self._missing[name] else self._parts.pop(name)
 
 
-def _is_whole(piece: Piece) -> bool:
+def is_whole(piece: Piece) -> bool:
+    """Whether it is all of a tensor of the file, and all of the model's."""
     return not piece.there and not piece.here
 
 
-def _users(where: Mapping[str, tuple[Piece, ...]]) -> dict[str, list[tuple[str, Piece]]]:
-    """The same from the file's side: what each of its tensors is used for."""
+def users_of(where: Mapping[str, tuple[Piece, ...]]) -> dict[str, list[tuple[str, Piece]]]:
+    """What each tensor of the file is used for, of what each of the model's is made of."""
     found: dict[str, list[tuple[str, Piece]]] = {}
     for name, several in where.items():
         for piece in several:
@@ -312,7 +311,7 @@ def planned(source: Source, tied: bool | None = None) -> Loading:
             loading.where[name] = found
     if getattr(table, "head", "") is None and _is_headed(config, table, loading):
         loading.reasons.append("there is no head, which a model of its class has that is not tied")
-    users = _users(loading.where)
+    users = users_of(loading.where)
     for file, several in users.items():
         loading.reasons += _faults(file, infos[file], [(loading.tensors[name], piece) for name, piece in several])
     for found in loading.where.values():
@@ -394,68 +393,3 @@ def _method(config: Mapping[str, Value]) -> str:
 def is_floating(dtype: NumPyDType) -> bool:
     """Whether it is one of the dtypes that parameters have."""
     return dtype.name in _DTYPES
-
-
-# Writing --------------------------------------------------------------------------------------------------------------
-
-
-def origin_of(origin: Origin | None, config: Mapping[str, Value]) -> Origin:
-    """What is written beside the tensors.
-
-    Raises:
-        ValueError: no config says what the model is.
-    """
-    if not config:
-        raise ValueError("save: the model was not loaded from a checkpoint: give its config, for config.json")
-    return Origin(dict(config)) if origin is None else replace(origin, config=dict(config))
-
-
-def save(
-    table: WholeModel,
-    origin: Origin,
-    arrays: Mapping[str, A],
-    publish: Callable[[Tensor, A], NumPyArray],
-    path: Path,
-    max_shard_size: int | None = None,
-) -> None:
-    """Writes a folder as Hugging Face has them: config.json and model.safetensors, with the names that the file had
-    that the model was loaded from, or those that were published.
-
-    Args:
-        table: the model. origin: what it was loaded from. arrays: its tensors, as the twin has them.
-        publish: one of them in NumPy, in the published order of axes. path: the folder.
-        max_shard_size: as in `checkpoints.create`.
-    """
-    tensors = tensors_of(table)
-    stored = origin.stored or _new(table, tensors)
-    dtypes = {name: dtype_named(dtype_name(array)) for name, array in arrays.items()}
-    infos = {file: TensorInfo(each.shape, dtypes[each.made[0][0]]) for file, each in stored.items()}
-    infos |= {file: TensorInfo(array.shape, array.dtype) for file, array in origin.unread.items()}
-
-    def make(file: str) -> NumPyArray:
-        if file in origin.unread:
-            return origin.unread[file]
-        made = stored[file].made
-        if _is_whole(made[0][1]):
-            return publish(tensors[made[0][0]], arrays[made[0][0]])
-        out = np.empty(*infos[file])
-        for name, piece in made:
-            fill(out[piece.there], publish(tensors[name], arrays[name])[piece.here])
-        return out
-
-    path.mkdir(parents=True, exist_ok=True)
-    place = path / "model.safetensors"
-    with checkpoints.create(place, infos, metadata={"format": "pt"}, max_shard_size=max_shard_size) as writer:
-        writer.write_each(make)
-    checkpoints.write_json(path / "config.json", sentences.write(path, origin.config))
-    if origin.generation:
-        checkpoints.write_json(path / "generation_config.json", origin.generation)
-
-
-def _new(table: WholeModel, tensors: Mapping[str, Tensor]) -> dict[str, Stored]:
-    """A new file's tensors."""
-    where = {name: published(table.model_type, name, tensor.shape) for name, tensor in tensors.items()}
-    return {
-        file: Stored(file_shape(several[-1][1], tensors[several[-1][0]].shape), tuple(several))
-        for file, several in _users(where).items()
-    }

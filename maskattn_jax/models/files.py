@@ -15,7 +15,7 @@ from maskattn._contiguous import fill
 from maskattn.arrays import dtype_named
 from maskattn.checkpoints import KEPT
 from maskattn.convert import open_model
-from maskattn.models import adapters, files
+from maskattn.models import adapters, files, saving
 from maskattn.models.adapters import Adapter
 from maskattn.models.axes import Rules
 from maskattn.models.leaves import Tensor
@@ -146,5 +146,5 @@ def save(
         raise ValueError(
             "save: the model has an adapter: `save_adapter` writes that, `merged` puts it into the weights"
         )
-    origin = files.origin_of(model.origin, config or model.config)
-    files.save(model.table, origin, Held(model), publish, Path(path), max_shard_size)
+    origin = saving.origin_of(model.origin, config or model.config)
+    saving.save(model.table, origin, Held(model), publish, Path(path), max_shard_size)

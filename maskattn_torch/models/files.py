@@ -12,7 +12,7 @@ import torch
 
 from maskattn.arrays import dtype_named, to_numpy, to_torch
 from maskattn.convert import open_model
-from maskattn.models import adapters, files
+from maskattn.models import adapters, files, saving
 from maskattn.models.adapters import Adapter
 from maskattn.models.axes import Rules
 from maskattn.models.leaves import Tensor
@@ -140,10 +140,10 @@ def save(
         raise ValueError(
             "save: the model has an adapter: `save_adapter` writes that, `merged` puts it into the weights"
         )
-    origin = files.origin_of(model.origin, config or model.config)
+    origin = saving.origin_of(model.origin, config or model.config)
     held, writes = _whole(model.state_dict())
     if writes:
-        files.save(model.table, origin, held, _publish, Path(path), max_shard_size)
+        saving.save(model.table, origin, held, _publish, Path(path), max_shard_size)
 
 
 def _whole(held: Mapping[str, Array]) -> tuple[dict[str, Array], bool]:

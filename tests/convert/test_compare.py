@@ -7,7 +7,7 @@ from maskattn import models
 from maskattn.convert import open_model
 from maskattn.convert.compare import compare, compared
 from maskattn.convert.twins import TorchModel
-from maskattn.models import files
+from maskattn.models import files, saving
 from maskattn.models.sample import sample
 from tests.frameworks import in_both
 
@@ -93,7 +93,7 @@ def test_a_file_in_jax_is_held_to_its_source_in_pytorch(model_type, tmp_path):
     name, expected = next((name, first) for (kind, name), first in FAULTS.items() if kind == model_type and "1" in name)
     origin = files.Origin({"model_type": model_type, **CONFIGS[model_type]})
     for folder, held in (("one", tensors), ("two", changed(tensors, name))):
-        files.save(table, origin, held, lambda tensor, array: array, tmp_path / folder)
+        saving.save(table, origin, held, lambda tensor, array: array, tmp_path / folder)
     told = []
     with open_model(tmp_path / "one") as source, open_model(tmp_path / "two") as written:
         layers = compare(source, written, progress=told.append)

@@ -107,7 +107,9 @@ def test_a_wrong_shape_is_refused_by_the_layout():
 
 
 def test_heads_are_needed_where_nothing_says_them():
-    said = r"(?s)converted: what its tensors do not show must be given:.*num_heads is needed.*all \d+ names are accounted"
+    said = (
+        r"(?s)converted: what its tensors do not show must be given:.*num_heads is needed.*all \d+ names are accounted"
+    )
     refused(llama(), said, config={"model_type": "llama"}, target="hf-llama")
 
 
