@@ -70,6 +70,7 @@ EQUAL: dict[str, str] = {
     r"beit(\+.*)?: Stack\.blocks turned round": "they differ in how often they are dropped",
     r"swin(v2)?(\+.*)?: Patches\.final as norm": "no positions lie between",
     r"swin.*: Windowed\.grows flipped": "grids are larger than a window; caught where one is not, in swin+size",
+    r"swin\+size: (Stack\.blocks turned round|Windowed\.shift [+-] 1)": "of one window, which is not shifted",
     r"Windowed\.mask lifted": "each call cuts anew",
     r"swinv2(\+.*)?: Cosine\.most larger": "no scale is so large",
     r"swin(v2)?: Classes\.read pooled made mean": "the pooled vector is this mean",
