@@ -73,7 +73,14 @@ def rows(pattern: str, pythons: list[str]) -> Iterator[Row]:
             name = f"{age} {kind}"
             if fnmatch(name, pattern):
                 named = [path for one in pythons for glob, _, path in [one.partition("=")] if fnmatch(name, glob)]
-                yield Row(age, kind, named[-1] if named else next(filter(shutil.which, defaults), defaults[0]))
+                yield Row(age, kind, named[-1] if named else next(filter(runs, defaults), defaults[0]))
+
+
+def runs(program: str) -> bool:
+    """Whether an interpreter is there and starts: a version manager has a name on the path for each that it could be."""
+    return (
+        shutil.which(program) is not None and not subprocess.run([program, "--version"], capture_output=True).returncode
+    )
 
 
 def tried(row: Row, wheel: Path, torch: str | None) -> tuple[Row, str]:

@@ -93,6 +93,14 @@ def test_the_changelog_and_the_citation_say_the_version(built, tmp_path):
     )
 
 
+def test_an_interpreter_that_does_not_start_is_passed_over(tmp_path, monkeypatch):
+    for name, says in (("python3.13", 127), ("python3.12", 0)):
+        (tmp_path / name).write_text(f"#!/bin/sh\nexit {says}\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path}:/usr/bin:/bin")
+    assert {row.python for row in environments.rows("newest *", [])} == {"python3.12"}
+
+
 def test_environments_are_those_that_are_asked_for(tmp_path):
     asked = list(environments.rows("* torch", ["* torch=one", "newest *=another"]))
     assert [(row.name, row.python) for row in asked] == [("oldest torch", "one"), ("newest torch", "another")]
