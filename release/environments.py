@@ -77,7 +77,7 @@ def rows(pattern: str, pythons: list[str]) -> Iterator[Row]:
 
 
 def runs(program: str) -> bool:
-    """Whether an interpreter is there and starts: a version manager has a name on the path for each that it could be."""
+    """Whether an interpreter starts: version managers put names on the path of some that do not."""
     return (
         shutil.which(program) is not None and not subprocess.run([program, "--version"], capture_output=True).returncode
     )
