@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Container, Mapping
 from dataclasses import replace
 
-from maskattn._hf_config import Reading, row_of
+from maskattn._hf_config import Reading, nearest, row_of
+from maskattn._problems import Problems
 from maskattn.layer import from_hf
 from maskattn.layer.from_hf import Row
 from maskattn.masks.interop import hugging_face_models
@@ -41,6 +42,9 @@ BUILDERS: dict[str, type[Builder]] = {
     "autoencoder": AutoencoderBuilder,
     "towers": TowersBuilder,
 }
+
+#: What a row may say: `models.build` and its like tell the keys.
+_KEYS = frozenset(key for row in ROWS.values() for key in row) | {"patch_eps"}
 
 
 def describe(config: object, names: Container[str] | None = None, tied: bool | None = None) -> WholeModel:
@@ -84,10 +88,16 @@ def register(model_type: str, row: Row, *, layer: Row, mask: Mapping[str, object
             ``masks/interop/hugging_face_models.toml``, which tells its keys. True = may attend.
 
     Raises:
-        ValueError: mask has no key "mask" (or "like", the type whose row it is).
+        ValueError: row or mask has a key that nothing reads, with the nearest; mask has neither "mask" nor "like" (the
+            type whose row it is), or another word than these can be. All at once.
     """
-    if not {"mask", "like"} & mask.keys():
-        raise ValueError(f'models.register: mask must have the key "mask" or "like", got {dict(mask)!r}')
+    problems = Problems("models.register")
+    for key in row:
+        if key not in _KEYS:
+            problems.value(f"row has no key {key!r}; {nearest(key, _KEYS)}")
+    for mistake in hugging_face_models.mistakes(mask):
+        problems.value(mistake)
+    problems.raise_if_any()
     ROWS[model_type] = row
     from_hf.register(model_type, layer)
     hugging_face_models.register(model_type, mask)

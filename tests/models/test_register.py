@@ -7,6 +7,7 @@ import pytest
 from maskattn import AttentionConfig, masks, models
 from maskattn.layer import from_hf
 from maskattn.layer.from_hf import Key
+from maskattn.masks.interop import hugging_face_models
 
 CONFIG = {"model_type": "mine", "vocab_size": 11, "hidden_size": 8, "intermediate_size": 6, "num_hidden_layers": 1}
 CONFIG |= {"num_attention_heads": 2, "near": 3}
@@ -37,6 +38,26 @@ def test_a_mask_that_says_nothing_is_refused_and_nothing_is_registered():
     with pytest.raises(ValueError, match=r'mask must have the key "mask" or "like", got {.window.: 3}'):
         models.register("mine", models.ROWS["llama"], layer=from_hf.ROWS["llama"], mask={"window": 3})
     assert "mine" not in models.ROWS
+
+
+def test_what_nothing_would_read_is_refused_at_once_with_the_nearest():
+    """`{"mask": "casual"}` was a decoder that sees what comes behind, and a key misspelt was left out."""
+    row = {**models.ROWS["llama"], "logit_scal": 0.5}
+    with pytest.raises(ValueError) as raised:
+        models.register("mine", row, layer=from_hf.ROWS["llama"], mask={"mask": "casual", "windows": "near"})
+    said = str(raised.value)
+    assert "row has no key 'logit_scal'; the nearest are logit_scale" in said
+    assert "mask has no key 'windows'; the nearest are window" in said
+    assert "mask must be one of causal, everything, bigbird, swin, got 'casual'" in said
+    with pytest.raises(ValueError, match=r"like: no row is known of 'mistrl'; the nearest are mistral"):
+        models.register("mine", models.ROWS["llama"], layer=from_hf.ROWS["llama"], mask={"like": "mistrl"})
+    assert "mine" not in models.ROWS
+
+
+def test_rows_of_the_library_say_what_is_read():
+    for name, row in hugging_face_models._rows().items():
+        parts = [row] if {"mask", "like"} & row.keys() else row.values()
+        assert not [one for part in parts for one in hugging_face_models.mistakes(part)], name
 
 
 @pytest.mark.parametrize(

@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 
 import numpy as np
 
+from maskattn._hf_config import nearest
 from maskattn._problems import Problems
 from maskattn.masks._core import Full, Mask
 from maskattn.masks.block_causal import BlockCausal
@@ -30,6 +31,9 @@ _COUNTS = {
     "decoder": ("decoder_layers", "num_decoder_layers", "num_layers", "num_hidden_layers"),
 }
 _COUNTS["cross"] = _COUNTS["decoder"]
+#: What a row may say; ``hugging_face_models.toml`` tells them.
+_KEYS = ("mask", "like", "window", "usual", "band", "radius", "chunk", "layer_types", "first", "when", "local")
+_KEYS += ("causal_if", "unless", "why")
 
 
 def for_hf(config: object, layer: int, part: str | None = None, *, length: int | None = None) -> Mask:
@@ -72,6 +76,19 @@ def for_hf(config: object, layer: int, part: str | None = None, *, length: int |
         _refuse(f"{kind} has one stack of layers: part must be None, got {part!r}")
     _check_layer(config, number, part or "", row)
     return _PATTERNS.get(row["mask"], _plain)(config, number, row, length)
+
+
+def mistakes(row: Row) -> list[str]:
+    """What a row says that nothing would read: a word misspelt would be a mask that allows everything."""
+    found = [f"mask has no key {name!r}; {nearest(name, _KEYS)}" for name in row if name not in _KEYS]
+    if not {"mask", "like"} & row.keys():
+        found.append(f'mask must have the key "mask" or "like", got {dict(row)!r}')
+    words = ("causal", "everything", *_PATTERNS)
+    if "mask" in row and row["mask"] not in words:
+        found.append(f"mask must be one of {', '.join(words)}, got {row['mask']!r}")
+    if "like" in row and row["like"] not in _rows():
+        found.append(f"like: no row is known of {row['like']!r}; {nearest(str(row['like']), _rows())}")
+    return found
 
 
 def register(model_type: str, row: Row) -> None:
