@@ -15,7 +15,8 @@ class Place:
     Attributes:
         torch, jax: the operations, with their code; empty where a side has none of its own there.
         diagnosis: what the JAX side does otherwise; "" where nothing that was tried explains it.
-        share: of the difference of the outputs that is left when PyTorch does the same, from 0 (all is explained) to 1.
+        share: of the difference of the outputs, as the places before leave it, what is left when PyTorch does the same,
+            from 0 (all is explained) to 1.
         also: further places where the same is done.
         backward: whether it is a place of the pass backward.
         rounding: whether all is equal in float64 there, and the JAX side computes in fewer bits.

@@ -14,7 +14,7 @@ from maskattn.parity.report.environment import environment
 from maskattn.parity.report.page import folded, page, table, text
 from maskattn.parity.report.table import Mark, print_table, say
 
-_HEADINGS = ("", "what JAX does otherwise", "of the difference", "side", "where")
+_HEADINGS = ("", "what JAX does otherwise", "of what was left", "side", "where")
 
 
 def render(report: Report, console: Console, *, wide: bool = False) -> None:
