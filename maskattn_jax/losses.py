@@ -48,7 +48,7 @@ def cross_entropy(
 
     Raises:
         TypeError: labels are not ints. ValueError: shapes do not fit; or a label or weight is out of range, told where
-        it can be read at once (a traced label out of range gives NaN).
+            it can be read at once (a traced label out of range gives NaN).
     """
     arguments.check_classes("cross_entropy", logits, labels, weights, ignore_index, label_smoothing, reduction)
     labels = labels.astype(jnp.int32)

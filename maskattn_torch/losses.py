@@ -47,7 +47,7 @@ def cross_entropy(
 
     Raises:
         TypeError: labels are not ints. ValueError: shapes do not fit; or a label or weight is out of range, told where
-        it can be read at once.
+            it can be read at once.
     """
     arguments.check_classes("cross_entropy", logits, labels, weights, ignore_index, label_smoothing, reduction)
     labels = labels.to(torch.int64)

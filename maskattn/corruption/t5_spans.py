@@ -92,7 +92,7 @@ class T5Spans(Scheme[Spans]):
 
         Raises:
             ValueError, TypeError: shapes or dtypes are wrong, a length is outside [0, L] (told where it can be read),
-            or there are more spans than sentinels.
+                or there are more spans than sentinels.
         """
         tokens, lengths = self._checked(tokens, lengths)
         tokens, key = ops.array(tokens), ops.key(key)

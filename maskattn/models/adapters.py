@@ -230,7 +230,7 @@ def read(path: str | os.PathLike[str]) -> Adapter:
 
     Raises:
         FileNotFoundError: one of the two is not there. ValueError: it is no LoRA, or has what is not read here: all
-        in one error.
+            in one error.
     """
     folder = Path(path)
     text = (folder / CONFIG).read_bytes()

@@ -22,7 +22,7 @@ def packed_documents(sizes: object = None, *, ids: Array = None, causal: bool = 
 
     Raises:
         ValueError: neither or both of sizes and ids are given; as `Segments.from_sizes` and `Segments`. TypeError: ids
-        or sizes are not ints, or causal not a bool.
+            or sizes are not ints, or causal not a bool.
 
     >>> from maskattn import masks, recipes
     >>> print(masks.draw(recipes.packed_documents([2, 3]), 5, 5))

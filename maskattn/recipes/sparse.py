@@ -67,7 +67,7 @@ def bigbird(length: int, block_size: int = 64, random_blocks: int = 3, seed: int
 
     Raises:
         ValueError: a size is less than 1 (random_blocks: 0), or there are fewer blocks than are drawn. TypeError: one
-        is not an int.
+            is not an int.
 
     >>> from maskattn import masks, recipes
     >>> print(masks.draw(recipes.bigbird(8, block_size=1, random_blocks=1, seed=2), 8, 8))

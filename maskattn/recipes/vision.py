@@ -94,7 +94,7 @@ def flamingo(image_positions: Array, tokens_per_image: int, images: int | None =
 
     Raises:
         ValueError: image_positions has not two axes, there are fewer images than a row has, or images is needed because
-        the positions are traced. TypeError: image_positions is not bool, or a number not an int.
+            the positions are traced. TypeError: image_positions is not bool, or a number not an int.
 
     >>> from maskattn import masks, recipes
     >>> print(masks.draw(recipes.flamingo([[False, True, False, True, False]], tokens_per_image=2), 5, 4))

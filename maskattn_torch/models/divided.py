@@ -59,7 +59,7 @@ class Places:
 
         Raises:
             TypeError: no mesh. ValueError: axes without names, or rules for axes that there are not; layers that cannot
-            be divided, by what they have.
+                be divided, by what they have.
         """
         if not isinstance(mesh, DeviceMesh):
             raise TypeError(f"mesh must be a DeviceMesh, got {type(mesh).__name__}")

@@ -27,7 +27,7 @@ def from_hf(attention_mask: Array | None) -> Mask:
 
     Raises:
         ValueError: any other value (the ids of packed documents, say: `masks.Segments`), named with its place; any
-        other rank; or the array is traced, and not bool. TypeError: any other dtype.
+            other rank; or the array is traced, and not bool. TypeError: any other dtype.
     """
     if attention_mask is None:
         return Full()

@@ -26,7 +26,7 @@ def from_swin(attn_mask: Array | None) -> Mask:
 
     Raises:
         ValueError: any other value, named with its place; a pattern that no shifted window gives; or the array is
-        traced. TypeError: it is not of floats.
+            traced. TypeError: it is not of floats.
     """
     if attn_mask is None:
         return Full()
