@@ -232,7 +232,7 @@ class Model(Group):
             valid: bool [B, L], which tokens enter the cache; the others are padding.
             logits_at: int [B], the one place of each row whose logits are wanted, [B, 1, V]; None: all.
             hidden_states: whether those of every layer are returned.
-            dropout_key: a seed in [0, 2**31) or two uint32 words, needed where dropout is on.
+            dropout_key: a seed in [0, 2**31), two uint32 words, or a `jax.random.key`, needed where dropout is on.
             deterministic: True applies no dropout; None: where no key is given.
             kernel: as in `attention`.
 
@@ -293,13 +293,15 @@ class Model(Group):
         boundary of a token, lie further apart than the twins' difference.
 
         Args:
+            tokens: int [B, L], the prompts; None where `features` stand for them.
             attention_mask: [B, L], 1 = keep, 0 = padding, on any side. Positions count what is kept.
             features: of sound, where the encoder reads that.
             decoder_tokens: int [B, T], what a decoder beside an encoder begins with; None: the start of its
                 configuration.
+            max_new_tokens: how many are written at most, the same for all rows.
             temperature: divides the logits before a token is drawn; 0 takes the likeliest.
             top_k, top_p: only the k likeliest, or those that together have the probability p, are drawn.
-            key: of the draws: a seed in [0, 2**31) or two uint32 words.
+            key: of the draws: a seed in [0, 2**31), two uint32 words, or a `jax.random.key`.
             end_ids: behind which a row is finished, and then padded; None: `eos_token_id` of the configuration.
             kernel: as in `attention`.
             progress: called with the tokens int64 [B] of each step, NumPy's, as soon as they are chosen.

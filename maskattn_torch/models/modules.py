@@ -264,10 +264,12 @@ class Model(Group):
         boundary of a token, lie further apart than the twins' difference.
 
         Args:
+            tokens: int [B, L], the prompts; None where `features` stand for them.
             attention_mask: [B, L], 1 = keep, 0 = padding, on any side. Positions count what is kept.
             features: of sound, where the encoder reads that.
             decoder_tokens: int [B, T], what a decoder beside an encoder begins with; None: the start of its
                 configuration.
+            max_new_tokens: how many are written at most, the same for all rows.
             temperature: divides the logits before a token is drawn; 0 takes the likeliest.
             top_k, top_p: only the k likeliest, or those that together have the probability p, are drawn.
             key: of the draws: a seed in [0, 2**31) or two uint32 words.
