@@ -21,6 +21,8 @@ from maskattn.typing import Array, KernelName
 
 #: An array that is given as a mask.
 M = TypeVar("M", bound=Array)
+#: For who comes with Flax's arguments.
+_OF_FLAX = "modules with Flax's arguments are in maskattn_jax.flax_nnx and maskattn_jax.flax_linen"
 
 
 def given_config(
@@ -40,7 +42,13 @@ def given_config(
     given = {**options, **sizes}
     if "embed_dim" in options and config is not None or not {"embed_dim", "num_heads"} <= given.keys():
         listed = ", ".join(f"{name} {show(value)}" for name, value in given.items()) or "neither"
-        raise TypeError(f"{where}: config must be an AttentionConfig, or embed_dim and num_heads, got {listed}")
+        told = f"; {_OF_FLAX}" if given.keys() & {"in_features", "qkv_features"} else ""
+        raise TypeError(f"{where}: config must be an AttentionConfig, or embed_dim and num_heads, got {listed}{told}")
+    width, heads = given["embed_dim"], given["num_heads"]
+    if isinstance(width, int) and isinstance(heads, int) and 0 < width < heads and "head_dim" not in given:
+        raise ValueError(
+            f"{where}: embed_dim must be at least num_heads, got {width} and {heads}: embed_dim is the first; {_OF_FLAX}"
+        )
     return AttentionConfig(**given)
 
 
@@ -73,6 +81,8 @@ def module_inputs(
         inputs = {"query": query}  # one array is looked at once
     problems = Problems(where)
     for name, x in inputs.items():
+        if isinstance(x, Mask):
+            raise TypeError(f"{where}: {name} must be an array, got {type(x).__name__}; a mask is given by name: mask=")
         check(where, name, x)
         if len(x.shape) < 2 or x.shape[-1] != widths[name]:
             problems.value(f"{name} must be [..., length, {widths[name]}], got shape {tuple(x.shape)}")

@@ -157,6 +157,10 @@ def test_modules_are_made_from_sizes_as_from_a_configuration():
             make(12)
         with pytest.raises(TypeError, match="embed_dim"):
             make(12, 6, embed_dim=12)
+        with pytest.raises(TypeError, match="got in_features 12, num_heads 6; modules with Flax's arguments are in"):
+            make(num_heads=6, in_features=12)
+        with pytest.raises(ValueError, match="must be at least num_heads, got 6 and 12: embed_dim is the first"):
+            make(6, 12)
         with pytest.raises(TypeError, match="dropout"):
             make(12, 6, dropout=0.1)
         with pytest.raises(ValueError, match="num_heads 5"):
@@ -326,6 +330,8 @@ def test_wrong_inputs_are_named(kind):
         ValueError, match=r"(?s)query must be \[\.\.\., length, 12\].*key must be \[\.\.\., length, 10\]"
     ):
         call(kind, config, X[0, 0], X, VALUES)
+    with pytest.raises(TypeError, match="key must be an array, got Causal; a mask is given by name: mask="):
+        call(kind, config, X, masks.Causal())
     with pytest.raises(TypeError, match="query must be a.* got list"):
         call(kind, config, [[1.0]])
     with pytest.raises(
