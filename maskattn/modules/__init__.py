@@ -47,7 +47,8 @@ def given_config(
     width, heads = given["embed_dim"], given["num_heads"]
     if isinstance(width, int) and isinstance(heads, int) and 0 < width < heads and "head_dim" not in given:
         raise ValueError(
-            f"{where}: embed_dim must be at least num_heads, got {width} and {heads}: embed_dim is the first; {_OF_FLAX}"
+            f"{where}: embed_dim must be at least num_heads, got {width} and {heads}: embed_dim is the first; "
+            f"{_OF_FLAX}"
         )
     return AttentionConfig(**given)
 
