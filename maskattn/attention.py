@@ -299,6 +299,7 @@ def _check_arrays(problems: Problems, shapes: Mapping[str, Shape], dtypes: Mappi
     if "mask" in dtypes and dtypes["mask"] != "bool":
         hint = zero_one("mask", mask)
         hint += ", or masks.from_flax(mask)" if hint else ""
+        hint += "; a tokenizer's, [B, S]? masks.from_hf(mask)" if hint and len(shapes["mask"]) == 2 else ""
         values = peek(mask)
         # all 0 may be either
         if dtypes["mask"] in FLOAT_DTYPES and (values is None or not hint or not values.any()):
@@ -333,10 +334,19 @@ def _check_against_full(
         problems.value(f"sinks must have one entry per query head, {query[2]}, got {shapes['sinks'][0]}")
     for name in ("mask", "bias"):
         if name in shapes and not broadcasts(shapes[name], full):
-            problems.value(f"{name} must broadcast to [B, H, L, S] = {full}, got shape {shapes[name]}")
+            hint = _axes_meant(shapes["mask"], full) if name == "mask" else ""
+            problems.value(f"{name} must broadcast to [B, H, L, S] = {full}, got shape {shapes[name]}{hint}")
     for part in parts:
         for reason in part.conflicts({"batch": full[0], "heads": full[1], "q_len": full[2], "kv_len": full[3]}):
             problems.value(reason)
+
+
+def _axes_meant(shape: Shape, full: Shape) -> str:
+    """What to do with a mask of the batch that has no axis of heads, as most libraries write it."""
+    batch, _, q_len, kv_len = full
+    if shape == (batch, kv_len):
+        return "; True for each key that counts? masks.KeyMask(mask)"
+    return "; [B, L, S]? mask[:, None]" if shape == (batch, q_len, kv_len) else ""
 
 
 def refuse_empty_rows(
