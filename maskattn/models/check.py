@@ -9,6 +9,7 @@ from maskattn._hf_config import Reading
 from maskattn._problems import Problems, show
 from maskattn.arrays import dtype_name
 from maskattn.layer.from_hf import Row
+from maskattn.masks import Mask
 from maskattn.models.build_tasks import TASKS
 from maskattn.typing import Traced
 
@@ -63,6 +64,10 @@ def check_inputs(given: Mapping[str, Traced]) -> None:
             problems.value(f"{name} must be {wanted}, got {list(shapes.pop(name))}")
     if given["tokens"] is not None and "tokens" not in arrays:
         problems.type(f"tokens must be an array, got {show(given['tokens'])}")
+    for name in _MASKS:
+        if isinstance(given[name], Mask):
+            got = f"{given[name]!r}: a model has its mask from its configuration"
+            problems.type(f"{name} must be bool or integers, 1 = keep, got {got}")
     read = shapes.get("tokens", shapes.get("features", ()))
     written = shapes.get("decoder_tokens", read)
     cached = given["cache"] is not None
@@ -80,13 +85,11 @@ def check_inputs(given: Mapping[str, Traced]) -> None:
     problems.raise_if_any()
 
 
+_MASKS = ("attention_mask", "decoder_attention_mask")
 _INTEGERS, _KEPT = ("int", "uint"), ("bool", "int", "uint")
 _KINDS = (
     *((name, _INTEGERS, "integers") for name in ("tokens", "decoder_tokens", "token_types", "positions", "logits_at")),
-    *(
-        (name, _KEPT, "bool or integers, 1 = keep")
-        for name in ("attention_mask", "decoder_attention_mask", "global_tokens", "valid")
-    ),
+    *((name, _KEPT, "bool or integers, 1 = keep") for name in (*_MASKS, "global_tokens", "valid")),
 )
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from maskattn import models
+from maskattn import masks, models
 from maskattn.models.part import find
 from tests.models.test_files import BERT, LLAMA
 from tests.twin import twin
@@ -56,6 +56,8 @@ def test_all_that_is_wrong_is_said_at_once(twin: Any) -> None:
         model(twin.array(IDS / 2), twin.array(ONES[:, :4]))
     with pytest.raises(TypeError, match="tokens must be an array, got .*"):
         model([[1, 2]])
+    with pytest.raises(TypeError, match=r"attention_mask must be .* got Causal\(\): a model has its mask from its"):
+        model(twin.array(IDS), masks.Causal())
 
 
 @pytest.mark.parametrize("number", [-1, 37])
