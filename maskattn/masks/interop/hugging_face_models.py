@@ -32,8 +32,7 @@ _COUNTS = {
 }
 _COUNTS["cross"] = _COUNTS["decoder"]
 #: What a row may say; ``hugging_face_models.toml`` tells them.
-_KEYS = ("mask", "like", "window", "usual", "band", "radius", "chunk", "layer_types", "first", "when", "local")
-_KEYS += ("causal_if", "unless", "why")
+_KEYS = tuple("mask like window usual band radius chunk layer_types first when local causal_if unless why".split())
 
 
 def for_hf(config: object, layer: int, part: str | None = None, *, length: int | None = None) -> Mask:

@@ -96,8 +96,8 @@ def render(result: Result, console: Console, *, wide: bool = False, verbose: boo
     if len(failures) > 20 and not verbose:
         say(console, f"and {len(failures) - 20} more (--verbose shows all)", "red")
     ran = len({o.case.id for o in result.outcomes if o.findings})
-    total = len({o.case.id for o in result.outcomes})
-    of = str(ran) if ran == total else f"{ran} of {total}"
+    asked = len({o.case.id for o in result.outcomes})
+    of = str(ran) if ran == asked else f"{ran} of {asked}"
     say(console, f"{of} cases, {result.elements:,} numbers compared: {VERDICTS[result.exit_code]}", "bold")
 
 
