@@ -210,7 +210,7 @@ class _Taking(Generic[A]):
         make: Callable[[str, Tensor, NumPyArray], A],
         progress: Callable[[str, int], None] | None,
     ) -> None:
-        self._loading, self.users_of, self._make, self._lock = loading, users, make, Lock()
+        self._loading, self._users, self._make, self._lock = loading, users, make, Lock()
         self._progress = progress
         self._missing = {name: len(several) for name, several in loading.where.items()}
         self._parts: dict[str, NumPyArray] = {}
@@ -220,11 +220,11 @@ class _Taking(Generic[A]):
 
     def take(self, file: str, array: NumPyArray) -> None:
         """One tensor of the file."""
-        if file not in self.users_of:
+        if file not in self._users:
             with self._lock:
                 known = f"{sha256(array)} {array.shape} {array.dtype}"
                 self.unread[file] = self._seen.setdefault(known, array)
-        for name, piece in self.users_of.get(file, ()):
+        for name, piece in self._users.get(file, ()):
             whole = array if is_whole(piece) else self._joined(name, piece, array)
             if whole is not None:
                 self.made[name] = self._make(name, self._loading.tensors[name], whole)
