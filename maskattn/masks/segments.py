@@ -53,10 +53,15 @@ class Segments(Mask):
         """Documents of these lengths laid end to end in one row: ids [1, sum(q_sizes)] and [1, sum(k_sizes)].
 
         Raises:
-            ValueError: a size is negative, or the number of documents differs. TypeError: the sizes are not ints.
+            ValueError: a size is negative or traced, or the number of documents differs. TypeError: the sizes are not
+                ints.
         """
         problems = Problems("Segments.from_sizes")
         given = {"q_sizes": q_sizes} if k_sizes is None else {"q_sizes": q_sizes, "k_sizes": k_sizes}
+        for name, sizes in given.items():
+            if hasattr(sizes, "dtype") and not is_compiling() and peek(sizes) is None:
+                problems.value(f"{name} is traced, but decides shapes: give Segments(ids), or from_cu_seqlens(q_len=)")
+        problems.raise_if_any()
         sides = {
             name: problems.array(name, _concrete(sizes), "int", "[documents]", minimum=0)
             for name, sizes in given.items()

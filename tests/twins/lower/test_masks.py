@@ -319,3 +319,6 @@ def test_cumulative_lengths_that_are_traced():
     assert np.array_equal(torch.func.vmap(lambda ends: make(ends).q_ids[0])(torch.tensor(ends)), right)
     with pytest.raises(ValueError, match="cu_seqlens_q is traced: q_len must be given"):
         jax.jit(lambda ends: masks.Segments.from_cu_seqlens(ends).q_ids)(ends[0])
+    for map_of, sizes in ((jax.vmap, ends), (jax.jit, ends[0]), (torch.func.vmap, torch.tensor(ends))):
+        with pytest.raises(ValueError, match="q_sizes is traced, but decides shapes"):
+            map_of(lambda sizes: masks.Segments.from_sizes(sizes).q_ids)(sizes)
