@@ -59,7 +59,7 @@ class Segments(Mask):
         problems = Problems("Segments.from_sizes")
         given = {"q_sizes": q_sizes} if k_sizes is None else {"q_sizes": q_sizes, "k_sizes": k_sizes}
         for name, sizes in given.items():
-            if hasattr(sizes, "dtype") and not is_compiling() and peek(sizes) is None:
+            if not is_compiling() and _unreadable(sizes):
                 problems.value(f"{name} is traced, but decides shapes: give Segments(ids), or from_cu_seqlens(q_len=)")
         problems.raise_if_any()
         sides = {
@@ -153,10 +153,15 @@ def _concrete(value: object) -> Any:
     return to_numpy(value) if hasattr(value, "dtype") else value
 
 
+def _unreadable(value: object) -> bool:
+    """Whether it is an array whose values cannot be read now."""
+    return hasattr(value, "dtype") and peek(value) is None
+
+
 def _documents(problems: Problems, name: str, cumulative: Any, length_name: str, length: int | None) -> Any:
     """The document of each token, [1, length], by cumulative lengths; -1 beyond the last."""
     traced = hasattr(cumulative, "dtype") and not isinstance(cumulative, np.ndarray) and length is not None
-    if not traced and hasattr(cumulative, "dtype") and peek(cumulative) is None:
+    if not traced and _unreadable(cumulative):
         problems.value(f"{name} is traced: {length_name} must be given, how many tokens there are")
         return None
     constant = not traced and not is_compiling()

@@ -115,7 +115,7 @@ class Loading:
         table: the model. tensors: its tensors, by their names. where: what each is made of.
         copies: tensors of the file that must be another one's copy: name -> the model's tensor.
         unread: as in `Origin`. reasons: what is wrong.
-        computed: tensors that the file leaves to be computed.
+        computed: tensors that the file leaves to be computed. missing: names that it should have, and has not.
     """
 
     table: WholeModel
@@ -125,6 +125,7 @@ class Loading:
     unread: list[str]
     reasons: list[str]
     computed: dict[str, NumPyArray] = field(default_factory=dict)
+    missing: list[str] = field(default_factory=list)
 
 
 def tensors_of(table: WholeModel) -> dict[str, Tensor]:
@@ -174,7 +175,7 @@ def checked(source: Source) -> tuple[Loading, dict[str, NumPyArray]]:
     """
     loading, held = _settled(source)
     if loading.reasons:
-        prefix = _prefix(loading, source.infos)
+        prefix = _prefix(loading.missing, source.infos)
         if prefix:
             raise ValueError(
                 f"{source.where}: names begin with {prefix!r}, and are those of a {loading.table.model_type} without "
@@ -306,6 +307,7 @@ def planned(source: Source, tied: bool | None = None) -> Loading:
             loading.computed[name] = first_numbers(name, tensor).astype(kinds[0] if kinds else np.float32)
         elif found is None:
             file = published(table.model_type, name)[0].file
+            loading.missing.append(file)
             loading.reasons.append(f"{file}: missing, expected {list(tensor.shape)}")
         else:
             loading.where[name] = found
@@ -358,14 +360,8 @@ def _left_over(file: str, info: TensorInfo, loading: Loading) -> None:
         loading.reasons.append(f"{file}: a {loading.table.model_type} has no such tensor{said}")
 
 
-def _prefix(loading: Loading, infos: Mapping[str, TensorInfo]) -> str:
+def _prefix(missing: list[str], infos: Mapping[str, TensorInfo]) -> str:
     """What all names that are missing have in front of them in the file; empty where there is no such thing."""
-    missing = [
-        file
-        for name in loading.tensors
-        if name not in loading.where and name not in loading.computed
-        for file in [published(loading.table.model_type, name)[0].file]
-    ]
     ends = [name.removesuffix(missing[0]) for name in infos if name.endswith(f".{missing[0]}")] if missing else []
     return next((end for end in ends if all(f"{end}{file}" in infos for file in missing)), "")
 
