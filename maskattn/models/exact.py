@@ -187,8 +187,10 @@ class Exact(Generic[B]):
 
     def broadcast(self, x: B, shape: Sequence[int]) -> B:
         """x of a larger shape; its gradient is one sum."""
+        if not self.is_followed(x):
+            return self.plain.broadcast(x, shape)
         whole = self.plain.as_array(np.ones(tuple(shape), np.float32), x)
-        return self.product(x, self.plain.cast(whole, x)) if self.is_followed(x) else self.plain.broadcast(x, shape)
+        return self.product(x, self.plain.cast(whole, x))
 
     def products(self, x: B, y: B) -> B:
         """x [..., width] by all rows of y [rows, width]: [..., rows]."""

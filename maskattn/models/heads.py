@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from maskattn.models.leaves import Array, Embedding, Linear, Norm
-from maskattn.models.part import B, Part, Run, tokens_at
+from maskattn.models.part import B, Part, Run, part_of, tokens_at
 from maskattn.typing import Traced
 
 
@@ -62,8 +64,7 @@ class First(Part):
 
     def apply(self, at: object, h: B, run: Run[B], tokens: B | None = None) -> B:
         """h [B, L, E] -> [B, E]."""
-        whole: Traced = run.use.once(h)
-        first = run.norm(self.norm, at, whole[:, 0])
+        first = run.norm(self.norm, at, part_of(h, np.s_[:, 0], run))
         return first if self.dense is None else run.use.activate(run.linear(self.dense, at, first), self.activation)
 
 
@@ -81,8 +82,7 @@ class Chosen(Part):
     def apply(self, at: object, h: B, run: Run[B], tokens: B | None = None) -> B:
         """h [B, L, E], tokens int [B, L] -> [B, E]."""
         if self.end is None:
-            whole: Traced = run.use.once(h)
-            chosen: B = whole[:, -1]
+            chosen = part_of(h, np.s_[:, -1], run)
         else:
             ids: Traced = tokens
             places = (ids if self.end == 2 else (ids == self.end) * 1).argmax(1)
@@ -99,8 +99,7 @@ class Mean(Part):
 
     def apply(self, at: object, h: B, run: Run[B]) -> B:
         """h [B, L, E] -> [B, E]."""
-        whole: Traced = run.use.once(h)
-        return run.norm(self.norm, at, run.use.mean(whole[:, self.skip :]))
+        return run.norm(self.norm, at, run.use.mean(part_of(h, np.s_[:, self.skip :], run)))
 
 
 @dataclass(frozen=True)
@@ -121,23 +120,16 @@ class Classes(Part):
 
     def apply(self, at: object, h: B, pooled: B | None, run: Run[B]) -> B:
         """h [B, L, E], pooled [B, E] -> [B, classes], or [B, patches, classes]."""
-        use = run.use
-
-        def read(index: int | slice) -> B:
-            whole: Traced = use.once(h)
-            part: B = whole[:, index]
-            return part
-
-        patches = slice(self.skip, None)
+        use, patches = run.use, np.s_[:, self.skip :]
         if self.read == "first":
-            vectors = [read(place) for place in range(len(self.layers))]
+            vectors = [part_of(h, np.s_[:, place], run) for place in range(len(self.layers))]
         elif self.read == "pooled":
             assert pooled is not None
             vectors = [pooled]
         elif self.read == "patches":
-            vectors = [run.norm(self.norm, at, read(patches))]
+            vectors = [run.norm(self.norm, at, part_of(h, patches, run))]
         else:
-            mean = use.mean(read(patches))
-            vectors = [use.concatenate([read(0), mean], 1) if self.read == "both" else mean]
+            mean = use.mean(part_of(h, patches, run))
+            vectors = [use.concatenate([part_of(h, np.s_[:, 0], run), mean], 1) if self.read == "both" else mean]
         each = [run.linear(layer, at, vector) for layer, vector in zip(self.layers, vectors, strict=True)]
         return each[0] if len(each) == 1 else use.scaled(use.add(each[0], each[1]), 0.5)

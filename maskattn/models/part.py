@@ -228,11 +228,16 @@ class Run(Generic[B]):
             self.seen.append((path, h))
 
 
+def part_of(h: B, index: Traced, run: Run[B]) -> B:
+    """h[index], of an array whose rest is read too: see `Ops.once`."""
+    whole: Traced = run.use.once(h)
+    found: B = whole[index]
+    return found
+
+
 def tokens_at(h: Traced, places: Traced, run: Run[B]) -> B:
     """The tokens of h [B, L, E] at places int [B]: [B, E]."""
-    whole: Traced = run.use.once(h)
-    found: B = whole[run.use.arange(h.shape[0], h), places]
-    return found
+    return part_of(h, (run.use.arange(h.shape[0], h), places), run)
 
 
 @dataclass(frozen=True)

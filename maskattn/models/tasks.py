@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
 from maskattn.models.leaves import Linear, Norm
-from maskattn.models.part import B, Part, Run, tokens_at
+from maskattn.models.part import B, Part, Run, part_of, tokens_at
 from maskattn.typing import Traced
 
 
@@ -19,14 +21,13 @@ def vector(read: str, h: B, keep: Traced, run: Run[B]) -> B:
     use = run.use
     if read == "mean":
         return use.mean(h, keep)
-    whole: Traced = h
     if read == "max":
+        whole: Traced = h
         least: Traced = whole if keep is None else use.where(keep[..., None], whole, use.cast(whole * 0 - 1e30, whole))
         found: Traced = use.pick(least.swapaxes(1, 2), least.argmax(1)[..., None])
         return found[..., 0]
     if keep is None:
-        whole = use.once(h)
-        return whole[:, 0 if read == "first" else -1]
+        return part_of(h, np.s_[:, 0 if read == "first" else -1], run)
     kept: Traced = keep * 1
     return tokens_at(h, (kept if read == "first" else kept.cumsum(1) * kept).argmax(1), run)
 
@@ -95,8 +96,7 @@ class Labels(Part):
             assert pooled is not None
             return pooled
         if self.read in ("each", "front"):
-            whole: Traced = run.use.once(h)
-            return h if self.read == "each" else whole[:, 0]
+            return h if self.read == "each" else part_of(h, np.s_[:, 0], run)
         if self.read == "mean":
             return vector("mean", h, keep, run)
         if self.token is None:
