@@ -13,6 +13,7 @@ WHOLE = {
     "bad_input",
     "contributing",
     "docstrings",
+    "docstring_errors",
     "frameworks",
     "guide",
     "imports",

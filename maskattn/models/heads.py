@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from maskattn.models.leaves import Array, Embedding, Linear, Norm
-from maskattn.models.part import B, Part, Run, part_of, tokens_at
+from maskattn.models.part import B, Part, Run, tokens_at, tokens_of
 from maskattn.typing import Traced
 
 
@@ -64,7 +62,7 @@ class First(Part):
 
     def apply(self, at: object, h: B, run: Run[B], tokens: B | None = None) -> B:
         """h [B, L, E] -> [B, E]."""
-        first = run.norm(self.norm, at, part_of(h, np.s_[:, 0], run))
+        first = run.norm(self.norm, at, tokens_of(h, 0, run))
         return first if self.dense is None else run.use.activate(run.linear(self.dense, at, first), self.activation)
 
 
@@ -82,7 +80,7 @@ class Chosen(Part):
     def apply(self, at: object, h: B, run: Run[B], tokens: B | None = None) -> B:
         """h [B, L, E], tokens int [B, L] -> [B, E]."""
         if self.end is None:
-            chosen = part_of(h, np.s_[:, -1], run)
+            chosen = tokens_of(h, -1, run)
         else:
             ids: Traced = tokens
             places = (ids if self.end == 2 else (ids == self.end) * 1).argmax(1)
@@ -99,7 +97,7 @@ class Mean(Part):
 
     def apply(self, at: object, h: B, run: Run[B]) -> B:
         """h [B, L, E] -> [B, E]."""
-        return run.norm(self.norm, at, run.use.mean(part_of(h, np.s_[:, self.skip :], run)))
+        return run.norm(self.norm, at, run.use.mean(tokens_of(h, slice(self.skip, None), run)))
 
 
 @dataclass(frozen=True)
@@ -120,16 +118,16 @@ class Classes(Part):
 
     def apply(self, at: object, h: B, pooled: B | None, run: Run[B]) -> B:
         """h [B, L, E], pooled [B, E] -> [B, classes], or [B, patches, classes]."""
-        use, patches = run.use, np.s_[:, self.skip :]
+        use, patches = run.use, slice(self.skip, None)
         if self.read == "first":
-            vectors = [part_of(h, np.s_[:, place], run) for place in range(len(self.layers))]
+            vectors = [tokens_of(h, place, run) for place in range(len(self.layers))]
         elif self.read == "pooled":
             assert pooled is not None
             vectors = [pooled]
         elif self.read == "patches":
-            vectors = [run.norm(self.norm, at, part_of(h, patches, run))]
+            vectors = [run.norm(self.norm, at, tokens_of(h, patches, run))]
         else:
-            mean = use.mean(part_of(h, patches, run))
-            vectors = [use.concatenate([part_of(h, np.s_[:, 0], run), mean], 1) if self.read == "both" else mean]
+            mean = use.mean(tokens_of(h, patches, run))
+            vectors = [use.concatenate([tokens_of(h, 0, run), mean], 1) if self.read == "both" else mean]
         each = [run.linear(layer, at, vector) for layer, vector in zip(self.layers, vectors, strict=True)]
         return each[0] if len(each) == 1 else use.scaled(use.add(each[0], each[1]), 0.5)

@@ -228,16 +228,18 @@ class Run(Generic[B]):
             self.seen.append((path, h))
 
 
-def part_of(h: B, index: Traced, run: Run[B]) -> B:
-    """h[index], of an array whose rest is read too: see `Ops.once`."""
+def tokens_of(h: B, places: int | slice, run: Run[B]) -> B:
+    """h[:, places], of hidden states [B, L, E] whose other tokens are read too: see `Ops.once`."""
     whole: Traced = run.use.once(h)
-    found: B = whole[index]
+    found: B = whole[:, places]
     return found
 
 
-def tokens_at(h: Traced, places: Traced, run: Run[B]) -> B:
-    """The tokens of h [B, L, E] at places int [B]: [B, E]."""
-    return part_of(h, (run.use.arange(h.shape[0], h), places), run)
+def tokens_at(h: B, places: B, run: Run[B]) -> B:
+    """The tokens of h [B, L, E] at places int [B], one of each sequence: [B, E]. As `tokens_of`."""
+    whole: Traced = run.use.once(h)
+    found: B = whole[run.use.arange(h.shape[0], h), places]
+    return found
 
 
 @dataclass(frozen=True)

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from maskattn.models.leaves import Linear, Norm
-from maskattn.models.part import B, Part, Run, part_of, tokens_at
+from maskattn.models.part import B, Part, Run, tokens_at, tokens_of
 from maskattn.typing import Traced
 
 
@@ -27,7 +25,7 @@ def vector(read: str, h: B, keep: Traced, run: Run[B]) -> B:
         found: Traced = use.pick(least.swapaxes(1, 2), least.argmax(1)[..., None])
         return found[..., 0]
     if keep is None:
-        return part_of(h, np.s_[:, 0 if read == "first" else -1], run)
+        return tokens_of(h, 0 if read == "first" else -1, run)
     kept: Traced = keep * 1
     return tokens_at(h, (kept if read == "first" else kept.cumsum(1) * kept).argmax(1), run)
 
@@ -96,7 +94,7 @@ class Labels(Part):
             assert pooled is not None
             return pooled
         if self.read in ("each", "front"):
-            return h if self.read == "each" else part_of(h, np.s_[:, 0], run)
+            return h if self.read == "each" else tokens_of(h, 0, run)
         if self.read == "mean":
             return vector("mean", h, keep, run)
         if self.token is None:
