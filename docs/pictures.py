@@ -96,7 +96,7 @@ def _photograph(arguments: Sequence[str], where: Path, folder: Path, ends: int, 
         raise SystemExit("no browser: apt-get install chromium, or name one by MASKATTN_BROWSER")
     with tempfile.TemporaryDirectory() as made, sync_playwright() as driver:
         page = Path(made) / "page.html"
-        command = [sys.executable, "-m", "maskattn.cli.main", *arguments, str(page)]
+        command = [sys.executable, "-m", "maskattn", *arguments, str(page)]
         paths = os.pathsep.join(filter(None, (str(ROOT.parent), os.environ.get("PYTHONPATH"))))
         done = subprocess.run(command, cwd=folder, env=os.environ | {"PYTHONPATH": paths}, check=False)
         if done.returncode != ends:

@@ -20,7 +20,7 @@ GUIDE = (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8")
 FILES = dict(
     re.findall(r"`(maskattn\w*/\S+\.(?:py|toml))`(?: could be)?:\n\n```(?:python|toml)\n(.*?)```", GUIDE, re.DOTALL)
 )
-COMMAND = ("-m", "maskattn.cli.main")
+COMMAND = ("-m", "maskattn")
 SQUARE = "Causal/square/*"
 #: Runs the command once for each list of arguments, in one process.
 COMMANDS = """

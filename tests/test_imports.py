@@ -50,7 +50,7 @@ def loaded(package, *left_out, path=ROOT):
 
 
 def test_the_core_loads_numpy_and_ml_dtypes_only():
-    assert loaded("maskattn", "maskattn.cli", "maskattn.parity") <= {"numpy", "ml_dtypes"}
+    assert loaded("maskattn", "maskattn.__main__", "maskattn.cli", "maskattn.parity") <= {"numpy", "ml_dtypes"}
 
 
 def test_no_module_of_maskattn_loads_a_framework():

@@ -13,7 +13,3 @@ __all__ = ["main"]
 @click.version_option(package_name="maskattn", prog_name="maskattn")
 def main() -> None:
     """Masked attention, the same in PyTorch and JAX, and the proof of it."""
-
-
-if __name__ == "__main__":
-    main(prog_name="maskattn")

@@ -76,7 +76,7 @@ def test_each_command_shows_that_it_works_before_it_loads_a_framework():
 
 @pytest.mark.parametrize("watched", [True, False])
 def test_it_is_shown_on_a_terminal_and_what_is_printed_is_the_same(watched, tmp_path):
-    run = [sys.executable, "-m", "maskattn.cli.main", "show", "causal & window(2, 0)", "--q", "8"]
+    run = [sys.executable, "-m", "maskattn", "show", "causal & window(2, 0)", "--q", "8"]
     mine, theirs = pty.openpty()
     environment = os.environ | {"TERM": "xterm", "COLUMNS": "80", "PYTHONPATH": str(Path(__file__).parents[2])}
     with open(tmp_path / "said", "w+b") as file:

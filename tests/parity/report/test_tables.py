@@ -111,7 +111,7 @@ ARGUMENTS = ("parity", "--cases", "Full/*/float32/0", "--impl", "maskattn.parity
 
 
 def _in_a_pipe(*more):
-    command = [sys.executable, "-m", "maskattn.cli.main", *ARGUMENTS, *more]
+    command = [sys.executable, "-m", "maskattn", *ARGUMENTS, *more]
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=True).stdout
 
@@ -120,7 +120,7 @@ def _on_a_terminal(*more):
     ours, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "LINES")}
-    command = [sys.executable, "-m", "maskattn.cli.main", *ARGUMENTS, *more]
+    command = [sys.executable, "-m", "maskattn", *ARGUMENTS, *more]
     process = subprocess.Popen(command, env=environment | {"TERM": "xterm"}, stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     found = b""
