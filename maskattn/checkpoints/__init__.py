@@ -7,6 +7,7 @@ everything that it cannot store.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
@@ -68,10 +69,12 @@ def open(path: str | os.PathLike[str], *, verify: bool = True, key: str | None =
         raise TypeError(f"path: expected a str or a path, got {type(path).__name__}")
     where = Path(path)
     if not where.exists():
-        raise FileNotFoundError(f"path: no checkpoint at {where}")
+        hub = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", os.fspath(path)) and not where.name.endswith(_suffixes())
+        hint = f"; of the Hugging Face Hub it is fetched first: hf download {where} --local-dir FOLDER" if hub else ""
+        raise FileNotFoundError(f"path: no checkpoint at {where}{hint}")
     notes: list[str] = []
     if where.is_dir():
-        where, notes = in_folder(where, tuple(suffix for module in _FORMATS for suffix in module.SUFFIXES))
+        where, notes = in_folder(where, _suffixes())
     try:
         reader = _opened(where, verify, key)
     except ValueError as error:
@@ -82,6 +85,10 @@ def open(path: str | os.PathLike[str], *, verify: bool = True, key: str | None =
     part = shard(where)
     reader.notes[:0] = [*notes, part] if part else notes
     return reader
+
+
+def _suffixes() -> tuple[str, ...]:
+    return tuple(suffix for module in _FORMATS for suffix in module.SUFFIXES)
 
 
 def _opened(where: Path, verify: bool, key: str | None) -> Reader:
@@ -202,5 +209,5 @@ def _format(path: Path) -> ModuleType:
     for module in _FORMATS:
         if path.name.endswith(module.SUFFIXES):
             return module
-    known = ", ".join(suffix for module in _FORMATS for suffix in module.SUFFIXES)
+    known = ", ".join(_suffixes())
     raise ValueError(f"path: {path.name!r} has no suffix of a known format; expected one of {known}")

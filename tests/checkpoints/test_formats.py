@@ -5,6 +5,7 @@ import stat
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import ml_dtypes
 import numpy as np
@@ -198,8 +199,12 @@ def test_a_shard_that_is_a_link_out_of_the_folder_is_refused(tmp_path):
 
 
 def test_paths_that_are_not_checkpoints(tmp_path):
-    with pytest.raises(FileNotFoundError, match="no checkpoint at"):
-        checkpoints.open(tmp_path / "x.npz")
+    for path in (tmp_path / "x.npz", "x.npz", "org/x.safetensors", "./x", "a/b/c"):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint at {Path(path)}$"):
+            checkpoints.open(path)
+    for name in ("gpt2", "org/SmolLM2-1.7B"):
+        with pytest.raises(FileNotFoundError, match=f"no checkpoint at {name}; .* hf download {name} --local-dir"):
+            checkpoints.open(name)
     (tmp_path / "x.h5").write_bytes(b"")
     known = r"'x\.h5' has no suffix of a known format; expected one of \.safetensors, \.safetensors\.index\.json, "
     with pytest.raises(ValueError, match=known):
