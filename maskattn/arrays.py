@@ -5,14 +5,18 @@ No framework is imported here: whoever has a tensor of PyTorch has imported PyTo
 
 from __future__ import annotations
 
+import functools
 import sys
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import ml_dtypes
 import numpy as np
 from numpy.typing import DTypeLike
 
 from maskattn.typing import Array, NumPyArray, NumPyDType
+
+T = TypeVar("T")
 
 BFLOAT16 = np.dtype(ml_dtypes.bfloat16)
 
@@ -44,6 +48,21 @@ def is_compiling() -> bool:
     """Whether PyTorch's compiler reads along."""
     torch = sys.modules.get("torch")
     return torch is not None and bool(torch.compiler.is_compiling())
+
+
+def constant(function: Callable[..., T]) -> Callable[..., T]:
+    """Keeps what a function of ints gives, and has PyTorch's compiler call it, where it would follow its NumPy.
+
+    As `torch.compiler.assume_constant_result` marks functions; no framework is imported here.
+    """
+    kept = functools.lru_cache(maxsize=64)(function)
+
+    @functools.wraps(function)
+    def called(*numbers: Any) -> T:
+        return kept(*numbers)
+
+    setattr(called, "_dynamo_marked_constant", True)  # noqa: B010
+    return called
 
 
 def is_int(value: object) -> bool:

@@ -7,6 +7,7 @@ from maskattn._declared import data, declared, flag, integer
 from maskattn._fields import Array
 from maskattn._lookup import at_row, rows_of
 from maskattn._problems import Problems
+from maskattn.arrays import constant
 from maskattn.biases._table import TableBias
 
 if TYPE_CHECKING:
@@ -76,22 +77,13 @@ class T5Buckets(TableBias):
         return {**super().sizes(), **rows_of(self.offset)}
 
 
-_FOUND: dict[tuple[int, int], tuple[int, ...]] = {}  # of which PyTorch's compiler does not warn, as of a `lru_cache`
-
-
+@constant
 def boundaries(buckets: int, max_distance: int) -> tuple[int, ...]:
     """Where the logarithmic buckets of one side begin, but for the first: the least distances d with
 
     log(d / m) / log(max_distance / m) * (n - m) >= j for j = 1, 2, ..., n = buckets, m = n // 2; that is, in integers,
     d^(n - m) >= max_distance^j * m^(n - m - j).
     """
-    key = (buckets, max_distance)
-    if key not in _FOUND:
-        _FOUND[key] = _boundaries(buckets, max_distance)
-    return _FOUND[key]
-
-
-def _boundaries(buckets: int, max_distance: int) -> tuple[int, ...]:
     exact = buckets // 2
     steps = buckets - exact
     edges = []

@@ -11,6 +11,7 @@ from maskattn._examples import Draws, Sizes
 from maskattn._fields import Array
 from maskattn._lookup import gather
 from maskattn._problems import Problems
+from maskattn.arrays import constant
 from maskattn.masks._core import Mask
 from maskattn.masks._relational import Relational
 from maskattn.numerics import rng
@@ -109,6 +110,7 @@ class RandomBlocks(Relational):
         return [cls(draws.integer(0, 1000), block_size, draws.integer(1, min(4, kv_blocks + 1)), kv_blocks)]
 
 
+@constant
 def _draw(seed: int, count: int, kv_blocks: int) -> np.ndarray:
     """`count` distinct numbers below kv_blocks for each of kv_blocks rows: int64 [kv_blocks, count], rows sorted."""
     blocks = np.empty((kv_blocks, count), np.int64)

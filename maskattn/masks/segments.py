@@ -69,7 +69,7 @@ class Segments(Mask):
         if not problems and len({len(sizes) for sizes in sides.values()}) > 1:
             problems.value(f"one size per document is needed on both sides, got {[len(s) for s in sides.values()]}")
         problems.raise_if_any()
-        return cls(*(np.repeat(np.arange(len(sizes)), sizes)[None] for sizes in sides.values()))
+        return cls(*(_runs(given[name], sizes) for name, sizes in sides.items()))
 
     @classmethod
     def from_cu_seqlens(
@@ -146,6 +146,12 @@ class Segments(Mask):
         if shape.q_len == shape.kv_len:
             return [cls(q_ids)]
         return [cls(q_ids, np.sort(draws.integers(-1, 3, (shape.batch, shape.kv_len)), axis=1))]
+
+
+def _runs(given: object, sizes: Any) -> Any:
+    """Ids [1, sum(sizes)] of so many tokens each. Ints as they were given are constants to torch.compile, too."""
+    counts = given if isinstance(given, (list, tuple)) else sizes
+    return np.concatenate([np.zeros(0, np.int64), *(np.full(count, i) for i, count in enumerate(counts))])[None]
 
 
 def _concrete(value: object) -> Any:

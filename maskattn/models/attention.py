@@ -15,7 +15,7 @@ from maskattn.biases import Additive, Bias
 from maskattn.config import AttentionConfig
 from maskattn.layer.position_bias import Disentangled
 from maskattn.layer.rotary import Rotary
-from maskattn.masks import Full, KeyMask, Mask, QueryMask
+from maskattn.masks import Full, KeyMask, Mask, Not, QueryMask
 from maskattn.models.leaves import Array, Leaf, Linear, Norm
 from maskattn.models.part import B, Part, Run
 from maskattn.modules import attend_heads, head_shapes
@@ -168,7 +168,7 @@ class Sparse:
             return None
         block = np.arange(length)[None] // self.size
         between = QueryMask((block > 0) & (block < block[:, -1:])) & KeyMask(block == 0)
-        return Additive(~between, math.log(1 + self.random))
+        return Additive(Not(between), math.log(1 + self.random))
 
 
 @dataclass(frozen=True)

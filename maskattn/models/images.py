@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from maskattn.arrays import constant
 from maskattn.models.attention import Attention, Given
 from maskattn.models.block import Inner, Stack
 from maskattn.models.heads import Classes, First, Mean
@@ -56,7 +56,7 @@ class Places(Part):
         return use.concatenate([rows[:, : self.before], places.reshape((1, -1, rows.shape[-1]))], 1)
 
 
-@functools.lru_cache(maxsize=64)
+@constant
 def cubic(old: int, new: int, smooth: bool) -> NumPyArray:
     """Bicubic interpolation of one axis as a matrix float32 [new, old], as `torch.nn.functional.interpolate` does it.
 
@@ -214,7 +214,7 @@ class ImageModel(WholeModel):
         return Output(h, logits, pooled, None if states is None else tuple(states), image_embeds=embeds)
 
 
-@functools.lru_cache(maxsize=64)
+@constant
 def centers(grid: Grid, skip: int) -> NumPyArray:
     """Where patches are, float32 [skip + patches, 2]: 2 pi times -1 to 1 on each axis; tokens before them are at 0."""
     axes = [(np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size) for size in grid]

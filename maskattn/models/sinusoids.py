@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import math
 from dataclasses import dataclass
 
 import numpy as np
 
+from maskattn.arrays import constant
 from maskattn.typing import NumPyArray
 
 
@@ -46,10 +46,11 @@ class Sinusoids:
 
     def numbers(self, length: int) -> NumPyArray:
         """float32 [rows, width], of sequences of this length."""
-        return _numbers(max(self.positions, length) + self.offset, self.width, self.zero)
+        rows = self.positions if length <= self.positions else length
+        return _numbers(rows + self.offset, self.width, self.zero)
 
 
-@functools.lru_cache(maxsize=8)
+@constant
 def _numbers(rows: int, width: int, zero: int) -> NumPyArray:
     made = spread((rows, width))
     made[zero] = 0

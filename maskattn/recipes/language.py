@@ -6,7 +6,7 @@ import numpy as np
 
 from maskattn._fields import Array
 from maskattn._problems import Problems
-from maskattn.masks import BlockCausal, Causal, Chunked, KeyMask, Mask, PrefixLM, QueryMask, SlidingWindow
+from maskattn.masks import BlockCausal, Causal, Chunked, KeyMask, Mask, Not, PrefixLM, QueryMask, SlidingWindow
 
 
 def mistral(window: int = 4096) -> Mask:
@@ -115,4 +115,4 @@ def block_diffusion(length: int, block: int) -> Mask:
     # the block of k, counted in the clean half, is before that of q
     before = BlockCausal(block).at(q_offset=-block, k_offset=-length)
     noisy = Chunked(block) | (KeyMask(clean) & before)
-    return (QueryMask(clean) & KeyMask(clean) & BlockCausal(block)) | (~QueryMask(clean) & noisy)
+    return (QueryMask(clean) & KeyMask(clean) & BlockCausal(block)) | (Not(QueryMask(clean)) & noisy)

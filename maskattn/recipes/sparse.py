@@ -14,6 +14,7 @@ from maskattn.masks import (
     Global,
     KeyMask,
     Mask,
+    Not,
     RandomBlocks,
     SlidingWindow,
     Strided,
@@ -87,7 +88,7 @@ def bigbird(length: int, block_size: int = 64, random_blocks: int = 3, seed: int
     blocks = -(-length // block_size)
     block = np.arange(length) // block_size
     # k's block is at most one after q's, and not two or more before it
-    near = BlockCausal(block_size).at(q_offset=block_size) & ~BlockCausal(block_size).at(q_offset=-2 * block_size)
+    near = BlockCausal(block_size).at(q_offset=block_size) & Not(BlockCausal(block_size).at(q_offset=-2 * block_size))
     return near | Global((block == 0) | (block == blocks - 1)) | RandomBlocks(seed, block_size, random_blocks, blocks)
 
 

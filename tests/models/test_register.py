@@ -55,7 +55,7 @@ def test_what_nothing_would_read_is_refused_at_once_with_the_nearest():
 
 
 def test_rows_of_the_library_say_what_is_read():
-    for name, row in hugging_face_models._rows().items():
+    for name, row in hugging_face_models._ROWS.items():
         parts = [row] if {"mask", "like"} & row.keys() else row.values()
         assert not [one for part in parts for one in hugging_face_models.mistakes(part)], name
 

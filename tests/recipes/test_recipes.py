@@ -312,6 +312,24 @@ def test_recipes_take_the_data_of_any_framework(array):
         np.testing.assert_array_equal(given.dense(q_len, 4), mask.dense(q_len, 4))
 
 
+@pytest.mark.torch
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: recipes.bigbird(12, block_size=2, random_blocks=1, seed=1),
+        lambda: recipes.block_diffusion(6, 2),
+        lambda: recipes.packed_documents([3, 5, 4]),
+        lambda: recipes.shared_prefix(4, 3, 2, 3),
+        lambda: masks.for_hf({"model_type": "big_bird", "block_size": 1, "num_random_blocks": 1}, layer=0, length=12),
+    ],
+    ids=["bigbird", "block_diffusion", "packed_documents", "shared_prefix", "for_hf"],
+)
+def test_what_numpy_works_out_may_be_made_while_pytorch_compiles(make):
+    torch.compiler.reset()
+    compiled = torch.compile(lambda: maskattn_torch.lower.to_dense(make(), 12, 12), fullgraph=True, backend="eager")
+    np.testing.assert_array_equal(compiled(), make().dense(12, 12))
+
+
 def test_lengths_may_be_traced():
     found = jax.jit(lambda n: maskattn_jax.lower.to_dense(recipes.left_padding(n, 4), 4, 4))(np.array([1, 4]))
     np.testing.assert_array_equal(found, recipes.left_padding([1, 4], 4).dense(4, 4))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import difflib
-import functools
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -13,7 +12,7 @@ import numpy as np
 
 from maskattn._hf_config import nearest
 from maskattn._problems import Problems
-from maskattn.masks._core import Full, Mask
+from maskattn.masks._core import Full, Mask, Not
 from maskattn.masks.block_causal import BlockCausal
 from maskattn.masks.causal import Causal
 from maskattn.masks.chunked import Chunked
@@ -33,6 +32,8 @@ _COUNTS = {
 _COUNTS["cross"] = _COUNTS["decoder"]
 #: What a row may say; ``hugging_face_models.toml`` tells them.
 _KEYS = tuple("mask like window usual band radius chunk layer_types first when local causal_if unless why".split())
+#: Of each type its row. Read here and not when it is asked for, which may be in what PyTorch compiles.
+_ROWS: dict[str, Row] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
 
 
 def for_hf(config: object, layer: int, part: str | None = None, *, length: int | None = None) -> Mask:
@@ -85,19 +86,19 @@ def mistakes(row: Row) -> list[str]:
     words = ("causal", "everything", *_PATTERNS)
     if "mask" in row and row["mask"] not in words:
         found.append(f"mask must be one of {', '.join(words)}, got {row['mask']!r}")
-    if "like" in row and row["like"] not in _rows():
-        found.append(f"like: no row is known of {row['like']!r}; {nearest(str(row['like']), _rows())}")
+    if "like" in row and row["like"] not in _ROWS:
+        found.append(f"like: no row is known of {row['like']!r}; {nearest(str(row['like']), _ROWS)}")
     return found
 
 
 def register(model_type: str, row: Row) -> None:
     """Make `for_hf` know a type of model, by a row such as those of ``hugging_face_models.toml``."""
-    _rows()[model_type] = row
+    _ROWS[model_type] = row
 
 
 def forget(model_type: str) -> None:
     """Take back what `register` made known."""
-    del _rows()[model_type]
+    del _ROWS[model_type]
 
 
 def _plain(config: object, layer: int, row: Row, length: int | None) -> Mask:
@@ -193,7 +194,7 @@ def _bigbird(config: object, layer: int, row: Row, length: int | None) -> Mask:
         return Full()  # what transformers falls back to
     blocks = -(-length // size)
     block = np.arange(length) // size
-    near = BlockCausal(size).at(q_offset=size) & ~BlockCausal(size).at(q_offset=-2 * size)
+    near = BlockCausal(size).at(q_offset=size) & Not(BlockCausal(size).at(q_offset=-2 * size))
     return near | Global((block == 0) | (block == blocks - 1))
 
 
@@ -228,7 +229,7 @@ def _check_layer(config: object, layer: int, part: str, row: Row) -> None:
 
 def _row(kind: str, config: object) -> Row:
     """The row of a type of model; ValueError names the nearest."""
-    rows = _rows()
+    rows = _ROWS
     row = rows.get(kind)
     if row is None:
         inner = sorted(name for name in _names(config) if name.endswith("_config") and _field(config, name) is not None)
@@ -243,12 +244,6 @@ def _row(kind: str, config: object) -> Row:
         )
         _refuse(f"no mask is known for models of type {kind!r}: {known}")
     return _row(row["like"], config) if "like" in row else row
-
-
-@functools.cache
-def _rows() -> dict[str, Row]:
-    rows: dict[str, Row] = tomllib.loads(Path(__file__).with_suffix(".toml").read_text(encoding="utf-8"))
-    return rows
 
 
 def _field(config: object, name: str) -> Any:

@@ -5,7 +5,7 @@ import pytest
 
 from maskattn import masks
 from maskattn.masks import Causal, Chunked, Full, SlidingWindow, for_hf
-from maskattn.masks.interop.hugging_face_models import _rows
+from maskattn.masks.interop.hugging_face_models import _ROWS
 
 
 def window(width):
@@ -139,10 +139,9 @@ def test_what_it_cannot_say_is_refused(config, layer, options, error, message):
 
 def test_rows_say_what_is_read():
     known = {"mask", "window", "usual", "band", "radius", "chunk", "layer_types", "first", "when", "local", "causal_if"}
-    rows = _rows()
-    for kind, row in rows.items():
+    for kind, row in _ROWS.items():
         if "like" in row:
-            assert set(row) == {"like"} and row["like"] in rows, kind
+            assert set(row) == {"like"} and row["like"] in _ROWS, kind
             continue
         for part in [row] if "mask" in row else row.values():
             assert set(part) <= known | {"unless", "why"} and part["mask"] in (
