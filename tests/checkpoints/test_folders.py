@@ -131,7 +131,7 @@ def test_a_training_state_of_flax(tmp_path, suffix):
 
 
 def test_programs_are_named_as_what_they_are(tmp_path):
-    with pytest.warns(DeprecationWarning):
+    with pytest.warns((DeprecationWarning, FutureWarning), match="is deprecated"):  # as PyTorch's version has it
         torch.jit.script(torch.nn.Linear(2, 2)).save(tmp_path / "a.pt")
     with pytest.raises(ValueError, match=r"this is a TorchScript program .*save its state_dict\(\)"):
         checkpoints.open(tmp_path / "a.pt")
