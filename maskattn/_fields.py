@@ -142,10 +142,10 @@ class Spec(Declared):
     def __repr__(self) -> str:
         shown = []
         for field in dataclasses.fields(self):
-            name, value = field.name, getattr(self, field.name)
-            if not field.init or (field.default is not dataclasses.MISSING and value is field.default):
+            name, value, usual = field.name, getattr(self, field.name), hasattr(type(self), field.name)
+            if not field.init or (usual and value is getattr(type(self), name)):
                 continue
-            shown.append(literal(value) if field.default is dataclasses.MISSING else f"{name}={literal(value)}")
+            shown.append(f"{name}={literal(value)}" if usual else literal(value))
         return f"{type(self).__name__}({', '.join(shown)})"
 
 

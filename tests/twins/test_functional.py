@@ -337,6 +337,17 @@ def test_an_empty_row_in_a_compiled_graph_cannot_be_checked():
         torch.compile(attend, fullgraph=True, backend="eager")(q)
 
 
+def test_a_mask_of_another_size_in_a_compiled_graph_is_told_so():
+    q = torch.tensor(QUERY)
+
+    def attend(q, lengths):
+        return maskattn_torch.attention(q, q, q, masks.KeyPadding(lengths))
+
+    for full, error in ((True, torch._dynamo.exc.Unsupported), (False, ValueError)):
+        with pytest.raises(error, match=r"attention: KeyPadding\(int64\[5\]\) expects batch 5, got 2"):
+            torch.compile(attend, fullgraph=full, backend="eager")(q, torch.ones(5, dtype=torch.int64))
+
+
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 @pytest.mark.parametrize("mask", [masks.Causal(1), masks.Causal() & masks.KeyPadding([2, 6])], ids=str)
 def test_a_mask_goes_into_compiled_code(mask):
