@@ -51,15 +51,14 @@ def is_compiling() -> bool:
 
 
 def constant(function: Callable[..., T]) -> Callable[..., T]:
-    """Keeps what a function of ints gives, and has PyTorch's compiler call it, where it would follow its NumPy.
+    """A function of ints that PyTorch's compiler calls and does not follow, as it would NumPy and `lru_cache`.
 
     As `torch.compiler.assume_constant_result` marks functions; no framework is imported here.
     """
-    kept = functools.lru_cache(maxsize=64)(function)
 
     @functools.wraps(function)
     def called(*numbers: Any) -> T:
-        return kept(*numbers)
+        return function(*numbers)
 
     setattr(called, "_dynamo_marked_constant", True)  # noqa: B010
     return called

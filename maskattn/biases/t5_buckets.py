@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from maskattn._arithmetic import as_int, maximum, minimum
@@ -78,6 +79,7 @@ class T5Buckets(TableBias):
 
 
 @constant
+@functools.lru_cache(maxsize=64)
 def boundaries(buckets: int, max_distance: int) -> tuple[int, ...]:
     """Where the logarithmic buckets of one side begin, but for the first: the least distances d with
 

@@ -70,7 +70,9 @@ def open(path: str | os.PathLike[str], *, verify: bool = True, key: str | None =
     where = Path(path)
     if not where.exists():
         hub = re.fullmatch(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", os.fspath(path)) and not where.name.endswith(_suffixes())
-        hint = f"; of the Hugging Face Hub it is fetched first: hf download {where} --local-dir FOLDER" if hub else ""
+        hint = (
+            f"; a model of the Hugging Face Hub is fetched first: hf download {where} --local-dir FOLDER" if hub else ""
+        )
         raise FileNotFoundError(f"path: no checkpoint at {where}{hint}")
     notes: list[str] = []
     if where.is_dir():

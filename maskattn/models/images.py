@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -57,6 +58,7 @@ class Places(Part):
 
 
 @constant
+@functools.lru_cache(maxsize=64)
 def cubic(old: int, new: int, smooth: bool) -> NumPyArray:
     """Bicubic interpolation of one axis as a matrix float32 [new, old], as `torch.nn.functional.interpolate` does it.
 
@@ -215,6 +217,7 @@ class ImageModel(WholeModel):
 
 
 @constant
+@functools.lru_cache(maxsize=64)
 def centers(grid: Grid, skip: int) -> NumPyArray:
     """Where patches are, float32 [skip + patches, 2]: 2 pi times -1 to 1 on each axis; tokens before them are at 0."""
     axes = [(np.arange(size, dtype=np.float32) + np.float32(0.5)) / np.float32(size) for size in grid]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -51,6 +52,7 @@ class Sinusoids:
 
 
 @constant
+@functools.lru_cache(maxsize=8)
 def _numbers(rows: int, width: int, zero: int) -> NumPyArray:
     made = spread((rows, width))
     made[zero] = 0

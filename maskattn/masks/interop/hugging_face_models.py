@@ -229,19 +229,15 @@ def _check_layer(config: object, layer: int, part: str, row: Row) -> None:
 
 def _row(kind: str, config: object) -> Row:
     """The row of a type of model; ValueError names the nearest."""
-    rows = _ROWS
-    row = rows.get(kind)
+    row = _ROWS.get(kind)
     if row is None:
         inner = sorted(name for name in _names(config) if name.endswith("_config") and _field(config, name) is not None)
         inner = [name for name in inner if _field(_field(config, name), "model_type") is not None]
         if inner:
             _refuse(f"{kind} is made of several models: pass {' or '.join(f'config.{name}' for name in inner)}")
-        near = difflib.get_close_matches(kind, rows, n=3, cutoff=0.5)
-        known = (
-            f"the nearest are {', '.join(near)}"
-            if near
-            else f"there are {len(rows)}, {', '.join(sorted(rows)[:3])} ..."
-        )
+        near = difflib.get_close_matches(kind, _ROWS, n=3, cutoff=0.5)
+        first = f"there are {len(_ROWS)}, {', '.join(sorted(_ROWS)[:3])} ..."
+        known = f"the nearest are {', '.join(near)}" if near else first
         _refuse(f"no mask is known for models of type {kind!r}: {known}")
     return _row(row["like"], config) if "like" in row else row
 
