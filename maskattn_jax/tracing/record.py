@@ -107,7 +107,7 @@ class _Tape(core.EvalTrace):
         if primitive.name == "stage":
             out = args[0]
             if not isinstance(out, jax.Array):
-                out = super().process_primitive(primitive, args, params)
+                out = core.eval_trace.process_primitive(primitive, args, params)
         else:
             out = self._result(primitive, args, params)
         random = primitive.name.startswith("random_bits") or primitive.name == "threefry2x32"
@@ -140,7 +140,7 @@ class _Tape(core.EvalTrace):
             narrow = rounded_to_its_dtypes(primitive, args, params)
             if narrow is not None:
                 return narrow if primitive.multiple_results else narrow[0]
-        return super().process_primitive(primitive, args, params)
+        return core.eval_trace.process_primitive(primitive, args, params)
 
     def leafed(self, array: Any) -> Any:
         """What is differentiated by in an array's place: the same node."""
