@@ -142,7 +142,8 @@ class Spec(Declared):
     def __repr__(self) -> str:
         shown = []
         for field in dataclasses.fields(self):
-            name, value, usual = field.name, getattr(self, field.name), hasattr(type(self), field.name)
+            name, value = field.name, getattr(self, field.name)
+            usual = hasattr(type(self), name)  # a default, which PyTorch's compiler can read here, not of the field
             if not field.init or (usual and value is getattr(type(self), name)):
                 continue
             shown.append(f"{name}={literal(value)}" if usual else literal(value))

@@ -149,9 +149,10 @@ class Segments(Mask):
 
 
 def _runs(given: object, sizes: Any) -> Any:
-    """Ids [1, sum(sizes)] of so many tokens each. Ints as they were given are constants to torch.compile, too."""
-    counts = given if isinstance(given, (list, tuple)) else sizes
-    return np.concatenate([np.zeros(0, np.int64), *(np.full(count, i) for i, count in enumerate(counts))])[None]
+    """Ids [1, sum(sizes)] of so many tokens each."""
+    if is_compiling() and isinstance(given, (list, tuple)):  # constants to PyTorch's compiler, as their array is not
+        return np.concatenate([np.zeros(0, np.int64), *(np.full(count, i) for i, count in enumerate(given))])[None]
+    return np.repeat(np.arange(len(sizes)), sizes)[None]
 
 
 def _concrete(value: object) -> Any:

@@ -47,7 +47,7 @@ class Sinusoids:
 
     def numbers(self, length: int) -> NumPyArray:
         """float32 [rows, width], of sequences of this length."""
-        rows = self.positions if length <= self.positions else length
+        rows = self.positions if length <= self.positions else length  # with `max`, PyTorch would compile each length
         return _numbers(rows + self.offset, self.width, self.zero)
 
 
